@@ -1,0 +1,30 @@
+# Every target sets itself up: a fresh machine needs Python >= 3.10 and git, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: demo test test-all check clean
+
+demo: $(READY)  ## train an edit, take it apart, draw it: demo/report.html
+	$(BIN)/reftlens demo --out demo
+
+test: check  ## what CI runs
+	$(BIN)/python -m pytest -q
+
+test-all: check  ## the slow tests as well
+	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+check: $(READY)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 10) else "reftlens needs Python 3.10 or newer, this is %d.%d: set PYTHON=" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) demo
