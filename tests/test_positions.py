@@ -1,0 +1,94 @@
+"""Position rules against a plain loop over rows, on both padding sides and short prompts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reftlens.positions import All, At, First, Last, from_spec, parse, union_parts
+
+LENGTHS = [1, 2, 3, 5, 8]
+
+
+def prompt_mask(*, left: bool) -> torch.Tensor:
+    width = max(LENGTHS) + 2
+    mask = torch.zeros(len(LENGTHS), width, dtype=torch.bool)
+    for row, length in enumerate(LENGTHS):
+        start = width - length if left else 0
+        mask[row, start : start + length] = True
+    return mask
+
+
+def picked(rule, *, left: bool) -> list[list[int]]:
+    """Places, counted inside each prompt, that the rule picks."""
+    mask = rule.mask(prompt_mask(left=left))
+    assert not bool((mask & ~prompt_mask(left=left)).any())
+    starts = prompt_mask(left=left).int().argmax(dim=1).tolist()
+    return [
+        [column - start for column in row.nonzero().flatten().tolist()] for row, start in zip(mask, starts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize(
+    ("rule", "places"),
+    [
+        (First(3), lambda n: range(min(3, n))),
+        (Last(3), lambda n: range(n - min(3, n), n)),
+        (First(3, half=True), lambda n: range(min(3, n // 2))),
+        (Last(3, half=True), lambda n: range(n - min(3, -(-n // 2)), n)),
+        (All(), lambda n: range(n)),
+        (At(0), lambda n: [0]),
+        (At(-1), lambda n: [n - 1]),
+        (First(2) | Last(1), lambda n: sorted({*range(min(2, n)), n - 1})),
+        (All() - Last(1), lambda n: range(n - 1)),
+        (All() - First(1) - Last(1), lambda n: range(1, n - 1)),
+    ],
+    ids=repr,
+)
+def test_rules_pick_the_places_that_a_loop_picks(rule, places, left) -> None:
+    assert picked(rule, left=left) == [list(places(n)) for n in LENGTHS]
+
+
+def test_paper_rule_never_overlaps_and_always_edits_the_last_token() -> None:
+    first, last = (
+        First(7, half=True).mask(prompt_mask(left=False)),
+        Last(7, half=True).mask(prompt_mask(left=False)),
+    )
+    assert not bool((first & last).any())
+    assert bool(last.any(dim=1).all())
+
+
+@pytest.mark.parametrize("text", ["f5", "l1", "f7+l7", "l2+f3"])
+def test_short_form_reads_and_specs_round_trip(text) -> None:
+    rule = parse(text)
+    assert sorted(part.count for part in union_parts(rule)) == sorted(int(c) for c in text if c.isdigit())
+    assert from_spec(rule.spec()) == rule
+    assert from_spec((All() - At(2)).spec()) == All() - At(2)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x3", "f", "f0", "f-1", "f1.5", "f5+", "f5+f5", "f5 + l5", "F5", "l05", "f5+l5+l1", "first"]
+)
+def test_malformed_strings_are_refused(text) -> None:
+    with pytest.raises(ValueError, match="cannot read positions"):
+        parse(text)
+
+
+@pytest.mark.parametrize("make", [lambda: First(0), lambda: Last(-1), lambda: First(True), lambda: At(True)])
+def test_malformed_rules_are_refused(make) -> None:
+    with pytest.raises(ValueError, match="needs"):
+        make()
+
+
+def test_a_place_that_a_prompt_lacks_is_an_error_that_names_the_row() -> None:
+    with pytest.raises(ValueError, match=r"row 0.*1 tokens"):
+        At(1).mask(prompt_mask(left=False))
+    with pytest.raises(ValueError, match=r"row 0.*2 tokens"):
+        At(-3).mask(prompt_mask(left=False)[1:])
+
+
+@pytest.mark.parametrize("spec", [None, {}, {"rule": "first"}, {"rule": "all", "x": 1}, {"rule": "eval", "code": "1"}])
+def test_foreign_specs_are_refused(spec) -> None:
+    with pytest.raises(ValueError, match="not a position rule"):
+        from_spec(spec)
