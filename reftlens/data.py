@@ -1,0 +1,136 @@
+"""Prompts and completions -> a batch of tokens that knows which of them are the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal, final
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+IGNORE = -100
+"""Label of a token that the loss does not count."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Tokens of several prompts, each with its completion behind it, padded to one length."""
+
+    tokens: Int[Tensor, "batch pos"]
+    attention_mask: Int[Tensor, "batch pos"]
+    """1 for real tokens, 0 for padding."""
+    prompt_mask: Bool[Tensor, "batch pos"]
+    """True for prompt tokens, the BOS token among them."""
+    labels: Int[Tensor, "batch pos"]
+    """The token itself where it belongs to a completion, else -100."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The same batch on another device."""
+        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+    @property
+    def last_prompt_index(self) -> Int[Tensor, " batch"]:
+        """Column of each prompt's last token: where the first completion token is predicted."""
+        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return torch.where(self.prompt_mask, columns, -1).amax(dim=1)
+
+    def __repr__(self) -> str:
+        prompt, completion = int(self.prompt_mask.sum()), int((self.labels != IGNORE).sum())
+        batch, pos = self.tokens.shape
+        return f"Batch({batch} prompts x {pos} positions: {prompt} prompt tokens, {completion} completion tokens)"
+
+
+def encode(
+    bridge: TransformerBridge,
+    prompts: Sequence[str],
+    completions: Sequence[str] | None = None,
+    *,
+    padding_side: Literal["left", "right"] = "right",
+    prepend_bos: bool | None = None,
+) -> Batch:
+    """Tokenizes prompts, and completions behind them, into one batch.
+
+    Prompt and completion are tokenized apart, so a prompt has the same tokens with and without one; a completion
+    usually begins with a space, as in `(" The tower is in", " Rome")`.
+
+    Args:
+        bridge: gives the tokenizer, the context length and the device.
+        prompts: texts.
+        completions: one for each prompt, or none at all.
+        padding_side: "left" for generation; "right" lets a causal model run without an attention mask.
+        prepend_bos: whether each prompt begins with BOS; the model's own habit if not given.
+
+    Raises:
+        ValueError: for no prompts, an empty prompt or completion, or a text longer than the model's context.
+    """
+    if isinstance(prompts, str) or isinstance(completions, str):
+        raise TypeError("encode wants lists of strings, got a single string: write [prompt]")
+    if not len(prompts):
+        raise ValueError("there is nothing to encode: the list of prompts is empty")
+    if completions is not None and len(completions) != len(prompts):
+        raise ValueError(
+            f"wanted one completion for each prompt, got {len(prompts)} prompts and {len(completions)} completions"
+        )
+    if padding_side not in ("left", "right"):
+        raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
+    bos = _bos(bridge, prepend_bos)
+    heads = [bos + ids for ids in _tokenize(bridge, prompts)]
+    tails = _tokenize(bridge, completions) if completions is not None else [[] for _ in prompts]
+    for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
+        _check_row(bridge, row, prompts[row], head, tail, wants_tail=completions is not None)
+    return _pad(bridge, heads, tails, left=padding_side == "left")
+
+
+def _tokenize(bridge: TransformerBridge, texts: Sequence[str]) -> list[list[int]]:
+    if bridge.tokenizer is None:
+        raise ValueError("this bridge has no tokenizer: build a Batch from token tensors instead")
+    return list(bridge.tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+
+
+def _bos(bridge: TransformerBridge, prepend_bos: bool | None) -> list[int]:
+    wanted = bool(bridge.cfg.default_prepend_bos) if prepend_bos is None else prepend_bos
+    if not wanted:
+        return []
+    if bridge.tokenizer is None or bridge.tokenizer.bos_token_id is None:
+        raise ValueError("the tokenizer has no BOS token: pass prepend_bos=False")
+    return [bridge.tokenizer.bos_token_id]
+
+
+def _check_row(
+    bridge: TransformerBridge, row: int, prompt: str, head: list[int], tail: list[int], *, wants_tail: bool
+) -> None:
+    if not head:
+        raise ValueError(f"prompt {row} has no tokens: {prompt!r}")
+    if wants_tail and not tail:
+        raise ValueError(f"the completion of prompt {row} ({prompt!r}) has no tokens")
+    limit = bridge.cfg.n_ctx
+    if len(head) + len(tail) > limit:
+        raise ValueError(
+            f"prompt {row} has {len(head)} tokens and its completion {len(tail)}, but the model's context is {limit}: "
+            f"shorten {prompt[:60]!r}"
+        )
+
+
+def _pad(bridge: TransformerBridge, heads: list[list[int]], tails: list[list[int]], *, left: bool) -> Batch:
+    width = max(len(head) + len(tail) for head, tail in zip(heads, tails, strict=True))
+    # A model without a pad token may be padded with anything: those positions are masked out.
+    pad = bridge.tokenizer.pad_token_id
+    tokens = torch.full((len(heads), width), pad if pad is not None else 0)
+    attention_mask = torch.zeros_like(tokens)
+    prompt_mask = torch.zeros_like(tokens, dtype=torch.bool)
+    labels = torch.full_like(tokens, IGNORE)
+    for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
+        start = width - len(head) - len(tail) if left else 0
+        middle, end = start + len(head), start + len(head) + len(tail)
+        tokens[row, start:end] = torch.tensor(head + tail)
+        attention_mask[row, start:end] = 1
+        prompt_mask[row, start:middle] = True
+        labels[row, middle:end] = tokens[row, middle:end]
+    return Batch(tokens, attention_mask, prompt_mask, labels).to(bridge.cfg.device)
