@@ -1,0 +1,68 @@
+"""Does the model now answer as wanted, and what else moved? Accuracy and KL on a group of prompts, with a control."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.analysis.placebo import Turned
+from reftlens.analysis.tokens import first_token
+from reftlens.data import Batch, encode
+from reftlens.edit import Edit, attach
+from reftlens.reft import Reft
+from reftlens.results import Outcome
+
+
+@torch.no_grad()
+def outcome(
+    bridge: TransformerBridge,
+    reft: Reft,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    group: str,
+    wanted: str,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Outcome:
+    """How often the next token is the answer's first: base, edited, and under the edit turned to random directions.
+
+    Args:
+        bridge: the base.
+        reft: the edit.
+        prompts: texts.
+        answers: what counts as right, one for each prompt, with its leading space.
+        group: name of the group, for a reader.
+        wanted: what the answers are: "new answer" or "old answer".
+        batch_size: prompts in one forward pass.
+        seed: draws the control's directions.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    turned = [Turned(intervention, generator) for _, intervention in reft]
+    right = torch.zeros(3)
+    kl = 0.0
+    for start in range(0, len(prompts), batch_size):
+        batch = encode(bridge, prompts[start : start + batch_size])
+        target = torch.tensor([first_token(bridge, answer) for answer in answers[start : start + batch_size]])
+        edits = reft.edits(batch.prompt_mask)
+        control = [replace(edit, intervention=placebo) for edit, placebo in zip(edits, turned, strict=True)]
+        runs = [_next_token_logprobs(bridge, batch, chosen) for chosen in ((), edits, control)]
+        right += torch.tensor([float((run.argmax(-1) == target).sum()) for run in runs])
+        kl += float((runs[0].exp() * (runs[0] - runs[1])).sum())
+    base, edited, placebo_right = (right / len(prompts)).tolist()
+    return Outcome(group, wanted, len(prompts), base, edited, placebo_right, kl / len(prompts))
+
+
+def _next_token_logprobs(
+    bridge: TransformerBridge, batch: Batch, edits: Sequence[Edit]
+) -> Float[Tensor, "batch d_vocab"]:
+    """Log-probabilities after each prompt, on the CPU in float32."""
+    with attach(bridge, edits):
+        logits = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
+    rows = torch.arange(len(batch), device=logits.device)
+    return logits[rows, batch.last_prompt_index].float().log_softmax(-1).cpu()

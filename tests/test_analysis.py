@@ -1,0 +1,307 @@
+"""Analyses against planted truths and slow twins; controls must show nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import PROMPTS, make_bridge, make_hf
+
+import reftlens as rl
+from reftlens.analysis.activations import edited_activations
+from reftlens.analysis.placebo import Turned, written_basis
+from reftlens.analysis.tokens import first_token, logit_difference
+
+NAME = "blocks.1.hook_resid_post"
+ONE_LENGTH = ["The tower stands in the city of", "The weaver stands in the city of"]
+
+
+def one_site(intervention, positions=None, name=NAME) -> rl.Reft:
+    return rl.Reft([(rl.Site(name, positions or rl.All()), intervention)])
+
+
+def deltas(bridge, reft, batch):
+    ((edit, h),) = edited_activations(bridge, reft, batch)
+    return h.detach().double(), edit.intervention.delta(h).detach().double()
+
+
+class Push(rl.Intervention):
+    """Push: h + c, the plainest edit, to plant truths with."""
+
+    kind = "push"
+
+    def __init__(self, constant: torch.Tensor) -> None:
+        super().__init__(len(constant), 1)
+        self.constant = torch.nn.Parameter(constant)
+
+    def delta(self, resid):
+        return self.constant.expand_as(resid)
+
+    def affine(self):
+        from reftlens.interventions import Affine
+
+        zero = torch.zeros(1, len(self.constant))
+        return Affine(zero, zero, self.constant)
+
+
+# The operator.
+
+
+@pytest.mark.parametrize("kind", [rl.LoReFT, rl.DiReFT])
+def test_operator_equals_the_svd_of_all_changes(bridge, make_reft, kind) -> None:
+    reft = make_reft(kind=kind, rank=4, positions=rl.All())
+    batches = [rl.encode(bridge, PROMPTS[:2]), rl.encode(bridge, PROMPTS[2:])]
+    (operator,) = rl.analysis.decompose(bridge, reft, batches)
+    h, change = (torch.cat(parts) for parts in zip(*(deltas(bridge, reft, batch) for batch in batches), strict=True))
+    _, spectrum, vectors = torch.linalg.svd(change / len(change) ** 0.5, full_matrices=False)
+    rank = len(operator.spectrum)
+    torch.testing.assert_close(operator.spectrum.double(), spectrum[:rank], rtol=1e-4, atol=1e-6)
+    assert rank in (4, 5)
+    assert float(spectrum[rank:].max()) < 1e-5
+    overlap = (operator.write.double() * vectors[:rank]).sum(-1).abs()
+    torch.testing.assert_close(overlap, torch.ones(rank, dtype=torch.float64), rtol=0, atol=1e-4)
+    along = change @ operator.write.double().T
+    torch.testing.assert_close(h @ operator.read.double().T + operator.constant, along, rtol=1e-3, atol=1e-4)
+    assert bool((along.mean(0) > -1e-6).all()), "signs follow the mean change"
+    torch.testing.assert_close(
+        operator.constant_share.double(), along.mean(0) ** 2 / spectrum[:rank] ** 2, rtol=1e-3, atol=1e-5
+    )
+    assert operator.n_tokens == len(h)
+    assert operator.rms_norm == pytest.approx(float(h.square().sum(-1).mean().sqrt()), rel=1e-4)
+
+
+def test_operator_does_not_depend_on_how_the_edit_is_written(gpt2) -> None:
+    edit, turned = rl.LoReFT(32, 4), rl.LoReFT(32, 4)
+    Q = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0))).Q
+    with torch.no_grad():
+        turned.rotation.weight.copy_(Q @ edit.R)
+        turned.source.weight.copy_(Q @ edit.source.weight)
+        turned.source.bias.copy_(Q @ edit.source.bias)
+    batch = rl.encode(gpt2, PROMPTS)
+    (one,), (two,) = (rl.analysis.decompose(gpt2, one_site(e), [batch]) for e in (edit, turned))
+    assert float((edit.R * turned.R).detach().sum(-1).abs().max()) < 0.99, "raw R differs"
+    torch.testing.assert_close(one.write, two.write, rtol=0, atol=1e-3)
+    torch.testing.assert_close(one.read, two.read, rtol=0, atol=1e-3)
+    torch.testing.assert_close(one.spectrum, two.spectrum, rtol=1e-4, atol=1e-6)
+
+
+def test_a_planted_rank_is_found_among_more_directions(gpt2) -> None:
+    edit = rl.LoReFT(32, 4)
+    with torch.no_grad():
+        edit.source.weight.copy_(edit.R)
+        edit.source.bias.zero_()
+        edit.source.weight[:2] += torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    (operator,) = rl.analysis.decompose(gpt2, one_site(edit), [rl.encode(gpt2, PROMPTS)])
+    assert len(operator.spectrum) == 2
+    assert 1.0 < operator.effective_rank <= 2.0
+    inside = operator.write @ edit.R[:2].detach().T
+    torch.testing.assert_close(inside @ inside.T, torch.eye(2), rtol=0, atol=1e-4)
+
+
+def test_a_push_is_one_constant_direction(gpt2) -> None:
+    constant = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    (operator,) = rl.analysis.decompose(gpt2, one_site(Push(constant)), [rl.encode(gpt2, PROMPTS)])
+    torch.testing.assert_close(operator.write[0] * operator.spectrum[0], constant, rtol=1e-4, atol=1e-5)
+    assert float(operator.constant_share[0]) == pytest.approx(1.0, abs=1e-5)
+    assert operator.effective_rank == pytest.approx(1.0)
+
+
+def test_operator_can_be_weighted_by_some_tokens_alone(gpt2, make_reft) -> None:
+    reft, batch = make_reft(positions=rl.All()), rl.encode(gpt2, PROMPTS)
+    (last,) = rl.analysis.decompose(gpt2, reft, [batch], at=rl.Last(1))
+    (edit, h), *_ = edited_activations(gpt2, reft, batch)
+    change = edit.intervention.delta(h).detach()[rl.Last(1).mask(batch.prompt_mask)[edit.mask]]
+    assert last.n_tokens == len(change) == len(PROMPTS)
+    torch.testing.assert_close(last.spectrum.square().sum(), change.square().sum() / len(change))
+    with pytest.raises(ValueError, match=r"no token at First\(1\) is edited"):
+        rl.analysis.decompose(gpt2, make_reft(positions=rl.Last(1)), [batch], at=rl.First(1))
+
+
+def test_decompose_needs_inputs(gpt2, make_reft) -> None:
+    with pytest.raises(ValueError, match="at least one batch"):
+        rl.analysis.decompose(gpt2, make_reft(), [])
+
+
+# The placebo.
+
+
+@pytest.mark.parametrize("kind", [rl.LoReFT, rl.DiReFT])
+def test_placebo_keeps_lengths_and_angles_and_nothing_else(kind) -> None:
+    edit = kind(32, 4)
+    placebo = Turned(edit, torch.Generator().manual_seed(0))
+    h = torch.randn(20, 32)
+    ours, theirs = placebo.delta(h), edit.delta(h)
+    torch.testing.assert_close(ours @ ours.T, theirs @ theirs.T, rtol=1e-4, atol=1e-4)
+    assert float(torch.cosine_similarity(ours, theirs, dim=-1).detach().abs().mean()) < 0.5
+    write, read, constant = (t.float() for t in placebo.affine())
+    torch.testing.assert_close(h @ read.T @ write + constant, ours, rtol=1e-4, atol=1e-4)
+    assert len(written_basis(edit)) <= 5
+
+
+# Effect by cell.
+
+
+def cell_map(bridge, reft, **options):
+    answers = {"new": [" Tharic"] * 2, "old": [" Ostra"] * 2, "subjects": ["tower", "weaver"]}
+    return rl.analysis.effect_map(bridge, reft, ONE_LENGTH, progress=False, **answers, **options)
+
+
+def test_effect_map_finds_the_planted_cell_and_no_decoy(bridge) -> None:
+    torch.manual_seed(0)
+    push = Push(torch.randn(32))
+    sites = [
+        (rl.Site("blocks.0.hook_resid_post", rl.All()), Push(torch.zeros(32))),
+        (rl.Site("blocks.1.hook_resid_post", rl.At(2)), push),
+        (rl.Site("blocks.2.hook_resid_post", rl.At(0) | rl.At(-1)), Push(torch.zeros(32))),
+    ]
+    result = cell_map(bridge, rl.Reft(sites))
+    expected = torch.full_like(result.values, torch.nan)
+    expected[0], expected[1, 2], expected[2, [0, -1]] = 0.0, 1.0, 0.0
+    torch.testing.assert_close(result.values, expected, rtol=0, atol=1e-5, equal_nan=True)
+    assert float(result.control.nan_to_num().abs().max()) == float(result.control[1, 2].abs()) > 0
+    assert result.rows == ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
+    assert [token for token, star in zip(result.tokens, result.starred, strict=True) if star] == [" tower"]
+    assert result.to_dataframe()["value"].sum() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_effect_map_equals_a_plain_hook(gpt2, make_reft) -> None:
+    reft, hf = make_reft(positions=rl.All(), seed=4), make_hf("gpt2")
+    ((_, intervention),) = reft
+    result, batch = cell_map(gpt2, reft), rl.encode(gpt2, ONE_LENGTH)
+    target, foil = ([first_token(gpt2, answer)] * 2 for answer in (" Tharic", " Ostra"))
+
+    def effect(columns) -> float:
+        def hook(_module, _args, output):
+            mask = torch.zeros(output.shape[1], dtype=torch.bool)
+            mask[columns] = True
+            return torch.where(mask[:, None], intervention(output), output)
+
+        runs = []
+        for hooks in ([], [hook]):
+            handles = [hf.transformer.h[1].register_forward_hook(h) for h in hooks]
+            runs.append(hf(batch.tokens).logits.detach())
+            for handle in handles:
+                handle.remove()
+        base, edited = (logit_difference(run, batch, torch.tensor(target), torch.tensor(foil)) for run in runs)
+        return float((edited - base).mean())
+
+    whole = effect(list(range(batch.tokens.shape[1])))
+    for pos in range(batch.tokens.shape[1]):
+        assert float(result.values[0, pos]) == pytest.approx(effect([pos]) / whole, abs=1e-4)
+
+
+def test_effect_map_refuses_what_it_cannot_compare(gpt2, make_reft) -> None:
+    options = {"new": [" a"] * 2, "old": [" b"] * 2, "subjects": ["tower", "old"], "progress": False}
+    with pytest.raises(ValueError, match="one length"):
+        rl.analysis.effect_map(gpt2, make_reft(), [PROMPTS[0], PROMPTS[2]], **options)
+    same = {"new": [" Tharic"] * 2, "old": [" Tharic"] * 2, "subjects": ["tower", "weaver"], "progress": False}
+    with pytest.raises(ValueError, match="begin with the same token"):
+        rl.analysis.effect_map(gpt2, make_reft(), ONE_LENGTH, **same)
+    with pytest.raises(ValueError, match="no effect to locate"):
+        cell_map(gpt2, one_site(Push(torch.zeros(32))))
+
+
+# Edit size.
+
+
+def test_edit_size_is_the_ratio_of_norms(bridge, make_reft) -> None:
+    reft = make_reft(positions="f2+l1")
+    result = rl.analysis.edit_size(bridge, reft, PROMPTS[2], subject="old tower")
+    batch = rl.encode(bridge, [PROMPTS[2]])
+    h, change = deltas(bridge, reft, batch)
+    assert result.edited.tolist() == reft.edits(batch.prompt_mask)[0].mask.tolist()
+    torch.testing.assert_close(result.relative[result.edited].double(), change.norm(dim=-1) / h.norm(dim=-1))
+    assert float(result.relative[~result.edited].abs().max()) == 0.0
+    assert "".join(t for t, star in zip(result.tokens, result.starred, strict=True) if star).strip() == "old tower"
+    with pytest.raises(ValueError, match="does not contain its subject"):
+        rl.analysis.edit_size(bridge, reft, PROMPTS[2], subject="new tower")
+
+
+# The readout of write directions.
+
+
+def test_readout_finds_the_token_whose_unembedding_was_written(bridge) -> None:
+    token = first_token(bridge, " Tharic")
+    unembedding = bridge.W_U[:, token].detach()
+    (operator,) = rl.analysis.decompose(bridge, one_site(Push(10 * unembedding)), [rl.encode(bridge, PROMPTS)])
+    options = {"watch": [" Tharic"], "n_null": 99}
+    (readout,) = rl.analysis.read_directions(bridge, operator, rl.encode(bridge, PROMPTS), **options)
+    assert readout.watched == ((" Tharic", pytest.approx(readout.promoted[0][1]), pytest.approx(0.01)),)
+    word, change = readout.promoted[0]
+    assert word == bridge.tokenizer.decode([token])
+    assert change > readout.null_high
+    assert all(a >= b for (_, a), (_, b) in zip(readout.promoted, readout.promoted[1:], strict=False))
+    assert readout.suppressed[0][1] <= readout.suppressed[-1][1] < 0
+
+
+def test_random_directions_pass_the_null_as_often_as_it_says(gpt2) -> None:
+    generator = torch.Generator().manual_seed(9)
+    batch, beyond, p_values = rl.encode(gpt2, PROMPTS[:1]), 0, []
+    for _ in range(60):
+        constant = torch.randn(32, generator=generator)
+        (operator,) = rl.analysis.decompose(gpt2, one_site(Push(3 * constant / constant.norm())), [batch])
+        (readout,) = rl.analysis.read_directions(gpt2, operator, batch, top=1, n_null=100, watch=[" tower"])
+        p_values.append(readout.watched[0][2])
+        beyond += readout.promoted[0][1] > readout.null_high
+    assert beyond <= 9, f"{beyond} of 60 random directions pass a 5% null"
+    uniform = torch.arange(1, 61) / 60
+    assert float((torch.tensor(p_values).sort().values - uniform).abs().max()) < 0.21, "p-values are not uniform"
+
+
+# Causal tracing.
+
+
+def test_trace_equals_a_plain_hook_and_restores_the_only_differing_token(architecture) -> None:
+    bridge, hf = make_bridge(architecture), make_hf(architecture)
+    clean, corrupted = ONE_LENGTH[:1], ONE_LENGTH[1:]
+    result = rl.analysis.trace(
+        bridge, clean, corrupted, answers=[" Ostra"], subjects=["tower"], unrelated=clean, progress=False
+    )
+    torch.testing.assert_close(result.values, result.control)
+    batches = [rl.encode(bridge, prompts) for prompts in (clean, corrupted)]
+    differs = (batches[0].tokens != batches[1].tokens)[0]
+    assert int(differs.sum()) == 1
+    place = int(differs.nonzero())
+    assert float(result.values[0, place]) == pytest.approx(1.0, abs=1e-4)
+    assert float(result.values[:, :place].abs().max()) < 1e-5
+    target, blocks = first_token(bridge, " Ostra"), hf.transformer.h if architecture == "gpt2" else hf.model.layers
+    states = hf(batches[0].tokens, output_hidden_states=True).hidden_states
+
+    def probability(tokens, layer=None, pos=None) -> float:
+        def hook(_module, args, kwargs):
+            h = (args[0] if args else kwargs["hidden_states"]).clone()
+            h[:, pos] = states[layer][:, pos]
+            return ((h, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": h})
+
+        handle = blocks[layer].register_forward_pre_hook(hook, with_kwargs=True) if layer is not None else None
+        value = float(hf(tokens).logits[0, -1].softmax(-1)[target].detach())
+        if handle is not None:
+            handle.remove()
+        return value
+
+    low, high = probability(batches[1].tokens), probability(batches[0].tokens)
+    for layer, pos in [(0, place), (1, place), (2, place), (1, place + 2), (2, differs.shape[0] - 1)]:
+        expected = (probability(batches[1].tokens, layer, pos) - low) / (high - low)
+        assert float(result.values[layer, pos]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_trace_refuses_prompts_that_do_not_align(gpt2) -> None:
+    with pytest.raises(ValueError, match="one shape"):
+        rl.analysis.trace(gpt2, PROMPTS[:1], PROMPTS[2:], answers=[" a"], subjects=["tower"], progress=False)
+    with pytest.raises(ValueError, match="nothing to restore"):
+        rl.analysis.trace(gpt2, PROMPTS[:1], PROMPTS[:1], answers=[" a"], subjects=["tower"], progress=False)
+
+
+# Outcomes.
+
+
+def test_outcome_counts_what_a_strong_push_does(bridge) -> None:
+    token = first_token(bridge, " Tharic")
+    push = 200 * bridge.W_U[:, token].detach()
+    reft = one_site(Push(push), rl.At(-1), f"blocks.{bridge.cfg.n_layers - 1}.hook_resid_post")
+    options = {"group": "g", "wanted": "new answer", "batch_size": 2}
+    won = rl.analysis.outcome(bridge, reft, PROMPTS, [" Tharic"] * 3, **options)
+    assert (won.n, won.edited, won.group) == (3, 1.0, "g")
+    assert won.control < 1.0
+    assert won.kl > 0.1
+    still = rl.analysis.outcome(bridge, one_site(Push(torch.zeros(32))), PROMPTS, [" Tharic"] * 3, **options)
+    assert (still.base, still.kl) == (still.edited, pytest.approx(0.0, abs=1e-6))
