@@ -1,0 +1,14 @@
+"""Results in, figures out. No plot knows a model, shows a window, or changes matplotlib's settings."""
+
+from __future__ import annotations
+
+from reftlens.plot.canvas import png
+from reftlens.plot.edit_size import edit_size
+from reftlens.plot.html import token_strip
+from reftlens.plot.outcomes import outcomes
+from reftlens.plot.readout import readout
+from reftlens.plot.spectrum import spectrum
+from reftlens.plot.token_map import token_map
+from reftlens.plot.training_curve import training_curve
+
+__all__ = ["edit_size", "outcomes", "png", "readout", "spectrum", "token_map", "token_strip", "training_curve"]

@@ -1,0 +1,165 @@
+"""The sheet that every figure is drawn on: a white page with a heading, its fonts and colours, and its PNG.
+
+A figure's look does not depend on the user's matplotlib settings, and drawing it does not change them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ft2font import LoadFlags
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from reftlens.plot.labels import FONT, short_name, short_rows, wrap
+
+SMALL, LABEL, TITLE = 8.0, 9.0, 11.0
+"""Font sizes in points; nothing is smaller than SMALL."""
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers.
+VERMILLION, BLUE, ORANGE, GREEN = "#D55E00", "#0072B2", "#E69F00", "#009E73"
+GREY, PALE, INK = "#8C8C8C", "#EDEDED", "#222222"
+
+MINUS = "\N{MINUS SIGN}"
+
+_LINE = 1.3 / 72
+"""Inches a line takes for each point of font size."""
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Matplotlib's own defaults with our fonts; the user's settings are back on leaving.
+
+    `text.parse_math` is off because "$" is a token like any other.
+    """
+    ours = {
+        "font.family": FONT,
+        "font.size": SMALL,
+        "axes.titlesize": LABEL,
+        "axes.labelsize": LABEL,
+        "xtick.labelsize": SMALL,
+        "ytick.labelsize": SMALL,
+        "legend.fontsize": SMALL,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "hatch.linewidth": 0.6,
+        "text.parse_math": False,
+        "text.usetex": False,
+    }
+    with matplotlib.style.context(["default", ours]):
+        yield
+
+
+def sheet(width: float, height: float, *, title: str, subtitle: str = "") -> Figure:
+    """An empty white figure with a heading at its top left.
+
+    Args:
+        width: in inches.
+        height: of what is drawn below the heading, in inches.
+        title: what is seen.
+        subtitle: what a reader must know to read it.
+    """
+    title = wrap(title, width=width - 0.3, size=TITLE * 1.08)
+    subtitle = wrap(subtitle, width=width - 0.3, size=SMALL)
+    title_height = (title.count("\n") + 1) * TITLE * _LINE
+    subtitle_height = (subtitle.count("\n") + 1) * SMALL * _LINE if subtitle else 0.0
+    head = 0.08 + title_height + subtitle_height + 0.08
+    figure = Figure(figsize=(width, height + head), facecolor="white")
+    # hspace keeps the title of one panel off the axis label of the panel above.
+    rect = (0.0, 0.0, 1.0, height / (height + head))
+    figure.set_layout_engine(ConstrainedLayoutEngine(rect=rect, h_pad=0.05, w_pad=0.05, hspace=0.03))
+    down = 0.08
+    for text, size, weight, below in ((title, TITLE, "bold", title_height), (subtitle, SMALL, "normal", 0.0)):
+        y = 1 - down / (height + head)
+        figure.text(0.1 / width, y, text, size=size, weight=weight, color=INK, va="top", ha="left", linespacing=1.25)
+        down += below + 0.02
+    return figure
+
+
+@cache
+def text_width(text: str, *, size: float = SMALL) -> float:
+    """Of one line of drawn text, in inches."""
+    face = get_font(findfont(FontProperties(family=FONT)))
+    face.set_size(size, 72)
+    face.set_text(text, 0.0, flags=LoadFlags.NO_HINTING)
+    return float(face.get_width_height()[0]) / 64 / 72
+
+
+def ink_on(colour: tuple[float, float, float, float]) -> str:
+    """Black or white, whichever has the higher contrast with a background (WCAG 2 relative luminance)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if luminance > 0.179 else "white"
+
+
+def label_tokens(axes: Axes, tokens: list[str], *, room: float) -> None:
+    """Puts tokens under the columns of a map; those that do not fit into `room` inches are turned upright.
+
+    If many do not fit, all are turned: a mixture is read well only if it is the exception.
+    """
+    upright = _upright(tokens, room)
+    axes.set_xticks(range(len(tokens)), tokens)
+    axes.tick_params(length=2, pad=2)
+    for label, turned in zip(axes.get_xticklabels(), upright, strict=True):
+        label.set_rotation(90 if turned else 0)
+
+
+def token_room(tokens: list[str], *, room: float) -> float:
+    """Inches below a map that `label_tokens` needs."""
+    upright = _upright(tokens, room)
+    return max([0.25, *(text_width(token) + 0.15 for token, turned in zip(tokens, upright, strict=True) if turned)])
+
+
+def label_rows(axes: Axes, rows: Sequence[str], *, height: float) -> None:
+    """Names the rows of a map that is `height` inches high, and what they have in common if there is room for it."""
+    ticks, axis = short_rows(rows)
+    if text_width(axis, size=LABEL) > height:
+        axis = axis.replace(" ", "\n", 1)
+    if max(text_width(part, size=LABEL) for part in axis.split("\n")) > height:
+        ticks, axis = [short_name(row) for row in rows], ""
+    axes.set_yticks(range(len(rows)), ticks)
+    axes.set_ylabel(axis)
+
+
+def _upright(tokens: list[str], room: float) -> list[bool]:
+    long = [text_width(token) + 0.08 > room for token in tokens]
+    return [True] * len(long) if sum(long) > len(long) / 4 else long
+
+
+def colour_at(cmap: Colormap, part: float) -> tuple[float, float, float, float]:
+    """The colour at a part in [0, 1] of a colour map."""
+    red, green, blue, alpha = cmap(float(part))
+    return float(red), float(green), float(blue), float(alpha)
+
+
+def number(value: float, decimals: int) -> str:
+    """Fixed decimals, a true minus sign, and no negative zero.
+
+    >>> number(-0.001, 2), number(-0.5, 1)
+    ('0.00', '−0.5')
+    """
+    text = f"{value:.{decimals}f}"
+    return f"{0:.{decimals}f}" if float(text) == 0 else text.replace("-", MINUS)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG: 150 dots per inch, cut to what is drawn, on white."""
+    stream = io.BytesIO()
+    with house_style():
+        if not isinstance(figure.canvas, FigureCanvasAgg):
+            FigureCanvasAgg(figure)
+        figure.savefig(stream, format="png", dpi=150, bbox_inches="tight", pad_inches=0.1, facecolor="white")
+    return stream.getvalue()
+
+
+def panel_title(axes: Axes, text: str, *, width: float) -> None:
+    """A left-aligned title above one panel, broken to its width in inches."""
+    axes.set_title(wrap(text, width=width, size=LABEL), loc="left", size=LABEL, color=INK)

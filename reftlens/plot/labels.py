@@ -1,0 +1,122 @@
+"""Text that can be drawn as it is: tokens with their whitespace visible, hook names made short.
+
+Tokens come from anywhere: they hold `$`, tags, control characters, marks that turn the direction of writing, and
+characters that the font lacks. A figure must show which token it is, and must not stumble over it.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+
+from matplotlib.font_manager import FontProperties, findfont, get_font
+
+FONT = "DejaVu Sans"
+"""Comes with matplotlib, so a figure looks the same everywhere, and its missing glyphs are known."""
+
+SPACE, NEWLINE, TAB = "·", "⏎", "⇥"
+_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+
+
+def visible(token: str) -> str:
+    r"""The token with whitespace as marks, and with what has no shape of its own as an escape.
+
+    >>> print(visible(" Upper\n"), visible("a\x07b"))
+    ·Upper⏎ a\x07b
+    """
+    return "".join(_marks(token))
+
+
+def drawn_token(token: str, *, longest: int = 18) -> str:
+    r"""The token for a figure: as `visible`, also without glyphs that the font lacks, and cut to about `longest`.
+
+    >>> print(drawn_token(" Tower"), drawn_token("上"), drawn_token("<|a very long special token|>"))
+    ·Tower \u4e0a <|a·very·long·spe…
+    """
+    shown = [_with_glyph(mark) for mark in _marks(token)]
+    if sum(map(len, shown)) <= longest:
+        return "".join(shown)
+    # Whole characters are kept: half an escape would name another character.
+    while sum(map(len, shown)) >= longest:
+        shown.pop()
+    return "".join(shown) + "…"
+
+
+def drawn(text: str) -> str:
+    """Prose for a figure: spaces and line breaks stay, the rest as in `drawn_token`."""
+    return "".join(char if char in " \n" else _with_glyph(_shown(char)) for char in text)
+
+
+def wrap(text: str, *, width: float, size: float) -> str:
+    """Breaks a line of prose to `width` inches at a font size in points."""
+    per_line = max(12, int(width * 72 / (size * 0.56)))
+    return "\n".join(textwrap.wrap(drawn(" ".join(text.split())), per_line))
+
+
+def star(tokens: Sequence[str], starred: Sequence[bool]) -> list[str]:
+    """Drawn tokens, those of the subject with a star behind."""
+    return [drawn_token(token) + "*" * mark for token, mark in zip(tokens, starred, strict=True)]
+
+
+def short_name(hook_name: str) -> str:
+    """A hook name as a reader says it.
+
+    >>> short_name("blocks.3.hook_resid_post"), short_name("blocks.0.attn.hook_z")
+    ('3 resid_post', '0 attn.z')
+    """
+    block = _BLOCK.fullmatch(hook_name)
+    if block is None:
+        return drawn_token(hook_name, longest=24)
+    return f"{block[1]} {drawn_token(block[2].replace('hook_', ''), longest=24)}"
+
+
+def short_rows(rows: Sequence[str]) -> tuple[list[str], str]:
+    """Tick labels for rows, and the label of their axis: the kind of hook is said once if all rows share it.
+
+    >>> short_rows(["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"])
+    (['0', '1'], 'layer (mlp_out)')
+    """
+    blocks = [_BLOCK.fullmatch(row) for row in rows]
+    kinds = {block[2] if block else None for block in blocks}
+    if len(kinds) == 1 and None not in kinds:
+        layers = [block[1] for block in blocks if block]
+        return layers, f"layer ({short_name(rows[0]).split(maxsplit=1)[1]})"
+    return [short_name(row) for row in rows], "site"
+
+
+def _shown(char: str) -> str:
+    r"""One character, or what stands for it: " " -> "·", a control character -> "\x07"."""
+    marks = {" ": SPACE, "\n": NEWLINE, "\t": TAB}
+    if char in marks:
+        return marks[char]
+    # C* are controls, turns of direction, surrogates and unassigned ones; Z* the other kinds of space.
+    if unicodedata.category(char)[0] in "CZ":
+        return char.encode("unicode_escape").decode()
+    return char
+
+
+def _marks(token: str) -> list[str]:
+    """What stands for each character; a combining mark without a letter gets a dotted circle to sit on."""
+    shown = [_shown(char) for char in token]
+    alone = [place == 0 or shown[place - 1] != token[place - 1] for place in range(len(token))]
+    return [
+        "◌" + mark if bare and unicodedata.combining(char) else mark
+        for char, mark, bare in zip(token, shown, alone, strict=True)
+    ]
+
+
+def _with_glyph(text: str) -> str:
+    if all(ord(char) in _glyphs() for char in text):
+        return text
+    return text.removeprefix("◌").encode("unicode_escape").decode()
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    """Code points that the regular and the bold face both draw."""
+    faces = (get_font(findfont(FontProperties(family=FONT, weight=weight))) for weight in ("normal", "bold"))
+    regular, bold = (frozenset(face.get_charmap()) for face in faces)
+    return regular & bold

@@ -1,0 +1,76 @@
+"""Which tokens each write direction promotes and suppresses, against what random directions of its length give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from reftlens.plot.canvas import BLUE, GREY, INK, PALE, VERMILLION, house_style, panel_title, sheet
+from reftlens.plot.labels import drawn_token, short_name
+from reftlens.results import DirectionReadout
+
+_BAR = 0.18
+"""Inches a bar and its label take."""
+
+
+def readout(readouts: Sequence[DirectionReadout]) -> Figure:
+    """Draws the tokens that each direction moves most, one panel for each site and direction.
+
+    Bars inside the shaded band are grey: a random direction reaches as far.
+    """
+    if not readouts:
+        raise ValueError("readout needs at least one direction, got none")
+    columns = _columns(readouts)
+    lines = -(-len(readouts) // columns)
+    bars = max(len(item.promoted) + len(item.suppressed) for item in readouts)
+    width = max(6.5, 3.2 * columns)
+    n_null = " or ".join(str(n) for n in sorted({item.n_null for item in readouts}))
+    subtitle = f"as if the direction went straight to the unembedding; band from {n_null} random directions"
+    subtitle += "; each panel has its own scale" * (len(readouts) > 1)
+    with house_style():
+        height = (max(bars, 3) * _BAR + 0.8) * lines + 0.35
+        figure = sheet(width, height, title="Tokens that each write direction moves most", subtitle=subtitle)
+        grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
+        for axes, item in zip(grid, readouts, strict=False):
+            _panel(axes, item, bars=bars, width=width / columns - 0.9)
+        for axes in grid[len(readouts) :]:
+            axes.remove()
+        figure.legend(handles=_key(), loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _columns(readouts: Sequence[DirectionReadout]) -> int:
+    """As many as each site has directions, so that a site is a line of panels; else three."""
+    counts = {sum(item.hook_name == name for item in readouts) for name in {item.hook_name for item in readouts}}
+    count = counts.pop() if len(counts) == 1 else 3
+    return min(count if 1 < count <= 3 else 2 if count == 4 else 3, len(readouts))
+
+
+def _panel(axes: Axes, item: DirectionReadout, *, bars: int, width: float) -> None:
+    moved = [*item.promoted, *item.suppressed]
+    axes.axvspan(item.null_low, item.null_high, color=PALE, zorder=0)
+    colours = [VERMILLION if change > item.null_high else GREY for _, change in item.promoted]
+    colours += [BLUE if change < item.null_low else GREY for _, change in item.suppressed]
+    axes.barh(range(len(moved)), [change for _, change in moved], color=colours, height=0.75)
+    axes.set_yticks(range(len(moved)), [drawn_token(token) for token, _ in moved])
+    # A panel with fewer tokens keeps the thickness of its bars.
+    axes.set_ylim(max(bars, 3) - 0.4, -0.6)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.axhline(len(item.promoted) - 0.5, color=GREY, linewidth=0.5, linestyle=":")
+    axes.tick_params(axis="y", length=0)
+    axes.locator_params(axis="x", nbins=5)
+    axes.margins(x=0.05)
+    axes.set_xlabel("mean change of the logit")
+    panel_title(axes, f"{short_name(item.hook_name)}, direction {item.direction}", width=width)
+
+
+def _key() -> list[Patch]:
+    return [
+        Patch(color=VERMILLION, label="promoted, beyond the band"),
+        Patch(color=BLUE, label="suppressed, beyond the band"),
+        Patch(color=GREY, label="inside the band"),
+        Patch(color=PALE, label="what random directions of this length give (5-95%)"),
+    ]

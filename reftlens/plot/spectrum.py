@@ -1,0 +1,83 @@
+"""How far an edit moves the activations along each of its write directions, and how much of that is a constant push."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from reftlens.plot.canvas import BLUE, INK, ORANGE, SMALL, house_style, sheet
+from reftlens.plot.labels import short_name
+from reftlens.results import Operator
+
+_COLUMNS = 3
+_LABELLED = 8
+"""Up to this many bars carry their part of the activation's norm."""
+_VARYING: dict[str, Any] = {"facecolor": BLUE, "hatch": "///", "edgecolor": "white", "linewidth": 0}
+
+
+def spectrum(operators: Sequence[Operator]) -> Figure:
+    """Draws the rms change along each write direction, one panel for each site.
+
+    A bar is split in proportion to the energy (the square of the change) that the mean change makes up.
+    """
+    if not operators:
+        raise ValueError("spectrum needs at least one operator, got none")
+    columns = min(_COLUMNS, len(operators))
+    lines = -(-len(operators) // columns)
+    width = max(6.5, 3.1 * columns)
+    subtitle = (
+        "percentages: of the rms norm of the activations, |h|; effective rank 1: one direction does it all"
+        + "; each panel has its own scale" * (len(operators) > 1)
+    )
+    with house_style():
+        figure = sheet(width, 2.5 * lines + 0.35, title="Change along each write direction", subtitle=subtitle)
+        grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
+        for axes, operator in zip(grid, operators, strict=False):
+            _panel(axes, operator)
+        for axes in grid[len(operators) :]:
+            axes.remove()
+        for axes in grid[: len(operators) : columns]:
+            axes.set_ylabel("rms change,\nin units of the activation")
+        figure.legend(handles=_parts(), loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _panel(axes: Axes, operator: Operator) -> None:
+    size = operator.spectrum.double().numpy()
+    share = operator.constant_share.double().numpy()
+    directions = np.arange(len(size))
+    axes.bar(directions, size * share, color=ORANGE, width=0.7)
+    axes.bar(directions, size * (1 - share), bottom=size * share, width=0.7, **_VARYING)
+    for direction, height in enumerate(size[:_LABELLED]):
+        text = _percent(float(height), operator.rms_norm, strongest=direction == 0)
+        axes.annotate(text, (direction, height), (0, 2), textcoords="offset points", ha="center", size=SMALL)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.set_xlim(-0.6, max(len(size), 3) - 0.4)
+    axes.set_ylim(0, (float(size.max(initial=0.0)) or 1.0) * 1.15)
+    axes.set_xlabel("write direction, strongest first")
+    facts = [
+        f"{short_name(operator.hook_name)}, {operator.n_tokens} tokens",
+        f"effective rank {operator.effective_rank:.1f} of {len(size)}",
+        f"|h| = {operator.rms_norm:.3g}",
+    ]
+    axes.set_title("\n".join(facts), loc="left", color=INK)
+
+
+def _percent(change: float, norm: float, *, strongest: bool) -> str:
+    """What a bar carries: nothing if it is below one in a hundred, unless it is the largest of them."""
+    if norm <= 0 or (change < 0.01 * norm and not strongest):
+        return ""
+    return f"{change / norm:.0%}" if change >= 0.01 * norm else "<1%"
+
+
+def _parts() -> list[Patch]:
+    return [
+        Patch(color=ORANGE, label="constant push, by its share of the energy (squared change)"),
+        Patch(label="depends on the input", **_VARYING),
+    ]

@@ -1,0 +1,66 @@
+"""The loss of a training run, step by step and smoothed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from reftlens.plot.canvas import BLUE, house_style, sheet
+
+
+def training_curve(loss: Sequence[float]) -> Figure:
+    """Draws the loss per step and its running median; the axis is logarithmic if the loss spans more than a decade.
+
+    Args:
+        loss: one value for each step, in nats per token.
+    """
+    values = np.asarray(loss, dtype=np.float64)
+    if values.size == 0:
+        raise ValueError("training_curve needs at least one step, got none")
+    steps = np.arange(1, values.size + 1)
+    window = _window(values.size)
+    with house_style():
+        figure = sheet(6.5, 2.8, title="Training loss")
+        axes = figure.subplots()
+        axes.plot(
+            steps,
+            values,
+            color=BLUE,
+            alpha=0.35,
+            linewidth=0.8,
+            marker="." if values.size < 30 else "",
+            label="each step",
+        )
+        axes.plot(steps, running_median(values, window), color=BLUE, linewidth=2.2, label=f"median of {window} steps")
+        finite = values[np.isfinite(values)]
+        if finite.size and finite.min() > 0 and finite.max() > 10 * finite.min():
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if finite.max() < 2000 * finite.min() else (1,)))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        elif finite.size and finite.min() >= 0:
+            axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss, in nats per token")
+        axes.legend(frameon=False)
+    return figure
+
+
+def running_median(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
+    """The median over a centred window, narrower at the two ends.
+
+    >>> running_median(np.array([1.0, 9.0, 1.0, 1.0]), 3).tolist()
+    [5.0, 1.0, 1.0, 1.0]
+    """
+    half = window // 2
+    return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(values.size)])
+
+
+def _window(n_steps: int) -> int:
+    """A twenty-fifth of the run, odd, at least 5 steps, at most the run."""
+    return min(max(5, n_steps // 25) | 1, n_steps | 1)

@@ -1,0 +1,226 @@
+"""The report is one page that shows what it was given, and in which nothing that it was given is alive."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from reftlens.plot import png, token_strip
+from reftlens.report import Picture, Report, Section, render
+from reftlens.results import EditSize
+
+MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '" onmouseover="alert(1)',
+    "' onclick='alert(1)",
+    "<img src=http://evil.example/x.png onerror=alert(1)>",
+    "javascript:alert(1)",
+    "</title></style><b>{{ 7 * 7 }}",
+    "&lt;script&gt;",
+]
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements with their attributes, and the text of each kind of element."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.text: list[tuple[str, str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, "elements must nest"
+
+    def handle_data(self, data: str) -> None:
+        self.text.append((self.open[-1] if self.open else "", data))
+
+    def of(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def texts(self, tag: str) -> list[str]:
+        return [data for name, data in self.text if name == tag]
+
+
+def dots(width: int = 3, height: int = 2) -> bytes:
+    return png(Figure(figsize=(width, height)))
+
+
+def strip(*tokens: str, site: str = "blocks.1.hook_resid_post") -> Markup:
+    n = len(tokens)
+    rows = ("blocks.0.hook_resid_post", site)
+    relative = torch.tensor([[0.5] * n, [0.25] * n])
+    return token_strip(EditSize(relative, relative > 0, rows, tokens, (False,) * n))
+
+
+def report_of(text: str) -> Report:
+    frame = pd.DataFrame({text: [text, "plain"], "value": [0.5, 0.25]}, index=pd.Index([text, "b"], name=text))
+    section = Section(text, (text,), (Picture(text, dots(), text),), ((text, frame),), ((text, strip(text)),))
+    return Report(text, text, (section, section), {text: text, "command": [text]})
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_that_is_given_comes_alive(text: str) -> None:
+    page = Page(render(report_of(text)))
+    plain = Page(render(report_of("harmless")))
+    assert [tag for tag, _ in page.elements] == [tag for tag, _ in plain.elements]
+    for tag, attributes in page.elements:
+        assert tag not in ("script", "iframe", "object", "embed", "link", "base", "form")
+        assert not any(name.startswith("on") for name in attributes)
+        assert attributes.get("src", "data:image/png;base64,").startswith("data:image/png;base64,")
+        assert attributes.get("href", "#").startswith("#")
+    style = " ".join(page.texts("style")) + " ".join(attributes.get("style", "") for _, attributes in page.elements)
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_is_given_is_shown_as_it_is(text: str) -> None:
+    page = Page(render(report_of(text)))
+    for tag in ("title", "h1", "h2", "p", "figcaption", "th", "td"):
+        assert text in page.texts(tag), tag
+    assert {image["alt"] for image in page.of("img")} == {text}
+
+
+def test_the_page_forbids_requests_and_scripts() -> None:
+    page = Page(render(report_of("x")))
+    [policy] = [meta["content"] for meta in page.of("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.split(maxsplit=1) for rule in policy.split("; "))
+    assert rules == {
+        "default-src": "'none'",
+        "img-src": "data:",
+        "style-src": "'unsafe-inline'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    # A policy holds only for what follows it.
+    assert [tag for tag, _ in page.elements].index("meta") < [tag for tag, _ in page.elements].index("style")
+
+
+def test_pictures_are_embedded_whole_and_at_their_printed_size() -> None:
+    pictures = (Picture("one", dots(3, 2), "first"), Picture("two", dots(5, 3), "second"))
+    page = Page(render(Report("t", "l", (Section("s", pictures=pictures),), {})))
+    sources = [image["src"].removeprefix("data:image/png;base64,") for image in page.of("img")]
+    assert [base64.b64decode(source) for source in sources] == [picture.png for picture in pictures]
+    for image, picture in zip(page.of("img"), pictures, strict=True):
+        assert (int(image["width"]), int(image["height"])) == picture.size
+    # 150 dots per inch, 96 CSS pixels per inch: 5 x 3 in and a margin of 0.1 in on each side.
+    with_margin = Picture("three", dots(5, 3), "").size
+    assert with_margin[0] / with_margin[1] == pytest.approx(5.2 / 3.2, rel=0.1)
+
+
+def test_a_picture_that_is_no_png_is_refused() -> None:
+    with pytest.raises(ValueError, match="PNG"):
+        Picture("name", b"\xff\xd8\xff\xe0 a JPEG, and long enough for a header", "caption")
+
+
+def test_numbers_keep_sensible_digits() -> None:
+    frame = pd.DataFrame(
+        {
+            "share": [0.123456, -0.5, np.nan],
+            "large": [12345.678, 1.5, 0.0],
+            "tiny": [0.00002, 0.75, 0.0],
+            "count": [12, -3, 100000],
+            "flag": [True, False, True],
+            "name": ["a", " b", "c"],
+            "mixed": [None, 0.5, "text"],
+        }
+    )
+    page = Page(render(Report("t", "l", (Section("s", tables=(("caption", frame),)),), {})))
+    cells = np.array(page.texts("td")).reshape(3, 7)
+    assert cells.tolist() == [
+        ["0.123", "12346", f"2.0e{MINUS}05", "12", "yes", "a", DASH],
+        [f"{MINUS}0.500", "2", "0.750", f"{MINUS}3", "no", " b", "0.500"],
+        [DASH, "0", "0.000", "100000", "yes", "c", "text"],
+    ]
+    right = ["number" in cell.get("class", "") for cell in page.of("td")]
+    assert np.array(right).reshape(3, 7)[:, :6].tolist() == [[True] * 4 + [False] * 2] * 3
+    assert ["number" in cell.get("class", "") for cell in page.of("th")] == [True] * 4 + [False] * 3
+
+
+def test_an_index_with_names_is_shown_and_a_range_is_not() -> None:
+    named = pd.DataFrame({"n": [3]}, index=pd.MultiIndex.from_tuples([("a", 7)], names=["group", "seed"]))
+    ranged = pd.DataFrame({("loss", "mean"): [5]})
+    page = Page(render(Report("t", "l", (Section("s", tables=(("x", named), ("y", ranged))),), {})))
+    assert page.texts("th") == ["group", "seed", "n", "loss / mean"]
+    assert page.texts("td") == ["a", "7", "3", "5"]
+
+
+def test_contents_lead_to_every_section() -> None:
+    sections = tuple(Section(heading) for heading in ("Where?", "where", "settings", "上", "x" * 99, "x" * 99))
+    page = Page(render(Report("t", "l", sections, {"seed": 0})))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids) == 7
+    assert [link["href"] for link in page.of("a")] == [f"#{place}" for place in ids]
+    assert page.texts("a") == ["Where?", "where", "settings", "上", "x" * 99, "x" * 99, "Settings"]
+    assert page.texts("td") == ["0"]
+
+
+def test_half_characters_can_be_written_to_a_file() -> None:
+    text = "lone \udc80 and bell \x07"
+    page = render(Report(text, text, (Section(text, strips=((text, strip(text)),)),), {text: text}))
+    assert "lone \\udc80" in page.encode("utf-8").decode("utf-8")
+
+
+def test_a_strip_passes_through_and_a_string_in_its_place_does_not() -> None:
+    section = Section("s", strips=(("caption", strip(" Tower")),))
+    assert strip(" Tower") in render(Report("t", "l", (section,), {}))
+
+
+@pytest.mark.parametrize("token", [*HOSTILE, 'x" style="position:fixed', "x' title='y"])
+def test_strips_escape_tokens(token: str) -> None:
+    page, plain = Page(str(strip(" a", token, site=token))), Page(str(strip(" a", "b")))
+    assert [(tag, list(attributes)) for tag, attributes in page.elements] == [
+        (tag, list(attributes)) for tag, attributes in plain.elements
+    ]
+    assert token.replace(" ", "·") in page.texts("span")
+
+
+def test_strips_show_whitespace_and_sizes_of_the_row_that_is_asked_for() -> None:
+    sizes = torch.tensor([[0.5, 0.0, 0.125], [0.25, 0.75, 0.0]])
+    edited = torch.tensor([[True, False, True], [True, True, False]])
+    rows = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
+    result = EditSize(sizes, edited, rows, (" a", "\n", "\tb"), (True, False, False))
+
+    def titles(row: int | None) -> list[str]:
+        return [span["title"] for span in Page(str(token_strip(result, row))).of("span") if "title" in span]
+
+    assert Page(str(token_strip(result))).texts("span")[:3] == ["·a", "⏎", "⇥b"]
+    assert titles(0) == ["subject; 0 resid_post: |Δ|/|h| = 0.5", "not edited", "0 resid_post: |Δ|/|h| = 0.125"]
+    assert titles(1)[1:] == ["1 resid_post: |Δ|/|h| = 0.75", "not edited"]
+    assert titles(None)[0] == "subject; 0 resid_post: |Δ|/|h| = 0.5; 1 resid_post: |Δ|/|h| = 0.25"
+    with pytest.raises(ValueError, match="row must be in"):
+        token_strip(result, 2)
+
+
+def test_strips_bring_ink_that_is_read_on_their_own_background() -> None:
+    spans = Page(str(strip(*"abc"))).of("span")
+    shaded = [span["style"] for span in spans if "background" in span["style"]]
+    assert len(shaded) == 3 + 5
+    for style in shaded:
+        background, ink = re.findall(r"background:(#\w{6});color:(\w+)", style)[0]
+        assert contrast(background, ink) >= 4.5, style
+
+
+def contrast(background: str, ink: str) -> float:
+    """WCAG 2: (lighter + 0.05) / (darker + 0.05)."""
+    parts = np.array([int(background[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    luminance = float(linear @ [0.2126, 0.7152, 0.0722])
+    other = {"black": 0.0, "white": 1.0}[ink]
+    return (max(luminance, other) + 0.05) / (min(luminance, other) + 0.05)
