@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all check figures clean
 
 demo: $(READY)  ## train an edit, take it apart, draw it: demo/report.html
 	$(BIN)/reftlens demo --out demo
@@ -25,6 +25,10 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
+
+figures: demo  ## the README's pictures
+	mkdir -p figures
+	cp demo/figures/effect.png demo/figures/tracing.png demo/figures/outcomes.png demo/figures/readout.png figures/
 
 clean:
 	rm -rf $(VENV) demo

@@ -37,28 +37,30 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return make_tokenizer()
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(text: str = TEXT, size: int = 320) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=320,
+        vocab_size=size,
         special_tokens=["<|endoftext|>", "<|pad|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator([TEXT] * 3, trainer)
+    bpe.train_from_iterator([text] * 3, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|pad|>"
     )
 
 
-def make_hf(architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def make_hf(
+    architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, n_positions: int = 64
+) -> PreTrainedModel:
     """A random model of 3 layers, width 32; the Llama form has grouped keys and values."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if architecture == "gpt2":
-            config = GPT2Config(n_layer=3, n_embd=32, n_head=4, vocab_size=320, n_positions=64)
+            config = GPT2Config(n_layer=3, n_embd=32, n_head=4, vocab_size=320, n_positions=n_positions)
             model: PreTrainedModel = GPT2LMHeadModel(config)
         else:
             config = LlamaConfig(
@@ -68,7 +70,7 @@ def make_hf(architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.floa
                 num_attention_heads=4,
                 num_key_value_heads=2,
                 vocab_size=320,
-                max_position_embeddings=64,
+                max_position_embeddings=n_positions,
                 bos_token_id=0,
                 eos_token_id=0,
             )
