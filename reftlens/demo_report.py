@@ -132,7 +132,6 @@ def _report(result: DemoResult, pictures: dict[str, Picture]) -> Report:
         [(r.hook_name, r.direction, *line) for r in result.readouts for line in r.watched],
         columns=["hook_name", "direction", "new city", "logit_change", "p"],
     )
-    tokens = pd.concat([readout.to_dataframe() for readout in result.readouts], ignore_index=True)
     sections = [
         Section(
             "What changed, and what did not",
@@ -192,7 +191,6 @@ def _report(result: DemoResult, pictures: dict[str, Picture]) -> Report:
                     "change this token's logit as much",
                     watched,
                 ),
-                ("The tokens that each direction moves most", tokens),
             ),
         ),
         _tracing_section(result, pictures),

@@ -108,10 +108,10 @@ class DirectionReadout:
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each extreme token: token, change of its logit, whether it is beyond the null."""
-        lines = [(token, change, change > self.null_high) for token, change in self.promoted]
-        lines += [(token, change, change < self.null_low) for token, change in self.suppressed]
-        frame = pd.DataFrame(lines, columns=["token", "logit_change", "beyond_null"])
-        return frame.assign(hook_name=self.hook_name, direction=self.direction)
+        where = (self.hook_name, self.direction)
+        lines = [(*where, token, change, change > self.null_high) for token, change in self.promoted]
+        lines += [(*where, token, change, change < self.null_low) for token, change in self.suppressed]
+        return pd.DataFrame(lines, columns=["hook_name", "direction", "token", "logit_change", "beyond_null"])
 
 
 @final
