@@ -41,11 +41,12 @@ class Replacement:
             raise ValueError(
                 f"{place} is not empty and has no {self.marker}, so it is not ours to replace: choose another folder"
             )
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if place.is_dir() and not os.access(place, os.W_OK):
-            raise PermissionError(f"{place} cannot be written")
-        self._temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-        self._temporary.chmod(0o755)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+            self._temporary.chmod(0o755)
+        except OSError as error:
+            raise OSError(f"{place} cannot be written: {error.strerror}; choose another folder") from error
         return self._temporary
 
     def __exit__(
