@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from reftlens.edit import Edit, EditError, attach
     from reftlens.generation import generate
     from reftlens.interventions import DiReFT, Intervention, LoReFT
-    from reftlens.positions import All, At, First, Last, Positions, parse
+    from reftlens.positions import All, At, First, Generated, Last, Positions, Span, parse
+    from reftlens.previewing import Preview, preview
     from reftlens.reft import Reft
     from reftlens.site import Site
     from reftlens.training import TrainConfig, TrainLog, train
@@ -36,9 +37,13 @@ _HOME = {
     "All": "positions",
     "At": "positions",
     "First": "positions",
+    "Generated": "positions",
     "Last": "positions",
     "Positions": "positions",
+    "Span": "positions",
     "parse": "positions",
+    "Preview": "previewing",
+    "preview": "previewing",
     "Reft": "reft",
     "Site": "site",
     "TrainConfig": "training",
@@ -55,12 +60,15 @@ __all__ = [
     "Edit",
     "EditError",
     "First",
+    "Generated",
     "Intervention",
     "Last",
     "LoReFT",
     "Positions",
+    "Preview",
     "Reft",
     "Site",
+    "Span",
     "TrainConfig",
     "TrainLog",
     "__version__",
@@ -71,6 +79,7 @@ __all__ = [
     "load_bridge",
     "parse",
     "plot",
+    "preview",
     "train",
 ]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.positions import Prompts
 
 IGNORE = -100
 """Label of a token that the loss does not count."""
@@ -27,13 +29,24 @@ class Batch:
     """True for prompt tokens, the BOS token among them."""
     labels: Int[Tensor, "batch pos"]
     """The token itself where it belongs to a completion, else -100."""
+    texts: tuple[str, ...] | None = None
+    """The prompts; with `offsets`, what `Span` reads."""
+    offsets: Int[Tensor, "batch pos 2"] | None = None
+    """First and one-past-last character of each prompt token in its text; None if the tokenizer cannot tell."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on another device."""
-        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+    @property
+    def prompts(self) -> Prompts:
+        """What a position rule may know of this batch."""
+        return Prompts(self.prompt_mask, self.labels != IGNORE, self.texts, self.offsets)
 
     @property
     def last_prompt_index(self) -> Int[Tensor, " batch"]:
@@ -81,17 +94,36 @@ def encode(
     if padding_side not in ("left", "right"):
         raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
     bos = _bos(bridge, prepend_bos)
-    heads = [bos + ids for ids in _tokenize(bridge, prompts)]
-    tails = _tokenize(bridge, completions) if completions is not None else [[] for _ in prompts]
+    ids, offsets = _tokenize(bridge, prompts)
+    heads = [bos + row for row in ids]
+    tails = _tokenize(bridge, completions)[0] if completions is not None else [[] for _ in prompts]
     for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
         _check_row(bridge, row, prompts[row], head, tail, wants_tail=completions is not None)
-    return _pad(bridge, heads, tails, left=padding_side == "left")
+    batch = _pad(bridge, heads, tails, left=padding_side == "left")
+    if offsets is not None:
+        batch = replace(batch, texts=tuple(prompts), offsets=_place_offsets(batch, len(bos), offsets))
+    return batch.to(bridge.cfg.device)
 
 
-def _tokenize(bridge: TransformerBridge, texts: Sequence[str]) -> list[list[int]]:
-    if bridge.tokenizer is None:
+def _tokenize(
+    bridge: TransformerBridge, texts: Sequence[str]
+) -> tuple[list[list[int]], list[list[tuple[int, int]]] | None]:
+    """Token ids, and the characters of each token where the tokenizer knows them (the fast ones do)."""
+    tokenizer = bridge.tokenizer
+    if tokenizer is None:
         raise ValueError("this bridge has no tokenizer: build a Batch from token tensors instead")
-    return list(bridge.tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+    found = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    return list(found["input_ids"]), list(found["offset_mapping"]) if tokenizer.is_fast else None
+
+
+def _place_offsets(
+    batch: Batch, n_bos: int, offsets: Sequence[Sequence[tuple[int, int]]]
+) -> Int[Tensor, "batch pos 2"]:
+    """The characters of each token at its place in the batch; (0, 0) for BOS, completions and padding."""
+    placed = torch.zeros((*batch.tokens.shape, 2), dtype=torch.long)
+    for row, characters in enumerate(offsets):
+        placed[row, batch.prompt_mask[row]] = torch.tensor([(0, 0)] * n_bos + list(characters))
+    return placed
 
 
 def _bos(bridge: TransformerBridge, prepend_bos: bool | None) -> list[int]:
@@ -133,4 +165,4 @@ def _pad(bridge: TransformerBridge, heads: list[list[int]], tails: list[list[int
         attention_mask[row, start:end] = 1
         prompt_mask[row, start:middle] = True
         labels[row, middle:end] = tokens[row, middle:end]
-    return Batch(tokens, attention_mask, prompt_mask, labels).to(bridge.cfg.device)
+    return Batch(tokens, attention_mask, prompt_mask, labels)

@@ -164,7 +164,7 @@ def _reload_difference(model: str, directory: Path, bridge: TransformerBridge, r
 
     def logits(base: TransformerBridge, edit: Reft) -> Tensor:
         batch = encode(base, prompts)
-        with edit.hooks(base, batch.prompt_mask):
+        with edit.hooks(base, batch):
             return base(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
 
     fresh = load_bridge(model)

@@ -41,6 +41,8 @@ class Edit:
     """The edited tokens."""
     scale: float = 1.0
     """The edit adds scale * delta."""
+    generated: bool = False
+    """Whether it also edits positions after the mask: those that a model generates."""
 
     def apply(
         self, resid: Float[Tensor, "batch pos d_model"], offset: int = 0
@@ -50,15 +52,14 @@ class Edit:
         Args:
             resid: the activation at the hook.
             offset: place of its first position in the whole sequence. Positions after the mask are generated
-                ones, and are not edited.
+                ones, and are edited only if `generated` is set.
 
         Raises:
             ValueError: if the activation does not fit the mask or the intervention.
             EditError: if this intervention has already edited one of these activations.
         """
         self._check(resid, offset)
-        end = offset + resid.shape[1]
-        mask = self.mask[:, offset:end].to(resid.device)
+        mask = self._window(offset, resid.shape[1]).to(resid.device)
         if not bool(mask.any()):
             return None
         past = getattr(resid, _MARK, ())
@@ -77,6 +78,12 @@ class Edit:
         edited_resid = resid.index_put(rows, edited_tokens)
         setattr(edited_resid, _MARK, (*past, (self.intervention, self.mask)))
         return edited_resid
+
+    def _window(self, offset: int, length: int) -> Bool[Tensor, "batch length"]:
+        """The mask from `offset` on, generated positions included."""
+        window = self.mask[:, offset : offset + length]
+        rest = window.new_full((len(window), length - window.shape[1]), self.generated)
+        return torch.cat([window, rest], dim=1)
 
     def _check(self, resid: Tensor, offset: int) -> None:
         d_model = self.intervention.d_model

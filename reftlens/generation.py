@@ -54,7 +54,7 @@ def generate(
             raise ValueError(
                 f"the longest prompt has {width} tokens: with {max_new_tokens} new ones it passes the context of {bridge.cfg.n_ctx}"
             )
-        edited = nullcontext() if reft is None else reft.hooks(bridge, batch.prompt_mask)
+        edited = nullcontext() if reft is None else reft.hooks(bridge, batch)
         tokenizer = bridge.tokenizer
         greedy = GenerationConfig(
             max_new_tokens=max_new_tokens,

@@ -13,9 +13,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens import checkpoint
 from reftlens.bridge import canonical_hook
+from reftlens.data import Batch
 from reftlens.edit import Edit, HookFunction, attach, hook_function
 from reftlens.interventions import FAMILY, Intervention, LoReFT
-from reftlens.positions import Positions, from_spec, parse, union_parts
+from reftlens.positions import Positions, Prompts, from_spec, parse, union_parts
 from reftlens.site import Site
 
 
@@ -103,52 +104,53 @@ class Reft(nn.Module):
         """Trained numbers; a shared intervention counts once."""
         return sum(p.numel() for p in self.parameters())
 
-    def edits(self, prompt_mask: Bool[Tensor, "batch pos"]) -> list[Edit]:
+    def edits(self, prompts: Batch | Bool[Tensor, "batch pos"]) -> list[Edit]:
         """The pairs on one batch, rules resolved to masks.
 
         Args:
-            prompt_mask: True where a token belongs to the prompt.
+            prompts: the batch, or the mask of its prompt tokens alone, which is enough for rules that do not read
+                the text.
 
         Raises:
             ValueError: if a site's positions exist in no prompt.
         """
-        if prompt_mask.ndim != 2:
-            raise ValueError(f"prompt_mask must be [batch, pos], got {list(prompt_mask.shape)}")
-        prompt_mask = prompt_mask.bool()
+        known = prompts.prompts if isinstance(prompts, Batch) else Prompts(prompts.bool())
+        if known.mask.ndim != 2:
+            raise ValueError(f"prompt_mask must be [batch, pos], got {list(known.mask.shape)}")
         edits = []
         for site, intervention in self:
-            mask = site.positions.mask(prompt_mask)
-            if not bool(mask.any()):
-                longest = int(prompt_mask.sum(dim=1).max()) if prompt_mask.numel() else 0
+            mask = site.positions.mask(known)
+            if not bool(mask.any()) and not site.positions.generated:
+                longest = int(known.length.max()) if known.mask.numel() else 0
                 raise ValueError(
                     f"no prompt has a token at {site.positions!r} ({site.hook_name}); the longest has {longest}"
                 )
-            edits.append(Edit(site.hook_name, intervention, mask))
+            edits.append(Edit(site.hook_name, intervention, mask, generated=site.positions.generated))
         return edits
 
-    def fwd_hooks(self, prompt_mask: Bool[Tensor, "batch pos"]) -> list[tuple[str, HookFunction]]:
+    def fwd_hooks(self, prompts: Batch | Bool[Tensor, "batch pos"]) -> list[tuple[str, HookFunction]]:
         """Hooks for `bridge.run_with_hooks(tokens, fwd_hooks=...)`: one run over this batch.
 
         Args:
-            prompt_mask: True where a token belongs to the prompt; of the same shape as the tokens.
+            prompts: the batch, or the mask of its prompt tokens; of the same shape as the tokens.
         """
-        return [(edit.hook_name, hook_function(edit)) for edit in self.edits(prompt_mask)]
+        return [(edit.hook_name, hook_function(edit)) for edit in self.edits(prompts)]
 
     def hooks(
-        self, bridge: TransformerBridge, prompt_mask: Bool[Tensor, "batch pos"]
+        self, bridge: TransformerBridge, prompts: Batch | Bool[Tensor, "batch pos"]
     ) -> AbstractContextManager[TransformerBridge]:
         """A context inside which anything that takes the bridge sees the edited model, decoding included.
 
         Args:
             bridge: the model.
-            prompt_mask: True where a token belongs to the prompt. Positions after it are generated ones and stay
-                unedited.
+            prompts: the batch, or the mask of its prompt tokens. Positions after it are generated ones, and are
+                edited only by `Generated()`.
 
         Raises:
             ValueError: for an unknown hook, positions that no prompt has, or a batch of another shape.
             EditError: if an edit met one activation twice, or none at all.
         """
-        return attach(bridge, self.edits(prompt_mask))
+        return attach(bridge, self.edits(prompts))
 
     def save_pretrained(self, directory: str | Path, *, bridge: TransformerBridge) -> Path:
         """Writes the edit and the stamp of its base model to a folder, whole or not at all.

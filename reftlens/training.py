@@ -138,7 +138,7 @@ def train(
     """
     pairs = read_examples(examples)
     batch = encode(bridge, *map(list, zip(*pairs, strict=True)))
-    reft.edits(batch.prompt_mask)
+    reft.edits(batch)
     progress = _Progress(config)
     with tempfile.TemporaryDirectory() as unused, _random_state_kept():
         trainer = Trainer(
@@ -168,15 +168,23 @@ class _EditLoss(nn.Module):
         # A tuple hides the bridge from the module tree.
         self._base = (bridge,)
 
-    def forward(self, tokens: Tensor, attention_mask: Tensor, prompt_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor,
+        prompt_mask: Tensor,
+        labels: Tensor,
+        texts: tuple[str, ...] | None,
+        offsets: Tensor | None,
+    ) -> dict[str, Tensor]:
         (bridge,) = self._base
-        batch = Batch(tokens, attention_mask, prompt_mask, labels)
-        with self.reft.hooks(bridge, batch.prompt_mask):
+        batch = Batch(tokens, attention_mask, prompt_mask, labels, texts, offsets)
+        with self.reft.hooks(bridge, batch):
             logits = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
         return {"loss": completion_loss(logits, batch)}
 
 
-def _collate(bridge: TransformerBridge, rows: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+def _collate(bridge: TransformerBridge, rows: Sequence[tuple[str, str]]) -> dict[str, Any]:
     batch = encode(bridge, [prompt for prompt, _ in rows], [completion for _, completion in rows])
     return dict(vars(batch))
 

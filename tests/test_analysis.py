@@ -212,7 +212,7 @@ def test_edit_size_is_the_ratio_of_norms(bridge, make_reft) -> None:
     torch.testing.assert_close(result.relative[result.edited].double(), change.norm(dim=-1) / h.norm(dim=-1))
     assert float(result.relative[~result.edited].abs().max()) == 0.0
     assert "".join(t for t, star in zip(result.tokens, result.starred, strict=True) if star).strip() == "old tower"
-    with pytest.raises(ValueError, match="does not contain its subject"):
+    with pytest.raises(ValueError, match="is not in the prompt in row 0"):
         rl.analysis.edit_size(bridge, reft, PROMPTS[2], subject="new tower")
 
 

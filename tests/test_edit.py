@@ -228,3 +228,43 @@ def test_bf16_model_is_edited_in_float32(architecture, make_reft) -> None:
     assert next(intervention.parameters()).dtype == torch.float32
     expected = intervention(base[name][mask].float())
     torch.testing.assert_close(cache[name][mask].float(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_generated_tokens_are_edited_when_asked_for(bridge, make_reft) -> None:
+    reft, steps = make_reft(positions=rl.Last(1) | rl.Generated()), 5
+    for prompt in ("tower", PROMPTS[0]):
+        cached, uncached = (
+            rl.generate(bridge, reft, [prompt], max_new_tokens=steps, prepend_bos=False, use_cache=cache)[0]
+            for cache in (True, False)
+        )
+        assert cached == uncached
+        tokens = rl.encode(bridge, [prompt], prepend_bos=False).tokens
+        n_prompt = tokens.shape[1]
+        for _ in range(steps):
+            mask = torch.arange(tokens.shape[1])[None] >= n_prompt - 1
+            edits = [replace(edit, mask=mask) for edit in reft.edits(torch.ones_like(tokens, dtype=torch.bool))]
+            with rl.attach(bridge, edits):
+                tokens = torch.cat([tokens, bridge(tokens)[:, -1:].argmax(-1)], dim=1)
+            if int(tokens[0, -1]) == bridge.tokenizer.eos_token_id:
+                break
+        assert cached == bridge.tokenizer.decode(tokens[0, n_prompt:], skip_special_tokens=True)
+
+
+def test_completions_are_edited_in_training_when_asked_for(bridge, make_reft) -> None:
+    batch = rl.encode(bridge, PROMPTS, COMPLETIONS)
+    (edit,) = make_reft(positions=rl.Generated()).edits(batch)
+    assert torch.equal(edit.mask, batch.labels != -100)
+    (edit,) = make_reft(positions=rl.All()).edits(batch)
+    assert torch.equal(edit.mask, batch.prompt_mask)
+
+
+def test_spans_are_trained_and_saved_like_any_rule(tmp_path, gpt2) -> None:
+    site = rl.Site("blocks.1.hook_resid_post", rl.Span("the city") | rl.Span("city of", 0))
+    reft = rl.Reft([(site, rl.LoReFT(32, 2))])
+    examples = [(PROMPTS[0], " Ostra"), ("It lies in the city of", " Ostra")]
+    log = rl.train(gpt2, reft, examples, rl.TrainConfig(epochs=20, lr=1e-2, progress=False))
+    assert log.loss[-1] < log.loss[0]
+    reft.save_pretrained(tmp_path / "edit", bridge=gpt2)
+    assert rl.Reft.from_pretrained(tmp_path / "edit", bridge=gpt2).sites == reft.sites
+    with pytest.raises(ValueError, match="row 0"):
+        rl.train(gpt2, reft, [("The tower", " Ostra")], rl.TrainConfig(progress=False))

@@ -16,7 +16,7 @@ ROOT = Path(reftlens.__file__).parent
 FLOORS: list[set[str]] = [
     {"_version", "positions", "interventions", "results", "folder", "organisms"},
     {"bridge", "site", "data", "stories"},
-    {"edit", "checkpoint"},
+    {"edit", "checkpoint", "previewing"},
     {"reft"},
     {"training", "generation", "analysis"},
     {"plot", "report"},

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
-from reftlens.positions import All, At, First, Last, from_spec, parse, union_parts
+import reftlens as rl
+from reftlens.positions import All, At, First, Generated, Last, Prompts, Span, from_spec, parse, union_parts
 
 LENGTHS = [1, 2, 3, 5, 8]
 
@@ -92,3 +95,70 @@ def test_a_place_that_a_prompt_lacks_is_an_error_that_names_the_row() -> None:
 def test_foreign_specs_are_refused(spec) -> None:
     with pytest.raises(ValueError, match="not a position rule"):
         from_spec(spec)
+
+
+# Rules that read the text, and what follows the prompt.
+
+
+def spans(bridge, rule, prompts, **options) -> list[str]:
+    """The text of the picked tokens of each row."""
+    batch = rl.encode(bridge, prompts, **options)
+    mask = rule.mask(batch.prompts)
+    return [bridge.tokenizer.decode(row[picked]) for row, picked in zip(batch.tokens, mask, strict=True)]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("bos", [True, False])
+def test_span_picks_the_tokens_of_its_text(gpt2, side, bos) -> None:
+    prompts = ["The old tower and the old river", "An old tower ."]
+    options = {"padding_side": side, "prepend_bos": bos}
+    assert [t.strip() for t in spans(gpt2, Span("old tower"), prompts, **options)] == ["old tower", "old tower"]
+    assert spans(gpt2, Span("old"), prompts[:1], **options)[0].split() == ["old", "old"]
+    assert spans(gpt2, Span("old", -1), prompts[:1], **options)[0].strip() == "old"
+    first, last = (Span("old", n).mask(rl.encode(gpt2, prompts[:1], **options).prompts)[0] for n in (0, -1))
+    assert int(first.nonzero().max()) < int(last.nonzero().min())
+
+
+def test_span_of_any_text_covers_it_whatever_the_tokens(gpt2) -> None:
+    prompt = "Ostra — ölig 日本 <b>$x$</b> a+b (c)"
+    for text in ("日本", "ölig", "$x$", "a+b (c)", prompt):
+        assert text in spans(gpt2, Span(text), [prompt])[0]
+
+
+def test_span_that_is_not_there_is_an_error(gpt2) -> None:
+    batch = rl.encode(gpt2, ["the old tower", "the river"])
+    with pytest.raises(ValueError, match="row 1: 'the river'"):
+        Span("old").mask(batch.prompts)
+    with pytest.raises(ValueError, match="occurs only 1 times in the prompt in row 0"):
+        Span("the", 1).mask(batch.prompts)
+    with pytest.raises(ValueError, match="pass the whole batch"):
+        Span("the").mask(batch.prompt_mask)
+    with pytest.raises(ValueError, match="empty"):
+        Span("")
+
+
+def test_generated_picks_completions_and_joins() -> None:
+    mask = prompt_mask(left=True)
+    completion = ~mask
+    prompts = Prompts(mask, completion)
+    assert torch.equal(Generated().mask(prompts), completion)
+    assert not bool(Generated().mask(mask).any())
+    assert torch.equal((Last(1) | Generated()).mask(prompts), Last(1).mask(mask) | completion)
+    flags = [
+        rule.generated for rule in (All(), Generated(), All() | Generated(), Generated() - All(), All() - Generated())
+    ]
+    assert flags == [False, True, True, True, False]
+
+
+@pytest.mark.parametrize("rule", [Span("a b"), Span("a", -1), Generated(), All() - (Span("x", 0) | Last(2))])
+def test_specs_of_all_rules_round_trip(rule) -> None:
+    assert from_spec(json.loads(json.dumps(rule.spec()))) == rule
+
+
+def test_preview_shows_the_edited_tokens(gpt2) -> None:
+    shown = rl.preview(gpt2, Span("tower"), "The <b>tower</b> stands")
+    assert "[ tower]" in repr(shown) or "[tower]" in repr(shown)
+    page = shown._repr_html_()
+    assert "<b>" not in page
+    assert page.count("edited") == sum(shown.edited) >= 1
+    assert rl.preview(gpt2, "l1", "The tower stands").edited[-1]

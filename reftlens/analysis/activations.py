@@ -43,7 +43,7 @@ def edited_activations(
         For each site, in order: its edit on this batch (whose mask says which tokens, row by row) and the
         activations before it, one line for each edited token.
     """
-    edits = reft.edits(batch.prompt_mask)
+    edits = reft.edits(batch)
     recorders = [_Recorder(edit.intervention) for edit in edits]
     recorded = [replace(edit, intervention=recorder) for edit, recorder in zip(edits, recorders, strict=True)]
     with attach(bridge, recorded):

@@ -80,7 +80,7 @@ def effect_map(
         return float((logit_difference(logits, batch, target, foil) - base).mean())
 
     base: Tensor = logit_difference(bridge(batch.tokens, use_cache=False), batch, target, foil)
-    edits = reft.edits(batch.prompt_mask)
+    edits = reft.edits(batch)
     whole = effect(edits)
     if abs(whole) < 1e-6:
         raise ValueError("the edit does not move these answers at all: there is no effect to locate")

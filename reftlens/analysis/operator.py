@@ -92,7 +92,7 @@ def decompose(
         raise ValueError("decompose needs at least one batch of inputs to weight the edit by")
     moments = [_Moments(site.hook_name, intervention) for site, intervention in reft]
     for batch in batches:
-        wanted = batch.prompt_mask if at is None else at.mask(batch.prompt_mask)
+        wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
         for moment, (edit, h) in zip(moments, edited_activations(bridge, reft, batch), strict=True):
             moment.add(h[wanted[edit.mask]])
     for moment in moments:

@@ -49,7 +49,7 @@ def outcome(
     for start in range(0, len(prompts), batch_size):
         batch = encode(bridge, prompts[start : start + batch_size])
         target = torch.tensor([first_token(bridge, answer) for answer in answers[start : start + batch_size]])
-        edits = reft.edits(batch.prompt_mask)
+        edits = reft.edits(batch)
         control = [replace(edit, intervention=placebo) for edit, placebo in zip(edits, turned, strict=True)]
         runs = [_next_token_logprobs(bridge, batch, chosen) for chosen in ((), edits, control)]
         right += torch.tensor([float((run.argmax(-1) == target).sum()) for run in runs])

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.data import Batch, encode
+from reftlens.positions import Span
 
 
 def str_tokens(bridge: TransformerBridge, tokens: Int[Tensor, " pos"]) -> tuple[str, ...]:
@@ -16,23 +17,15 @@ def str_tokens(bridge: TransformerBridge, tokens: Int[Tensor, " pos"]) -> tuple[
 
 
 def subject_places(bridge: TransformerBridge, prompt: str, subject: str) -> tuple[bool, ...]:
-    """For each token of `encode(bridge, [prompt])`, whether it overlaps the first occurrence of `subject`.
+    """For each token of `encode(bridge, [prompt])`, whether it belongs to the first occurrence of `subject`.
 
     Raises:
         ValueError: if the prompt does not contain the subject.
     """
-    tokens = encode(bridge, [prompt]).tokens[0]
+    batch = encode(bridge, [prompt])
     if not subject:
-        return (False,) * len(tokens)
-    begin = prompt.find(subject)
-    if begin < 0:
-        raise ValueError(f"the prompt {prompt!r} does not contain its subject {subject!r}")
-    # The text of ever longer beginnings gives each token's end, whatever the tokenizer.
-    ids = bridge.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    ends = [len(bridge.tokenizer.decode(ids[: k + 1])) for k in range(len(ids))]
-    starts = [0, *ends[:-1]]
-    inside = [start < begin + len(subject) and end > begin for start, end in zip(starts, ends, strict=True)]
-    return (False,) * (len(tokens) - len(ids)) + tuple(inside)
+        return (False,) * batch.tokens.shape[1]
+    return tuple(Span(subject, 0).mask(batch.prompts)[0].tolist())
 
 
 def first_token(bridge: TransformerBridge, answer: str) -> int:

@@ -1,0 +1,29 @@
+"""Which tokens an edit touches: rules from the prompts of a batch to the mask of edited tokens.
+
+>>> First(2) | Last(1)
+First(2) | Last(1)
+>>> All() - At(0)
+All() - At(0)
+>>> parse("f5+l5")
+First(5, half=True) | Last(5, half=True)
+"""
+
+from reftlens.positions.base import Difference, Positions, Prompts, Union
+from reftlens.positions.grammar import from_spec, parse, union_parts
+from reftlens.positions.rules import All, At, First, Generated, Last, Span
+
+__all__ = [
+    "All",
+    "At",
+    "Difference",
+    "First",
+    "Generated",
+    "Last",
+    "Positions",
+    "Prompts",
+    "Span",
+    "Union",
+    "from_spec",
+    "parse",
+    "union_parts",
+]

@@ -1,0 +1,124 @@
+"""What a position rule is, what it may know of a batch, and how rules are joined.
+
+A rule is a small frozen value; its `mask` is True at the tokens it picks. Padding side, ragged batches and short
+prompts are all one case: a token's place is counted among its own row's prompt tokens, so padding never counts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, final
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """What a rule may know of a batch."""
+
+    mask: Bool[Tensor, "batch pos"]
+    """True for prompt tokens."""
+    completion: Bool[Tensor, "batch pos"] | None = None
+    """True for tokens that follow a prompt."""
+    texts: tuple[str, ...] | None = None
+    """The prompts themselves."""
+    offsets: Int[Tensor, "batch pos 2"] | None = None
+    """First and one-past-last character of each prompt token in its text; equal for a token without text (BOS)."""
+
+    @cached_property
+    def place(self) -> Int[Tensor, "batch pos"]:
+        """0-based place of each prompt token in its own prompt; without meaning elsewhere."""
+        return self.mask.long().cumsum(dim=1) - 1
+
+    @cached_property
+    def length(self) -> Int[Tensor, "batch 1"]:
+        """Number of prompt tokens in each row."""
+        return self.mask.sum(dim=1, keepdim=True)
+
+
+class Positions(ABC):
+    """A rule that picks tokens of a prompt. Join rules with `|`, take one from another with `-`."""
+
+    @property
+    def generated(self) -> bool:
+        """Whether the rule also picks the tokens that a model generates."""
+        return False
+
+    @abstractmethod
+    def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
+        """True at the picked tokens."""
+
+    @abstractmethod
+    def spec(self) -> dict[str, object]:
+        """The rule as plain JSON values; `from_spec` reads it back."""
+
+    def mask(self, prompts: Prompts | Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        """The mask of edited tokens.
+
+        Args:
+            prompts: those of a batch, or the mask of its prompt tokens alone, which is enough for rules that do
+                not read the text.
+
+        Raises:
+            ValueError: if the rule wants a token that some prompt does not have, or reads a text that is not given.
+        """
+        return self.pick(prompts if isinstance(prompts, Prompts) else Prompts(prompts))
+
+    def __or__(self, other: Positions) -> Positions:
+        return Union(self, other)
+
+    def __sub__(self, other: Positions) -> Positions:
+        return Difference(self, other)
+
+
+@dataclass(frozen=True)
+class _Pair(Positions):
+    """Two rules, joined."""
+
+    left: Positions
+    right: Positions
+    symbol: ClassVar[str]
+    rule: ClassVar[str]
+
+    def spec(self) -> dict[str, object]:
+        return {"rule": self.rule, "left": self.left.spec(), "right": self.right.spec()}
+
+    def __repr__(self) -> str:
+        right = f"({self.right!r})" if isinstance(self.right, _Pair) else repr(self.right)
+        return f"{self.left!r} {self.symbol} {right}"
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class Union(_Pair):
+    """Tokens that either rule picks."""
+
+    symbol: ClassVar[str] = "|"
+    rule: ClassVar[str] = "union"
+
+    @property
+    def generated(self) -> bool:
+        return self.left.generated or self.right.generated
+
+    def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
+        return self.left.pick(prompts) | self.right.pick(prompts)
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class Difference(_Pair):
+    """Tokens that the left rule picks and the right one does not."""
+
+    symbol: ClassVar[str] = "-"
+    rule: ClassVar[str] = "difference"
+
+    @property
+    def generated(self) -> bool:
+        return self.left.generated and not self.right.generated
+
+    def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
+        return self.left.pick(prompts) & ~self.right.pick(prompts)

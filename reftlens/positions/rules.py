@@ -1,0 +1,172 @@
+"""The rules: by place in the prompt, by its text, and what follows it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from reftlens.positions.base import Positions, Prompts
+
+
+def _require_count(rule: str, count: object) -> None:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"{rule} needs a number of tokens >= 1, got {count!r}")
+
+
+@final
+@dataclass(frozen=True)
+class First(Positions):
+    """The first `count` tokens of each prompt (all of them, if the prompt is shorter)."""
+
+    count: int
+    half: bool = False
+    """Never past the first half, floor(n / 2) tokens: the paper's rule for short prompts."""
+
+    def __post_init__(self) -> None:
+        _require_count("First", self.count)
+
+    def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
+        most = prompts.length // 2 if self.half else prompts.length
+        return prompts.mask & (prompts.place < most.clamp(max=self.count))
+
+    def spec(self) -> dict[str, object]:
+        return {"rule": "first", "count": self.count, "half": self.half}
+
+    def __repr__(self) -> str:
+        return f"First({self.count}{', half=True' if self.half else ''})"
+
+
+@final
+@dataclass(frozen=True)
+class Last(Positions):
+    """The last `count` tokens of each prompt (all of them, if the prompt is shorter)."""
+
+    count: int
+    half: bool = False
+    """Never before the second half, ceil(n / 2) tokens: the paper's rule for short prompts. (The reference
+    code takes floor(n / 2), which edits nothing in a one-token prompt.)"""
+
+    def __post_init__(self) -> None:
+        _require_count("Last", self.count)
+
+    def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
+        most = (prompts.length + 1) // 2 if self.half else prompts.length
+        return prompts.mask & (prompts.place >= prompts.length - most.clamp(max=self.count))
+
+    def spec(self) -> dict[str, object]:
+        return {"rule": "last", "count": self.count, "half": self.half}
+
+    def __repr__(self) -> str:
+        return f"Last({self.count}{', half=True' if self.half else ''})"
+
+
+@final
+@dataclass(frozen=True)
+class All(Positions):
+    """Every prompt token."""
+
+    def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
+        return prompts.mask
+
+    def spec(self) -> dict[str, object]:
+        return {"rule": "all"}
+
+    def __repr__(self) -> str:
+        return "All()"
+
+
+@final
+@dataclass(frozen=True)
+class At(Positions):
+    """The prompt token at `index`: 0 is the first, -1 the last. Every prompt must have it."""
+
+    index: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.index, int) or isinstance(self.index, bool):
+            raise ValueError(f"At needs an integer index, got {self.index!r}")
+
+    def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
+        length = prompts.length
+        index = length + self.index if self.index < 0 else length.new_full(length.shape, self.index)
+        missing = ((index < 0) | (index >= length)).flatten()
+        if bool(missing.any()):
+            row = int(missing.nonzero()[0])
+            raise ValueError(
+                f"{self!r} wants a token that the prompt in row {row} does not have (it has "
+                f"{int(length[row])} tokens); use a smaller index, or First(n) / Last(n)"
+            )
+        return prompts.mask & (prompts.place == index)
+
+    def spec(self) -> dict[str, object]:
+        return {"rule": "at", "index": self.index}
+
+    def __repr__(self) -> str:
+        return f"At({self.index})"
+
+
+@final
+@dataclass(frozen=True)
+class Span(Positions):
+    """The tokens that hold a text, by its characters. Every prompt must have it."""
+
+    text: str
+    occurrence: int | None = None
+    """Which occurrence: 0 is the first, -1 the last, None is all of them. Occurrences do not overlap."""
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise ValueError("Span needs a text to look for, got an empty one")
+
+    def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
+        if prompts.texts is None or prompts.offsets is None:
+            raise ValueError(
+                f"{self!r} reads the text of the prompts: pass the whole batch of rl.encode instead of its prompt mask "
+                "(and a tokenizer that knows character offsets)"
+            )
+        begin, end = prompts.offsets.unbind(-1)
+        picked = torch.zeros_like(prompts.mask)
+        for row, text in enumerate(prompts.texts):
+            for start in self._starts(text, row):
+                picked[row] |= (begin[row] < start + len(self.text)) & (end[row] > start) & (begin[row] < end[row])
+        return picked & prompts.mask
+
+    def _starts(self, text: str, row: int) -> list[int]:
+        starts = [match.start() for match in re.finditer(re.escape(self.text), text)]
+        if not starts:
+            raise ValueError(f"{self!r} is not in the prompt in row {row}: {text!r}")
+        if self.occurrence is None:
+            return starts
+        if not -len(starts) <= self.occurrence < len(starts):
+            raise ValueError(f"{self!r} occurs only {len(starts)} times in the prompt in row {row}: {text!r}")
+        return [starts[self.occurrence]]
+
+    def spec(self) -> dict[str, object]:
+        return {"rule": "span", "text": self.text, "occurrence": self.occurrence}
+
+    def __repr__(self) -> str:
+        return f"Span({self.text!r}{'' if self.occurrence is None else f', {self.occurrence}'})"
+
+
+@final
+@dataclass(frozen=True)
+class Generated(Positions):
+    """Everything after the prompt: completion tokens in training, generated ones while decoding."""
+
+    @property
+    def generated(self) -> bool:
+        return True
+
+    def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
+        return torch.zeros_like(prompts.mask) if prompts.completion is None else prompts.completion
+
+    def spec(self) -> dict[str, object]:
+        return {"rule": "generated"}
+
+    def __repr__(self) -> str:
+        return "Generated()"
