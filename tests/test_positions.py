@@ -156,8 +156,8 @@ def test_specs_of_all_rules_round_trip(rule) -> None:
 
 
 def test_preview_shows_the_edited_tokens(gpt2) -> None:
-    shown = rl.preview(gpt2, Span("tower"), "The <b>tower</b> stands")
-    assert "[ tower]" in repr(shown) or "[tower]" in repr(shown)
+    shown = rl.preview(gpt2, Span("tower"), "The <b> tower </b> stands")
+    assert "[ tower]" in repr(shown)
     page = shown._repr_html_()
     assert "<b>" not in page
     assert page.count("edited") == sum(shown.edited) >= 1
