@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, final
@@ -28,8 +28,20 @@ class Reft(nn.Module):
     one intervention in two pairs is shared between the sites. Pairs at one hook act in the order given.
     """
 
-    def __init__(self, edits: Sequence[tuple[Site, Intervention]]) -> None:
-        """Args: edits: the pairs, in order."""
+    def __init__(
+        self,
+        edits: Sequence[tuple[Site, Intervention]],
+        *,
+        names: Sequence[str] | None = None,
+        scales: Mapping[str, float] | None = None,
+    ) -> None:
+        """Builds the container; interventions are kept, not copied.
+
+        Args:
+            edits: the pairs, in order.
+            names: one for each pair, to switch and scale them by; several pairs may share one.
+            scales: name -> factor on the changes of its pairs; 1 where none is given.
+        """
         super().__init__()
         if not edits:
             raise ValueError("Reft wants at least one (Site, Intervention) pair, got none")
@@ -46,6 +58,11 @@ class Reft(nn.Module):
         self.sites = tuple(site for site, _ in edits)
         order = list(unique)
         self._which = tuple(order.index(id(intervention)) for _, intervention in edits)
+        self.names = ("edit",) * len(edits) if names is None else tuple(names)
+        if len(self.names) != len(edits):
+            raise ValueError(f"wanted one name for each of {len(edits)} edits, got {len(self.names)}")
+        self.scales = {} if scales is None else {name: float(scale) for name, scale in scales.items()}
+        self._require_names(self.scales)
 
     @classmethod
     def at_layers(
@@ -89,6 +106,64 @@ class Reft(nn.Module):
                 pairs.append((Site(hook_name, part), intervention(bridge.cfg.d_model, rank)))
         return cls(pairs).to(bridge.cfg.device)
 
+    @classmethod
+    def compose(cls, parts: Mapping[str, Reft]) -> Reft:
+        """Several edits as one, each under its name. They keep their weights: training one trains it here too.
+
+        Edits at one hook act in the order given, each on what the ones before it left.
+
+        Args:
+            parts: name -> edit.
+        """
+        if not parts:
+            raise ValueError("there is nothing to compose: pass a name and an edit at least")
+        pairs = [(pair, name, reft.scales.get(old, 1.0)) for name, reft in parts.items() for pair, old in reft._named()]
+        scales = {name: scale for _, name, scale in pairs}
+        for _, name, scale in pairs:
+            if scale != scales[name]:
+                raise ValueError(
+                    f"the parts of {name!r} have different scales: give each its own name, or scale it here"
+                )
+        return cls([pair for pair, _, _ in pairs], names=[name for _, name, _ in pairs], scales=scales)
+
+    def only(self, *names: str) -> Reft:
+        """The same edits with only these names switched on; weights are shared."""
+        self._require_names(names)
+        return self._keep([name in names for name in self.names])
+
+    def without(self, *names: str) -> Reft:
+        """The same edits with these names switched off; weights are shared."""
+        self._require_names(names)
+        return self._keep([name not in names for name in self.names])
+
+    def scaled(self, scale: float | Mapping[str, float]) -> Reft:
+        """The same edits with their changes multiplied; weights are shared.
+
+        Args:
+            scale: a factor for all, or name -> factor; on top of the scales there are.
+        """
+        factors = scale if isinstance(scale, Mapping) else dict.fromkeys(self.names, scale)
+        self._require_names(factors)
+        scales = {name: self.scales.get(name, 1.0) * factors.get(name, 1.0) for name in self.names}
+        return Reft(list(self), names=self.names, scales=scales)
+
+    def _named(self) -> Iterator[tuple[tuple[Site, Intervention], str]]:
+        yield from zip(self, self.names, strict=True)
+
+    def _keep(self, kept: Sequence[bool]) -> Reft:
+        named = [(pair, name) for (pair, name), keep in zip(self._named(), kept, strict=True) if keep]
+        if not named:
+            raise ValueError("that switches every edit off: use the base model instead")
+        scales = {name: self.scales[name] for _, name in named if name in self.scales}
+        return Reft([pair for pair, _ in named], names=[name for _, name in named], scales=scales)
+
+    def _require_names(self, names: Iterable[str]) -> None:
+        unknown = sorted(set(names) - set(self.names))
+        if unknown:
+            raise ValueError(
+                f"there is no edit named {', '.join(unknown)}; there are {', '.join(sorted(set(self.names)))}"
+            )
+
     @property
     def _members(self) -> list[Intervention]:
         return [member for member in self.interventions if isinstance(member, Intervention)]
@@ -118,14 +193,15 @@ class Reft(nn.Module):
         if known.mask.ndim != 2:
             raise ValueError(f"prompt_mask must be [batch, pos], got {list(known.mask.shape)}")
         edits = []
-        for site, intervention in self:
+        for (site, intervention), name in self._named():
             mask = site.positions.mask(known)
             if not bool(mask.any()) and not site.positions.generated:
                 longest = int(known.length.max()) if known.mask.numel() else 0
                 raise ValueError(
                     f"no prompt has a token at {site.positions!r} ({site.hook_name}); the longest has {longest}"
                 )
-            edits.append(Edit(site.hook_name, intervention, mask, generated=site.positions.generated))
+            scale = self.scales.get(name, 1.0)
+            edits.append(Edit(site.hook_name, intervention, mask, scale, site.positions.generated))
         return edits
 
     def fwd_hooks(self, prompts: Batch | Bool[Tensor, "batch pos"]) -> list[tuple[str, HookFunction]]:
@@ -170,6 +246,8 @@ class Reft(nn.Module):
             ],
             "interventions": [{"kind": i.kind, "settings": i.settings()} for i in self._members],
             "which": list(self._which),
+            "names": list(self.names),
+            "scales": self.scales,
         }
         return checkpoint.write(Path(directory), config, self.state_dict(), checkpoint.stamp(bridge))
 
@@ -197,13 +275,20 @@ class Reft(nn.Module):
             interventions = [kinds[saved["kind"]](**saved["settings"]) for saved in config["interventions"]]
             sites = [Site(saved["alias"], from_spec(saved["positions"])) for saved in config["sites"]]
             pairs = [(site, interventions[index]) for site, index in zip(sites, config["which"], strict=True)]
-            reft = cls(pairs)
+            reft = cls(pairs, names=config["names"], scales=config["scales"])
             reft.load_state_dict(tensors)
         except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
             raise ValueError(f"the edit in {directory} is damaged or of an unknown kind: {error}") from error
         return reft.to(bridge.cfg.device)
 
     def __repr__(self) -> str:
-        lines = [f"  {site.hook_name} at {site.positions!r}: {intervention!r}" for site, intervention in self]
+        lines = []
+        for (site, intervention), name in self._named():
+            label = "" if set(self.names) == {"edit"} else f"{name}: "
+            scale = f" x {self.scales[name]:g}" if self.scales.get(name, 1.0) != 1.0 else ""
+            settings = ", ".join(f"{key}={value}" for key, value in intervention.settings().items())
+            lines.append(
+                f"  {label}{site.hook_name} at {site.positions!r}: {type(intervention).__name__}({settings}){scale}"
+            )
         head = f"Reft of {len(self)} edits, {self.n_parameters():,} parameters"
-        return "\n".join([head, *(line.replace("\n", "\n  ") for line in lines)])
+        return "\n".join([head, *lines])

@@ -158,3 +158,68 @@ def test_saving_again_replaces(tmp_path, gpt2, make_reft) -> None:
         reft.save_pretrained(tmp_path / "edit", bridge=gpt2)
     assert [path.name for path in tmp_path.iterdir()] == ["edit"]
     assert torch.equal(logits(gpt2, rl.Reft.from_pretrained(tmp_path / "edit", bridge=gpt2)), logits(gpt2, reft))
+
+
+# Several edits on one model, by name.
+
+
+def composed(bridge):
+    parts = {
+        "early": rl.Reft.at_layers(bridge, layers=[0], positions="l1", rank=2),
+        "late": rl.Reft.at_layers(bridge, layers=[1, 2], positions="f1+l1", rank=2, tied=False),
+    }
+    return parts, rl.Reft.compose(parts)
+
+
+def test_composed_edits_act_in_order_and_switch_by_name(bridge) -> None:
+    parts, both = composed(bridge)
+    batch = rl.encode(bridge, PROMPTS)
+    with parts["early"].hooks(bridge, batch), parts["late"].hooks(bridge, batch):
+        nested = bridge(batch.tokens).detach()
+    assert torch.equal(logits(bridge, both), nested)
+    for name, part in parts.items():
+        assert torch.equal(logits(bridge, both.only(name)), logits(bridge, part))
+    assert torch.equal(logits(bridge, both.without("late")), logits(bridge, parts["early"]))
+    assert both.n_parameters() == sum(part.n_parameters() for part in parts.values())
+    assert "early: blocks.0" in repr(both)
+
+
+def test_scales_multiply_and_zero_is_the_base(bridge) -> None:
+    parts, both = composed(bridge)
+    base = bridge(rl.encode(bridge, PROMPTS).tokens)
+    torch.testing.assert_close(logits(bridge, both.scaled(0.0)), base, rtol=0, atol=0)
+    half = both.scaled({"late": 0.5}).scaled({"late": 0.5, "early": 3.0})
+    assert half.scales == {"late": 0.25, "early": 3.0}
+    assert [edit.scale for edit in half.edits(rl.encode(bridge, PROMPTS))] == [3.0, 0.25, 0.25, 0.25, 0.25]
+    assert both.scales == {"early": 1.0, "late": 1.0}, "the original keeps its scales"
+    assert torch.equal(logits(bridge, both.scaled({"late": 0.0})), logits(bridge, parts["early"]))
+
+
+def test_composition_trains_shares_and_reloads(tmp_path, gpt2) -> None:
+    parts, both = composed(gpt2)
+    frozen = {key: value.clone() for key, value in parts["late"].state_dict().items()}
+    rl.train(
+        gpt2, both.only("early"), list(zip(PROMPTS, COMPLETIONS, strict=True)), rl.TrainConfig(epochs=2, progress=False)
+    )
+    assert all(torch.equal(value, frozen[key]) for key, value in parts["late"].state_dict().items())
+    assert torch.equal(logits(gpt2, both.only("early")), logits(gpt2, parts["early"])), "one set of weights"
+    scaled = both.scaled({"late": 0.5})
+    scaled.save_pretrained(tmp_path / "edit", bridge=gpt2)
+    again = rl.Reft.from_pretrained(tmp_path / "edit", bridge=gpt2)
+    assert (again.names, again.scales) == (scaled.names, scaled.scales)
+    assert torch.equal(logits(gpt2, again), logits(gpt2, scaled))
+
+
+def test_unknown_names_are_refused(gpt2) -> None:
+    _, both = composed(gpt2)
+    for refused in (lambda: both.only("latte"), lambda: both.without("x"), lambda: both.scaled({"y": 2.0})):
+        with pytest.raises(ValueError, match=r"no edit named .; there are early, late|no edit named latte"):
+            refused()
+    with pytest.raises(ValueError, match="every edit off"):
+        both.without("early", "late")
+    with pytest.raises(ValueError, match="one name for each"):
+        rl.Reft(list(both), names=["a"])
+    with pytest.raises(ValueError, match="nothing to compose"):
+        rl.Reft.compose({})
+    with pytest.raises(ValueError, match="different scales"):
+        rl.Reft.compose({"all": both.scaled({"late": 0.5})})
