@@ -189,9 +189,9 @@ class Reft(nn.Module):
         Raises:
             ValueError: if a site's positions exist in no prompt.
         """
+        if isinstance(prompts, Tensor) and prompts.ndim != 2:
+            raise ValueError(f"prompt_mask must be [batch, pos], got {list(prompts.shape)}")
         known = prompts.prompts if isinstance(prompts, Batch) else Prompts(prompts.bool())
-        if known.mask.ndim != 2:
-            raise ValueError(f"prompt_mask must be [batch, pos], got {list(known.mask.shape)}")
         edits = []
         for (site, intervention), name in self._named():
             mask = site.positions.mask(known)
