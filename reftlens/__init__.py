@@ -13,6 +13,7 @@ from reftlens._version import __version__
 if TYPE_CHECKING:
     from reftlens import analysis, plot
     from reftlens.bridge import load_bridge
+    from reftlens.cone import Held, hold, run_cone
     from reftlens.data import Batch, encode
     from reftlens.edit import Edit, EditError, attach
     from reftlens.generation import generate
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "load_bridge": "bridge",
+    "Held": "cone",
+    "hold": "cone",
+    "run_cone": "cone",
     "Batch": "data",
     "encode": "data",
     "Edit": "edit",
@@ -61,6 +65,7 @@ __all__ = [
     "EditError",
     "First",
     "Generated",
+    "Held",
     "Intervention",
     "Last",
     "LoReFT",
@@ -76,10 +81,12 @@ __all__ = [
     "attach",
     "encode",
     "generate",
+    "hold",
     "load_bridge",
     "parse",
     "plot",
     "preview",
+    "run_cone",
     "train",
 ]
 

@@ -17,7 +17,7 @@ FLOORS: list[set[str]] = [
     {"_version", "positions", "interventions", "results", "folder", "organisms"},
     {"bridge", "site", "data", "stories"},
     {"edit", "checkpoint", "previewing"},
-    {"reft"},
+    {"reft", "cone"},
     {"training", "generation", "analysis"},
     {"plot", "report"},
     {"demo"},

@@ -1,0 +1,188 @@
+"""The light cone of an edit: the part of a run that it can change, run alone and exactly.
+
+The base is frozen and causal, so an edit at layer l and position p changes only activations at layers >= l and
+positions >= p. Everything outside that cone is the same in every step: the residual stream that enters it, and the
+keys and values of earlier positions that its attention reads. `hold` computes these once, without gradient;
+`run_cone` runs the rest, in the same kernels as a whole run. It is not an approximation.
+
+    edits = reft.edits(batch)
+    held = hold(bridge, batch, edits)
+    logits = run_cone(bridge, held, edits)      # the whole run's logits from column held.start on
+
+A bidirectional model has no cone in positions: only its layers are saved, and the log says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import DynamicCache
+
+from reftlens.bridge import canonical_hook, layer_of
+from reftlens.data import Batch
+from reftlens.edit import Edit, attach
+
+logger = logging.getLogger(__name__)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Held:
+    """What the edits of a batch cannot change, from one run of the base."""
+
+    batch: Batch
+    start: int
+    """First column inside the cone."""
+    boundary: int
+    """Last block that is not run; -1 if all of them are."""
+    resid: Float[Tensor, "batch cone d_model"] | None
+    """What that block puts out, inside the cone's columns; None if all blocks are run."""
+    past: tuple[tuple[Tensor, Tensor], ...]
+    """Keys and values `[batch, kv_head, start, d_head]` of the columns before the cone, for each block that is run."""
+    as_tuple: bool
+    """Whether this architecture's blocks put out a tuple."""
+
+    def n_bytes(self) -> int:
+        """Memory of the held tensors."""
+        tensors = [t for pair in self.past for t in pair] + ([self.resid] if self.resid is not None else [])
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def boundary_of(bridge: TransformerBridge, hook_name: str) -> int:
+    """The last block that an edit at this hook leaves as it is; -1 if it can change the first one."""
+    name = canonical_hook(bridge, hook_name)
+    layer = layer_of(name)
+    if layer is None:
+        return bridge.cfg.n_layers - 1 if name.startswith(("ln_final", "unembed")) else -1
+    # An edit of a block's output needs that output held, and nothing inside the block.
+    return layer if name == f"blocks.{layer}.hook_out" else layer - 1
+
+
+@torch.no_grad()
+def hold(bridge: TransformerBridge, batch: Batch, edits: Sequence[Edit]) -> Held:
+    """Runs the base once and keeps what lies outside the light cone of these edits.
+
+    Args:
+        bridge: the base, without edits attached.
+        batch: the inputs.
+        edits: from `reft.edits(batch)`.
+
+    Raises:
+        ValueError: if the edits touch no token.
+    """
+    columns = torch.stack([edit.mask.any(dim=0).cpu() for edit in edits]).any(dim=0) if edits else torch.zeros(0)
+    if not bool(columns.any()):
+        raise ValueError("these edits touch no token, so they have no light cone")
+    boundary = min(boundary_of(bridge, edit.hook_name) for edit in edits)
+    start = int(columns.int().argmax())
+    if not bridge.adapter.supports_causal_loss:
+        logger.info("%s is bidirectional: its cone saves layers alone", type(bridge.original_model).__name__)
+        start = 0
+    seen: dict[str, Any] = {}
+    handle = bridge.blocks[0].register_forward_hook(lambda _m, _a, output: seen.update(tuple=isinstance(output, tuple)))
+    cache = DynamicCache() if start else None
+    names = [f"blocks.{boundary}.hook_out"] if boundary >= 0 else []
+
+    def keep(resid: Tensor, hook: Any) -> None:
+        seen["resid"] = resid[:, start:].clone()
+
+    try:
+        with bridge.hooks(fwd_hooks=[(name, keep) for name in names]):
+            bridge(
+                batch.tokens,
+                attention_mask=batch.attention_mask,
+                position_ids=_position_ids(batch),
+                **({"past_key_values": cache} if cache is not None else {"use_cache": False}),
+            )
+    finally:
+        handle.remove()
+    layers = [] if cache is None else cache.layers[boundary + 1 :]
+    past = tuple((layer.keys[..., :start, :].clone(), layer.values[..., :start, :].clone()) for layer in layers)
+    return Held(batch, start, boundary, seen.get("resid"), past, seen["tuple"])
+
+
+def run_cone(bridge: TransformerBridge, held: Held, edits: Sequence[Edit]) -> Float[Tensor, "batch cone d_vocab"]:
+    """Runs the cone under edits that lie inside it; gradients flow to them.
+
+    Args:
+        bridge: the base, without edits attached.
+        held: from `hold`, with these edits or with others that reach at least as far back.
+        edits: from `reft.edits(held.batch)`.
+
+    Returns:
+        The logits from column `held.start` on, equal to those of a whole run.
+
+    Raises:
+        ValueError: if an edit acts at an earlier layer or position than what is held, which would be lost.
+    """
+    batch, start = held.batch, held.start
+    for edit in edits:
+        if boundary_of(bridge, edit.hook_name) < held.boundary or bool(edit.mask[:, :start].any()):
+            raise ValueError(
+                f"the edit at {edit.hook_name} reaches outside the held cone, which begins after block {held.boundary} "
+                f"at column {start}: call hold with this edit"
+            )
+    with _blocks_skipped(bridge, held), attach(bridge, edits):
+        return bridge(
+            batch.tokens[:, start:],
+            attention_mask=batch.attention_mask,
+            position_ids=_position_ids(batch)[:, start:],
+            **({"past_key_values": _fresh_cache(held)} if start else {"use_cache": False}),
+        )
+
+
+def _position_ids(batch: Batch) -> Int[Tensor, "batch pos"]:
+    """Each token's place among the real tokens of its row, as the bridge itself derives it."""
+    return (batch.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _fresh_cache(held: Held) -> DynamicCache:
+    """A cache over the held keys and values; it grows when used, so each run gets its own.
+
+    Blocks that are not run get a placeholder: the first layer of a cache tells its length.
+    """
+    keys, values = (
+        held.past[0] if held.past else (held.batch.tokens.new_zeros(1, 1, held.start, 1, dtype=torch.float),) * 2
+    )
+    # Made without a config, so that layers with a sliding window keep every position; the mask does the sliding.
+    cache = DynamicCache()
+    for layer in range(held.boundary + 1):
+        cache.update(keys[:, :1, :, :1], values[:, :1, :, :1], layer)
+    for layer, (keys, values) in enumerate(held.past, start=held.boundary + 1):
+        cache.update(keys, values, layer)
+    return cache
+
+
+@contextmanager
+def _blocks_skipped(bridge: TransformerBridge, held: Held) -> Iterator[None]:
+    """Blocks up to the boundary pass their input through; the boundary itself puts out the held residual.
+
+    What is replaced is the forward of the Hugging Face block: the bridge's own block around it still fires its hooks.
+    """
+
+    def passing(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        return (hidden_states,) if held.as_tuple else hidden_states
+
+    def entering(*_args: Any, **_kwargs: Any) -> Any:
+        return (held.resid,) if held.as_tuple else held.resid
+
+    blocks = [block.original_component for block in list(bridge.blocks)[: held.boundary + 1]]
+    before = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            block.__dict__["forward"] = entering if block is blocks[-1] else passing
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            if forward is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.__dict__["forward"] = forward
