@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from reftlens.data import Batch, encode
     from reftlens.edit import Edit, EditError, attach
     from reftlens.generation import generate
-    from reftlens.interventions import DiReFT, Intervention, LoReFT
+    from reftlens.interventions import (
+        RED,
+        AdditiveLoReFT,
+        ConsReFT,
+        DiReFT,
+        Intervention,
+        LobiReFT,
+        LoReFT,
+        NoReFT,
+        NotAffineError,
+        SteeringVector,
+    )
     from reftlens.positions import All, At, First, Last, Positions, parse
     from reftlens.reft import Reft
     from reftlens.site import Site
@@ -30,9 +41,16 @@ _HOME = {
     "EditError": "edit",
     "attach": "edit",
     "generate": "generation",
+    "RED": "interventions",
+    "AdditiveLoReFT": "interventions",
+    "ConsReFT": "interventions",
     "DiReFT": "interventions",
     "Intervention": "interventions",
     "LoReFT": "interventions",
+    "LobiReFT": "interventions",
+    "NoReFT": "interventions",
+    "NotAffineError": "interventions",
+    "SteeringVector": "interventions",
     "All": "positions",
     "At": "positions",
     "First": "positions",
@@ -48,9 +66,12 @@ _HOME = {
 """Public name -> the module it lives in."""
 
 __all__ = [
+    "RED",
+    "AdditiveLoReFT",
     "All",
     "At",
     "Batch",
+    "ConsReFT",
     "DiReFT",
     "Edit",
     "EditError",
@@ -58,9 +79,13 @@ __all__ = [
     "Intervention",
     "Last",
     "LoReFT",
+    "LobiReFT",
+    "NoReFT",
+    "NotAffineError",
     "Positions",
     "Reft",
     "Site",
+    "SteeringVector",
     "TrainConfig",
     "TrainLog",
     "__version__",
