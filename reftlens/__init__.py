@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from reftlens.data import Batch, encode
     from reftlens.edit import Edit, EditError, attach
     from reftlens.generation import generate
-    from reftlens.interventions import DiReFT, Intervention, LoReFT
+    from reftlens.interventions import (
+        RED,
+        AdditiveLoReFT,
+        ConsReFT,
+        DiReFT,
+        Intervention,
+        LobiReFT,
+        LoReFT,
+        NoReFT,
+        NotAffineError,
+        SteeringVector,
+    )
     from reftlens.positions import All, At, First, Generated, Last, Positions, Span, parse
     from reftlens.previewing import Preview, preview
     from reftlens.reft import Reft
@@ -35,9 +46,16 @@ _HOME = {
     "EditError": "edit",
     "attach": "edit",
     "generate": "generation",
+    "RED": "interventions",
+    "AdditiveLoReFT": "interventions",
+    "ConsReFT": "interventions",
     "DiReFT": "interventions",
     "Intervention": "interventions",
     "LoReFT": "interventions",
+    "LobiReFT": "interventions",
+    "NoReFT": "interventions",
+    "NotAffineError": "interventions",
+    "SteeringVector": "interventions",
     "All": "positions",
     "At": "positions",
     "First": "positions",
@@ -57,9 +75,12 @@ _HOME = {
 """Public name -> the module it lives in."""
 
 __all__ = [
+    "RED",
+    "AdditiveLoReFT",
     "All",
     "At",
     "Batch",
+    "ConsReFT",
     "DiReFT",
     "Edit",
     "EditError",
@@ -69,11 +90,15 @@ __all__ = [
     "Intervention",
     "Last",
     "LoReFT",
+    "LobiReFT",
+    "NoReFT",
+    "NotAffineError",
     "Positions",
     "Preview",
     "Reft",
     "Site",
     "Span",
+    "SteeringVector",
     "TrainConfig",
     "TrainLog",
     "__version__",

@@ -73,7 +73,7 @@ class Edit:
         # An edit computes in its own precision, also under a bfloat16 autocast.
         with torch.autocast(resid.device.type, enabled=False):
             tokens = resid[rows]
-            change = self.intervention.delta(tokens)
+            change = self.intervention.delta_of(tokens, rows[0])
             edited_tokens = tokens + (change if self.scale == 1.0 else self.scale * change)
         edited_resid = resid.index_put(rows, edited_tokens)
         setattr(edited_resid, _MARK, (*past, (self.intervention, self.mask)))

@@ -72,7 +72,7 @@ class Reft(nn.Module):
         layers: Sequence[int] | Literal["all"],
         positions: Positions | str,
         intervention: type[Intervention] = LoReFT,
-        rank: int,
+        rank: int | None = None,
         tied: bool = True,
         hook: str = "hook_resid_post",
     ) -> Reft:
@@ -83,13 +83,18 @@ class Reft(nn.Module):
             layers: block indices (negative ones count from the end), or "all".
             positions: a rule, or its short form such as `"f5+l5"`.
             intervention: the class.
-            rank: of each edit.
+            rank: of each edit; left out for a class without one, such as RED.
             tied: one edit for all positions of a layer; if False, one for each part of a union.
             hook: the activation point inside the block.
 
         Raises:
-            ValueError: for a layer that the model does not have, a rank above the width, an unknown hook.
+            ValueError: for a layer that the model does not have, a rank above the width, a rank that is missing or
+                has no meaning for the class, an unknown hook.
         """
+        if (rank is None) == ("rank" in intervention.arguments):
+            wants = "needs a rank: pass rank=4, say" if rank is None else f"has no rank, got {rank}: leave it out"
+            raise ValueError(f"{intervention.__name__} {wants}")
+        sizes = {"d_model": bridge.cfg.d_model} if rank is None else {"d_model": bridge.cfg.d_model, "rank": rank}
         n_layers = bridge.cfg.n_layers
         wanted: Sequence[int] = range(n_layers) if layers == "all" else layers
         if (isinstance(layers, str) and layers != "all") or not len(wanted):
@@ -103,7 +108,7 @@ class Reft(nn.Module):
             hook_name = f"blocks.{layer}.{hook}"
             canonical_hook(bridge, hook_name)
             for part in [rule] if tied else union_parts(rule):
-                pairs.append((Site(hook_name, part), intervention(bridge.cfg.d_model, rank)))
+                pairs.append((Site(hook_name, part), intervention(**sizes)))
         return cls(pairs).to(bridge.cfg.device)
 
     @classmethod

@@ -103,13 +103,23 @@ def gpt2() -> TransformerBridge:
     return make_bridge("gpt2")
 
 
+def make_edit(kind: type[rl.Intervention], d_model: int = 32, rank: int = 3, *, seed: int = 1) -> rl.Intervention:
+    """A member of the family with seeded weights, all of them random: none is at its identity."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        edit = kind(d_model, rank) if "rank" in kind.arguments else kind(d_model)
+        for parameter in edit.parameters():
+            if bool((parameter == parameter.flatten()[0]).all()) and parameter.numel() > 1:
+                torch.nn.init.normal_(parameter)
+        return edit
+
+
 @pytest.fixture
 def make_reft():
-    """A LoReFT (or another kind) with seeded weights, large enough to change the logits."""
+    """An edit of some kind (a LoReFT by default) with seeded weights, large enough to change the logits."""
 
     def make(hook_names=("blocks.1.hook_resid_post",), positions="f2+l2", kind=rl.LoReFT, rank=3, seed=1, width=32):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return rl.Reft([(rl.Site(name, positions), kind(width, rank)) for name in hook_names])
+        edits = [make_edit(kind, width, rank, seed=seed + place) for place in range(len(hook_names))]
+        return rl.Reft([(rl.Site(name, positions), edit) for name, edit in zip(hook_names, edits, strict=True)])
 
     return make

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import PROMPTS, make_bridge, make_hf
+from conftest import PROMPTS, make_bridge, make_edit, make_hf
 
 import reftlens as rl
 from reftlens.analysis.activations import edited_activations
-from reftlens.analysis.placebo import Turned, written_basis
+from reftlens.analysis.placebo import Turned
 from reftlens.analysis.tokens import first_token, logit_difference
 
 NAME = "blocks.1.hook_resid_post"
+AFFINE = [rl.LoReFT, rl.DiReFT, rl.NoReFT, rl.ConsReFT, rl.LobiReFT, rl.AdditiveLoReFT, rl.RED, rl.SteeringVector]
 ONE_LENGTH = ["The tower stands in the city of", "The weaver stands in the city of"]
 
 
@@ -46,7 +47,7 @@ class Push(rl.Intervention):
 # The operator.
 
 
-@pytest.mark.parametrize("kind", [rl.LoReFT, rl.DiReFT])
+@pytest.mark.parametrize("kind", AFFINE)
 def test_operator_equals_the_svd_of_all_changes(bridge, make_reft, kind) -> None:
     reft = make_reft(kind=kind, rank=4, positions=rl.All())
     batches = [rl.encode(bridge, PROMPTS[:2]), rl.encode(bridge, PROMPTS[2:])]
@@ -55,8 +56,10 @@ def test_operator_equals_the_svd_of_all_changes(bridge, make_reft, kind) -> None
     _, spectrum, vectors = torch.linalg.svd(change / len(change) ** 0.5, full_matrices=False)
     rank = len(operator.spectrum)
     torch.testing.assert_close(operator.spectrum.double(), spectrum[:rank], rtol=1e-4, atol=1e-6)
-    assert rank in (4, 5)
-    assert float(spectrum[rank:].max()) < 1e-5
+    assert rank == {rl.LobiReFT: 1, rl.SteeringVector: 1, rl.RED: int(torch.linalg.matrix_rank(change, rtol=1e-6))}.get(
+        kind, 4
+    )
+    assert float(spectrum[rank:].sum()) < 1e-5
     overlap = (operator.write.double() * vectors[:rank]).sum(-1).abs()
     torch.testing.assert_close(overlap, torch.ones(rank, dtype=torch.float64), rtol=0, atol=1e-4)
     along = change @ operator.write.double().T
@@ -116,6 +119,12 @@ def test_operator_can_be_weighted_by_some_tokens_alone(gpt2, make_reft) -> None:
         rl.analysis.decompose(gpt2, make_reft(positions=rl.Last(1)), [batch], at=rl.First(1))
 
 
+def test_an_edit_that_changes_nothing_has_no_directions(gpt2) -> None:
+    for edit in (rl.RED(32), Push(torch.zeros(32))):
+        with pytest.raises(ValueError, match=r"blocks\.1\.hook_resid_post changes nothing"):
+            rl.analysis.decompose(gpt2, one_site(edit), [rl.encode(gpt2, PROMPTS)])
+
+
 def test_decompose_needs_inputs(gpt2, make_reft) -> None:
     with pytest.raises(ValueError, match="at least one batch"):
         rl.analysis.decompose(gpt2, make_reft(), [])
@@ -124,17 +133,16 @@ def test_decompose_needs_inputs(gpt2, make_reft) -> None:
 # The placebo.
 
 
-@pytest.mark.parametrize("kind", [rl.LoReFT, rl.DiReFT])
+@pytest.mark.parametrize("kind", AFFINE)
 def test_placebo_keeps_lengths_and_angles_and_nothing_else(kind) -> None:
-    edit = kind(32, 4)
+    edit = make_edit(kind, 32, 4)
     placebo = Turned(edit, torch.Generator().manual_seed(0))
     h = torch.randn(20, 32)
     ours, theirs = placebo.delta(h), edit.delta(h)
     torch.testing.assert_close(ours @ ours.T, theirs @ theirs.T, rtol=1e-4, atol=1e-4)
     assert float(torch.cosine_similarity(ours, theirs, dim=-1).detach().abs().mean()) < 0.5
-    write, read, constant = (t.float() for t in placebo.affine())
-    torch.testing.assert_close(h @ read.T @ write + constant, ours, rtol=1e-4, atol=1e-4)
-    assert len(written_basis(edit)) <= 5
+    torch.testing.assert_close(placebo.affine().delta(h).float(), ours, rtol=1e-4, atol=1e-4)
+    assert len(placebo.basis()) == len(edit.basis()) == {rl.RED: 32, rl.LobiReFT: 1, rl.SteeringVector: 1}.get(kind, 4)
 
 
 # Effect by cell.

@@ -2,34 +2,70 @@
 
 from __future__ import annotations
 
-import copy
+import json
 
 import pytest
 import torch
+from conftest import PROMPTS, make_bridge, make_edit
 from einops import einsum
-from torch import nn
 
-from reftlens.interventions import FAMILY, DiReFT, LoReFT
+import reftlens as rl
+from reftlens.interventions import FAMILY, Affine
+
+FORMULA = {rl.LoReFT, rl.DiReFT, rl.NoReFT, rl.ConsReFT, rl.LobiReFT, rl.AdditiveLoReFT, rl.RED, rl.SteeringVector}
+AFFINE = [kind for kind in FAMILY if kind in FORMULA]
+D, N = 16, 10
 
 
 def equation(edit, h):
-    """The paper's formula, from the parameters, in float64."""
+    """h', from the raw parameters, in float64; the parameters stay differentiable."""
     h = h.double()
-    if isinstance(edit, LoReFT):
-        R, W, b = edit.R.double(), edit.source.weight.double(), edit.source.bias.double()
-        inner = einsum(W, h, "r d, n d -> n r") + b - einsum(R, h, "r d, n d -> n r")
-        return h + einsum(R, inner, "r d, n r -> n d")
-    W1, b, W2 = edit.read.weight.double(), edit.read.bias.double(), edit.write.double()
-    return h + einsum(W2, einsum(W1, h, "r d, n d -> n r") + b, "r d, n r -> n d")
+    p = {name: parameter.double() for name, parameter in edit.named_parameters()}
+
+    def down(M):
+        return einsum(M, h, "r d, n d -> n r")
+
+    def up(M, inner):
+        return h + einsum(M, inner, "r d, n r -> n d")
+
+    match edit:
+        case rl.LoReFT():
+            R = p["rotation.weight"]
+            return up(R, down(p["source.weight"]) + p["source.bias"] - down(R))
+        case rl.AdditiveLoReFT():
+            return up(p["rotation.weight"], down(p["source.weight"]) + p["source.bias"])
+        case rl.ConsReFT():
+            R = p["rotation.weight"]
+            return up(R, p["target"] - down(R))
+        case rl.LobiReFT():
+            return h + einsum(p["rotation.weight"], p["target"], "r d, r -> d")
+        case rl.DiReFT():
+            return up(p["write"], down(p["read.weight"]) + p["read.bias"])
+        case rl.NoReFT():
+            return up(p["write"], down(p["read.weight"]) + p["read.bias"] - down(p["write"]))
+        case rl.RED():
+            return einsum(p["factor"], h, "d, n d -> n d") + p["push"]
+        case rl.SteeringVector():
+            return h + edit.scale * p["vector"]
+    raise AssertionError(f"no equation for {edit!r}: write it out above")
 
 
-@pytest.mark.parametrize("kind", FAMILY)
+def tokens(dtype=torch.float64, seed=0, d=D):
+    return torch.randn(N, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def test_every_member_has_its_equation_here() -> None:
+    assert len({kind.kind for kind in FAMILY}) == len(FAMILY)
+    assert set(FAMILY) == FORMULA, "a new member needs its formula above"
+
+
+@pytest.mark.parametrize("kind", AFFINE)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 )
 @pytest.mark.parametrize("rank", [1, 4, 16])
 def test_forward_is_the_equation(kind, dtype, tolerance, rank) -> None:
-    edit, h = kind(16, rank), torch.randn(10, 16, generator=torch.Generator().manual_seed(rank)).to(dtype)
+    edit, h = make_edit(kind, D, rank), tokens(dtype, rank)
     if dtype is torch.float64:
         edit = edit.double()
     out = edit(h)
@@ -38,93 +74,182 @@ def test_forward_is_the_equation(kind, dtype, tolerance, rank) -> None:
     assert not torch.allclose(out, h), "an edit that changes nothing would pass every comparison"
 
 
-@pytest.mark.parametrize("kind", FAMILY)
+def test_the_equations_tell_the_members_apart() -> None:
+    """On the same weights no two members of one shape agree, so none can pass by another's formula."""
+    for kinds in ((rl.LoReFT, rl.AdditiveLoReFT), (rl.DiReFT, rl.NoReFT), (rl.ConsReFT, rl.LobiReFT)):
+        one, two = (make_edit(kind, D, 4).double() for kind in kinds)
+        two.load_state_dict(one.state_dict())
+        assert float((one(tokens()) - two(tokens())).detach().norm()) > 0.1
+
+
+@pytest.mark.parametrize("kind", AFFINE)
 def test_affine_form_is_delta(kind) -> None:
-    edit, h = kind(16, 4).double(), torch.randn(10, 16, dtype=torch.float64)
-    write, read, constant = edit.affine()
-    torch.testing.assert_close(h @ read.T @ write + constant, edit.delta(h))
+    edit, h = make_edit(kind, D, 4).double(), tokens()
+    affine = edit.affine()
+    assert len(affine.write) == len(affine.read) <= 4, "factors, never a d x d matrix"
+    torch.testing.assert_close(affine.delta(h), edit.delta(h), rtol=1e-10, atol=1e-12)
+    gain, push = affine.along(torch.eye(D, dtype=torch.float64))
+    torch.testing.assert_close(h @ gain.T + push, edit.delta(h), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", FAMILY)
+@pytest.mark.parametrize("kind", AFFINE)
+def test_basis_spans_what_is_written_and_no_more(kind) -> None:
+    edit = make_edit(kind, D, 4).double()
+    basis, change = edit.basis(), edit.delta(torch.randn(200, D, dtype=torch.float64)).detach()
+    torch.testing.assert_close(basis @ basis.T, torch.eye(len(basis), dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(change @ basis.T @ basis, change, rtol=0, atol=1e-10)
+    assert len(basis) == int(torch.linalg.matrix_rank(change))
+
+
+def test_basis_of_no_change_is_empty() -> None:
+    for edit in (rl.RED(D), rl.SteeringVector(D)):
+        assert edit.basis().shape == (0, D)
+
+
+@pytest.mark.parametrize("kind", AFFINE)
 def test_gradients_are_those_of_the_equation(kind) -> None:
-    edit = kind(8, 3).double()
-    assert torch.autograd.gradcheck(edit, torch.randn(5, 8, dtype=torch.float64, requires_grad=True))
+    edit = make_edit(kind, 8, 3).double()
+    assert torch.autograd.gradcheck(edit, tokens(d=8).requires_grad_())
+    weight = tokens(seed=1, d=8)
+    names, parameters = zip(*edit.named_parameters(), strict=True)
+    ours = torch.autograd.grad((edit(tokens(d=8)) * weight).sum(), parameters)
+    theirs = torch.autograd.grad((equation(edit, tokens(d=8)) * weight).sum(), parameters)
+    for name, mine, reference in zip(names, ours, theirs, strict=True):
+        if name == "rotation.weight":
+            R = edit.rotation.weight.detach()
+            sym = (reference @ R.T + R @ reference.T) / 2
+            reference = reference - sym @ R
+        assert float(reference.norm()) > 0
+        torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", FAMILY)
-def test_parameter_count_is_the_papers(kind) -> None:
-    assert sum(p.numel() for p in kind(16, 4).parameters()) == 2 * 4 * 16 + 4
-
-
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_R_stays_orthonormal_and_keeps_its_rank_under_adamw(weight_decay) -> None:
-    torch.manual_seed(0)
-    edit = LoReFT(32, 4)
-    target = torch.randn(64, 32)
-    h = torch.randn(64, 32)
-    start = edit.R.detach().clone()
-    optimiser = torch.optim.AdamW(edit.parameters(), lr=5e-3, weight_decay=weight_decay)
-    for _ in range(300):
-        optimiser.zero_grad()
-        nn.functional.mse_loss(edit(h), target).backward()
-        optimiser.step()
-    R = edit.R.detach()
-    torch.testing.assert_close(R @ R.T, torch.eye(4), rtol=0, atol=1e-6)
-    assert float((R - start).norm()) > 0.5, "R did not move"
-
-
-def test_gradient_of_R_is_tangent() -> None:
-    edit = LoReFT(16, 4).double()
-    edit(torch.randn(20, 16, dtype=torch.float64)).square().sum().backward()
-    G, R = edit.rotation.weight.grad, edit.R
-    torch.testing.assert_close(G @ R.T + R @ G.T, torch.zeros(4, 4, dtype=torch.float64), rtol=0, atol=1e-9)
-
-
-def test_a_matrix_on_the_manifold_is_left_to_the_bit() -> None:
-    edit = LoReFT(64, 8)
-    R = edit.R.detach().clone()
-    other = LoReFT(64, 8)
-    other.load_state_dict(edit.state_dict())
-    assert torch.equal(other.R, R)
-    assert torch.equal(copy.deepcopy(edit).R, R)
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_R_is_retracted_once_per_step_not_once_per_use(monkeypatch, fused) -> None:
-    edit, calls, qr = LoReFT(16, 2), [], torch.linalg.qr
-    monkeypatch.setattr(torch.linalg, "qr", lambda matrix: calls.append(1) or qr(matrix))
-    optimiser = torch.optim.AdamW(edit.parameters(), lr=0.1, fused=fused)
-    for step in range(1, 4):
-        for _ in range(3):
-            edit(torch.randn(4, 16)).square().sum().backward()
-        optimiser.step()
-        for _ in range(3):
-            edit(torch.randn(4, 16))
-        assert len(calls) == step
-
-
-def test_diverged_R_is_an_error() -> None:
-    edit = LoReFT(16, 2)
-    with torch.no_grad():
-        edit.rotation.weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match="diverged"):
-        edit(torch.randn(4, 16))
-
-
-@pytest.mark.parametrize("kind", FAMILY)
 @pytest.mark.parametrize(
-    ("d_model", "rank", "error", "message"),
+    ("kind", "count"),
     [
-        (16, 17, ValueError, r"rank must be in \[1, 16\].*got 17"),
-        (16, 0, ValueError, "got 0"),
-        (0, 1, ValueError, "d_model"),
+        (rl.LoReFT, 2 * 4 * D + 4),
+        (rl.AdditiveLoReFT, 2 * 4 * D + 4),
+        (rl.DiReFT, 2 * 4 * D + 4),
+        (rl.NoReFT, 2 * 4 * D + 4),
+        (rl.ConsReFT, 4 * D + 4),
+        (rl.LobiReFT, 4 * D + 4),
+        (rl.RED, 2 * D),
+        (rl.SteeringVector, D),
     ],
 )
-def test_impossible_sizes_are_refused(kind, d_model, rank, error, message) -> None:
-    with pytest.raises(error, match=message):
-        kind(d_model, rank)
+def test_parameter_count(kind, count) -> None:
+    assert make_edit(kind, D, 4).n_parameters() == count
 
 
-def test_kinds_are_unique() -> None:
-    assert len({member.kind for member in FAMILY}) == len(FAMILY)
-    assert {LoReFT, DiReFT} <= set(FAMILY)
+@pytest.mark.parametrize("kind", FAMILY)
+def test_settings_make_the_same_edit(kind) -> None:
+    edit = make_edit(kind, D, 4)
+    again = kind(**json.loads(json.dumps(edit.settings())))
+    assert again.settings() == edit.settings()
+    again.load_state_dict(edit.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), edit.parameters(), strict=True))
+    assert f"d_model={D}" in repr(edit)
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_reload_through_a_reft_equals_to_the_bit(tmp_path, gpt2, make_reft, kind) -> None:
+    reft, batch = make_reft(kind=kind), rl.encode(gpt2, PROMPTS)
+    reft.save_pretrained(tmp_path / "edit", bridge=gpt2)
+    again = rl.Reft.from_pretrained(tmp_path / "edit", bridge=gpt2)
+    logits = [gpt2.run_with_hooks(batch.tokens, fwd_hooks=r.fwd_hooks(batch.prompt_mask)) for r in (reft, again)]
+    assert torch.equal(*logits)
+    assert not torch.allclose(logits[0], gpt2(batch.tokens)), "an edit without effect would equal anything"
+    ((_, edit),) = again
+    assert type(edit) is kind
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+@pytest.mark.parametrize("scale", [0.5, -2.0, 0.0])
+def test_an_edit_adds_scale_times_delta_at_its_tokens_alone(kind, scale) -> None:
+    edit, resid = make_edit(kind, D, 4), torch.randn(2, 5, D)
+    mask = torch.tensor([[True, False, True, False, False], [False, True, True, True, False]])
+    out = rl.Edit("hook", edit, mask, scale=scale).apply(resid)
+    expected = resid.clone()
+    for row in range(2):
+        expected[row, mask[row]] += scale * edit.delta(resid[row, mask[row]])
+    torch.testing.assert_close(out, expected)
+    assert torch.equal(out[~mask], resid[~mask])
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_rounding_below_float32_does_not_reach_an_edit(kind) -> None:
+    """`.to(bfloat16)` and `.half()` leave an edit's numbers as they are; `.double()` is free to widen them."""
+    edit = make_edit(kind, D, 4)
+    before = {name: tensor.clone() for name, tensor in edit.state_dict().items()}
+    site = rl.Site("blocks.1.hook_resid_post", "l1")
+    reft = rl.Reft([(site, edit)]).to(torch.bfloat16)
+    reft.half()
+    for name, tensor in edit.state_dict().items():
+        assert torch.equal(tensor, before[name])
+        assert tensor.dtype == torch.float32
+    assert {p.dtype for p in reft.double().parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_inside_a_bfloat16_model_the_edit_is_computed_in_float32(make_reft, kind) -> None:
+    bridge, reft = make_bridge("gpt2", dtype=torch.bfloat16), make_reft(kind=kind).to(torch.bfloat16)
+    batch, name = rl.encode(bridge, PROMPTS), "blocks.1.hook_resid_post"
+    _, base = bridge.run_with_cache(batch.tokens)
+    with reft.hooks(bridge, batch.prompt_mask):
+        _, cache = bridge.run_with_cache(batch.tokens)
+    ((_, edit),) = reft
+    mask = reft.edits(batch.prompt_mask)[0].mask
+    before, after = base[name], cache[name]
+    assert after.dtype == torch.bfloat16
+    for row in range(len(batch)):
+        h = before[row, mask[row]]
+        exact = h.double() + edit.delta(h.float()).double()
+        # One rounding of the change and one of the sum, each half a unit of bfloat16's 8 bits.
+        bound = 2**-8 * (exact.abs() + (exact - h.double()).abs())
+        assert bool(((after[row, mask[row]].double() - exact).abs() <= bound).all())
+    assert not torch.equal(before[mask], after[mask])
+
+
+@pytest.mark.parametrize("kind", [rl.RED, rl.SteeringVector])
+def test_these_start_as_the_identity(kind) -> None:
+    assert torch.equal(kind(D)(tokens(torch.float32)), tokens(torch.float32))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FAMILY if "rank" in kind.arguments])
+@pytest.mark.parametrize("weights", range(3))
+def test_these_do_not_start_as_the_identity(kind, weights) -> None:
+    edit, h = make_edit(kind, D, 4, seed=weights), tokens(torch.float32)
+    assert float((edit(h) - h).detach().norm()) > 1e-2
+
+
+def test_a_given_steering_vector_is_copied_and_scaled() -> None:
+    vector = torch.randn(D)
+    edit = rl.SteeringVector.of(vector, scale=-3.0)
+    torch.testing.assert_close(edit(torch.zeros(2, D)), (-3.0 * vector).expand(2, D))
+    with torch.no_grad():
+        edit.vector.zero_()
+    assert float(vector.norm()) > 0
+    for bad, message in ((torch.full((D,), torch.nan), "NaN"), (torch.zeros(D), "scale must be")):
+        with pytest.raises(ValueError, match=message):
+            rl.SteeringVector.of(bad, scale=0.0)
+
+
+def test_consreft_and_lobireft_start_as_the_reference_does() -> None:
+    for kind in (rl.ConsReFT, rl.LobiReFT):
+        target = kind(600, 500).target.detach()
+        assert 0 <= float(target.min()) < 0.05 < 0.95 < float(target.max()) < 1
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_impossible_sizes_are_refused(kind) -> None:
+    sized = "rank" in kind.arguments
+    cases = [((0, 1) if sized else (0,), ValueError, "d_model must be at least 1, got 0")]
+    if sized:
+        cases += [((16, 17), ValueError, r"rank must be in \[1, 16\].*got 17"), ((16, 0), ValueError, "got 0")]
+    for sizes, error, message in cases:
+        with pytest.raises(error, match=message):
+            kind(*sizes)
+
+
+def test_an_affine_form_without_a_diagonal_is_written_with_three_factors() -> None:
+    zero = torch.zeros(1, D)
+    assert Affine(zero, zero, zero[0]).diagonal is None

@@ -58,6 +58,15 @@ def test_impossible_layouts_are_refused(gpt2, layers, rank, positions, hook, mes
         make(rl.Reft, gpt2, layers=layers, positions=positions, rank=rank, hook=hook)
 
 
+def test_a_rank_is_asked_for_where_there_is_one(gpt2) -> None:
+    red = rl.Reft.at_layers(gpt2, layers="all", positions="f2", intervention=rl.RED)
+    assert red.n_parameters() == 3 * 2 * 32
+    with pytest.raises(ValueError, match="LoReFT needs a rank"):
+        rl.Reft.at_layers(gpt2, layers=[0], positions="f2")
+    with pytest.raises(ValueError, match="RED has no rank, got 4"):
+        rl.Reft.at_layers(gpt2, layers=[0], positions="f2", intervention=rl.RED, rank=4)
+
+
 def test_an_edit_of_another_width_is_refused(gpt2, make_reft) -> None:
     with pytest.raises(ValueError, match=r"48 wide.*\[batch, pos, 48\], got \[3, \d+, 32\]"):
         logits(gpt2, make_reft(width=48))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -28,6 +28,10 @@ class _Recorder(Intervention):
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         self.seen.append(resid.detach())
         return self.inner.delta(resid)
+
+    def delta_of(self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
+        self.seen.append(tokens.detach())
+        return self.inner.delta_of(tokens, example)
 
     def affine(self) -> Affine:
         return self.inner.affine()

@@ -4,7 +4,8 @@ delta(h) = A h + c is known only up to a rotation of its rank-r coordinates (LoR
 R and W by themselves are not an answer. With mean mu and covariance S of the activations that are really edited,
 take the singular value decomposition of [A S^(1/2), A mu + c]: left vectors are write directions, right vectors
 say what is read, the spectrum is how far each direction moves. The left side equals the eigenvectors of
-E[delta delta^T], so it does not depend on how the edit was parametrised.
+E[delta delta^T], so it does not depend on how the edit was parametrised. An edit that can write anywhere (RED) takes
+d x d moments where a low-rank one takes r x r.
 
 Not evidence by itself: a direction that is written may still be ignored by every later layer.
 """
@@ -19,7 +20,6 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.activations import edited_activations
-from reftlens.analysis.placebo import written_basis
 from reftlens.data import Batch
 from reftlens.interventions import Intervention
 from reftlens.positions import Positions
@@ -32,10 +32,10 @@ class _Moments:
 
     def __init__(self, hook_name: str, intervention: Intervention) -> None:
         self.hook_name = hook_name
-        write, read, constant = (t.detach().double() for t in intervention.affine())
-        self.basis = written_basis(intervention)
+        affine = intervention.affine()
+        self.basis = affine.basis()
         # In the basis of the written space: change = gain h + push, with gain [k, d].
-        self.gain, self.push = self.basis @ write.T @ read, self.basis @ constant
+        self.gain, self.push = (t.detach() for t in affine.along(self.basis))
         self.n = 0
         self.first = torch.zeros_like(self.push)
         self.second = torch.zeros(len(self.push), len(self.push), dtype=torch.float64, device=self.push.device)
@@ -51,6 +51,8 @@ class _Moments:
 
     def result(self) -> Operator:
         mean, second = self.first / self.n, self.second / self.n
+        if not bool(second.any()):
+            raise ValueError(f"the edit at {self.hook_name} changes nothing here: there is nothing to decompose")
         energy, vectors = torch.linalg.eigh(second)
         order = energy.argsort(descending=True)
         energy, vectors = energy[order].clamp(min=0), vectors[:, order].T
@@ -86,7 +88,9 @@ def decompose(
         One result for each site, in order.
 
     Raises:
-        ValueError: for no batches, positions that no prompt of a batch has, or `at` without an edited token.
+        NotAffineError: for an edit that is no A h + c.
+        ValueError: for no batches, positions that no prompt of a batch has, `at` without an edited token, or an
+            edit that changes nothing.
     """
     if not batches:
         raise ValueError("decompose needs at least one batch of inputs to weight the edit by")

@@ -1,0 +1,134 @@
+"""The edits that write inside a learned subspace: R has orthonormal rows, and the change is R^T(something of rank r).
+
+LoReFT is the interchange with a learned source, Rs = Wh + b; the others are its ablations (Wu et al. 2024,
+arXiv:2404.03592, section 3 and appendix): what is left when the target is constant, or when nothing is erased.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reftlens.interventions.base import Affine, Intervention, promote
+from reftlens.interventions.orthonormal import Orthonormal
+
+
+@final
+class LoReFT(Intervention):
+    """LoReFT: h + R^T(Wh + b - Rh), R with orthonormal rows (Wu et al. 2024, arXiv:2404.03592, eq. 2).
+
+    As in the paper, W and b start as `nn.Linear` does, so an untrained edit is not the identity: it already
+    replaces Rh by Wh + b.
+    """
+
+    kind = "loreft"
+
+    def __init__(self, d_model: int, rank: int) -> None:
+        super().__init__(d_model, rank)
+        self.rotation = Orthonormal(rank, d_model)
+        self.source = nn.Linear(d_model, rank)
+
+    @property
+    def R(self) -> Float[Tensor, "rank d_model"]:
+        """The subspace, rows orthonormal. Known only up to a rotation of its rows: not an answer by itself."""
+        return self.rotation()
+
+    def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        h = promote(resid, self.source.weight)
+        R, W, b = (t.to(h.dtype) for t in (self.R, self.source.weight, self.source.bias))
+        return ((h @ W.T + b - h @ R.T) @ R).to(resid.dtype)
+
+    def affine(self) -> Affine:
+        R = self.R
+        return Affine(write=R, read=self.source.weight - R, constant=self.source.bias @ R)
+
+
+@final
+class AdditiveLoReFT(Intervention):
+    """LoReFT that erases nothing: h + R^T(Wh + b), R with orthonormal rows (an ablation in Wu et al. 2024).
+
+    A naming trap: pyreft calls this class `DireftIntervention`, but the paper's DiReFT has no constraint on its
+    matrices, and is pyreft's `NodireftIntervention`. Here `DiReFT` is the paper's, and this is not it.
+    """
+
+    kind = "additive-loreft"
+
+    def __init__(self, d_model: int, rank: int) -> None:
+        super().__init__(d_model, rank)
+        self.rotation = Orthonormal(rank, d_model)
+        self.source = nn.Linear(d_model, rank)
+
+    @property
+    def R(self) -> Float[Tensor, "rank d_model"]:
+        """The subspace, rows orthonormal."""
+        return self.rotation()
+
+    def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        h = promote(resid, self.source.weight)
+        R, W, b = (t.to(h.dtype) for t in (self.R, self.source.weight, self.source.bias))
+        return ((h @ W.T + b) @ R).to(resid.dtype)
+
+    def affine(self) -> Affine:
+        R = self.R
+        return Affine(write=R, read=self.source.weight, constant=self.source.bias @ R)
+
+
+@final
+class ConsReFT(Intervention):
+    """ConsReFT: h + R^T(b - Rh), R with orthonormal rows: a constant target inside the subspace.
+
+    An ablation in Wu et al. 2024 (arXiv:2404.03592). As in the reference code, b starts uniform in [0, 1).
+    """
+
+    kind = "consreft"
+
+    def __init__(self, d_model: int, rank: int) -> None:
+        super().__init__(d_model, rank)
+        self.rotation = Orthonormal(rank, d_model)
+        self.target = nn.Parameter(torch.rand(rank))
+
+    @property
+    def R(self) -> Float[Tensor, "rank d_model"]:
+        """The subspace, rows orthonormal."""
+        return self.rotation()
+
+    def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        h = promote(resid, self.target)
+        R, b = (t.to(h.dtype) for t in (self.R, self.target))
+        return ((b - h @ R.T) @ R).to(resid.dtype)
+
+    def affine(self) -> Affine:
+        R = self.R
+        return Affine(write=R, read=-R, constant=self.target @ R)
+
+
+@final
+class LobiReFT(Intervention):
+    """LobiReFT: h + R^T b, R with orthonormal rows: the same push for every activation.
+
+    An ablation in Wu et al. 2024 (arXiv:2404.03592): a steering vector with more numbers than it needs, since any
+    R^T b is one vector. As in the reference code, b starts uniform in [0, 1).
+    """
+
+    kind = "lobireft"
+
+    def __init__(self, d_model: int, rank: int) -> None:
+        super().__init__(d_model, rank)
+        self.rotation = Orthonormal(rank, d_model)
+        self.target = nn.Parameter(torch.rand(rank))
+
+    @property
+    def R(self) -> Float[Tensor, "rank d_model"]:
+        """The rows that b weighs, orthonormal."""
+        return self.rotation()
+
+    def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        return (self.target @ self.R).to(resid.dtype).expand_as(resid)
+
+    def affine(self) -> Affine:
+        R = self.R
+        # No low-rank part: of the r dimensions of R only R^T b is ever written.
+        return Affine(write=R[:0], read=R[:0], constant=self.target @ R)

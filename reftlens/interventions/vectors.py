@@ -1,0 +1,94 @@
+"""The edits that hold vectors alone: one factor for each coordinate (RED), or one push for all (a steering vector)."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reftlens.interventions.base import Affine, Intervention, promote
+
+
+def _no_rows(like: Float[Tensor, " d_model"]) -> Float[Tensor, "0 d_model"]:
+    """The factors of an edit without a low-rank part."""
+    return like.detach()[None][:0]
+
+
+@final
+class RED(Intervention):
+    """RED: s * h + b, coordinate by coordinate (Wu, M. et al. 2024, arXiv:2402.15179).
+
+    s starts at 1 and b at 0, so an untrained edit is the identity. It has no rank to choose: its change
+    (s - 1) * h + b can point anywhere, and `basis()` is the whole space, `[d_model, d_model]`. Unlike a low-rank edit
+    it depends on the coordinates: turned to another basis it would be another edit. (The paper edits what the MLP
+    adds; the site is the caller's to choose.)
+    """
+
+    kind = "red"
+    arguments = ("d_model",)
+
+    def __init__(self, d_model: int) -> None:
+        """Args: d_model: width of the activation."""
+        super().__init__(d_model, rank=d_model)
+        self.factor = nn.Parameter(torch.ones(d_model))
+        self.push = nn.Parameter(torch.zeros(d_model))
+
+    def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        h = promote(resid, self.factor)
+        return ((self.factor - 1).to(h.dtype) * h + self.push.to(h.dtype)).to(resid.dtype)
+
+    def affine(self) -> Affine:
+        none = _no_rows(self.push)
+        return Affine(write=none, read=none, constant=self.push, diagonal=self.factor - 1)
+
+
+@final
+class SteeringVector(Intervention):
+    """A steering vector: h + scale * v, the same push for every activation.
+
+    v starts at zero, where the edit is the identity, or is given; it can be trained or left as it is. The form is
+    that of activation addition (Turner et al. 2023, arXiv:2308.10248).
+    """
+
+    kind = "steering-vector"
+    arguments = ("d_model", "scale")
+
+    def __init__(self, d_model: int, scale: float = 1.0) -> None:
+        """A zero vector, to be trained; `SteeringVector.of(vector)` starts from a given one.
+
+        Args:
+            d_model: width of the activation.
+            scale: fixed factor of the push.
+
+        Raises:
+            ValueError: if scale is zero or not finite.
+        """
+        super().__init__(d_model, rank=1)
+        if not math.isfinite(scale) or scale == 0:
+            raise ValueError(f"scale must be a finite number other than 0, got {scale}")
+        self.scale = float(scale)
+        self.vector = nn.Parameter(torch.zeros(d_model))
+
+    @classmethod
+    def of(cls, vector: Float[Tensor, " d_model"], scale: float = 1.0) -> SteeringVector:
+        """The push along a given vector, which is copied.
+
+        Raises:
+            ValueError: if the vector holds NaN or infinite values, or scale is zero or not finite.
+        """
+        if not bool(torch.isfinite(vector).all()):
+            raise ValueError("the steering vector must be finite, got NaN or infinite values")
+        edit = cls(len(vector), scale).to(vector.device)
+        with torch.no_grad():
+            edit.vector.copy_(vector)
+        return edit
+
+    def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        return (self.scale * self.vector).to(resid.dtype).expand_as(resid)
+
+    def affine(self) -> Affine:
+        none = _no_rows(self.vector)
+        return Affine(write=none, read=none, constant=self.scale * self.vector)
