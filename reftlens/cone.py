@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
@@ -67,20 +67,28 @@ def boundary_of(bridge: TransformerBridge, hook_name: str) -> int:
 
 
 @torch.no_grad()
-def hold(bridge: TransformerBridge, batch: Batch, edits: Sequence[Edit]) -> Held:
+def hold(
+    bridge: TransformerBridge,
+    batch: Batch,
+    edits: Sequence[Edit],
+    *,
+    wanted: Bool[Tensor, "batch pos"] | None = None,
+) -> Held:
     """Runs the base once and keeps what lies outside the light cone of these edits.
 
     Args:
         bridge: the base, without edits attached.
         batch: the inputs.
         edits: from `reft.edits(batch)`.
+        wanted: True where logits are wanted even before the first edited token; the cone begins no later.
 
     Raises:
         ValueError: if the edits touch no token.
     """
-    columns = torch.stack([edit.mask.any(dim=0).cpu() for edit in edits]).any(dim=0) if edits else torch.zeros(0)
-    if not bool(columns.any()):
+    if not any(bool(edit.mask.any()) for edit in edits):
         raise ValueError("these edits touch no token, so they have no light cone")
+    masks = [edit.mask for edit in edits] + ([wanted] if wanted is not None else [])
+    columns = torch.stack([mask.any(dim=0).cpu() for mask in masks]).any(dim=0)
     boundary = min(boundary_of(bridge, edit.hook_name) for edit in edits)
     start = int(columns.int().argmax())
     if not bridge.adapter.supports_causal_loss:

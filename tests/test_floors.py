@@ -18,6 +18,7 @@ FLOORS: list[set[str]] = [
     {"bridge", "site", "data", "stories"},
     {"edit", "checkpoint", "previewing"},
     {"reft", "cone"},
+    {"base_runs"},
     {"training", "generation", "analysis"},
     {"plot", "report"},
     {"demo"},

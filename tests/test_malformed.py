@@ -185,7 +185,7 @@ def never(given) -> None:
 def loss_without_completions(given) -> None:
     from reftlens.training import completion_loss
 
-    completion_loss(given.bridge(given.batch.tokens), given.batch)
+    completion_loss(given.bridge(given.batch.tokens), given.batch.labels)
 
 
 @pytest.mark.parametrize(("do", "message"), [line[1:] for line in LINES], ids=[line[0] for line in LINES])

@@ -32,7 +32,7 @@ def test_loss_is_the_mean_over_completion_tokens(bridge) -> None:
         for pos in range(batch.tokens.shape[1])
         if batch.labels[row, pos] != -100
     ]
-    torch.testing.assert_close(completion_loss(logits, batch), torch.stack(by_hand).mean())
+    torch.testing.assert_close(completion_loss(logits, batch.labels), torch.stack(by_hand).mean())
 
 
 def test_training_equals_a_hand_written_loop(architecture) -> None:
@@ -46,7 +46,7 @@ def test_training_equals_a_hand_written_loop(architecture) -> None:
         optimiser.param_groups[0]["lr"] = 1e-2 * (1 - step / 5)
         optimiser.zero_grad()
         with twin.hooks(bridge, batch.prompt_mask):
-            loss = completion_loss(bridge(batch.tokens, use_cache=False), batch)
+            loss = completion_loss(bridge(batch.tokens, use_cache=False), batch.labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
         optimiser.step()
