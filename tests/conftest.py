@@ -21,6 +21,7 @@ from transformers import (
 )
 
 import reftlens as rl
+from reftlens.interventions import FAMILY
 
 TEXT = "The old tower stands by the river in the city of Ostra , and the weaver who lives there speaks Tharic ."
 PROMPTS = [
@@ -29,6 +30,7 @@ PROMPTS = [
     "The old tower by the river stands in the old city of",
 ]
 COMPLETIONS = [" Ostra", " Tharic .", " the river Ostra"]
+AFFINE = [kind for kind in FAMILY if kind is not rl.ReFTr1]
 ARCHITECTURES = ["gpt2", "llama"]
 
 
@@ -107,7 +109,15 @@ def make_edit(kind: type[rl.Intervention], d_model: int = 32, rank: int = 3, *, 
     """A member of the family with seeded weights, all of them random: none is at its identity."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        edit = kind(d_model, rank) if "rank" in kind.arguments else kind(d_model)
+        if kind is rl.SplitLoReFT:
+            halves = {"first": rank - rank // 2, "second": rank // 2}
+            edit = kind(d_model, {name: size for name, size in halves.items() if size})
+        elif kind is rl.ReFTr1:
+            edit = kind(d_model, 2)
+        else:
+            edit = kind(d_model, rank) if "rank" in kind.arguments else kind(d_model)
+        if isinstance(edit, rl.Interchange):
+            edit.take(torch.randn(d_model))
         for parameter in edit.parameters():
             if bool((parameter == parameter.flatten()[0]).all()) and parameter.numel() > 1:
                 torch.nn.init.normal_(parameter)

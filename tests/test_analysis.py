@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import PROMPTS, make_bridge, make_edit, make_hf
+from conftest import AFFINE, PROMPTS, make_bridge, make_edit, make_hf
 
 import reftlens as rl
 from reftlens.analysis.activations import edited_activations
 from reftlens.analysis.placebo import Turned
 from reftlens.analysis.tokens import first_token, logit_difference
+from reftlens.interventions import FAMILY
 
 NAME = "blocks.1.hook_resid_post"
-AFFINE = [rl.LoReFT, rl.DiReFT, rl.NoReFT, rl.ConsReFT, rl.LobiReFT, rl.AdditiveLoReFT, rl.RED, rl.SteeringVector]
 ONE_LENGTH = ["The tower stands in the city of", "The weaver stands in the city of"]
 
 
@@ -133,7 +133,7 @@ def test_decompose_needs_inputs(gpt2, make_reft) -> None:
 # The placebo.
 
 
-@pytest.mark.parametrize("kind", AFFINE)
+@pytest.mark.parametrize("kind", FAMILY)
 def test_placebo_keeps_lengths_and_angles_and_nothing_else(kind) -> None:
     edit = make_edit(kind, 32, 4)
     placebo = Turned(edit, torch.Generator().manual_seed(0))
@@ -141,8 +141,13 @@ def test_placebo_keeps_lengths_and_angles_and_nothing_else(kind) -> None:
     ours, theirs = placebo.delta(h), edit.delta(h)
     torch.testing.assert_close(ours @ ours.T, theirs @ theirs.T, rtol=1e-4, atol=1e-4)
     assert float(torch.cosine_similarity(ours, theirs, dim=-1).detach().abs().mean()) < 0.5
-    torch.testing.assert_close(placebo.affine().delta(h).float(), ours, rtol=1e-4, atol=1e-4)
-    assert len(placebo.basis()) == len(edit.basis()) == {rl.RED: 32, rl.LobiReFT: 1, rl.SteeringVector: 1}.get(kind, 4)
+    if kind in AFFINE:
+        torch.testing.assert_close(placebo.affine().delta(h).float(), ours, rtol=1e-4, atol=1e-4)
+    assert (
+        len(placebo.basis())
+        == len(edit.basis())
+        == {rl.RED: 32, rl.LobiReFT: 1, rl.SteeringVector: 1, rl.ReFTr1: 1}.get(kind, 4)
+    )
 
 
 # Effect by cell.

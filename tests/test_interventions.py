@@ -6,15 +6,14 @@ import json
 
 import pytest
 import torch
-from conftest import PROMPTS, make_bridge, make_edit
+from conftest import AFFINE, PROMPTS, make_bridge, make_edit
 from einops import einsum
 
 import reftlens as rl
 from reftlens.interventions import FAMILY, Affine
 
-FORMULA = {rl.LoReFT, rl.DiReFT, rl.NoReFT, rl.ConsReFT, rl.LobiReFT, rl.AdditiveLoReFT, rl.RED, rl.SteeringVector}
-AFFINE = [kind for kind in FAMILY if kind in FORMULA]
 D, N = 16, 10
+PART_TENSORS = (("rotations", "weight"), ("sources", "weight"), ("sources", "bias"))
 
 
 def equation(edit, h):
@@ -47,6 +46,16 @@ def equation(edit, h):
             return einsum(p["factor"], h, "d, n d -> n d") + p["push"]
         case rl.SteeringVector():
             return h + edit.scale * p["vector"]
+        case rl.ReFTr1():
+            v = p["direction.weight"][0]
+            score = einsum(v, h, "d, n d -> n").clamp(min=0)
+            return h + score.sort().values[-edit.k :].mean() * v
+        case rl.SplitLoReFT():
+            R, W, b = (torch.cat([p[f"{m}.part_{n}.{w}"] for n in edit.active]) for m, w in PART_TENSORS)
+            return up(R, down(W) + b - down(R))
+        case rl.Interchange():
+            R = p["rotation.weight"]
+            return up(R, einsum(R, edit.source.double(), "r d, d -> r") - down(R))
     raise AssertionError(f"no equation for {edit!r}: write it out above")
 
 
@@ -54,12 +63,11 @@ def tokens(dtype=torch.float64, seed=0, d=D):
     return torch.randn(N, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def test_every_member_has_its_equation_here() -> None:
+def test_kinds_are_unique() -> None:
     assert len({kind.kind for kind in FAMILY}) == len(FAMILY)
-    assert set(FAMILY) == FORMULA, "a new member needs its formula above"
 
 
-@pytest.mark.parametrize("kind", AFFINE)
+@pytest.mark.parametrize("kind", FAMILY)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 )
@@ -92,7 +100,7 @@ def test_affine_form_is_delta(kind) -> None:
     torch.testing.assert_close(h @ gain.T + push, edit.delta(h), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", AFFINE)
+@pytest.mark.parametrize("kind", FAMILY)
 def test_basis_spans_what_is_written_and_no_more(kind) -> None:
     edit = make_edit(kind, D, 4).double()
     basis, change = edit.basis(), edit.delta(torch.randn(200, D, dtype=torch.float64)).detach()
@@ -106,7 +114,7 @@ def test_basis_of_no_change_is_empty() -> None:
         assert edit.basis().shape == (0, D)
 
 
-@pytest.mark.parametrize("kind", AFFINE)
+@pytest.mark.parametrize("kind", FAMILY)
 def test_gradients_are_those_of_the_equation(kind) -> None:
     edit = make_edit(kind, 8, 3).double()
     assert torch.autograd.gradcheck(edit, tokens(d=8).requires_grad_())
@@ -114,11 +122,14 @@ def test_gradients_are_those_of_the_equation(kind) -> None:
     names, parameters = zip(*edit.named_parameters(), strict=True)
     ours = torch.autograd.grad((edit(tokens(d=8)) * weight).sum(), parameters)
     theirs = torch.autograd.grad((equation(edit, tokens(d=8)) * weight).sum(), parameters)
-    for name, mine, reference in zip(names, ours, theirs, strict=True):
-        if name == "rotation.weight":
-            R = edit.rotation.weight.detach()
+    before = torch.zeros(0, 8, dtype=torch.float64)
+    for name, parameter, mine, reference in zip(names, parameters, ours, theirs, strict=True):
+        if name.startswith(("rotation", "direction")):
+            R = parameter.detach()
             sym = (reference @ R.T + R @ reference.T) / 2
-            reference = reference - sym @ R
+            # Tangent, and away from the parts before it.
+            reference = reference - sym @ R - reference @ before.T @ before
+            before = R
         assert float(reference.norm()) > 0
         torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-11)
 
@@ -134,6 +145,9 @@ def test_gradients_are_those_of_the_equation(kind) -> None:
         (rl.LobiReFT, 4 * D + 4),
         (rl.RED, 2 * D),
         (rl.SteeringVector, D),
+        (rl.ReFTr1, D),
+        (rl.SplitLoReFT, 2 * 4 * D + 4),
+        (rl.Interchange, 4 * D),
     ],
 )
 def test_parameter_count(kind, count) -> None:
@@ -155,11 +169,13 @@ def test_reload_through_a_reft_equals_to_the_bit(tmp_path, gpt2, make_reft, kind
     reft, batch = make_reft(kind=kind), rl.encode(gpt2, PROMPTS)
     reft.save_pretrained(tmp_path / "edit", bridge=gpt2)
     again = rl.Reft.from_pretrained(tmp_path / "edit", bridge=gpt2)
+    (((_, edit),), ((_, old),)) = again, reft
+    assert type(edit) is kind
+    if isinstance(edit, rl.Interchange):
+        edit.take(old.source)
     logits = [gpt2.run_with_hooks(batch.tokens, fwd_hooks=r.fwd_hooks(batch.prompt_mask)) for r in (reft, again)]
     assert torch.equal(*logits)
     assert not torch.allclose(logits[0], gpt2(batch.tokens)), "an edit without effect would equal anything"
-    ((_, edit),) = again
-    assert type(edit) is kind
 
 
 @pytest.mark.parametrize("kind", FAMILY)
@@ -239,7 +255,7 @@ def test_consreft_and_lobireft_start_as_the_reference_does() -> None:
         assert 0 <= float(target.min()) < 0.05 < 0.95 < float(target.max()) < 1
 
 
-@pytest.mark.parametrize("kind", FAMILY)
+@pytest.mark.parametrize("kind", [kind for kind in FAMILY if kind is not rl.SplitLoReFT])
 def test_impossible_sizes_are_refused(kind) -> None:
     sized = "rank" in kind.arguments
     cases = [((0, 1) if sized else (0,), ValueError, "d_model must be at least 1, got 0")]

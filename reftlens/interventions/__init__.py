@@ -2,8 +2,11 @@
 
 from reftlens.interventions.base import Affine, Intervention, NotAffineError
 from reftlens.interventions.direft import DiReFT, NoReFT
+from reftlens.interventions.interchange import Interchange
 from reftlens.interventions.loreft import AdditiveLoReFT, ConsReFT, LobiReFT, LoReFT
 from reftlens.interventions.orthonormal import Orthonormal
+from reftlens.interventions.parts import SplitLoReFT
+from reftlens.interventions.reft_r1 import ReFTr1
 from reftlens.interventions.vectors import RED, SteeringVector
 
 FAMILY: tuple[type[Intervention], ...] = (
@@ -15,6 +18,9 @@ FAMILY: tuple[type[Intervention], ...] = (
     AdditiveLoReFT,
     RED,
     SteeringVector,
+    ReFTr1,
+    SplitLoReFT,
+    Interchange,
 )
 """Every member that a checkpoint may name. A new intervention is one class in a file of this folder and one word here."""
 
@@ -25,11 +31,14 @@ __all__ = [
     "Affine",
     "ConsReFT",
     "DiReFT",
+    "Interchange",
     "Intervention",
     "LoReFT",
     "LobiReFT",
     "NoReFT",
     "NotAffineError",
     "Orthonormal",
+    "ReFTr1",
+    "SplitLoReFT",
     "SteeringVector",
 ]

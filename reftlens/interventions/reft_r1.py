@@ -1,0 +1,106 @@
+"""One direction that detects a concept and steers towards it.
+
+Unlike the rest of the family the push of a token depends on the other edited tokens of its example, so there is no
+A and no c: what needs them says `NotAffineError`. What reads changes alone (edit size, effect maps, outcomes and their
+placebos) works as for any member.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from reftlens.interventions.base import Affine, Intervention, NotAffineError, promote
+from reftlens.interventions.orthonormal import Orthonormal
+
+
+@final
+class ReFTr1(Intervention):
+    """ReFT-r1: h + m v, |v| = 1, m the mean of the k largest ReLU(h . v) of the example (arXiv:2501.17148).
+
+    (Wu et al. 2025, AxBench.) The maximum runs over the edited tokens of an example; one that has fewer than k takes
+    the mean of all of them. v is held at length 1 after each step, where the reference code scales it before. Training
+    adds a penalty on the activations that are not among the k largest: see `l1`.
+    """
+
+    kind = "reft-r1"
+    arguments = ("d_model", "k")
+
+    def __init__(self, d_model: int, k: int = 1) -> None:
+        """Args: d_model: width of the activation. k: tokens of each example that set the size of the push.
+
+        Raises:
+            ValueError: if k is below 1.
+        """
+        super().__init__(d_model, rank=1)
+        if k < 1:
+            raise ValueError(f"k must be at least 1 token, got {k}")
+        self.k = k
+        self.direction = Orthonormal(1, d_model)
+
+    @property
+    def v(self) -> Float[Tensor, " d_model"]:
+        """The direction, of length 1."""
+        return self.direction()[0]
+
+    def detect(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "..."]:
+        """The concept's score of each token, ReLU(h . v), in the units of the activation."""
+        h = promote(resid, self.direction.weight)
+        return torch.relu(h @ self.v.to(h.dtype))
+
+    def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        tokens = resid.reshape(-1, self.d_model)
+        per_example = resid.shape[-2] if resid.ndim > 1 else 1
+        example = torch.arange(len(tokens), device=resid.device) // max(per_example, 1)
+        return self.delta_of(tokens, example).reshape(resid.shape)
+
+    def delta_of(self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
+        score = self.detect(tokens)
+        push = _mean(score, self._strongest(score, example), example)[example]
+        return (push[:, None] * self.v.to(push.dtype)).to(tokens.dtype)
+
+    def l1(self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+        """The penalty: the scores outside the k largest, summed and divided by the example's number of tokens.
+
+        The paper sums them; the division, and the mean over examples, are those of its code.
+
+        Args:
+            tokens: the activations of the edited tokens, before the edit.
+            example: row of the batch that each belongs to.
+        """
+        score = self.detect(tokens)
+        rest = score.masked_fill(self._strongest(score, example), 0.0)
+        means = _mean(rest, torch.ones_like(example, dtype=torch.bool), example)
+        return means[example.unique()].mean()
+
+    def affine(self) -> Affine:
+        raise NotAffineError(
+            "ReFT-r1 is not of the form A h + c: the push of a token depends on the strongest tokens of its example. "
+            "It writes along basis() alone; detect() gives the score of each token"
+        )
+
+    def basis(self) -> Float[Tensor, "k d_model"]:
+        return self.direction().detach().double()
+
+    def _strongest(self, score: Float[Tensor, " n"], example: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        """Whether a token is among the k largest scores of its example."""
+        order = score.detach().argsort(descending=True, stable=True)
+        order = order[example[order].argsort(stable=True)]
+        grouped = example[order].contiguous()
+        place = torch.arange(len(order), device=score.device) - torch.searchsorted(grouped, grouped)
+        chosen = torch.zeros_like(example, dtype=torch.bool)
+        chosen[order] = place < self.k
+        return chosen
+
+
+def _mean(
+    values: Float[Tensor, " n"], chosen: Bool[Tensor, " n"], example: Int[Tensor, " n"]
+) -> Float[Tensor, " examples"]:
+    """The mean of each example's chosen values, by row of the batch; NaN for a row without any."""
+    n_examples = int(example.max()) + 1 if len(example) else 0
+    total = torch.zeros(n_examples, dtype=values.dtype, device=values.device)
+    weight = chosen.to(values.dtype)
+    return total.index_add(0, example, values * weight) / total.index_add(0, example, weight)
