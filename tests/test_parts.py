@@ -112,6 +112,7 @@ def test_parts_trained_apart_do_both_tasks_together() -> None:
 
 
 def test_a_part_is_trained_on_a_model_and_reloaded(tmp_path, gpt2) -> None:
+    torch.manual_seed(0)
     reft = rl.Reft([(rl.Site("blocks.1.hook_resid_post", rl.All()), split())])
     ((_, edit),) = reft
     french, batch = numbers(edit, "french"), rl.encode(gpt2, PROMPTS)

@@ -9,6 +9,7 @@ from test_orthonormal import fit
 
 import reftlens as rl
 from reftlens.analysis.activations import edited_activations
+from reftlens.analysis.placebo import Turned
 
 D, NAME = 16, "blocks.1.hook_resid_post"
 
@@ -32,8 +33,9 @@ def by_hand(edit, examples):
 
 @pytest.mark.parametrize("k", [1, 2, 3, 50])
 def test_each_example_has_its_own_push_and_penalty(k) -> None:
-    edit = rl.ReFTr1(D, k).double()
-    generator = torch.Generator().manual_seed(k)
+    edit = make_edit(rl.ReFTr1, D).double()
+    edit.k = k
+    generator = torch.Generator().manual_seed(3)
     examples = [torch.randn(n, D, generator=generator, dtype=torch.float64) for n in (1, 5, 2, 7)]
     # Rows 1 and 3 of the batch hold no edited token, so they have no example.
     example = torch.cat([torch.full((len(h),), row) for h, row in zip(examples, (0, 2, 4, 5), strict=True)])
@@ -68,6 +70,29 @@ def test_on_a_model_examples_do_not_mix(bridge) -> None:
         alone.append(single.intervention.delta(h_single).detach())
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(edit.delta(h), together, rtol=1e-2), "mixing the examples would have shown"
+
+
+def test_what_an_edit_before_it_wrote_is_seen_by_the_analyses(gpt2) -> None:
+    """The recorder passes the examples on: the second site meets what it meets in a plain run."""
+    edits = [make_edit(rl.ReFTr1), make_edit(rl.LoReFT)]
+    names = ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post")
+    reft = rl.Reft([(rl.Site(name, rl.All()), edit) for name, edit in zip(names, edits, strict=True)])
+    batch = rl.encode(gpt2, PROMPTS)
+    _, (_, seen) = edited_activations(gpt2, reft, batch)
+    with rl.Reft([next(iter(reft))]).hooks(gpt2, batch.prompt_mask):
+        _, cache = gpt2.run_with_cache(batch.tokens, attention_mask=batch.attention_mask)
+    torch.testing.assert_close(seen, cache[names[1]][batch.prompt_mask])
+    _, base = gpt2.run_with_cache(batch.tokens, attention_mask=batch.attention_mask)
+    assert not torch.allclose(seen, base[names[1]][batch.prompt_mask], atol=1e-2)
+
+
+def test_its_placebo_pushes_each_example_as_far() -> None:
+    edit, resid = make_edit(rl.ReFTr1, D), torch.randn(3, 6, D, generator=torch.Generator().manual_seed(0))
+    placebo = Turned(edit, torch.Generator().manual_seed(0))
+    mask = torch.ones(3, 6, dtype=torch.bool)
+    ours, theirs = ((rl.Edit("hook", e, mask).apply(resid) - resid).detach().norm(dim=-1) for e in (edit, placebo))
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+    assert float(ours[:, 0].std()) > 0.05, "examples alike could not be told apart"
 
 
 def test_detection_is_the_score_of_each_token_and_a_planted_direction_is_found() -> None:
