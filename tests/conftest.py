@@ -23,6 +23,9 @@ from transformers import (
 import reftlens as rl
 from reftlens.interventions import FAMILY
 
+# The models here are tiny: a second thread waits more than it works, and the tests run in two processes.
+torch.set_num_threads(1)
+
 TEXT = "The old tower stands by the river in the city of Ostra , and the weaver who lives there speaks Tharic ."
 PROMPTS = [
     "The tower stands in the city of",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import reftlens as rl
-from reftlens.positions import All, At, First, Generated, Last, Prompts, Span, from_spec, parse, union_parts
+from reftlens.positions import All, At, First, Generated, Last, Positions, Prompts, Span, from_spec, parse, union_parts
 
 LENGTHS = [1, 2, 3, 5, 8]
 
@@ -47,7 +47,7 @@ def picked(rule, *, left: bool) -> list[list[int]]:
         (All() - Last(1), lambda n: range(n - 1)),
         (All() - First(1) - Last(1), lambda n: range(1, n - 1)),
     ],
-    ids=repr,
+    ids=lambda value: repr(value) if isinstance(value, Positions) else "",
 )
 def test_rules_pick_the_places_that_a_loop_picks(rule, places, left) -> None:
     assert picked(rule, left=left) == [list(places(n)) for n in LENGTHS]
