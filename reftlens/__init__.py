@@ -13,6 +13,7 @@ from reftlens._version import __version__
 if TYPE_CHECKING:
     from reftlens import analysis, plot
     from reftlens.bridge import load_bridge
+    from reftlens.checks import check_sites
     from reftlens.data import Batch, encode
     from reftlens.edit import Edit, EditError, attach
     from reftlens.generation import generate
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "load_bridge": "bridge",
+    "check_sites": "checks",
     "Batch": "data",
     "encode": "data",
     "Edit": "edit",
@@ -66,6 +68,7 @@ __all__ = [
     "__version__",
     "analysis",
     "attach",
+    "check_sites",
     "encode",
     "generate",
     "load_bridge",

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens import checkpoint
-from reftlens.bridge import canonical_hook
-from reftlens.edit import Edit, HookFunction, attach, hook_function
+from reftlens.bridge import canonical_hook, width_of
+from reftlens.edit import Edit, HookFunction, attach, hook_functions
 from reftlens.interventions import FAMILY, Intervention, LoReFT
 from reftlens.positions import Positions, from_spec, parse, union_parts
 from reftlens.site import Site
@@ -57,20 +57,23 @@ class Reft(nn.Module):
         rank: int,
         tied: bool = True,
         hook: str = "hook_resid_post",
+        head: int | None = None,
     ) -> Reft:
         """The paper's layout: the same kind of edit after several layers.
 
         Args:
-            bridge: the model; gives the width, the number of layers and the device.
+            bridge: the model; gives the width of the activation, the number of layers and the device.
             layers: block indices (negative ones count from the end), or "all".
             positions: a rule, or its short form such as `"f5+l5"`.
             intervention: the class.
             rank: of each edit.
             tied: one edit for all positions of a layer; if False, one for each part of a union.
-            hook: the activation point inside the block.
+            hook: the activation point inside the block, such as `attn.hook_z`.
+            head: one head of it; all heads as one vector if not given.
 
         Raises:
-            ValueError: for a layer that the model does not have, a rank above the width, an unknown hook.
+            ValueError: for a layer or head that the model does not have, a rank above the width, an unknown hook or
+                one that cannot be edited.
         """
         n_layers = bridge.cfg.n_layers
         wanted: Sequence[int] = range(n_layers) if layers == "all" else layers
@@ -83,9 +86,9 @@ class Reft(nn.Module):
         pairs = []
         for layer in sorted(layer % n_layers for layer in wanted):
             hook_name = f"blocks.{layer}.{hook}"
-            canonical_hook(bridge, hook_name)
+            width = width_of(bridge, hook_name, head)
             for part in [rule] if tied else union_parts(rule):
-                pairs.append((Site(hook_name, part), intervention(bridge.cfg.d_model, rank)))
+                pairs.append((Site(hook_name, part, head), intervention(width, rank)))
         return cls(pairs).to(bridge.cfg.device)
 
     @property
@@ -123,7 +126,7 @@ class Reft(nn.Module):
                 raise ValueError(
                     f"no prompt has a token at {site.positions!r} ({site.hook_name}); the longest has {longest}"
                 )
-            edits.append(Edit(site.hook_name, intervention, mask))
+            edits.append(Edit(site.hook_name, intervention, mask, head=site.head))
         return edits
 
     def fwd_hooks(self, prompt_mask: Bool[Tensor, "batch pos"]) -> list[tuple[str, HookFunction]]:
@@ -131,8 +134,10 @@ class Reft(nn.Module):
 
         Args:
             prompt_mask: True where a token belongs to the prompt; of the same shape as the tokens.
+
+        No model is asked here, so none refuses a name where an edit would be lost: `hooks` and `check_sites` do.
         """
-        return [(edit.hook_name, hook_function(edit)) for edit in self.edits(prompt_mask)]
+        return hook_functions(self.edits(prompt_mask))
 
     def hooks(
         self, bridge: TransformerBridge, prompt_mask: Bool[Tensor, "batch pos"]
@@ -163,6 +168,7 @@ class Reft(nn.Module):
                     "hook_name": canonical_hook(bridge, site.hook_name),
                     "alias": site.hook_name,
                     "positions": site.positions.spec(),
+                    "head": site.head,
                 }
                 for site in self.sites
             ],
@@ -193,7 +199,9 @@ class Reft(nn.Module):
         kinds = {member.kind: member for member in family}
         try:
             interventions = [kinds[saved["kind"]](**saved["settings"]) for saved in config["interventions"]]
-            sites = [Site(saved["alias"], from_spec(saved["positions"])) for saved in config["sites"]]
+            sites = [
+                Site(saved["alias"], from_spec(saved["positions"]), saved.get("head")) for saved in config["sites"]
+            ]
             pairs = [(site, interventions[index]) for site, index in zip(sites, config["which"], strict=True)]
             reft = cls(pairs)
             reft.load_state_dict(tensors)
@@ -202,6 +210,9 @@ class Reft(nn.Module):
         return reft.to(bridge.cfg.device)
 
     def __repr__(self) -> str:
-        lines = [f"  {site.hook_name} at {site.positions!r}: {intervention!r}" for site, intervention in self]
+        lines = [
+            f"  {site.hook_name}{'' if site.head is None else f' head {site.head}'} at {site.positions!r}: {intervention!r}"
+            for site, intervention in self
+        ]
         head = f"Reft of {len(self)} edits, {self.n_parameters():,} parameters"
         return "\n".join([head, *(line.replace("\n", "\n  ") for line in lines)])

@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"bridge", "site", "data", "stories"},
     {"edit", "checkpoint"},
     {"reft"},
-    {"training", "generation", "analysis"},
+    {"training", "generation", "analysis", "checks"},
     {"plot", "report"},
     {"demo"},
     {"demo_report"},
