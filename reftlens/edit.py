@@ -69,7 +69,8 @@ class Edit:
         mask = self.mask[:, offset:end].to(resid.device)
         if not bool(mask.any()):
             return None
-        past = getattr(resid, _MARK, ())
+        # Between two hooks, heads are flattened and split again: the mark is on what this is a view of.
+        past = getattr(resid, _MARK, getattr(resid._base, _MARK, ()))
         for intervention, edited, head in past:
             same_head = self.head is None or head is None or head == self.head
             if intervention is self.intervention and same_head and bool((edited & self.mask).any()):

@@ -101,6 +101,18 @@ def test_olmo2_in_half_precision_is_refused() -> None:
     assert bridge(rl.encode(bridge, PROMPTS).tokens).dtype == torch.float32
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_float64_runs_or_is_refused(architecture) -> None:
+    if architecture not in ("gpt2", "gpt_neox", "bert", "roberta"):
+        with pytest.raises(ValueError, match=r"cannot be run in float64.*NaN"):
+            make_bridge(architecture, dtype=torch.float64)
+        return
+    bridge = make_bridge(architecture, dtype=torch.float64)
+    for side in ("left", "right"):
+        batch = rl.encode(bridge, PROMPTS, padding_side=side)
+        assert bool(bridge(batch.tokens, attention_mask=batch.attention_mask)[batch.prompt_mask].isfinite().all())
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_padded_batch_equals_single_prompts(architecture, side) -> None:

@@ -69,7 +69,16 @@ def load_bridge(
     return freeze(bridge)
 
 
+_DOUBLE = ("GPT2", "GPTNeoX", "Bert", "Roberta")
+"""Beginnings of the classes whose padded batches were seen to stay finite in float64."""
+
+
 def _require_runnable(hf_model: PreTrainedModel, dtype: torch.dtype) -> None:
+    if dtype is torch.float64 and not type(hf_model).__name__.startswith(_DOUBLE):
+        raise ValueError(
+            f"{type(hf_model).__name__} cannot be run in float64: transformers takes its softmax in float32, where a float64 "
+            "attention mask is minus infinity, and padded batches become NaN: pass dtype=torch.float32"
+        )
     if type(hf_model).__name__.startswith("Olmo2") and dtype in (torch.bfloat16, torch.float16):
         raise ValueError(
             f"TransformerLens 4.3 cannot run OLMo2 in {dtype} without a key-value cache (its queries stay in float32, its "
