@@ -13,6 +13,7 @@ from reftlens._version import __version__
 if TYPE_CHECKING:
     from reftlens import analysis, plot
     from reftlens.bridge import load_bridge
+    from reftlens.checks import check_sites
     from reftlens.cone import Held, hold, run_cone
     from reftlens.data import Batch, encode
     from reftlens.edit import Edit, EditError, attach
@@ -43,6 +44,7 @@ _HOME = {
     "Held": "cone",
     "hold": "cone",
     "run_cone": "cone",
+    "check_sites": "checks",
     "Batch": "data",
     "encode": "data",
     "Edit": "edit",
@@ -113,6 +115,7 @@ __all__ = [
     "__version__",
     "analysis",
     "attach",
+    "check_sites",
     "encode",
     "generate",
     "hold",

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from reftlens.bridge import canonical_hook, layer_of
+from reftlens.bridge import canonical_hook, is_causal, layer_of
 from reftlens.data import Batch
 from reftlens.edit import Edit, attach
 
@@ -91,7 +91,7 @@ def hold(
     columns = torch.stack([mask.any(dim=0).cpu() for mask in masks]).any(dim=0)
     boundary = min(boundary_of(bridge, edit.hook_name) for edit in edits)
     start = int(columns.int().argmax())
-    if not bridge.adapter.supports_causal_loss:
+    if not is_causal(bridge):
         logger.info("%s is bidirectional: its cone saves layers alone", type(bridge.original_model).__name__)
         start = 0
     seen: dict[str, Any] = {}
@@ -107,7 +107,6 @@ def hold(
             bridge(
                 batch.tokens,
                 attention_mask=batch.attention_mask,
-                position_ids=_position_ids(batch),
                 **({"past_key_values": cache} if cache is not None else {"use_cache": False}),
             )
     finally:
@@ -138,13 +137,10 @@ def run_cone(bridge: TransformerBridge, held: Held, edits: Sequence[Edit]) -> Fl
                 f"the edit at {edit.hook_name} reaches outside the held cone, which begins after block {held.boundary} "
                 f"at column {start}: call hold with this edit"
             )
+    # From the first column on, the bridge finds the places of tokens itself, as in a whole run.
+    late = {"position_ids": _position_ids(batch)[:, start:], "past_key_values": _fresh_cache(held)} if start else {}
     with _blocks_skipped(bridge, held), attach(bridge, edits):
-        return bridge(
-            batch.tokens[:, start:],
-            attention_mask=batch.attention_mask,
-            position_ids=_position_ids(batch)[:, start:],
-            **({"past_key_values": _fresh_cache(held)} if start else {"use_cache": False}),
-        )
+        return bridge(batch.tokens[:, start:], attention_mask=batch.attention_mask, **(late or {"use_cache": False}))
 
 
 def _position_ids(batch: Batch) -> Int[Tensor, "batch pos"]:

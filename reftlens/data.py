@@ -130,9 +130,13 @@ def _bos(bridge: TransformerBridge, prepend_bos: bool | None) -> list[int]:
     wanted = bool(bridge.cfg.default_prepend_bos) if prepend_bos is None else prepend_bos
     if not wanted:
         return []
-    if bridge.tokenizer is None or bridge.tokenizer.bos_token_id is None:
+    tokenizer = bridge.tokenizer
+    # Encoders begin a text with their classification token.
+    first = None if tokenizer is None else tokenizer.bos_token_id
+    first = tokenizer.cls_token_id if first is None and tokenizer is not None else first
+    if first is None:
         raise ValueError("the tokenizer has no BOS token: pass prepend_bos=False")
-    return [bridge.tokenizer.bos_token_id]
+    return [first]
 
 
 def _check_row(

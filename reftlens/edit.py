@@ -16,18 +16,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.bridge import canonical_hook, has_hook, watch_forwards
+from reftlens.bridge import (
+    EditError,
+    canonical_hook,
+    has_hook,
+    is_resid_mid,
+    resid_pre_inside,
+    watch_forwards,
+    written_whole,
+)
 from reftlens.interventions import Intervention
 
 HookFunction = Callable[..., Tensor | None]
 """A TransformerLens hook: `fn(activation, hook) -> activation | None`."""
 
 _MARK = "_reftlens_edits"
-"""Attribute of an edited activation: which interventions it has been through, and where."""
+"""Attribute of an edited activation: which interventions it has been through, at which tokens and which head."""
 
-
-class EditError(RuntimeError):
-    """An edit did not reach the model, or reached the same activation twice."""
+__all__ = ["Edit", "EditError", "HookFunction", "attach", "hook_functions"]
 
 
 @final
@@ -43,10 +49,12 @@ class Edit:
     """The edit adds scale * delta."""
     generated: bool = False
     """Whether it also edits positions after the mask: those that a model generates."""
+    head: int | None = None
+    """The edited head of activations `[batch, pos, head, d_head]`; None edits all heads as one vector."""
 
     def apply(
-        self, resid: Float[Tensor, "batch pos d_model"], offset: int = 0
-    ) -> Float[Tensor, "batch pos d_model"] | None:
+        self, resid: Float[Tensor, "batch pos *axes"], offset: int = 0
+    ) -> Float[Tensor, "batch pos *axes"] | None:
         """The edited activation; None where this forward pass holds no edited token.
 
         Args:
@@ -62,21 +70,26 @@ class Edit:
         mask = self._window(offset, resid.shape[1]).to(resid.device)
         if not bool(mask.any()):
             return None
-        past = getattr(resid, _MARK, ())
-        for intervention, edited in past:
-            if intervention is self.intervention and bool((edited & self.mask).any()):
+        # Between two hooks, heads are flattened and split again: the mark is on what this is a view of.
+        past = getattr(resid, _MARK, getattr(resid._base, _MARK, ()))
+        for intervention, edited, head in past:
+            same_head = self.head is None or head is None or head == self.head
+            if intervention is self.intervention and same_head and bool((edited & self.mask).any()):
                 raise EditError(
                     f"the same intervention reached one activation twice, at {self.hook_name}: it is attached twice, "
                     "or two of its sites name one point (resid_post of a block is resid_pre of the next)"
                 )
-        rows = mask.nonzero(as_tuple=True)
+        rows: tuple[Tensor, ...] = mask.nonzero(as_tuple=True)
+        if self.head is not None:
+            rows = (*rows, torch.full_like(rows[0], self.head))
         # An edit computes in its own precision, also under a bfloat16 autocast.
         with torch.autocast(resid.device.type, enabled=False):
-            tokens = resid[rows]
+            there = resid[rows]
+            tokens = there.flatten(1)
             change = self.intervention.delta_of(tokens, rows[0])
             edited_tokens = tokens + (change if self.scale == 1.0 else self.scale * change)
-        edited_resid = resid.index_put(rows, edited_tokens)
-        setattr(edited_resid, _MARK, (*past, (self.intervention, self.mask)))
+        edited_resid = resid.index_put(rows, edited_tokens.view_as(there))
+        setattr(edited_resid, _MARK, (*past, (self.intervention, self.mask, self.head)))
         return edited_resid
 
     def _window(self, offset: int, length: int) -> Bool[Tensor, "batch length"]:
@@ -86,11 +99,17 @@ class Edit:
         return torch.cat([window, rest], dim=1)
 
     def _check(self, resid: Tensor, offset: int) -> None:
-        d_model = self.intervention.d_model
-        if resid.ndim != 3 or resid.shape[-1] != d_model:
+        width, axes = self.intervention.d_model, resid.shape[2:]
+        if self.head is None:
+            wanted = f"[batch, pos, {width}]"
+            fits = resid.ndim in (3, 4) and axes.numel() == width
+        else:
+            wanted = f"[batch, pos, head, {width}] with head {self.head}"
+            fits = resid.ndim == 4 and axes[1] == width and self.head < axes[0]
+        if not fits:
             raise ValueError(
-                f"the edit at {self.hook_name} is {d_model} wide and wants activations [batch, pos, {d_model}], "
-                f"got {list(resid.shape)}"
+                f"the edit at {self.hook_name} is {width} wide and wants activations {wanted}, got {list(resid.shape)}; "
+                "without a head, an edit is as wide as all heads together; Reft.at_layers takes the width from the model"
             )
         batch, pos = self.mask.shape
         if resid.shape[0] != batch or (offset == 0 and resid.shape[1] < pos):
@@ -100,18 +119,33 @@ class Edit:
             )
 
 
-def hook_function(edit: Edit) -> HookFunction:
-    """The edit as a hook for a run over the whole batch, from its first position."""
+def hook_functions(edits: Sequence[Edit]) -> list[tuple[str, HookFunction]]:
+    """The edits as hooks for a run over the whole batch, from its first position."""
 
-    def hook_fn(resid: Tensor, hook: Any) -> Tensor | None:
-        if resid.shape[1] != edit.mask.shape[1]:
-            raise ValueError(
-                f"the prompt mask is {list(edit.mask.shape)}, but {edit.hook_name} carries {list(resid.shape[:2])} (batch, "
-                "pos): pass the mask of the batch that is run; for decoding use `with reft.hooks(bridge, prompt_mask):`"
-            )
-        return edit.apply(resid)
+    def whole_batch(edit: Edit) -> HookFunction:
+        def hook_fn(resid: Tensor, hook: Any) -> Tensor | None:
+            if resid.shape[1] != edit.mask.shape[1]:
+                raise ValueError(
+                    f"the prompt mask is {list(edit.mask.shape)}, but {edit.hook_name} carries {list(resid.shape[:2])} "
+                    "(batch, pos): pass the mask of the batch that is run; for decoding use "
+                    "`with reft.hooks(bridge, prompt_mask):`"
+                )
+            return edit.apply(resid)
 
-    return hook_fn
+        return hook_fn
+
+    return _in_order([(edit.hook_name, whole_batch(edit)) for edit in edits])
+
+
+def _in_order(
+    writes: Sequence[tuple[str, HookFunction]], bridge: TransformerBridge | None = None
+) -> list[tuple[str, HookFunction]]:
+    """Hooks in the order given, except that those of resid_mid, which meet other points, come behind all others."""
+    hooks = [(name, write) for name, write in writes if not is_resid_mid(name)]
+    for mid in dict.fromkeys(name for name, _ in writes if is_resid_mid(name)):
+        there = [write for name, write in writes if name == mid]
+        hooks += written_whole(mid, there, read_at=None if bridge is None else resid_pre_inside(bridge, mid))
+    return hooks
 
 
 @contextmanager
@@ -135,10 +169,11 @@ def attach(bridge: TransformerBridge, edits: Sequence[Edit]) -> Iterator[Transfo
 
             return hook_fn
 
-        hook_fns = [counted(index, edit) for index, edit in enumerate(edits)]
-        with bridge.hooks(fwd_hooks=list(zip(names, hook_fns, strict=True))):
+        writes = [counted(index, edit) for index, edit in enumerate(edits)]
+        hooks = _in_order(list(zip(names, writes, strict=True)), bridge)
+        with bridge.hooks(fwd_hooks=hooks):
             yield bridge
-            removed = [n for n, fn in zip(names, hook_fns, strict=True) if not has_hook(bridge, n, fn)]
+            removed = [name for name, hook_fn in hooks if not has_hook(bridge, name, hook_fn)]
     if removed:
         raise EditError(
             f"the edit at {', '.join(removed)} was taken off inside its context; do not call bridge.reset_hooks() there"

@@ -9,6 +9,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GenerationConfig
 
+from reftlens.bridge import require_causal
 from reftlens.data import encode
 from reftlens.reft import Reft
 
@@ -40,12 +41,14 @@ def generate(
         One text for each prompt, without the prompt and without special tokens.
 
     Raises:
-        ValueError: for no prompts, or a prompt that leaves no room for `max_new_tokens` in the context.
+        ValueError: for no prompts, a prompt that leaves no room for `max_new_tokens` in the context, or a masked
+            language model.
     """
     if max_new_tokens < 1 or batch_size < 1:
         raise ValueError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
     if not len(prompts):
         raise ValueError("there is nothing to generate from: the list of prompts is empty")
+    require_causal(bridge, "generate")
     texts: list[str] = []
     for start in range(0, len(prompts), batch_size):
         batch = encode(bridge, prompts[start : start + batch_size], padding_side="left", prepend_bos=prepend_bos)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens import checkpoint
-from reftlens.bridge import canonical_hook
+from reftlens.bridge import canonical_hook, width_of
 from reftlens.data import Batch
-from reftlens.edit import Edit, HookFunction, attach, hook_function
+from reftlens.edit import Edit, HookFunction, attach, hook_functions
 from reftlens.interventions import FAMILY, Intervention, LoReFT
 from reftlens.positions import Positions, Prompts, from_spec, parse, union_parts
 from reftlens.site import Site
@@ -75,26 +75,28 @@ class Reft(nn.Module):
         rank: int | None = None,
         tied: bool = True,
         hook: str = "hook_resid_post",
+        head: int | None = None,
     ) -> Reft:
         """The paper's layout: the same kind of edit after several layers.
 
         Args:
-            bridge: the model; gives the width, the number of layers and the device.
+            bridge: the model; gives the width of the activation, the number of layers and the device.
             layers: block indices (negative ones count from the end), or "all".
             positions: a rule, or its short form such as `"f5+l5"`.
             intervention: the class.
             rank: of each edit; left out for a class without one, such as RED.
             tied: one edit for all positions of a layer; if False, one for each part of a union.
-            hook: the activation point inside the block.
+            hook: the activation point inside the block, such as `attn.hook_z`.
+            head: one head of it; all heads as one vector if not given.
 
         Raises:
-            ValueError: for a layer that the model does not have, a rank above the width, a rank that is missing or
-                has no meaning for the class, an unknown hook.
+            ValueError: for a layer or head that the model does not have, a rank above the width, a rank that is missing or
+                has no meaning for the class, an unknown hook or one that cannot be edited.
         """
         if (rank is None) == ("rank" in intervention.arguments):
             wants = "needs a rank: pass rank=4, say" if rank is None else f"has no rank, got {rank}: leave it out"
             raise ValueError(f"{intervention.__name__} {wants}")
-        sizes = {"d_model": bridge.cfg.d_model} if rank is None else {"d_model": bridge.cfg.d_model, "rank": rank}
+        sizes = {} if rank is None else {"rank": rank}
         n_layers = bridge.cfg.n_layers
         wanted: Sequence[int] = range(n_layers) if layers == "all" else layers
         if (isinstance(layers, str) and layers != "all") or not len(wanted):
@@ -106,9 +108,9 @@ class Reft(nn.Module):
         pairs = []
         for layer in sorted(layer % n_layers for layer in wanted):
             hook_name = f"blocks.{layer}.{hook}"
-            canonical_hook(bridge, hook_name)
+            width = width_of(bridge, hook_name, head)
             for part in [rule] if tied else union_parts(rule):
-                pairs.append((Site(hook_name, part), intervention(**sizes)))
+                pairs.append((Site(hook_name, part, head), intervention(width, **sizes)))
         return cls(pairs).to(bridge.cfg.device)
 
     @classmethod
@@ -206,7 +208,7 @@ class Reft(nn.Module):
                     f"no prompt has a token at {site.positions!r} ({site.hook_name}); the longest has {longest}"
                 )
             scale = self.scales.get(name, 1.0)
-            edits.append(Edit(site.hook_name, intervention, mask, scale, site.positions.generated))
+            edits.append(Edit(site.hook_name, intervention, mask, scale, site.positions.generated, site.head))
         return edits
 
     def fwd_hooks(self, prompts: Batch | Bool[Tensor, "batch pos"]) -> list[tuple[str, HookFunction]]:
@@ -214,8 +216,10 @@ class Reft(nn.Module):
 
         Args:
             prompts: the batch, or the mask of its prompt tokens; of the same shape as the tokens.
+
+        No model is asked here, so none refuses a name where an edit would be lost: `hooks` and `check_sites` do.
         """
-        return [(edit.hook_name, hook_function(edit)) for edit in self.edits(prompts)]
+        return hook_functions(self.edits(prompts))
 
     def hooks(
         self, bridge: TransformerBridge, prompts: Batch | Bool[Tensor, "batch pos"]
@@ -246,6 +250,7 @@ class Reft(nn.Module):
                     "hook_name": canonical_hook(bridge, site.hook_name),
                     "alias": site.hook_name,
                     "positions": site.positions.spec(),
+                    "head": site.head,
                 }
                 for site in self.sites
             ],
@@ -278,7 +283,9 @@ class Reft(nn.Module):
         kinds = {member.kind: member for member in family}
         try:
             interventions = [kinds[saved["kind"]](**saved["settings"]) for saved in config["interventions"]]
-            sites = [Site(saved["alias"], from_spec(saved["positions"])) for saved in config["sites"]]
+            sites = [
+                Site(saved["alias"], from_spec(saved["positions"]), saved.get("head")) for saved in config["sites"]
+            ]
             pairs = [(site, interventions[index]) for site, index in zip(sites, config["which"], strict=True)]
             reft = cls(pairs, names=config["names"], scales=config["scales"])
             reft.load_state_dict(tensors)
@@ -290,10 +297,10 @@ class Reft(nn.Module):
         lines = []
         for (site, intervention), name in self._named():
             label = "" if set(self.names) == {"edit"} else f"{name}: "
+            head = "" if site.head is None else f" head {site.head}"
             scale = f" x {self.scales[name]:g}" if self.scales.get(name, 1.0) != 1.0 else ""
             settings = ", ".join(f"{key}={value}" for key, value in intervention.settings().items())
-            lines.append(
-                f"  {label}{site.hook_name} at {site.positions!r}: {type(intervention).__name__}({settings}){scale}"
-            )
+            kind = f"{type(intervention).__name__}({settings}){scale}"
+            lines.append(f"  {label}{site.hook_name}{head} at {site.positions!r}: {kind}")
         head = f"Reft of {len(self)} edits, {self.n_parameters():,} parameters"
         return "\n".join([head, *lines])

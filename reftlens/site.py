@@ -15,20 +15,28 @@ class Site:
 
     >>> Site("blocks.3.hook_resid_post", "l1")
     Site('blocks.3.hook_resid_post', Last(1, half=True))
+    >>> Site("blocks.3.attn.hook_z", "l1", head=2)
+    Site('blocks.3.attn.hook_z', Last(1, half=True), head=2)
     """
 
     hook_name: str
     """For example `blocks.3.hook_resid_post`."""
     positions: Positions
     """A rule such as `First(5) | Last(5)`, or the short form `"f5+l5"`."""
+    head: int | None
+    """One head of activations `[batch, pos, head, d_head]`; None edits all that a token has there, heads flattened."""
 
-    def __init__(self, hook_name: str, positions: Positions | str) -> None:
+    def __init__(self, hook_name: str, positions: Positions | str, head: int | None = None) -> None:
         if not isinstance(hook_name, str) or not hook_name:
             raise TypeError(
                 f"hook_name must be a TransformerLens hook name such as 'blocks.3.hook_resid_post', got {hook_name!r}"
             )
+        if head is not None and (isinstance(head, bool) or not isinstance(head, int) or head < 0):
+            raise ValueError(f"head must be None or the index of a head, 0 or more, got {head!r}")
         object.__setattr__(self, "hook_name", hook_name)
         object.__setattr__(self, "positions", parse(positions))
+        object.__setattr__(self, "head", head)
 
     def __repr__(self) -> str:
-        return f"Site({self.hook_name!r}, {self.positions!r})"
+        head = "" if self.head is None else f", head={self.head}"
+        return f"Site({self.hook_name!r}, {self.positions!r}{head})"

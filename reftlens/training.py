@@ -25,6 +25,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from reftlens.base_runs import BaseRuns
+from reftlens.bridge import require_causal
 from reftlens.cone import run_cone
 from reftlens.data import IGNORE, encode
 from reftlens.reft import Reft
@@ -148,9 +149,11 @@ def train(
         config: settings.
 
     Raises:
-        ValueError: for no examples, a malformed or too long one, or positions that no prompt has.
+        ValueError: for no examples, a malformed or too long one, positions that no prompt has, or a masked language
+            model.
         FloatingPointError: if the loss becomes NaN or infinite; it names the step.
     """
+    require_causal(bridge, "train")
     pairs = read_examples(examples)
     batch = encode(bridge, *map(list, zip(*pairs, strict=True)))
     reft.edits(batch)

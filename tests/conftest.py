@@ -9,16 +9,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from architectures import make_hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerFast
 
 import reftlens as rl
 from reftlens.interventions import FAMILY
@@ -35,6 +29,7 @@ PROMPTS = [
 COMPLETIONS = [" Ostra", " Tharic .", " the river Ostra"]
 AFFINE = [kind for kind in FAMILY if kind is not rl.ReFTr1]
 ARCHITECTURES = ["gpt2", "llama"]
+"""For tests of what does not depend on the architecture; `test_architectures.py` and `test_sites.py` have all of them."""
 
 
 @pytest.fixture(scope="session")
@@ -56,36 +51,6 @@ def make_tokenizer(text: str = TEXT, size: int = 320) -> PreTrainedTokenizerFast
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|pad|>"
     )
-
-
-def make_hf(
-    architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, n_positions: int = 64
-) -> PreTrainedModel:
-    """A random model of 3 layers, width 32; the Llama form has grouped keys and values."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        if architecture == "gpt2":
-            config = GPT2Config(n_layer=3, n_embd=32, n_head=4, vocab_size=320, n_positions=n_positions)
-            model: PreTrainedModel = GPT2LMHeadModel(config)
-        else:
-            config = LlamaConfig(
-                num_hidden_layers=3,
-                hidden_size=32,
-                intermediate_size=48,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                vocab_size=320,
-                max_position_embeddings=n_positions,
-                bos_token_id=0,
-                eos_token_id=0,
-            )
-            model = LlamaForCausalLM(config)
-        # Larger than the usual initialisation, so that an edit moves the logits well above rounding.
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                torch.nn.init.normal_(parameter, std=0.15)
-        model.set_attn_implementation("eager")
-        return model.to(dtype).eval()
 
 
 def make_bridge(architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> TransformerBridge:

@@ -78,7 +78,6 @@ def test_aliases_have_one_canonical_name(bridge) -> None:
     [
         ("blocks.1.hook_resid_pots", r"nearest are .*blocks\.1\.hook_resid_post"),
         ("blocks.9.hook_resid_post", r"3 layers, blocks\.0 to blocks\.2"),
-        ("blocks.1.hook_resid_mid", "skip connection"),
         ("embed.hook_in", "token ids"),
         ("blocks.0.attn.hook_pattern", "position, not a direction"),
         ("blocks.0.attn.hook_result", "set_use_attn_result"),

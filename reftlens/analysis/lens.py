@@ -43,7 +43,15 @@ def read_directions(
         watch: answers to test for, chosen beforehand, with their leading space; their first tokens count.
         n_null: random directions for the null.
         seed: draws them.
+
+    Raises:
+        ValueError: if the edit is not as wide as the residual stream.
     """
+    if operator.write.shape[1] != bridge.cfg.d_model:
+        raise ValueError(
+            f"the directions of {operator.hook_name} are {operator.write.shape[1]} wide, and only those of the residual "
+            f"stream, {bridge.cfg.d_model} wide, can be read through the unembedding"
+        )
     name = f"blocks.{bridge.cfg.n_layers - 1}.hook_resid_post"
     _, cache = bridge.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=[name])
     rows = torch.arange(len(batch), device=batch.tokens.device)

@@ -1,0 +1,31 @@
+"""Everything this package knows about TransformerLens's bridge and its quirks: nothing else handles them.
+
+The model is a plain `TransformerBridge`, never wrapped or subclassed. What is kept here: how to load one so that it
+is frozen and in eval mode (`loading`); the names of activation points, and those where a write would be lost or only
+half done, refused with the reason (`points`), much of which is measured on the model at hand (`probe`); the middle
+of a block, which has no point of its own (`resid_mid`); how far into a cached sequence a forward pass begins (`forwards`).
+"""
+
+from reftlens.bridge.forwards import ForwardStart, is_causal, require_causal, watch_forwards
+from reftlens.bridge.loading import fingerprint, freeze, load_bridge
+from reftlens.bridge.points import activation_shape, canonical_hook, has_hook, layer_of, width_of
+from reftlens.bridge.resid_mid import EditError, is_resid_mid, resid_pre_inside, written_whole
+
+__all__ = [
+    "EditError",
+    "ForwardStart",
+    "activation_shape",
+    "canonical_hook",
+    "fingerprint",
+    "freeze",
+    "has_hook",
+    "is_causal",
+    "is_resid_mid",
+    "layer_of",
+    "load_bridge",
+    "require_causal",
+    "resid_pre_inside",
+    "watch_forwards",
+    "width_of",
+    "written_whole",
+]

@@ -1,0 +1,56 @@
+"""What a forward pass is: where in a cached sequence it begins, and whether it goes from left to right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformer_lens.model_bridge import TransformerBridge
+
+
+def is_causal(bridge: TransformerBridge) -> bool:
+    """Whether a token sees only those before it; not so in masked language models such as BERT."""
+    direction = getattr(bridge.cfg, "attention_dir", "causal")
+    return bool(bridge.adapter.supports_causal_loss) and direction == "causal"
+
+
+def require_causal(bridge: TransformerBridge, what: str) -> None:
+    """Refuses a masked language model where the next token is wanted.
+
+    Raises:
+        ValueError: if the model is one.
+    """
+    if not is_causal(bridge):
+        raise ValueError(
+            f"{what} wants a model that predicts the next token, and {type(bridge.original_model).__name__} fills in masked "
+            "ones: use reft.hooks(bridge, prompt_mask) and a loss of your own"
+        )
+
+
+@dataclass
+class ForwardStart:
+    """How many positions were already in the key-value cache when the running forward pass began."""
+
+    offset: int = 0
+
+
+@contextmanager
+def watch_forwards(bridge: TransformerBridge) -> Iterator[ForwardStart]:
+    """Follows the offset of each forward pass, so that decoding steps are told from the prefill.
+
+    "One new position" does not tell them apart: a one-token prompt has a prefill of length one.
+    """
+    start = ForwardStart()
+
+    def note_offset(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cache = kwargs.get("past_key_values")
+        start.offset = int(cache.get_seq_length()) if cache is not None else 0
+
+    handle = bridge.original_model.register_forward_pre_hook(note_offset, with_kwargs=True)
+    try:
+        yield start
+    finally:
+        handle.remove()

@@ -1,0 +1,128 @@
+"""Loading a model as a `TransformerBridge` that is frozen and in eval mode, and telling models apart."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file
+
+from reftlens.organisms import ORGANISMS
+
+
+def load_bridge(
+    name: str | Path | None = None,
+    *,
+    hf_model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> TransformerBridge:
+    """Loads a model as a frozen `TransformerBridge` in eval mode.
+
+    Args:
+        name: an embedded organism ("facts-small"), a local directory or a hub name ("gpt2").
+        hf_model: a model already in memory instead of a name. It becomes the bridge's own and changes in place.
+        tokenizer: its tokenizer; needed with `hf_model`, optional with a name.
+        device: where the model goes.
+        dtype: of the weights; as stored in the checkpoint (or as `hf_model` has it) if not given.
+
+    Raises:
+        ValueError: if the name is none of the three, the arguments do not fit together, or TransformerLens cannot
+            run this architecture in this dtype.
+    """
+    if (name is None) == (hf_model is None):
+        raise ValueError("load_bridge wants either a name or hf_model=..., and not both")
+    if hf_model is None:
+        hf_model, loaded_tokenizer = _load_pretrained(str(name), dtype)
+        tokenizer = tokenizer or loaded_tokenizer
+    elif tokenizer is None:
+        raise ValueError("load_bridge(hf_model=...) also wants its tokenizer: pass tokenizer=...")
+    if any(type(module).__module__.startswith("transformer_lens.") for module in hf_model.modules()):
+        raise ValueError(
+            "hf_model already belongs to a bridge, and a second one would fire every hook twice: use the first "
+            "bridge, or load the model again"
+        )
+    _require_runnable(hf_model, dtype or hf_model.dtype)
+    hf_model = hf_model.to(device=device, dtype=dtype or hf_model.dtype)
+    hf_model.config.architectures = [type(hf_model).__name__]
+    # The bridge replaces a tokenizer that does not say these two things about itself.
+    tokenizer.init_kwargs.setdefault("name_or_path", "")
+    tokenizer.init_kwargs["add_bos_token"] = True
+    bridge = TransformerBridge.boot_transformers(
+        str(name or hf_model.config.name_or_path or type(hf_model).__name__),
+        hf_model=hf_model,
+        tokenizer=tokenizer,
+        device=str(device),
+        dtype=hf_model.dtype,
+    )
+    return freeze(bridge)
+
+
+_DOUBLE = ("GPT2", "GPTNeoX", "Bert", "Roberta")
+"""Beginnings of the classes whose padded batches were seen to stay finite in float64."""
+
+
+def _require_runnable(hf_model: PreTrainedModel, dtype: torch.dtype) -> None:
+    if dtype is torch.float64 and not type(hf_model).__name__.startswith(_DOUBLE):
+        raise ValueError(
+            f"{type(hf_model).__name__} cannot be run in float64: transformers takes its softmax in float32, where a float64 "
+            "attention mask is minus infinity, and padded batches become NaN: pass dtype=torch.float32"
+        )
+    if type(hf_model).__name__.startswith("Olmo2") and dtype in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"TransformerLens 4.3 cannot run OLMo2 in {dtype} without a key-value cache (its queries stay in float32, its "
+            "values do not): pass dtype=torch.float32"
+        )
+
+
+def freeze(bridge: TransformerBridge) -> TransformerBridge:
+    """Puts the base in eval mode without gradients. Needed again after `enable_compatibility_mode`."""
+    bridge.eval()
+    bridge.requires_grad_(False)
+    return bridge
+
+
+def _load_pretrained(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    source = str(ORGANISMS.get(name, name))
+    try:
+        # One file first: a name that does not exist should not be looked up once for every kind of file.
+        cached_file(source, "config.json")
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        architectures = AutoConfig.from_pretrained(source).architectures or []
+        masked = any(architecture.endswith("ForMaskedLM") for architecture in architectures)
+        auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+        model = auto.from_pretrained(source, dtype=dtype or "auto", attn_implementation="eager")
+    except (OSError, ValueError) as error:
+        where = "the directory could not be read as a model" if Path(source).is_dir() else "there is no such directory"
+        raise ValueError(
+            f"cannot load the model {name!r}: the embedded organisms are {', '.join(sorted(ORGANISMS))}; {where}; and as "
+            f"a hub name it could not be fetched: {str(error).strip().splitlines()[0]}"
+        ) from error
+    return model, tokenizer
+
+
+def fingerprint(bridge: TransformerBridge) -> str:
+    """A digest of the base's weights: shape, dtype and 64 values spread over each tensor, in the order of names.
+
+    A fast check that two models are the same, not a cryptographic one.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(bridge.original_model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        if flat.numel() == 0:
+            continue
+        index = torch.linspace(0, flat.numel() - 1, min(64, flat.numel()), dtype=torch.float64).long().to(flat.device)
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(flat[index].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]

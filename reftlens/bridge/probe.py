@@ -1,0 +1,118 @@
+"""What would a write at an activation point do? Measured on the model at hand, by one small forward and backward pass.
+
+At every point asked about, a hook returns h + e with e = 0. That it ran says the point fires; the shape of h says how
+wide an edit is; and whether the logits' graph holds e says whether anything reads what a hook returns there. (Some
+points only show an activation: what their hooks return is thrown away.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+_BATCH = 2
+_SWITCHES = ("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "use_attn_in")
+_KNOWN: WeakKeyDictionary[TransformerBridge, dict[tuple[object, ...], Point]] = WeakKeyDictionary()
+"""Measured points of each bridge, by the settings that change them and the point's canonical name."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One activation point as it is on one model."""
+
+    fired: int
+    """How often a forward pass runs it."""
+    carries: str
+    """Its dtype, or the type of what is not a tensor."""
+    per_token: bool
+    """Whether its first two axes are batch and position."""
+    shape: tuple[int, ...]
+    """Its axes behind these two."""
+    read: bool
+    """Whether the logits depend on what a hook returns there."""
+
+
+def measure(bridge: TransformerBridge, name: str) -> Point:
+    """Measures an activation point, and those of the same name in other blocks along with it; remembered afterwards.
+
+    Args:
+        bridge: the model. Hooks that others have attached do not run, and are there again afterwards.
+        name: canonical, and not switched off.
+    """
+    known = _KNOWN.setdefault(bridge, {})
+    settings = (bool(bridge.compatibility_mode), *(bool(getattr(bridge.cfg, switch, False)) for switch in _SWITCHES))
+    if (*settings, name) not in known:
+        kind = re.sub(r"^blocks\.\d+\.", "", name)
+        alike = {p.name for p in bridge.hook_dict.values() if re.sub(r"^blocks\.\d+\.", "", p.name) == kind}
+        for other, point in _run(bridge, sorted(alike)).items():
+            known[(*settings, other)] = point
+    return known[(*settings, name)]
+
+
+def _run(bridge: TransformerBridge, names: Sequence[str]) -> dict[str, Point]:
+    # A length that no count of heads has, so that [batch, head, pos, ...] is not taken for [batch, pos, head, ...].
+    heads = {bridge.cfg.n_heads, getattr(bridge.cfg, "n_key_value_heads", None)}
+    length = next(n for n in (5, 6, 7) if n not in heads)
+    tokens = torch.arange(_BATCH * length, device=bridge.cfg.device).reshape(_BATCH, length) % bridge.cfg.d_vocab
+    seen: dict[str, list[Any]] = {name: [] for name in names}
+    zeros: dict[str, Tensor] = {}
+
+    def hook_fn(activation: Any, hook: Any) -> Tensor | None:
+        seen[hook.name].append(activation)
+        if not isinstance(activation, Tensor) or not activation.is_floating_point():
+            return None
+        zeros[hook.name] = torch.zeros_like(activation, requires_grad=True)
+        return activation + zeros[hook.name]
+
+    with torch.inference_mode(False), torch.enable_grad(), _alone(bridge):
+        with bridge.hooks(fwd_hooks=[(name, hook_fn) for name in names]):
+            logits = bridge(tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+        gradients: Sequence[Tensor | None] = ()
+        if zeros and logits.requires_grad:
+            gradients = torch.autograd.grad(logits.float().sum(), list(zeros.values()), allow_unused=True)
+    read = {name for name, gradient in zip(zeros, gradients, strict=False) if gradient is not None}
+    return {name: _describe(seen[name], (_BATCH, length), name in read) for name in names}
+
+
+def _describe(activations: list[Any], batch_pos: tuple[int, int], read: bool) -> Point:
+    last = activations[-1] if activations else None
+    shape = tuple(last.shape) if isinstance(last, Tensor) else ()
+    return Point(
+        fired=len(activations),
+        carries=str(last.dtype).removeprefix("torch.") if isinstance(last, Tensor) else type(last).__name__,
+        per_token=shape[:2] == batch_pos and len(shape) > 2,
+        shape=shape[2:],
+        read=read,
+    )
+
+
+@contextmanager
+def _alone(bridge: TransformerBridge) -> Iterator[None]:
+    """Takes hooks off the model's points, and puts them back as they were.
+
+    Not permanent ones: by such a hook TransformerLens itself passes an activation from one point to another.
+    """
+    points = {id(point): point for point in bridge.hook_dict.values()}.values()
+    kept = [(point, point._forward_hooks, point._backward_hooks) for point in points]
+    for point in points:
+        others = {handle.hook.id for handle in (*point.fwd_hooks, *point.bwd_hooks) if not handle.is_permanent}
+        point._forward_hooks = _without(point._forward_hooks, others)
+        point._backward_hooks = _without(point._backward_hooks, others)
+    try:
+        yield
+    finally:
+        for point, forward, backward in kept:
+            point._forward_hooks, point._backward_hooks = forward, backward
+
+
+def _without(hooks: OrderedDict[int, Any], ids: set[int]) -> OrderedDict[int, Any]:
+    return OrderedDict((key, hook) for key, hook in hooks.items() if key not in ids)

@@ -1,0 +1,99 @@
+"""A true write to the residual between attention and MLP, where TransformerLens has no point that all of it passes.
+
+`blocks.l.hook_resid_mid` is an alias of the MLP branch's own input: the skip connection keeps the old value of what is
+written there. But resid_mid = resid_pre + attn_out, so an edit f is written whole by returning
+attn_out + f(resid_mid) - resid_mid at `hook_attn_out`. That the residual really is this sum, on this architecture and
+among other people's hooks, is checked where it enters the MLP branch, in every run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+HookFunction = Callable[..., Tensor | None]
+"""A TransformerLens hook: `fn(activation, hook) -> activation | None`."""
+
+_NAME = re.compile(r"(blocks\.\d+)\.hook_resid_mid")
+
+
+class EditError(RuntimeError):
+    """An edit did not reach the model, or reached the same activation twice."""
+
+
+def is_resid_mid(hook_name: str) -> bool:
+    """Whether a hook name is that of the residual between attention and MLP."""
+    return _NAME.fullmatch(hook_name) is not None
+
+
+def resid_pre_inside(bridge: TransformerBridge, hook_name: str) -> str:
+    """The first point in a block that sees its resid_pre after every hook on that.
+
+    `hook_resid_pre` itself lies outside of what gradient checkpointing runs again, and hooks may follow there.
+    """
+    block = _block(hook_name)
+    return f"{block}.ln1.hook_in" if f"{block}.ln1.hook_in" in bridge.hook_dict else f"{block}.attn.hook_in"
+
+
+def written_whole(
+    hook_name: str, writes: Sequence[HookFunction], *, read_at: str | None = None
+) -> list[tuple[str, HookFunction]]:
+    """Hooks that write resid_mid for both of its readers.
+
+    They are to be attached behind all other hooks of the block. What is held between two of them is written anew
+    whenever the block begins, so a block may run again, and may have been left by an exception.
+
+    Args:
+        hook_name: `blocks.l.hook_resid_mid`.
+        writes: hook functions on resid_mid, in order.
+        read_at: where resid_pre is taken, from `resid_pre_inside`; `hook_resid_pre` if there is no model to ask.
+    """
+    block = _block(hook_name)
+    held: dict[str, Tensor] = {}
+
+    def begin(resid_pre: Tensor, hook: Any) -> None:
+        held.clear()
+        held["resid_pre"] = resid_pre
+
+    def write(attn_out: Tensor, hook: Any) -> Tensor | None:
+        if "resid_pre" not in held:
+            raise EditError(f"the edit at {hook_name} ran twice, or without the beginning of its block")
+        resid_pre = held.pop("resid_pre")
+        before = after = resid_pre + attn_out
+        for write_one in writes:
+            edited = write_one(after, hook)
+            after = after if edited is None else edited
+        if after is before:
+            return None
+        written = attn_out + (after - before)
+        held["expected"] = (resid_pre + written).detach()
+        return written
+
+    def check(resid_mid: Tensor, hook: Any) -> None:
+        expected = held.pop("expected", None)
+        if expected is None or _equal(resid_mid.detach(), expected):
+            return
+        raise EditError(
+            f"{hook_name} is not what the edit wrote: another hook changed the residual or the attention output of this "
+            "block behind the edit (attach that one first, or put both edits into one Reft), or on this architecture "
+            "resid_mid is not resid_pre + attn_out"
+        )
+
+    return [(read_at or f"{block}.hook_resid_pre", begin), (f"{block}.hook_attn_out", write), (hook_name, check)]
+
+
+def _block(hook_name: str) -> str:
+    match = _NAME.fullmatch(hook_name)
+    assert match is not None, "callers ask is_resid_mid first"
+    return match[1]
+
+
+def _equal(actual: Tensor, expected: Tensor) -> bool:
+    """Equal up to the rounding of one sum."""
+    tolerance = 8 * torch.finfo(expected.dtype).eps * expected.abs().max()
+    return bool((actual.to(expected.dtype) - expected).abs().max() <= tolerance)

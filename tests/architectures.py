@@ -1,0 +1,66 @@
+"""Tiny random models of every architecture that the README's table speaks of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+
+CAUSAL = (
+    "gpt2",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "phi",
+    "olmo2",
+)
+MASKED = ("bert", "roberta")
+ARCHITECTURES = CAUSAL + MASKED
+"""By the `model_type` of their configs."""
+
+N_LAYERS, D_MODEL, D_MLP, N_HEADS, N_KV_HEADS, D_HEAD = 3, 32, 48, 4, 2, 8
+_GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "olmo2")
+
+
+def make_config(architecture: str, *, n_positions: int = 64, window: int = 4) -> Any:
+    """3 layers of width 32 with 4 heads; 2 key-value heads and a sliding window where the architecture has them."""
+    tokens = {"vocab_size": 320, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    if architecture == "gpt2":
+        return AutoConfig.for_model(
+            architecture, n_layer=N_LAYERS, n_embd=D_MODEL, n_head=N_HEADS, n_positions=n_positions, **tokens
+        )
+    size = {
+        "num_hidden_layers": N_LAYERS,
+        "hidden_size": D_MODEL,
+        "intermediate_size": D_MLP,
+        "num_attention_heads": N_HEADS,
+        "max_position_embeddings": n_positions + 2 * (architecture == "roberta"),
+    }
+    if architecture in _GROUPED:
+        size |= {"num_key_value_heads": N_KV_HEADS}
+    if architecture in ("qwen3", "gemma2", "gemma3_text"):
+        size |= {"head_dim": D_HEAD}
+    if architecture in ("mistral", "gemma2", "gemma3_text"):
+        size |= {"sliding_window": window}
+    return AutoConfig.for_model(architecture, **size, **tokens)
+
+
+def make_hf(
+    architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, n_positions: int = 64
+) -> PreTrainedModel:
+    auto = AutoModelForMaskedLM if architecture in MASKED else AutoModelForCausalLM
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: PreTrainedModel = auto.from_config(
+            make_config(architecture, n_positions=n_positions), attn_implementation="eager"
+        )
+        # Larger than the usual initialisation, so that an edit moves the logits well above rounding.
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.15)
+        return model.to(dtype).eval()
