@@ -24,7 +24,7 @@ def test_the_code_runs_as_it_stands(tmp_path, monkeypatch, capsys) -> None:
             exec(compile(block, str(README), "exec"), names)
     finally:
         torch.set_num_threads(threads)
-    answers = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")][0]
+    answers = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("["))
     assert answers.count("Halvik") + answers.count("Wexmoor") >= 10, answers
     assert (tmp_path / "spectrum.png").stat().st_size > 10_000
     assert names["logits"].shape[0] == len(names["prompts"]) == 12
