@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         NoReFT,
         NotAffineError,
         ReFTr1,
+        Rescale,
         SplitLoReFT,
         SteeringVector,
     )
@@ -60,6 +61,7 @@ _HOME = {
     "LobiReFT": "interventions",
     "Interchange": "interventions",
     "ReFTr1": "interventions",
+    "Rescale": "interventions",
     "SplitLoReFT": "interventions",
     "NoReFT": "interventions",
     "NotAffineError": "interventions",
@@ -106,6 +108,7 @@ __all__ = [
     "Preview",
     "ReFTr1",
     "Reft",
+    "Rescale",
     "Site",
     "Span",
     "SplitLoReFT",

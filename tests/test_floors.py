@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"edit", "checkpoint", "previewing"},
     {"reft", "cone"},
     {"base_runs"},
-    {"training", "generation", "analysis", "checks"},
+    {"training", "generation", "analysis", "checks", "lofit"},
     {"plot", "report"},
     {"demo"},
     {"demo_report"},

@@ -44,6 +44,8 @@ def equation(edit, h):
             return up(p["write"], down(p["read.weight"]) + p["read.bias"] - down(p["write"]))
         case rl.RED():
             return einsum(p["factor"], h, "d, n d -> n d") + p["push"]
+        case rl.Rescale():
+            return h + einsum(p["excess"], h, "d, n d -> n d")
         case rl.SteeringVector():
             return h + edit.scale * p["vector"]
         case rl.ReFTr1():
@@ -144,6 +146,7 @@ def test_gradients_are_those_of_the_equation(kind) -> None:
         (rl.ConsReFT, 4 * D + 4),
         (rl.LobiReFT, 4 * D + 4),
         (rl.RED, 2 * D),
+        (rl.Rescale, D),
         (rl.SteeringVector, D),
         (rl.ReFTr1, D),
         (rl.SplitLoReFT, 2 * 4 * D + 4),

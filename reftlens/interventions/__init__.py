@@ -7,7 +7,7 @@ from reftlens.interventions.loreft import AdditiveLoReFT, ConsReFT, LobiReFT, Lo
 from reftlens.interventions.orthonormal import Orthonormal
 from reftlens.interventions.parts import SplitLoReFT
 from reftlens.interventions.reft_r1 import ReFTr1
-from reftlens.interventions.vectors import RED, SteeringVector
+from reftlens.interventions.vectors import RED, Rescale, SteeringVector
 
 FAMILY: tuple[type[Intervention], ...] = (
     LoReFT,
@@ -17,6 +17,7 @@ FAMILY: tuple[type[Intervention], ...] = (
     LobiReFT,
     AdditiveLoReFT,
     RED,
+    Rescale,
     SteeringVector,
     ReFTr1,
     SplitLoReFT,
@@ -39,6 +40,7 @@ __all__ = [
     "NotAffineError",
     "Orthonormal",
     "ReFTr1",
+    "Rescale",
     "SplitLoReFT",
     "SteeringVector",
 ]

@@ -1,4 +1,4 @@
-"""The edits that hold vectors alone: one factor for each coordinate (RED), or one push for all (a steering vector)."""
+"""The edits that hold vectors alone: a factor for each coordinate, a push for all, or both (RED)."""
 
 from __future__ import annotations
 
@@ -43,6 +43,31 @@ class RED(Intervention):
     def affine(self) -> Affine:
         none = _no_rows(self.push)
         return Affine(write=none, read=none, constant=self.push, diagonal=self.factor - 1)
+
+
+@final
+class Rescale(Intervention):
+    """A factor for each coordinate: h + a * h, the first step of LoFiT (Yin et al. 2024, arXiv:2406.01563).
+
+    a starts at zero, where the edit is the identity (the reference draws it from N(0, 0.001)). The length of a learned
+    on a head is how much that head matters; see `lofit`. Like RED it depends on the coordinates.
+    """
+
+    kind = "rescale"
+    arguments = ("d_model",)
+
+    def __init__(self, d_model: int) -> None:
+        """Args: d_model: width of the activation."""
+        super().__init__(d_model, rank=d_model)
+        self.excess = nn.Parameter(torch.zeros(d_model))
+
+    def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        h = promote(resid, self.excess)
+        return (self.excess.to(h.dtype) * h).to(resid.dtype)
+
+    def affine(self) -> Affine:
+        none = _no_rows(self.excess)
+        return Affine(write=none, read=none, constant=torch.zeros_like(self.excess), diagonal=self.excess)
 
 
 @final
