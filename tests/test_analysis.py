@@ -56,9 +56,8 @@ def test_operator_equals_the_svd_of_all_changes(bridge, make_reft, kind) -> None
     _, spectrum, vectors = torch.linalg.svd(change / len(change) ** 0.5, full_matrices=False)
     rank = len(operator.spectrum)
     torch.testing.assert_close(operator.spectrum.double(), spectrum[:rank], rtol=1e-4, atol=1e-6)
-    assert rank == {rl.LobiReFT: 1, rl.SteeringVector: 1, rl.RED: int(torch.linalg.matrix_rank(change, rtol=1e-6))}.get(
-        kind, 4
-    )
+    anywhere = int(torch.linalg.matrix_rank(change, rtol=1e-6))
+    assert rank == {rl.LobiReFT: 1, rl.SteeringVector: 1, rl.RED: anywhere, rl.Rescale: anywhere}.get(kind, 4)
     assert float(spectrum[rank:].sum()) < 1e-5
     overlap = (operator.write.double() * vectors[:rank]).sum(-1).abs()
     torch.testing.assert_close(overlap, torch.ones(rank, dtype=torch.float64), rtol=0, atol=1e-4)
@@ -146,7 +145,7 @@ def test_placebo_keeps_lengths_and_angles_and_nothing_else(kind) -> None:
     assert (
         len(placebo.basis())
         == len(edit.basis())
-        == {rl.RED: 32, rl.LobiReFT: 1, rl.SteeringVector: 1, rl.ReFTr1: 1}.get(kind, 4)
+        == {rl.RED: 32, rl.Rescale: 32, rl.LobiReFT: 1, rl.SteeringVector: 1, rl.ReFTr1: 1}.get(kind, 4)
     )
 
 
