@@ -98,7 +98,7 @@ def _join_past(helds: Sequence[Held], start: int) -> tuple[tuple[Tensor, Tensor]
     """Keys and values, padded on the left; an example whose cone begins at its first column has none."""
     if start == 0:
         return ()
-    example = next(held.past for held in helds if held.past) if any(held.past for held in helds) else ()
+    example: tuple[tuple[Tensor, Tensor], ...] = next((held.past for held in helds if held.past), ())
     pasts = []
     for layer, (keys, values) in enumerate(example):
         pair = []

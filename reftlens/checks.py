@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import EditError, canonical_hook
 from reftlens.edit import Edit, attach
-from reftlens.interventions import Affine, Intervention
+from reftlens.interventions import Affine, Intervention, NotAffineError
 from reftlens.reft import Reft
 from reftlens.results import SiteCheck, SiteChecks
 
@@ -102,4 +102,4 @@ class _Push(Intervention):
         return 0.5 * resid.norm(dim=-1, keepdim=True) * direction / direction.norm(dim=-1, keepdim=True)
 
     def affine(self) -> Affine:
-        raise NotImplementedError("a push depends on the length of the activation, and is not affine")
+        raise NotAffineError("a push depends on the length of the activation, and is not affine")

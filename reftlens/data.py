@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, final
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -53,6 +53,11 @@ class Batch:
         """Column of each prompt's last token: where the first completion token is predicted."""
         columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return torch.where(self.prompt_mask, columns, -1).amax(dim=1)
+
+    def at_last_prompt_token(self, values: Shaped[Tensor, "batch pos axis"]) -> Shaped[Tensor, "batch axis"]:
+        """The line of each prompt's last token: of logits, those that predict the first completion token."""
+        rows = torch.arange(len(self), device=values.device)
+        return values[rows, self.last_prompt_index]
 
     def __repr__(self) -> str:
         prompt, completion = int(self.prompt_mask.sum()), int((self.labels != IGNORE).sum())
@@ -103,6 +108,11 @@ def encode(
     if offsets is not None:
         batch = replace(batch, texts=tuple(prompts), offsets=_place_offsets(batch, len(bos), offsets))
     return batch.to(bridge.cfg.device)
+
+
+def str_tokens(bridge: TransformerBridge, tokens: Int[Tensor, " pos"]) -> tuple[str, ...]:
+    """Each token as text, spaces kept."""
+    return tuple(bridge.tokenizer.decode([token]) for token in tokens.tolist())
 
 
 def _tokenize(

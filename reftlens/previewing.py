@@ -8,7 +8,7 @@ from typing import final
 from markupsafe import Markup
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.data import encode
+from reftlens.data import encode, str_tokens
 from reftlens.positions import Positions, parse
 
 
@@ -48,5 +48,4 @@ def preview(bridge: TransformerBridge, positions: Positions | str, prompt: str) 
         ValueError: if the rule wants a token that the prompt does not have.
     """
     rule, batch = parse(positions), encode(bridge, [prompt])
-    tokens = tuple(bridge.tokenizer.decode([token]) for token in batch.tokens[0].tolist())
-    return Preview(rule, tokens, tuple(rule.mask(batch.prompts)[0].tolist()))
+    return Preview(rule, str_tokens(bridge, batch.tokens[0]), tuple(rule.mask(batch.prompts)[0].tolist()))

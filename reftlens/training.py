@@ -12,7 +12,7 @@ import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -83,10 +83,6 @@ class TrainLog:
     lr: tuple[float, ...]
     """Learning rate at each step."""
     config: TrainConfig
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
 
     def __repr__(self) -> str:
         return f"TrainLog({len(self.loss)} steps, loss {self.loss[0]:.3f} -> {self.loss[-1]:.3f} nats per token)"

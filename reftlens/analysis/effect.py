@@ -18,13 +18,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.placebo import Turned
 from reftlens.analysis.tokens import (
-    first_token,
+    first_tokens,
     logit_difference,
     require_aligned,
-    str_tokens,
     subject_places,
 )
-from reftlens.data import encode
+from reftlens.data import encode, str_tokens
 from reftlens.edit import Edit, attach
 from reftlens.reft import Reft
 from reftlens.results import TokenMap
@@ -65,9 +64,7 @@ def effect_map(
     """
     batch = encode(bridge, prompts)
     require_aligned(batch)
-    device = batch.tokens.device
-    target = torch.tensor([first_token(bridge, answer) for answer in new], device=device)
-    foil = torch.tensor([first_token(bridge, answer) for answer in old], device=device)
+    target, foil = first_tokens(bridge, new), first_tokens(bridge, old)
     for row in (target == foil).nonzero().flatten().tolist():
         raise ValueError(
             f"new and old answer of prompt {row} begin with the same token, so their logits cannot differ: "

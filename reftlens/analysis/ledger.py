@@ -6,8 +6,8 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.activations import edited_activations
-from reftlens.analysis.tokens import str_tokens, subject_places
-from reftlens.data import encode
+from reftlens.analysis.tokens import subject_places
+from reftlens.data import encode, str_tokens
 from reftlens.reft import Reft
 from reftlens.results import EditSize
 

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.tokens import first_token, str_tokens
-from reftlens.data import Batch
+from reftlens.analysis.tokens import first_tokens
+from reftlens.data import Batch, str_tokens
 from reftlens.results import DirectionReadout, Operator
 
 
@@ -54,12 +54,11 @@ def read_directions(
         )
     name = f"blocks.{bridge.cfg.n_layers - 1}.hook_resid_post"
     _, cache = bridge.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=[name])
-    rows = torch.arange(len(batch), device=batch.tokens.device)
-    final = cache[name][rows, batch.last_prompt_index]
+    final = batch.at_last_prompt_token(cache[name])
     generator = torch.Generator().manual_seed(seed)
     d_model = operator.write.shape[1]
     random = torch.nn.functional.normalize(torch.randn(n_null, d_model, generator=generator), dim=-1)
-    ids = [first_token(bridge, answer) for answer in watch]
+    ids = first_tokens(bridge, watch).tolist()
     readouts = []
     for index, (direction, size) in enumerate(zip(operator.write, operator.spectrum, strict=True)):
         change = _mean_change(bridge, final, direction[None] * size)[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.placebo import Turned
-from reftlens.analysis.tokens import first_token
+from reftlens.analysis.tokens import first_tokens
 from reftlens.data import Batch, encode
 from reftlens.edit import Edit, attach
 from reftlens.reft import Reft
@@ -48,7 +48,7 @@ def outcome(
     kl = 0.0
     for start in range(0, len(prompts), batch_size):
         batch = encode(bridge, prompts[start : start + batch_size])
-        target = torch.tensor([first_token(bridge, answer) for answer in answers[start : start + batch_size]])
+        target = first_tokens(bridge, answers[start : start + batch_size]).cpu()
         edits = reft.edits(batch)
         control = [replace(edit, intervention=placebo) for edit, placebo in zip(edits, turned, strict=True)]
         runs = [_next_token_logprobs(bridge, batch, chosen) for chosen in ((), edits, control)]
@@ -64,5 +64,4 @@ def _next_token_logprobs(
     """Log-probabilities after each prompt, on the CPU in float32."""
     with attach(bridge, edits):
         logits = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
-    rows = torch.arange(len(batch), device=logits.device)
-    return logits[rows, batch.last_prompt_index].float().log_softmax(-1).cpu()
+    return batch.at_last_prompt_token(logits).float().log_softmax(-1).cpu()

@@ -1,6 +1,8 @@
-"""Tokens as a reader should see them, and where a subject stands in a prompt."""
+"""Where a subject stands in a prompt, what an answer begins with, and how the model takes to it."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -9,11 +11,6 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.data import Batch, encode
 from reftlens.positions import Span
-
-
-def str_tokens(bridge: TransformerBridge, tokens: Int[Tensor, " pos"]) -> tuple[str, ...]:
-    """Each token as text, spaces kept."""
-    return tuple(bridge.tokenizer.decode([token]) for token in tokens.tolist())
 
 
 def subject_places(bridge: TransformerBridge, prompt: str, subject: str) -> tuple[bool, ...]:
@@ -36,6 +33,11 @@ def first_token(bridge: TransformerBridge, answer: str) -> int:
     return int(ids[0])
 
 
+def first_tokens(bridge: TransformerBridge, answers: Sequence[str]) -> Int[Tensor, " answer"]:
+    """The first token of each answer, on the model's device."""
+    return torch.tensor([first_token(bridge, answer) for answer in answers], device=bridge.cfg.device)
+
+
 def logit_difference(
     logits: Float[Tensor, "batch pos d_vocab"],
     batch: Batch,
@@ -43,17 +45,15 @@ def logit_difference(
     foil: Int[Tensor, " batch"],
 ) -> Float[Tensor, " batch"]:
     """logit(target) - logit(foil) after each prompt, in nats."""
-    rows = torch.arange(len(batch), device=logits.device)
-    last = logits[rows, batch.last_prompt_index]
-    return (last[rows, target] - last[rows, foil]).float()
+    pair = batch.at_last_prompt_token(logits).gather(1, torch.stack([target, foil], dim=1))
+    return (pair[:, 0] - pair[:, 1]).float()
 
 
 def answer_probability(
     logits: Float[Tensor, "batch pos d_vocab"], batch: Batch, target: Int[Tensor, " batch"]
 ) -> Float[Tensor, " batch"]:
     """Probability of the target as the first token after each prompt."""
-    rows = torch.arange(len(batch), device=logits.device)
-    return logits[rows, batch.last_prompt_index].float().softmax(-1)[rows, target]
+    return batch.at_last_prompt_token(logits).float().softmax(-1).gather(1, target[:, None])[:, 0]
 
 
 def require_aligned(batch: Batch) -> None:

@@ -22,12 +22,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.tokens import (
     answer_probability,
-    first_token,
+    first_tokens,
     require_aligned,
-    str_tokens,
     subject_places,
 )
-from reftlens.data import Batch, encode
+from reftlens.data import Batch, encode, str_tokens
 from reftlens.results import TokenMap
 
 
@@ -65,8 +64,7 @@ def trace(
                 f"clean, corrupted and unrelated prompts must have one shape in tokens, got {list(clean_batch.tokens.shape)} "
                 f"and {list(batch.tokens.shape)}"
             )
-    device = clean_batch.tokens.device
-    target = torch.tensor([first_token(bridge, answer) for answer in answers], device=device)
+    target = first_tokens(bridge, answers)
     names = [f"blocks.{layer}.hook_resid_pre" for layer in range(bridge.cfg.n_layers)]
     low = answer_probability(bridge(corrupted_batch.tokens, use_cache=False), corrupted_batch, target).mean()
     maps = []
