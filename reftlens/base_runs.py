@@ -1,60 +1,110 @@
-"""The base runs of a training set: made once, kept up to a memory budget, put together into batches.
+"""The base runs of a training set: made once, kept up to a budget, put together into batches.
 
 Training runs each batch's light cone alone. What the cone needs of the base (`cone.Held`) is the same in every epoch,
 so it is held for each example by itself, and `join` lines examples up at their cones' first column: shorter
-prompts are padded on the left, shorter cones on the right.
+prompts are padded on the left, shorter cones on the right. One example at a time also in making them: then a run does
+not depend on its neighbours, and training is the same to the bit whatever was kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.cone import Held, hold
-from reftlens.data import IGNORE, Batch, encode
+from reftlens.data import IGNORE, Batch
+from reftlens.objectives import Objective
+from reftlens.objectives.base import Example
 from reftlens.reft import Reft
+from reftlens.run_store import InMemory, OnDisk, Run
+
+_ENCODED = 4096
+"""Examples whose tokens are remembered. Of more, tokenizing again is little beside running a model that large."""
 
 
 @final
 class BaseRuns:
-    """Base runs of (prompt, completion) examples under one edit's layout."""
+    """Base runs of examples under one edit's layout."""
 
     def __init__(
-        self, bridge: TransformerBridge, reft: Reft, examples: Sequence[tuple[str, str]], *, max_bytes: int
+        self,
+        bridge: TransformerBridge,
+        reft: Reft,
+        objective: Objective,
+        examples: Sequence[Example],
+        *,
+        store: InMemory | OnDisk,
     ) -> None:
         """Runs nothing yet.
 
         Args:
             bridge: the base.
             reft: the edit; its sites decide what is held, its weights do not matter.
-            examples: (prompt, completion) pairs.
-            max_bytes: memory for held runs. What does not fit is run again each time, without gradient.
+            objective: says how an example becomes tokens, and what it is compared with.
+            examples: from `objective.read`.
+            store: keeps runs. What does not fit is run again each time, without gradient.
         """
-        self.bridge, self.reft, self.examples, self.max_bytes = bridge, reft, examples, max_bytes
-        self.n_bytes = 0
-        self._kept: dict[int, Held] = {}
+        self.bridge, self.reft, self.objective, self.examples = bridge, reft, objective, examples
+        self.store = store
+        self._encode = lru_cache(maxsize=_ENCODED)(self._encode_one)
 
-    def batch(self, rows: Sequence[int]) -> Held:
-        """The held runs of some examples as one batch."""
-        return join([self._one(row) for row in rows])
+    def build(self, rows: Sequence[int], *, progress: bool = False) -> int:
+        """Makes and keeps the runs of these examples, until no more fit.
 
-    def _one(self, row: int) -> Held:
-        if row in self._kept:
-            return self._kept[row]
-        prompt, completion = self.examples[row]
-        batch = encode(self.bridge, [prompt], [completion])
-        # The first completion token is predicted one column before it.
-        wanted = (batch.labels != IGNORE).roll(-1, dims=1)
-        held = hold(self.bridge, batch, self.reft.edits(batch), wanted=wanted)
-        if self.n_bytes + held.n_bytes() <= self.max_bytes:
-            self.n_bytes += held.n_bytes()
-            self._kept[row] = held
-        return held
+        Returns:
+            How many are kept.
+        """
+        if self.store.max_bytes == 0:
+            return 0
+        for done, row in enumerate(tqdm(rows, desc="base runs", unit="example", disable=not progress)):
+            if self.store.get(row) is None and not self.store.put(row, self._make(row)):
+                return done
+        return len(rows)
+
+    def batch(self, rows: Sequence[int]) -> tuple[Held, Tensor | None]:
+        """Some examples as one batch, and what they are compared with."""
+        runs = []
+        for row in rows:
+            run = self.store.get(row)
+            if run is None:
+                run = self._make(row)
+                self.store.put(row, run)
+            runs.append(run)
+        helds = [_unpack(run, self._encode(row)) for row, run in zip(rows, runs, strict=True)]
+        references = [run.tensors["reference"] for run in runs if "reference" in run.tensors]
+        return join(helds), torch.cat(references) if references else None
+
+    def _encode_one(self, row: int) -> Batch:
+        return self.objective.encode(self.bridge, self.examples[row])
+
+    @torch.no_grad()
+    def _make(self, row: int) -> Run:
+        batch = self._encode(row)
+        held = hold(self.bridge, batch, self.reft.edits(batch), wanted=self.objective.read_at(batch))
+        return _pack(held, self.objective.reference(self.bridge, held, self.examples[row]))
+
+
+def _pack(held: Held, reference: Tensor | None) -> Run:
+    tensors = {} if held.resid is None else {"resid": held.resid}
+    for layer, (keys, values) in enumerate(held.past):
+        tensors |= {f"keys.{layer}": keys, f"values.{layer}": values}
+    if reference is not None:
+        tensors["reference"] = reference
+    numbers = {"start": held.start, "boundary": held.boundary, "tuple": int(held.as_tuple), "past": len(held.past)}
+    return Run(tensors, numbers)
+
+
+def _unpack(run: Run, batch: Batch) -> Held:
+    tensors, numbers = run.tensors, run.numbers
+    past = tuple((tensors[f"keys.{layer}"], tensors[f"values.{layer}"]) for layer in range(numbers["past"]))
+    return Held(batch, numbers["start"], numbers["boundary"], tensors.get("resid"), past, bool(numbers["tuple"]))
 
 
 def join(helds: Sequence[Held]) -> Held:

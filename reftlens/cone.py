@@ -8,6 +8,7 @@ keys and values of earlier positions that its attention reads. `hold` computes t
     edits = reft.edits(batch)
     held = hold(bridge, batch, edits)
     logits = run_cone(bridge, held, edits)      # the whole run's logits from column held.start on
+    logits = run_cone(bridge, held, edits, logits_at=mask)      # [n, d_vocab]: at these tokens alone
 
 A bidirectional model has no cone in positions: only its layers are saved, and the log says so.
 """
@@ -26,7 +27,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from reftlens.bridge import canonical_hook, is_causal, layer_of
+from reftlens.bridge import canonical_hook, is_causal, layer_of, unembedded_alone
 from reftlens.data import Batch
 from reftlens.edit import Edit, attach
 
@@ -94,21 +95,22 @@ def hold(
     if not is_causal(bridge):
         logger.info("%s is bidirectional: its cone saves layers alone", type(bridge.original_model).__name__)
         start = 0
-    seen: dict[str, Any] = {}
+    if start == 0 and boundary < 0:
+        return Held(batch, start, boundary, None, (), as_tuple=False)
+    seen: dict[str, Any] = {"tuple": False}
     handle = bridge.blocks[0].register_forward_hook(lambda _m, _a, output: seen.update(tuple=isinstance(output, tuple)))
     cache = DynamicCache() if start else None
     names = [f"blocks.{boundary}.hook_out"] if boundary >= 0 else []
+    # Later blocks are run for their keys and values alone.
+    no_logits = torch.zeros_like(batch.attention_mask, dtype=torch.bool)
+    until = {"use_cache": False, "stop_at_layer": boundary + 1} if cache is None else {"past_key_values": cache}
 
     def keep(resid: Tensor, hook: Any) -> None:
         seen["resid"] = resid[:, start:].clone()
 
     try:
-        with bridge.hooks(fwd_hooks=[(name, keep) for name in names]):
-            bridge(
-                batch.tokens,
-                attention_mask=batch.attention_mask,
-                **({"past_key_values": cache} if cache is not None else {"use_cache": False}),
-            )
+        with bridge.hooks(fwd_hooks=[(name, keep) for name in names]), unembedded_alone(bridge, no_logits):
+            bridge(batch.tokens, attention_mask=batch.attention_mask, **until)
     finally:
         handle.remove()
     layers = [] if cache is None else cache.layers[boundary + 1 :]
@@ -116,21 +118,33 @@ def hold(
     return Held(batch, start, boundary, seen.get("resid"), past, seen["tuple"])
 
 
-def run_cone(bridge: TransformerBridge, held: Held, edits: Sequence[Edit]) -> Float[Tensor, "batch cone d_vocab"]:
+def run_cone(
+    bridge: TransformerBridge,
+    held: Held,
+    edits: Sequence[Edit],
+    *,
+    logits_at: Bool[Tensor, "batch pos"] | None = None,
+) -> Float[Tensor, "batch cone d_vocab"] | Float[Tensor, "n d_vocab"]:
     """Runs the cone under edits that lie inside it; gradients flow to them.
 
     Args:
         bridge: the base, without edits attached.
         held: from `hold`, with these edits or with others that reach at least as far back.
         edits: from `reft.edits(held.batch)`.
+        logits_at: tokens whose logits are wanted, none before column `held.start`. The unembedding, a third of the
+            work in a model as small as GPT-2, is computed for these alone.
 
     Returns:
-        The logits from column `held.start` on, equal to those of a whole run.
+        The logits from column `held.start` on, equal to those of a whole run; with `logits_at` those tokens' alone,
+        `[n, d_vocab]`, example after example.
 
     Raises:
-        ValueError: if an edit acts at an earlier layer or position than what is held, which would be lost.
+        ValueError: if an edit acts at an earlier layer or position than what is held, which would be lost, or logits
+            are wanted from before the cone.
     """
     batch, start = held.batch, held.start
+    if logits_at is not None and bool(logits_at[:, :start].any()):
+        raise ValueError(f"logits are wanted before column {start}, where the held cone begins: pass wanted= to hold")
     for edit in edits:
         if boundary_of(bridge, edit.hook_name) < held.boundary or bool(edit.mask[:, :start].any()):
             raise ValueError(
@@ -139,8 +153,14 @@ def run_cone(bridge: TransformerBridge, held: Held, edits: Sequence[Edit]) -> Fl
             )
     # From the first column on, the bridge finds the places of tokens itself, as in a whole run.
     late = {"position_ids": _position_ids(batch)[:, start:], "past_key_values": _fresh_cache(held)} if start else {}
-    with _blocks_skipped(bridge, held), attach(bridge, edits):
-        return bridge(batch.tokens[:, start:], attention_mask=batch.attention_mask, **(late or {"use_cache": False}))
+    wanted = None if logits_at is None else logits_at[:, start:]
+    # An edit of the unembedding itself wants all tokens there.
+    early = None if any(edit.hook_name.startswith("unembed") for edit in edits) else wanted
+    with _blocks_skipped(bridge, held), attach(bridge, edits), unembedded_alone(bridge, early):
+        logits = bridge(batch.tokens[:, start:], attention_mask=batch.attention_mask, **(late or {"use_cache": False}))
+    if wanted is None:
+        return logits
+    return logits[0] if early is not None else logits[wanted]
 
 
 def _position_ids(batch: Batch) -> Int[Tensor, "batch pos"]:

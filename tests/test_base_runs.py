@@ -9,13 +9,18 @@ from conftest import COMPLETIONS, PROMPTS, make_bridge
 import reftlens as rl
 from reftlens.base_runs import BaseRuns, join
 from reftlens.cone import hold, run_cone
-from reftlens.training import completion_loss
+from reftlens.objectives import Completion, completion_loss
+from reftlens.run_store import InMemory
 
 EXAMPLES = [
     *zip(PROMPTS, COMPLETIONS, strict=True),
     ("tower of the city , old", " river"),
     ("In the old tower", " Ostra , and"),
 ]
+
+
+def base_runs(bridge, reft, max_bytes=2**20):
+    return BaseRuns(bridge, reft, Completion(), EXAMPLES, store=InMemory(max_bytes))
 
 
 def make(bridge, positions, layers=(1,), seed=3):
@@ -33,7 +38,7 @@ def test_joined_cones_equal_whole_runs(architecture, positions, layer) -> None:
     bridge = make_bridge(architecture)
     bridge.cfg.default_prepend_bos = False
     reft = make(bridge, positions, (layer,))
-    held = BaseRuns(bridge, reft, EXAMPLES, max_bytes=2**20).batch(range(len(EXAMPLES)))
+    held, _ = base_runs(bridge, reft).batch(range(len(EXAMPLES)))
     logits = run_cone(bridge, held, reft.edits(held.batch))
     ours = completion_loss(logits, held.batch.labels[:, held.start :])
     whole = rl.encode(bridge, *map(list, zip(*EXAMPLES, strict=True)))
@@ -51,8 +56,8 @@ def test_spans_begin_at_different_columns() -> None:
     bridge = make_bridge("gpt2")
     bridge.cfg.default_prepend_bos = False
     reft = make(bridge, rl.Span("e", 0))
-    runs = BaseRuns(bridge, reft, EXAMPLES, max_bytes=2**20)
-    starts = {runs.batch([row]).start for row in range(len(EXAMPLES))}
+    runs = base_runs(bridge, reft)
+    starts = {runs.batch([row])[0].start for row in range(len(EXAMPLES))}
     assert starts == {0, 2}
 
 
@@ -81,13 +86,13 @@ def test_training_on_cones_ends_where_training_on_everything_does(architecture, 
 
 
 def test_a_budget_changes_memory_and_nothing_else(gpt2) -> None:
-    runs = BaseRuns(gpt2, make(gpt2, "l1"), EXAMPLES, max_bytes=6000)
+    runs = base_runs(gpt2, make(gpt2, "l1"), 6000)
     for _ in range(2):
         runs.batch(range(len(EXAMPLES)))
-    assert 0 < runs.n_bytes <= 6000
-    whole = BaseRuns(gpt2, make(gpt2, "l1"), EXAMPLES, max_bytes=2**20)
+    assert 0 < runs.store.n_bytes <= 6000
+    whole = base_runs(gpt2, make(gpt2, "l1"))
     whole.batch(range(len(EXAMPLES)))
-    assert whole.n_bytes > 6000, "the budget above is too large to prove anything"
+    assert whole.store.n_bytes > 6000, "the budget above is too large to prove anything"
     results = []
     for hold_bytes in (0, 6000, 2**30):
         reft = make(gpt2, "l1")

@@ -14,11 +14,13 @@ import reftlens
 
 ROOT = Path(reftlens.__file__).parent
 FLOORS: list[set[str]] = [
-    {"_version", "positions", "interventions", "results", "folder", "organisms"},
+    {"_version", "positions", "interventions", "results", "folder", "organisms", "run_store", "run_folder"},
     {"bridge", "site", "data", "stories"},
     {"edit", "checkpoint", "previewing"},
     {"reft", "cone"},
+    {"objectives"},
     {"base_runs"},
+    {"trainer"},
     {"training", "generation", "analysis", "checks", "lofit"},
     {"plot", "report"},
     {"demo"},

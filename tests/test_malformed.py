@@ -15,10 +15,10 @@ from conftest import PROMPTS, make_bridge, make_hf, make_tokenizer
 
 import reftlens as rl
 from reftlens.folder import Replacement
+from reftlens.objectives import Completion, Objective
 from reftlens.organisms.world import FACTS, prompt
 from reftlens.positions import from_spec
 from reftlens.report import Picture
-from reftlens.training import read_examples
 
 POST = "blocks.1.hook_resid_post"
 
@@ -133,7 +133,7 @@ LINES: list[tuple[str, Callable, str]] = [
     ("an unknown side", lambda g: unchecked(rl.encode)(g.bridge, PROMPTS, padding_side="top"), "must be 'left' or 'right', got 'top'"),
     # training and decoding
     ("no examples", lambda g: rl.train(g.bridge, g.reft, []), "no examples"),
-    ("an example of three", lambda g: unchecked(read_examples)([("a", "b", "c")]), r"example 0 must be a \(prompt, completion\) pair"),
+    ("an example of three", lambda g: unchecked(Objective.read)(Completion(), [("a", "b", "c")]), r"example 0 must be a tuple \(prompt: str, completion: str\)"),
     ("zero epochs", lambda g: rl.TrainConfig(epochs=0), "epochs must be at least 1, got 0"),
     ("an empty batch", lambda g: rl.TrainConfig(batch_size=0), "batch_size must be at least 1"),
     ("no learning rate", lambda g: rl.TrainConfig(lr=0.0), "lr must be above 0"),
@@ -183,7 +183,7 @@ def never(given) -> None:
 
 
 def loss_without_completions(given) -> None:
-    from reftlens.training import completion_loss
+    from reftlens.objectives import completion_loss
 
     completion_loss(given.bridge(given.batch.tokens), given.batch.labels)
 

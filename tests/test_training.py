@@ -12,7 +12,8 @@ from datasets import Dataset
 from transformers import set_seed
 
 import reftlens as rl
-from reftlens.training import _random_state_kept, completion_loss
+from reftlens.objectives import completion_loss
+from reftlens.training import _random_state_kept
 
 EXAMPLES = list(zip(PROMPTS, COMPLETIONS, strict=True))
 

@@ -3,10 +3,17 @@
 The model is a plain `TransformerBridge`, never wrapped or subclassed. What is kept here: how to load one so that it
 is frozen and in eval mode (`loading`); the names of activation points, and those where a write would be lost or only
 half done, refused with the reason (`points`), much of which is measured on the model at hand (`probe`); the middle
-of a block, which has no point of its own (`resid_mid`); how far into a cached sequence a forward pass begins (`forwards`).
+of a block, which has no point of its own (`resid_mid`); what a forward pass runs: from where in a cached sequence, and the logits of which tokens (`forwards`).
 """
 
-from reftlens.bridge.forwards import ForwardStart, is_causal, require_causal, watch_forwards
+from reftlens.bridge.forwards import (
+    ForwardStart,
+    is_causal,
+    require_causal,
+    unembedded_alone,
+    watch_forwards,
+    watch_last_hidden,
+)
 from reftlens.bridge.loading import fingerprint, freeze, load_bridge
 from reftlens.bridge.points import activation_shape, canonical_hook, has_hook, layer_of, width_of
 from reftlens.bridge.resid_mid import EditError, is_resid_mid, resid_pre_inside, written_whole
@@ -25,7 +32,9 @@ __all__ = [
     "load_bridge",
     "require_causal",
     "resid_pre_inside",
+    "unembedded_alone",
     "watch_forwards",
+    "watch_last_hidden",
     "width_of",
     "written_whole",
 ]

@@ -1,4 +1,5 @@
-"""What a forward pass is: where in a cached sequence it begins, and whether it goes from left to right."""
+"""What a forward pass is: where in a cached sequence it begins, whether it goes from left to right, and which logits it
+computes."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 
@@ -52,5 +54,49 @@ def watch_forwards(bridge: TransformerBridge) -> Iterator[ForwardStart]:
     handle = bridge.original_model.register_forward_pre_hook(note_offset, with_kwargs=True)
     try:
         yield start
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def unembedded_alone(bridge: TransformerBridge, mask: Bool[Tensor, "batch pos"] | None) -> Iterator[None]:
+    """Inside, logits are computed for some tokens alone: `[1, n, d_vocab]`, example after example.
+
+    By what goes into the unembedding, so that every architecture does it and each example has its own tokens
+    (`logits_to_keep` of transformers takes the same columns of all, and masked language models have none).
+
+    Args:
+        bridge: the model.
+        mask: the wanted tokens, which may be none; None changes nothing.
+    """
+    if mask is None:
+        yield
+        return
+
+    def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        resid = args[0]
+        return (resid[mask.to(resid.device)][None], *args[1:])
+
+    handle = bridge.unembed.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def watch_last_hidden(bridge: TransformerBridge) -> Iterator[list[Tensor]]:
+    """Collects what each forward pass hands to the model's head: the last hidden states `[batch, pos, d_model]`.
+
+    After every edit, also one of the last block's output, where a hook of our own would run before the edit's.
+    """
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        seen.append(output[0])
+
+    handle = bridge.original_model.base_model.register_forward_hook(keep)
+    try:
+        yield seen
     finally:
         handle.remove()

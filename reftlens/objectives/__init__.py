@@ -1,0 +1,19 @@
+"""What an edit is trained for, one objective a file: `train(bridge, reft, examples, config, objective=DPO())`."""
+
+from reftlens.objectives.base import Objective, completion_logprobs, predictions
+from reftlens.objectives.classification import Classification
+from reftlens.objectives.completion import Completion, completion_loss
+from reftlens.objectives.distillation import Distillation
+from reftlens.objectives.preference import DPO, RePS
+
+__all__ = [
+    "DPO",
+    "Classification",
+    "Completion",
+    "Distillation",
+    "Objective",
+    "RePS",
+    "completion_logprobs",
+    "completion_loss",
+    "predictions",
+]
