@@ -150,19 +150,22 @@ def test_classification(architecture, layers) -> None:
     assert not any(torch.equal(new, old) for new, old in zip(objective.parameters(), head, strict=True))
 
 
-@pytest.mark.parametrize("objective", [DPO(), RePS()], ids=["DPO", "RePS"])
+@pytest.mark.parametrize("objective", [DPO(), RePS(None), RePS()], ids=["DPO", "RePS one way", "RePS"])
 def test_preferences_are_learned(gpt2, objective) -> None:
+    pairs = [(prompt, " river", " tower") for prompt in PROMPTS]
     reft = make(gpt2)
-    log = rl.train(
-        gpt2, reft, PREFERENCES, rl.TrainConfig(epochs=30, batch_size=3, lr=2e-2, progress=False), objective=objective
-    )
+    config = rl.TrainConfig(epochs=40, batch_size=3, lr=2e-2, progress=False)
+    log = rl.train(gpt2, reft, pairs, config, objective=objective)
     assert log.loss[-1] < log.loss[0]
-    for prompt, chosen, rejected in PREFERENCES:
-        gain = {}
-        for text in (chosen, rejected):
-            edited, base = (whole_logprobs(gpt2, edit, prompt, text)[0].sum() for edit in (reft, None))
-            gain[text] = float((edited - base).detach())
-        assert gain[chosen] > gain[rejected] + 1.0, "in nats"
+
+    def preference(edit, prompt):
+        chosen, rejected = (whole_logprobs(gpt2, edit, prompt, text)[0].sum() for text in (" river", " tower"))
+        return float((chosen - rejected).detach())
+
+    for prompt in PROMPTS:
+        assert preference(reft, prompt) > preference(None, prompt) + 1.0, "in nats"
+        if isinstance(objective, RePS) and objective.suppress is not None:
+            assert preference(reft.scaled(objective.suppress), prompt) < preference(None, prompt) - 1.0
 
 
 @pytest.mark.parametrize(
