@@ -150,8 +150,11 @@ class EditTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         name = f"checkpoint-{self.state.global_step}"
-        if self.args.should_save and not all(bool(p.isfinite().all()) for p in self.model.parameters()):
-            raise FloatingPointError(f"the edit is not finite after step {self.state.global_step}: {self._advice()}")
+        for site, intervention in self.runs.reft:
+            if not all(bool(parameter.isfinite().all()) for parameter in intervention.parameters()):
+                raise FloatingPointError(
+                    f"the edit at {site.hook_name} is not finite after step {self.state.global_step}: {self._advice()}"
+                )
         super()._save_checkpoint(model, trial)
         written = self.folder.writing / name
         if self.state.best_global_step:

@@ -159,8 +159,8 @@ def train(
     Raises:
         ValueError: for no examples, a malformed or too long one, positions that no prompt has, a model that the
             objective does not fit, or a folder that belongs to another run.
-        FloatingPointError: if a loss or a gradient is not finite; it names the step and the site. The edit is left as
-            it was before that step.
+        FloatingPointError: if a loss or a gradient is not finite; it names the step and the site, and the optimiser
+            has not used it.
     """
     objective = Completion() if objective is None else objective
     objective.check(bridge)

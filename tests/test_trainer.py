@@ -1,0 +1,139 @@
+"""What the trainer does otherwise than `transformers.Trainer`: what decays, what stops it, in what precision it runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import COMPLETIONS, PROMPTS, make_bridge
+from transformers.trainer_utils import sort_checkpoints
+
+import reftlens as rl
+from reftlens.objectives import Classification
+
+EXAMPLES = [*zip(PROMPTS, COMPLETIONS, strict=True), ("tower of the city , old", " river")]
+CONFIG = rl.TrainConfig(epochs=3, batch_size=2, lr=5e-3, progress=False)
+
+
+def fresh(bridge, layers=(0, 1), kind=rl.LoReFT):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return rl.Reft.at_layers(bridge, layers=layers, positions="l1", intervention=kind, rank=2)
+
+
+def values(reft):
+    return [parameter.detach().clone() for parameter in reft.parameters()]
+
+
+class Breaks:
+    """Makes the backward pass of a parameter give NaN from its n-th time on."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __call__(self, gradient):
+        self.n -= 1
+        return gradient if self.n > 0 else gradient * math.nan
+
+
+def test_a_gradient_that_is_not_finite_names_step_and_site_and_is_not_used(gpt2, tmp_path) -> None:
+    whole = fresh(gpt2)
+    rl.train(gpt2, whole, EXAMPLES, replace(CONFIG, save_every=1, output_dir=tmp_path / "whole", keep_checkpoints=9))
+    reft = fresh(gpt2)
+    (_, first), _ = reft
+    first.source.weight.register_hook(Breaks(4))
+    message = r"gradient is not finite at step 4, from blocks\.0\.hook_resid_post back.*run/checkpoint-3"
+    with pytest.raises(FloatingPointError, match=message):
+        rl.train(gpt2, reft, EXAMPLES, replace(CONFIG, save_every=1, output_dir=tmp_path / "run"))
+    after_three = rl.Reft.from_pretrained(tmp_path / "whole" / "checkpoint-3" / "edit", bridge=gpt2)
+    assert all(torch.equal(a, b) for a, b in zip(values(reft), values(after_three), strict=True))
+    kept = rl.Reft.from_pretrained(sort_checkpoints(str(tmp_path / "run"))[-1] + "/edit", bridge=gpt2)
+    assert all(torch.equal(a, b) for a, b in zip(values(kept), values(reft), strict=True))
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("what", ["source", "rotation"])
+def test_a_loss_that_is_not_finite_names_step_and_site(gpt2, layer, what) -> None:
+    reft = fresh(gpt2)
+    _, intervention = list(reft)[layer]
+    with torch.no_grad():
+        (intervention.source if what == "source" else intervention.rotation).weight[0, 0] = math.nan
+    with pytest.raises(FloatingPointError, match=rf"step 1.*begins at blocks\.{layer}\.hook_resid_post: lower"):
+        rl.train(gpt2, reft, EXAMPLES, CONFIG)
+
+
+def test_a_rate_that_is_far_too_high_names_step_and_site_and_saves_nothing(gpt2, tmp_path) -> None:
+    with pytest.raises(FloatingPointError, match=r"edit at blocks\.0\.hook_resid_post is not finite after step 1"):
+        rl.train(gpt2, fresh(gpt2), EXAMPLES, replace(CONFIG, lr=1e38, save_every=1, output_dir=tmp_path / "run"))
+    assert not sort_checkpoints(str(tmp_path / "run"))
+    with pytest.raises(FloatingPointError, match=r"step 2.*begins at blocks\.0\.hook_resid_post"):
+        rl.train(gpt2, fresh(gpt2), EXAMPLES, replace(CONFIG, lr=1e38))
+
+
+def test_a_broken_base_is_called_one(gpt2) -> None:
+    with torch.no_grad():
+        gpt2.original_model.transformer.ln_f.original_component.weight[0] = math.nan
+    with pytest.raises(FloatingPointError, match="begins at the base model itself"):
+        rl.train(gpt2, fresh(gpt2), EXAMPLES, CONFIG)
+
+
+def test_matrices_decay_and_neither_biases_nor_r_do(gpt2) -> None:
+    """Against AdamW by hand, with a decay so strong that it shows."""
+    config = replace(CONFIG, epochs=4, batch_size=4, weight_decay=0.5, lr=2e-2, schedule="constant", max_grad_norm=1e9)
+    reft, twin = fresh(gpt2), fresh(gpt2)
+    rl.train(gpt2, reft, EXAMPLES, config)
+    decayed = [i.source.weight for _, i in twin]
+    others = [p for _, i in twin for p in (i.source.bias, i.rotation.weight)]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.5}, {"params": others, "weight_decay": 0.0}], lr=2e-2
+    )
+    batch = rl.encode(gpt2, *map(list, zip(*EXAMPLES, strict=True)))
+    for _ in range(4):
+        optimiser.zero_grad()
+        with twin.hooks(gpt2, batch):
+            logits = gpt2(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
+        rl.objectives.completion_loss(logits, batch.labels).backward()
+        optimiser.step()
+    for (_, ours), (_, theirs) in zip(reft, twin, strict=True):
+        torch.testing.assert_close(ours.source.weight, theirs.source.weight, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.R, theirs.R, rtol=1e-4, atol=1e-5)
+    plain = fresh(gpt2)
+    rl.train(gpt2, plain, EXAMPLES, replace(config, weight_decay=0.0))
+    (_, without), _ = plain
+    (_, with_decay), _ = reft
+    assert float((without.source.weight - with_decay.source.weight).detach().norm()) > 0.01
+
+
+def test_autocast_trains_a_float32_base_in_bfloat16(gpt2, tmp_path) -> None:
+    """Close to float32, not equal to it; and base runs made under autocast are not those made without."""
+    config = replace(CONFIG, epochs=20, batch_size=4)
+    exact, rough = fresh(gpt2), fresh(gpt2)
+    full, half = (
+        rl.train(gpt2, reft, EXAMPLES, replace(config, precision=precision, hold_dir=tmp_path / precision))
+        for reft, precision in ((exact, "float32"), (rough, "bfloat16"))
+    )
+    assert half.loss != full.loss
+    assert half.loss == pytest.approx(full.loss, rel=0.05)
+    assert all(parameter.dtype == torch.float32 for parameter in rough.parameters())
+    with pytest.raises(ValueError, match="differs in precision"):
+        rl.train(gpt2, rough, EXAMPLES, replace(config, precision="bfloat16", hold_dir=tmp_path / "float32"))
+
+
+def test_a_base_in_bfloat16_trains_a_float32_edit() -> None:
+    bridge = make_bridge("llama", dtype=torch.bfloat16)
+    reft = fresh(bridge)
+    log = rl.train(bridge, reft, EXAMPLES, replace(CONFIG, epochs=10, batch_size=4))
+    assert log.loss[-1] < log.loss[0]
+    assert all(parameter.dtype == torch.float32 for parameter in reft.parameters())
+
+
+def test_a_head_is_trained_and_saved_with_the_edit(gpt2, tmp_path) -> None:
+    texts = [("The old tower", 0), ("the weaver who", 1)]
+    objective = Classification(gpt2, 2)
+    config = replace(CONFIG, output_dir=tmp_path / "run")
+    rl.train(gpt2, fresh(gpt2), texts, config, objective=objective)
+    again = Classification(gpt2, 2)
+    rl.train(gpt2, fresh(gpt2), texts, replace(config, resume=True), objective=again)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), objective.parameters(), strict=True))
