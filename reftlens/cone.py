@@ -27,7 +27,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from reftlens.bridge import canonical_hook, is_causal, layer_of, unembedded_alone
+from reftlens.bridge import canonical_hooks, is_causal, layer_of, unembedded_alone
 from reftlens.data import Batch
 from reftlens.edit import Edit, attach
 
@@ -57,9 +57,12 @@ class Held:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def boundary_of(bridge: TransformerBridge, hook_name: str) -> int:
-    """The last block that an edit at this hook leaves as it is; -1 if it can change the first one."""
-    name = canonical_hook(bridge, hook_name)
+def boundary_of(bridge: TransformerBridge, hook_names: Sequence[str]) -> int:
+    """The last block that edits at these hooks leave as it is; -1 if one of them can change the first block."""
+    return min(_boundary(bridge, name) for name in canonical_hooks(bridge, hook_names))
+
+
+def _boundary(bridge: TransformerBridge, name: str) -> int:
     layer = layer_of(name)
     if layer is None:
         return bridge.cfg.n_layers - 1 if name.startswith(("ln_final", "unembed")) else -1
@@ -90,7 +93,7 @@ def hold(
         raise ValueError("these edits touch no token, so they have no light cone")
     masks = [edit.mask for edit in edits] + ([wanted] if wanted is not None else [])
     columns = torch.stack([mask.any(dim=0).cpu() for mask in masks]).any(dim=0)
-    boundary = min(boundary_of(bridge, edit.hook_name) for edit in edits)
+    boundary = boundary_of(bridge, [edit.hook_name for edit in edits])
     start = int(columns.int().argmax())
     if not is_causal(bridge):
         logger.info("%s is bidirectional: its cone saves layers alone", type(bridge.original_model).__name__)
@@ -145,22 +148,23 @@ def run_cone(
     batch, start = held.batch, held.start
     if logits_at is not None and bool(logits_at[:, :start].any()):
         raise ValueError(f"logits are wanted before column {start}, where the held cone begins: pass wanted= to hold")
-    for edit in edits:
-        if boundary_of(bridge, edit.hook_name) < held.boundary or bool(edit.mask[:, :start].any()):
-            raise ValueError(
-                f"the edit at {edit.hook_name} reaches outside the held cone, which begins after block {held.boundary} "
-                f"at column {start}: call hold with this edit"
-            )
+    early = any(bool(edit.mask[:, :start].any()) for edit in edits)
+    if early or (edits and boundary_of(bridge, [edit.hook_name for edit in edits]) < held.boundary):
+        names = ", ".join(dict.fromkeys(edit.hook_name for edit in edits))
+        raise ValueError(
+            f"an edit at {names} reaches outside the held cone, which begins after block {held.boundary} at column "
+            f"{start}: call hold with these edits"
+        )
     # From the first column on, the bridge finds the places of tokens itself, as in a whole run.
     late = {"position_ids": _position_ids(batch)[:, start:], "past_key_values": _fresh_cache(held)} if start else {}
     wanted = None if logits_at is None else logits_at[:, start:]
     # An edit of the unembedding itself wants all tokens there.
-    early = None if any(edit.hook_name.startswith("unembed") for edit in edits) else wanted
-    with _blocks_skipped(bridge, held), attach(bridge, edits), unembedded_alone(bridge, early):
+    picked = None if any(edit.hook_name.startswith("unembed") for edit in edits) else wanted
+    with _blocks_skipped(bridge, held), attach(bridge, edits), unembedded_alone(bridge, picked):
         logits = bridge(batch.tokens[:, start:], attention_mask=batch.attention_mask, **(late or {"use_cache": False}))
     if wanted is None:
         return logits
-    return logits[0] if early is not None else logits[wanted]
+    return logits[0] if picked is not None else logits[wanted]
 
 
 def _position_ids(batch: Batch) -> Int[Tensor, "batch pos"]:

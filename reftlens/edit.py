@@ -18,9 +18,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import (
     EditError,
-    canonical_hook,
-    has_hook,
+    canonical_hooks,
     is_resid_mid,
+    removed_hooks,
     resid_pre_inside,
     watch_forwards,
     written_whole,
@@ -86,7 +86,9 @@ class Edit:
         with torch.autocast(resid.device.type, enabled=False):
             there = resid[rows]
             tokens = there.flatten(1)
-            change = self.intervention.delta_of(tokens, rows[0])
+            # A model may be spread over devices; its edits are not, and only their tokens travel.
+            home = next(self.intervention.parameters(), tokens).device
+            change = self.intervention.delta_of(tokens.to(home), rows[0].to(home)).to(tokens.device)
             edited_tokens = tokens + (change if self.scale == 1.0 else self.scale * change)
         edited_resid = resid.index_put(rows, edited_tokens.view_as(there))
         setattr(edited_resid, _MARK, (*past, (self.intervention, self.mask, self.head)))
@@ -158,7 +160,7 @@ def attach(bridge: TransformerBridge, edits: Sequence[Edit]) -> Iterator[Transfo
         ValueError: if a hook does not exist or cannot be edited.
         EditError: at the end, if an edit never met an activation or was taken off by `reset_hooks`.
     """
-    names = [canonical_hook(bridge, edit.hook_name) for edit in edits]
+    names = canonical_hooks(bridge, [edit.hook_name for edit in edits])
     fired = [0] * len(edits)
     with watch_forwards(bridge) as start:
 
@@ -173,7 +175,7 @@ def attach(bridge: TransformerBridge, edits: Sequence[Edit]) -> Iterator[Transfo
         hooks = _in_order(list(zip(names, writes, strict=True)), bridge)
         with bridge.hooks(fwd_hooks=hooks):
             yield bridge
-            removed = [name for name, hook_fn in hooks if not has_hook(bridge, name, hook_fn)]
+            removed = removed_hooks(bridge, hooks)
     if removed:
         raise EditError(
             f"the edit at {', '.join(removed)} was taken off inside its context; do not call bridge.reset_hooks() there"

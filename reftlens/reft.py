@@ -199,9 +199,10 @@ class Reft(nn.Module):
         if isinstance(prompts, Tensor) and prompts.ndim != 2:
             raise ValueError(f"prompt_mask must be [batch, pos], got {list(prompts.shape)}")
         known = prompts.prompts if isinstance(prompts, Batch) else Prompts(prompts.bool())
+        masks = {rule: rule.mask(known) for rule in dict.fromkeys(site.positions for site in self.sites)}
         edits = []
         for (site, intervention), name in self._named():
-            mask = site.positions.mask(known)
+            mask = masks[site.positions]
             if not bool(mask.any()) and not site.positions.generated:
                 longest = int(known.length.max()) if known.mask.numel() else 0
                 raise ValueError(

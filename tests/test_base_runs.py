@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from architectures import CAUSAL
 from conftest import COMPLETIONS, PROMPTS, make_bridge
 
 import reftlens as rl
@@ -61,7 +62,10 @@ def test_spans_begin_at_different_columns() -> None:
     assert starts == {0, 2}
 
 
-@pytest.mark.parametrize(("positions", "layers"), [("l1", (1,)), ("f1+l1", (0, 2))])
+@pytest.mark.parametrize(
+    ("architecture", "positions", "layers"),
+    [*((architecture, "l1", (1,)) for architecture in CAUSAL), ("gpt2", "f1+l1", (0, 2)), ("llama", "f1+l1", (0, 2))],
+)
 def test_training_on_cones_ends_where_training_on_everything_does(architecture, positions, layers) -> None:
     bridge = make_bridge(architecture)
     reft, twin = make(bridge, positions, layers), make(bridge, positions, layers)
@@ -81,8 +85,7 @@ def test_training_on_cones_ends_where_training_on_everything_does(architecture, 
     for ours, theirs, before in zip(reft.parameters(), twin.parameters(), start.parameters(), strict=True):
         moved = float((theirs - before).detach().norm())
         assert moved > 0.01, "training that moves nothing would end anywhere"
-        assert float((ours - theirs).detach().norm()) < 1e-3 * moved
-        assert float((ours - theirs).detach().abs().max()) < 1e-4
+        assert float((ours - theirs).detach().abs().max()) < 1e-5
 
 
 def test_a_budget_changes_memory_and_nothing_else(gpt2) -> None:

@@ -40,23 +40,41 @@ RUNS = [
         for architecture in CAUSAL
         if architecture not in ("gpt2", "llama")
     ),
-    ("gpt_neox", torch.float64, 1e-10, "resid_post"),
+    *((architecture, torch.float64, 1e-10, "resid_post") for architecture in CAUSAL if architecture != "gpt2"),
     *((architecture, torch.float32, 1e-5, "resid_post") for architecture in MASKED),
 ]
-"""float64 where transformers runs in it; every causal architecture at one site, two of them at all."""
+"""Every causal architecture at one site, in float64 and float32; two of them at all."""
+
+
+@pytest.fixture
+def in_double(monkeypatch):
+    """Makes a bridge in float64, also of architectures that `load_bridge` refuses in it.
+
+    transformers takes their softmax in float32, where the mask of a padded batch in float64 is minus infinity. Here
+    softmax keeps float64.
+    """
+    softmax = torch.nn.functional.softmax
+
+    def wide(scores, dim=None, _stacklevel=3, dtype=None):
+        return softmax(scores, dim=dim, dtype=scores.dtype if scores.dtype == torch.float64 else dtype)
+
+    monkeypatch.setattr(torch.nn.functional, "softmax", wide)
+    monkeypatch.setattr("reftlens.bridge.loading._DOUBLE", ("",))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("positions", ["l1", "f1", rl.At(2) | rl.Last(1)])
 @pytest.mark.parametrize(("architecture", "dtype", "tolerance", "site"), RUNS)
-def test_cone_equals_the_whole_run(architecture, site, positions, side, dtype, tolerance) -> None:
+def test_cone_equals_the_whole_run(architecture, site, positions, side, dtype, tolerance, request) -> None:
+    if dtype == torch.float64:
+        request.getfixturevalue("in_double")
     bridge = make_bridge(architecture, dtype=dtype)
     hook_name, boundary = SITES[site]
     reft = reft_at(hook_name, positions, dtype)
     batch = rl.encode(bridge, PROMPTS, COMPLETIONS, padding_side=side)
     edits = reft.edits(batch)
     held = hold(bridge, batch, edits)
-    assert held.boundary == boundary == boundary_of(bridge, hook_name)
+    assert held.boundary == boundary == boundary_of(bridge, [hook_name])
     assert architecture in CAUSAL or held.start == 0, "a bidirectional model has no cone in positions"
     with reft.hooks(bridge, batch):
         whole = whole_run(bridge, batch)
@@ -66,6 +84,12 @@ def test_cone_equals_the_whole_run(architecture, site, positions, side, dtype, t
     scale = float(whole[real].detach().abs().max())
     assert float((cone - whole)[real].detach().abs().max()) < tolerance * scale
     assert torch.equal(again, cone), "a second run from the same held values"
+    # Ragged: other tokens of each example.
+    some = batch.attention_mask.bool() & (torch.arange(batch.tokens.shape[1]) >= batch.last_prompt_index[:, None])
+    some[:, : held.start] = False
+    part = run_cone(bridge, held, edits, logits_at=some)
+    assert part.shape[0] == int(some.sum()) > len(batch)
+    torch.testing.assert_close(part, cone[some[:, held.start :]], rtol=tolerance, atol=tolerance)
     base = whole_run(bridge, batch)[:, held.start :]
     assert float((whole - base)[real].detach().abs().max()) > 1e-3 * scale, "an edit without effect proves nothing"
     weight = torch.randn(cone.shape, generator=torch.Generator().manual_seed(0), dtype=dtype) * real[..., None]
@@ -90,6 +114,29 @@ def test_the_base_is_untouched_and_the_cone_is_small(bridge) -> None:
     with pytest.raises(ValueError, match="pass the mask of the batch"):
         run_cone(bridge, held, too_wide)
     assert torch.equal(whole_run(bridge, batch), before)
+
+
+def test_logits_before_the_cone_are_refused_and_none_may_be_wanted(gpt2) -> None:
+    batch = rl.encode(gpt2, PROMPTS, COMPLETIONS)
+    edits = reft_at("blocks.1.hook_resid_post", "l1", torch.float32).edits(batch)
+    held = hold(gpt2, batch, edits)
+    with pytest.raises(ValueError, match=f"wanted before column {held.start}"):
+        run_cone(gpt2, held, edits, logits_at=batch.prompt_mask)
+    nothing = torch.zeros_like(batch.prompt_mask)
+    assert run_cone(gpt2, held, edits, logits_at=nothing).shape == (0, 320)
+
+
+def test_an_edit_of_the_unembedding_sees_all_tokens(gpt2) -> None:
+    batch = rl.encode(gpt2, PROMPTS, COMPLETIONS)
+    reft = reft_at("unembed.hook_in", "l1", torch.float32)
+    held = hold(gpt2, batch, reft.edits(batch))
+    with reft.hooks(gpt2, batch):
+        whole = whole_run(gpt2, batch)
+    some = batch.attention_mask.bool()
+    some[:, : held.start] = False
+    torch.testing.assert_close(
+        run_cone(gpt2, held, reft.edits(batch), logits_at=some), whole[some], rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("earlier", [("blocks.0.hook_resid_post", "l1"), ("blocks.2.hook_resid_post", "f2+l1")])

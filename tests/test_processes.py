@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
-from conftest import COMPLETIONS, PROMPTS, make_bridge
+from architectures import make_hf
+from conftest import COMPLETIONS, PROMPTS, make_bridge, make_tokenizer
 from safetensors.torch import load_file, save_file
 
 import reftlens as rl
+from reftlens.bridge import fingerprint
 
 EXAMPLES = [
     *zip(PROMPTS, COMPLETIONS, strict=True),
@@ -69,6 +72,38 @@ def test_accumulated_batches_train_to_what_one_batch_does() -> None:
     reft, log = train(4)
     parts, parts_log = train(2, gradient_accumulation=2)
     same({**reft.state_dict(), "loss": torch.tensor(log.loss)}, parts, parts_log)
+
+
+BLOCKS = {"gpt2": "transformer.h", "llama": "model.layers"}
+OTHERS = {
+    "gpt2": ("transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head"),
+    "llama": ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"),
+}
+
+
+@pytest.mark.parametrize("where", ["cpu", "cpu and disk"])
+def test_a_base_placed_by_device_map_trains_the_same(architecture, where, tmp_path) -> None:
+    make_hf(architecture).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    whole = rl.load_bridge(tmp_path / "model")
+    blocks = {f"{BLOCKS[architecture]}.{layer}": "cpu" if layer == 0 else "disk" for layer in range(3)}
+    device_map = {"": "cpu"} if where == "cpu" else {**blocks, **dict.fromkeys(OTHERS[architecture], "cpu")}
+    spread = rl.load_bridge(tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload")
+    on_disk = any(parameter.is_meta for parameter in spread.original_model.parameters())
+    assert on_disk == (where != "cpu")
+    assert fingerprint(spread) == fingerprint(whole)
+    results = []
+    for bridge in (whole, spread):
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            reft = rl.Reft.at_layers(bridge, layers=[0, 1], positions="f1+l1", rank=2)
+        log = rl.train(bridge, reft, EXAMPLES, rl.TrainConfig(epochs=3, batch_size=4, lr=5e-3, progress=False))
+        results.append((log.loss, [parameter.detach() for parameter in reft.parameters()]))
+    (loss, values), (spread_loss, spread_values) = results
+    assert loss == spread_loss
+    assert all(torch.equal(a, b) for a, b in zip(values, spread_values, strict=True))
+    with pytest.raises(ValueError, match="pass device_map to its from_pretrained"):
+        rl.load_bridge(hf_model=make_hf(architecture), tokenizer=make_tokenizer(), device_map="auto")
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ from conftest import make_bridge
 import reftlens as rl
 from test_resume import CONFIG, EXAMPLES, fresh
 bridge = make_bridge("gpt2")
-config = replace(CONFIG, epochs=400, save_every=1, output_dir={out!r}, resume=True)
+config = replace(CONFIG, epochs=200, save_every=1, output_dir={out!r}, resume=True)
 print("ready", flush=True)
 rl.train(bridge, fresh(bridge), EXAMPLES, config)
 """
@@ -174,7 +174,7 @@ def kill_and_look(tmp_path, kills) -> None:
         # From here on a checkpoint is written nearly all of the time.
         time.sleep(draw.uniform(0.0, 0.3))
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
         kills -= 1
         for place in map(Path, sort_checkpoints(str(out))):
             rl.Reft.from_pretrained(place / "edit", bridge=bridge)
@@ -188,10 +188,10 @@ def kill_and_look(tmp_path, kills) -> None:
         newest = last
     whole = fresh(bridge)
     expected = rl.train(
-        bridge, whole, EXAMPLES, replace(CONFIG, epochs=400, save_every=1, output_dir=tmp_path / "whole")
+        bridge, whole, EXAMPLES, replace(CONFIG, epochs=200, save_every=1, output_dir=tmp_path / "whole")
     )
     resumed = fresh(bridge)
-    log = rl.train(bridge, resumed, EXAMPLES, replace(CONFIG, epochs=400, save_every=1, output_dir=out, resume=True))
+    log = rl.train(bridge, resumed, EXAMPLES, replace(CONFIG, epochs=200, save_every=1, output_dir=out, resume=True))
     assert log.loss == expected.loss
     assert all(torch.equal(a, b) for a, b in zip(values(resumed), values(whole), strict=True))
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
     AutoConfig,
@@ -27,6 +30,8 @@ def load_bridge(
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    device_map: str | dict[str, str | int] | None = None,
+    offload_folder: str | Path | None = None,
 ) -> TransformerBridge:
     """Loads a model as a frozen `TransformerBridge` in eval mode.
 
@@ -36,6 +41,10 @@ def load_bridge(
         tokenizer: its tokenizer; needed with `hf_model`, optional with a name.
         device: where the model goes.
         dtype: of the weights; as stored in the checkpoint (or as `hf_model` has it) if not given.
+        device_map: spreads a named model over several devices, or the disk, as `from_pretrained` of transformers does;
+            `device` is not used then. Edits stay where the embedding is, and their tokens come to them. Tested with
+            blocks on the disk and the rest on a CPU, not on several GPUs.
+        offload_folder: where a `device_map` puts what goes to the disk.
 
     Raises:
         ValueError: if the name is none of the three, the arguments do not fit together, or TransformerLens cannot
@@ -44,17 +53,22 @@ def load_bridge(
     if (name is None) == (hf_model is None):
         raise ValueError("load_bridge wants either a name or hf_model=..., and not both")
     if hf_model is None:
-        hf_model, loaded_tokenizer = _load_pretrained(str(name), dtype)
+        placed = {"device_map": device_map, "offload_folder": offload_folder} if device_map is not None else {}
+        hf_model, loaded_tokenizer = _load_pretrained(str(name), dtype, placed)
         tokenizer = tokenizer or loaded_tokenizer
     elif tokenizer is None:
         raise ValueError("load_bridge(hf_model=...) also wants its tokenizer: pass tokenizer=...")
+    elif device_map is not None:
+        raise ValueError("hf_model is where it is: pass device_map to its from_pretrained")
     if any(type(module).__module__.startswith("transformer_lens.") for module in hf_model.modules()):
         raise ValueError(
             "hf_model already belongs to a bridge, and a second one would fire every hook twice: use the first "
             "bridge, or load the model again"
         )
     _require_runnable(hf_model, dtype or hf_model.dtype)
-    hf_model = hf_model.to(device=device, dtype=dtype or hf_model.dtype)
+    spread = getattr(hf_model, "hf_device_map", None) is not None
+    if not spread:
+        hf_model = hf_model.to(device=device, dtype=dtype or hf_model.dtype)
     hf_model.config.architectures = [type(hf_model).__name__]
     # The bridge replaces a tokenizer that does not say these two things about itself.
     tokenizer.init_kwargs.setdefault("name_or_path", "")
@@ -63,7 +77,7 @@ def load_bridge(
         str(name or hf_model.config.name_or_path or type(hf_model).__name__),
         hf_model=hf_model,
         tokenizer=tokenizer,
-        device=str(device),
+        device=None if spread else str(device),
         dtype=hf_model.dtype,
     )
     return freeze(bridge)
@@ -93,7 +107,9 @@ def freeze(bridge: TransformerBridge) -> TransformerBridge:
     return bridge
 
 
-def _load_pretrained(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_pretrained(
+    name: str, dtype: torch.dtype | None, placed: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     source = str(ORGANISMS.get(name, name))
     try:
         # One file first: a name that does not exist should not be looked up once for every kind of file.
@@ -102,7 +118,7 @@ def _load_pretrained(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedMo
         architectures = AutoConfig.from_pretrained(source).architectures or []
         masked = any(architecture.endswith("ForMaskedLM") for architecture in architectures)
         auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-        model = auto.from_pretrained(source, dtype=dtype or "auto", attn_implementation="eager")
+        model = auto.from_pretrained(source, dtype=dtype or "auto", attn_implementation="eager", **placed)
     except (OSError, ValueError) as error:
         where = "the directory could not be read as a model" if Path(source).is_dir() else "there is no such directory"
         raise ValueError(
@@ -117,12 +133,24 @@ def fingerprint(bridge: TransformerBridge) -> str:
 
     A fast check that two models are the same, not a cryptographic one.
     """
+    model = bridge.original_model
+    saved = model.state_dict().keys()
+    pieces: dict[str, bytes] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        # What a device_map has put on the disk is read for a moment.
+        with align_module_device(module):
+            own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            for name, tensor in own:
+                full = f"{prefix}.{name}" if prefix else name
+                if full in saved and tensor.numel():
+                    pieces[full] = f"{full}{tuple(tensor.shape)}{tensor.dtype}".encode() + _sample(tensor)
     digest = hashlib.sha256()
-    for name, tensor in sorted(bridge.original_model.state_dict().items()):
-        flat = tensor.detach().flatten()
-        if flat.numel() == 0:
-            continue
-        index = torch.linspace(0, flat.numel() - 1, min(64, flat.numel()), dtype=torch.float64).long().to(flat.device)
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(flat[index].float().cpu().numpy().tobytes())
+    for full in sorted(pieces):
+        digest.update(pieces[full])
     return digest.hexdigest()[:32]
+
+
+def _sample(tensor: Tensor) -> bytes:
+    flat = tensor.detach().flatten()
+    index = torch.linspace(0, flat.numel() - 1, min(64, flat.numel()), dtype=torch.float64).long().to(flat.device)
+    return flat[index].float().cpu().numpy().tobytes()

@@ -10,7 +10,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Mapping, Sequence
 
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge.probe import Point, measure
@@ -73,11 +75,20 @@ def canonical_hook(bridge: TransformerBridge, hook_name: str) -> str:
     Raises:
         ValueError: if there is no such point (the nearest names are given), or an edit there would be lost.
     """
-    name = _resolve(bridge, hook_name)
-    reason = _refusal(bridge, hook_name, name)
-    if reason is not None:
-        raise ValueError(f"cannot edit {hook_name!r}: {reason}")
-    return hook_name if is_resid_mid(hook_name) else name
+    return canonical_hooks(bridge, [hook_name])[0]
+
+
+def canonical_hooks(bridge: TransformerBridge, hook_names: Sequence[str]) -> list[str]:
+    """The same for several names: the bridge makes its table of points anew whenever it is asked, so ask once."""
+    points = bridge.hook_dict
+    canonical = []
+    for hook_name in hook_names:
+        name = _resolve(bridge, points, hook_name)
+        reason = _refusal(bridge, hook_name, name)
+        if reason is not None:
+            raise ValueError(f"cannot edit {hook_name!r}: {reason}")
+        canonical.append(hook_name if is_resid_mid(hook_name) else name)
+    return canonical
 
 
 def activation_shape(bridge: TransformerBridge, hook_name: str) -> tuple[int, ...]:
@@ -87,7 +98,7 @@ def activation_shape(bridge: TransformerBridge, hook_name: str) -> tuple[int, ..
         ValueError: if the point does not exist or cannot be edited.
     """
     canonical_hook(bridge, hook_name)
-    return measure(bridge, _resolve(bridge, hook_name)).shape
+    return measure(bridge, _resolve(bridge, bridge.hook_dict, hook_name)).shape
 
 
 def width_of(bridge: TransformerBridge, hook_name: str, head: int | None = None) -> int:
@@ -114,13 +125,13 @@ def layer_of(hook_name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def has_hook(bridge: TransformerBridge, hook_name: str, hook_fn: object) -> bool:
-    """Whether a hook function is still attached (`reset_hooks` takes everyone's off)."""
-    return any(handle.user_hook is hook_fn for handle in bridge.hook_dict[hook_name].fwd_hooks)
-
-
-def _resolve(bridge: TransformerBridge, hook_name: str) -> str:
+def removed_hooks(bridge: TransformerBridge, hooks: Sequence[tuple[str, object]]) -> list[str]:
+    """Names of the points where a hook function is not attached any more (`reset_hooks` takes everyone's off)."""
     points = bridge.hook_dict
+    return [name for name, hook in hooks if not any(handle.user_hook is hook for handle in points[name].fwd_hooks)]
+
+
+def _resolve(bridge: TransformerBridge, points: Mapping[str, HookPoint], hook_name: str) -> str:
     if hook_name in points:
         return points[hook_name].name or hook_name
     layer = layer_of(hook_name)

@@ -88,4 +88,5 @@ class _TangentGradient(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
         R, fixed = ctx.saved_tensors  # type: ignore[attr-defined]
         gram = grads[0] @ R.T
-        return grads[0] - 0.5 * (gram + gram.T) @ R - grads[0] @ fixed.T @ fixed, None
+        tangent = grads[0] - 0.5 * (gram + gram.T) @ R
+        return (tangent - grads[0] @ fixed.T @ fixed if len(fixed) else tangent), None
