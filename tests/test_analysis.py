@@ -67,6 +67,11 @@ def test_operator_equals_the_svd_of_all_changes(bridge, make_reft, kind) -> None
     torch.testing.assert_close(
         operator.constant_share.double(), along.mean(0) ** 2 / spectrum[:rank] ** 2, rtol=1e-3, atol=1e-5
     )
+    centred = h - h.mean(0)
+    pattern = torch.nn.functional.normalize((centred.T @ centred @ operator.read.double().T).T, dim=-1)
+    moving = operator.constant_share < 1 - 1e-4
+    torch.testing.assert_close(operator.pattern[moving].double(), pattern[moving], rtol=0, atol=2e-3)
+    assert operator.rank_for(1.0) <= rank
     assert operator.n_tokens == len(h)
     assert operator.rms_norm == pytest.approx(float(h.square().sum(-1).mean().sqrt()), rel=1e-4)
 
@@ -84,6 +89,7 @@ def test_operator_does_not_depend_on_how_the_edit_is_written(gpt2) -> None:
     torch.testing.assert_close(one.write, two.write, rtol=0, atol=1e-3)
     torch.testing.assert_close(one.read, two.read, rtol=0, atol=1e-3)
     torch.testing.assert_close(one.spectrum, two.spectrum, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(one.pattern, two.pattern, rtol=0, atol=1e-3)
 
 
 def test_a_planted_rank_is_found_among_more_directions(gpt2) -> None:
@@ -105,6 +111,10 @@ def test_a_push_is_one_constant_direction(gpt2) -> None:
     torch.testing.assert_close(operator.write[0] * operator.spectrum[0], constant, rtol=1e-4, atol=1e-5)
     assert float(operator.constant_share[0]) == pytest.approx(1.0, abs=1e-5)
     assert operator.effective_rank == pytest.approx(1.0)
+    assert operator.rank_for(0.99) == 1
+    assert not bool(operator.pattern.any()), "a push reads nothing"
+    with pytest.raises(ValueError, match=r"share must be in \(0, 1\]"):
+        operator.rank_for(0.0)
 
 
 def test_operator_can_be_weighted_by_some_tokens_alone(gpt2, make_reft) -> None:

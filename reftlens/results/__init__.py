@@ -1,0 +1,19 @@
+"""What the analyses return: frozen values with their axis labels, the name of the quantity, and its control.
+
+A plot takes one of these and needs nothing else, no model and no edit. Tensors are on the CPU, in float32.
+"""
+
+from reftlens.results.maps import EditSize, TokenMap
+from reftlens.results.operators import DirectionReadout, Operator
+from reftlens.results.outcomes import Outcome, SiteCheck, SiteChecks, outcomes_to_dataframe
+
+__all__ = [
+    "DirectionReadout",
+    "EditSize",
+    "Operator",
+    "Outcome",
+    "SiteCheck",
+    "SiteChecks",
+    "TokenMap",
+    "outcomes_to_dataframe",
+]
