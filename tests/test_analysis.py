@@ -238,6 +238,55 @@ def test_edit_size_is_the_ratio_of_norms(bridge, make_reft) -> None:
         rl.analysis.edit_size(bridge, reft, PROMPTS[2], subject="new tower")
 
 
+# The ledger.
+
+
+@pytest.mark.parametrize("kind", AFFINE)
+def test_the_three_terms_sum_to_the_change(bridge, make_reft, kind) -> None:
+    reft = make_reft(positions="f2+l1", kind=kind, rank=4).scaled(0.5)
+    result = rl.analysis.ledger(bridge, reft, PROMPTS[2], subject="old tower")
+    h, change = deltas(bridge, reft, rl.encode(bridge, [PROMPTS[2]]))
+    edited = ~torch.isnan(result.norm)
+    assert float(result.gap.max()) < 1e-5
+    torch.testing.assert_close(result.norm[edited].double(), h.norm(dim=-1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result.change[edited].double(), 0.5 * change.norm(dim=-1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        result.gram[edited].sum((-1, -2)).double().sqrt(), 0.5 * change.norm(dim=-1), rtol=1e-3, atol=1e-4
+    )
+    erases = kind in (rl.LoReFT, rl.ConsReFT, rl.NoReFT, rl.SplitLoReFT, rl.Interchange)
+    assert bool(result.length[edited][:, 0].any()) == erases
+    assert len(result.to_dataframe()) == int(edited.sum()) == 3
+
+
+def test_the_terms_of_a_loreft_are_its_equation(gpt2, make_reft) -> None:
+    reft = make_reft(positions=rl.All())
+    ((_, edit),) = reft
+    result = rl.analysis.ledger(gpt2, reft, PROMPTS[0])
+    h, _ = deltas(gpt2, reft, rl.encode(gpt2, [PROMPTS[0]]))
+    R, W, b = (t.detach().double() for t in (edit.R, edit.source.weight, edit.source.bias))
+    terms = torch.stack([-h @ R.T @ R, (b @ R).expand_as(h), h @ W.T @ R], dim=1)
+    torch.testing.assert_close(result.gram[0].double(), terms @ terms.mT, rtol=1e-4, atol=1e-4)
+    assert float(result.null_cosine[0]) == pytest.approx(3**-0.5)
+
+
+def test_terms_that_cancel_are_seen_to(gpt2) -> None:
+    edit = rl.LoReFT(32, 4)
+    with torch.no_grad():
+        edit.source.weight.copy_(0.999 * edit.R)
+        edit.source.bias.zero_()
+    result = rl.analysis.ledger(gpt2, one_site(edit), PROMPTS[0])
+    torch.testing.assert_close(result.cosine[0, :, 0, 2], -torch.ones(result.norm.shape[1]), rtol=0, atol=1e-4)
+    assert float((result.change / result.length[..., 0]).max()) < 0.01
+
+
+def test_a_scaled_edit_is_scaled_in_every_analysis(gpt2, make_reft) -> None:
+    reft, batch = make_reft(positions=rl.All()), rl.encode(gpt2, PROMPTS)
+    (whole,), (half,) = (rl.analysis.decompose(gpt2, r, [batch]) for r in (reft, reft.scaled(0.5)))
+    torch.testing.assert_close(half.spectrum, 0.5 * whole.spectrum, rtol=1e-4, atol=1e-6)
+    sizes = [rl.analysis.edit_size(gpt2, r, PROMPTS[0]).relative for r in (reft, reft.scaled(0.5))]
+    torch.testing.assert_close(sizes[1], 0.5 * sizes[0])
+
+
 # The readout of write directions.
 
 

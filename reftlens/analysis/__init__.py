@@ -1,11 +1,11 @@
 """Analyses of trained edits and of the models under them: one question a file, each returning a frozen result."""
 
 from reftlens.analysis.effect import effect_map
-from reftlens.analysis.ledger import edit_size
+from reftlens.analysis.ledger import edit_size, ledger
 from reftlens.analysis.lens import read_directions
 from reftlens.analysis.operator import decompose
 from reftlens.analysis.outcome import outcome
 from reftlens.analysis.tokens import subject_places
 from reftlens.analysis.tracing import trace
 
-__all__ = ["decompose", "edit_size", "effect_map", "outcome", "read_directions", "subject_places", "trace"]
+__all__ = ["decompose", "edit_size", "effect_map", "ledger", "outcome", "read_directions", "subject_places", "trace"]

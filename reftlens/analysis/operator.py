@@ -32,12 +32,12 @@ from reftlens.results import Operator
 class _Moments:
     """Running moments of a site's changes and activations in float64, so that no activation is kept."""
 
-    def __init__(self, hook_name: str, intervention: Intervention) -> None:
+    def __init__(self, hook_name: str, intervention: Intervention, scale: float) -> None:
         self.hook_name = hook_name
         affine = intervention.affine()
         self.basis = affine.basis()
         # In the basis of the written space: change = gain h + push, with gain [k, d].
-        self.gain, self.push = (t.detach() for t in affine.along(self.basis))
+        self.gain, self.push = (scale * t.detach() for t in affine.along(self.basis))
         self.n = 0
         self.first = torch.zeros_like(self.push)
         self.second = torch.zeros(len(self.push), len(self.push), dtype=torch.float64, device=self.push.device)
@@ -104,7 +104,10 @@ def decompose(
     """
     if not batches:
         raise ValueError("decompose needs at least one batch of inputs to weight the edit by")
-    moments = [_Moments(site.hook_name, intervention) for site, intervention in reft]
+    scales = [reft.scales.get(name, 1.0) for name in reft.names]
+    moments = [
+        _Moments(site.hook_name, intervention, scale) for (site, intervention), scale in zip(reft, scales, strict=True)
+    ]
     for batch in batches:
         wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
         for moment, (edit, h) in zip(moments, edited_activations(bridge, reft, batch), strict=True):

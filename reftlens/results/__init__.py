@@ -3,13 +3,16 @@
 A plot takes one of these and needs nothing else, no model and no edit. Tensors are on the CPU, in float32.
 """
 
+from reftlens.results.ledgers import TERMS, Ledger
 from reftlens.results.maps import EditSize, TokenMap
 from reftlens.results.operators import DirectionReadout, Operator
 from reftlens.results.outcomes import Outcome, SiteCheck, SiteChecks, outcomes_to_dataframe
 
 __all__ = [
+    "TERMS",
     "DirectionReadout",
     "EditSize",
+    "Ledger",
     "Operator",
     "Outcome",
     "SiteCheck",
