@@ -7,6 +7,7 @@ from reftlens.results.ledgers import TERMS, Ledger
 from reftlens.results.maps import EditSize, TokenMap
 from reftlens.results.operators import DirectionReadout, Operator
 from reftlens.results.outcomes import Outcome, SiteCheck, SiteChecks, outcomes_to_dataframe
+from reftlens.results.overlaps import Overlap
 
 __all__ = [
     "TERMS",
@@ -15,6 +16,7 @@ __all__ = [
     "Ledger",
     "Operator",
     "Outcome",
+    "Overlap",
     "SiteCheck",
     "SiteChecks",
     "TokenMap",
