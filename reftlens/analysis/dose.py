@@ -90,7 +90,8 @@ def dose(
     )
 
 
-_Target = Sequence[tuple[Batch, Int[Tensor, " batch"]]]
+_Target = Sequence[tuple[Batch, Tensor]]
+"""Batches, and the first token of each wanted answer."""
 
 
 @torch.no_grad()

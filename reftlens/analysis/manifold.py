@@ -91,7 +91,9 @@ def off_manifold(
         scale = known[i][0].sort().values
 
         def percentile(distance: Tensor, scale: Tensor = scale) -> Tensor:
-            return (100 * torch.searchsorted(scale, distance) / len(scale)).float()
+            # Equal distances (a BOS token is the same everywhere) count half.
+            below, upto = (torch.searchsorted(scale, distance, right=right) for right in (False, True))
+            return (50 * (below + upto) / len(scale)).float()
 
         results.append(
             OffManifold(
