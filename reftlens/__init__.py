@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from reftlens.positions import All, At, First, Generated, Last, Positions, Span, parse
     from reftlens.previewing import Preview, preview
     from reftlens.reft import Reft
+    from reftlens.seeds import train_seeds
     from reftlens.site import Site
     from reftlens.training import TrainConfig, TrainLog, train
 
@@ -81,6 +82,7 @@ _HOME = {
     "TrainConfig": "training",
     "TrainLog": "training",
     "train": "training",
+    "train_seeds": "seeds",
 }
 """Public name -> the module it lives in."""
 
@@ -128,6 +130,7 @@ __all__ = [
     "preview",
     "run_cone",
     "train",
+    "train_seeds",
 ]
 
 

@@ -67,6 +67,11 @@ def test_operator_equals_the_svd_of_all_changes(bridge, make_reft, kind) -> None
     torch.testing.assert_close(
         operator.constant_share.double(), along.mean(0) ** 2 / spectrum[:rank] ** 2, rtol=1e-3, atol=1e-5
     )
+    centred = h - h.mean(0)
+    pattern = torch.nn.functional.normalize((centred.T @ centred @ operator.read.double().T).T, dim=-1)
+    moving = operator.constant_share < 1 - 1e-4
+    torch.testing.assert_close(operator.pattern[moving].double(), pattern[moving], rtol=0, atol=2e-3)
+    assert operator.rank_for(1.0) <= rank
     assert operator.n_tokens == len(h)
     assert operator.rms_norm == pytest.approx(float(h.square().sum(-1).mean().sqrt()), rel=1e-4)
 
@@ -84,6 +89,7 @@ def test_operator_does_not_depend_on_how_the_edit_is_written(gpt2) -> None:
     torch.testing.assert_close(one.write, two.write, rtol=0, atol=1e-3)
     torch.testing.assert_close(one.read, two.read, rtol=0, atol=1e-3)
     torch.testing.assert_close(one.spectrum, two.spectrum, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(one.pattern, two.pattern, rtol=0, atol=1e-3)
 
 
 def test_a_planted_rank_is_found_among_more_directions(gpt2) -> None:
@@ -105,6 +111,10 @@ def test_a_push_is_one_constant_direction(gpt2) -> None:
     torch.testing.assert_close(operator.write[0] * operator.spectrum[0], constant, rtol=1e-4, atol=1e-5)
     assert float(operator.constant_share[0]) == pytest.approx(1.0, abs=1e-5)
     assert operator.effective_rank == pytest.approx(1.0)
+    assert operator.rank_for(0.99) == 1
+    assert not bool(operator.pattern.any()), "a push reads nothing"
+    with pytest.raises(ValueError, match=r"share must be in \(0, 1\]"):
+        operator.rank_for(0.0)
 
 
 def test_operator_can_be_weighted_by_some_tokens_alone(gpt2, make_reft) -> None:
@@ -226,6 +236,55 @@ def test_edit_size_is_the_ratio_of_norms(bridge, make_reft) -> None:
     assert "".join(t for t, star in zip(result.tokens, result.starred, strict=True) if star).strip() == "old tower"
     with pytest.raises(ValueError, match="is not in the prompt in row 0"):
         rl.analysis.edit_size(bridge, reft, PROMPTS[2], subject="new tower")
+
+
+# The ledger.
+
+
+@pytest.mark.parametrize("kind", AFFINE)
+def test_the_three_terms_sum_to_the_change(bridge, make_reft, kind) -> None:
+    reft = make_reft(positions="f2+l1", kind=kind, rank=4).scaled(0.5)
+    result = rl.analysis.ledger(bridge, reft, PROMPTS[2], subject="old tower")
+    h, change = deltas(bridge, reft, rl.encode(bridge, [PROMPTS[2]]))
+    edited = ~torch.isnan(result.norm)
+    assert float(result.gap.max()) < 1e-5
+    torch.testing.assert_close(result.norm[edited].double(), h.norm(dim=-1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result.change[edited].double(), 0.5 * change.norm(dim=-1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        result.gram[edited].sum((-1, -2)).double().sqrt(), 0.5 * change.norm(dim=-1), rtol=1e-3, atol=1e-4
+    )
+    erases = kind in (rl.LoReFT, rl.ConsReFT, rl.NoReFT, rl.SplitLoReFT, rl.Interchange)
+    assert bool(result.length[edited][:, 0].any()) == erases
+    assert len(result.to_dataframe()) == int(edited.sum()) == 3
+
+
+def test_the_terms_of_a_loreft_are_its_equation(gpt2, make_reft) -> None:
+    reft = make_reft(positions=rl.All())
+    ((_, edit),) = reft
+    result = rl.analysis.ledger(gpt2, reft, PROMPTS[0])
+    h, _ = deltas(gpt2, reft, rl.encode(gpt2, [PROMPTS[0]]))
+    R, W, b = (t.detach().double() for t in (edit.R, edit.source.weight, edit.source.bias))
+    terms = torch.stack([-h @ R.T @ R, (b @ R).expand_as(h), h @ W.T @ R], dim=1)
+    torch.testing.assert_close(result.gram[0].double(), terms @ terms.mT, rtol=1e-4, atol=1e-4)
+    assert float(result.null_cosine[0]) == pytest.approx(3**-0.5)
+
+
+def test_terms_that_cancel_are_seen_to(gpt2) -> None:
+    edit = rl.LoReFT(32, 4)
+    with torch.no_grad():
+        edit.source.weight.copy_(0.999 * edit.R)
+        edit.source.bias.zero_()
+    result = rl.analysis.ledger(gpt2, one_site(edit), PROMPTS[0])
+    torch.testing.assert_close(result.cosine[0, :, 0, 2], -torch.ones(result.norm.shape[1]), rtol=0, atol=1e-4)
+    assert float((result.change / result.length[..., 0]).max()) < 0.01
+
+
+def test_a_scaled_edit_is_scaled_in_every_analysis(gpt2, make_reft) -> None:
+    reft, batch = make_reft(positions=rl.All()), rl.encode(gpt2, PROMPTS)
+    (whole,), (half,) = (rl.analysis.decompose(gpt2, r, [batch]) for r in (reft, reft.scaled(0.5)))
+    torch.testing.assert_close(half.spectrum, 0.5 * whole.spectrum, rtol=1e-4, atol=1e-6)
+    sizes = [rl.analysis.edit_size(gpt2, r, PROMPTS[0]).relative for r in (reft, reft.scaled(0.5))]
+    torch.testing.assert_close(sizes[1], 0.5 * sizes[0])
 
 
 # The readout of write directions.

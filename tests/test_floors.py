@@ -22,7 +22,7 @@ FLOORS: list[set[str]] = [
     {"base_runs"},
     {"trainer"},
     {"training", "generation", "analysis", "checks", "lofit"},
-    {"plot", "report"},
+    {"plot", "report", "seeds"},
     {"demo"},
     {"demo_report"},
     {"cli"},

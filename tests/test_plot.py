@@ -89,7 +89,7 @@ def made_operator(layer: int = 3, rank: int = 4) -> Operator:
     basis = torch.linalg.qr(torch.randn(16, rank, generator=torch.Generator().manual_seed(layer)))[0].T.contiguous()
     spectrum = torch.tensor([8.0 / 2**i for i in range(rank)])
     share = torch.linspace(0.9, 0.1, rank)
-    return Operator(f"blocks.{layer}.hook_resid_post", basis, basis, spectrum, spectrum, share, 40.0, 480)
+    return Operator(f"blocks.{layer}.hook_resid_post", basis, basis, spectrum, spectrum, share, 40.0, 480, basis)
 
 
 def made_readout(tokens: tuple[str, ...] = TOKENS, direction: int = 0) -> DirectionReadout:

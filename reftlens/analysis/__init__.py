@@ -1,11 +1,45 @@
 """Analyses of trained edits and of the models under them: one question a file, each returning a frozen result."""
 
+from reftlens.analysis.agreement import agreement
+from reftlens.analysis.contexts import top_contexts
+from reftlens.analysis.dose import dose
 from reftlens.analysis.effect import effect_map
-from reftlens.analysis.ledger import edit_size
+from reftlens.analysis.interchange import interchange
+from reftlens.analysis.ledger import edit_size, ledger
 from reftlens.analysis.lens import read_directions
+from reftlens.analysis.manifold import off_manifold
 from reftlens.analysis.operator import decompose
 from reftlens.analysis.outcome import outcome
+from reftlens.analysis.overlap import covariance_matched, directions, haar, overlap, random_readings
+from reftlens.analysis.placebo import turned
+from reftlens.analysis.readers import read_space
+from reftlens.analysis.retraining import at_random_sites, permuted_labels, random_model, untrained
 from reftlens.analysis.tokens import subject_places
 from reftlens.analysis.tracing import trace
 
-__all__ = ["decompose", "edit_size", "effect_map", "outcome", "read_directions", "subject_places", "trace"]
+__all__ = [
+    "agreement",
+    "at_random_sites",
+    "covariance_matched",
+    "decompose",
+    "directions",
+    "dose",
+    "edit_size",
+    "effect_map",
+    "haar",
+    "interchange",
+    "ledger",
+    "off_manifold",
+    "outcome",
+    "overlap",
+    "permuted_labels",
+    "random_model",
+    "random_readings",
+    "read_directions",
+    "read_space",
+    "subject_places",
+    "top_contexts",
+    "trace",
+    "turned",
+    "untrained",
+]

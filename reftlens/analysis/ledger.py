@@ -1,20 +1,80 @@
-"""How large is the edit at each token? |delta(h)| / |h|, at the activations that the edit really meets."""
+"""What is the change of each token made of, and how large is it beside the activation?
+
+For every affine edit delta(h) = A h + c, written as three terms that sum to it: erase, -E^T E h (LoReFT: -R^T R h);
+write constant, c (R^T b); and write from input, the rest of A h (R^T W h). An edit that only adds has no erase.
+
+The terms lie in one space and can cancel: their Gram matrix is given, and no "share explained". A large change is not
+evidence of an effect: what is written may be read by nothing.
+"""
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.activations import edited_activations
 from reftlens.analysis.tokens import subject_places
 from reftlens.data import encode, str_tokens
+from reftlens.edit import Edit
 from reftlens.reft import Reft
-from reftlens.results import EditSize
+from reftlens.results import EditSize, Ledger
+
+
+@torch.no_grad()
+def ledger(bridge: TransformerBridge, reft: Reft, prompt: str, *, subject: str = "") -> Ledger:
+    """The terms of the edit at each token of one prompt.
+
+    Args:
+        bridge: the base.
+        reft: the edit.
+        prompt: one text.
+        subject: a part of the text to be starred.
+
+    Raises:
+        NotAffineError: for an edit that is no A h + c.
+    """
+    batch = encode(bridge, [prompt])
+    per_site = edited_activations(bridge, reft, batch)
+    n_rows, n_pos = len(per_site), batch.tokens.shape[1]
+    gram = torch.full((n_rows, n_pos, 3, 3), torch.nan)
+    norm, change = torch.full((2, n_rows, n_pos), torch.nan)
+    gap, null_cosine = torch.zeros(2, n_rows)
+    for row, (edit, h) in enumerate(per_site):
+        terms = _terms(edit, h.double())
+        measured = edit.scale * edit.intervention.delta(h).double()
+        where = edit.mask[0].cpu()
+        gram[row, where] = torch.einsum("itd,isd->its", terms, terms).float().cpu()
+        norm[row, where], change[row, where] = (t.norm(dim=-1).float().cpu() for t in (h, measured))
+        gap[row] = float((terms.sum(1) - measured).norm(dim=-1).max() / measured.norm(dim=-1).max().clamp(min=1e-30))
+        null_cosine[row] = max(len(edit.intervention.basis()), 1) ** -0.5
+    return Ledger(
+        gram=gram,
+        norm=norm,
+        change=change,
+        gap=gap,
+        null_cosine=null_cosine,
+        rows=tuple(edit.hook_name for edit, _ in per_site),
+        tokens=str_tokens(bridge, batch.tokens[0]),
+        starred=subject_places(bridge, prompt, subject),
+    )
+
+
+def _terms(edit: Edit, h: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens 3 d_model"]:
+    """Erase, constant and from input, in float64."""
+    affine = edit.intervention.affine()
+    constant = affine.constant.double().expand_as(h)
+    linear = h @ affine.read.double().T @ affine.write.double()
+    if affine.diagonal is not None:
+        linear = linear + affine.diagonal.double() * h
+    erase = torch.zeros_like(h) if affine.erase is None else -(h @ affine.erase.double().T @ affine.erase.double())
+    return edit.scale * torch.stack([erase, constant, linear - erase], dim=1)
 
 
 @torch.no_grad()
 def edit_size(bridge: TransformerBridge, reft: Reft, prompt: str, *, subject: str = "") -> EditSize:
-    """The relative size of the edit at each token of one prompt.
+    """The relative size of the edit, |delta(h)| / |h|, at each token of one prompt; for any edit, affine or not.
 
     Args:
         bridge: the base.
@@ -27,7 +87,7 @@ def edit_size(bridge: TransformerBridge, reft: Reft, prompt: str, *, subject: st
     relative = torch.zeros(len(per_site), batch.tokens.shape[1])
     edited = torch.zeros(relative.shape, dtype=torch.bool)
     for row, (edit, h) in enumerate(per_site):
-        size = edit.intervention.delta(h).float().norm(dim=-1) / h.float().norm(dim=-1)
+        size = (edit.scale * edit.intervention.delta(h)).float().norm(dim=-1) / h.float().norm(dim=-1)
         mask = edit.mask[0].cpu()
         relative[row, mask] = size.cpu()
         edited[row] = mask

@@ -4,10 +4,12 @@ delta(h) = A h + c is known only up to a rotation of its rank-r coordinates (LoR
 R and W by themselves are not an answer. With mean mu and covariance S of the activations that are really edited,
 take the singular value decomposition of [A S^(1/2), A mu + c]: left vectors are write directions, right vectors
 say what is read, the spectrum is how far each direction moves. The left side equals the eigenvectors of
-E[delta delta^T], so it does not depend on how the edit was parametrised. An edit that can write anywhere (RED) takes
-d x d moments where a low-rank one takes r x r.
+E[delta delta^T], so it does not depend on how the edit was parametrised, and neither S nor its root is ever formed:
+moments of the r coordinates of the change, and their r x d covariance with the activations, are enough. An edit
+that can write anywhere (RED) has d coordinates, so that r is d there.
 
-Not evidence by itself: a direction that is written may still be ignored by every later layer.
+Not evidence by itself: a direction that is written may still be ignored by every later layer, and an untrained edit
+has a spectrum too: put it beside, decomposed on the same inputs.
 """
 
 from __future__ import annotations
@@ -28,17 +30,19 @@ from reftlens.results import Operator
 
 
 class _Moments:
-    """Running second moments of a site's changes and activations, so that no activation is kept."""
+    """Running moments of a site's changes and activations in float64, so that no activation is kept."""
 
-    def __init__(self, hook_name: str, intervention: Intervention) -> None:
+    def __init__(self, hook_name: str, intervention: Intervention, scale: float) -> None:
         self.hook_name = hook_name
         affine = intervention.affine()
         self.basis = affine.basis()
         # In the basis of the written space: change = gain h + push, with gain [k, d].
-        self.gain, self.push = (t.detach() for t in affine.along(self.basis))
+        self.gain, self.push = (scale * t.detach() for t in affine.along(self.basis))
         self.n = 0
         self.first = torch.zeros_like(self.push)
         self.second = torch.zeros(len(self.push), len(self.push), dtype=torch.float64, device=self.push.device)
+        self.cross = torch.zeros_like(self.gain)
+        self.total = torch.zeros(self.gain.shape[1], dtype=torch.float64, device=self.push.device)
         self.energy = 0.0
 
     def add(self, h: Float[Tensor, "tokens d_model"]) -> None:
@@ -47,6 +51,8 @@ class _Moments:
         self.n += len(h)
         self.first += change.sum(dim=0)
         self.second += change.T @ change
+        self.cross += change.T @ h
+        self.total += h.sum(dim=0)
         self.energy += float(h.square().sum())
 
     def result(self) -> Operator:
@@ -60,15 +66,19 @@ class _Moments:
         used = energy > 1e-12 * energy[0]
         energy, vectors = energy[used], vectors[used]
         vectors = torch.where((vectors @ mean)[:, None] < 0, -vectors, vectors)
+        share = ((vectors @ mean) ** 2 / energy).clamp(max=1)
+        pattern = vectors @ (self.cross / self.n - torch.outer(mean, self.total / self.n))
+        pattern = torch.nn.functional.normalize(pattern, dim=-1).where(share[:, None] < 1 - 1e-9, 0.0)
         return Operator(
             hook_name=self.hook_name,
             write=(vectors @ self.basis).float().cpu(),
             read=(vectors @ self.gain).float().cpu(),
             constant=(vectors @ self.push).float().cpu(),
             spectrum=energy.sqrt().float().cpu(),
-            constant_share=((vectors @ mean) ** 2 / energy).float().cpu(),
+            constant_share=share.float().cpu(),
             rms_norm=(self.energy / self.n) ** 0.5,
             n_tokens=self.n,
+            pattern=pattern.float().cpu(),
         )
 
 
@@ -94,7 +104,10 @@ def decompose(
     """
     if not batches:
         raise ValueError("decompose needs at least one batch of inputs to weight the edit by")
-    moments = [_Moments(site.hook_name, intervention) for site, intervention in reft]
+    scales = [reft.scales.get(name, 1.0) for name in reft.names]
+    moments = [
+        _Moments(site.hook_name, intervention, scale) for (site, intervention), scale in zip(reft, scales, strict=True)
+    ]
     for batch in batches:
         wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
         for moment, (edit, h) in zip(moments, edited_activations(bridge, reft, batch), strict=True):

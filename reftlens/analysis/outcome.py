@@ -51,14 +51,14 @@ def outcome(
         target = first_tokens(bridge, answers[start : start + batch_size]).cpu()
         edits = reft.edits(batch)
         control = [replace(edit, intervention=placebo) for edit, placebo in zip(edits, turned, strict=True)]
-        runs = [_next_token_logprobs(bridge, batch, chosen) for chosen in ((), edits, control)]
+        runs = [next_token_logprobs(bridge, batch, chosen) for chosen in ((), edits, control)]
         right += torch.tensor([float((run.argmax(-1) == target).sum()) for run in runs])
         kl += float((runs[0].exp() * (runs[0] - runs[1])).sum())
     base, edited, placebo_right = (right / len(prompts)).tolist()
     return Outcome(group, wanted, len(prompts), base, edited, placebo_right, kl / len(prompts))
 
 
-def _next_token_logprobs(
+def next_token_logprobs(
     bridge: TransformerBridge, batch: Batch, edits: Sequence[Edit]
 ) -> Float[Tensor, "batch d_vocab"]:
     """Log-probabilities after each prompt, on the CPU in float32."""

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reftlens.interventions import Affine, Intervention
+from reftlens.reft import Reft
 
 
 class Turned(Intervention):
@@ -43,3 +44,14 @@ class Turned(Intervention):
 
     def _turn(self, change: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         return (change.to(self.written) @ self.written.T @ self.frame).to(change.dtype)
+
+
+def turned(reft: Reft, *, seed: int) -> Reft:
+    """A whole edit with every change turned to random directions; sharing, names and scales are kept."""
+    generator = torch.Generator().manual_seed(seed)
+    placebos: dict[int, Turned] = {}
+    for _, intervention in reft:
+        if id(intervention) not in placebos:
+            placebos[id(intervention)] = Turned(intervention, generator)
+    pairs = [(site, placebos[id(intervention)]) for site, intervention in reft]
+    return Reft(pairs, names=reft.names, scales=reft.scales)

@@ -29,6 +29,9 @@ class Affine(NamedTuple):
     constant: Float[Tensor, " d_model"]
     diagonal: Float[Tensor, " d_model"] | None = None
     """A factor for each coordinate by itself, as in RED; None where there is none."""
+    erase: Float[Tensor, "k d_model"] | None = None
+    """E, where -E^T E h is part of the change (and of write and read) and takes out what stood there; None for an
+    edit that only adds. The ledger reads it."""
 
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """The change of each activation, in the dtype of the factors."""

@@ -65,4 +65,4 @@ class NoReFT(Intervention):
 
     def affine(self) -> Affine:
         W2 = self.write
-        return Affine(write=W2, read=self.read.weight - W2, constant=self.read.bias @ W2)
+        return Affine(write=W2, read=self.read.weight - W2, constant=self.read.bias @ W2, erase=W2)

@@ -89,7 +89,7 @@ class Interchange(Intervention):
         source = self.source
         if isinstance(source, Tensor) and source.ndim == 1:
             R = self.R
-            return Affine(write=R, read=-R, constant=R.T @ (R @ source.to(R)))
+            return Affine(write=R, read=-R, constant=R.T @ (R @ source.to(R)), erase=R)
         raise NotAffineError(
             "this Interchange is not of the form A h + c: its source differs from token to token. "
             "Give one source activation [d_model] for all tokens, or read basis() and the changes themselves"

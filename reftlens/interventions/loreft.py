@@ -43,7 +43,7 @@ class LoReFT(Intervention):
 
     def affine(self) -> Affine:
         R = self.R
-        return Affine(write=R, read=self.source.weight - R, constant=self.source.bias @ R)
+        return Affine(write=R, read=self.source.weight - R, constant=self.source.bias @ R, erase=R)
 
 
 @final
@@ -102,7 +102,7 @@ class ConsReFT(Intervention):
 
     def affine(self) -> Affine:
         R = self.R
-        return Affine(write=R, read=-R, constant=self.target @ R)
+        return Affine(write=R, read=-R, constant=self.target @ R, erase=R)
 
 
 @final

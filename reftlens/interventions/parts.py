@@ -86,7 +86,7 @@ class SplitLoReFT(Intervention):
 
     def affine(self) -> Affine:
         R, W, b = self._factors()
-        return Affine(write=R, read=W - R, constant=b @ R)
+        return Affine(write=R, read=W - R, constant=b @ R, erase=R)
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """R `[active rank, d_model]`, W and b of the active parts, in order."""

@@ -1,0 +1,148 @@
+"""What does more or less of the edit do? The answer's log-probability and the KL elsewhere, for h + alpha * delta(h).
+
+The slope at alpha = 0 is exact (reverse-mode differentiation through alpha). Where the curve leaves its straight line,
+the edit works by more than a small push would; where it falls again, alpha = 1 was a place that training found, not
+a direction that can be followed. The control is the same edit turned to random directions.
+
+With several sites alpha scales all of them, and later ones meet what the earlier ones left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.analysis.outcome import next_token_logprobs
+from reftlens.analysis.placebo import turned
+from reftlens.analysis.tokens import first_tokens
+from reftlens.data import Batch, encode
+from reftlens.edit import attach
+from reftlens.interventions import Affine, Intervention
+from reftlens.reft import Reft
+from reftlens.results import Dose
+
+ALPHAS = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+
+
+def dose(
+    bridge: TransformerBridge,
+    reft: Reft,
+    examples: Sequence[tuple[str, str]],
+    *,
+    kept: Sequence[str] = (),
+    alphas: Sequence[float] = ALPHAS,
+    n_control: int = 3,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Dose:
+    """The dose curve of an edit.
+
+    Args:
+        bridge: the base.
+        reft: the edit; alpha multiplies its scales.
+        examples: (prompt, wanted completion); the completion's first token counts.
+        kept: prompts whose answers should stay as they are.
+        alphas: doses; 0 is added where it is missing.
+        n_control: random turns that the control is averaged over.
+        batch_size: prompts in one forward pass.
+        seed: draws the control.
+
+    Raises:
+        ValueError: for no examples or no control.
+    """
+    if not examples or n_control < 1:
+        raise ValueError(f"dose wants at least one example and one control, got {len(examples)} and {n_control}")
+    prompts, completions = zip(*examples, strict=True)
+    target = [
+        (encode(bridge, list(prompts[i : i + batch_size])), first_tokens(bridge, completions[i : i + batch_size]))
+        for i in range(0, len(prompts), batch_size)
+    ]
+    stay = [encode(bridge, list(kept[i : i + batch_size])) for i in range(0, len(kept), batch_size)]
+    base = [next_token_logprobs(bridge, batch, ()) for batch in stay]
+    grid = torch.tensor(sorted({0.0, *alphas}))
+    controls = [turned(reft, seed=seed + draw) for draw in range(n_control)]
+
+    def curve(edit: Reft) -> tuple[Tensor, Tensor]:
+        doses = [edit.scaled(alpha) for alpha in grid.tolist()]
+        return (
+            torch.tensor([_target(bridge, d, target) for d in doses]),
+            torch.tensor([_kl(bridge, d, stay, base) for d in doses]),
+        )
+
+    values, kl = curve(reft)
+    control_values, control_kl = (torch.stack(c).mean(dim=0) for c in zip(*map(curve, controls), strict=True))
+    return Dose(
+        alpha=grid,
+        target=values,
+        kl=kl,
+        control_target=control_values,
+        control_kl=control_kl,
+        slope=_slope(bridge, reft, target),
+        control_slope=sum(_slope(bridge, control, target) for control in controls) / n_control,
+        n_target=len(examples),
+        n_kept=len(kept),
+        n_control=n_control,
+    )
+
+
+_Target = Sequence[tuple[Batch, Tensor]]
+"""Batches, and the first token of each wanted answer."""
+
+
+@torch.no_grad()
+def _target(bridge: TransformerBridge, reft: Reft, target: _Target) -> float:
+    total = 0.0
+    for batch, answer in target:
+        total += float(next_token_logprobs(bridge, batch, reft.edits(batch)).gather(1, answer.cpu()[:, None]).sum())
+    return total / sum(len(batch) for batch, _ in target)
+
+
+@torch.no_grad()
+def _kl(
+    bridge: TransformerBridge, reft: Reft, stay: Sequence[Batch], base: Sequence[Float[Tensor, "batch d_vocab"]]
+) -> float:
+    if not stay:
+        return float("nan")
+    total = 0.0
+    for batch, before in zip(stay, base, strict=True):
+        total += float((before.exp() * (before - next_token_logprobs(bridge, batch, reft.edits(batch)))).sum())
+    return total / sum(map(len, stay))
+
+
+class _Times(Intervention):
+    """An edit times a number that carries gradient."""
+
+    kind = "times"
+
+    def __init__(self, inner: Intervention, alpha: Tensor) -> None:
+        super().__init__(inner.d_model, inner.rank)
+        self.inner = inner
+        self.alpha = alpha
+
+    def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        return self.alpha * self.inner.delta(resid)
+
+    def delta_of(self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
+        return self.alpha * self.inner.delta_of(tokens, example)
+
+    def affine(self) -> Affine:
+        raise NotImplementedError("only for differentiation")
+
+
+def _slope(bridge: TransformerBridge, reft: Reft, target: _Target) -> float:
+    total = 0.0
+    for batch, answer in target:
+        alpha = torch.zeros((), device=batch.tokens.device, requires_grad=True)
+        with torch.enable_grad():
+            edits = [replace(edit, intervention=_Times(edit.intervention, alpha)) for edit in reft.edits(batch)]
+            with attach(bridge, edits):
+                logits = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
+            logprobs = batch.at_last_prompt_token(logits).float().log_softmax(-1)
+            (gradient,) = torch.autograd.grad(logprobs.gather(1, answer[:, None]).sum(), alpha)
+        total += float(gradient)
+    return total / sum(len(batch) for batch, _ in target)

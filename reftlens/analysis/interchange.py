@@ -1,0 +1,160 @@
+"""Does a subspace carry the answer? A source run's coordinates put into a base run, inside it and everywhere else.
+
+h' = h_base + (h_source - h_base) B B^T at one token of each prompt, in the unedited model, on pairs of prompts with
+different answers. Beside the subspace stand its complement, random subspaces of the same rank, and placebos that move as
+far as it does in random directions (`tools.analysis.interchange` of TransformerLens runs them all).
+
+The move is split by what later layers read (`read_space`): (h_source - h_base) = read + unread, each put in along B. If
+the unread part does most of the work, the subspace turns a difference that the model ignores into one that it
+obeys: an illusion (Makelov et al. 2023, arXiv:2311.17030), and flagged as one.
+
+Success is not evidence by itself: a subspace fitted to these pairs (`fit_das`) can succeed on arbitrary labels and on
+random models, so fit it there as well (`arbitrary_targets`, `analysis.random_model`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.analysis.readers import read_space
+from reftlens.data import Batch
+from reftlens.positions import Last, Positions
+from reftlens.results import Interchanged, ReadSpace, Swap
+
+_Move = Callable[[Tensor, Tensor], Tensor]
+"""(base activations, source activations) -> new base activations."""
+
+
+def interchange(
+    bridge: TransformerBridge,
+    hook_name: str,
+    subspace: Float[Tensor, "rank d_model"],
+    base: Batch,
+    source: Batch,
+    *,
+    at: Positions = Last(1),
+    read: ReadSpace | None = None,
+    n_random: int = 20,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Interchanged:
+    """Interchanges inside a subspace, with their controls.
+
+    Args:
+        bridge: the model, unedited.
+        hook_name: a point with activations `[batch, pos, d_model]`.
+        subspace: rows that span it, such as `directions(operator, 2)`.
+        base: prompts that are run.
+        source: prompts that give the coordinates, one for each of `base`.
+        at: the one token of each prompt that is interchanged.
+        read: from `read_space` at this point; measured on the bases if not given.
+        n_random: random subspaces, and as many placebos.
+        batch_size: prompts in one forward pass.
+        seed: draws them.
+
+    Raises:
+        ValueError: for batches of different lengths, a rule that does not pick one token of each prompt, or pairs
+            that all have the same answer.
+    """
+    from transformer_lens.tools.analysis.interchange import NormMatchedPlacebo, SubspaceInterchange, random_basis
+
+    if len(base) != len(source):
+        raise ValueError(f"wanted one source for each base, got {len(base)} bases and {len(source)} sources")
+    read = read or read_space(bridge, hook_name, base, at=at, seed=seed)
+    runner = _Runner(bridge, hook_name, base, source, at, batch_size)
+    B = torch.linalg.qr(subspace.detach().double().cpu().T).Q.float()
+    P = (read.basis.T @ read.basis).to(B)
+    inside = SubspaceInterchange(B)
+
+    def along(part: Callable[[Tensor], Tensor]) -> _Move:
+        return lambda h, s: h + part(s - h) @ B.to(h) @ B.T.to(h)
+
+    d_model, rank = B.shape
+    bases = [random_basis(d_model, rank, seed * 1_000_003 + draw) for draw in range(n_random)]
+    return Interchanged(
+        hook_name=hook_name,
+        rank=rank,
+        n=int(runner.differ.sum()),
+        n_given=len(base),
+        whole=runner.swap("the whole activation", lambda h, s: s),
+        inside=runner.swap("inside", inside),
+        complement=runner.swap("its complement", lambda h, s: s - (inside(h, s) - h)),
+        from_read=runner.swap("inside, by what is read", along(lambda gap: gap @ P.to(gap))),
+        from_unread=runner.swap("inside, by what is not read", along(lambda gap: gap - gap @ P.to(gap))),
+        random=tuple(runner.swap("random subspace", SubspaceInterchange(basis)) for basis in bases),
+        placebo=tuple(runner.swap("norm-matched placebo", NormMatchedPlacebo(inside, basis)) for basis in bases),
+    )
+
+
+class _Runner:
+    """Runs pairs through the bridge: what the model says of base and source, and under an interchange."""
+
+    def __init__(
+        self, bridge: TransformerBridge, hook_name: str, base: Batch, source: Batch, at: Positions, batch_size: int
+    ) -> None:
+        from transformer_lens.tools.analysis.interchange import collect_activations
+
+        self.bridge, self.hook_name, self.base, self.batch_size = bridge, hook_name, base, batch_size
+        self.places = _one_token(base, at)
+        self.sources: Tensor = collect_activations(
+            bridge,
+            hook_name,
+            torch.arange(len(source)),
+            self._logits(source),
+            positions=_one_token(source, at),
+            batch_size=batch_size,
+        )
+        said, wanted = (self._all(batch) for batch in (base, source))
+        self.pair = torch.stack([wanted.argmax(-1), said.argmax(-1)], dim=1)
+        self.differ: Bool[Tensor, " pair"] = self.pair[:, 0] != self.pair[:, 1]
+        if not bool(self.differ.any()):
+            raise ValueError("every source has the same answer as its base, so no interchange could show: pair others")
+        self.start, self.end = self._difference(said), self._difference(wanted)
+
+    def swap(self, name: str, move: _Move) -> Swap:
+        from transformer_lens.tools.analysis.interchange import intervened_logits
+
+        logits = intervened_logits(
+            self.bridge,
+            self.hook_name,
+            move,
+            torch.arange(len(self.base)),
+            self.sources,
+            self._logits(self.base),
+            positions=self.places,
+            batch_size=self.batch_size,
+        )
+        flips = (logits.argmax(-1) == self.pair[:, 0])[self.differ].float().mean()
+        moved = (self._difference(logits) - self.start).mean() / (self.end - self.start).mean()
+        return Swap(name, float(flips), float(moved))
+
+    def _difference(self, logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, " differing"]:
+        pair = logits.gather(1, self.pair)[self.differ]
+        return pair[:, 0] - pair[:, 1]
+
+    def _logits(self, batch: Batch) -> Callable[[Tensor], Tensor]:
+        def run(rows: Int[Tensor, " row"]) -> Float[Tensor, "row d_vocab"]:
+            rows = rows.to(batch.tokens.device)
+            logits = self.bridge(batch.tokens[rows], attention_mask=batch.attention_mask[rows], use_cache=False)
+            return logits[torch.arange(len(rows), device=rows.device), batch.last_prompt_index[rows]].float()
+
+        return run
+
+    @torch.no_grad()
+    def _all(self, batch: Batch) -> Float[Tensor, "pair d_vocab"]:
+        run = self._logits(batch)
+        return torch.cat([run(rows).cpu() for rows in torch.arange(len(batch)).split(self.batch_size)])
+
+
+def _one_token(batch: Batch, at: Positions) -> Int[Tensor, " batch"]:
+    mask = at.mask(batch.prompts)
+    counts: Sequence[int] = mask.sum(dim=1).tolist()
+    for row, count in enumerate(counts):
+        if count != 1:
+            raise ValueError(f"an interchange wants one token of each prompt, and {at!r} picks {count} in row {row}")
+    return mask.int().argmax(dim=1)

@@ -1,0 +1,69 @@
+"""What do later layers read at a point, and what can they not read there?
+
+The row space of the rest of the model: gradients of random sums of the centred next-token logits with respect to the
+activation, over many prompts; singular vectors with more than `tolerance` of the largest singular value span what is
+read. The rest is dormant on these inputs: to first order nothing there reaches an answer.
+
+First order and these inputs only: a direction whose effect needs a large step, or another prompt, counts as unread.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.data import Batch
+from reftlens.positions import Last, Positions
+from reftlens.results import ReadSpace
+
+
+def read_space(
+    bridge: TransformerBridge,
+    hook_name: str,
+    batch: Batch,
+    *,
+    at: Positions = Last(1),
+    tolerance: float = 1e-3,
+    seed: int = 0,
+) -> ReadSpace:
+    """What the next-token logits depend on at one activation point.
+
+    Args:
+        bridge: the model.
+        hook_name: a point with activations `[batch, pos, width]`.
+        batch: prompts, at least a few; enough random sums are taken to give two gradients for each coordinate.
+        at: the tokens whose activations count.
+        tolerance: part of the largest sensitivity from which a direction counts as read.
+        seed: draws the sums.
+
+    Raises:
+        ValueError: if nothing at these tokens reaches the logits.
+    """
+    mask = at.mask(batch.prompts)
+    generator = torch.Generator().manual_seed(seed)
+    kept: dict[str, Tensor] = {}
+
+    def leaf(activation: Tensor, hook: Any) -> Tensor:
+        kept["h"] = activation.detach().requires_grad_()
+        return kept["h"]
+
+    with torch.enable_grad(), bridge.hooks(fwd_hooks=[(hook_name, leaf)]):
+        whole = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
+        logits = batch.at_last_prompt_token(whole).float()
+    width, rows = kept["h"].shape[-1], int(mask.sum())
+    rounds = -(-2 * width // max(rows, 1))
+    gradients = []
+    for index in range(rounds):
+        weight = torch.randn(logits.shape, generator=generator).to(logits)
+        total = (logits * (weight - weight.mean(dim=-1, keepdim=True))).sum()
+        (gradient,) = torch.autograd.grad(total, kept["h"], retain_graph=index < rounds - 1)
+        gradients.append(gradient[mask].double().cpu())
+    stacked = torch.cat(gradients)
+    _, sensitivity, vectors = torch.linalg.svd(stacked, full_matrices=False)
+    if not float(sensitivity[0]) > 0:
+        raise ValueError(f"nothing at {hook_name}, {at!r}, reaches the next-token logits: choose other tokens")
+    read = sensitivity > tolerance * sensitivity[0]
+    return ReadSpace(hook_name, vectors[read].float(), sensitivity.float(), tolerance, len(stacked))

@@ -1,0 +1,147 @@
+"""Two models whose weights are set by hand, so that what they compute, and where, is known.
+
+Both are GPT-2s of one or two blocks in which almost every weight is zero. A prompt is one token that carries a variable
+of two values, some tokens that carry nothing, and a question mark; the answer is one of two tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from reftlens.bridge import load_bridge
+from reftlens.data import IGNORE, Batch
+from reftlens.organisms import ORGANISMS
+
+D_MODEL, N_TOKENS, LENGTH = 16, 24, 5
+QUESTION = 2
+"""Tokens 0 and 1 are the answers, 2 is the question mark, 3 to 12 carry the variable, the others nothing."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Handmade:
+    """A model, pairs of prompts with different answers, and the directions that it was built from."""
+
+    bridge: TransformerBridge
+    base: Batch
+    source: Batch
+    true: Tensor
+    """Unit row `[1, width]` that carries the variable to the answer."""
+    illusory: Tensor
+    """Unit row that drives the answer without carrying anything to it; the true one where there is none."""
+
+
+def attention_reads_it(*, n_pairs: int = 64, seed: int = 0) -> Handmade:
+    """Token 0 holds the variable along one direction of the residual stream; a head of block 1 carries it to the end."""
+    model, Q = _blank(n_layer=2, seed=seed)
+    v, w = Q[0], Q[1]
+    with torch.no_grad():
+        model.transformer.wte.weight += 2 * _variable()[:, None] * v
+        attention = model.transformer.h[1].attn
+        # Queries and keys are zero, so the head attends to every token alike; it reads v and writes w.
+        attention.c_attn.weight[:, 2 * D_MODEL] = 4 * v
+        attention.c_proj.weight[0] = 4 * w
+        model.lm_head.weight[:2] = torch.stack([w, -w])
+    return _with_pairs(model, true=v[None], illusory=v[None], n_pairs=n_pairs, seed=seed)
+
+
+def illusion(*, n_pairs: int = 64, seed: int = 0) -> Handmade:
+    """Makelov et al. 2023 (arXiv:2311.17030), section 3: three hidden units, of which the first two make an illusion.
+
+    Unit 0 follows the variable and is read by nothing; unit 1 is always zero and would be read twice as strongly as
+    unit 2, which follows the variable and makes the answer. Swapping along (1, 1, 0) moves the answer all the way.
+    The question token carries the variable here, so that no attention is needed.
+    """
+    model, Q = _blank(n_layer=1, seed=seed)
+    v, read = Q[0], Q[1:3]
+    with torch.no_grad():
+        model.transformer.wte.weight += 2 * _variable()[:, None] * v
+        mlp = model.transformer.h[0].mlp
+        # Far from zero GELU is the identity on one side and zero on the other: a unit is 8 or 0.
+        reach = 8 / (2 * D_MODEL**0.5 / _norm_of_embedding(model))
+        mlp.c_fc.weight[:, 0] = mlp.c_fc.weight[:, 2] = reach * v
+        mlp.c_fc.bias.fill_(-30)
+        mlp.c_fc.bias[[0, 2]] = 0
+        mlp.c_proj.weight[1], mlp.c_proj.weight[2] = 2 * read[0], read[1]
+        mlp.c_proj.bias -= 4 * read[1]
+        # The answers read the two outputs alike; other tokens tell them apart, so that both are read.
+        both = read.sum(dim=0)
+        model.lm_head.weight[:2] = torch.stack([both, -both])
+        model.lm_head.weight[13:] = 0.01 * torch.randn(N_TOKENS - 13, 2, generator=_generator(seed)) @ read
+    units = torch.eye(4 * D_MODEL)
+    fake = (units[:1] + units[1:2]) / 2**0.5
+    return _with_pairs(model, true=units[2:3], illusory=fake, n_pairs=n_pairs, seed=seed, length=1)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _variable() -> Tensor:
+    """+1 or -1 for the tokens that carry it, 0 for the others."""
+    value = torch.zeros(N_TOKENS)
+    value[3:13] = torch.tensor([1.0, -1.0]).repeat(5)
+    return value
+
+
+def _blank(*, n_layer: int, seed: int) -> tuple[GPT2LMHeadModel, Tensor]:
+    """A GPT-2 of zeros whose tokens differ along directions that nothing reads, and the directions that are free.
+
+    All directions are perpendicular to (1, ..., 1), which LayerNorm takes out.
+    """
+    config = GPT2Config(
+        vocab_size=N_TOKENS,
+        n_positions=LENGTH,
+        n_embd=D_MODEL,
+        n_layer=n_layer,
+        n_head=2,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+        attn_implementation="eager",
+    )
+    model = GPT2LMHeadModel(config).eval()
+    frame = torch.randn(D_MODEL, D_MODEL, generator=_generator(seed))
+    frame[:, 0] = 1.0
+    Q = torch.linalg.qr(frame).Q.T[1:]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1.0 if name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight")) else 0.0)
+        noise = torch.randn(N_TOKENS, len(Q) - 3, generator=_generator(seed + 1))
+        model.transformer.wte.weight += torch.nn.functional.normalize(noise, dim=-1) @ Q[3:]
+    return model, Q[:3]
+
+
+def _norm_of_embedding(model: GPT2LMHeadModel) -> float:
+    return float(model.transformer.wte.weight[3].norm())
+
+
+def _with_pairs(
+    model: GPT2LMHeadModel, *, true: Tensor, illusory: Tensor, n_pairs: int, seed: int, length: int = LENGTH
+) -> Handmade:
+    """Pairs whose variables differ and whose other tokens do as well."""
+    generator = _generator(seed + 2)
+    plus = 3 + 2 * torch.randint(5, (n_pairs,), generator=generator)
+    minus = 4 + 2 * torch.randint(5, (n_pairs,), generator=generator)
+    swap = torch.rand(n_pairs, generator=generator) < 0.5
+    first, second = torch.where(swap, minus, plus), torch.where(swap, plus, minus)
+    rest = torch.randint(13, N_TOKENS, (2, n_pairs, LENGTH), generator=generator)
+    rest[:, :, -1] = QUESTION
+    tokens = [
+        torch.cat([head[:, None], tail[:, 1:]], dim=1)[:, :length]
+        for head, tail in zip((first, second), rest, strict=True)
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(ORGANISMS["facts-small"])
+    base, source = (_batch(t) for t in tokens)
+    return Handmade(load_bridge(hf_model=model, tokenizer=tokenizer), base, source, true, illusory)
+
+
+def _batch(tokens: Tensor) -> Batch:
+    ones = torch.ones_like(tokens)
+    return Batch(tokens, ones, ones.bool(), torch.full_like(tokens, IGNORE))

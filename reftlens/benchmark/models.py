@@ -1,0 +1,50 @@
+"""The models that truths are planted in: the embedded organism, and a GPT-2 and a Llama that know nothing."""
+
+from __future__ import annotations
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from reftlens.bridge import load_bridge
+from reftlens.organisms import ORGANISMS
+from reftlens.organisms.world import FACTS, prompt
+
+MODELS = ("facts-small", "random gpt2", "random llama")
+
+
+def load(name: str) -> TransformerBridge:
+    """One of `MODELS`; the random ones have four blocks, the organism's width, tokenizer and initial spread."""
+    if name == "facts-small":
+        return load_bridge(name)
+    folder = ORGANISMS["facts-small"]
+    size = AutoConfig.from_pretrained(folder)
+    tokens = {"vocab_size": size.vocab_size, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    if name == "random gpt2":
+        config = AutoConfig.for_model(
+            "gpt2", n_layer=4, n_embd=size.n_embd, n_head=4, n_positions=64, initializer_range=0.08, **tokens
+        )
+    elif name == "random llama":
+        config = AutoConfig.for_model(
+            "llama",
+            hidden_size=size.n_embd,
+            intermediate_size=2 * size.n_embd,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            initializer_range=0.08,
+            **tokens,
+        )
+    else:
+        raise ValueError(f"wanted one of {', '.join(MODELS)}, got {name!r}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hf_model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    return load_bridge(hf_model=hf_model.eval(), tokenizer=AutoTokenizer.from_pretrained(folder))
+
+
+def texts(n: int, *, seed: int = 0) -> list[str]:
+    """Prompts of the organism's world, shuffled."""
+    order = torch.randperm(len(FACTS), generator=torch.Generator().manual_seed(seed))[:n].tolist()
+    return [prompt(FACTS[i], i % 5) for i in order]

@@ -1,0 +1,165 @@
+"""A planted edit: a teacher is the base with a known LoReFT of rank 2, and students of several ranks and seeds fit it.
+
+A student sees the teacher's logits and nothing else. Its decomposition should then have the teacher's two write
+directions, whatever its rank, its first weights and its raw R. Directions are compared inside what later layers read
+(`read_space`): a GPT-2 cannot see the mean of the coordinates, so no fit of logits could find a truth in it.
+
+A student of rank 1 cannot be right. It is in the table as the miss that it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.analysis import decompose, overlap, read_space, untrained
+from reftlens.analysis.activations import edited_activations
+from reftlens.benchmark.known import Known
+from reftlens.benchmark.models import load, texts
+from reftlens.cone import Held, hold, run_cone
+from reftlens.data import Batch, encode
+from reftlens.interventions import LoReFT
+from reftlens.positions import All
+from reftlens.reft import Reft
+from reftlens.results import Operator
+from reftlens.site import Site
+
+ANGLE = 5.0
+"""Degrees within which a direction counts as found."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """A teacher on a model, with its inputs."""
+
+    name: str
+    bridge: TransformerBridge
+    teacher: Reft
+    batches: tuple[Batch, ...]
+    """What students fit."""
+    held_out: tuple[Batch, ...]
+    """What they are decomposed on."""
+
+    def operator(self, reft: Reft) -> Operator:
+        """The decomposition on held-out inputs."""
+        return decompose(self.bridge, reft, self.held_out)[0]
+
+
+def plant(name: str, *, n_texts: int = 96, seed: int = 1) -> Planted:
+    """A rank-2 LoReFT one block before the last, on all tokens, both of whose directions move 0.2 of |h| (rms)."""
+    bridge = load(name)
+    d_model = bridge.cfg.d_model
+    batches = [encode(bridge, texts(n_texts)[i : i + 32]) for i in range(0, n_texts, 32)]
+    teacher = _site(bridge, LoReFT(d_model, 2), seed=seed)
+    ((_, edit),) = teacher
+    assert isinstance(edit, LoReFT)
+    h = torch.cat([edited_activations(bridge, teacher, batch)[0][1] for batch in batches[:-1]])
+    with torch.no_grad():
+        # Readings that are uncorrelated and of one variance on the data, so that the truth has two equal directions.
+        random = torch.randn(2, d_model, generator=torch.Generator().manual_seed(seed))
+        root = torch.linalg.cholesky(torch.cov(random @ h.T))
+        readings = torch.linalg.solve_triangular(root, random, upper=False) * 0.2 * h.norm(dim=-1).mean()
+        edit.source.weight.copy_(readings + edit.R)
+        edit.source.bias.copy_(-readings @ h.mean(dim=0))
+    return Planted(name, bridge, teacher, tuple(batches[:-1]), (batches[-1],))
+
+
+def _site(bridge: TransformerBridge, intervention: LoReFT, *, seed: int) -> Reft:
+    name = f"blocks.{bridge.cfg.n_layers - 2}.hook_resid_post"
+    return untrained(Reft([(Site(name, All()), intervention)]), seed=seed)
+
+
+def fit_student(planted: Planted, *, rank: int, seed: int, steps: int = 600, lr: float = 0.02) -> Reft:
+    """A fresh LoReFT whose logits, at every prompt token, are brought to the teacher's in the mean square."""
+    bridge = planted.bridge
+    student = _site(bridge, LoReFT(bridge.cfg.d_model, rank), seed=1000 + seed)
+    lessons = [_lesson(bridge, batch, planted.teacher) for batch in planted.batches]
+    optimizer = torch.optim.Adam(student.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    for step in range(steps):
+        held, wanted, mask = lessons[step % len(lessons)]
+        loss = (run_cone(bridge, held, student.edits(held.batch)) - wanted)[mask].square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return student
+
+
+@torch.no_grad()
+def _lesson(bridge: TransformerBridge, batch: Batch, teacher: Reft) -> tuple[Held, Tensor, Tensor]:
+    edits = teacher.edits(batch)
+    held = hold(bridge, batch, edits)
+    return held, run_cone(bridge, held, edits), batch.prompt_mask[:, held.start :]
+
+
+def angles_to(planted: Planted, first: Operator, second: Operator) -> Tensor:
+    """Principal angles in degrees of the two strongest write directions, inside what later layers read."""
+    read = read_space(planted.bridge, first.hook_name, planted.held_out[0], at=All())
+    rank = min(2, len(first.write), len(second.write))
+    seen = [operator.write[:rank] @ read.basis.T for operator in (first, second)]
+    return overlap(*seen, n_null=1).angles
+
+
+def planted_rows(
+    name: str, *, ranks: Sequence[int] = (1, 2, 4, 8), seeds: Sequence[int] = (0, 1, 2), steps: int = 600
+) -> Iterator[Known]:
+    """The table's lines for one model."""
+    planted = plant(name)
+    truth = planted.operator(planted.teacher)
+    for rank in ranks:
+        students = [fit_student(planted, rank=rank, seed=seed, steps=steps) for seed in seeds]
+        operators = [planted.operator(student) for student in students]
+        yield from _student_rows(planted, truth, operators, rank)
+    null = overlap(truth.write[:2], torch.randn(2, truth.write.shape[1]), n_null=500).null_angles["haar"]
+    start = planted.operator(_site(planted.bridge, LoReFT(truth.write.shape[1], 2), seed=77))
+    chance = angles_to(planted, start, truth)
+    yield Known(
+        f"planted edit, {name}",
+        f"an untrained edit is as far as chance: {_degrees(null)}",
+        _degrees(chance),
+        float((chance - null).abs().max()),
+        20.0,
+        "degrees",
+    )
+
+
+def _student_rows(planted: Planted, truth: Operator, operators: Sequence[Operator], rank: int) -> Iterator[Known]:
+    group, n = f"planted edit, {planted.name}", len(operators)
+    found = torch.stack([angles_to(planted, operator, truth) for operator in operators])
+    yield Known(
+        group,
+        f"2 write directions; students of rank {rank}, {n} seeds",
+        f"{found.shape[1]} of them, off by {_degrees(found.mean(dim=0))} on average",
+        float(found.mean(dim=0).max()) if found.shape[1] == 2 else 90.0,
+        ANGLE,
+        "degrees",
+    )
+    ranks = [operator.effective_rank for operator in operators]
+    yield Known(
+        group,
+        f"effective rank {truth.effective_rank:.2f}; students of rank {rank}",
+        ", ".join(f"{value:.2f}" for value in ranks),
+        max(abs(value - truth.effective_rank) for value in ranks),
+        0.5,
+        "directions",
+    )
+    between = torch.stack([angles_to(planted, a, b) for i, a in enumerate(operators) for b in operators[i + 1 :]])
+    yield Known(
+        group,
+        f"seeds agree; students of rank {rank}",
+        f"off by {_degrees(between.mean(dim=0))} on average, {float(between.max()):.1f} at most",
+        float(between.mean(dim=0).max()),
+        ANGLE,
+        "degrees",
+    )
+
+
+def _degrees(values: Tensor) -> str:
+    return " and ".join(f"{float(value):.1f}" for value in values) + " degrees"

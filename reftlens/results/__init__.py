@@ -1,0 +1,38 @@
+"""What the analyses return: frozen values with their axis labels, the name of the quantity, and its control.
+
+A plot takes one of these and needs nothing else, no model and no edit. Tensors are on the CPU, in float32.
+"""
+
+from reftlens.results.agreements import Agreement, agreements_to_dataframe
+from reftlens.results.contexts import Context, ReadContexts
+from reftlens.results.doses import Dose
+from reftlens.results.interchanges import Interchanged, ReadSpace, Swap
+from reftlens.results.ledgers import TERMS, Ledger
+from reftlens.results.manifolds import OffManifold
+from reftlens.results.maps import EditSize, TokenMap
+from reftlens.results.operators import DirectionReadout, Operator
+from reftlens.results.outcomes import Outcome, SiteCheck, SiteChecks, outcomes_to_dataframe
+from reftlens.results.overlaps import Overlap
+
+__all__ = [
+    "TERMS",
+    "Agreement",
+    "Context",
+    "DirectionReadout",
+    "Dose",
+    "EditSize",
+    "Interchanged",
+    "Ledger",
+    "OffManifold",
+    "Operator",
+    "Outcome",
+    "Overlap",
+    "ReadContexts",
+    "ReadSpace",
+    "SiteCheck",
+    "SiteChecks",
+    "Swap",
+    "TokenMap",
+    "agreements_to_dataframe",
+    "outcomes_to_dataframe",
+]

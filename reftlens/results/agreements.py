@@ -1,0 +1,48 @@
+"""How far trained edits agree with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import final
+
+import pandas as pd
+
+
+@final
+@dataclass(frozen=True)
+class Agreement:
+    """Two edits compared as functions, in their decompositions, and in their raw matrices."""
+
+    first: str
+    second: str
+    sites: tuple[str, ...]
+    """Hooks where both act on the same tokens: only there can deltas and directions be compared."""
+    relative_error: float
+    """rms |delta_1 - delta_2| over the rms length of both, on held-out activations: 0 is equal, 1.41 unrelated. NaN
+    without a common site, like all that follows but the KL."""
+    cosine: float
+    """Mean cosine of the two changes of a token."""
+    control_error: float
+    """The same with the second edit turned to random directions."""
+    control_cosine: float
+    kl: float
+    """Mean KL divergence between the next-token distributions of the two edited models, in nats."""
+    control_kl: float
+    """The same with the second edit turned."""
+    rank: int
+    """Directions compared by angle."""
+    angle: float
+    """Mean principal angle of the strongest write directions of the decompositions, in degrees."""
+    null_angle: float
+    """Of random subspaces of this dimension (Haar)."""
+    raw_angle: float
+    """Mean principal angle of all that the edits can write, span(R): known to mislead, since what R holds beside the
+    used directions is left from its first weights."""
+    raw_null_angle: float
+    """Of random subspaces of the dimension of R."""
+
+
+def agreements_to_dataframe(agreements: Sequence[Agreement]) -> pd.DataFrame:
+    """One line for each pair of edits."""
+    return pd.DataFrame([{**asdict(pair), "sites": ", ".join(pair.sites)} for pair in agreements])

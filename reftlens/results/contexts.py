@@ -1,0 +1,54 @@
+"""Where in a text a direction is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import pandas as pd
+
+
+@final
+@dataclass(frozen=True)
+class Context:
+    """One token in its text, and how strongly a direction is read there."""
+
+    tokens: tuple[str, ...]
+    position: int
+    """Of the token that is read."""
+    z: float
+    """Reading in standard deviations from its mean over all edited tokens."""
+
+    def marked(self, *, before: int = 8, after: int = 4) -> str:
+        """The token in double brackets, with some of its neighbours."""
+        start = max(0, self.position - before)
+        left, right = (
+            "".join(self.tokens[start : self.position]),
+            "".join(self.tokens[self.position + 1 : self.position + 1 + after]),
+        )
+        return f"{left}[[{self.tokens[self.position]}]]{right}"
+
+
+@final
+@dataclass(frozen=True)
+class ReadContexts:
+    """The tokens of a dataset at which an edit moves furthest along one write direction."""
+
+    hook_name: str
+    direction: int
+    contexts: tuple[Context, ...]
+    """Largest first. A direction that is a constant push reads nothing and has none."""
+    null_high: float
+    """95th percentile, over random linear readings of the same activations, of their largest z."""
+    n_tokens: int
+    n_null: int
+    """Random readings drawn."""
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each context."""
+        lines = [
+            (self.hook_name, self.direction, context.marked(), context.z, self.null_high, context.z > self.null_high)
+            for context in self.contexts
+        ]
+        columns = ["hook_name", "direction", "context", "z", "random readings reach", "beyond_null"]
+        return pd.DataFrame(lines, columns=columns)

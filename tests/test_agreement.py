@@ -1,0 +1,147 @@
+"""Edits that are the same function must agree whatever their matrices; unrelated ones must not."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import COMPLETIONS, PROMPTS, make_edit
+
+import reftlens as rl
+from reftlens.analysis import agreement, at_random_sites, permuted_labels, random_model, untrained
+from reftlens.analysis.activations import edited_activations
+
+NAME = "blocks.1.hook_resid_post"
+EXAMPLES = list(zip(PROMPTS, COMPLETIONS, strict=True))
+
+
+def site(intervention, positions="f2+l2", name=NAME) -> rl.Reft:
+    return rl.Reft([(rl.Site(name, positions), intervention)])
+
+
+def rotated(edit: rl.LoReFT) -> rl.LoReFT:
+    Q = torch.linalg.qr(torch.randn(edit.rank, edit.rank, generator=torch.Generator().manual_seed(0))).Q
+    other = rl.LoReFT(edit.d_model, edit.rank)
+    with torch.no_grad():
+        other.rotation.weight.copy_(Q @ edit.R)
+        other.source.weight.copy_(Q @ edit.source.weight)
+        other.source.bias.copy_(Q @ edit.source.bias)
+    return other
+
+
+def padded(edit: rl.LoReFT, rank: int) -> rl.LoReFT:
+    """The same function with a larger R, whose further rows write back what they read."""
+    wide = rl.LoReFT(edit.d_model, rank)
+    with torch.no_grad():
+        rows = torch.cat([edit.R, torch.randn(rank - edit.rank, edit.d_model)])
+        wide.rotation.weight.copy_(torch.linalg.qr(rows.T).Q.T)
+        new = wide.R.clone()
+        wide.source.weight.copy_(new)
+        wide.source.bias.zero_()
+        turn = new @ edit.R.T
+        wide.source.weight += turn @ (edit.source.weight - edit.R)
+        wide.source.bias += turn @ edit.source.bias
+    return wide
+
+
+def test_one_function_in_other_matrices_agrees_and_raw_r_misleads(bridge) -> None:
+    edit = make_edit(rl.LoReFT, rank=2)
+    batches = [rl.encode(bridge, PROMPTS[:2]), rl.encode(bridge, PROMPTS[2:])]
+    family = {
+        "a": site(edit),
+        "rotated": site(rotated(edit)),
+        "wide": site(padded(edit, 6)),
+        "wider": site(padded(edit, 6)),
+    }
+    for pair in agreement(bridge, family, batches, n_null=20):
+        assert pair.sites == (NAME,)
+        assert pair.relative_error < 1e-3
+        assert pair.cosine > 0.999
+        assert pair.kl < 1e-5
+        assert pair.angle < 1.0
+        assert pair.rank in (1, 2)
+        assert pair.control_error > 0.5
+        assert pair.control_kl > 100 * pair.kl
+    wide = next(p for p in agreement(bridge, family, batches, n_null=20) if (p.first, p.second) == ("wide", "wider"))
+    assert wide.raw_angle > 20, "what R holds beside the used directions differs"
+    assert wide.raw_angle < wide.raw_null_angle
+
+
+def test_it_equals_the_sums_written_out(gpt2) -> None:
+    a, b = (site(make_edit(rl.LoReFT, seed=seed)) for seed in (1, 2))
+    batch = rl.encode(gpt2, PROMPTS)
+    (pair,) = agreement(gpt2, {"a": a, "b": b}, [batch], n_null=5)
+    ((_, h),) = edited_activations(gpt2, a, batch)
+    one, two = (next(iter(reft))[1].delta(h).detach() for reft in (a, b))
+    gap = (one - two).norm() / ((one.norm() ** 2 + two.norm() ** 2) / 2) ** 0.5
+    assert pair.relative_error == pytest.approx(float(gap), rel=1e-4)
+    assert pair.cosine == pytest.approx(float(torch.cosine_similarity(one, two, dim=-1).mean()), rel=1e-4)
+    runs = []
+    for reft in (a, b):
+        logits = gpt2.run_with_hooks(batch.tokens, fwd_hooks=reft.fwd_hooks(batch)).detach()
+        runs.append(batch.at_last_prompt_token(logits).log_softmax(-1))
+    kl = (runs[0].exp() * (runs[0] - runs[1])).sum(-1).mean()
+    assert pair.kl == pytest.approx(float(kl), rel=1e-3)
+
+
+def test_edits_of_other_layers_are_compared_by_what_is_said_alone(gpt2) -> None:
+    a, b = site(make_edit(rl.LoReFT)), site(make_edit(rl.LoReFT, seed=2), name="blocks.2.hook_resid_post")
+    (pair,) = agreement(gpt2, {"a": a, "b": b}, [rl.encode(gpt2, PROMPTS)], n_null=5)
+    assert pair.sites == ()
+    assert math.isnan(pair.cosine)
+    assert math.isnan(pair.angle)
+    assert pair.kl > 0
+    with pytest.raises(ValueError, match="two edits"):
+        agreement(gpt2, {"a": a}, [rl.encode(gpt2, PROMPTS)])
+
+
+def test_an_edit_that_is_not_affine_is_compared_as_a_function(gpt2) -> None:
+    a, b = (site(make_edit(rl.ReFTr1, seed=seed)) for seed in (1, 1))
+    (pair,) = agreement(gpt2, {"a": a, "b": b}, [rl.encode(gpt2, PROMPTS)], n_null=5)
+    assert pair.relative_error == pytest.approx(0.0, abs=1e-5)
+    assert math.isnan(pair.angle)
+
+
+def test_untrained_is_the_same_edit_with_fresh_weights() -> None:
+    shared = make_edit(rl.LoReFT)
+    reft = rl.Reft([(rl.Site(NAME, "f1"), shared), (rl.Site(NAME, "l1"), shared)], scales={"edit": 0.5})
+    before = shared.R.clone()
+    fresh = untrained(reft, seed=3)
+    assert fresh.sites == reft.sites
+    assert fresh.scales == reft.scales
+    assert fresh.n_parameters() == reft.n_parameters(), "sharing is kept"
+    assert not torch.allclose(next(iter(fresh))[1].R, before)
+    assert torch.equal(next(iter(untrained(reft, seed=3)))[1].R, next(iter(fresh))[1].R)
+    assert torch.equal(shared.R, before)
+
+
+def test_nulls_change_what_they_say_and_nothing_else(gpt2) -> None:
+    shuffled = permuted_labels(EXAMPLES * 4, seed=1)
+    assert [prompt for prompt, _ in shuffled] == [prompt for prompt, _ in EXAMPLES * 4]
+    assert sorted(c for _, c in shuffled) == sorted(c for _, c in EXAMPLES * 4)
+    assert shuffled != EXAMPLES * 4
+    reft = site(make_edit(rl.LoReFT))
+    moved = at_random_sites(gpt2, reft, seed=0)
+    assert moved.sites[0].hook_name in ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post")
+    assert moved.sites[0].positions == reft.sites[0].positions
+    everywhere = rl.Reft.at_layers(gpt2, layers="all", positions="l1", rank=2)
+    with pytest.raises(ValueError, match="wanted 3 other blocks"):
+        at_random_sites(gpt2, everywhere, seed=0)
+    fresh = random_model(gpt2, seed=1)
+    logits = [b(rl.encode(b, PROMPTS).tokens) for b in (gpt2, fresh, random_model(gpt2, seed=1))]
+    assert logits[0].shape == logits[1].shape
+    assert not torch.allclose(logits[0], logits[1])
+    assert torch.equal(logits[1], logits[2])
+
+
+def test_seeds_train_apart_and_leave_the_given_edit(gpt2) -> None:
+    reft = site(make_edit(rl.LoReFT))
+    before = {name: value.clone() for name, value in reft.state_dict().items()}
+    trained = rl.train_seeds(gpt2, reft, EXAMPLES, rl.TrainConfig(epochs=2, progress=False), seeds=(0, 1))
+    assert list(trained) == ["seed 0", "seed 1"]
+    assert all(torch.equal(before[name], value) for name, value in reft.state_dict().items())
+    start = untrained(reft, seed=0)
+    assert not torch.equal(next(iter(start))[1].source.bias, next(iter(trained["seed 0"]))[1].source.bias)
+    with pytest.raises(ValueError, match="seeds must differ"):
+        rl.train_seeds(gpt2, reft, EXAMPLES, seeds=(1, 1))
