@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from reftlens._version import __version__
 
 if TYPE_CHECKING:
-    from reftlens import analysis, plot
+    from reftlens import analysis, objectives, plot
     from reftlens.bridge import load_bridge
     from reftlens.checks import check_sites
     from reftlens.cone import Held, hold, run_cone
@@ -125,6 +125,7 @@ __all__ = [
     "generate",
     "hold",
     "load_bridge",
+    "objectives",
     "parse",
     "plot",
     "preview",
@@ -135,7 +136,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("analysis", "plot"):
+    if name in ("analysis", "objectives", "plot"):
         return importlib.import_module(f"reftlens.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"reftlens.{_HOME[name]}"), name)

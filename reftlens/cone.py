@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,6 +33,8 @@ from reftlens.data import Batch
 from reftlens.edit import Edit, attach
 
 logger = logging.getLogger(__name__)
+_TOLD: WeakSet[TransformerBridge] = WeakSet()
+"""Bidirectional models that the log has named."""
 
 
 @final
@@ -96,8 +99,10 @@ def hold(
     boundary = boundary_of(bridge, [edit.hook_name for edit in edits])
     start = int(columns.int().argmax())
     if not is_causal(bridge):
-        logger.info("%s is bidirectional: its cone saves layers alone", type(bridge.original_model).__name__)
         start = 0
+        if bridge not in _TOLD:
+            _TOLD.add(bridge)
+            logger.info("%s is bidirectional: its cone saves layers alone", type(bridge.original_model).__name__)
     if start == 0 and boundary < 0:
         return Held(batch, start, boundary, None, (), as_tuple=False)
     seen: dict[str, Any] = {"tuple": False}

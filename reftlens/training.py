@@ -82,6 +82,8 @@ class TrainConfig:
     """Go on from the newest checkpoint in `output_dir`."""
     patience: int | None = None
     """Stop after so many looks at the validation set without a better one; None goes on to the end."""
+    report_to: str = "none"
+    """Where `transformers` logs to: "tensorboard", "wandb", ..."""
     seed: int = 42
     """Order of the examples."""
     progress: bool = True
@@ -140,6 +142,7 @@ def train(
     *,
     objective: Objective | None = None,
     validation: Sequence[Example] | Dataset | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainLog:
     """Trains an edit in place.
 
@@ -155,6 +158,7 @@ def train(
         config: settings.
         objective: what to learn; `Completion()` if not given. Its own parameters are trained as well.
         validation: more examples, never trained on. The edit with the lowest loss on them is the one that is kept.
+        callbacks: of `transformers`, besides those of this package.
 
     Raises:
         ValueError: for no examples, a malformed or too long one, positions that no prompt has, a model that the
@@ -181,6 +185,7 @@ def train(
             settings = {name: str(getattr(config, name)) for name in _RESULT}
             latest = folder.begin({**identity, **settings}, resume=config.resume or arguments.process_index > 0)
         runs = BaseRuns(bridge, reft, objective, read, store=_store(config, bridge, reft, identity))
+        early = [EarlyStoppingCallback(config.patience)] if config.patience else []
         trainer = EditTrainer(
             runs,
             arguments,
@@ -189,7 +194,7 @@ def train(
             validation_rows=range(n_train, len(read)),
             folder=folder,
             keep=config.keep_checkpoints,
-            callbacks=[progress, *([EarlyStoppingCallback(config.patience)] if config.patience else [])],
+            callbacks=[progress, *early, *callbacks],
         )
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
@@ -275,7 +280,7 @@ def _arguments(
         load_best_model_at_end=validates,
         metric_for_best_model="loss" if validates else None,
         greater_is_better=False if validates else None,
-        report_to="none",
+        report_to=config.report_to,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         disable_tqdm=True,

@@ -160,6 +160,15 @@ def test_a_later_edit_fits_into_a_held_cone(gpt2) -> None:
     torch.testing.assert_close(cone[real], whole[:, held.start :][real], rtol=1e-5, atol=1e-5)
 
 
+def test_the_log_says_once_that_a_bidirectional_model_saves_layers_alone(caplog) -> None:
+    bridge = make_bridge("bert")
+    batch = rl.encode(bridge, PROMPTS)
+    edits = reft_at("blocks.1.hook_resid_post", "f1", torch.float32).edits(batch)
+    with caplog.at_level("INFO", logger="reftlens.cone"):
+        assert all(hold(bridge, batch, edits).start == 0 for _ in range(3))
+    assert caplog.text.count("BertForMaskedLM is bidirectional: its cone saves layers alone") == 1
+
+
 def test_edits_without_tokens_have_no_cone(gpt2) -> None:
     with pytest.raises(ValueError, match="no light cone"):
         hold(gpt2, rl.encode(gpt2, PROMPTS), [])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import COMPLETIONS, PROMPTS, make_bridge
 from datasets import Dataset
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 import reftlens as rl
 from reftlens.objectives import completion_loss
@@ -95,6 +95,15 @@ def test_the_callers_random_state_is_put_back() -> None:
 def test_accumulated_steps_are_counted(gpt2) -> None:
     config = rl.TrainConfig(epochs=2, batch_size=1, gradient_accumulation=3, progress=False)
     assert len(rl.train(gpt2, fresh(gpt2), EXAMPLES, config).loss) == 2
+
+
+def test_callbacks_of_transformers_take_part(gpt2) -> None:
+    class StopAfter(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 3
+
+    log = rl.train(gpt2, fresh(gpt2), EXAMPLES, rl.TrainConfig(epochs=9, progress=False), callbacks=[StopAfter()])
+    assert len(log.loss) == 3
 
 
 @pytest.mark.parametrize(
