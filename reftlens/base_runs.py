@@ -18,12 +18,12 @@ from torch.nn.functional import pad
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.base_run_store import InMemory, OnDisk, Run
 from reftlens.cone import Held, hold
 from reftlens.data import IGNORE, Batch
 from reftlens.objectives import Objective
 from reftlens.objectives.base import Example
 from reftlens.reft import Reft
-from reftlens.run_store import InMemory, OnDisk, Run
 
 _ENCODED = 4096
 """Examples whose tokens are remembered. Of more, tokenizing again is little beside running a model that large."""

@@ -17,7 +17,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 
 from reftlens.base_runs import BaseRuns
 from reftlens.interventions import Orthonormal
-from reftlens.run_folder import RunFolder
+from reftlens.training_folder import TrainingFolder
 
 EDIT_NAME = "edit"
 """Folder inside a checkpoint that `Reft.from_pretrained` loads."""
@@ -69,7 +69,7 @@ class EditTrainer(Trainer):
         weights: Sequence[int],
         train_rows: Sequence[int],
         validation_rows: Sequence[int],
-        folder: RunFolder,
+        folder: TrainingFolder,
         keep: int,
         callbacks: Sequence[TrainerCallback],
     ) -> None:

@@ -34,13 +34,13 @@ from transformers import (
 )
 
 from reftlens import checkpoint
+from reftlens.base_run_store import InMemory, OnDisk
 from reftlens.base_runs import BaseRuns
 from reftlens.objectives import Completion, Objective
 from reftlens.objectives.base import Example
 from reftlens.reft import Reft
-from reftlens.run_folder import RunFolder
-from reftlens.run_store import InMemory, OnDisk
 from reftlens.trainer import EditTrainer
+from reftlens.training_folder import TrainingFolder
 
 
 @final
@@ -67,7 +67,7 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """"bfloat16" runs a float32 base under autocast. A base that was loaded in bfloat16 needs nothing here."""
     hold_bytes: int = 2**30
-    """Memory for base runs, in each process (see `base_runs`). 0 holds none: slower, the same result."""
+    """Memory for base runs, on the base's device and in each process. 0 holds none: slower, the same result."""
     hold_dir: str | Path | None = None
     """Folder for base runs instead of memory; kept, and used again by a run on the same model, data and sites."""
     hold_dir_bytes: int = 2**36
@@ -176,7 +176,7 @@ def train(
     weights = _weigh(bridge, reft, objective, read)
     progress = _Progress(config)
     with tempfile.TemporaryDirectory() as unused, _random_state_kept():
-        folder = RunFolder(config.output_dir if config.output_dir is not None else Path(unused) / "run")
+        folder = TrainingFolder(config.output_dir if config.output_dir is not None else Path(unused) / "run")
         arguments = _arguments(config, bridge, n_train, folder, validates=validation is not None)
         if arguments.world_size > 1 and validation is not None and config.output_dir is None:
             raise ValueError("several processes share the best checkpoint: pass output_dir in TrainConfig")
@@ -255,7 +255,7 @@ def _store(
 
 
 def _arguments(
-    config: TrainConfig, bridge: TransformerBridge, n_examples: int, folder: RunFolder, *, validates: bool
+    config: TrainConfig, bridge: TransformerBridge, n_examples: int, folder: TrainingFolder, *, validates: bool
 ) -> TrainingArguments:
     on_cpu = torch.device(bridge.cfg.device).type == "cpu"
     every = "epoch" if config.save_every is None else "steps"

@@ -14,7 +14,7 @@ import reftlens
 
 ROOT = Path(reftlens.__file__).parent
 FLOORS: list[set[str]] = [
-    {"_version", "positions", "interventions", "results", "folder", "organisms", "run_store", "run_folder"},
+    {"_version", "positions", "interventions", "results", "folder", "organisms", "base_run_store", "training_folder"},
     {"bridge", "site", "data", "stories"},
     {"edit", "checkpoint", "previewing"},
     {"reft", "cone"},

@@ -11,9 +11,9 @@ from conftest import COMPLETIONS, PROMPTS, make_bridge
 from datasets import Dataset
 
 import reftlens as rl
+from reftlens.base_run_store import InMemory
 from reftlens.base_runs import BaseRuns
 from reftlens.objectives import DPO, Classification, Completion, Distillation, RePS
-from reftlens.run_store import InMemory
 
 REJECTED = [" river", " Ostra who", " Tharic ,"]
 PAIRS = list(zip(PROMPTS, COMPLETIONS, strict=True))

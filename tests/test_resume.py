@@ -19,7 +19,7 @@ from transformers.trainer_utils import sort_checkpoints
 
 import reftlens as rl
 from reftlens import training
-from reftlens.run_folder import RunFolder
+from reftlens.training_folder import TrainingFolder
 
 EXAMPLES = [
     *zip(PROMPTS, COMPLETIONS, strict=True),
@@ -168,7 +168,7 @@ def kill_and_look(tmp_path, kills) -> None:
         )
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", "the process did not come up"
-        while RunFolder(out).last() is None or int(RunFolder(out).last().name.split("-")[1]) <= newest:
+        while TrainingFolder(out).last() is None or int(TrainingFolder(out).last().name.split("-")[1]) <= newest:
             assert process.poll() is None, "training ended by itself"
             time.sleep(0.01)
         # From here on a checkpoint is written nearly all of the time.
@@ -183,7 +183,7 @@ def kill_and_look(tmp_path, kills) -> None:
                 "optimizer.pt",
                 "trainer_state.json",
             }
-        last = int(RunFolder(out).last().name.split("-")[1])
+        last = int(TrainingFolder(out).last().name.split("-")[1])
         assert last > newest, "a kill lost a checkpoint"
         newest = last
     whole = fresh(bridge)

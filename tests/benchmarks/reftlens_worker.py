@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import final
 
 import torch
 from tokenizers import Tokenizer, models
@@ -14,9 +15,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerFast
 
 import reftlens as rl
-from reftlens.cone import hold
+from reftlens.base_run_store import InMemory
+from reftlens.base_runs import BaseRuns
+from reftlens.cone import Held
 from reftlens.data import Batch
-from reftlens.objectives import Completion, completion_loss
+from reftlens.edit import Edit
+from reftlens.objectives import Completion, Objective, completion_loss
 
 
 def make_bridge() -> TransformerBridge:
@@ -54,14 +58,35 @@ def whole(bridge: TransformerBridge, reft: rl.Reft, batch: Batch) -> Callable[[]
     return loss
 
 
+@final
+class Rows(Objective):
+    """The same loss of rows of a batch, where `Completion` would make them from texts."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__()
+        self.batch, self.completion = batch, Completion()
+
+    def encode(self, bridge: TransformerBridge, example: tuple[int]) -> Batch:
+        one, batch = slice(example[0], example[0] + 1), self.batch
+        return Batch(batch.tokens[one], batch.attention_mask[one], batch.prompt_mask[one], batch.labels[one])
+
+    def weights(self, batch: Batch) -> Tensor:
+        return self.completion.weights(batch)
+
+    def losses(self, bridge: TransformerBridge, held: Held, edits: Sequence[Edit], reference: Tensor | None) -> Tensor:
+        return self.completion.losses(bridge, held, edits, reference)
+
+
 def on_the_cone(bridge: TransformerBridge, reft: rl.Reft, batch: Batch) -> Callable[[], Tensor]:
-    """The loss by the cone alone, as `rl.train` takes it. The base is run here, once; a step uses what was held."""
-    objective = Completion()
-    held = hold(bridge, batch, reft.edits(batch), wanted=objective.read_at(batch))
+    """The loss by the cone alone, as `rl.train` takes it: base runs are made here, once, and each step joins them."""
+    objective, rows = Rows(batch), range(len(batch))
+    runs = BaseRuns(bridge, reft, objective, [(row,) for row in rows], store=InMemory(2**31))
+    assert runs.build(rows) == len(batch)
     tokens = objective.weights(batch).sum()
 
     def loss() -> Tensor:
-        return objective.losses(bridge, held, reft.edits(held.batch), None).sum() / tokens
+        held, reference = runs.batch(rows)
+        return objective.losses(bridge, held, reft.edits(held.batch), reference).sum() / tokens
 
     return loss
 

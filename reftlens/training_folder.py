@@ -20,7 +20,7 @@ _WRITING, _DELETING = ".writing", ".deleting"
 
 
 @final
-class RunFolder:
+class TrainingFolder:
     """A folder for one training run, which may be interrupted and resumed."""
 
     def __init__(self, directory: Path | str) -> None:

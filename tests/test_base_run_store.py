@@ -10,7 +10,7 @@ import torch
 from conftest import COMPLETIONS, PROMPTS, make_bridge
 
 import reftlens as rl
-from reftlens.run_store import MARKER, InMemory, OnDisk, Run
+from reftlens.base_run_store import MARKER, InMemory, OnDisk, Run
 
 EXAMPLES = [*zip(PROMPTS, COMPLETIONS, strict=True), ("tower of the city", " river"), ("the weaver who", " speaks")]
 MADE_FOR = {"base": "one", "examples": "two"}
