@@ -15,12 +15,11 @@ import reftlens
 ROOT = Path(reftlens.__file__).parent
 FLOORS: list[set[str]] = [
     {"_version", "positions", "interventions", "results", "folder", "organisms"},
-    {"bridge", "site", "data", "stories"},
+    {"bridge", "site", "data", "stories", "plot", "report"},
     {"edit", "checkpoint", "previewing"},
     {"reft", "cone"},
     {"base_runs"},
     {"training", "generation", "analysis", "checks", "lofit"},
-    {"plot", "report"},
     {"demo"},
     {"demo_report"},
     {"cli"},

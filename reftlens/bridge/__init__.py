@@ -7,7 +7,7 @@ of a block, which has no point of its own (`resid_mid`); how far into a cached s
 """
 
 from reftlens.bridge.forwards import ForwardStart, is_causal, require_causal, watch_forwards
-from reftlens.bridge.loading import fingerprint, freeze, load_bridge
+from reftlens.bridge.loading import fingerprint, freeze, load_bridge, revision
 from reftlens.bridge.points import activation_shape, canonical_hook, has_hook, layer_of, width_of
 from reftlens.bridge.resid_mid import EditError, is_resid_mid, resid_pre_inside, written_whole
 
@@ -25,6 +25,7 @@ __all__ = [
     "load_bridge",
     "require_causal",
     "resid_pre_inside",
+    "revision",
     "watch_forwards",
     "width_of",
     "written_whole",

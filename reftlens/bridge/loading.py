@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
@@ -16,8 +17,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from reftlens.organisms import ORGANISMS
+
+_REVISIONS: WeakKeyDictionary[TransformerBridge, str] = WeakKeyDictionary()
+"""The commit that each bridge was loaded from, where it came from the hub."""
 
 
 def load_bridge(
@@ -43,8 +48,9 @@ def load_bridge(
     """
     if (name is None) == (hf_model is None):
         raise ValueError("load_bridge wants either a name or hf_model=..., and not both")
+    commit = None
     if hf_model is None:
-        hf_model, loaded_tokenizer = _load_pretrained(str(name), dtype)
+        hf_model, loaded_tokenizer, commit = _load_pretrained(str(name), dtype)
         tokenizer = tokenizer or loaded_tokenizer
     elif tokenizer is None:
         raise ValueError("load_bridge(hf_model=...) also wants its tokenizer: pass tokenizer=...")
@@ -66,7 +72,14 @@ def load_bridge(
         device=str(device),
         dtype=hf_model.dtype,
     )
+    if commit is not None:
+        _REVISIONS[bridge] = commit
     return freeze(bridge)
+
+
+def revision(bridge: TransformerBridge) -> str | None:
+    """The commit on the hub that `load_bridge` took the weights from; None if they came from elsewhere."""
+    return _REVISIONS.get(bridge)
 
 
 _DOUBLE = ("GPT2", "GPTNeoX", "Bert", "Roberta")
@@ -93,11 +106,14 @@ def freeze(bridge: TransformerBridge) -> TransformerBridge:
     return bridge
 
 
-def _load_pretrained(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_pretrained(
+    name: str, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | None]:
+    """The model, its tokenizer, and the commit on the hub that they are of."""
     source = str(ORGANISMS.get(name, name))
     try:
         # One file first: a name that does not exist should not be looked up once for every kind of file.
-        cached_file(source, "config.json")
+        config_file = cached_file(source, "config.json")
         tokenizer = AutoTokenizer.from_pretrained(source)
         architectures = AutoConfig.from_pretrained(source).architectures or []
         masked = any(architecture.endswith("ForMaskedLM") for architecture in architectures)
@@ -109,7 +125,7 @@ def _load_pretrained(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedMo
             f"cannot load the model {name!r}: the embedded organisms are {', '.join(sorted(ORGANISMS))}; {where}; and as "
             f"a hub name it could not be fetched: {str(error).strip().splitlines()[0]}"
         ) from error
-    return model, tokenizer
+    return model, tokenizer, extract_commit_hash(config_file, None)
 
 
 def fingerprint(bridge: TransformerBridge) -> str:
