@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from reftlens.positions import All, At, First, Generated, Last, Positions, Span, parse
     from reftlens.previewing import Preview, preview
+    from reftlens.pyreft import load_pyreft, save_pyreft
     from reftlens.reft import Reft
     from reftlens.site import Site
     from reftlens.training import TrainConfig, TrainLog, train
@@ -76,6 +77,8 @@ _HOME = {
     "parse": "positions",
     "Preview": "previewing",
     "preview": "previewing",
+    "load_pyreft": "pyreft",
+    "save_pyreft": "pyreft",
     "Reft": "reft",
     "Site": "site",
     "TrainConfig": "training",
@@ -123,10 +126,12 @@ __all__ = [
     "generate",
     "hold",
     "load_bridge",
+    "load_pyreft",
     "parse",
     "plot",
     "preview",
     "run_cone",
+    "save_pyreft",
     "train",
 ]
 
