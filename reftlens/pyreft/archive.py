@@ -1,8 +1,8 @@
 """pyreft's `.bin` files: torch archives, a zip of a pickle and of raw numbers. Looked through before torch reads them.
 
-`torch.load(weights_only=True)` executes nothing, but it believes sizes: a number of elements beyond the record, a zip that
-unpacks to a thousand times its size, or a pickle that asks for memory. So the pickle may use only the few opcodes and names
-of a plain state dict, and every size that it gives must be the size that is there.
+`torch.load(weights_only=True)` executes nothing, but gives memory to whatever asks: it unpacks a zip to a thousand times its
+size, and makes a `bytearray` as long as a pickle wants. So the pickle may use only the few opcodes and names of a plain state
+dict, and every size that it gives must be the size that is there.
 """
 
 from __future__ import annotations
