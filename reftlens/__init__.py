@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         SplitLoReFT,
         SteeringVector,
     )
+    from reftlens.merging import merge
     from reftlens.positions import All, At, First, Generated, Last, Positions, Span, parse
     from reftlens.previewing import Preview, preview
     from reftlens.pyreft import load_pyreft, save_pyreft
@@ -67,6 +68,7 @@ _HOME = {
     "NoReFT": "interventions",
     "NotAffineError": "interventions",
     "SteeringVector": "interventions",
+    "merge": "merging",
     "All": "positions",
     "At": "positions",
     "First": "positions",
@@ -127,6 +129,7 @@ __all__ = [
     "hold",
     "load_bridge",
     "load_pyreft",
+    "merge",
     "parse",
     "plot",
     "preview",

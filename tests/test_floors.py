@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"edit", "checkpoint", "previewing"},
     {"reft", "cone"},
     {"base_runs"},
-    {"training", "generation", "analysis", "checks", "lofit", "pyreft"},
+    {"training", "generation", "analysis", "checks", "lofit", "pyreft", "merging"},
     {"demo"},
     {"demo_report"},
     {"cli"},

@@ -32,7 +32,7 @@ from reftlens.pyreft.archive import describe
 
 KINDS = (rl.LoReFT, rl.NoReFT, rl.ConsReFT, rl.AdditiveLoReFT)
 SECONDS, MEGABYTES = 5.0, 200
-"""Allowed for one folder; the process around it has about 700 MB."""
+"""Allowed for one folder, on top of the process around it."""
 BRIDGE = make_bridge("gpt2")
 
 
@@ -53,7 +53,6 @@ def bounded() -> Iterator[None]:
     yield
     assert time.process_time() - begin < SECONDS
     assert high_water() - before < MEGABYTES
-    assert high_water() < 1500, "tests, torch and transformers together"
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,11 @@
 The model is a plain `TransformerBridge`, never wrapped or subclassed. What is kept here: how to load one so that it
 is frozen and in eval mode (`loading`); the names of activation points, and those where a write would be lost or only
 half done, refused with the reason (`points`), much of which is measured on the model at hand (`probe`); the middle
-of a block, which has no point of its own (`resid_mid`); how far into a cached sequence a forward pass begins (`forwards`).
+of a block, which has no point of its own (`resid_mid`); the bias behind a point (`biases`); how far into a cached
+sequence a forward pass begins (`forwards`).
 """
 
+from reftlens.bridge.biases import output_bias
 from reftlens.bridge.forwards import ForwardStart, is_causal, require_causal, watch_forwards
 from reftlens.bridge.loading import fingerprint, freeze, load_bridge, revision
 from reftlens.bridge.points import activation_shape, canonical_hook, has_hook, layer_of, width_of
@@ -23,6 +25,7 @@ __all__ = [
     "is_resid_mid",
     "layer_of",
     "load_bridge",
+    "output_bias",
     "require_causal",
     "resid_pre_inside",
     "revision",
