@@ -53,7 +53,7 @@ class EditProfile:
 
     rows: tuple[str, ...]
     """Names of the sites, in the order of the edit."""
-    gains: tuple[Float[Tensor, " k"] | None, ...]
+    gains: tuple[Float[Tensor, " _k"] | None, ...]
     """Singular values of A at each site, largest first; none for a constant push, None where the edit is not affine."""
     push: Float[Tensor, " rows"]
     """Length of c at each site, in the units of the activation; NaN where the edit is not affine."""

@@ -48,7 +48,16 @@ def _gains(axes: Axes, profile: EditProfile, shown: int) -> None:
             axes.text(0.02, row, text, transform=axes.get_yaxis_transform(), va="center", color=INK, bbox=behind)
             continue
         values = gains.double().numpy()
-        axes.plot(values, np.full(len(values), row), "o", color=BLUE, markersize=4.5, alpha=0.6, markeredgewidth=0)
+        axes.plot(
+            values,
+            np.full(len(values), row),
+            "o",
+            color=BLUE,
+            markersize=4.5,
+            alpha=0.6,
+            markeredgewidth=0,
+            clip_on=False,
+        )
     axes.set_xlabel("singular values of A\n(dotted, 1: as long as what is read)")
 
 
