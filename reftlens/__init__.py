@@ -34,8 +34,10 @@ if TYPE_CHECKING:
         SplitLoReFT,
         SteeringVector,
     )
+    from reftlens.merging import merge
     from reftlens.positions import All, At, First, Generated, Last, Positions, Span, parse
     from reftlens.previewing import Preview, preview
+    from reftlens.pyreft import load_pyreft, save_pyreft
     from reftlens.reft import Reft
     from reftlens.seeds import train_seeds
     from reftlens.site import Site
@@ -67,6 +69,7 @@ _HOME = {
     "NoReFT": "interventions",
     "NotAffineError": "interventions",
     "SteeringVector": "interventions",
+    "merge": "merging",
     "All": "positions",
     "At": "positions",
     "First": "positions",
@@ -77,6 +80,8 @@ _HOME = {
     "parse": "positions",
     "Preview": "previewing",
     "preview": "previewing",
+    "load_pyreft": "pyreft",
+    "save_pyreft": "pyreft",
     "Reft": "reft",
     "Site": "site",
     "TrainConfig": "training",
@@ -125,11 +130,14 @@ __all__ = [
     "generate",
     "hold",
     "load_bridge",
+    "load_pyreft",
+    "merge",
     "objectives",
     "parse",
     "plot",
     "preview",
     "run_cone",
+    "save_pyreft",
     "train",
     "train_seeds",
 ]

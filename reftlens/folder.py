@@ -1,13 +1,24 @@
-"""A folder that is written whole or not at all: filled under a temporary name beside its place, then renamed."""
+"""A folder that is written whole or not at all: filled under a temporary name beside its place, then put there.
+
+On Linux the new folder and the one that it replaces change places in one step (`renameat2`), so that whoever is killed,
+whenever, leaves one of the two whole. Where a file system or another operating system cannot do that, the old one is
+moved aside first; killed between these two renames, a process leaves both whole, beside the place, under names that
+begin with a dot. What a killed process leaves under such a name is never read, and may be deleted.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import final
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 @final
@@ -21,10 +32,10 @@ class Replacement:
         """Prepares nothing yet.
 
         Args:
-            directory: the wanted place.
+            directory: the wanted place; of a link, what it points to.
             marker: name of the file that shows a folder to be of the same kind.
         """
-        self.directory = Path(directory).absolute()
+        self.directory = Path(directory).resolve()
         self.marker = marker
 
     def __enter__(self) -> Path:
@@ -52,18 +63,47 @@ class Replacement:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Renames the folder into place, or removes it if the context failed."""
-        if kind is not None:
+        """Puts the folder into its place, or removes it if the context failed."""
+        try:
+            if kind is None:
+                for path in (*self._temporary.rglob("*"), self._temporary):
+                    _to_disk(path)
+                _put(self._temporary, self.directory)
+                _to_disk(self.directory.parent)
+        finally:
+            # Under this name there is now what was replaced, what failed, or nothing.
             shutil.rmtree(self._temporary, ignore_errors=True)
-            return
-        for file in self._temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        if not self.directory.exists():
-            self._temporary.rename(self.directory)
-            return
-        previous = Path(tempfile.mkdtemp(prefix=f".{self.directory.name}-old-", dir=self.directory.parent))
-        self.directory.rename(previous / self.directory.name)
-        self._temporary.rename(self.directory)
-        shutil.rmtree(previous)
+
+
+def _put(new: Path, place: Path) -> None:
+    """Moves a folder to its place; one that was there is afterwards where the new one was."""
+    if not place.exists():
+        new.rename(place)
+    elif not _exchange(new, place):
+        aside = new.with_name(f"{new.name}-old")
+        place.rename(aside)
+        try:
+            new.rename(place)
+        except OSError:
+            aside.rename(place)
+            raise
+        aside.rename(new)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Lets two folders change places in one step; False where that cannot be done."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(_AT_FDCWD, bytes(one), _AT_FDCWD, bytes(other), _RENAME_EXCHANGE) == 0
+
+
+def _to_disk(path: Path) -> None:
+    """Waits until a file, or the names in a folder, would survive a power cut."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, final
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens import checkpoint
-from reftlens.bridge import canonical_hook, width_of
+from reftlens.bridge import width_of
 from reftlens.data import Batch
 from reftlens.edit import Edit, HookFunction, attach, hook_functions
 from reftlens.interventions import FAMILY, Intervention, LoReFT
-from reftlens.positions import Positions, Prompts, from_spec, parse, union_parts
+from reftlens.positions import Positions, Prompts, parse, union_parts
 from reftlens.site import Site
 
 
@@ -238,61 +239,73 @@ class Reft(nn.Module):
         """
         return attach(bridge, self.edits(prompts))
 
-    def save_pretrained(self, directory: str | Path, *, bridge: TransformerBridge) -> Path:
-        """Writes the edit and the stamp of its base model to a folder, whole or not at all.
+    def save_pretrained(self, directory: str | Path, *, bridge: TransformerBridge, card: bool = True) -> Path:
+        """Writes the edit, the stamp of its base model and a card to a folder, whole or not at all.
+
+        Args:
+            directory: the folder.
+            bridge: the model that the edit is of.
+            card: write README.md and a figure as well, for people.
 
         Raises:
-            ValueError: if the folder exists and is not a saved edit.
+            ValueError: if the folder exists and is not a saved edit, or the model lacks one of the sites.
             OSError: if it cannot be written.
         """
-        config = {
-            "sites": [
-                {
-                    "hook_name": canonical_hook(bridge, site.hook_name),
-                    "alias": site.hook_name,
-                    "positions": site.positions.spec(),
-                    "head": site.head,
-                }
-                for site in self.sites
-            ],
-            "interventions": [{"kind": i.kind, "settings": i.settings()} for i in self._members],
-            "which": list(self._which),
-            "names": list(self.names),
-            "scales": self.scales,
-        }
-        return checkpoint.write(Path(directory), config, self.state_dict(), checkpoint.stamp(bridge))
+        pairs = checkpoint.Pairs(self.sites, tuple(self._members), self._which, self.names, self.scales)
+        return checkpoint.save(directory, pairs, bridge, card=card)
 
     @classmethod
     def from_pretrained(
         cls,
-        directory: str | Path,
+        source: str | Path,
         *,
         bridge: TransformerBridge,
+        revision: str | None = None,
+        allow_mismatch: Collection[str] = (),
         family: Sequence[type[Intervention]] = FAMILY,
     ) -> Reft:
         """Loads a saved edit for the model it was trained on.
 
         Args:
-            directory: what `save_pretrained` wrote.
+            source: a folder that `save_pretrained` wrote, or the id of one on the hub.
             bridge: the base model.
-            family: classes that the checkpoint may name; add your own here.
+            revision: branch, tag or commit on the hub.
+            allow_mismatch: parts of the stamp that may differ, such as `["weights"]` for the same model in another dtype.
+            family: classes that the checkpoint may name; add your own here. Each must be constructible on the meta device.
 
         Raises:
             ValueError: if the folder is damaged, or was saved for another model; it says what differs.
         """
-        config, tensors = checkpoint.read(Path(directory), checkpoint.stamp(bridge))
-        kinds = {member.kind: member for member in family}
-        try:
-            interventions = [kinds[saved["kind"]](**saved["settings"]) for saved in config["interventions"]]
-            sites = [
-                Site(saved["alias"], from_spec(saved["positions"]), saved.get("head")) for saved in config["sites"]
-            ]
-            pairs = [(site, interventions[index]) for site, index in zip(sites, config["which"], strict=True)]
-            reft = cls(pairs, names=config["names"], scales=config["scales"])
-            reft.load_state_dict(tensors)
-        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
-            raise ValueError(f"the edit in {directory} is damaged or of an unknown kind: {error}") from error
-        return reft.to(bridge.cfg.device)
+        pairs = checkpoint.load(source, bridge=bridge, family=family, revision=revision, allow_mismatch=allow_mismatch)
+        return cls(pairs.edits, names=pairs.names, scales=pairs.scales).to(bridge.cfg.device)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        bridge: TransformerBridge,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "A representation edit, by reftlens",
+    ) -> str:
+        """Saves the edit to a repository on the Hugging Face Hub, which is made if it does not exist.
+
+        Args:
+            repo_id: such as `"me/moved-landmarks"`.
+            bridge: the base model.
+            private: whether a new repository is private; the account's habit if not given.
+            token: the hub's; the one that `hf auth login` stored if not given.
+            commit_message: of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            OSError: if the hub cannot be reached or refuses.
+        """
+        with tempfile.TemporaryDirectory() as directory:
+            folder = self.save_pretrained(Path(directory) / "reft", bridge=bridge)
+            return checkpoint.upload(folder, repo_id, private=private, token=token, commit_message=commit_message)
 
     def __repr__(self) -> str:
         lines = []

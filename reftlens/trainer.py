@@ -160,7 +160,7 @@ class EditTrainer(Trainer):
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(self.folder.directory / f"checkpoint-{self.state.best_global_step}")
         if self.args.should_save:
-            self.runs.reft.save_pretrained(written / EDIT_NAME, bridge=self.runs.bridge)
+            self.runs.reft.save_pretrained(written / EDIT_NAME, bridge=self.runs.bridge, card=False)
             self.state.save_to_json(str(written / "trainer_state.json"))
         # Every process has written its part before the checkpoint gets its name, and goes on after it has it.
         self.accelerator.wait_for_everyone()

@@ -15,14 +15,14 @@ import reftlens
 ROOT = Path(reftlens.__file__).parent
 FLOORS: list[set[str]] = [
     {"_version", "positions", "interventions", "results", "folder", "organisms", "base_run_store", "training_folder"},
-    {"bridge", "site", "data", "stories"},
+    {"bridge", "site", "data", "stories", "plot", "report"},
     {"edit", "checkpoint", "previewing"},
     {"reft", "cone"},
     {"objectives"},
     {"base_runs"},
     {"trainer"},
-    {"training", "generation", "analysis", "checks", "lofit"},
-    {"plot", "report", "seeds"},
+    {"training", "generation", "analysis", "checks", "lofit", "pyreft", "merging"},
+    {"seeds"},
     {"demo"},
     {"demo_report"},
     {"cli"},

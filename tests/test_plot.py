@@ -22,7 +22,7 @@ from reftlens import plot
 from reftlens.plot.canvas import BLUE, GREY, MINUS, VERMILLION, ink_on, number, text_width
 from reftlens.plot.labels import drawn_token, short_rows, visible
 from reftlens.plot.training_curve import running_median
-from reftlens.results import DirectionReadout, EditSize, Operator, Outcome, TokenMap
+from reftlens.results import DirectionReadout, EditProfile, EditSize, Operator, Outcome, TokenMap
 
 TOKENS = (
     "<|endoftext|>",
@@ -98,6 +98,14 @@ def made_readout(tokens: tuple[str, ...] = TOKENS, direction: int = 0) -> Direct
     return DirectionReadout("blocks.3.hook_resid_post", direction, up, down, -1.5, 2.5, 200)
 
 
+def made_profile(rows: tuple[str, ...] | None = None) -> EditProfile:
+    rows = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(4)) if rows is None else rows
+    kinds = (torch.tensor([1.2, 1.0, 0.4]), torch.zeros(0), None, torch.linspace(3, 0, 16))
+    gains = tuple(kinds[place % 4] for place in range(len(rows)))
+    push = torch.tensor([float("nan") if gain is None else 1.5 for gain in gains])
+    return EditProfile(rows, gains, push)
+
+
 OUTCOMES = [
     Outcome("edited facts, as trained", "new answer", 24, 0.0, 0.96, 0.02, 5.1),
     Outcome("other subjects", "old answer", 200, 0.97, 0.88, float("nan"), 0.012),
@@ -114,6 +122,10 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "readout": lambda: plot.readout([made_readout(direction=0), made_readout(direction=1)]),
     "readout nasty": lambda: plot.readout([made_readout(NASTY[:7]), made_readout(NASTY[7:14])]),
     "outcomes": lambda: plot.outcomes(OUTCOMES),
+    "profile": lambda: plot.edit_profile(made_profile()),
+    "profile of one": lambda: plot.edit_profile(made_profile(("blocks.3.attn.hook_z head 2",))),
+    "profile long": lambda: plot.edit_profile(made_profile(tuple(f"blocks.{n}.hook_mlp_out" for n in range(60)))),
+    "profile nasty": lambda: plot.edit_profile(made_profile(tuple(token or "x" for token in NASTY))),
     "curve": lambda: plot.training_curve([5.0 * 0.97**step for step in range(200)]),
 }
 
@@ -433,3 +445,17 @@ def test_ink_has_enough_contrast_on_every_colour_of_the_map() -> None:
     cmap = matplotlib.colormaps["RdBu_r"]
     assert {ink_on(cmap(part)) for part in (0.0, 1.0)} == {"white"}
     assert ink_on(cmap(0.5)) == "black"
+
+
+def test_the_profile_shows_every_gain_and_says_where_there_is_none() -> None:
+    figure = plot.edit_profile(made_profile())
+    left, right = figure.axes
+    drawn = [line.get_xdata() for line in left.lines if line.get_marker() == "o"]
+    assert [len(values) for values in drawn] == [3, 16]
+    np.testing.assert_allclose(drawn[0], [1.2, 1.0, 0.4], rtol=1e-6)
+    assert [patch.get_width() for patch in right.patches] == [1.5, 1.5, 0.0, 1.5]
+    assert "none: a constant push" in written(figure)
+    assert "not of this form" in written(figure)
+    assert "the first 48 of 60 sites" in written(DRAWINGS["profile long"]())
+    with pytest.raises(ValueError, match="at least one site"):
+        plot.edit_profile(EditProfile((), (), torch.zeros(0)))

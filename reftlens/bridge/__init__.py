@@ -3,10 +3,11 @@
 The model is a plain `TransformerBridge`, never wrapped or subclassed. What is kept here: how to load one so that it
 is frozen and in eval mode (`loading`); the names of activation points, and those where a write would be lost or only
 half done, refused with the reason (`points`), much of which is measured on the model at hand (`probe`); the middle
-of a block, which has no point of its own (`resid_mid`); what a forward pass runs: from where in a cached sequence, and
-the logits of which tokens (`forwards`).
+of a block, which has no point of its own (`resid_mid`); the bias behind a point (`biases`); what a forward pass runs:
+from where in a cached sequence, and the logits of which tokens (`forwards`).
 """
 
+from reftlens.bridge.biases import output_bias
 from reftlens.bridge.forwards import (
     ForwardStart,
     is_causal,
@@ -15,7 +16,7 @@ from reftlens.bridge.forwards import (
     watch_forwards,
     watch_last_hidden,
 )
-from reftlens.bridge.loading import fingerprint, freeze, load_bridge
+from reftlens.bridge.loading import fingerprint, freeze, load_bridge, revision
 from reftlens.bridge.points import activation_shape, canonical_hook, canonical_hooks, layer_of, removed_hooks, width_of
 from reftlens.bridge.resid_mid import EditError, is_resid_mid, resid_pre_inside, written_whole
 
@@ -31,9 +32,11 @@ __all__ = [
     "is_resid_mid",
     "layer_of",
     "load_bridge",
+    "output_bias",
     "removed_hooks",
     "require_causal",
     "resid_pre_inside",
+    "revision",
     "unembedded_alone",
     "watch_forwards",
     "watch_last_hidden",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils import align_module_device
@@ -19,8 +20,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from reftlens.organisms import ORGANISMS
+
+_REVISIONS: WeakKeyDictionary[TransformerBridge, str] = WeakKeyDictionary()
+"""The commit that each bridge was loaded from, where it came from the hub."""
 
 
 def load_bridge(
@@ -52,9 +57,10 @@ def load_bridge(
     """
     if (name is None) == (hf_model is None):
         raise ValueError("load_bridge wants either a name or hf_model=..., and not both")
+    commit = None
     if hf_model is None:
         placed = {"device_map": device_map, "offload_folder": offload_folder} if device_map is not None else {}
-        hf_model, loaded_tokenizer = _load_pretrained(str(name), dtype, placed)
+        hf_model, loaded_tokenizer, commit = _load_pretrained(str(name), dtype, placed)
         tokenizer = tokenizer or loaded_tokenizer
     elif tokenizer is None:
         raise ValueError("load_bridge(hf_model=...) also wants its tokenizer: pass tokenizer=...")
@@ -80,7 +86,14 @@ def load_bridge(
         device=None if spread else str(device),
         dtype=hf_model.dtype,
     )
+    if commit is not None:
+        _REVISIONS[bridge] = commit
     return freeze(bridge)
+
+
+def revision(bridge: TransformerBridge) -> str | None:
+    """The commit on the hub that `load_bridge` took the weights from; None if they came from elsewhere."""
+    return _REVISIONS.get(bridge)
 
 
 _DOUBLE = ("GPT2", "GPTNeoX", "Bert", "Roberta")
@@ -109,11 +122,12 @@ def freeze(bridge: TransformerBridge) -> TransformerBridge:
 
 def _load_pretrained(
     name: str, dtype: torch.dtype | None, placed: dict[str, Any]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | None]:
+    """The model, its tokenizer, and the commit on the hub that they are of."""
     source = str(ORGANISMS.get(name, name))
     try:
         # One file first: a name that does not exist should not be looked up once for every kind of file.
-        cached_file(source, "config.json")
+        config_file = cached_file(source, "config.json")
         tokenizer = AutoTokenizer.from_pretrained(source)
         architectures = AutoConfig.from_pretrained(source).architectures or []
         masked = any(architecture.endswith("ForMaskedLM") for architecture in architectures)
@@ -125,7 +139,7 @@ def _load_pretrained(
             f"cannot load the model {name!r}: the embedded organisms are {', '.join(sorted(ORGANISMS))}; {where}; and as "
             f"a hub name it could not be fetched: {str(error).strip().splitlines()[0]}"
         ) from error
-    return model, tokenizer
+    return model, tokenizer, extract_commit_hash(config_file, None)
 
 
 def fingerprint(bridge: TransformerBridge) -> str:

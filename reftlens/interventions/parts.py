@@ -50,7 +50,7 @@ class SplitLoReFT(Intervention):
         self.rotations = nn.ModuleDict({f"part_{name}": Orthonormal(rank, d_model) for name, rank in parts.items()})
         self.sources = nn.ModuleDict({f"part_{name}": nn.Linear(d_model, rank) for name, rank in parts.items()})
         self._active = tuple(parts)
-        self._factors()
+        _settle(self)
         self.register_state_dict_pre_hook(_settle)
 
     @property

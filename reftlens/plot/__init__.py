@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from reftlens.plot.canvas import png
+from reftlens.plot.edit_profile import edit_profile
 from reftlens.plot.edit_size import edit_size
 from reftlens.plot.html import token_strip
 from reftlens.plot.outcomes import outcomes
@@ -11,4 +12,14 @@ from reftlens.plot.spectrum import spectrum
 from reftlens.plot.token_map import token_map
 from reftlens.plot.training_curve import training_curve
 
-__all__ = ["edit_size", "outcomes", "png", "readout", "spectrum", "token_map", "token_strip", "training_curve"]
+__all__ = [
+    "edit_profile",
+    "edit_size",
+    "outcomes",
+    "png",
+    "readout",
+    "spectrum",
+    "token_map",
+    "token_strip",
+    "training_curve",
+]

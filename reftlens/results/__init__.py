@@ -13,6 +13,7 @@ from reftlens.results.maps import EditSize, TokenMap
 from reftlens.results.operators import DirectionReadout, Operator
 from reftlens.results.outcomes import Outcome, SiteCheck, SiteChecks, outcomes_to_dataframe
 from reftlens.results.overlaps import Overlap
+from reftlens.results.profiles import EditProfile
 
 __all__ = [
     "TERMS",
@@ -20,6 +21,7 @@ __all__ = [
     "Context",
     "DirectionReadout",
     "Dose",
+    "EditProfile",
     "EditSize",
     "Interchanged",
     "Ledger",

@@ -1,0 +1,48 @@
+"""The bias that is added to everything an activation point carries, where the model has one."""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+_LAST_MODULE = {
+    "hook_attn_out": "attn.o",
+    "hook_mlp_out": "mlp.out",
+    "hook_resid_post": "mlp.out",
+    "hook_out": "mlp.out",
+}
+"""The linear map whose output a point carries, or carries as one term of a sum."""
+
+
+def output_bias(bridge: TransformerBridge, hook_name: str) -> tuple[str, str, Tensor]:
+    """The bias behind a point, if a push at the point may be a push of that bias: whether it is, is the caller's to see.
+
+    Returns:
+        Name of the point right behind the linear map; Hugging Face's name of its bias; the bias.
+
+    Raises:
+        ValueError: if there is no such bias, or the weights are no longer Hugging Face's.
+    """
+    found = re.fullmatch(r"(blocks\.\d+)\.(\w+)", hook_name)
+    if found is None or found[2] not in _LAST_MODULE:
+        raise ValueError(
+            f"no bias adds to {hook_name} alone: only blocks.<n>.{', '.join(_LAST_MODULE)} come right behind a linear map"
+        )
+    if bridge.compatibility_mode:
+        raise ValueError(
+            "in compatibility mode the weights are not those of the Hugging Face model: merge before enabling it"
+        )
+    path = f"{found[1]}.{_LAST_MODULE[found[2]]}"
+    linear = bridge.get_submodule(path)
+    bias = linear.original_component.bias
+    if bias is None:
+        raise ValueError(
+            f"{path} of {type(bridge.original_model).__name__} has no bias to merge into: keep the edit as a hook"
+        )
+    # The bridge registers some maps a second time under its own name.
+    names = bridge.original_model.named_parameters(remove_duplicate=False)
+    plain = (name.replace("._original_component", "") for name, parameter in names if parameter is bias)
+    name = next(name for name in plain if name.endswith(f".{linear.name}.bias"))
+    return f"{path}.hook_out", name, bias

@@ -1,0 +1,150 @@
+"""pyreft's `.bin` files: torch archives, a zip of a pickle and of raw numbers. Looked through before torch reads them.
+
+`torch.load(weights_only=True)` executes nothing, but gives memory to whatever asks: it unpacks a zip to a thousand times its
+size, and makes a `bytearray` as long as a pickle wants. So the pickle may use only the few opcodes and names of a plain state
+dict, and every size that it gives must be the size that is there.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import pickletools
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_MOST_PICKLE = 2**20
+"""Bytes; that of a state dict has a few hundred."""
+_MOST_MEMO = 2**16
+_PLAIN = """
+PROTO GLOBAL BINPUT LONG_BINPUT BINGET LONG_BINGET MARK TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_TUPLE EMPTY_DICT BINUNICODE BININT
+BININT1 BININT2 NEWTRUE NEWFALSE NONE BINPERSID REDUCE BUILD SETITEM SETITEMS STOP
+"""
+_OPCODES = frozenset(_PLAIN.split())
+"""Of the pickle of a state dict. There is none among them that copies, or that finds a name in its data."""
+
+
+class StoredTensor(NamedTuple):
+    """A tensor as its archive describes it, not yet read."""
+
+    storage: tuple[Any, ...]
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    requires_grad: bool
+    hooks: Any
+    metadata: Any = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.storage[1]
+
+
+def _parameter(tensor: StoredTensor, *_: object) -> StoredTensor:
+    return tensor
+
+
+_NAMES: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): StoredTensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch", "FloatStorage"): torch.float32,
+    ("torch", "DoubleStorage"): torch.float64,
+    ("torch", "HalfStorage"): torch.float16,
+    ("torch", "BFloat16Storage"): torch.bfloat16,
+    ("torch", "LongStorage"): torch.int64,
+}
+"""All that the pickle may name, and what stands for it here."""
+
+
+def read_bytes(path: Path, *, most: int) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        ValueError: if it is no file, or larger than `most` bytes.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.name} is missing, or not a file")
+    size = path.stat().st_size
+    if size > most:
+        raise ValueError(f"{path.name} has {size:,} bytes, and cannot have more than {most:,} on this model")
+    return path.read_bytes()
+
+
+def describe(data: bytes) -> dict[str, StoredTensor]:
+    """The tensors that a torch archive holds, from its pickle alone; every size is checked against what is there.
+
+    Raises:
+        ValueError: if it is not the archive of a plain state dict.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            records = {info.filename: info for info in archive.infolist()}
+            unpacked = sum(info.file_size for info in archive.infolist())
+            if len(records) != len(archive.infolist()) or unpacked > len(data):
+                raise ValueError("it unpacks to more than it holds")
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise ValueError("torch does not compress its archives, and this one is compressed")
+            root = next((name.removesuffix("/data.pkl") for name in records if name.endswith("/data.pkl")), None)
+            if root is None or records[f"{root}/data.pkl"].file_size > _MOST_PICKLE:
+                raise ValueError("it has no pickle of a state dict")
+            state = _unpickle(archive.read(f"{root}/data.pkl"))
+            for tensor in state.values():
+                _check(tensor, {name: info.file_size for name, info in records.items()}, root)
+    except Exception as error:  # A damaged zip or pickle raises almost anything.
+        raise ValueError(f"not the torch archive of a state dict: {error!s:.200}") from error
+    return state
+
+
+def load(data: bytes) -> dict[str, Tensor]:
+    """The tensors of an archive that `describe` has seen and its caller found to be as they should."""
+    try:
+        return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    except (RuntimeError, pickle.UnpicklingError, ValueError, TypeError) as error:
+        raise ValueError(f"torch cannot read it: {error!s:.200}") from error
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes descriptions of tensors; there is nothing else that it can make."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _NAMES:
+            raise ValueError(f"it names {module}.{name}, which no state dict has; nothing was executed")
+        return _NAMES[module, name]
+
+    def persistent_load(self, pid: Any) -> tuple[str, torch.dtype, int]:
+        kind, dtype, record, _, numel = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or type(numel) is not int:
+            raise ValueError("it has a storage of an unknown kind")
+        return str(record), dtype, numel
+
+
+def _unpickle(data: bytes) -> dict[str, StoredTensor]:
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name not in _OPCODES or (opcode.name == "LONG_BINPUT" and int(argument or 0) > _MOST_MEMO):
+            raise ValueError(f"its pickle uses {opcode.name}, which no state dict needs; nothing was executed")
+    state = _Unpickler(io.BytesIO(data)).load()
+    if not isinstance(state, dict):
+        raise ValueError("it holds something else than a state dict")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, StoredTensor):
+            raise ValueError("its state dict holds something else than named tensors")
+    return dict(state)
+
+
+def _check(tensor: StoredTensor, sizes: dict[str, int], root: str) -> None:
+    record, dtype, numel = tensor.storage
+    numbers = (tensor.offset, *tensor.shape, *tensor.stride)
+    if any(type(number) is not int or number < 0 for number in numbers) or len(tensor.shape) != len(tensor.stride):
+        raise ValueError("a tensor's shape or stride is not one")
+    if sizes.get(f"{root}/data/{record}") != numel * dtype.itemsize:
+        raise ValueError("a tensor's numbers are not of the size that it says")
+    last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride, strict=True))
+    if math.prod(tensor.shape) > numel or (math.prod(tensor.shape) and last >= numel):
+        raise ValueError("a tensor reaches beyond its numbers")

@@ -1,0 +1,162 @@
+"""pyreft's six classes: the tensors that each saves, and the member of the family that is the same equation.
+
+pyreft's R has columns, `[d_model, rank]`; here it has rows. Four of its classes save R by torch's orthogonal parametrisation
+(Householder): with A the strict lower triangle of `original` and tau = 2 / (1 + sum of A^2 by column),
+R = base (householder_product(A, tau) * int(diag(original))).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from reftlens.interventions import (
+    AdditiveLoReFT,
+    ConsReFT,
+    DiReFT,
+    Intervention,
+    LobiReFT,
+    LoReFT,
+    NoReFT,
+)
+
+CLASSES: dict[str, type[Intervention]] = {
+    "LoreftIntervention": LoReFT,
+    "NoreftIntervention": NoReFT,
+    "ConsreftIntervention": ConsReFT,
+    "LobireftIntervention": LobiReFT,
+    "DireftIntervention": AdditiveLoReFT,
+    "NodireftIntervention": DiReFT,
+}
+"""pyreft's name -> ours."""
+
+NAMES = {edit: name for name, edit in CLASSES.items()}
+
+_ORIGINAL, _BASE = "rotate_layer.parametrizations.weight.original", "rotate_layer.parametrizations.weight.0.base"
+_UNCONSTRAINED: dict[type[Intervention], type[Intervention]] = {LoReFT: NoReFT, AdditiveLoReFT: DiReFT}
+"""The same equation with any matrix in R's place."""
+
+
+def shapes(name: str, d_model: int, rank: int) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor that pyreft saves for a class, in its order."""
+    linear = {"learned_source.weight": (rank, d_model), "learned_source.bias": (rank,)}
+    scalars: dict[str, tuple[int, ...]] = {"embed_dim": (), "interchange_dim": ()}
+    rotation = {_ORIGINAL: (d_model, rank), _BASE: (d_model, d_model)}
+    match name:
+        case "LoreftIntervention":
+            return {"weight": (rank, d_model), "bias": (rank,), "rotate_layer": (d_model, rank)}
+        case "DireftIntervention":
+            return {**scalars, **rotation, **linear}
+        case "ConsreftIntervention" | "LobireftIntervention":
+            return {"learned_source": (rank,), **scalars, **rotation}
+        case _:
+            return {**scalars, "proj_layer.weight": (rank, d_model), **linear}
+
+
+OPTIONAL = {"proj_layer.bias"}
+"""Saved by pyreft's `add_bias=True`: p in W1 h + b - (P h + p), and without any effect in Nodireft."""
+
+
+def names_with(tensors: Collection[str]) -> list[str]:
+    """pyreft's classes that save tensors of just these names."""
+    plain = set(tensors) - OPTIONAL
+    fits = [name for name in CLASSES if set(shapes(name, 1, 1)) == plain]
+    return [name for name in fits if name.startswith("No") or plain == set(tensors)]
+
+
+def to_edit(name: str, tensors: Mapping[str, Tensor], wanted: type[Intervention]) -> Intervention:
+    """The edit that pyreft's tensors are.
+
+    Args:
+        name: pyreft's class.
+        tensors: what it saved, of the shapes that `shapes` gives.
+        wanted: `CLASSES[name]`, or the same equation without the constraint on R.
+
+    Raises:
+        ValueError: if R is not orthonormal and `wanted` has it so.
+    """
+    t = {key: tensor.float() for key, tensor in tensors.items()}
+    if name in ("NoreftIntervention", "NodireftIntervention"):
+        shift = t.get("proj_layer.bias", torch.zeros(())) if wanted is NoReFT else torch.zeros(())
+        return _unconstrained(
+            wanted, t["proj_layer.weight"], t["learned_source.weight"], t["learned_source.bias"] - shift
+        )
+    R = (_householder(tensors) if _BASE in tensors else tensors["rotate_layer"]).float().T.contiguous()
+    W, b = t.get("weight", t.get("learned_source.weight")), t.get("bias", t.get("learned_source.bias"))
+    if wanted is _UNCONSTRAINED.get(CLASSES[name]):
+        return _unconstrained(wanted, R, W, b)
+    _require_orthonormal(R, tensors.get("rotate_layer", R).dtype, _UNCONSTRAINED.get(wanted))
+    edit = wanted(R.shape[1], R.shape[0])
+    own = (
+        {"rotation.weight": R, "target": t["learned_source"]}
+        if "learned_source" in t
+        else {"rotation.weight": R, "source.weight": W, "source.bias": b}
+    )
+    edit.load_state_dict(own)
+    # R as the edit will use it, to the bit: what is written from it is then read as the same.
+    edit.state_dict()
+    return edit
+
+
+def to_tensors(edit: Intervention) -> tuple[str, OrderedDict[str, Tensor]]:
+    """pyreft's class of an edit, and what it would save.
+
+    Raises:
+        ValueError: if pyreft has no such class.
+    """
+    name = NAMES.get(type(edit))
+    if name is None:
+        raise ValueError(
+            f"pyreft has no class for {type(edit).__name__}: it has those of {', '.join(kind.__name__ for kind in NAMES)}"
+        )
+    d_model, rank = edit.d_model, edit.rank
+    own = {key: tensor.detach().float().cpu() for key, tensor in edit.state_dict().items()}
+    given = {"embed_dim": torch.tensor(d_model), "interchange_dim": torch.tensor(d_model)}
+    if "rotation.weight" in own:
+        R = own["rotation.weight"].T.contiguous()
+        given |= {"rotate_layer": R, _ORIGINAL: -torch.eye(d_model, rank), _BASE: _completed(R)}
+    linear = "source" if "source.weight" in own else "read"
+    for ours, theirs in (
+        (f"{linear}.weight", "learned_source.weight"),
+        (f"{linear}.bias", "learned_source.bias"),
+        ("source.weight", "weight"),
+        ("source.bias", "bias"),
+        ("write", "proj_layer.weight"),
+        ("target", "learned_source"),
+    ):
+        if ours in own:
+            given[theirs] = own[ours]
+    return name, OrderedDict((key, given[key].clone()) for key in shapes(name, d_model, rank))
+
+
+def _unconstrained(kind: type[Intervention], W2: Tensor, W1: Tensor | None, b: Tensor | None) -> Intervention:
+    edit = kind(W2.shape[1], W2.shape[0])
+    edit.load_state_dict({"write": W2, "read.weight": W1, "read.bias": b})
+    return edit
+
+
+def _householder(tensors: Mapping[str, Tensor]) -> Tensor:
+    original, base = tensors[_ORIGINAL].double(), tensors[_BASE].double()
+    A = original.tril(diagonal=-1)
+    tau = 2.0 / (1.0 + (A * A).sum(dim=0))
+    return base @ (torch.linalg.householder_product(A, tau) * original.diagonal().int())
+
+
+def _completed(R: Tensor) -> Tensor:
+    """An orthogonal matrix `[d_model, d_model]` whose first columns are R."""
+    Q = torch.linalg.qr(R, mode="complete").Q
+    return torch.cat([R, Q[:, R.shape[1] :]], dim=1)
+
+
+def _require_orthonormal(R: Tensor, dtype: torch.dtype, instead: type[Intervention] | None) -> None:
+    off = float((R.double() @ R.double().T - torch.eye(len(R), dtype=torch.float64)).abs().max())
+    if off <= (1e-5 if dtype in (torch.float32, torch.float64) else 2e-2):
+        return
+    way = "" if instead is None else f"; pass intervention={instead.__name__}, the same equation without the constraint"
+    raise ValueError(
+        f"its R is not orthonormal (R^T R is off by {off:.2g}; pyreft lets R drift when it is trained on after loading), so it is "
+        f"not this edit{way}"
+    )

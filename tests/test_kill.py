@@ -1,0 +1,147 @@
+"""A process killed while it saves: what was there before, or what it saved, is there whole; never less, never a mixture."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_bridge, make_edit
+
+import reftlens as rl
+from reftlens import folder as folder_module
+from reftlens.folder import Replacement
+
+POST = "blocks.1.hook_resid_post"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="folders change places in one step on Linux alone")
+
+
+def killed_after(seconds: float, work: Callable[[], object]) -> None:
+    """Runs work in a process of its own, over and over, and kills that."""
+    with warnings.catch_warnings():
+        # Newer Pythons warn of threads in the parent; the child only computes and writes.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            while True:
+                work()
+        finally:
+            os._exit(1)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the child failed by itself"
+
+
+def write_whole(place: Path, text: str) -> None:
+    with Replacement(place, marker="marker") as new:
+        for name in ("one", "two", "marker"):
+            (new / name).write_text(text)
+
+
+def test_a_folder_is_always_whole(tmp_path) -> None:
+    """120 kills at random moments of a writer that does nothing else."""
+    place, chance = tmp_path / "place", random.Random(0)
+    write_whole(place, "old")
+    for turn in range(120):
+        killed_after(chance.uniform(0, 0.03), lambda turn=turn: write_whole(place, f"turn {turn}"))
+        texts = {(place / name).read_text() for name in ("one", "two", "marker")}
+        assert len(texts) == 1, "a mixture of two versions"
+    assert texts != {"old"}, "some of them were put into place"
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_saved_edit_is_always_one_of_those_saved(tmp_path, kills) -> None:
+    bridge, chance = make_bridge("gpt2"), random.Random(1)
+    known = []
+
+    def edit(number: int) -> rl.Reft:
+        return rl.Reft([(rl.Site(POST, "l1"), make_edit(rl.LoReFT, seed=number))])
+
+    def state_in(folder: Path) -> int:
+        found = rl.Reft.from_pretrained(folder, bridge=bridge).state_dict()
+        same = [n for n in known if all(torch.equal(t, found[name]) for name, t in edit(n).state_dict().items())]
+        assert len(same) == 1, "it loads as none of the edits that were saved"
+        return same[0]
+
+    edit(0).save_pretrained(tmp_path / "edit", bridge=bridge)
+    known.append(0)
+    before = 0
+    for kill in range(1, kills + 1):
+        known.append(kill)
+        killed_after(
+            chance.uniform(0, 0.8), lambda kill=kill: edit(kill).save_pretrained(tmp_path / "edit", bridge=bridge)
+        )
+        now = state_in(tmp_path / "edit")
+        assert now in (before, kill), "the previous edit was lost"
+        before = now
+    for left in tmp_path.glob(".edit-*"):
+        try:
+            state_in(left)
+        except ValueError:
+            continue
+    assert before > 0
+
+
+def test_a_place_is_never_empty_to_a_reader(tmp_path) -> None:
+    place = tmp_path / "place"
+    write_whole(place, "0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            for turn in range(100):
+                write_whole(place, str(turn))
+        finally:
+            os._exit(0)
+    seen = set()
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        seen.add((place / "marker").read_text())
+    assert len(seen) > 10
+
+
+# Where two folders cannot change places in one step.
+
+
+def test_without_an_exchange_the_folder_is_replaced_as_well(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(folder_module, "_exchange", lambda *_: False)
+    for text in ("one", "two"):
+        write_whole(tmp_path / "place", text)
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+    assert (tmp_path / "place" / "marker").read_text() == "two"
+
+
+def test_a_rename_that_fails_puts_the_previous_folder_back(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(folder_module, "_exchange", lambda *_: False)
+    write_whole(tmp_path / "place", "one")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if target == tmp_path / "place" and not self.name.endswith("-old"):
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="no"):
+        write_whole(tmp_path / "place", "two")
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+    assert (tmp_path / "place" / "marker").read_text() == "one"
+
+
+def test_a_link_is_followed(tmp_path) -> None:
+    write_whole(tmp_path / "real", "one")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_whole(tmp_path / "link", "two")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "marker").read_text() == "two"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
