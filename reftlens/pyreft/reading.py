@@ -40,7 +40,8 @@ def load_pyreft(
         directory: the folder; of a trainer's checkpoint, itself or its `intervenable_model`.
         bridge: the base model.
         positions: that it was trained with, such as `"f5+l5"`. Where a layer is listed twice (`share_weights=False`), the first
-            edit takes the first part and the second the second. Or a list: one rule for each edit, in pyreft's order.
+            edit takes the first part and the second the second. Or a list: one rule for each edit, in pyreft's order. In some of
+            pyreft's data sets "l1" is the token before the prompt's last one; `At(-2)` says that.
         intervention: the class, which a trainer's checkpoint does not always tell; or `NoReFT` (for pyreft's LoReFT) and
             `DiReFT` (for its Direft) to read an R that has drifted from being orthonormal as it is.
         act_fn: pyreft's activation function inside the edit. Only None and "linear" are edits of this family.
