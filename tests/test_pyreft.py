@@ -220,6 +220,11 @@ def test_linked_edits_are_one(tmp_path, gpt2) -> None:
     folder = write_folder(tmp_path / "y", [state, other], names=names, layers=(0, 1), link=7)
     with pytest.raises(ValueError, match="linked to another edit by 7, but has other weights"):
         rl.load_pyreft(folder, bridge=gpt2, positions="l1")
+    other, _ = pyreft_state("NodireftIntervention")
+    mixed = ["LoreftIntervention", "NodireftIntervention"]
+    folder = write_folder(tmp_path / "z", [state, other], names=mixed, layers=(0, 1), link=7)
+    with pytest.raises(ValueError, match="linked to another edit by 7, but has other weights"):
+        rl.load_pyreft(folder, bridge=gpt2, positions="l1")
 
 
 # What a folder does not tell, and what the family cannot express.
@@ -297,6 +302,9 @@ def test_other_models_trained_bases_and_activation_functions_are_refused(tmp_pat
     torch.save({"score.weight": nn.Parameter(torch.zeros(2, D))}, folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"1 trained tensors of the base model itself \(score\.weight\)"):
         rl.load_pyreft(folder, bridge=gpt2, positions="l1")
+    torch.save({"score.weight": torch.zeros(2**20)}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="may hold trained tensors of the base model"):
+        rl.load_pyreft(folder, bridge=gpt2, positions="l1")
 
 
 @pytest.mark.parametrize(
@@ -320,3 +328,19 @@ def test_a_model_of_somebody_is_not_overwritten(tmp_path, make_reft) -> None:
         rl.save_pyreft(make_reft(), tmp_path)
     rl.save_pyreft(make_reft(seed=1), tmp_path / "new")
     rl.save_pyreft(make_reft(seed=2), tmp_path / "new")
+
+
+def test_a_folder_of_one_site_is_what_easysteer_reads(tmp_path) -> None:
+    """What its `from_pyreft` asks of a folder, by its source: one file, one config, one plain LoReFT after a block."""
+    rl.save_pyreft(rl.Reft([(rl.Site("blocks.1.hook_resid_post", "l1"), make_edit(rl.LoReFT))]), tmp_path / "x")
+    assert sorted(file.suffix for file in (tmp_path / "x").iterdir()) == [".bin", ".json"]
+    config = json.loads((tmp_path / "x" / "config.json").read_text())
+    assert config["intervention_types"] == ["<class 'pyreft.interventions.LoreftIntervention'>"]
+    (representation,) = config["representations"]
+    assert representation == [1, "block_output", "pos", 1, 3, *[None] * 9]
+    state = torch.load(next((tmp_path / "x").glob("*.bin")), weights_only=True)
+    assert {name: tuple(tensor.shape) for name, tensor in state.items()} == {
+        "rotate_layer": (32, 3),
+        "weight": (3, 32),
+        "bias": (3,),
+    }

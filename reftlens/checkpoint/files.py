@@ -104,6 +104,8 @@ def _no_constant(name: str) -> float:
 
 def _read_bounded(path: Path, most: int) -> bytes:
     """The bytes of a safetensors file: the length of the header, the header, and at most this many bytes of numbers."""
+    if not path.is_file():
+        raise ValueError(f"{path.name} is missing, or not a file")
     with path.open("rb") as handle:
         header = int.from_bytes(handle.read(8), "little")
         size = path.stat().st_size

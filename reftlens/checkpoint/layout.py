@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, final
 
 import torch
@@ -14,6 +15,9 @@ from reftlens.bridge import canonical_hook, width_of
 from reftlens.interventions import Intervention
 from reftlens.positions import from_spec
 from reftlens.site import Site
+
+_MOST_SITES = 8192
+"""An edit for each head of a model with 80 layers of 64 heads has 5120."""
 
 
 @final
@@ -71,14 +75,18 @@ def from_document(config: Mapping[str, Any], bridge: TransformerBridge, family: 
         ValueError: if it names a class or a site that does not exist, or things that do not fit together.
     """
     try:
+        if len(config["sites"]) > _MOST_SITES:
+            raise ValueError(f"it has {len(config['sites']):,} sites, and no more than {_MOST_SITES:,} are read")
         sites = tuple(_site(saved) for saved in config["sites"])
         kinds = {member.kind: member for member in family}
         which, names, scales = tuple(config["which"]), tuple(config["names"]), config["scales"]
         _check_sharing(which, n_sites=len(sites), n_interventions=len(config["interventions"]))
         _check_names(names, scales, n_sites=len(sites))
+        # Many sites are heads of one point, and asking the bridge takes a millisecond.
+        width_at = cache(lambda hook_name, head: width_of(bridge, hook_name, head))
         widths: dict[int, int] = {}
         for site, index in zip(sites, which, strict=True):
-            width = width_of(bridge, site.hook_name, site.head)
+            width = width_at(site.hook_name, site.head)
             if widths.setdefault(index, width) != width:
                 raise ValueError(f"{site!r} is {width} wide, other sites of its edit {widths[index]}")
         interventions = tuple(

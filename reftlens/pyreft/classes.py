@@ -36,7 +36,7 @@ CLASSES: dict[str, type[Intervention]] = {
 NAMES = {edit: name for name, edit in CLASSES.items()}
 
 _ORIGINAL, _BASE = "rotate_layer.parametrizations.weight.original", "rotate_layer.parametrizations.weight.0.base"
-_UNCONSTRAINED: dict[type[Intervention], type[Intervention]] = {LoReFT: NoReFT, AdditiveLoReFT: DiReFT}
+UNCONSTRAINED: dict[type[Intervention], type[Intervention]] = {LoReFT: NoReFT, AdditiveLoReFT: DiReFT}
 """The same equation with any matrix in R's place."""
 
 
@@ -86,9 +86,9 @@ def to_edit(name: str, tensors: Mapping[str, Tensor], wanted: type[Intervention]
         )
     R = (_householder(tensors) if _BASE in tensors else tensors["rotate_layer"]).float().T.contiguous()
     W, b = t.get("weight", t.get("learned_source.weight")), t.get("bias", t.get("learned_source.bias"))
-    if wanted is _UNCONSTRAINED.get(CLASSES[name]):
+    if wanted is UNCONSTRAINED.get(CLASSES[name]):
         return _unconstrained(wanted, R, W, b)
-    _require_orthonormal(R, tensors.get("rotate_layer", R).dtype, _UNCONSTRAINED.get(wanted))
+    _require_orthonormal(R, tensors.get("rotate_layer", R).dtype, UNCONSTRAINED.get(wanted))
     edit = wanted(R.shape[1], R.shape[0])
     own = (
         {"rotation.weight": R, "target": t["learned_source"]}

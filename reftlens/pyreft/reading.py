@@ -13,11 +13,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.interventions import Intervention
 from reftlens.positions import Positions, parse, union_parts
 from reftlens.pyreft.archive import StoredTensor, describe, load, read_bytes
-from reftlens.pyreft.classes import CLASSES, NAMES, OPTIONAL, names_with, shapes, to_edit
-from reftlens.pyreft.places import Place, find_places
+from reftlens.pyreft.classes import CLASSES, OPTIONAL, UNCONSTRAINED, names_with, shapes, to_edit
+from reftlens.pyreft.places import CONFIG_NAME, Place, find_places
 from reftlens.reft import Reft
 from reftlens.site import Site
 
+_MOST_BASE = 2**20
+"""Bytes of a `pytorch_model.bin` that is looked into."""
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -38,7 +40,8 @@ def load_pyreft(
         directory: the folder; of a trainer's checkpoint, itself or its `intervenable_model`.
         bridge: the base model.
         positions: that it was trained with, such as `"f5+l5"`. Where a layer is listed twice (`share_weights=False`), the first
-            edit takes the first part and the second the second. Or a list: one rule for each edit, in pyreft's order.
+            edit takes the first part and the second the second. Or a list: one rule for each edit, in pyreft's order. In some of
+            pyreft's data sets "l1" is the token before the prompt's last one; `At(-2)` says that.
         intervention: the class, which a trainer's checkpoint does not always tell; or `NoReFT` (for pyreft's LoReFT) and
             `DiReFT` (for its Direft) to read an R that has drifted from being orthonormal as it is.
         act_fn: pyreft's activation function inside the edit. Only None and "linear" are edits of this family.
@@ -117,16 +120,12 @@ def _name(place: Place, described: dict[str, StoredTensor], wanted: type[Interve
     if wanted is None:
         if len(fits) > 1:
             ours = " or ".join(f"intervention={CLASSES[name].__name__}" for name in fits)
-            raise ValueError(f"without a {'config.json'} it may be {' or '.join(fits)}: pass {ours}")
+            raise ValueError(f"without a {CONFIG_NAME} it may be {' or '.join(fits)}: pass {ours}")
         return fits[0]
     for name in fits:
-        if wanted is CLASSES[name] or (NAMES.get(wanted), name) in _AS_IT_IS:
+        if wanted in (CLASSES[name], UNCONSTRAINED.get(CLASSES[name])):
             return name
     raise ValueError(f"it is {' or '.join(fits)}, which is not {wanted.__name__}")
-
-
-_AS_IT_IS = {("NoreftIntervention", "LoreftIntervention"), ("NodireftIntervention", "DireftIntervention")}
-"""(wanted, saved): the same equation, R without its constraint."""
 
 
 def _check(described: dict[str, StoredTensor], name: str, d_model: int, rank: int | None) -> None:
@@ -151,7 +150,7 @@ def _shared(places: Sequence[Place], edits: Sequence[Intervention]) -> list[Inte
     for place, edit in zip(places, edits, strict=True):
         one = edit if place.link is None else first.setdefault(place.link, edit)
         same: dict[str, Tensor] = one.state_dict()
-        if any(not torch.equal(tensor, same[name]) for name, tensor in edit.state_dict().items()):
+        if type(one) is not type(edit) or any(not torch.equal(t, same[name]) for name, t in edit.state_dict().items()):
             raise ValueError(f"{place.key} is linked to another edit by {place.link!r}, but has other weights")
         shared.append(one)
     return shared
@@ -163,9 +162,12 @@ def _refuse_trained_base(folder: Path) -> None:
     if not path.exists():
         return
     try:
-        names = sorted(describe(read_bytes(path, most=2**34)))
+        # Without tensors it has a few hundred bytes, so what is larger need not be read to be refused.
+        names = sorted(describe(read_bytes(path, most=_MOST_BASE)))
     except ValueError as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+        raise ValueError(
+            f"{path} may hold trained tensors of the base model, which are no part of an edit: {error}"
+        ) from error
     if names:
         raise ValueError(
             f"{path} holds {len(names)} trained tensors of the base model itself ({', '.join(names):.300}), which are no part of an "
