@@ -23,14 +23,27 @@ from reftlens.data import IGNORE, Batch, encode
 from reftlens.edit import Edit
 from reftlens.objectives.base import Example, Objective, completion_logprobs, predictions
 
-_FIELDS: dict[str, type] = {"prompt": str, "chosen": str, "rejected": str}
+
+class Preference(Objective):
+    """A loss over pairs of completions, each weighed 1; the base's log-probabilities of both are made once."""
+
+    fields: ClassVar[dict[str, type]] = {"prompt": str, "chosen": str, "rejected": str}
+
+    def encode(self, bridge: TransformerBridge, example: Example) -> Batch:
+        prompt, chosen, rejected = example
+        return encode(bridge, [prompt, prompt], [chosen, rejected])
+
+    def weights(self, batch: Batch) -> Int[Tensor, " examples"]:
+        return torch.ones(len(batch) // 2, dtype=torch.long, device=batch.tokens.device)
+
+    @torch.no_grad()
+    def reference(self, bridge: TransformerBridge, held: Held, example: Example) -> Float[Tensor, " batch"]:
+        return _logprobs(bridge, held, [])
 
 
 @final
-class DPO(Objective):
+class DPO(Preference):
     """Direct preference optimization of an edit, the mean over pairs."""
-
-    fields: ClassVar[dict[str, type]] = _FIELDS
 
     def __init__(self, beta: float = 0.1) -> None:
         """Args: beta: how strongly the edit is held to the base; larger is closer.
@@ -46,15 +59,6 @@ class DPO(Objective):
     def extra_repr(self) -> str:
         return f"beta={self.beta}"
 
-    def encode(self, bridge: TransformerBridge, example: Example) -> Batch:
-        return _encode(bridge, example)
-
-    def weights(self, batch: Batch) -> Int[Tensor, " examples"]:
-        return torch.ones(len(batch) // 2, dtype=torch.long, device=batch.tokens.device)
-
-    def reference(self, bridge: TransformerBridge, held: Held, example: Example) -> Float[Tensor, " batch"]:
-        return _base_logprobs(bridge, held)
-
     def losses(
         self, bridge: TransformerBridge, held: Held, edits: Sequence[Edit], reference: Tensor | None
     ) -> Float[Tensor, " examples"]:
@@ -64,15 +68,13 @@ class DPO(Objective):
 
 
 @final
-class RePS(Objective):
+class RePS(Preference):
     """Reference-free preference steering, in both directions, the mean over pairs.
 
     The edit is to make the chosen completion more likely, and the edit with its changes multiplied by `suppress` the
     rejected one. (The paper suppresses by nulling out the direction of its rank-1 vector; here the same edit is turned
     round, so that it is defined for every member of the family.)
     """
-
-    fields: ClassVar[dict[str, type]] = _FIELDS
 
     def __init__(self, suppress: float | None = -1.0) -> None:
         """Args: suppress: factor on the edit's changes in the second direction; None leaves that direction out."""
@@ -81,15 +83,6 @@ class RePS(Objective):
 
     def extra_repr(self) -> str:
         return f"suppress={self.suppress}"
-
-    def encode(self, bridge: TransformerBridge, example: Example) -> Batch:
-        return _encode(bridge, example)
-
-    def weights(self, batch: Batch) -> Int[Tensor, " examples"]:
-        return torch.ones(len(batch) // 2, dtype=torch.long, device=batch.tokens.device)
-
-    def reference(self, bridge: TransformerBridge, held: Held, example: Example) -> Float[Tensor, " batch"]:
-        return _base_logprobs(bridge, held)
 
     def losses(
         self, bridge: TransformerBridge, held: Held, edits: Sequence[Edit], reference: Tensor | None
@@ -116,15 +109,5 @@ def _preferred(
     return -logsigmoid(factor / n_win * win - lose / n_lose)
 
 
-def _encode(bridge: TransformerBridge, example: Example) -> Batch:
-    prompt, chosen, rejected = example
-    return encode(bridge, [prompt, prompt], [chosen, rejected])
-
-
 def _logprobs(bridge: TransformerBridge, held: Held, edits: Sequence[Edit]) -> Float[Tensor, " batch"]:
     return completion_logprobs(run_cone(bridge, held, edits, logits_at=predictions(held.batch)), held.batch)
-
-
-@torch.no_grad()
-def _base_logprobs(bridge: TransformerBridge, held: Held) -> Float[Tensor, " batch"]:
-    return _logprobs(bridge, held, [])
