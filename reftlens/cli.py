@@ -62,3 +62,41 @@ def demo(
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         raise typer.Exit(code=1) from error
     print_table(result, out)
+
+
+@app.command(epilog="Example: reftlens benchmark --only handmade --only nulls --out known.csv")
+def benchmark(
+    only: Annotated[
+        list[str] | None, typer.Option(help="handmade, sites, planted, equality or nulls; all of them if not given.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A CSV file for the table.")] = None,
+) -> None:
+    """Plant truths in small models, and print what the analyses find of them, misses included (minutes)."""
+    from reftlens.benchmark import PARTS, run
+
+    try:
+        import torch
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from tqdm import tqdm
+
+        from reftlens.benchmark.known import known_to_dataframe
+
+        torch.set_num_threads(1)
+        rows = list(tqdm(run(tuple(only or PARTS)), desc="planting and finding", unit="answer"))
+        if out is not None:
+            known_to_dataframe(rows).to_csv(out, index=False)
+    except (ValueError, OSError) as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(code=1) from error
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("", "planted", "found", "error", "allowed", "unit", "found?"):
+        table.add_column(column, justify="right" if column in ("error", "allowed") else "left")
+    for place, row in enumerate(rows):
+        group = row.group if place == 0 or rows[place - 1].group != row.group else ""
+        verdict = "yes" if row.holds else "MISSED"
+        table.add_row(group, row.planted, row.found, f"{row.error:.3g}", f"{row.allowed:.3g}", row.unit, verdict)
+    Console(width=None if Console().is_terminal else 180).print(table)
+    missed = sum(not row.holds for row in rows)
+    typer.echo(f"{len(rows) - missed} of {len(rows)} found; {missed} missed")

@@ -20,7 +20,7 @@ FLOORS: list[set[str]] = [
     {"reft", "cone"},
     {"base_runs"},
     {"training", "generation", "analysis", "checks", "lofit"},
-    {"plot", "report", "seeds"},
+    {"plot", "report", "seeds", "benchmark"},
     {"demo"},
     {"demo_report"},
     {"cli"},
