@@ -21,6 +21,7 @@ FLOORS: list[set[str]] = [
     {"base_runs"},
     {"training", "generation", "analysis", "checks", "lofit"},
     {"plot", "report", "seeds", "benchmark"},
+    {"dissection"},
     {"demo"},
     {"demo_report"},
     {"cli"},

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from reftlens.plot.canvas import png
+from reftlens.plot.dose import dose
 from reftlens.plot.edit_size import edit_size
 from reftlens.plot.html import token_strip
+from reftlens.plot.interchange import interchange
+from reftlens.plot.off_manifold import off_manifold
 from reftlens.plot.outcomes import outcomes
 from reftlens.plot.readout import readout
 from reftlens.plot.spectrum import spectrum
 from reftlens.plot.token_map import token_map
 from reftlens.plot.training_curve import training_curve
 
-__all__ = ["edit_size", "outcomes", "png", "readout", "spectrum", "token_map", "token_strip", "training_curve"]
+__all__ = [
+    "dose",
+    "edit_size",
+    "interchange",
+    "off_manifold",
+    "outcomes",
+    "png",
+    "readout",
+    "spectrum",
+    "token_map",
+    "token_strip",
+    "training_curve",
+]
