@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from reftlens.checks import check_sites
     from reftlens.cone import Held, hold, run_cone
     from reftlens.data import Batch, encode
+    from reftlens.dissection import DissectConfig, Dissection, dissect, load_dissection
     from reftlens.edit import Edit, EditError, attach
     from reftlens.generation import generate
     from reftlens.interventions import (
@@ -49,6 +50,10 @@ _HOME = {
     "check_sites": "checks",
     "Batch": "data",
     "encode": "data",
+    "DissectConfig": "dissection",
+    "Dissection": "dissection",
+    "dissect": "dissection",
+    "load_dissection": "dissection",
     "Edit": "edit",
     "EditError": "edit",
     "attach": "edit",
@@ -94,6 +99,8 @@ __all__ = [
     "Batch",
     "ConsReFT",
     "DiReFT",
+    "DissectConfig",
+    "Dissection",
     "Edit",
     "EditError",
     "First",
@@ -121,10 +128,12 @@ __all__ = [
     "analysis",
     "attach",
     "check_sites",
+    "dissect",
     "encode",
     "generate",
     "hold",
     "load_bridge",
+    "load_dissection",
     "parse",
     "plot",
     "preview",

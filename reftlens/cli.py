@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 app = typer.Typer(
     help="Train representation edits (ReFT) on language models, and take them apart.",
@@ -64,6 +67,42 @@ def demo(
     print_table(result, out)
 
 
+@app.command(epilog="Example: reftlens inspect demo/edit --examples examples.jsonl --out inspect")
+def inspect(
+    directory: Annotated[Path, typer.Argument(help="A saved edit, or a saved dissection.")],
+    examples: Annotated[
+        Path | None, typer.Option(help="JSON lines with prompt and completion, for a saved edit.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The base model; the one in the edit's stamp if not given.")] = None,
+    at: Annotated[str | None, typer.Option(help="Weight directions by these tokens alone, such as l1.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the report, its figures and the numbers.")] = Path("inspect"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No cost beforehand, no progress bar.")] = False,
+) -> None:
+    """Take a saved edit apart: what it reads, what it writes, and whether that is more than chance."""
+    from reftlens.folder import Replacement
+
+    try:
+        with Replacement(out, marker="report.html") as folder:
+            import torch
+
+            from reftlens.dissection import DissectConfig
+            from reftlens.dissection.inspect import inspect as take_apart
+            from reftlens.dissection.inspect import write_report
+            from reftlens.organisms import ORGANISMS
+            from reftlens.positions import parse
+
+            if model in ORGANISMS:
+                torch.set_num_threads(1)
+            config = DissectConfig(at=None if at is None else parse(at), progress=not quiet)
+            result = take_apart(directory, examples=examples, model=model, config=config)
+            write_report(result, folder)
+    except (ValueError, OSError) as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(code=1) from error
+    _print_frame(result.summary(), title=repr(result))
+    typer.echo(f"wrote {out / 'report.html'}, {out / 'figures'}, {out / 'dissection'}")
+
+
 @app.command(epilog="Example: reftlens benchmark --only handmade --only nulls --out known.csv")
 def benchmark(
     only: Annotated[
@@ -76,9 +115,6 @@ def benchmark(
 
     try:
         import torch
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
         from tqdm import tqdm
 
         from reftlens.benchmark.known import known_to_dataframe
@@ -90,13 +126,24 @@ def benchmark(
     except (ValueError, OSError) as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         raise typer.Exit(code=1) from error
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("", "planted", "found", "error", "allowed", "unit", "found?"):
-        table.add_column(column, justify="right" if column in ("error", "allowed") else "left")
-    for place, row in enumerate(rows):
-        group = row.group if place == 0 or rows[place - 1].group != row.group else ""
-        verdict = "yes" if row.holds else "MISSED"
-        table.add_row(group, row.planted, row.found, f"{row.error:.3g}", f"{row.allowed:.3g}", row.unit, verdict)
-    Console(width=None if Console().is_terminal else 180).print(table)
+    frame = known_to_dataframe(rows)
+    frame["found?"] = frame.pop("holds").map({True: "yes", False: "MISSED"})
+    frame["group"] = frame["group"].where(frame["group"] != frame["group"].shift(), "")
+    _print_frame(frame)
     missed = sum(not row.holds for row in rows)
     typer.echo(f"{len(rows) - missed} of {len(rows)} found; {missed} missed")
+
+
+def _print_frame(frame: "pd.DataFrame", *, title: str | None = None) -> None:
+    """A table for the terminal, wide where it is not one; reals with three digits."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for column in frame.columns:
+        table.add_column(column)
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row))
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(table)

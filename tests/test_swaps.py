@@ -252,6 +252,15 @@ def test_top_contexts_are_the_largest_readings(bridge, make_reft) -> None:
         top_contexts(bridge, reft, [], batches)
 
 
+def test_one_text_is_listed_once_and_only_wanted_tokens_are(gpt2, make_reft) -> None:
+    reft, batches = make_reft(positions=rl.All()), [rl.encode(gpt2, PROMPTS), rl.encode(gpt2, PROMPTS[:2])]
+    operators = decompose(gpt2, reft, batches, at=rl.Last(1))
+    (found,) = top_contexts(gpt2, reft, operators, batches, at=rl.Last(1), directions=1, n_null=5)
+    assert len(found.contexts) == len({c.tokens for c in found.contexts}) == 3
+    assert all(c.position == len(c.tokens) - 1 for c in found.contexts)
+    assert found.n_tokens == 5
+
+
 def test_a_reading_of_one_token_finds_it_beyond_the_null(gpt2) -> None:
     batches = [*many(gpt2, 80), rl.encode(gpt2, [f"The {word} Tharic" for word in ("old", "city", "river", "tower")])]
     token = int(first_tokens(gpt2, [" Tharic"]))

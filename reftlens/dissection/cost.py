@@ -40,7 +40,7 @@ class Cost:
     def __str__(self) -> str:
         return (
             f"about {self.passes:,.0f} forward passes of one batch and {self.readout_vectors:,} readouts: "
-            f"{self.seconds:,.0f} s on this machine, {self.bytes_held / 2**20:,.0f} MiB held"
+            f"{self.seconds:,.0f} s on this machine, {self.bytes_held / 2**20:,.1f} MiB held"
         )
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+import pandas as pd
+
 from reftlens.positions import Positions
 from reftlens.results import (
     Agreement,
@@ -101,6 +103,12 @@ class Dissection:
         from reftlens.dissection.saving import save_dissection
 
         return save_dissection(self, Path(directory))
+
+    def summary(self) -> pd.DataFrame:
+        """The main numbers, each with what it has to be compared with."""
+        from reftlens.dissection.summary import summarize
+
+        return summarize(self)
 
     def to_html(self) -> str:
         """The report as one page that needs nothing but itself."""

@@ -183,6 +183,7 @@ class _Work:
             self.reft,
             self.found,
             self.batches,
+            at=config.at,
             directions=config.directions,
             n_null=config.n_null,
             seed=config.seed,

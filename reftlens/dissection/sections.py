@@ -43,11 +43,6 @@ def sections(result: Dissection) -> list[Section]:
     return [part for part in parts if part is not None]
 
 
-def pictures(result: Dissection) -> dict[str, Picture]:
-    """The figures by name, for whoever writes them to files."""
-    return {picture.name: picture for section in sections(result) for picture in section.pictures}
-
-
 def _picture(name: str, figure: Figure, caption: str) -> Picture:
     return Picture(name, plot.png(figure), caption)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reftlens.plot.canvas import BLUE, GREY, INK, SMALL, VERMILLION, house_style, number, panel_title, sheet
+from reftlens.plot.canvas import BLUE, GREY, INK, SMALL, VERMILLION, house_style, number, sheet
 from reftlens.plot.labels import short_name
 from reftlens.results import Interchanged, Swap
 
@@ -21,16 +21,16 @@ def interchange(results: Sequence[Interchanged]) -> Figure:
     lines = -(-len(results) // columns)
     subtitle = "0: as the base run, 1: as the source run (logit of the source's answer minus that of the base's)"
     with house_style():
-        figure = sheet(width, 2.4 * lines, title="A source run's coordinates put into a base run", subtitle=subtitle)
+        figure = sheet(width, 2.5 * lines, title="A source run's coordinates put into a base run", subtitle=subtitle)
         grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
         for index, (axes, result) in enumerate(zip(grid, results, strict=False)):
-            _panel(axes, result, names=index % columns == 0, width=width / columns - 0.3)
+            _panel(axes, result, names=index % columns == 0)
         for axes in grid[len(results) :]:
             axes.remove()
     return figure
 
 
-def _panel(axes: Axes, result: Interchanged, *, names: bool, width: float) -> None:
+def _panel(axes: Axes, result: Interchanged, *, names: bool) -> None:
     single: list[tuple[str, Swap, str]] = [
         ("whole activation", result.whole, GREY),
         ("inside the subspace", result.inside, VERMILLION),
@@ -58,5 +58,5 @@ def _panel(axes: Axes, result: Interchanged, *, names: bool, width: float) -> No
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("part of the way to the source's answer")
     flag = "; illusory" if result.illusory else ""
-    facts = f"{short_name(result.hook_name)}, rank {result.rank}, {result.n} pairs, p = {result.p:.2g}{flag}"
-    panel_title(axes, facts, width=width)
+    facts = f"{short_name(result.hook_name)}, rank {result.rank}\n{result.n} pairs, p = {result.p:.2g}{flag}"
+    axes.set_title(facts, loc="left", color=INK)

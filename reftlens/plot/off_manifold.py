@@ -8,7 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reftlens.plot.canvas import BLUE, GREY, VERMILLION, house_style, panel_title, sheet
+from reftlens.plot.canvas import BLUE, GREY, INK, VERMILLION, house_style, sheet
 from reftlens.plot.labels import short_name
 from reftlens.results import OffManifold
 
@@ -28,7 +28,7 @@ def off_manifold(results: Sequence[OffManifold]) -> Figure:
         figure = sheet(width, 2.7 * lines + 0.3, title="Edited activations among natural ones", subtitle=subtitle)
         grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
         for axes, result in zip(grid, results, strict=False):
-            _panel(axes, result, width=width / columns - 0.7)
+            _panel(axes, result)
         for axes in grid[len(results) :]:
             axes.remove()
         for axes in grid[: len(results) : columns]:
@@ -38,7 +38,7 @@ def off_manifold(results: Sequence[OffManifold]) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, result: OffManifold, *, width: float) -> None:
+def _panel(axes: Axes, result: OffManifold) -> None:
     axes.plot([0, 100], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="uniform")
     drawn = (
         (result.natural, "before the edit", GREY, "-"),
@@ -51,4 +51,4 @@ def _panel(axes: Axes, result: OffManifold, *, width: float) -> None:
         axes.step(ordered, share, where="post", color=colour, linestyle=style, label=name)
     axes.set_xlabel("percentile")
     ratio = float(result.norm_ratio.median())
-    panel_title(axes, f"{short_name(result.hook_name)}: median |h + Δ| / |h| = {ratio:.2f}", width=width)
+    axes.set_title(f"{short_name(result.hook_name)}\nmedian |h + Δ| / |h| = {ratio:.2f}", loc="left", color=INK)
