@@ -121,13 +121,13 @@ def benchmark(
 
         torch.set_num_threads(1)
         rows = list(tqdm(run(tuple(only or PARTS)), desc="planting and finding", unit="answer"))
+        frame = known_to_dataframe(rows)
+        frame["found?"] = frame.pop("holds").map({True: "yes", False: "MISSED"})
         if out is not None:
-            known_to_dataframe(rows).to_csv(out, index=False)
+            frame.to_csv(out, index=False)
     except (ValueError, OSError) as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         raise typer.Exit(code=1) from error
-    frame = known_to_dataframe(rows)
-    frame["found?"] = frame.pop("holds").map({True: "yes", False: "MISSED"})
     frame["group"] = frame["group"].where(frame["group"] != frame["group"].shift(), "")
     _print_frame(frame)
     missed = sum(not row.holds for row in rows)

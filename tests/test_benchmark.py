@@ -12,6 +12,7 @@ from reftlens.benchmark.equality import answer, quadruples
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import MODELS, load
 from reftlens.benchmark.planted import angles_to, fit_student, plant
+from reftlens.benchmark.sites import site_rows
 from reftlens.cli import app
 
 
@@ -20,8 +21,8 @@ def misses(rows: list[Known]) -> list[str]:
     return [f"{row.group}: {row.planted}: {row.found}" for row in rows if not row.holds]
 
 
-def test_handmade_models_and_planted_sites_are_found_whole() -> None:
-    assert misses(list(run(("handmade", "sites")))) == []
+def test_planted_sites_are_found_whole_and_decoys_are_not() -> None:
+    assert misses(list(site_rows("random gpt2"))) == []
 
 
 def test_a_short_fit_finds_the_planted_directions_and_an_untrained_edit_does_not() -> None:
@@ -49,7 +50,8 @@ def test_the_command_writes_the_table_and_refuses_what_it_does_not_know(tmp_path
     assert done.exit_code == 0, done.output
     assert "Makelov" in done.output
     frame = pd.read_csv(tmp_path / "known.csv")
-    assert f"{int(frame['holds'].sum())} of {len(frame)} found" in done.output
+    assert frame["found?"].tolist() == ["yes"] * 6
+    assert "6 of 6 found" in done.output
     wrong = CliRunner().invoke(app, ["benchmark", "--only", "nothing"])
     assert wrong.exit_code == 1
     assert "the parts are" in wrong.output + wrong.stderr
@@ -70,7 +72,7 @@ def test_planted_edits_are_found_and_a_rank_1_student_misses(model) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["equality", "nulls"])
+@pytest.mark.parametrize("part", ["sites", "equality", "nulls"])
 def test_the_other_parts_hold(part) -> None:
     assert part in PARTS
     # Whether one activation holds the whole variable is the model's choice; a miss of that line is printed as one.

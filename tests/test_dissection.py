@@ -113,7 +113,7 @@ def test_what_is_saved_comes_back_whole(found, tmp_path) -> None:
 
 def test_what_cannot_be_done_is_said(bridge) -> None:
     edit = rl.Reft([(rl.Site("blocks.1.hook_resid_post", rl.First(1)), make_edit(rl.ReFTr1))])
-    result = rl.dissect(bridge, edit, EXAMPLES, rl.DissectConfig(**SMALL))
+    result = rl.dissect(bridge, edit, EXAMPLES[:6], rl.DissectConfig(**SMALL))
     reasons = dict(result.left_out)
     assert "is not of the form" in reasons["directions, and all that is read from them"]
     assert "DissectConfig(retrain" in reasons["seeds"]
@@ -121,7 +121,7 @@ def test_what_cannot_be_done_is_said(bridge) -> None:
     assert result.dose is not None
     assert "Left out" in result.to_html()
     first = rl.Reft([(rl.Site("blocks.1.hook_resid_post", rl.First(1)), make_edit(rl.LoReFT))])
-    result = rl.dissect(bridge, first, EXAMPLES, rl.DissectConfig(**SMALL))
+    result = rl.dissect(bridge, first, EXAMPLES[:6], rl.DissectConfig(**SMALL))
     assert "does not edit the last token" in dict(result.left_out)["interchange at blocks.1.hook_resid_post"]
     with pytest.raises(ValueError, match="three examples"):
         rl.dissect(bridge, first, EXAMPLES[:2])
@@ -137,6 +137,7 @@ def test_the_cost_grows_with_the_budgets(bridge, reft) -> None:
     assert with_training.passes > 2 * a.passes
 
 
+@pytest.mark.slow
 def test_the_counted_passes_are_those_that_run(bridge, reft) -> None:
     config, counted = rl.DissectConfig(**SMALL), []
     handle = bridge.register_forward_hook(lambda *_: counted.append(1))

@@ -22,7 +22,17 @@ from reftlens import plot
 from reftlens.plot.canvas import BLUE, GREY, MINUS, VERMILLION, ink_on, number, text_width
 from reftlens.plot.labels import drawn_token, short_rows, visible
 from reftlens.plot.training_curve import running_median
-from reftlens.results import DirectionReadout, EditSize, Operator, Outcome, TokenMap
+from reftlens.results import (
+    DirectionReadout,
+    Dose,
+    EditSize,
+    Interchanged,
+    OffManifold,
+    Operator,
+    Outcome,
+    Swap,
+    TokenMap,
+)
 
 TOKENS = (
     "<|endoftext|>",
@@ -98,6 +108,28 @@ def made_readout(tokens: tuple[str, ...] = TOKENS, direction: int = 0) -> Direct
     return DirectionReadout("blocks.3.hook_resid_post", direction, up, down, -1.5, 2.5, 200)
 
 
+def made_dose(*, kept: bool = True) -> Dose:
+    alpha = torch.tensor([-0.5, 0.0, 0.5, 1.0, 2.0])
+    kl = alpha**2 if kept else torch.full((5,), torch.nan)
+    return Dose(alpha, -5 * torch.exp(-alpha), kl, -5 + 0.1 * alpha, 0.5 * kl, 5.0, 0.1, 21, 201 * kept, 3)
+
+
+def made_interchange(layer: int = 3, *, moved: float = 0.8) -> Interchanged:
+    def swap(name: str, part: float) -> Swap:
+        return Swap(name, float(part > 0.5), part)
+
+    single = [swap("a", part) for part in (1.0, moved, 1 - moved, 0.2 * moved, 0.8 * moved)]
+    whole, inside, complement, read, unread = single
+    random = [tuple(swap("r", -0.02 + 0.01 * i + shift) for i in range(8)) for shift in (0.0, 0.05)]
+    return Interchanged(f"blocks.{layer}.hook_resid_post", 2, 60, 64, whole, inside, complement, read, unread, *random)
+
+
+def made_manifold(layer: int = 3) -> OffManifold:
+    own = torch.linspace(0, 100, 80)
+    far = 100 - (100 - own) / 5
+    return OffManifold(f"blocks.{layer}.hook_resid_post", torch.full((80,), 1.05), own, far, far - 2, 0.01, 300, 300)
+
+
 OUTCOMES = [
     Outcome("edited facts, as trained", "new answer", 24, 0.0, 0.96, 0.02, 5.1),
     Outcome("other subjects", "old answer", 200, 0.97, 0.88, float("nan"), 0.012),
@@ -114,6 +146,11 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "readout": lambda: plot.readout([made_readout(direction=0), made_readout(direction=1)]),
     "readout nasty": lambda: plot.readout([made_readout(NASTY[:7]), made_readout(NASTY[7:14])]),
     "outcomes": lambda: plot.outcomes(OUTCOMES),
+    "dose": lambda: plot.dose(made_dose()),
+    "dose alone": lambda: plot.dose(made_dose(kept=False)),
+    "interchange": lambda: plot.interchange([made_interchange(1), made_interchange(3, moved=-0.1)]),
+    "interchange many": lambda: plot.interchange([made_interchange(layer) for layer in range(4)]),
+    "off-manifold": lambda: plot.off_manifold([made_manifold(1), made_manifold(4)]),
     "curve": lambda: plot.training_curve([5.0 * 0.97**step for step in range(200)]),
 }
 

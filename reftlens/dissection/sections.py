@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -26,21 +26,15 @@ def report(result: Dissection) -> Report:
     )
 
 
-def sections(result: Dissection) -> list[Section]:
-    """What was found, in the order of the questions; what was left out, and why, at the end."""
-    parts = [
-        _outcomes(result),
-        _directions(result),
-        _ledger(result),
-        _readouts(result),
-        _overlaps(result),
-        _dose(result),
-        _interchange(result),
-        _manifold(result),
-        _seeds(result),
-        _left_out(result),
-    ]
-    return [part for part in parts if part is not None]
+def sections(result: Dissection, names: Sequence[str] | None = None) -> list[Section]:
+    """What was found, in the order of the questions; what was left out, and why, at the end.
+
+    Args:
+        result: a dissection.
+        names: of `PARTS`; all if not given. A part without a result is left out.
+    """
+    chosen = [make for name, make in PARTS.items() if names is None or name in names]
+    return [section for make in chosen if (section := make(result)) is not None]
 
 
 def _picture(name: str, figure: Figure, caption: str) -> Picture:
@@ -232,3 +226,18 @@ def _left_out(result: Dissection) -> Section | None:
     if not result.left_out:
         return None
     return Section("Left out", (), (), (("What, and why", pd.DataFrame(result.left_out, columns=["what", "why"])),))
+
+
+PARTS: dict[str, Callable[[Dissection], Section | None]] = {
+    "outcomes": _outcomes,
+    "directions": _directions,
+    "ledger": _ledger,
+    "readouts": _readouts,
+    "overlaps": _overlaps,
+    "dose": _dose,
+    "interchange": _interchange,
+    "off-manifold": _manifold,
+    "seeds": _seeds,
+    "left out": _left_out,
+}
+"""Sections by name, in order."""
