@@ -122,7 +122,12 @@ def test_what_cannot_be_done_is_said(bridge) -> None:
     assert "Left out" in result.to_html()
     first = rl.Reft([(rl.Site("blocks.1.hook_resid_post", rl.First(1)), make_edit(rl.LoReFT))])
     result = rl.dissect(bridge, first, EXAMPLES[:6], rl.DissectConfig(**SMALL))
-    assert "does not edit the last token" in dict(result.left_out)["interchange at blocks.1.hook_resid_post"]
+    reasons = dict(result.left_out)
+    assert "does not edit the last token" in reasons["interchange at blocks.1.hook_resid_post"]
+    assert "alike in all prompts" in reasons["overlaps at blocks.1.hook_resid_post"], "BOS is the same everywhere"
+    assert "no spread" in reasons["off-manifold"]
+    with pytest.raises(ValueError, match="must be a \\(prompt, completion\\) pair"):
+        rl.dissect(bridge, first, [*EXAMPLES[:3], "The tower"])
     with pytest.raises(ValueError, match="three examples"):
         rl.dissect(bridge, first, EXAMPLES[:2])
 

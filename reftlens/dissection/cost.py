@@ -61,11 +61,11 @@ def estimate_cost(
     pair_batches = -(-min(config.n_pairs, n) // config.batch_size)
     width = max(intervention.d_model for _, intervention in reft)
     sites = len(reft)
-    gradients = 2 * width / min(config.n_pairs, n)
+    gradients = 2 * width / min(config.n_pairs, config.batch_size, n)
     passes = float(batches * (4 + 2 + 1 + 1))  # base and outcomes, decompositions, contexts, one vector for each prompt
     passes += batches * (1 + N_CONTROL) * (len(ALPHAS) + 1 + BACKWARD)
     passes += 5 / 3 * batches
-    passes += sites * pair_batches * (9 + 2 * config.n_random + gradients * BACKWARD)
+    passes += sites * (pair_batches * (9 + 2 * config.n_random) + gradients * BACKWARD)
     if config.retrain is not None:
         steps = -(-len(examples) // config.retrain.batch_size) * config.retrain.epochs
         # Twice a pass of the example batch for the backward part, and the comparison of every pair.

@@ -36,7 +36,7 @@ class DissectConfig:
     """Weight the directions by these of the edited tokens alone, such as `Last(1)`; all edited tokens if not given."""
     max_examples: int = 256
     """Examples used, drawn at random if there are more."""
-    batch_size: int = 16
+    batch_size: int = 32
     """Prompts in one forward pass."""
     directions: int = 2
     """Write directions of each site that are read out and looked up in the examples."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, final
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
@@ -26,12 +27,13 @@ from reftlens.positions import Last
 from reftlens.reft import Reft
 from reftlens.results import Interchanged, Operator, Overlap, ReadSpace
 from reftlens.seeds import train_seeds
+from reftlens.training import read_examples
 
 Examples = Sequence[tuple[str, str]]
 
 
 def dissect(
-    bridge: TransformerBridge, reft: Reft, examples: Examples, config: DissectConfig = DissectConfig()
+    bridge: TransformerBridge, reft: Reft, examples: Examples | Dataset, config: DissectConfig = DissectConfig()
 ) -> Dissection:
     """Takes a trained edit apart.
 
@@ -41,17 +43,19 @@ def dissect(
     Args:
         bridge: the base.
         reft: the trained edit.
-        examples: (prompt, wanted completion) pairs, such as those it was trained on, or better, held-out ones.
+        examples: (prompt, wanted completion) pairs, such as those it was trained on, or better, held-out ones; or a
+            `datasets.Dataset` with these columns.
         config: budgets. With `progress`, the cost is said beforehand.
 
     Raises:
         ValueError: for fewer than three examples, or one that cannot be encoded.
     """
-    if len(examples) < 3:
-        raise ValueError(f"a dissection needs three examples at least, got {len(examples)}")
+    pairs = read_examples(examples)
+    if len(pairs) < 3:
+        raise ValueError(f"a dissection needs three examples at least, got {len(pairs)}")
     if config.progress:
-        tqdm.write(f"dissecting: {estimate_cost(bridge, reft, examples, config)}")
-    chosen = list(examples)
+        tqdm.write(f"dissecting: {estimate_cost(bridge, reft, pairs, config)}")
+    chosen = list(pairs)
     random.Random(config.seed).shuffle(chosen)
     work = _Work(bridge, reft, chosen[: config.max_examples], config)
     parts: list[tuple[str, Callable[[], dict[str, Any]]]] = [
@@ -63,7 +67,7 @@ def dissect(
         ("dose", work.dose),
         ("interchange", work.interchanges),
         ("off-manifold", work.manifolds),
-        ("seeds", lambda: work.agreements(examples)),
+        ("seeds", lambda: work.agreements(pairs)),
     ]
     found: dict[str, Any] = {}
     with tqdm(total=len(parts), desc="dissecting", unit="part", disable=not config.progress) as bar:
@@ -199,6 +203,10 @@ class _Work:
             h, rows = self._one_for_each(index)
             written = analysis.directions(operator, self.rank(operator))
             centred = (h - h.mean(dim=0)).double()
+            if float(centred.norm()) < 1e-5 * float(h.norm()):
+                why = "the activations at the last edited token are alike in all prompts"
+                self.left_out.append((f"overlaps at {operator.hook_name}", why))
+                continue
             _, _, principal = torch.linalg.svd(centred, full_matrices=False)
             others = {"largest directions of the activations": principal[: len(written)]}
             known = set(self.kept)
@@ -246,6 +254,8 @@ class _Work:
     def interchanges(self) -> dict[str, Any]:
         prompts = [prompt for prompt, _ in self.examples][: self.config.n_pairs]
         base, source = (encode(self.bridge, texts) for texts in (prompts, prompts[1:] + prompts[:1]))
+        # What is read is found in one batch of them, which bounds the memory of its graph.
+        some = encode(self.bridge, prompts[: self.config.batch_size])
         spaces: list[ReadSpace] = []
         results: list[Interchanged] = []
         for index, (operator, site) in enumerate(zip(self.found, self.reft.sites, strict=False)):
@@ -257,7 +267,7 @@ class _Work:
                 self.left_out.append((what, "it does not edit the last token of the prompt"))
                 continue
             try:
-                read = analysis.read_space(self.bridge, site.hook_name, base, seed=self.config.seed)
+                read = analysis.read_space(self.bridge, site.hook_name, some, seed=self.config.seed)
                 results.append(self._interchange(operator, base, source, read))
                 spaces.append(read)
             except ValueError as error:

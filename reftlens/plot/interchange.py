@@ -56,7 +56,7 @@ def _panel(axes: Axes, result: Interchanged, *, names: bool) -> None:
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.margins(x=0.15)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("part of the way to the source's answer")
+    axes.set_xlabel("part of the way to the source")
     flag = "; illusory" if result.illusory else ""
     facts = f"{short_name(result.hook_name)}, rank {result.rank}\n{result.n} pairs, p = {result.p:.2g}{flag}"
     axes.set_title(facts, loc="left", color=INK)
