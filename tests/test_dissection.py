@@ -9,6 +9,7 @@ import json
 import pytest
 import torch
 from conftest import COMPLETIONS, PROMPTS, make_bridge, make_edit
+from datasets import Dataset
 from typer.testing import CliRunner
 
 import reftlens as rl
@@ -126,8 +127,8 @@ def test_what_cannot_be_done_is_said(bridge) -> None:
     assert "does not edit the last token" in reasons["interchange at blocks.1.hook_resid_post"]
     assert "alike in all prompts" in reasons["overlaps at blocks.1.hook_resid_post"], "BOS is the same everywhere"
     assert "no spread" in reasons["off-manifold"]
-    with pytest.raises(ValueError, match="must be a \\(prompt, completion\\) pair"):
-        rl.dissect(bridge, first, [*EXAMPLES[:3], "The tower"])
+    with pytest.raises(ValueError, match="needs the columns 'prompt' and 'completion'"):
+        rl.dissect(bridge, first, Dataset.from_dict({"prompt": ["The tower"] * 3, "text": ["a"] * 3}))
     with pytest.raises(ValueError, match="three examples"):
         rl.dissect(bridge, first, EXAMPLES[:2])
 
