@@ -312,7 +312,9 @@ class _Work:
         shuffled = analysis.permuted_labels(examples, seed=config.seed)
         (null,) = train_seeds(self.bridge, self.reft, shuffled, training, seeds=config.seeds[:1]).values()
         compared = {"this edit": self.reft, **copies, "shuffled answers": null}
-        pairs = analysis.agreement(self.bridge, compared, self.batches, n_null=config.n_null, seed=config.seed)
+        pairs = analysis.agreement(
+            self.bridge, compared, self.batches, at=config.at, n_null=config.n_null, seed=config.seed
+        )
         return {"agreements": tuple(pairs)}
 
 
