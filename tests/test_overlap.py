@@ -58,12 +58,12 @@ def test_haar_scores_have_their_known_mean() -> None:
 
 @pytest.mark.parametrize("name", ["haar", "covariance_matched", "random_readings"])
 def test_null_p_values_are_uniform(name) -> None:
-    activations = stretched()
+    activations = stretched(120)
     null = {"haar": haar(D), "covariance_matched": covariance_matched(activations)}.get(name)
     null = null or random_readings(activations)
     generator, fixed = torch.Generator().manual_seed(5), stretched(3, seed=3)
     p_values = [
-        overlap(null(2, generator), fixed, nulls={"null": null}, n_null=199, seed=draw).p("null") for draw in range(200)
+        overlap(null(2, generator), fixed, nulls={"null": null}, n_null=99, seed=draw).p("null") for draw in range(200)
     ]
     assert uniform_p(p_values) > 0.01
 

@@ -164,8 +164,8 @@ def many(bridge, n: int, *, seed: int = 0):
 
 def test_natural_activations_are_spread_over_all_percentiles(gpt2) -> None:
     edit = make_edit(rl.LoReFT)
-    (result,) = off_manifold(gpt2, site(edit, rl.Last(1)), many(gpt2, 600))
-    assert result.n_fit == result.n_reference == len(result.natural) == 200
+    (result,) = off_manifold(gpt2, site(edit, rl.Last(1)), many(gpt2, 360))
+    assert result.n_fit == result.n_reference == len(result.natural) == 120
     assert uniform_p((result.natural.double() / 100).tolist()) > 0.01
     assert 0 < result.shrinkage < 0.5
 
