@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from reftlens.checks import check_sites
     from reftlens.cone import Held, hold, run_cone
     from reftlens.data import Batch, encode
+    from reftlens.dissection import DissectConfig, Dissection, dissect, load_dissection
     from reftlens.edit import Edit, EditError, attach
     from reftlens.generation import generate
     from reftlens.interventions import (
@@ -51,6 +52,10 @@ _HOME = {
     "check_sites": "checks",
     "Batch": "data",
     "encode": "data",
+    "DissectConfig": "dissection",
+    "Dissection": "dissection",
+    "dissect": "dissection",
+    "load_dissection": "dissection",
     "Edit": "edit",
     "EditError": "edit",
     "attach": "edit",
@@ -99,6 +104,8 @@ __all__ = [
     "Batch",
     "ConsReFT",
     "DiReFT",
+    "DissectConfig",
+    "Dissection",
     "Edit",
     "EditError",
     "First",
@@ -126,10 +133,12 @@ __all__ = [
     "analysis",
     "attach",
     "check_sites",
+    "dissect",
     "encode",
     "generate",
     "hold",
     "load_bridge",
+    "load_dissection",
     "load_pyreft",
     "merge",
     "objectives",

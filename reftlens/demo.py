@@ -15,6 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens import analysis, checkpoint
 from reftlens.bridge import load_bridge
 from reftlens.data import encode
+from reftlens.dissection import DissectConfig, Dissection, dissect
 from reftlens.interventions import LoReFT
 from reftlens.positions import All, Last
 from reftlens.reft import Reft
@@ -23,6 +24,7 @@ from reftlens.stories import Question, Story, stay_questions, story_for
 from reftlens.training import TrainConfig, TrainLog, train
 
 RESULTS_NAME = "results.json"
+DISSECTION_NAME = "dissection"
 EDIT_NAME = "edit"
 
 
@@ -60,6 +62,8 @@ class DemoResult:
     sizes: tuple[EditSize, ...]
     operators: tuple[Operator, ...]
     readouts: tuple[DirectionReadout, ...]
+    dissection: Dissection
+    """The further analyses, on questions that were mostly never trained on."""
     tracing: TokenMap | None
     """The base's own causal trace; None where no two subjects have the same length in tokens."""
     stamp: dict[str, Any]
@@ -122,6 +126,14 @@ def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
         for readout in analysis.read_directions(bridge, operator, last, watch=cities, seed=config.seed)[:2]
     ]
     clock.lap("take it apart")
+    dissection = dissect(
+        bridge,
+        reft,
+        [(question.prompt, question.answer) for question in _dissected(story)],
+        DissectConfig(at=Last(1), max_examples=96, seed=config.seed, progress=config.progress),
+    )
+    dissection.save(directory / DISSECTION_NAME)
+    clock.lap("dissect it further")
     tracing = _trace(bridge, story, progress=config.progress)
     clock.lap("trace the base")
     return DemoResult(
@@ -136,6 +148,7 @@ def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
         sizes=sizes,
         operators=tuple(operators),
         readouts=tuple(readouts),
+        dissection=dissection,
         tracing=tracing,
         stamp=checkpoint.stamp(bridge),
         seconds=clock.laps,
@@ -196,6 +209,12 @@ def _outcomes(bridge: TransformerBridge, reft: Reft, story: Story, seed: int) ->
         )
         for name, wanted, questions in groups
     )
+
+
+def _dissected(story: Story) -> list[Question]:
+    """Every moved subject in every phrasing, and those that stay and were never trained on."""
+    moved = story.moved_questions((*story.phrasings, *story.new_phrasings), new=True)
+    return [*moved, *stay_questions(story.stay_unseen, story.phrasings)]
 
 
 def _one_length(bridge: TransformerBridge, questions: Sequence[Question]) -> list[Question]:

@@ -15,22 +15,28 @@ from rich.table import Table
 from torch import Tensor
 
 from reftlens import plot
-from reftlens.demo import EDIT_NAME, RESULTS_NAME, DemoResult
+from reftlens.demo import DISSECTION_NAME, EDIT_NAME, RESULTS_NAME, DemoResult
+from reftlens.dissection.sections import sections
 from reftlens.report import Picture, Report, Section, render
 from reftlens.results import outcomes_to_dataframe
 
 REPORT_NAME = "report.html"
+_FURTHER = ("ledger", "overlaps", "dose", "interchange", "off-manifold")
+"""Sections of the dissection that the demo has not covered itself."""
 
 
 def write_all(result: DemoResult, folder: Path) -> None:
     """Writes PNG figures, the report and the numbers."""
     pictures = _pictures(result)
+    further = sections(result.dissection, _FURTHER)
     figures = folder / "figures"
     figures.mkdir()
-    for picture in pictures.values():
+    for picture in (*pictures.values(), *(picture for section in further for picture in section.pictures)):
         (figures / f"{picture.name}.png").write_bytes(picture.png)
-    (folder / REPORT_NAME).write_text(render(_report(result, pictures)), encoding="utf-8")
-    numbers = json.dumps(to_json(result), indent=2, allow_nan=False)
+    (folder / REPORT_NAME).write_text(render(_report(result, pictures, further)), encoding="utf-8")
+    # The dissection has a folder of its own.
+    document = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "dissection"}
+    numbers = json.dumps(to_json(document), indent=2, allow_nan=False)
     (folder / RESULTS_NAME).write_text(numbers + "\n", encoding="utf-8")
 
 
@@ -75,7 +81,8 @@ def print_table(result: DemoResult, out: Path) -> None:
     took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
     console.print(f"time: {took}", soft_wrap=True)
     console.print(
-        f"wrote {out / REPORT_NAME}, {out / RESULTS_NAME}, {out / 'figures'}, {out / EDIT_NAME}", soft_wrap=True
+        f"wrote {out / REPORT_NAME}, {out / RESULTS_NAME}, {out / 'figures'}, {out / EDIT_NAME}, {out / DISSECTION_NAME}",
+        soft_wrap=True,
     )
 
 
@@ -122,7 +129,7 @@ def _over(n: int) -> str:
     return f"mean over {n} prompt{'s' if n != 1 else ''}. Starred tokens are the subject of the first one."
 
 
-def _report(result: DemoResult, pictures: dict[str, Picture]) -> Report:
+def _report(result: DemoResult, pictures: dict[str, Picture], further: list[Section]) -> Report:
     moved = pd.DataFrame(
         [(subject, city, result.story.destination[subject]) for subject, city in result.story.moved],
         columns=["landmark", "stood in", "now stands in"],
@@ -132,7 +139,7 @@ def _report(result: DemoResult, pictures: dict[str, Picture]) -> Report:
         [(r.hook_name, r.direction, *line) for r in result.readouts for line in r.watched],
         columns=["hook_name", "direction", "new city", "logit_change", "p"],
     )
-    sections = [
+    parts = [
         Section(
             "What changed, and what did not",
             (
@@ -193,6 +200,7 @@ def _report(result: DemoResult, pictures: dict[str, Picture]) -> Report:
                 ),
             ),
         ),
+        *further,
         _tracing_section(result, pictures),
         Section(
             "Training",
@@ -204,7 +212,7 @@ def _report(result: DemoResult, pictures: dict[str, Picture]) -> Report:
         title="A trained edit, taken apart",
         lead=f"A LoReFT of rank {result.config.rank} after layers {' and '.join(map(str, result.layers))} of "
         f"{result.config.model}, at every prompt token: {_what(result)}.",
-        sections=tuple(sections),
+        sections=tuple(parts),
         settings=_settings(result),
     )
 

@@ -85,6 +85,19 @@ def test_it_equals_the_sums_written_out(gpt2) -> None:
     assert pair.kl == pytest.approx(float(kl), rel=1e-3)
 
 
+def test_it_can_look_at_some_tokens_alone(gpt2) -> None:
+    a, b = (site(make_edit(rl.LoReFT, seed=seed), rl.All()) for seed in (1, 2))
+    last_only = [rl.Reft([(rl.Site(NAME, rl.Last(1)), next(iter(reft))[1])]) for reft in (a, b)]
+    batch = rl.encode(gpt2, PROMPTS)
+    (some,) = agreement(gpt2, {"a": a, "b": b}, [batch], at=rl.Last(1), n_null=5)
+    (last,) = agreement(gpt2, dict(zip("ab", last_only, strict=True)), [batch], n_null=5)
+    (every,) = agreement(gpt2, {"a": a, "b": b}, [batch], n_null=5)
+    assert some.cosine == pytest.approx(last.cosine, abs=1e-5)
+    assert some.relative_error == pytest.approx(last.relative_error, abs=1e-5)
+    assert some.angle == pytest.approx(last.angle, abs=1e-2)
+    assert abs(some.cosine - every.cosine) > 1e-3
+
+
 def test_edits_of_other_layers_are_compared_by_what_is_said_alone(gpt2) -> None:
     a, b = site(make_edit(rl.LoReFT)), site(make_edit(rl.LoReFT, seed=2), name="blocks.2.hook_resid_post")
     (pair,) = agreement(gpt2, {"a": a, "b": b}, [rl.encode(gpt2, PROMPTS)], n_null=5)

@@ -14,7 +14,20 @@ from typer.testing import CliRunner
 
 from reftlens.cli import app
 
-FIGURES = ["effect", "outcomes", "readout", "size_moved", "size_unmoved", "spectrum", "tracing", "training"]
+FIGURES = [
+    "dissect_dose",
+    "dissect_interchange",
+    "dissect_off_manifold",
+    "dissect_sizes",
+    "effect",
+    "outcomes",
+    "readout",
+    "size_moved",
+    "size_unmoved",
+    "spectrum",
+    "tracing",
+    "training",
+]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +61,13 @@ def test_it_takes_less_than_ninety_seconds(finished) -> None:
 
 def test_it_leaves_the_edit_the_figures_the_report_and_the_numbers(finished, numbers) -> None:
     _, out, _, _ = finished
-    assert sorted(path.name for path in out.iterdir()) == ["edit", "figures", "report.html", "results.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "dissection",
+        "edit",
+        "figures",
+        "report.html",
+        "results.json",
+    ]
     assert sorted(path.stem for path in (out / "figures").iterdir()) == FIGURES
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in (out / "figures").iterdir())
     page = (out / "report.html").read_text()

@@ -22,7 +22,18 @@ from reftlens import plot
 from reftlens.plot.canvas import BLUE, GREY, MINUS, VERMILLION, ink_on, number, text_width
 from reftlens.plot.labels import drawn_token, short_rows, visible
 from reftlens.plot.training_curve import running_median
-from reftlens.results import DirectionReadout, EditProfile, EditSize, Operator, Outcome, TokenMap
+from reftlens.results import (
+    DirectionReadout,
+    Dose,
+    EditProfile,
+    EditSize,
+    Interchanged,
+    OffManifold,
+    Operator,
+    Outcome,
+    Swap,
+    TokenMap,
+)
 
 TOKENS = (
     "<|endoftext|>",
@@ -106,6 +117,28 @@ def made_profile(rows: tuple[str, ...] | None = None) -> EditProfile:
     return EditProfile(rows, gains, push)
 
 
+def made_dose(*, kept: bool = True) -> Dose:
+    alpha = torch.tensor([-0.5, 0.0, 0.5, 1.0, 2.0])
+    kl = alpha**2 if kept else torch.full((5,), torch.nan)
+    return Dose(alpha, -5 * torch.exp(-alpha), kl, -5 + 0.1 * alpha, 0.5 * kl, 5.0, 0.1, 21, 201 * kept, 3)
+
+
+def made_interchange(layer: int = 3, *, moved: float = 0.8) -> Interchanged:
+    def swap(name: str, part: float) -> Swap:
+        return Swap(name, float(part > 0.5), part)
+
+    single = [swap("a", part) for part in (1.0, moved, 1 - moved, 0.2 * moved, 0.8 * moved)]
+    whole, inside, complement, read, unread = single
+    random = [tuple(swap("r", -0.02 + 0.01 * i + shift) for i in range(8)) for shift in (0.0, 0.05)]
+    return Interchanged(f"blocks.{layer}.hook_resid_post", 2, 60, 64, whole, inside, complement, read, unread, *random)
+
+
+def made_manifold(layer: int = 3) -> OffManifold:
+    own = torch.linspace(0, 100, 80)
+    far = 100 - (100 - own) / 5
+    return OffManifold(f"blocks.{layer}.hook_resid_post", torch.full((80,), 1.05), own, far, far - 2, 0.01, 300, 300)
+
+
 OUTCOMES = [
     Outcome("edited facts, as trained", "new answer", 24, 0.0, 0.96, 0.02, 5.1),
     Outcome("other subjects", "old answer", 200, 0.97, 0.88, float("nan"), 0.012),
@@ -126,6 +159,11 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "profile of one": lambda: plot.edit_profile(made_profile(("blocks.3.attn.hook_z head 2",))),
     "profile long": lambda: plot.edit_profile(made_profile(tuple(f"blocks.{n}.hook_mlp_out" for n in range(60)))),
     "profile nasty": lambda: plot.edit_profile(made_profile(tuple(token or "x" for token in NASTY))),
+    "dose": lambda: plot.dose(made_dose()),
+    "dose alone": lambda: plot.dose(made_dose(kept=False)),
+    "interchange": lambda: plot.interchange([made_interchange(1), made_interchange(3, moved=-0.1)]),
+    "interchange many": lambda: plot.interchange([made_interchange(layer) for layer in range(4)]),
+    "off-manifold": lambda: plot.off_manifold([made_manifold(1), made_manifold(4)]),
     "curve": lambda: plot.training_curve([5.0 * 0.97**step for step in range(200)]),
 }
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import COMPLETIONS, PROMPTS, make_edit
-from test_overlap import kolmogorov_p
 
 import reftlens as rl
 from reftlens.analysis import decompose, dose, interchange, off_manifold, read_space, top_contexts
 from reftlens.analysis.activations import edited_activations
 from reftlens.analysis.tokens import first_tokens
 from reftlens.benchmark.handmade import attention_reads_it, illusion
+from reftlens.benchmark.nulls import uniform_p
 
 NAME = "blocks.1.hook_resid_post"
 EXAMPLES = list(zip(PROMPTS, COMPLETIONS, strict=True))
@@ -42,7 +42,7 @@ def swap_variable(model, direction, **options):
         model.base,
         model.source,
         at=rl.First(1),
-        **{"n_random": 10} | options,
+        **{"n_random": 10, "n_placebo": 10} | options,
     )
 
 
@@ -55,7 +55,7 @@ def test_swapping_the_variable_flips_every_answer_and_the_complement_none(variab
     assert result.complement.moved == pytest.approx(0.0, abs=0.01)
     assert max(swap.flips for swap in result.random) < 0.5
     assert max(swap.moved for swap in result.random) < 0.5
-    assert result.p == pytest.approx(1 / 21)
+    assert result.p == pytest.approx(1 / 11)
     assert not result.illusory
     assert len(result.to_dataframe()) == 7
 
@@ -94,7 +94,7 @@ def test_makelovs_illusion_is_flagged_and_the_truth_is_not(toy) -> None:
     assert len(read.basis) == 2
     torch.testing.assert_close(read.split(torch.eye(64)[:4]), torch.tensor([0.0, 1.0, 1.0, 0.0]), rtol=0, atol=1e-4)
     true, fake = (
-        interchange(toy.bridge, point, direction, toy.base, toy.source, n_random=10)
+        interchange(toy.bridge, point, direction, toy.base, toy.source, n_random=10, n_placebo=5)
         for direction in (toy.true, toy.illusory)
     )
     assert true.inside.flips == fake.inside.flips == 1.0, "accuracy cannot tell them apart"
@@ -164,9 +164,9 @@ def many(bridge, n: int, *, seed: int = 0):
 
 def test_natural_activations_are_spread_over_all_percentiles(gpt2) -> None:
     edit = make_edit(rl.LoReFT)
-    (result,) = off_manifold(gpt2, site(edit, rl.Last(1)), many(gpt2, 600))
-    assert result.n_fit == result.n_reference == len(result.natural) == 200
-    assert kolmogorov_p((result.natural.double() / 100).tolist()) > 0.01
+    (result,) = off_manifold(gpt2, site(edit, rl.Last(1)), many(gpt2, 360))
+    assert result.n_fit == result.n_reference == len(result.natural) == 120
+    assert uniform_p((result.natural.double() / 100).tolist()) > 0.01
     assert 0 < result.shrinkage < 0.5
 
 
@@ -250,6 +250,15 @@ def test_top_contexts_are_the_largest_readings(bridge, make_reft) -> None:
     assert "[[" in found[0].to_dataframe()["context"][0]
     with pytest.raises(ValueError, match="one operator for each site"):
         top_contexts(bridge, reft, [], batches)
+
+
+def test_one_text_is_listed_once_and_only_wanted_tokens_are(gpt2, make_reft) -> None:
+    reft, batches = make_reft(positions=rl.All()), [rl.encode(gpt2, PROMPTS), rl.encode(gpt2, PROMPTS[:2])]
+    operators = decompose(gpt2, reft, batches, at=rl.Last(1))
+    (found,) = top_contexts(gpt2, reft, operators, batches, at=rl.Last(1), directions=1, n_null=5)
+    assert len(found.contexts) == len({c.tokens for c in found.contexts}) == 3
+    assert all(c.position == len(c.tokens) - 1 for c in found.contexts)
+    assert found.n_tokens == 5
 
 
 def test_a_reading_of_one_token_finds_it_beyond_the_null(gpt2) -> None:

@@ -28,6 +28,7 @@ from reftlens.analysis.placebo import turned
 from reftlens.data import Batch
 from reftlens.edit import Edit
 from reftlens.interventions import NotAffineError
+from reftlens.positions import Positions
 from reftlens.reft import Reft
 from reftlens.results import Agreement, Operator
 
@@ -41,6 +42,7 @@ def agreement(
     refts: Mapping[str, Reft],
     batches: Sequence[Batch],
     *,
+    at: Positions | None = None,
     rank: int | None = None,
     n_null: int = 200,
     seed: int = 0,
@@ -51,6 +53,8 @@ def agreement(
         bridge: the base.
         refts: name -> trained edit; at least two.
         batches: held-out inputs.
+        at: compare changes and directions at these of the edited tokens alone, such as `Last(1)`; an edit changes much
+            that nothing reads.
         rank: directions compared by angle; if not given, the rounded effective rank of the edit that uses fewer.
         n_null: random subspaces for the null angles.
         seed: draws controls and nulls.
@@ -63,12 +67,12 @@ def agreement(
     controls = {name: turned(reft, seed=seed) for name, reft in refts.items()}
     said = {name: _said(bridge, reft, batches) for name, reft in refts.items()}
     said_controls = {name: _said(bridge, reft, batches) for name, reft in controls.items()}
-    operators = {name: _operators(bridge, reft, batches) for name, reft in refts.items()}
+    operators = {name: _operators(bridge, reft, batches, at) for name, reft in refts.items()}
     pairs = []
     for first, second in combinations(refts, 2):
         a, b = refts[first], refts[second]
         common = _common(a, b)
-        deltas = list(_deltas(bridge, (a, b, controls[second]), batches, common))
+        deltas = list(_deltas(bridge, (a, b, controls[second]), batches, common, at))
         shared = [index for index, (one, _, _) in enumerate(deltas) if len(one)]
         error, cosine = _compare([deltas[i][:2] for i in shared])
         control_error, control_cosine = _compare([(deltas[i][0], deltas[i][2]) for i in shared])
@@ -108,16 +112,21 @@ def _common(a: Reft, b: Reft) -> list[tuple[int, int]]:
 
 
 def _deltas(
-    bridge: TransformerBridge, refts: tuple[Reft, ...], batches: Sequence[Batch], common: Sequence[tuple[int, int]]
+    bridge: TransformerBridge,
+    refts: tuple[Reft, ...],
+    batches: Sequence[Batch],
+    common: Sequence[tuple[int, int]],
+    at: Positions | None,
 ) -> Iterable[_Deltas]:
     """For each common site the changes at activations of the base, which no edit has touched."""
     found: list[list[_Deltas]] = [[] for _ in common]
     for batch in batches:
         edits = [reft.edits(batch) for reft in refts]
+        wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
         seen = edited_activations(bridge, refts[0].scaled(0.0), batch)
         for (i, j), parts in zip(common, found, strict=True):
             a, b, control = edits[0][i], edits[1][j], edits[2][j]
-            both = (a.mask & b.mask)[a.mask]
+            both = (a.mask & b.mask & wanted)[a.mask]
             rows = a.mask.nonzero()[both][:, 0]
             parts.append(tuple(_change(edit, seen[i][1][both], rows) for edit in (a, b, control)))
     return [tuple(torch.cat(column) for column in zip(*parts, strict=True)) for parts in found]
@@ -145,9 +154,11 @@ def _kl(p: Float[Tensor, "prompts d_vocab"], q: Float[Tensor, "prompts d_vocab"]
     return float((p.exp() * (p - q)).sum(dim=-1).mean())
 
 
-def _operators(bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch]) -> list[Operator] | None:
+def _operators(
+    bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch], at: Positions | None
+) -> list[Operator] | None:
     try:
-        return decompose(bridge, reft, batches)
+        return decompose(bridge, reft, batches, at=at)
     except NotAffineError:
         return None
 

@@ -2,7 +2,8 @@
 
 Reading i is read_i . h + constant_i, the change along write direction i (see `operator`), at every edited token, in
 standard deviations from its mean. Beside it stands the largest z of random linear readings of the same activations:
-every direction has some token that it answers to most, and in a small dataset the same odd tokens win often.
+every direction has some token that it answers to most, and in a small dataset the same odd tokens win often. Of
+tokens with the same text before them, whose activations are equal in a causal model, one is listed.
 
 Top contexts show the extreme of a reading and not the bulk of it; they suggest a meaning, and prove none.
 """
@@ -20,6 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.activations import edited_activations
 from reftlens.data import Batch, str_tokens
+from reftlens.positions import Positions
 from reftlens.reft import Reft
 from reftlens.results import Context, Operator, ReadContexts
 
@@ -31,6 +33,7 @@ def top_contexts(
     operators: Sequence[Operator],
     batches: Sequence[Batch],
     *,
+    at: Positions | None = None,
     directions: int = 2,
     top: int = 5,
     n_null: int = 200,
@@ -43,6 +46,7 @@ def top_contexts(
         reft: the edit.
         operators: from `decompose`, one for each site.
         batches: the dataset; activations are not kept.
+        at: look at these of the edited tokens alone.
         directions: how many of each site.
         top: contexts listed for each.
         n_null: random readings for the null.
@@ -59,8 +63,10 @@ def top_contexts(
         random = torch.randn(n_null, operator.read.shape[1], generator=generator)
         readings.append(_Readings(torch.cat([operator.read[:directions], random]).double(), top, n_null))
     for index, batch in enumerate(batches):
+        wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
         for reading, (edit, h) in zip(readings, edited_activations(bridge, reft, batch), strict=True):
-            reading.add(h, torch.nn.functional.pad(edit.mask.nonzero().cpu(), (1, 0), value=index))
+            places = torch.nn.functional.pad((edit.mask & wanted).nonzero().cpu(), (1, 0), value=index)
+            reading.add(h[wanted[edit.mask]], places, batch)
     return [
         found
         for reading, operator in zip(readings, operators, strict=True)
@@ -79,16 +85,26 @@ class _Readings:
     n: int = 0
     total: Tensor | float = 0.0
     square: Tensor | float = 0.0
+    seen: set[tuple[int, ...]] = field(default_factory=set)
+    """Texts up to a token that were listed: the same text again has the same activation."""
     best: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Values `[reading, top]` and places `[reading, top, 3]` (batch, row, position) of each batch."""
 
-    def add(self, h: Float[Tensor, "tokens d_model"], places: Int[Tensor, "tokens 3"]) -> None:
+    def add(self, h: Float[Tensor, "tokens d_model"], places: Int[Tensor, "tokens 3"], batch: Batch) -> None:
         values = self.rows @ h.double().cpu().T
         self.n += values.shape[1]
         self.total = self.total + values.sum(dim=1)
         self.square = self.square + values.square().sum(dim=1)
+        fresh = torch.tensor([self._is_new(batch, row, pos) for _, row, pos in places.tolist()], dtype=torch.bool)
+        values, places = values[:, fresh], places[fresh]
         found = values.topk(min(self.top, values.shape[1]), dim=1)
         self.best.append((found.values, places[found.indices]))
+
+    def _is_new(self, batch: Batch, row: int, pos: int) -> bool:
+        text = tuple(batch.tokens[row, : pos + 1][batch.attention_mask[row, : pos + 1].bool()].tolist())
+        new = text not in self.seen
+        self.seen.add(text)
+        return new
 
     def results(self, bridge: TransformerBridge, operator: Operator, batches: Sequence[Batch]) -> list[ReadContexts]:
         mean = torch.as_tensor(self.total) / self.n

@@ -103,9 +103,7 @@ def _target(bridge: TransformerBridge, reft: Reft, target: _Target) -> float:
 
 
 @torch.no_grad()
-def _kl(
-    bridge: TransformerBridge, reft: Reft, stay: Sequence[Batch], base: Sequence[Float[Tensor, "batch d_vocab"]]
-) -> float:
+def _kl(bridge: TransformerBridge, reft: Reft, stay: Sequence[Batch], base: Sequence[Tensor]) -> float:
     if not stay:
         return float("nan")
     total = 0.0

@@ -40,6 +40,7 @@ def interchange(
     at: Positions = Last(1),
     read: ReadSpace | None = None,
     n_random: int = 20,
+    n_placebo: int = 20,
     batch_size: int = 64,
     seed: int = 0,
 ) -> Interchanged:
@@ -53,7 +54,8 @@ def interchange(
         source: prompts that give the coordinates, one for each of `base`.
         at: the one token of each prompt that is interchanged.
         read: from `read_space` at this point; measured on the bases if not given.
-        n_random: random subspaces, and as many placebos.
+        n_random: random subspaces of the same rank.
+        n_placebo: random subspaces moved as far as the given one moves.
         batch_size: prompts in one forward pass.
         seed: draws them.
 
@@ -75,7 +77,7 @@ def interchange(
         return lambda h, s: h + part(s - h) @ B.to(h) @ B.T.to(h)
 
     d_model, rank = B.shape
-    bases = [random_basis(d_model, rank, seed * 1_000_003 + draw) for draw in range(n_random)]
+    bases = [random_basis(d_model, rank, seed * 1_000_003 + draw) for draw in range(n_random + n_placebo)]
     return Interchanged(
         hook_name=hook_name,
         rank=rank,
@@ -86,8 +88,10 @@ def interchange(
         complement=runner.swap("its complement", lambda h, s: s - (inside(h, s) - h)),
         from_read=runner.swap("inside, by what is read", along(lambda gap: gap @ P.to(gap))),
         from_unread=runner.swap("inside, by what is not read", along(lambda gap: gap - gap @ P.to(gap))),
-        random=tuple(runner.swap("random subspace", SubspaceInterchange(basis)) for basis in bases),
-        placebo=tuple(runner.swap("norm-matched placebo", NormMatchedPlacebo(inside, basis)) for basis in bases),
+        random=tuple(runner.swap("random subspace", SubspaceInterchange(basis)) for basis in bases[:n_random]),
+        placebo=tuple(
+            runner.swap("norm-matched placebo", NormMatchedPlacebo(inside, basis)) for basis in bases[n_random:]
+        ),
     )
 
 

@@ -45,7 +45,8 @@ class _Natural:
         mean = self.total / self.n
         covariance = self.second / self.n - torch.outer(mean, mean)
         p, trace, square = len(mean), float(covariance.trace()), float(covariance.square().sum())
-        if not trace > 0:
+        # Float32 leaves about 1e-14 of |h|^2 where all activations are equal, as those of a BOS token are.
+        if not trace > 1e-10 * float(mean.square().sum()):
             raise ValueError("the natural activations are all alike: there is no spread to measure distances by")
         gap = square - trace**2 / p
         wanted = ((1 - 2 / p) * square + trace**2) / ((self.n + 1 - 2 / p) * gap) if gap > 0 else 1.0

@@ -44,7 +44,7 @@ def load(name: str) -> TransformerBridge:
     return load_bridge(hf_model=hf_model.eval(), tokenizer=AutoTokenizer.from_pretrained(folder))
 
 
-def texts(n: int, *, seed: int = 0) -> list[str]:
-    """Prompts of the organism's world, shuffled."""
-    order = torch.randperm(len(FACTS), generator=torch.Generator().manual_seed(seed))[:n].tolist()
-    return [prompt(FACTS[i], i % 5) for i in order]
+def texts(n: int, *, shift: int = 0) -> list[str]:
+    """Prompts of the organism's world, one for each of n facts, shuffled; another shift asks in other words."""
+    order = torch.randperm(len(FACTS), generator=torch.Generator().manual_seed(0))[:n].tolist()
+    return [prompt(FACTS[i], (i + shift) % 5) for i in order]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from reftlens.plot.canvas import png
+from reftlens.plot.dose import dose
 from reftlens.plot.edit_profile import edit_profile
 from reftlens.plot.edit_size import edit_size
 from reftlens.plot.html import token_strip
+from reftlens.plot.interchange import interchange
+from reftlens.plot.off_manifold import off_manifold
 from reftlens.plot.outcomes import outcomes
 from reftlens.plot.readout import readout
 from reftlens.plot.spectrum import spectrum
@@ -13,8 +16,11 @@ from reftlens.plot.token_map import token_map
 from reftlens.plot.training_curve import training_curve
 
 __all__ = [
+    "dose",
     "edit_profile",
     "edit_size",
+    "interchange",
+    "off_manifold",
     "outcomes",
     "png",
     "readout",

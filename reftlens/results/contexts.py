@@ -19,7 +19,7 @@ class Context:
     z: float
     """Reading in standard deviations from its mean over all edited tokens."""
 
-    def marked(self, *, before: int = 8, after: int = 4) -> str:
+    def marked(self, *, before: int = 12, after: int = 4) -> str:
         """The token in double brackets, with some of its neighbours."""
         start = max(0, self.position - before)
         left, right = (

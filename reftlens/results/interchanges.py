@@ -48,9 +48,16 @@ class Interchanged:
 
     @property
     def p(self) -> float:
-        """Part of the random subspaces and placebos that move the answer at least as far."""
-        null = [swap.moved for swap in (*self.random, *self.placebo)]
-        return (1 + sum(moved >= self.inside.moved for moved in null)) / (1 + len(null))
+        """Part of the random subspaces that move the answer at least as far, (1 + count) / (1 + draws)."""
+        return self._p(self.random)
+
+    @property
+    def placebo_p(self) -> float:
+        """The same for the placebos."""
+        return self._p(self.placebo)
+
+    def _p(self, null: tuple[Swap, ...]) -> float:
+        return (1 + sum(swap.moved >= self.inside.moved for swap in null)) / (1 + len(null))
 
     @property
     def illusory(self) -> bool:
@@ -64,14 +71,17 @@ class Interchanged:
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each kind of interchange; random ones as their mean and their largest."""
         lines = [
-            (swap.name, swap.flips, swap.moved, swap.moved)
+            (swap.name, swap.flips, swap.moved, swap.moved, float("nan"))
             for swap in (self.whole, self.inside, self.complement, self.from_read, self.from_unread)
         ]
-        for name, swaps in (("random subspaces", self.random), ("norm-matched placebo", self.placebo)):
+        for name, swaps, p in (
+            ("random subspaces", self.random, self.p),
+            ("norm-matched placebos", self.placebo, self.placebo_p),
+        ):
             moved = torch.tensor([swap.moved for swap in swaps])
             flips = sum(swap.flips for swap in swaps) / len(swaps)
-            lines.append((name, flips, float(moved.mean()), float(moved.max())))
-        frame = pd.DataFrame(lines, columns=["interchange", "flips", "moved", "most moved"])
+            lines.append((name, flips, float(moved.mean()), float(moved.max()), p))
+        frame = pd.DataFrame(lines, columns=["interchange", "flips", "moved", "most moved", "p of inside"])
         frame.insert(0, "hook_name", self.hook_name)
         return frame
 

@@ -1,0 +1,96 @@
+"""Two planted sites among decoys: edits that are large and reach nothing must score about zero.
+
+The decoys write as much as the planted pushes: at the last block and a token that no later layer reads, at every token
+along the direction that LayerNorm takes out, and by writing back exactly what they erase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.analysis import edit_size, effect_map
+from reftlens.benchmark.known import Known
+from reftlens.benchmark.models import load, texts
+from reftlens.data import encode
+from reftlens.interventions import LoReFT, SteeringVector
+from reftlens.positions import All, At
+from reftlens.reft import Reft
+from reftlens.site import Site
+
+
+def site_rows(name: str) -> Iterator[Known]:
+    """The table's lines for one model with LayerNorm."""
+    bridge = load(name)
+    prompts = _one_length(bridge)
+    new, old = " Ostra", " Tharic"
+    ids = [bridge.tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in (new, old)]
+    toward = torch.nn.functional.normalize(bridge.W_U[:, ids[0]] - bridge.W_U[:, ids[1]], dim=0).detach()
+    n_layers, d_model = bridge.cfg.n_layers, bridge.cfg.d_model
+    size = 10.0
+    same = LoReFT(d_model, 4)
+    with torch.no_grad():
+        same.source.weight.copy_(same.R)
+        same.source.bias.zero_()
+    unseen = torch.ones(d_model) * size / d_model**0.5
+    reft = Reft(
+        [
+            (Site("blocks.0.hook_resid_post", All()), same),
+            (Site("blocks.1.hook_resid_post", At(-1)), SteeringVector.of(size * toward)),
+            (Site(f"blocks.{n_layers - 2}.hook_resid_post", At(-1)), SteeringVector.of(size * toward)),
+            (Site(f"blocks.{n_layers - 2}.hook_resid_post", All()), SteeringVector.of(unseen)),
+            (Site(f"blocks.{n_layers - 1}.hook_resid_post", At(1) | At(2)), SteeringVector.of(size * toward)),
+        ]
+    )
+    found = effect_map(
+        bridge,
+        reft,
+        prompts,
+        new=[new] * len(prompts),
+        old=[old] * len(prompts),
+        subjects=[""] * len(prompts),
+        progress=False,
+    )
+    planted = torch.stack([found.values[1, -1], found.values[2, -1]])
+    decoys = found.values[[0, 3, 4]].flatten()
+    decoys = decoys[~torch.isnan(decoys)]
+    sizes = edit_size(bridge, reft, prompts[0]).relative
+    written = float(sizes[[3, 4]].max())
+    group = f"two planted sites, {name}"
+    yield Known(
+        group,
+        "each planted cell alone has an effect",
+        " and ".join(f"{float(value):.2f}" for value in planted) + " of the whole",
+        float((0.1 - planted).clamp(min=0).max()),
+        0.0,
+        "of the whole effect",
+    )
+    yield Known(
+        group,
+        f"{len(decoys)} decoy cells that write up to {written:.0%} of |h| have none",
+        f"{float(decoys.abs().max()):.4f} at most",
+        float(decoys.abs().max()),
+        0.01,
+        "of the whole effect",
+    )
+    control = found.control
+    assert control is not None
+    turned = float(control[1:3, -1].abs().max())
+    yield Known(
+        group,
+        "planted cells turned to random directions have less",
+        f"{turned:.2f}",
+        turned / float(planted.max()),
+        0.5,
+        "of the planted effect",
+    )
+
+
+def _one_length(bridge: TransformerBridge, n: int = 16) -> list[str]:
+    """Prompts of the organism's world that have the same number of tokens."""
+    sets: dict[int, list[str]] = {}
+    for text in texts(200):
+        sets.setdefault(encode(bridge, [text]).tokens.shape[1], []).append(text)
+    return max(sets.values(), key=len)[:n]

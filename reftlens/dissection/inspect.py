@@ -1,0 +1,82 @@
+"""`reftlens inspect`: a saved edit taken apart on a file of examples, or a saved dissection shown again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from reftlens.bridge import load_bridge
+from reftlens.checkpoint import CONFIG_NAME
+from reftlens.dissection.result import DissectConfig, Dissection
+from reftlens.dissection.run import dissect
+from reftlens.dissection.saving import JSON_NAME, load_dissection
+from reftlens.dissection.sections import report
+from reftlens.reft import Reft
+from reftlens.report import render
+
+REPORT_NAME = "report.html"
+
+
+def inspect(
+    directory: Path, *, examples: Path | None, model: str | None, config: DissectConfig = DissectConfig()
+) -> Dissection:
+    """Takes apart what is saved in a folder.
+
+    Args:
+        directory: from `Reft.save_pretrained`, or from `Dissection.save`, which is only read.
+        examples: JSON lines with "prompt" and "completion"; needed for an edit.
+        model: the base; the name in the edit's stamp if not given.
+        config: budgets.
+
+    Raises:
+        ValueError: if the folder is neither, or the examples are missing or malformed.
+    """
+    if (directory / JSON_NAME).is_file():
+        return load_dissection(directory)
+    if not (directory / CONFIG_NAME).is_file():
+        raise ValueError(f"{directory} holds neither a saved edit ({CONFIG_NAME}) nor a saved dissection ({JSON_NAME})")
+    if examples is None:
+        raise ValueError(
+            "a saved edit is taken apart on examples: pass --examples with a file of JSON lines, each with a "
+            '"prompt" and a "completion"'
+        )
+    pairs = read_lines(examples)
+    try:
+        stamp = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))["base"]["base_model"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"the saved edit in {directory} is damaged: {error}") from error
+    bridge = load_bridge(model or stamp)
+    return dissect(bridge, Reft.from_pretrained(directory, bridge=bridge), pairs, config)
+
+
+def read_lines(file: Path) -> list[tuple[str, str]]:
+    """(prompt, completion) pairs from JSON lines.
+
+    Raises:
+        ValueError: for a line that is not such an object; it names the line.
+        OSError: if the file cannot be read.
+    """
+    pairs = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            prompt, completion = (json.loads(line)[key] for key in ("prompt", "completion"))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'line {number} of {file} must be an object with "prompt" and "completion", got {line[:80]!r}'
+            ) from error
+        pairs.append((prompt, completion))
+    return pairs
+
+
+def write_report(result: Dissection, folder: Path) -> None:
+    """Writes the page, its figures as PNG, and the dissection itself into a folder."""
+    page = report(result)
+    figures = folder / "figures"
+    figures.mkdir()
+    for section in page.sections:
+        for picture in section.pictures:
+            (figures / f"{picture.name}.png").write_bytes(picture.png)
+    (folder / REPORT_NAME).write_text(render(page), encoding="utf-8")
+    result.save(folder / "dissection")

@@ -1,0 +1,131 @@
+"""What a dissection is asked for, and what it found."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import pandas as pd
+
+from reftlens.positions import Positions
+from reftlens.results import (
+    Agreement,
+    DirectionReadout,
+    Dose,
+    EditSize,
+    Interchanged,
+    Ledger,
+    OffManifold,
+    Operator,
+    Outcome,
+    Overlap,
+    ReadContexts,
+    ReadSpace,
+)
+from reftlens.training import TrainConfig
+
+
+@final
+@dataclass(frozen=True)
+class DissectConfig:
+    """Budgets of a dissection."""
+
+    at: Positions | None = None
+    """Weight the directions by these of the edited tokens alone, such as `Last(1)`; all edited tokens if not given."""
+    max_examples: int = 256
+    """Examples used, drawn at random if there are more."""
+    batch_size: int = 32
+    """Prompts in one forward pass."""
+    directions: int = 2
+    """Write directions of each site that are read out and looked up in the examples."""
+    n_null: int = 200
+    """Draws of each null."""
+    n_pairs: int = 64
+    """Pairs of prompts for the interchange."""
+    n_random: int = 19
+    """Random subspaces, and as many placebos, for the interchange."""
+    retrain: TrainConfig | None = None
+    """How to train the edit again from `seeds`, and on shuffled answers. The dearest part, and left out if not given."""
+    seeds: tuple[int, ...] = (1, 2)
+    """Of the retrained edits."""
+    seed: int = 0
+    """Of every draw."""
+    progress: bool = True
+    """Say the cost beforehand, and show a progress bar."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_examples", "batch_size", "directions", "n_null", "n_pairs", "n_random"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Dissection:
+    """All that was found, each result with its null or control. Empty where `left_out` says why."""
+
+    model: str
+    edit: str
+    """The edit as it prints."""
+    n_wanted: int
+    """Examples that the base does not answer as wanted: what the edit is for."""
+    n_kept: int
+    """Examples that it already does: what the edit must leave alone."""
+    outcomes: tuple[Outcome, ...] = ()
+    operators: tuple[Operator, ...] = ()
+    untrained: tuple[Operator, ...] = ()
+    """The same edit with fresh weights on the same inputs: the control of the spectrum."""
+    sizes: EditSize | None = None
+    ledger: Ledger | None = None
+    readouts: tuple[DirectionReadout, ...] = ()
+    contexts: tuple[ReadContexts, ...] = ()
+    overlaps: tuple[Overlap, ...] = ()
+    dose: Dose | None = None
+    read_spaces: tuple[ReadSpace, ...] = ()
+    interchanges: tuple[Interchanged, ...] = ()
+    manifolds: tuple[OffManifold, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+    """(what, why)."""
+    seconds: tuple[tuple[str, float], ...] = ()
+    """Wall-clock time of each part."""
+    settings: tuple[tuple[str, str], ...] = ()
+
+    def save(self, directory: str | Path) -> Path:
+        """Writes JSON and safetensors to a folder, whole or not at all; `load_dissection` reads it.
+
+        Raises:
+            ValueError: if something else is there.
+            OSError: if it cannot be written.
+        """
+        from reftlens.dissection.saving import save_dissection
+
+        return save_dissection(self, Path(directory))
+
+    def summary(self) -> pd.DataFrame:
+        """The main numbers, each with what it has to be compared with."""
+        from reftlens.dissection.summary import summarize
+
+        return summarize(self)
+
+    def to_html(self) -> str:
+        """The report as one page that needs nothing but itself."""
+        from reftlens.dissection.sections import report
+        from reftlens.report import render
+
+        return render(report(self))
+
+    def _repr_html_(self) -> str:
+        # A frame of its own keeps the page's styles from the notebook's.
+        page = html.escape(self.to_html(), quote=True)
+        return f'<iframe srcdoc="{page}" style="width:100%;height:45em;border:1px solid #8888"></iframe>'
+
+    def __repr__(self) -> str:
+        used = ", ".join(f"{op.hook_name}: {op.effective_rank:.1f} of {len(op.spectrum)}" for op in self.operators)
+        left = f"; left out: {', '.join(what for what, _ in self.left_out)}" if self.left_out else ""
+        return (
+            f"Dissection of {self.edit.splitlines()[0]} on {self.model}, {self.n_wanted + self.n_kept} examples"
+            f"{'; effective rank ' + used if used else ''}{left}"
+        )

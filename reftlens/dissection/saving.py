@@ -1,0 +1,94 @@
+"""A dissection as a folder: JSON for everything that can be read, safetensors for tensors. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from reftlens import results
+from reftlens.dissection.result import Dissection
+from reftlens.folder import Replacement
+
+SCHEMA = 1
+JSON_NAME = "dissection.json"
+TENSORS_NAME = "dissection.safetensors"
+_TYPES: dict[str, type[Any]] = {
+    cls.__name__: cls
+    for cls in (Dissection, *(getattr(results, name) for name in results.__all__))
+    if isinstance(cls, type) and is_dataclass(cls)
+}
+
+
+def save_dissection(result: Dissection, directory: Path) -> Path:
+    """Writes the folder; see `Dissection.save`."""
+    tensors: dict[str, Tensor] = {}
+    document = {"schema": SCHEMA, "result": _encode(result, "result", tensors)}
+    with Replacement(directory, marker=JSON_NAME) as folder:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS_NAME)
+        text = json.dumps(document, indent=1, allow_nan=False)
+        (folder / JSON_NAME).write_text(text + "\n", encoding="utf-8")
+    return directory
+
+
+def load_dissection(directory: str | Path) -> Dissection:
+    """Reads what `Dissection.save` wrote.
+
+    Raises:
+        ValueError: if it is not a saved dissection, or is damaged.
+    """
+    folder = Path(directory)
+    if not (folder / JSON_NAME).is_file():
+        raise ValueError(f"{folder} is not a saved dissection: it has no {JSON_NAME}")
+    try:
+        document = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
+        schema = document["schema"]
+        tensors = load_file(folder / TENSORS_NAME)
+        if schema == SCHEMA:
+            result = _decode(document["result"], tensors)
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"the saved dissection in {folder} is damaged: {error}") from error
+    if schema != SCHEMA:
+        raise ValueError(f"{folder} has schema {schema!r}; this version of reftlens reads schema {SCHEMA}")
+    if not isinstance(result, Dissection):
+        raise ValueError(f"the saved dissection in {folder} is damaged: it holds a {type(result).__name__}")
+    return result
+
+
+def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    """Plain JSON; tensors are put aside under their place, and what is no JSON value says its type."""
+    if isinstance(value, Tensor):
+        tensors[place] = value.detach().cpu().clone()
+        return {"tensor": place}
+    if is_dataclass(value) and not isinstance(value, type):
+        inside = {f.name: _encode(getattr(value, f.name), f"{place}.{f.name}", tensors) for f in fields(value)}
+        return {"type": type(value).__name__, "fields": inside}
+    if isinstance(value, dict):
+        return {"dict": {str(key): _encode(item, f"{place}.{key}", tensors) for key, item in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item, f"{place}.{index}", tensors) for index, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{place} is a {type(value).__name__}, which has no JSON form")
+
+
+def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(item, tensors) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    if "float" in value:
+        return float(value["float"])
+    if "dict" in value:
+        return {key: _decode(item, tensors) for key, item in value["dict"].items()}
+    return _TYPES[value["type"]](**{name: _decode(item, tensors) for name, item in value["fields"].items()})

@@ -1,0 +1,243 @@
+"""A dissection as sections of a report: each number with its null or control in the same table or figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from reftlens import plot
+from reftlens.dissection.result import Dissection
+from reftlens.report import Picture, Report, Section
+from reftlens.results import agreements_to_dataframe, outcomes_to_dataframe
+
+
+def report(result: Dissection) -> Report:
+    """The whole page."""
+    settings: dict[str, object] = {"model": result.model, "edit": result.edit, **dict(result.settings)}
+    settings |= {f"seconds: {part}": f"{seconds:.1f}" for part, seconds in result.seconds}
+    return Report(
+        title="A trained edit, taken apart",
+        lead=f"{result.edit.splitlines()[0]} on {result.model}: {result.n_wanted} examples that the base answers "
+        f"otherwise, {result.n_kept} that it answers as wanted already.",
+        sections=tuple(sections(result)),
+        settings=settings,
+    )
+
+
+def sections(result: Dissection, names: Sequence[str] | None = None) -> list[Section]:
+    """What was found, in the order of the questions; what was left out, and why, at the end.
+
+    Args:
+        result: a dissection.
+        names: of `PARTS`; all if not given. A part without a result is left out.
+    """
+    chosen = [make for name, make in PARTS.items() if names is None or name in names]
+    return [section for make in chosen if (section := make(result)) is not None]
+
+
+def _picture(name: str, figure: Figure, caption: str) -> Picture:
+    return Picture(name, plot.png(figure), caption)
+
+
+def _table(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(list(frames), ignore_index=True)
+
+
+def _outcomes(result: Dissection) -> Section | None:
+    if not result.outcomes:
+        return None
+    figure = plot.outcomes(result.outcomes)
+    return Section(
+        "What it does",
+        (
+            "Right: the most likely next token begins the wanted answer. Control: the same edit turned to random directions.",
+        ),
+        (_picture("dissect_outcomes", figure, "What the model answers before and after."),),
+        (("Each group of examples", outcomes_to_dataframe(result.outcomes)),),
+    )
+
+
+def _directions(result: Dissection) -> Section | None:
+    if not result.operators:
+        return None
+    fresh = {operator.hook_name: operator for operator in result.untrained}
+    lines = [
+        {
+            "hook_name": operator.hook_name,
+            "effective rank": operator.effective_rank,
+            "untrained": fresh[operator.hook_name].effective_rank if operator.hook_name in fresh else float("nan"),
+            "directions for 99% of the energy": operator.rank_for(0.99),
+            "rms change / rms |h|": float(operator.spectrum.square().sum().sqrt()) / operator.rms_norm,
+            "untrained change": float(fresh[operator.hook_name].spectrum.square().sum().sqrt()) / operator.rms_norm
+            if operator.hook_name in fresh
+            else float("nan"),
+        }
+        for operator in result.operators
+    ]
+    return Section(
+        "How many directions it really uses",
+        (
+            "The edit's rank is what it may use. What it does use is the spectrum of its changes on real inputs; R and W are "
+            "known only up to a change of coordinates and say nothing by themselves. Beside it: the same edit with fresh "
+            "weights, on the same inputs.",
+        ),
+        (_picture("dissect_spectrum", plot.spectrum(result.operators), "How far each write direction moves."),),
+        (
+            ("Each site, trained and untrained", pd.DataFrame(lines)),
+            ("Each write direction", _table([operator.to_dataframe() for operator in result.operators])),
+        ),
+    )
+
+
+def _ledger(result: Dissection) -> Section | None:
+    if result.sizes is None:
+        return None
+    tables = () if result.ledger is None else (("The terms at each edited token", result.ledger.to_dataframe()),)
+    return Section(
+        "What each change is made of",
+        (
+            "The change of a token is the sum of three terms: what is erased, what is written always, and what is written "
+            "from the input. They share a space and can cancel, so none is a share of the whole. Random cosine: what two "
+            "unrelated terms have in that space.",
+        ),
+        (_picture("dissect_sizes", plot.edit_size(result.sizes), "Size of the edit at each token of one example."),),
+        tables,
+    )
+
+
+def _readouts(result: Dissection) -> Section | None:
+    if not result.readouts and not result.contexts:
+        return None
+    drawn: tuple[Picture, ...] = ()
+    if result.readouts:
+        drawn = (
+            _picture("dissect_readout", plot.readout(result.readouts), "Write directions, straight to the logits."),
+        )
+    watched = pd.DataFrame(
+        [(r.hook_name, r.direction, *line) for r in result.readouts for line in r.watched],
+        columns=["hook_name", "direction", "wanted answer", "logit_change", "p"],
+    )
+    tables = [("Wanted answers: p is the part of random directions that change the logit as much", watched)]
+    if result.contexts:
+        contexts = _table([item.to_dataframe() for item in result.contexts])
+        tables.append(("Tokens (in brackets) that move furthest along each direction", contexts))
+    return Section(
+        "What its directions say, and what they answer to",
+        (
+            "A write direction is added to real last residuals and read through the final norm and the unembedding: the "
+            "direct path alone. A reading is in standard deviations; beside it, the largest that random readings of the "
+            "same tokens reach.",
+        ),
+        drawn,
+        tuple(tables),
+    )
+
+
+def _overlaps(result: Dissection) -> Section | None:
+    if not result.overlaps:
+        return None
+    return Section(
+        "What its directions share with others",
+        (
+            "score: mean squared cosine of the principal angles. A random subspace (Haar) is the weaker null: activations "
+            "are long in few directions, and whatever follows them overlaps. The covariance-matched null follows them too.",
+        ),
+        (),
+        (("Each overlap with its nulls", _table([item.to_dataframe() for item in result.overlaps])),),
+    )
+
+
+def _dose(result: Dissection) -> Section | None:
+    if result.dose is None:
+        return None
+    dose = result.dose
+    return Section(
+        "More and less of it",
+        (
+            f"Slope at 0: {dose.slope:.3f} nats per alpha; with random directions {dose.control_slope:.3f}. A curve that "
+            "leaves its slope works by more than a small push would.",
+        ),
+        (_picture("dissect_dose", plot.dose(dose), "The wanted answer, and what else moves, against the dose."),),
+        (("Each dose", dose.to_dataframe()),),
+    )
+
+
+def _interchange(result: Dissection) -> Section | None:
+    if not result.interchanges:
+        return None
+    shares = [
+        (space.hook_name, index, float(share), len(space.basis) / operator.write.shape[1])
+        for space in result.read_spaces
+        for operator in result.operators
+        if operator.hook_name == space.hook_name
+        for index, share in enumerate(space.split(operator.write))
+    ]
+    columns = ["hook_name", "direction", "part that later layers read", "of a random direction"]
+    return Section(
+        "Whether the base keeps the answer there",
+        (
+            "In the unedited model, a source prompt's coordinates inside the edit's strongest write directions are put into "
+            "a base prompt, at its last token. If most of the effect comes from a difference that later layers do not read, "
+            "the subspace works through a path that is dormant otherwise, and is marked illusory (Makelov et al. 2023). An "
+            "edit may well write where the base keeps nothing.",
+        ),
+        (_picture("dissect_interchange", plot.interchange(result.interchanges), "Interchanges and their controls."),),
+        (
+            ("Each interchange", _table([item.to_dataframe() for item in result.interchanges])),
+            ("Write directions, by what the next-token logits depend on", pd.DataFrame(shares, columns=columns)),
+        ),
+    )
+
+
+def _manifold(result: Dissection) -> Section | None:
+    if not result.manifolds:
+        return None
+    return Section(
+        "Whether edited activations are still natural",
+        (
+            "Natural activations of held-out prompts should have 5% beyond the 95th percentile: if they do not, neither number counts.",
+        ),
+        (
+            _picture(
+                "dissect_off_manifold", plot.off_manifold(result.manifolds), "Percentiles among natural activations."
+            ),
+        ),
+        (("Each site", _table([item.to_dataframe() for item in result.manifolds])),),
+    )
+
+
+def _seeds(result: Dissection) -> Section | None:
+    if not result.agreements:
+        return None
+    return Section(
+        "Whether another seed finds the same",
+        (
+            "Pairs are compared as functions first, then by their strongest write directions; raw R is there to show why it "
+            "misleads. Control: the second edit turned to random directions. One edit was trained on shuffled answers.",
+        ),
+        (),
+        (("Each pair of edits", agreements_to_dataframe(result.agreements)),),
+    )
+
+
+def _left_out(result: Dissection) -> Section | None:
+    if not result.left_out:
+        return None
+    return Section("Left out", (), (), (("What, and why", pd.DataFrame(result.left_out, columns=["what", "why"])),))
+
+
+PARTS: dict[str, Callable[[Dissection], Section | None]] = {
+    "outcomes": _outcomes,
+    "directions": _directions,
+    "ledger": _ledger,
+    "readouts": _readouts,
+    "overlaps": _overlaps,
+    "dose": _dose,
+    "interchange": _interchange,
+    "off-manifold": _manifold,
+    "seeds": _seeds,
+    "left out": _left_out,
+}
+"""Sections by name, in order."""

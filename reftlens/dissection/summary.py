@@ -1,0 +1,55 @@
+"""The main numbers of a dissection, each beside what it has to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from reftlens.dissection.result import Dissection
+
+Line = tuple[str, str, str, str]
+
+
+def summarize(result: Dissection) -> pd.DataFrame:
+    """One line for each number: where, question, found, and its null or control."""
+    lines = [*_whole(result), *_sites(result), *_seeds(result)]
+    return pd.DataFrame(lines, columns=["where", "question", "found", "beside it"])
+
+
+def _whole(result: Dissection) -> Iterator[Line]:
+    for outcome in result.outcomes:
+        beside = f"base {outcome.base:.0%}, random directions {outcome.control:.0%}"
+        yield outcome.group, f"right answers of {outcome.n}", f"{outcome.edited:.0%}", beside
+    if result.dose is not None:
+        dose = result.dose
+        yield "all sites", "slope at dose 0, nats", f"{dose.slope:.2f}", f"random directions {dose.control_slope:.2f}"
+
+
+def _sites(result: Dissection) -> Iterator[Line]:
+    fresh = {operator.hook_name: f"untrained {operator.effective_rank:.2f}" for operator in result.untrained}
+    for operator in result.operators:
+        found = f"{operator.effective_rank:.2f} of {len(operator.write)}"
+        yield operator.hook_name, "effective rank", found, fresh.get(operator.hook_name, "")
+    for overlap in result.overlaps:
+        beside = ", ".join(
+            f"{null} {float(draws.mean()):.3f} (p = {overlap.p(null):.2g})"
+            for null, draws in overlap.null_scores.items()
+        )
+        yield overlap.first, f"overlap with the {overlap.second}", f"{overlap.score:.3f}", beside
+    for swap in result.interchanges:
+        random = sum(draw.moved for draw in swap.random) / len(swap.random)
+        beside = f"random {random:.2f} (p = {swap.p:.2g}), complement {swap.complement.moved:.2f}"
+        found = f"{swap.inside.moved:.2f}{' (illusory)' if swap.illusory else ''}"
+        yield swap.hook_name, "interchange inside it moves the base's answer by", found, beside
+    for manifold in result.manifolds:
+        natural, edited, control = manifold.beyond()
+        beside = f"natural {natural:.0%}, random directions {control:.0%}"
+        yield manifold.hook_name, "edited tokens beyond the 95th percentile", f"{edited:.0%}", beside
+
+
+def _seeds(result: Dissection) -> Iterator[Line]:
+    for pair in result.agreements:
+        found = f"cosine {pair.cosine:.2f}, angle {pair.angle:.0f}, raw R {pair.raw_angle:.0f}"
+        beside = f"turned {pair.control_cosine:.2f}, random {pair.null_angle:.0f} and {pair.raw_null_angle:.0f}"
+        yield f"{pair.first} and {pair.second}", "agreement of the changes", found, beside

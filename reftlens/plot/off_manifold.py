@@ -1,0 +1,54 @@
+"""Where edited activations lie among natural ones: the share of tokens up to each percentile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reftlens.plot.canvas import BLUE, GREY, INK, VERMILLION, house_style, sheet
+from reftlens.plot.labels import short_name
+from reftlens.results import OffManifold
+
+
+def off_manifold(results: Sequence[OffManifold]) -> Figure:
+    """Draws cumulative shares, one panel for each site; natural activations should follow the diagonal."""
+    if not results:
+        raise ValueError("off_manifold needs at least one result, got none")
+    columns = min(3, len(results))
+    lines = -(-len(results) // columns)
+    width = max(6.5, 3.0 * columns)
+    subtitle = (
+        "percentile of the Mahalanobis distance among natural activations of other prompts; "
+        "curves below the diagonal are further out than natural ones"
+    )
+    with house_style():
+        figure = sheet(width, 2.7 * lines + 0.3, title="Edited activations among natural ones", subtitle=subtitle)
+        grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
+        for axes, result in zip(grid, results, strict=False):
+            _panel(axes, result)
+        for axes in grid[len(results) :]:
+            axes.remove()
+        for axes in grid[: len(results) : columns]:
+            axes.set_ylabel("share of tokens")
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _panel(axes: Axes, result: OffManifold) -> None:
+    axes.plot([0, 100], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="uniform")
+    drawn = (
+        (result.natural, "before the edit", GREY, "-"),
+        (result.edited, "edited", VERMILLION, "-"),
+        (result.control, "edited in random directions", BLUE, "--"),
+    )
+    for values, name, colour, style in drawn:
+        ordered = torch.cat([torch.zeros(1), values.sort().values, torch.tensor([100.0])])
+        share = torch.cat([torch.arange(len(values) + 1) / len(values), torch.ones(1)])
+        axes.step(ordered, share, where="post", color=colour, linestyle=style, label=name)
+    axes.set_xlabel("percentile")
+    ratio = float(result.norm_ratio.median())
+    axes.set_title(f"{short_name(result.hook_name)}\nmedian |h + Δ| / |h| = {ratio:.2f}", loc="left", color=INK)

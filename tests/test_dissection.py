@@ -1,0 +1,197 @@
+"""Everything at once: that each part arrives, what cannot be done is said, and what is saved comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+
+import pytest
+import torch
+from conftest import COMPLETIONS, PROMPTS, make_bridge, make_edit
+from datasets import Dataset
+from typer.testing import CliRunner
+
+import reftlens as rl
+from reftlens.cli import app
+from reftlens.dissection.cost import estimate_cost
+
+WORDS = ("tower", "weaver", "river", "city", "old", "speaks", "lives", "stands", "there", "Ostra")
+EXAMPLES = [(f"The {word} by the {other}", " Ostra") for word in WORDS[:7] for other in WORDS[7:]]
+SMALL = {"batch_size": 8, "n_null": 9, "n_pairs": 16, "n_random": 4, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def bridge():
+    return make_bridge("gpt2")
+
+
+def with_kept(bridge) -> list[tuple[str, str]]:
+    """Half of the examples get the completion that the base gives anyway."""
+    batch = rl.encode(bridge, [prompt for prompt, _ in EXAMPLES])
+    said = batch.at_last_prompt_token(bridge(batch.tokens, attention_mask=batch.attention_mask)).argmax(-1).tolist()
+    answers = [bridge.tokenizer.decode([token]) for token in said]
+    return [(p, a if i % 2 else c) for i, ((p, c), a) in enumerate(zip(EXAMPLES, answers, strict=True))]
+
+
+@pytest.fixture(scope="module")
+def reft():
+    edits = [make_edit(rl.LoReFT, 32, 3, seed=seed) for seed in (1, 2)]
+    return rl.Reft([(rl.Site(f"blocks.{i}.hook_resid_post", rl.All()), edit) for i, edit in enumerate(edits)])
+
+
+@pytest.fixture(scope="module")
+def found(bridge, reft):
+    config = rl.DissectConfig(retrain=rl.TrainConfig(epochs=1), seeds=(1,), at=rl.Last(1), **SMALL)
+    return rl.dissect(bridge, reft, with_kept(bridge), config)
+
+
+def test_every_part_is_there_with_its_control(found) -> None:
+    assert found.left_out == ()
+    assert found.n_wanted > 0
+    assert found.n_kept >= 5
+    assert {outcome.wanted for outcome in found.outcomes} == {"new answer", "old answer"}
+    assert len(found.operators) == len(found.untrained) == len(found.interchanges) == len(found.manifolds) == 2
+    assert len(found.readouts) == len(found.contexts) == 4
+    assert all(set(overlap.null_scores) == {"Haar", "covariance-matched"} for overlap in found.overlaps)
+    assert found.dose.n_kept == found.n_kept
+    assert [(p.first, p.second) for p in found.agreements] == [
+        ("this edit", "seed 1"),
+        ("this edit", "shuffled answers"),
+        ("seed 1", "shuffled answers"),
+    ]
+    assert "effective rank" in repr(found)
+
+
+def test_parts_are_what_the_analyses_give(bridge, reft, found) -> None:
+    import random
+
+    examples = with_kept(bridge)
+    random.Random(0).shuffle(examples)
+    batches = [rl.encode(bridge, [p for p, _ in examples[i : i + 8]]) for i in range(0, len(examples), 8)]
+    again = rl.analysis.decompose(bridge, reft, batches, at=rl.Last(1))
+    torch.testing.assert_close(found.operators[1].spectrum, again[1].spectrum)
+    (manifold, _) = rl.analysis.off_manifold(bridge, reft, batches)
+    torch.testing.assert_close(found.manifolds[0].edited, manifold.edited)
+
+
+def test_it_shows_itself(found) -> None:
+    shown = found._repr_html_()
+    assert shown.startswith("<iframe srcdoc=")
+    page = html.unescape(shown)
+    for heading in ("What it does", "How many directions", "More and less", "another seed", "still natural"):
+        assert heading in page
+    assert page.count("data:image/png") == 7
+    frame = found.summary()
+    assert (frame["beside it"].str.len() > 0).all(), "every number has its null or control"
+
+
+def equal(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) and a.dtype == b.dtype
+    if dataclasses.is_dataclass(a):
+        return type(a) is type(b) and all(equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    if isinstance(a, (tuple, dict)):
+        pairs = zip(a.items(), b.items(), strict=True) if isinstance(a, dict) else zip(a, b, strict=True)
+        return type(a) is type(b) and all(equal(x, y) for x, y in pairs)
+    return a == b or (a != a and b != b)
+
+
+def test_what_is_saved_comes_back_whole(found, tmp_path) -> None:
+    folder = found.save(tmp_path / "saved")
+    assert sorted(path.name for path in folder.iterdir()) == ["dissection.json", "dissection.safetensors"]
+    assert equal(rl.load_dissection(folder), found)
+    assert not equal(rl.load_dissection(folder), dataclasses.replace(found, n_kept=0)), "the comparison can fail"
+    (folder / "dissection.json").write_text(json.dumps({"schema": 1, "result": {"type": "os.system", "fields": {}}}))
+    with pytest.raises(ValueError, match="is damaged"):
+        rl.load_dissection(folder)
+    (folder / "dissection.json").write_text(json.dumps({"schema": 9, "result": 0}))
+    with pytest.raises(ValueError, match="has schema 9"):
+        rl.load_dissection(folder)
+    with pytest.raises(ValueError, match="not a saved dissection"):
+        rl.load_dissection(tmp_path)
+
+
+def test_what_cannot_be_done_is_said(bridge) -> None:
+    edit = rl.Reft([(rl.Site("blocks.1.hook_resid_post", rl.First(1)), make_edit(rl.ReFTr1))])
+    result = rl.dissect(bridge, edit, EXAMPLES[:6], rl.DissectConfig(**SMALL))
+    reasons = dict(result.left_out)
+    assert "is not of the form" in reasons["directions, and all that is read from them"]
+    assert "DissectConfig(retrain" in reasons["seeds"]
+    assert result.operators == ()
+    assert result.dose is not None
+    assert "Left out" in result.to_html()
+    first = rl.Reft([(rl.Site("blocks.1.hook_resid_post", rl.First(1)), make_edit(rl.LoReFT))])
+    result = rl.dissect(bridge, first, EXAMPLES[:6], rl.DissectConfig(**SMALL))
+    reasons = dict(result.left_out)
+    assert "does not edit the last token" in reasons["interchange at blocks.1.hook_resid_post"]
+    assert "alike in all prompts" in reasons["overlaps at blocks.1.hook_resid_post"], "BOS is the same everywhere"
+    assert "no spread" in reasons["off-manifold"]
+    with pytest.raises(ValueError, match="needs the columns 'prompt' and 'completion'"):
+        rl.dissect(bridge, first, Dataset.from_dict({"prompt": ["The tower"] * 3, "text": ["a"] * 3}))
+    with pytest.raises(ValueError, match="three examples"):
+        rl.dissect(bridge, first, EXAMPLES[:2])
+
+
+def test_the_cost_grows_with_the_budgets(bridge, reft) -> None:
+    small, large = (rl.DissectConfig(**SMALL | {"n_random": n}) for n in (4, 400))
+    a, b = (estimate_cost(bridge, reft, EXAMPLES, config) for config in (small, large))
+    assert b.passes > 3 * a.passes
+    assert a.seconds > 0
+    assert "forward passes" in str(a)
+    with_training = estimate_cost(bridge, reft, EXAMPLES, rl.DissectConfig(retrain=rl.TrainConfig(epochs=50), **SMALL))
+    assert with_training.passes > 2 * a.passes
+
+
+@pytest.mark.slow
+def test_the_counted_passes_are_those_that_run(bridge, reft) -> None:
+    config, counted = rl.DissectConfig(**SMALL), []
+    handle = bridge.register_forward_hook(lambda *_: counted.append(1))
+    try:
+        rl.dissect(bridge, reft, EXAMPLES, config)
+    finally:
+        handle.remove()
+    assert 0.5 < len(counted) / estimate_cost(bridge, reft, EXAMPLES, config).passes < 2
+
+
+def test_the_command_takes_a_saved_edit_apart_and_shows_a_dissection(tmp_path, tokenizer) -> None:
+    from conftest import make_hf
+
+    make_hf("gpt2").save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    base = rl.load_bridge(str(tmp_path / "model"))
+    edit = rl.Reft([(rl.Site("blocks.1.hook_resid_post", rl.Last(1)), make_edit(rl.LoReFT))])
+    edit.save_pretrained(tmp_path / "edit", bridge=base)
+    lines = [json.dumps({"prompt": p, "completion": c}) for p, c in zip(PROMPTS * 3, COMPLETIONS * 3, strict=True)]
+    (tmp_path / "examples.jsonl").write_text("\n".join(lines))
+    command = ["inspect", str(tmp_path / "edit"), "--quiet", "--out", str(tmp_path / "out")]
+    bare = CliRunner().invoke(app, command)
+    assert bare.exit_code == 1
+    assert "--examples" in bare.output + bare.stderr
+    assert not (tmp_path / "out").exists()
+    done = CliRunner().invoke(app, [*command, "--examples", str(tmp_path / "examples.jsonl"), "--at", "l1"])
+    assert done.exit_code == 0, done.output
+    assert "effective rank" in done.output
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["dissection", "figures", "report.html"]
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "out" / "dissection"), "--out", str(tmp_path / "again")])
+    assert shown.exit_code == 0, shown.output
+    (tmp_path / "bad.jsonl").write_text(lines[0] + "\n[1]\n")
+    bad = CliRunner().invoke(app, [*command, "--examples", str(tmp_path / "bad.jsonl")])
+    assert bad.exit_code == 1
+    assert "line 2" in bad.output + bad.stderr
+
+
+@pytest.mark.slow
+def test_the_organism_takes_less_than_a_minute() -> None:
+    import time
+
+    organism = rl.load_bridge("facts-small")
+    from reftlens.stories import story_for
+
+    examples = story_for("facts-small").training_examples()
+    reft = rl.Reft.at_layers(organism, layers=[1, 4], positions=rl.All(), rank=4)
+    rl.train(organism, reft, examples, rl.TrainConfig(epochs=3, batch_size=35, lr=4e-3, progress=False))
+    start = time.process_time()
+    result = rl.dissect(organism, reft, examples, rl.DissectConfig(at=rl.Last(1), progress=False))
+    assert time.process_time() - start < 60
+    assert [what for what, _ in result.left_out] == ["seeds"]
