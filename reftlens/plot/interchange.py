@@ -22,7 +22,8 @@ def interchange(results: Sequence[Interchanged]) -> Figure:
     subtitle = "0: as the base run, 1: as the source run (logit of the source's answer minus that of the base's)"
     with house_style():
         figure = sheet(width, 2.5 * lines, title="A source run's coordinates put into a base run", subtitle=subtitle)
-        grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
+        # One scale for all: a bar that reaches nowhere looks like one.
+        grid = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel().tolist()
         for index, (axes, result) in enumerate(zip(grid, results, strict=False)):
             _panel(axes, result, names=index % columns == 0)
         for axes in grid[len(results) :]:
@@ -56,6 +57,7 @@ def _panel(axes: Axes, result: Interchanged, *, names: bool) -> None:
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.margins(x=0.15)
     axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelbottom=True)
     axes.set_xlabel("part of the way to the source")
     flag = "; illusory" if result.illusory else ""
     facts = f"{short_name(result.hook_name)}, rank {result.rank}\n{result.n} pairs, p = {result.p:.2g}{flag}"
