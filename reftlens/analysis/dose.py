@@ -26,7 +26,7 @@ from reftlens.interventions import Affine, Intervention
 from reftlens.reft import Reft
 from reftlens.results import Dose
 
-ALPHAS = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+ALPHAS = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
 def dose(

@@ -17,7 +17,7 @@ from reftlens.reft import Reft
 
 BACKWARD = 2.0
 """A backward pass, in forward passes."""
-N_CONTROL = 3
+N_CONTROL = 2
 """Turns of the edit that the dose curve is compared with."""
 READ_OUT = 8
 """Prompts whose last residuals the write directions are added to."""
