@@ -8,9 +8,11 @@ from reftlens.analysis.interchange import interchange
 from reftlens.analysis.ledger import edit_size, ledger
 from reftlens.analysis.lens import read_directions
 from reftlens.analysis.manifold import off_manifold
+from reftlens.analysis.metrics import kl_from, logit_difference_of, loss_of, probability_of
 from reftlens.analysis.operator import decompose
 from reftlens.analysis.outcome import outcome
 from reftlens.analysis.overlap import covariance_matched, directions, haar, overlap, random_readings
+from reftlens.analysis.patching import patch
 from reftlens.analysis.placebo import turned
 from reftlens.analysis.readers import read_space
 from reftlens.analysis.retraining import at_random_sites, permuted_labels, random_model, untrained
@@ -28,11 +30,16 @@ __all__ = [
     "effect_map",
     "haar",
     "interchange",
+    "kl_from",
     "ledger",
+    "logit_difference_of",
+    "loss_of",
     "off_manifold",
     "outcome",
     "overlap",
+    "patch",
     "permuted_labels",
+    "probability_of",
     "random_model",
     "random_readings",
     "read_directions",

@@ -13,6 +13,7 @@ from reftlens.results.maps import EditSize, TokenMap
 from reftlens.results.operators import DirectionReadout, Operator
 from reftlens.results.outcomes import Outcome, SiteCheck, SiteChecks, outcomes_to_dataframe
 from reftlens.results.overlaps import Overlap
+from reftlens.results.patchings import PatchMap
 
 __all__ = [
     "TERMS",
@@ -27,6 +28,7 @@ __all__ = [
     "Operator",
     "Outcome",
     "Overlap",
+    "PatchMap",
     "ReadContexts",
     "ReadSpace",
     "SiteCheck",

@@ -1,0 +1,214 @@
+"""Every cell of a patching map, exactly, in few runs.
+
+A cell puts one activation of the source run into the base run: at one layer (or a window of layers), one position (or
+all), one head (or all). What it can change is a light cone, so neighbouring cells are run together from the first
+layer and position of any of them, as rows of one batch; each row is written at its own place. Whatever lies before is
+cut out of one recording of the base run. Rows whose write would change no bit are not run: their value is the base's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.analysis.metrics import Metric
+from reftlens.analysis.saved import Saved
+from reftlens.bridge import layer_of
+from reftlens.cone import run_cone
+from reftlens.recording import Recording
+
+TOKENS = 192
+"""Tokens that a run on a CPU should hold: with fewer, reading the weights costs more than computing with them; with
+more, cells further apart are run together, and each of them runs more than its own cone."""
+
+
+@final
+@dataclass(frozen=True)
+class Cell:
+    """What one patch writes."""
+
+    hook_names: tuple[str, ...]
+    """One point, or the same point of neighbouring layers."""
+    pos: int | None = None
+    """The column; None for all."""
+    head: int | None = None
+    """The head, of activations that have them; None for all."""
+
+    @property
+    def layer(self) -> int:
+        """The first layer written to."""
+        return min(layer_of(name) or 0 for name in self.hook_names)
+
+
+@torch.no_grad()
+def sweep(
+    bridge: TransformerBridge,
+    base: Recording,
+    source: Recording,
+    cells: Sequence[Cell],
+    metric: Metric,
+    *,
+    memory_bytes: int,
+    saved: Saved | None = None,
+    progress: str = "",
+) -> Float[Tensor, "pair cell"]:
+    """The metric of every pair under every cell.
+
+    Args:
+        bridge: the model, without hooks.
+        base: what is patched, recorded with the cells' points.
+        source: what is put in, recorded with the same points on a batch of the same shape.
+        cells: what is written, each by itself.
+        metric: of the logits after the last token.
+        memory_bytes: about what the activations of one run may take.
+        saved: keeps finished cells, and those of an earlier run are taken from it.
+        progress: what the progress bar says; none if empty.
+
+    Returns:
+        NaN where a pair has no token at the cell's position.
+    """
+    plan = _Plan(bridge, base, source, cells, memory_bytes)
+    pairs = torch.arange(len(base.batch), device=base.logits.device)
+    unpatched = metric(base.logits, pairs).float().cpu()
+    values = torch.where(plan.exists, unpatched[:, None], torch.nan)
+    todo = plan.changes.clone()
+    if saved is not None:
+        done, found = saved.read(values.shape)
+        values, todo = torch.where(done, found, values), todo & ~done
+    with tqdm(total=int(todo.sum()), desc=progress, unit="cell", disable=not progress) as bar:
+        for pair, cell in plan.tiles(todo):
+            logits = _run(bridge, base, source, [cells[c] for c in cell.tolist()], pair, plan.start[pair, cell])
+            values[pair, cell] = metric(logits, pair.to(logits.device)).float().cpu()
+            todo[pair, cell] = False
+            bar.update(len(pair))
+            if saved is not None:
+                saved.write(values, ~todo)
+    return values
+
+
+def _run(
+    bridge: TransformerBridge,
+    base: Recording,
+    source: Recording,
+    cells: Sequence[Cell],
+    pair: Int[Tensor, " n"],
+    starts: Int[Tensor, " n"],
+) -> Float[Tensor, "n d_vocab"]:
+    """The last logits of each row: one pair under one cell."""
+    boundary, start = min(cell.layer for cell in cells) - 1, int(starts.min())
+    held = base.cone(boundary, start, pair)
+    pair = pair.to(base.logits.device)
+
+    def patching(name: str) -> Any:
+        shape = source.activations[name][0, start:].shape
+        where = torch.zeros((len(cells), *shape[: 2 if len(shape) == 3 else 1], 1), dtype=torch.bool)
+        for row, cell in enumerate(cells):
+            if name in cell.hook_names:
+                columns = slice(None) if cell.pos is None else cell.pos - start
+                where[row, columns] |= _of_head(where[row, columns], cell.head)
+        where = where.to(pair.device)
+
+        def hook_fn(activation: Tensor, hook: Any) -> Tensor:
+            return torch.where(where, source.activations[name][pair, start:], activation)
+
+        return hook_fn
+
+    names = dict.fromkeys(name for cell in cells for name in cell.hook_names)
+    hooks = [(name, patching(name)) for name in names]
+    if boundary < 0:
+        # The base run may have been noised or edited before its first block.
+        entering = base.resid[0][pair, start:]
+        hooks.insert(0, ("blocks.0.hook_in", lambda resid, hook: entering))
+    last = torch.zeros_like(held.batch.prompt_mask).scatter(1, held.batch.last_prompt_index[:, None], True)
+    with bridge.hooks(fwd_hooks=hooks):
+        return run_cone(bridge, held, (), logits_at=last)
+
+
+def _of_head(where: Bool[Tensor, "*axes"], head: int | None) -> Bool[Tensor, "*axes"]:
+    """True for one head of `[..., head, 1]`; everywhere if none is named."""
+    if head is None:
+        return torch.ones_like(where)
+    return (torch.arange(where.shape[-2]) == head)[:, None].expand_as(where)
+
+
+def _changed(
+    cell: Cell, differs: Mapping[str, Bool[Tensor, "pair pos *axes"]], prompt: Bool[Tensor, "pair pos"]
+) -> Bool[Tensor, "pair pos"]:
+    """Prompt tokens where the cell writes something else than is there."""
+    columns = torch.zeros_like(prompt)
+    for name in cell.hook_names:
+        there = differs[name] if cell.head is None else differs[name][..., cell.head]
+        columns |= there if there.ndim == 2 else there.any(-1)
+    if cell.pos is not None:
+        columns &= torch.arange(prompt.shape[1]) == cell.pos
+    return columns & prompt
+
+
+@final
+class _Plan:
+    """Which cells change something, from which column on, and which of them are run together."""
+
+    def __init__(
+        self, bridge: TransformerBridge, base: Recording, source: Recording, cells: Sequence[Cell], memory_bytes: int
+    ) -> None:
+        prompt = base.batch.prompt_mask.cpu()
+        self.width = prompt.shape[1]
+        self.cells, self.cfg, self.memory_bytes = cells, bridge.cfg, memory_bytes
+        self.tokens = TOKENS if base.logits.device.type == "cpu" else None
+        differs = {
+            name: (base.activations[name] != source.activations[name]).any(-1).cpu() for name in source.activations
+        }
+        changed = torch.stack([_changed(cell, differs, prompt) for cell in cells], dim=1)
+        self.exists = torch.stack([prompt.any(1) if c.pos is None else prompt[:, c.pos] for c in cells], dim=1)
+        self.changes: Bool[Tensor, "pair cell"] = changed.any(-1)
+        self.start: Int[Tensor, "pair cell"] = changed.int().argmax(-1)
+
+    def tiles(self, todo: Bool[Tensor, "pair cell"]) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " n"]]]:
+        """Pairs and cells of one run after another."""
+        layers = torch.tensor([cell.layer for cell in self.cells])
+        band = layers // self._height(todo, layers)
+        pair, cell = todo.nonzero(as_tuple=True)
+        order = sorted(
+            range(len(pair)),
+            key=lambda i: (
+                int(band[cell[i]]),
+                int(self.start[pair[i], cell[i]]),
+                int(layers[cell[i]]),
+                int(cell[i]),
+                int(pair[i]),
+            ),
+        )
+        first = 0
+        for end in range(1, len(order) + 1):
+            tile = order[first:end]
+            start = int(self.start[pair[tile[0]], cell[tile[0]]])
+            n_tokens, full = len(tile) * (self.width - start), len(tile) >= self._most_rows(start)
+            another_band = end < len(order) and band[cell[order[end]]] != band[cell[tile[0]]]
+            if end == len(order) or full or another_band or (self.tokens is not None and n_tokens >= self.tokens):
+                yield pair[tile], cell[tile]
+                first = end
+
+    def _height(self, todo: Bool[Tensor, "pair cell"], layers: Int[Tensor, " cell"]) -> int:
+        """Layers of a tile: as large a part of all layers as its columns are of all columns."""
+        n_layers, n_starts = len(layers.unique()), max(1, len(self.start[todo].unique()))
+        if self.tokens is None:
+            return n_layers
+        together = self.tokens / (self.width / 2)  # rows that make up one run, on average
+        beside = max(1.0, float(todo.sum()) / (n_layers * n_starts))  # rows at one layer and column
+        height = min((together * n_layers / (beside * n_starts)) ** 0.5, together / beside)
+        return min(n_layers, max(1, round(height)))
+
+    def _most_rows(self, start: int) -> int:
+        """Rows whose activations fit into memory."""
+        cfg, cone = self.cfg, self.width - start
+        d_mlp = cfg.d_mlp or 4 * cfg.d_model
+        row = cone * (8 * cfg.d_model + 3 * d_mlp + 3 * cfg.n_heads * self.width)
+        row += 4 * cfg.n_layers * self.width * cfg.n_heads * cfg.d_head + 3 * cfg.d_vocab
+        return max(1, self.memory_bytes // (4 * row))
