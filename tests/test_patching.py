@@ -12,7 +12,7 @@ from conftest import make_bridge
 
 import reftlens as rl
 from reftlens.analysis import sweep as engine
-from reftlens.analysis.patching import _NAMES
+from reftlens.analysis.grid import grid
 from reftlens.recording import record
 
 CLEAN = ["The tower stands in the city of", "The weaver speaks", "The old tower stands by the river in the city of"]
@@ -35,7 +35,7 @@ def batches(bridge, side="right", rows=slice(None)):
 
 def plainly(bridge, into, out_of, metric, point, over, *, window=1):
     """Every cell by a whole run: `[pair, layer, head or position]`, or `[pair, layer * head, position]`."""
-    names = [f"blocks.{layer}.{_NAMES[point]}" for layer in range(bridge.cfg.n_layers)]
+    names = list(grid(bridge, point, over, n_pos=into.tokens.shape[1]).names)
     mask = {"attention_mask": into.attention_mask}
     _, cache = bridge.run_with_cache(out_of.tokens, names_filter=names, **mask)
     pairs, n_pos = torch.arange(len(into)), into.tokens.shape[1]

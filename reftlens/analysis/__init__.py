@@ -9,6 +9,7 @@ from reftlens.analysis.ledger import edit_size, ledger
 from reftlens.analysis.lens import read_directions
 from reftlens.analysis.manifold import off_manifold
 from reftlens.analysis.metrics import kl_from, logit_difference_of, loss_of, probability_of
+from reftlens.analysis.noise_tracing import trace_noise
 from reftlens.analysis.operator import decompose
 from reftlens.analysis.outcome import outcome
 from reftlens.analysis.overlap import covariance_matched, directions, haar, overlap, random_readings
@@ -47,6 +48,7 @@ __all__ = [
     "subject_places",
     "top_contexts",
     "trace",
+    "trace_noise",
     "turned",
     "untrained",
 ]

@@ -25,25 +25,14 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.analysis.grid import Cell, grid
 from reftlens.analysis.metrics import Metric
 from reftlens.analysis.saved import Saved
-from reftlens.analysis.sweep import Cell, sweep
+from reftlens.analysis.sweep import sweep
 from reftlens.bridge import fingerprint
 from reftlens.data import IGNORE, Batch, str_tokens
 from reftlens.recording import Recording, record
 from reftlens.results import PatchMap
-
-_NAMES = {
-    "resid_pre": "hook_resid_pre",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-    "z": "attn.hook_z",
-}
-_AXES = {
-    "positions": ("layer", "pos"),
-    "heads": ("layer", "head"),
-    "heads and positions": ("layer", "head", "pos"),
-}
 
 
 def patch(
@@ -83,81 +72,55 @@ def patch(
     Raises:
         ValueError: if batches do not match, hold completions, or a point has no heads.
     """
-    _check(clean, corrupted, unrelated, point, over, direction, window)
-    names = [f"blocks.{layer}.{_NAMES[point]}" for layer in range(bridge.cfg.n_layers)]
-    rows, cells = _cells(names, over, window, n_pos=clean.tokens.shape[1], n_heads=bridge.cfg.n_heads)
+    if direction not in ("denoise", "noise"):
+        raise ValueError(f"direction must be 'denoise' or 'noise', got {direction!r}")
+    require_pairs(clean, corrupted=corrupted, unrelated=unrelated)
+    of = grid(bridge, point, over, n_pos=clean.tokens.shape[1], window=window)
     into, out_of = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
-    base = record(bridge, into, names)
-    sources = [record(bridge, batch, names) for batch in (out_of, unrelated) if batch is not None]
+    base = record(bridge, into, of.names)
+    sources = [record(bridge, batch, of.names) for batch in (out_of, unrelated) if batch is not None]
     maps = []
     for number, source in enumerate(sources):
         saved = None
         if save_to is not None:
-            made_for = _digest(bridge, base, source, cells, metric)
+            made_for = _digest(bridge, base, source, of.cells, metric)
             saved = Saved(Path(f"{save_to}.control" if number else save_to), made_for=made_for)
         bar = ("patching", "control")[number] if progress else ""
-        values = sweep(bridge, base, source, cells, metric, memory_bytes=memory_bytes, saved=saved, progress=bar)
-        maps.append(values.view(len(clean), len(rows), -1))
+        values = sweep(bridge, base, source, of.cells, metric, memory_bytes=memory_bytes, saved=saved, progress=bar)
+        maps.append(values.view(len(clean), len(of.rows), -1))
     labels = tuple(str(head) for head in range(maps[0].shape[-1]))
     return PatchMap(
         values=maps[0],
         control=maps[1] if unrelated is not None else None,
-        base=_of_run(metric, base),
-        source=_of_run(metric, sources[0]),
-        rows=rows,
+        base=metric_of(metric, base),
+        source=metric_of(metric, sources[0]),
+        rows=of.rows,
         columns=labels if over == "heads" else str_tokens(bridge, out_of.tokens[0]),
-        axes=_AXES[over],
+        axes=of.axes,
         direction=direction,
     )
 
 
-def _of_run(metric: Metric, run: Recording) -> Float[Tensor, " pair"]:
+def metric_of(metric: Metric, run: Recording) -> Float[Tensor, " pair"]:
+    """The metric of a recorded run, on the CPU."""
     return metric(run.logits, torch.arange(len(run.batch), device=run.logits.device)).float().cpu()
 
 
-def _cells(
-    names: Sequence[str], over: str, window: int, *, n_pos: int, n_heads: int
-) -> tuple[tuple[str, ...], list[Cell]]:
-    """Names of rows, and cells row by row."""
-    windows = [tuple(names[max(0, i - window // 2) : i - window // 2 + window]) for i in range(len(names))]
-    if over == "positions":
-        return tuple(names), [Cell(group, pos=pos) for group in windows for pos in range(n_pos)]
-    if over == "heads":
-        return tuple(names), [Cell(group, head=head) for group in windows for head in range(n_heads)]
-    rows = tuple(f"{name}[{head}]" for name in names for head in range(n_heads))
-    cells = [Cell(group, pos, head) for group in windows for head in range(n_heads) for pos in range(n_pos)]
-    return rows, cells
+def require_pairs(clean: Batch, **others: Batch | None) -> None:
+    """Refuses batches that cannot be patched into one another, by the names they are given.
 
-
-def _check(
-    clean: Batch,
-    corrupted: Batch,
-    unrelated: Batch | None,
-    point: str,
-    over: str,
-    direction: str,
-    window: int,
-) -> None:
-    for name, value, known in (
-        ("point", point, tuple(_NAMES)),
-        ("over", over, tuple(_AXES)),
-        ("direction", direction, ("denoise", "noise")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    if over != "positions" and point != "z":
-        raise ValueError(f"{point} has no heads to patch over: use point='z', or over='positions'")
-    if window < 1:
-        raise ValueError(f"window must be at least 1 layer, got {window}")
-    for name, batch in (("corrupted", corrupted), ("unrelated", unrelated)):
+    Raises:
+        ValueError: if their prompts differ in length row by row, or have completions.
+    """
+    for name, batch in (("clean", clean), *others.items()):
         if batch is not None and not torch.equal(batch.prompt_mask, clean.prompt_mask):
             lengths = [b.prompt_mask.sum(1).tolist() for b in (clean, batch)]
             raise ValueError(
                 "prompts of a pair must have one length in tokens and the same padding; clean has "
                 f"{lengths[0]} tokens and {name} {lengths[1]}"
             )
-    if bool((clean.labels != IGNORE).any()) or bool((corrupted.labels != IGNORE).any()):
-        raise ValueError("patching reads the logits after each prompt: encode the prompts without completions")
+        if batch is not None and bool((batch.labels != IGNORE).any()):
+            raise ValueError(f"patching reads the logits after each prompt: encode {name} without completions")
 
 
 def _digest(
@@ -165,7 +128,7 @@ def _digest(
 ) -> str:
     """Of all that values depend on; a metric is known by what it says of the two runs."""
     digest = hashlib.sha256(fingerprint(bridge).encode())
-    for tensor in (base.batch.tokens, source.batch.tokens, _of_run(metric, base), _of_run(metric, source)):
+    for tensor in (base.batch.tokens, source.batch.tokens, metric_of(metric, base), metric_of(metric, source)):
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     digest.update(repr(list(cells)).encode())
     return digest.hexdigest()

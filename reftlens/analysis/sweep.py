@@ -9,7 +9,6 @@ cut out of one recording of the base run. Rows whose write would change no bit a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -18,33 +17,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.analysis.grid import Cell
 from reftlens.analysis.metrics import Metric
 from reftlens.analysis.saved import Saved
-from reftlens.bridge import layer_of
 from reftlens.cone import run_cone
 from reftlens.recording import Recording
 
-TOKENS = 192
+TOKENS = 384
 """Tokens that a run on a CPU should hold: with fewer, reading the weights costs more than computing with them; with
 more, cells further apart are run together, and each of them runs more than its own cone."""
-
-
-@final
-@dataclass(frozen=True)
-class Cell:
-    """What one patch writes."""
-
-    hook_names: tuple[str, ...]
-    """One point, or the same point of neighbouring layers."""
-    pos: int | None = None
-    """The column; None for all."""
-    head: int | None = None
-    """The head, of activations that have them; None for all."""
-
-    @property
-    def layer(self) -> int:
-        """The first layer written to."""
-        return min(layer_of(name) or 0 for name in self.hook_names)
 
 
 @torch.no_grad()
@@ -162,9 +143,8 @@ class _Plan:
         self.width = prompt.shape[1]
         self.cells, self.cfg, self.memory_bytes = cells, bridge.cfg, memory_bytes
         self.tokens = TOKENS if base.logits.device.type == "cpu" else None
-        differs = {
-            name: (base.activations[name] != source.activations[name]).any(-1).cpu() for name in source.activations
-        }
+        names = dict.fromkeys(name for cell in cells for name in cell.hook_names)
+        differs = {name: (base.activations[name] != source.activations[name]).any(-1).cpu() for name in names}
         changed = torch.stack([_changed(cell, differs, prompt) for cell in cells], dim=1)
         self.exists = torch.stack([prompt.any(1) if c.pos is None else prompt[:, c.pos] for c in cells], dim=1)
         self.changes: Bool[Tensor, "pair cell"] = changed.any(-1)
