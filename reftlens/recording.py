@@ -7,11 +7,14 @@ cuts out of it, with rows repeated as often as cells are run side by side.
     recording = record(bridge, batch)
     held = recording.cone(boundary=3, start=5, rows=torch.tensor([0, 0, 1]))
     logits = run_cone(bridge, held, edits)
+
+Rows of one run may begin at different layers: `joining` computes each from its own layer on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -65,6 +68,67 @@ class Recording:
         later = self.past[boundary + 1 :] if start else ()
         past = tuple((keys[..., :start, :][rows], values[..., :start, :][rows]) for keys, values in later)
         return Held(batch, start, boundary, resid, past, self.as_tuple)
+
+
+@contextmanager
+def joining(
+    bridge: TransformerBridge, recording: Recording, held: Held, rows: Int[Tensor, " n"], layers: Int[Tensor, " n"]
+) -> Iterator[Held]:
+    """Inside, each row of a cone is computed from its own layer on; what it puts out before is the recording's.
+
+    Hooks inside a block see the rows that have begun, those at its ends all of them.
+
+    Args:
+        bridge: the model.
+        recording: of the base.
+        held: its cone for these rows.
+        rows: of the recording's batch.
+        layers: the first block of each row, in ascending order and all behind `held.boundary`.
+
+    Yields:
+        What to run instead of `held`.
+    """
+    first, n_layers = held.boundary + 1, len(recording.past)
+    begun = [int((layers <= layer).sum()) for layer in range(first, n_layers)]
+    rows = rows.to(held.batch.tokens.device)
+    past = tuple((keys[:n], values[:n]) for n, (keys, values) in zip(begun, held.past, strict=False))
+
+    def partly(forward: Any, n: int, layer: int) -> Any:
+        def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            total = len(hidden_states)
+            args, kwargs = (_of_rows(given, n, total) for given in (args, kwargs))
+            output = forward(hidden_states[:n], *args, **kwargs)
+            resid = output[0] if isinstance(output, tuple) else output
+            resid = torch.cat([resid, recording.resid[layer + 1][rows[n:], held.start :]])
+            return (resid, *output[1:]) if isinstance(output, tuple) else resid
+
+        return run
+
+    blocks = [block.original_component for block in list(bridge.blocks)[first:]]
+    replaced = [(block, n, layer) for layer, (block, n) in enumerate(zip(blocks, begun, strict=True), start=first)]
+    replaced = [(block, n, layer) for block, n, layer in replaced if n < len(rows)]
+    before = [block.__dict__.get("forward") for block, _, _ in replaced]
+    try:
+        for block, n, layer in replaced:
+            block.__dict__["forward"] = partly(block.forward, n, layer)
+        yield replace(held, past=past)
+    finally:
+        for (block, _, _), forward in zip(replaced, before, strict=True):
+            if forward is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.__dict__["forward"] = forward
+
+
+def _of_rows(given: Any, n: int, total: int) -> Any:
+    """The first n rows of whatever a block is given that has a line for each row (masks, positions)."""
+    if isinstance(given, Tensor):
+        return given[:n] if given.ndim > 1 and len(given) == total else given
+    if isinstance(given, tuple):
+        return tuple(_of_rows(part, n, total) for part in given)
+    if isinstance(given, dict):
+        return {name: _of_rows(part, n, total) for name, part in given.items()}
+    return given
 
 
 def repeated(batch: Batch, rows: Int[Tensor, " n"]) -> Batch:
@@ -123,3 +187,13 @@ def record(bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str] = 
         activations={name: seen[name] for name in hook_names},
         as_tuple=seen["tuple"],
     )
+
+
+def rows_that_fit(bridge: TransformerBridge, n_pos: int, start: int, memory_bytes: int) -> int:
+    """About how many rows' activations a cone from column `start` on may hold at a time; at least one."""
+    cfg, cone = bridge.cfg, n_pos - start
+    d_mlp = cfg.d_mlp or 4 * cfg.d_model
+    # A block's activations, keys and values of all blocks twice (held, and in the cache), and one line of logits.
+    row = cone * (8 * cfg.d_model + 3 * d_mlp + 3 * cfg.n_heads * n_pos)
+    row += 4 * cfg.n_layers * n_pos * cfg.n_heads * cfg.d_head + 3 * cfg.d_vocab
+    return max(1, memory_bytes // (4 * row))

@@ -1,9 +1,10 @@
 """Every cell of a patching map, exactly, in few runs.
 
 A cell puts one activation of the source run into the base run: at one layer (or a window of layers), one position (or
-all), one head (or all). What it can change is a light cone, so neighbouring cells are run together from the first
-layer and position of any of them, as rows of one batch; each row is written at its own place. Whatever lies before is
-cut out of one recording of the base run. Rows whose write would change no bit are not run: their value is the base's.
+all), one head (or all). What it can change is a light cone, so cells at neighbouring positions are run as rows of one
+batch, from the first of these positions on; each row is written at its own place, and computed from its own layer
+on. Whatever lies before is cut out of one recording of the base run. Rows whose write would change no bit are
+not run: their value is the base's.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from reftlens.analysis.grid import Cell
 from reftlens.analysis.metrics import Metric
 from reftlens.analysis.saved import Saved
 from reftlens.cone import run_cone
-from reftlens.recording import Recording
+from reftlens.recording import Recording, joining, rows_that_fit
 
-TOKENS = 384
+TOKENS = 768
 """Tokens that a run on a CPU should hold: with fewer, reading the weights costs more than computing with them; with
-more, cells further apart are run together, and each of them runs more than its own cone."""
+more, positions further apart are run together, and each of them runs more than its own cone."""
 
 
 @torch.no_grad()
@@ -82,8 +83,9 @@ def _run(
     pair: Int[Tensor, " n"],
     starts: Int[Tensor, " n"],
 ) -> Float[Tensor, "n d_vocab"]:
-    """The last logits of each row: one pair under one cell."""
-    boundary, start = min(cell.layer for cell in cells) - 1, int(starts.min())
+    """The last logits of each row, one pair under one cell; earlier layers come first."""
+    layers = torch.tensor([cell.layer for cell in cells])
+    boundary, start = int(layers[0]) - 1, int(starts.min())
     held = base.cone(boundary, start, pair)
     pair = pair.to(base.logits.device)
 
@@ -97,7 +99,8 @@ def _run(
         where = where.to(pair.device)
 
         def hook_fn(activation: Tensor, hook: Any) -> Tensor:
-            return torch.where(where, source.activations[name][pair, start:], activation)
+            n = len(activation)  # the rows that have begun
+            return torch.where(where[:n], source.activations[name][pair[:n], start:], activation)
 
         return hook_fn
 
@@ -108,8 +111,8 @@ def _run(
         entering = base.resid[0][pair, start:]
         hooks.insert(0, ("blocks.0.hook_in", lambda resid, hook: entering))
     last = torch.zeros_like(held.batch.prompt_mask).scatter(1, held.batch.last_prompt_index[:, None], True)
-    with bridge.hooks(fwd_hooks=hooks):
-        return run_cone(bridge, held, (), logits_at=last)
+    with joining(bridge, base, held, pair, layers) as rest, bridge.hooks(fwd_hooks=hooks):
+        return run_cone(bridge, rest, (), logits_at=last)
 
 
 def _of_head(where: Bool[Tensor, "*axes"], head: int | None) -> Bool[Tensor, "*axes"]:
@@ -141,7 +144,7 @@ class _Plan:
     ) -> None:
         prompt = base.batch.prompt_mask.cpu()
         self.width = prompt.shape[1]
-        self.cells, self.cfg, self.memory_bytes = cells, bridge.cfg, memory_bytes
+        self.bridge, self.cells, self.memory_bytes = bridge, cells, memory_bytes
         self.tokens = TOKENS if base.logits.device.type == "cpu" else None
         names = dict.fromkeys(name for cell in cells for name in cell.hook_names)
         differs = {name: (base.activations[name] != source.activations[name]).any(-1).cpu() for name in names}
@@ -153,42 +156,14 @@ class _Plan:
     def tiles(self, todo: Bool[Tensor, "pair cell"]) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " n"]]]:
         """Pairs and cells of one run after another."""
         layers = torch.tensor([cell.layer for cell in self.cells])
-        band = layers // self._height(todo, layers)
         pair, cell = todo.nonzero(as_tuple=True)
-        order = sorted(
-            range(len(pair)),
-            key=lambda i: (
-                int(band[cell[i]]),
-                int(self.start[pair[i], cell[i]]),
-                int(layers[cell[i]]),
-                int(cell[i]),
-                int(pair[i]),
-            ),
-        )
-        first = 0
-        for end in range(1, len(order) + 1):
-            tile = order[first:end]
-            start = int(self.start[pair[tile[0]], cell[tile[0]]])
-            n_tokens, full = len(tile) * (self.width - start), len(tile) >= self._most_rows(start)
-            another_band = end < len(order) and band[cell[order[end]]] != band[cell[tile[0]]]
-            if end == len(order) or full or another_band or (self.tokens is not None and n_tokens >= self.tokens):
-                yield pair[tile], cell[tile]
-                first = end
-
-    def _height(self, todo: Bool[Tensor, "pair cell"], layers: Int[Tensor, " cell"]) -> int:
-        """Layers of a tile: as large a part of all layers as its columns are of all columns."""
-        n_layers, n_starts = len(layers.unique()), max(1, len(self.start[todo].unique()))
-        if self.tokens is None:
-            return n_layers
-        together = self.tokens / (self.width / 2)  # rows that make up one run, on average
-        beside = max(1.0, float(todo.sum()) / (n_layers * n_starts))  # rows at one layer and column
-        height = min((together * n_layers / (beside * n_starts)) ** 0.5, together / beside)
-        return min(n_layers, max(1, round(height)))
-
-    def _most_rows(self, start: int) -> int:
-        """Rows whose activations fit into memory."""
-        cfg, cone = self.cfg, self.width - start
-        d_mlp = cfg.d_mlp or 4 * cfg.d_model
-        row = cone * (8 * cfg.d_model + 3 * d_mlp + 3 * cfg.n_heads * self.width)
-        row += 4 * cfg.n_layers * self.width * cfg.n_heads * cfg.d_head + 3 * cfg.d_vocab
-        return max(1, self.memory_bytes // (4 * row))
+        starts = self.start[pair, cell]
+        order = sorted(range(len(pair)), key=lambda row: (int(starts[row]), int(layers[cell[row]])))
+        while order:
+            start = int(starts[order[0]])
+            count = rows_that_fit(self.bridge, self.width, start, self.memory_bytes)
+            if self.tokens is not None:
+                count = min(count, -(-self.tokens // (self.width - start)))
+            rows = torch.tensor(sorted(order[:count], key=lambda row: int(layers[cell[row]])))
+            yield pair[rows], cell[rows]
+            order = order[count:]
