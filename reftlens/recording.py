@@ -72,26 +72,29 @@ class Recording:
 
 @contextmanager
 def joining(
-    bridge: TransformerBridge, recording: Recording, held: Held, rows: Int[Tensor, " n"], layers: Int[Tensor, " n"]
+    bridge: TransformerBridge, recording: Recording, start: int, rows: Int[Tensor, " n"], layers: Int[Tensor, " n"]
 ) -> Iterator[Held]:
-    """Inside, each row of a cone is computed from its own layer on; what it puts out before is the recording's.
+    """A cone of which each row is computed from its own layer on; what it puts out before is the recording's.
 
     Hooks inside a block see the rows that have begun, those at its ends all of them.
 
     Args:
         bridge: the model.
         recording: of the base.
-        held: its cone for these rows.
+        start: the cone's first column.
         rows: of the recording's batch.
-        layers: the first block of each row, in ascending order and all behind `held.boundary`.
+        layers: the first block of each row, in ascending order.
 
     Yields:
-        What to run instead of `held`.
+        What to run while the context is open.
     """
-    first, n_layers = held.boundary + 1, len(recording.past)
+    first, n_layers = int(layers[0]), len(recording.past)
     begun = [int((layers <= layer).sum()) for layer in range(first, n_layers)]
-    rows = rows.to(held.batch.tokens.device)
-    past = tuple((keys[:n], values[:n]) for n, (keys, values) in zip(begun, held.past, strict=False))
+    rows = rows.to(recording.batch.tokens.device)
+    later = zip(begun, recording.past[first:], strict=True) if start else ()
+    past = tuple((k[..., :start, :][rows[:n]], v[..., :start, :][rows[:n]]) for n, (k, v) in later)
+    resid = recording.resid[first][:, start:][rows] if first else None
+    held = Held(repeated(recording.batch, rows), start, first - 1, resid, past, recording.as_tuple)
 
     def partly(forward: Any, n: int, layer: int) -> Any:
         def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -99,7 +102,7 @@ def joining(
             args, kwargs = (_of_rows(given, n, total) for given in (args, kwargs))
             output = forward(hidden_states[:n], *args, **kwargs)
             resid = output[0] if isinstance(output, tuple) else output
-            resid = torch.cat([resid, recording.resid[layer + 1][rows[n:], held.start :]])
+            resid = torch.cat([resid, recording.resid[layer + 1][rows[n:], start:]])
             return (resid, *output[1:]) if isinstance(output, tuple) else resid
 
         return run
@@ -111,7 +114,7 @@ def joining(
     try:
         for block, n, layer in replaced:
             block.__dict__["forward"] = partly(block.forward, n, layer)
-        yield replace(held, past=past)
+        yield held
     finally:
         for (block, _, _), forward in zip(replaced, before, strict=True):
             if forward is None:

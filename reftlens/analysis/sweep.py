@@ -85,41 +85,33 @@ def _run(
 ) -> Float[Tensor, "n d_vocab"]:
     """The last logits of each row, one pair under one cell; earlier layers come first."""
     layers = torch.tensor([cell.layer for cell in cells])
-    boundary, start = int(layers[0]) - 1, int(starts.min())
-    held = base.cone(boundary, start, pair)
+    start = int(starts.min())
     pair = pair.to(base.logits.device)
 
     def patching(name: str) -> Any:
-        shape = source.activations[name][0, start:].shape
-        where = torch.zeros((len(cells), *shape[: 2 if len(shape) == 3 else 1], 1), dtype=torch.bool)
-        for row, cell in enumerate(cells):
-            if name in cell.hook_names:
-                columns = slice(None) if cell.pos is None else cell.pos - start
-                where[row, columns] |= _of_head(where[row, columns], cell.head)
-        where = where.to(pair.device)
+        places = [
+            (row, column, *(() if cell.head is None else (cell.head,)))
+            for row, cell in enumerate(cells)
+            if name in cell.hook_names
+            for column in (range(start, held.batch.tokens.shape[1]) if cell.pos is None else (cell.pos,))
+        ]
+        row, column, *head = torch.tensor(places, device=pair.device).T
+        written = source.activations[name][(pair[row], column, *head)]
 
         def hook_fn(activation: Tensor, hook: Any) -> Tensor:
-            n = len(activation)  # the rows that have begun
-            return torch.where(where[:n], source.activations[name][pair[:n], start:], activation)
+            return activation.index_put((row, column - start, *head), written)
 
         return hook_fn
 
-    names = dict.fromkeys(name for cell in cells for name in cell.hook_names)
-    hooks = [(name, patching(name)) for name in names]
-    if boundary < 0:
-        # The base run may have been noised or edited before its first block.
-        entering = base.resid[0][pair, start:]
-        hooks.insert(0, ("blocks.0.hook_in", lambda resid, hook: entering))
-    last = torch.zeros_like(held.batch.prompt_mask).scatter(1, held.batch.last_prompt_index[:, None], True)
-    with joining(bridge, base, held, pair, layers) as rest, bridge.hooks(fwd_hooks=hooks):
-        return run_cone(bridge, rest, (), logits_at=last)
-
-
-def _of_head(where: Bool[Tensor, "*axes"], head: int | None) -> Bool[Tensor, "*axes"]:
-    """True for one head of `[..., head, 1]`; everywhere if none is named."""
-    if head is None:
-        return torch.ones_like(where)
-    return (torch.arange(where.shape[-2]) == head)[:, None].expand_as(where)
+    with joining(bridge, base, start, pair, layers) as held:
+        hooks = [(name, patching(name)) for name in dict.fromkeys(name for cell in cells for name in cell.hook_names)]
+        if layers[0] == 0:
+            # The base run may have been noised or edited before its first block.
+            entering = base.resid[0][pair, start:]
+            hooks.insert(0, ("blocks.0.hook_in", lambda resid, hook: entering))
+        last = torch.zeros_like(held.batch.prompt_mask).scatter(1, held.batch.last_prompt_index[:, None], True)
+        with bridge.hooks(fwd_hooks=hooks):
+            return run_cone(bridge, held, (), logits_at=last)
 
 
 def _changed(
