@@ -1,5 +1,6 @@
 """Analyses of trained edits and of the models under them: one question a file, each returning a frozen result."""
 
+from reftlens.analysis.ablation import ablate
 from reftlens.analysis.agreement import agreement
 from reftlens.analysis.contexts import top_contexts
 from reftlens.analysis.dose import dose
@@ -21,6 +22,7 @@ from reftlens.analysis.tokens import subject_places
 from reftlens.analysis.tracing import trace
 
 __all__ = [
+    "ablate",
     "agreement",
     "at_random_sites",
     "covariance_matched",

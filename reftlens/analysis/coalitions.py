@@ -93,26 +93,29 @@ class Coalitions:
         """
         n_examples, n_pos = self.base.batch.tokens.shape
         boundary = torch.tensor([boundary_of(self.bridge, [edits[part.site].hook_name]) for part in parts])
-        first = torch.stack([self._first(part.mask) for part in parts])  # [part, example]
-        row = [
-            (s, e) for s in range(len(sets)) for e in range(n_examples) if bool(((first[:, e] < n_pos) & sets[s]).any())
-        ]
-        begins = {(s, e): self._begin(sets[s] & (first[:, e] < n_pos), boundary, first[:, e]) for s, e in row}
-        row.sort(key=begins.__getitem__)
+        there = torch.stack([part.mask.any(1) for part in parts], dim=1).cpu()  # [example, part]
+        first = torch.stack([part.mask.int().argmax(1) for part in parts], dim=1).cpu()
+        acts = sets[:, None] & there  # [set, example, part]
+        earliest = torch.where(acts, boundary, self.bridge.cfg.n_layers).amin(-1)
+        start = torch.where(acts, first, n_pos).amin(-1)
+        rows = sorted(
+            acts.any(-1).nonzero().tolist(), key=lambda row: (int(earliest[tuple(row)]), int(start[tuple(row)]))
+        )
         out = torch.zeros(len(sets), n_examples, dtype=torch.float64)
-        done = 0
-        with tqdm(total=len(row), desc=progress, unit="run", disable=not progress) as bar:
-            while done < len(row):
-                start = min(begins[r][1] for r in row[done : done + 1])
-                fit = rows_that_fit(self.bridge, n_pos, start, self.memory_bytes)
-                count = min(fit, max(1, TOKENS // (n_pos - start))) if self.base.logits.device.type == "cpu" else fit
-                some = row[done : done + count]
+        with tqdm(total=len(rows), desc=progress, unit="run", disable=not progress) as bar:
+            while rows:
+                some = rows[: self._together(n_pos, int(start[tuple(rows[0])]))]
                 chosen, example = torch.tensor(some).T
-                begin = (min(begins[r][0] for r in some), min(begins[r][1] for r in some))
+                begin = int(earliest[chosen, example].min()), int(start[chosen, example].min())
                 out[chosen, example] = self._run(edits, parts, sets[chosen], example, *begin)
-                done += len(some)
+                rows = rows[len(some) :]
                 bar.update(len(some))
         return out
+
+    def _together(self, n_pos: int, start: int) -> int:
+        """Rows of one run."""
+        fit = rows_that_fit(self.bridge, n_pos, start, self.memory_bytes)
+        return min(fit, -(-TOKENS // (n_pos - start))) if self.base.logits.device.type == "cpu" else fit
 
     def _run(
         self,
@@ -137,15 +140,3 @@ class Coalitions:
 
     def _measure(self, logits: Float[Tensor, "n d_vocab"], example: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         return self.metric(logits, example.to(logits.device)).double().cpu()
-
-    @staticmethod
-    def _first(mask: Bool[Tensor, "example pos"]) -> Int[Tensor, " example"]:
-        """The first edited column; behind the last one where there is none."""
-        return torch.where(mask.any(1), mask.int().argmax(1), mask.shape[1]).cpu()
-
-    @staticmethod
-    def _begin(
-        there: Bool[Tensor, " part"], boundary: Int[Tensor, " part"], first: Int[Tensor, " part"]
-    ) -> tuple[int, int]:
-        """Where the cone of a set begins in one example: its last block that is not run, and its first column."""
-        return int(boundary[there].min()), int(first[there].min())

@@ -3,6 +3,7 @@
 A plot takes one of these and needs nothing else, no model and no edit. Tensors are on the CPU, in float32.
 """
 
+from reftlens.results.ablations import Ablation
 from reftlens.results.agreements import Agreement, agreements_to_dataframe
 from reftlens.results.contexts import Context, ReadContexts
 from reftlens.results.doses import Dose
@@ -17,6 +18,7 @@ from reftlens.results.patchings import PatchMap
 
 __all__ = [
     "TERMS",
+    "Ablation",
     "Agreement",
     "Context",
     "DirectionReadout",
