@@ -9,6 +9,7 @@ from reftlens.analysis.interchange import interchange
 from reftlens.analysis.ledger import edit_size, ledger
 from reftlens.analysis.lens import read_directions
 from reftlens.analysis.manifold import off_manifold
+from reftlens.analysis.mediation import direct_effect, mediate
 from reftlens.analysis.metrics import kl_from, logit_difference_of, loss_of, probability_of
 from reftlens.analysis.noise_tracing import trace_noise
 from reftlens.analysis.operator import decompose
@@ -27,6 +28,7 @@ __all__ = [
     "at_random_sites",
     "covariance_matched",
     "decompose",
+    "direct_effect",
     "directions",
     "dose",
     "edit_size",
@@ -37,6 +39,7 @@ __all__ = [
     "ledger",
     "logit_difference_of",
     "loss_of",
+    "mediate",
     "off_manifold",
     "outcome",
     "overlap",

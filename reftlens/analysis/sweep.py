@@ -10,6 +10,7 @@ not run: their value is the base's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -21,12 +22,18 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.grid import Cell
 from reftlens.analysis.metrics import Metric
 from reftlens.analysis.saved import Saved
+from reftlens.bridge import layer_of
 from reftlens.cone import run_cone
+from reftlens.edit import Edit
 from reftlens.recording import Recording, joining, rows_that_fit
 
 TOKENS = 768
 """Tokens that a run on a CPU should hold: with fewer, reading the weights costs more than computing with them; with
 more, positions further apart are run together, and each of them runs more than its own cone."""
+
+
+_ENTRY = ("blocks.0.hook_in", "blocks.0.hook_resid_pre")
+"""What enters the first block is recorded with its edits."""
 
 
 @torch.no_grad()
@@ -38,6 +45,7 @@ def sweep(
     metric: Metric,
     *,
     memory_bytes: int,
+    edits: Sequence[Edit] = (),
     saved: Saved | None = None,
     progress: str = "",
 ) -> Float[Tensor, "pair cell"]:
@@ -50,6 +58,7 @@ def sweep(
         cells: what is written, each by itself.
         metric: of the logits after the last token.
         memory_bytes: about what the activations of one run may take.
+        edits: of the base run, if it was recorded under some.
         saved: keeps finished cells, and those of an earlier run are taken from it.
         progress: what the progress bar says; none if empty.
 
@@ -66,7 +75,8 @@ def sweep(
         values, todo = torch.where(done, found, values), todo & ~done
     with tqdm(total=int(todo.sum()), desc=progress, unit="cell", disable=not progress) as bar:
         for pair, cell in plan.tiles(todo):
-            logits = _run(bridge, base, source, [cells[c] for c in cell.tolist()], pair, plan.start[pair, cell])
+            some = [cells[c] for c in cell.tolist()]
+            logits = _run(bridge, base, source, some, pair, plan.start[pair, cell], edits)
             values[pair, cell] = metric(logits, pair.to(logits.device)).float().cpu()
             todo[pair, cell] = False
             bar.update(len(pair))
@@ -82,10 +92,14 @@ def _run(
     cells: Sequence[Cell],
     pair: Int[Tensor, " n"],
     starts: Int[Tensor, " n"],
+    edits: Sequence[Edit],
 ) -> Float[Tensor, "n d_vocab"]:
     """The last logits of each row, one pair under one cell; earlier layers come first."""
     layers = torch.tensor([cell.layer for cell in cells])
     start = int(starts.min())
+    if edits:
+        # An edit inside a block wants all rows there.
+        layers = layers[:1].expand_as(layers)
     pair = pair.to(base.logits.device)
 
     def patching(name: str) -> Any:
@@ -111,7 +125,20 @@ def _run(
             hooks.insert(0, ("blocks.0.hook_in", lambda resid, hook: entering))
         last = torch.zeros_like(held.batch.prompt_mask).scatter(1, held.batch.last_prompt_index[:, None], True)
         with bridge.hooks(fwd_hooks=hooks):
-            return run_cone(bridge, held, (), logits_at=last)
+            return run_cone(bridge, held, _inside(edits, int(layers[0]), start, pair), logits_at=last)
+
+
+def _inside(edits: Sequence[Edit], layer: int, start: int, pair: Int[Tensor, " n"]) -> list[Edit]:
+    """What of the edits is still to be made in a cone; the recording holds the rest."""
+    kept = []
+    for edit in edits:
+        place = layer_of(edit.hook_name)
+        behind = edit.hook_name.startswith(("ln_final", "unembed")) if place is None else place >= layer
+        mask = edit.mask[pair].clone()
+        mask[:, :start] = False
+        if behind and edit.hook_name not in _ENTRY and bool(mask.any()):
+            kept.append(replace(edit, mask=mask))
+    return kept
 
 
 def _changed(

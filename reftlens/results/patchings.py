@@ -36,7 +36,8 @@ class PatchMap:
     axes: tuple[str, ...]
     """What a cell is counted by, as TransformerLens names it: layer and pos; layer and head; layer, head and pos."""
     direction: str
-    """What was done: "denoise" (clean into corrupted) or "noise" (corrupted into clean)."""
+    """What was put into what: "denoise" (clean into corrupted), "noise" (corrupted into clean), "edited into base" or
+    "base into edited"."""
 
     def mean(self) -> Float[Tensor, "rows columns"]:
         """Over the pairs that have the position."""
