@@ -2,6 +2,7 @@
 
 from reftlens.analysis.ablation import ablate
 from reftlens.analysis.agreement import agreement
+from reftlens.analysis.attribution import attribute
 from reftlens.analysis.contexts import top_contexts
 from reftlens.analysis.dose import dose
 from reftlens.analysis.effect import effect_map
@@ -26,6 +27,7 @@ __all__ = [
     "ablate",
     "agreement",
     "at_random_sites",
+    "attribute",
     "covariance_matched",
     "decompose",
     "direct_effect",

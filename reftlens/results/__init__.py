@@ -5,6 +5,7 @@ A plot takes one of these and needs nothing else, no model and no edit. Tensors 
 
 from reftlens.results.ablations import Ablation
 from reftlens.results.agreements import Agreement, agreements_to_dataframe
+from reftlens.results.attributions import Attribution
 from reftlens.results.contexts import Context, ReadContexts
 from reftlens.results.doses import Dose
 from reftlens.results.interchanges import Interchanged, ReadSpace, Swap
@@ -20,6 +21,7 @@ __all__ = [
     "TERMS",
     "Ablation",
     "Agreement",
+    "Attribution",
     "Context",
     "DirectionReadout",
     "Dose",
