@@ -20,6 +20,7 @@ from reftlens.analysis.patching import patch
 from reftlens.analysis.placebo import turned
 from reftlens.analysis.readers import read_space
 from reftlens.analysis.retraining import at_random_sites, permuted_labels, random_model, untrained
+from reftlens.analysis.spread import spread
 from reftlens.analysis.tokens import subject_places
 from reftlens.analysis.tracing import trace
 
@@ -52,6 +53,7 @@ __all__ = [
     "random_readings",
     "read_directions",
     "read_space",
+    "spread",
     "subject_places",
     "top_contexts",
     "trace",

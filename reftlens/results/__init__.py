@@ -16,6 +16,7 @@ from reftlens.results.operators import DirectionReadout, Operator
 from reftlens.results.outcomes import Outcome, SiteCheck, SiteChecks, outcomes_to_dataframe
 from reftlens.results.overlaps import Overlap
 from reftlens.results.patchings import PatchMap
+from reftlens.results.spreads import Spread
 
 __all__ = [
     "TERMS",
@@ -37,6 +38,7 @@ __all__ = [
     "ReadSpace",
     "SiteCheck",
     "SiteChecks",
+    "Spread",
     "Swap",
     "TokenMap",
     "agreements_to_dataframe",
