@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"bridge", "site", "data", "stories", "plot", "report"},
     {"edit", "checkpoint", "previewing"},
     {"reft", "cone"},
-    {"objectives"},
+    {"objectives", "recording"},
     {"base_runs"},
     {"trainer"},
     {"training", "generation", "analysis", "checks", "lofit", "pyreft", "merging"},

@@ -11,26 +11,18 @@ logit difference it would not be near zero: it takes the corrupted answer away, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.tokens import (
-    answer_probability,
-    first_tokens,
-    require_aligned,
-    subject_places,
-)
-from reftlens.data import Batch, encode, str_tokens
+from reftlens.analysis.metrics import probability_of
+from reftlens.analysis.patching import patch
+from reftlens.analysis.tokens import require_aligned, subject_places
+from reftlens.data import encode
 from reftlens.results import TokenMap
 
 
-@torch.no_grad()
 def trace(
     bridge: TransformerBridge,
     clean: Sequence[str],
@@ -64,55 +56,20 @@ def trace(
                 f"clean, corrupted and unrelated prompts must have one shape in tokens, got {list(clean_batch.tokens.shape)} "
                 f"and {list(batch.tokens.shape)}"
             )
-    target = first_tokens(bridge, answers)
-    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(bridge.cfg.n_layers)]
-    low = answer_probability(bridge(corrupted_batch.tokens, use_cache=False), corrupted_batch, target).mean()
-    maps = []
-    for source in sources:
-        logits, cache = bridge.run_with_cache(source.tokens, names_filter=names, use_cache=False)
-        if source is clean_batch:
-            high = answer_probability(logits, source, target).mean()
-            if float((high - low).abs()) < 1e-6:
-                raise ValueError(
-                    "clean and corrupted prompts give the clean answers alike: there is nothing to restore"
-                )
-        patched = _sweep(bridge, corrupted_batch, names, cache, target, progress)
-        maps.append((patched - low.cpu()) / (high - low).cpu())
-    return TokenMap(
-        values=maps[0],
-        control=maps[1] if unrelated is not None else None,
-        rows=tuple(names),
-        tokens=str_tokens(bridge, clean_batch.tokens[0]),
-        starred=subject_places(bridge, clean[0], subjects[0]),
-        quantity="restored part of the clean answer's probability",
-        control_name="the same states from an unrelated subject" if unrelated is not None else "",
-        n_prompts=len(clean),
+    result = patch(
+        bridge,
+        clean_batch,
+        corrupted_batch,
+        probability_of(bridge, answers),
+        unrelated=sources[1] if unrelated is not None else None,
+        progress=progress,
     )
-
-
-def _sweep(
-    bridge: TransformerBridge,
-    corrupted: Batch,
-    names: Sequence[str],
-    cache: Any,
-    target: Tensor,
-    progress: bool,
-) -> Float[Tensor, "layer pos"]:
-    """Mean probability of the clean answer in the corrupted run with one state replaced, for every layer and position."""
-    n_pos = corrupted.tokens.shape[1]
-    out = torch.zeros(len(names), n_pos)
-    cells = [(layer, pos) for layer in range(len(names)) for pos in range(n_pos)]
-    for layer, pos in tqdm(cells, desc="causal tracing", unit="cell", disable=not progress):
-        hook = (names[layer], _patch(cache[names[layer]], pos))
-        logits = bridge.run_with_hooks(corrupted.tokens, fwd_hooks=[hook], use_cache=False)
-        out[layer, pos] = answer_probability(logits, corrupted, target).mean()
-    return out
-
-
-def _patch(source: Float[Tensor, "batch pos d_model"], pos: int) -> Callable[..., Tensor]:
-    def hook_fn(resid: Tensor, hook: Any) -> Tensor:
-        column = torch.zeros(resid.shape[1], dtype=torch.bool, device=resid.device)
-        column[pos] = True
-        return torch.where(column[None, :, None], source, resid)
-
-    return hook_fn
+    if float((result.source.mean() - result.base.mean()).abs()) < 1e-6:
+        raise ValueError("clean and corrupted prompts give the clean answers alike: there is nothing to restore")
+    return replace(
+        result.to_token_map(
+            starred=subject_places(bridge, clean[0], subjects[0]),
+            quantity="restored part of the clean answer's probability",
+        ),
+        control_name="the same states from an unrelated subject" if unrelated is not None else "",
+    )

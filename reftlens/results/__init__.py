@@ -3,7 +3,9 @@
 A plot takes one of these and needs nothing else, no model and no edit. Tensors are on the CPU, in float32.
 """
 
+from reftlens.results.ablations import Ablation
 from reftlens.results.agreements import Agreement, agreements_to_dataframe
+from reftlens.results.attributions import Attribution
 from reftlens.results.contexts import Context, ReadContexts
 from reftlens.results.doses import Dose
 from reftlens.results.interchanges import Interchanged, ReadSpace, Swap
@@ -13,11 +15,15 @@ from reftlens.results.maps import EditSize, TokenMap
 from reftlens.results.operators import DirectionReadout, Operator
 from reftlens.results.outcomes import Outcome, SiteCheck, SiteChecks, outcomes_to_dataframe
 from reftlens.results.overlaps import Overlap
+from reftlens.results.patchings import PatchMap
 from reftlens.results.profiles import EditProfile
+from reftlens.results.spreads import Spread
 
 __all__ = [
     "TERMS",
+    "Ablation",
     "Agreement",
+    "Attribution",
     "Context",
     "DirectionReadout",
     "Dose",
@@ -29,10 +35,12 @@ __all__ = [
     "Operator",
     "Outcome",
     "Overlap",
+    "PatchMap",
     "ReadContexts",
     "ReadSpace",
     "SiteCheck",
     "SiteChecks",
+    "Spread",
     "Swap",
     "TokenMap",
     "agreements_to_dataframe",

@@ -1,0 +1,61 @@
+"""Finished cells of a sweep in one file, written whole, and refused for any other sweep."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+
+@final
+class Saved:
+    """The file that an interrupted sweep goes on from."""
+
+    def __init__(self, file: Path | str, *, made_for: str) -> None:
+        """Args: file: its folder must exist. made_for: a digest of all that the values depend on."""
+        self.file, self.made_for = Path(file), made_for
+
+    def read(self, shape: torch.Size) -> tuple[Bool[Tensor, "pair cell"], Float[Tensor, "pair cell"]]:
+        """Which cells are done, and their values; none if there is no file.
+
+        Raises:
+            ValueError: if the file is of another sweep, or no file of a sweep at all.
+        """
+        if not self.file.exists():
+            return torch.zeros(shape, dtype=torch.bool), torch.full(shape, torch.nan)
+        try:
+            with safe_open(self.file, framework="pt") as found:
+                made_for, done, values = (
+                    (found.metadata() or {}).get("made_for"),
+                    found.get_tensor("done"),
+                    found.get_tensor("values"),
+                )
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{self.file} cannot be read as cells of a sweep ({error}): choose another file"
+            ) from error
+        if made_for != self.made_for or done.shape != shape:
+            raise ValueError(
+                f"{self.file} holds cells of another sweep (another model, other prompts, points or metric): choose another "
+                "file, or delete it"
+            )
+        return done, values
+
+    def write(self, values: Float[Tensor, "pair cell"], done: Bool[Tensor, "pair cell"]) -> None:
+        """Replaces the file by one with these cells."""
+        content = save({"values": values, "done": done}, metadata={"made_for": self.made_for})
+        descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=self.file.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            Path(temporary).replace(self.file)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise

@@ -1,0 +1,98 @@
+"""How far does an edit's change reach, and where does the model change its mind?
+
+At each layer and position, |h_edited - h_base| / |h_base| of the residual stream, and whether the most likely
+token by the logit lens (final norm and unembedding of h: nostalgebraist 2020) is another one.
+
+A large distance is not an effect: much of what an edit changes nothing reads. The control is the same edit
+turned to random directions, which goes as far from the base where it is made. And the logit lens reads early layers
+badly on many models; an unchanged mind there says little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.analysis.placebo import turned
+from reftlens.analysis.tokens import require_aligned, subject_places
+from reftlens.data import encode, str_tokens
+from reftlens.recording import record
+from reftlens.reft import Reft
+from reftlens.results import Spread, TokenMap
+
+
+@torch.no_grad()
+def spread(
+    bridge: TransformerBridge,
+    reft: Reft,
+    prompts: Sequence[str],
+    *,
+    subjects: Sequence[str] = (),
+    n_control: int = 4,
+    seed: int = 0,
+) -> Spread:
+    """The edited run beside the base run, mean over prompts.
+
+    Args:
+        bridge: the base; causal.
+        reft: the edit.
+        prompts: of one length in tokens.
+        subjects: a part of each prompt, starred in plots.
+        n_control: random turns that the control is averaged over; at least one.
+        seed: draws them.
+
+    Raises:
+        ValueError: if prompts differ in length, or there is nothing to draw.
+    """
+    if n_control < 1:
+        raise ValueError(f"n_control must be at least 1, got {n_control}: a map stands beside its control")
+    batch = encode(bridge, prompts)
+    require_aligned(batch)
+
+    def states() -> Float[Tensor, "layer batch pos d_model"]:
+        return torch.stack(record(bridge, batch).resid)
+
+    base = states()
+    read = _read(bridge, base)
+
+    def compare(edit: Reft) -> tuple[Tensor, Tensor]:
+        with edit.hooks(bridge, batch):
+            edited = states()
+        distance = (edited - base).float().norm(dim=-1) / base.float().norm(dim=-1)
+        return distance.mean(1).cpu(), (_read(bridge, edited) != read).float().mean(1).cpu()
+
+    distance, mind = compare(reft)
+    draws = [compare(turned(reft, seed=seed + draw)) for draw in range(n_control)]
+    rows = ("blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(bridge.cfg.n_layers)))
+    tokens = str_tokens(bridge, batch.tokens[0])
+    starred = subject_places(bridge, prompts[0], subjects[0]) if subjects else (False,) * len(tokens)
+
+    def result(values: Tensor, controls: Sequence[Tensor], quantity: str) -> TokenMap:
+        return TokenMap(
+            values=values,
+            control=torch.stack(list(controls)).mean(0),
+            rows=rows,
+            tokens=tokens,
+            starred=starred,
+            quantity=quantity,
+            control_name=f"the same change turned to random directions, mean of {n_control}",
+            n_prompts=len(prompts),
+        )
+
+    return Spread(
+        distance=result(distance, [d for d, _ in draws], "distance of edited from base run / length of base"),
+        mind=result(mind, [m for _, m in draws], "part of prompts where the logit lens names another token"),
+    )
+
+
+def _read(bridge: TransformerBridge, resid: Float[Tensor, "*axes d_model"]) -> Tensor:
+    """The most likely token of each state by the logit lens."""
+    from transformer_lens.tools.analysis.logit_lens import logit_readout
+
+    readout = logit_readout(bridge, resid, top_k=1)
+    assert readout.top_ids is not None
+    return readout.top_ids[..., 0]

@@ -1,0 +1,129 @@
+"""A quantity of the output under a patch in each cell, for each pair of prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reftlens.results.maps import TokenMap
+
+if TYPE_CHECKING:
+    from transformer_lens.patching import PatchingResult
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PatchMap:
+    """The metric with one activation of the source run put into the base run."""
+
+    values: Float[Tensor, "pair rows columns"]
+    """NaN where a pair has no such position."""
+    control: Float[Tensor, "pair rows columns"] | None
+    """The same from an unrelated source; None if there was none."""
+    base: Float[Tensor, " pair"]
+    """The metric of the unpatched run."""
+    source: Float[Tensor, " pair"]
+    """The metric of the run that activations are taken from."""
+    rows: tuple[str, ...]
+    """What is written in each row: a point, and with heads by position its head in brackets."""
+    columns: tuple[str, ...]
+    """Tokens of the first pair's source prompt, or heads."""
+    axes: tuple[str, ...]
+    """What a cell is counted by, as TransformerLens names it: layer and pos; layer and head; layer, head and pos."""
+    direction: str
+    """What was put into what: "denoise" (clean into corrupted), "noise" (corrupted into clean), "edited into base" or
+    "base into edited"."""
+
+    def mean(self) -> Float[Tensor, "rows columns"]:
+        """Over the pairs that have the position."""
+        return self.values.nanmean(0)
+
+    def stderr(self) -> Float[Tensor, "rows columns"]:
+        """Standard error of that mean; NaN with fewer than two pairs."""
+        n = self.values.isfinite().sum(0)
+        squares = (self.values - self.mean()).square().nansum(0)
+        return torch.where(n > 1, (squares / (n - 1).clamp(min=1) / n.clamp(min=1)).sqrt(), torch.nan)
+
+    def interval(
+        self, *, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
+    ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows columns"]]:
+        """Percentile bootstrap interval of the mean over pairs; NaN with fewer than two."""
+        from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
+
+        flat = self.values.flatten(1)
+        low, high = torch.full((2, flat.shape[1]), torch.nan)
+        # Pairs are drawn among those that have the position, so cells with the same pairs are drawn together.
+        patterns, kind = flat.isfinite().unique(dim=1, return_inverse=True)
+        for number, there in enumerate(patterns.T):
+            if int(there.sum()) > 1:
+                low[kind == number], high[kind == number] = bootstrap_ci(
+                    flat[there][:, kind == number],
+                    dim=0,
+                    confidence=confidence,
+                    n_resamples=n_resamples,
+                    generator=derive_generator(seed, "patching"),
+                )
+        return low.view(self.values.shape[1:]), high.view(self.values.shape[1:])
+
+    def restored(self, values: Float[Tensor, "pair rows columns"] | None = None) -> Float[Tensor, "rows columns"]:
+        """How far a patch moves the base towards the source: (mean patched - base) / (source - base).
+
+        Means are over the pairs that have the position. 0 is the base run, 1 the source run. The mean of the gap
+        is what divides: single pairs whose runs hardly differ would otherwise swamp the others.
+
+        Args:
+            values: the metric under other patches of the same pairs, such as `control`; the measured ones if not given.
+        """
+        patched = self.values if values is None else values
+        there = patched.isfinite()
+        gap = ((self.source - self.base)[:, None, None] * there).sum(0)
+        return (patched - self.base[:, None, None]).nansum(0) / torch.where(there.any(0), gap, torch.nan)
+
+    def to_token_map(self, *, starred: tuple[bool, ...] = (), quantity: str = "restored part") -> TokenMap:
+        """The restored part, with its control, as plots take it."""
+        return TokenMap(
+            values=self.restored(),
+            control=None if self.control is None else self.restored(self.control),
+            rows=self.rows,
+            tokens=self.columns,
+            starred=starred or (False,) * len(self.columns),
+            quantity=quantity,
+            control_name="" if self.control is None else "the same activations of an unrelated source",
+            n_prompts=len(self.values),
+        )
+
+    def to_patching_result(self) -> PatchingResult:
+        """The same as TransformerLens's result, with its axes; `baseline` is the base run's metric."""
+        from transformer_lens.patching import PatchingResult
+
+        cells = self.values.permute(1, 2, 0)  # [rows, columns, pair]
+        if len(self.axes) == 3:
+            n_layers = len({row.split("[")[0] for row in self.rows})
+            cells = cells.view(n_layers, -1, *cells.shape[1:]).transpose(1, 2)  # layer, pos, head, as there
+        axes = ["layer", "pos", "head"] if len(self.axes) == 3 else list(self.axes)
+        index = torch.cartesian_prod(*(torch.arange(n) for n in cells.shape[:-1]))
+        return PatchingResult(
+            values=cells,
+            axis_names=axes,
+            index_df=pd.DataFrame(index.tolist(), columns=axes),
+            metric_names=["metric"],
+            reduced=False,
+            baseline=self.base,
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each cell: row, column, mean, standard error, restored part, and that of the control."""
+        control = torch.full_like(self.mean(), torch.nan) if self.control is None else self.restored(self.control)
+        table = torch.stack([self.mean(), self.stderr(), self.restored(), control], dim=-1)
+        lines = [
+            (row, place, column, *table[r, place].tolist())
+            for r, row in enumerate(self.rows)
+            for place, column in enumerate(self.columns)
+        ]
+        names = ["row", "column", "label", "mean", "stderr", "restored", "control restored"]
+        return pd.DataFrame(lines, columns=names)

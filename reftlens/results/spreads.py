@@ -1,0 +1,29 @@
+"""How far an edit's change reaches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import pandas as pd
+
+from reftlens.results.maps import TokenMap
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """The edited run beside the base run, at each layer and position."""
+
+    distance: TokenMap
+    """|edited - base| / |base| of the residual stream."""
+    mind: TokenMap
+    """The part of prompts where the logit lens names another token than in the base run."""
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each cell, both quantities side by side."""
+        return self.distance.to_dataframe().merge(
+            self.mind.to_dataframe(),
+            on=["row", "position", "token", "subject"],
+            suffixes=(" of distance", " of mind"),
+        )
