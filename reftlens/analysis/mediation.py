@@ -12,6 +12,8 @@ moves the same outputs of a run under the edit turned to random directions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -110,12 +112,12 @@ def direct_effect(
     return values[:, 0] - metric_of(metric, base)
 
 
-def _edited(bridge: TransformerBridge, reft: Reft, batch: Batch, names: list[str] | tuple[str, ...]) -> Recording:
+def _edited(bridge: TransformerBridge, reft: Reft, batch: Batch, names: Sequence[str]) -> Recording:
     with torch.no_grad(), reft.hooks(bridge, batch):
         return record(bridge, batch, names)
 
 
-def _require_elsewhere(bridge: TransformerBridge, reft: Reft, names: list[str] | tuple[str, ...]) -> None:
+def _require_elsewhere(bridge: TransformerBridge, reft: Reft, names: Sequence[str]) -> None:
     edited = dict(zip(canonical_hooks(bridge, [site.hook_name for site in reft.sites]), reft.sites, strict=True))
     for name, point in zip(names, canonical_hooks(bridge, list(names)), strict=True):
         if point in edited:
