@@ -21,11 +21,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.grid import Cell, grid
 from reftlens.analysis.metrics import Metric
-from reftlens.analysis.patching import metric_of, require_pairs
+from reftlens.analysis.patching import column_labels, metric_of, require_pairs
 from reftlens.analysis.placebo import turned
 from reftlens.analysis.sweep import sweep
 from reftlens.bridge import canonical_hooks
-from reftlens.data import Batch, str_tokens
+from reftlens.data import Batch
 from reftlens.recording import Recording, record
 from reftlens.reft import Reft
 from reftlens.results import PatchMap
@@ -89,8 +89,9 @@ def mediate(
         base=metric_of(metric, into),
         source=metric_of(metric, out_of),
         rows=of.rows,
-        columns=tuple(map(str, range(shape[2]))) if over == "heads" else str_tokens(bridge, batch.tokens[0]),
+        columns=tuple(map(str, range(shape[2]))) if over == "heads" else column_labels(bridge, batch),
         axes=of.axes,
+        control_name="the same outputs under the edit turned to random directions" if inward else "",
         direction=direction,
     )
 

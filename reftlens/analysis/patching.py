@@ -102,8 +102,9 @@ def patch(
         base=metric_of(metric, base),
         source=metric_of(metric, sources[0]),
         rows=of.rows,
-        columns=labels if over == "heads" else str_tokens(bridge, out_of.tokens[0]),
+        columns=labels if over == "heads" else column_labels(bridge, out_of),
         axes=of.axes,
+        control_name="" if unrelated is None else "the same activations of an unrelated source",
         direction=direction,
     )
 
@@ -111,6 +112,13 @@ def patch(
 def metric_of(metric: Metric, run: Recording) -> Float[Tensor, " pair"]:
     """The metric of a recorded run, on the CPU."""
     return metric(run.logits, torch.arange(len(run.batch), device=run.logits.device)).float().cpu()
+
+
+def column_labels(bridge: TransformerBridge, batch: Batch) -> tuple[str, ...]:
+    """The tokens of the first prompt, and the place in brackets where it is padded."""
+    texts = str_tokens(bridge, batch.tokens[0])
+    there = batch.prompt_mask[0].tolist()
+    return tuple(text if real else f"({place})" for place, (text, real) in enumerate(zip(texts, there, strict=True)))
 
 
 def require_pairs(clean: Batch, **others: Batch | None) -> None:
