@@ -50,8 +50,7 @@ def whole_runs(bridge, reft, batch, metric, parts, sets):
     return torch.stack([run(members) - base for members in sets.tolist()]).double()
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("split", [whole_sites, site_columns])
+@pytest.mark.parametrize(("split", "side"), [(whole_sites, "right"), (site_columns, "left")])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox", "gemma2"])
 def test_every_set_equals_a_whole_run(architecture, split, side, monkeypatch) -> None:
     bridge = make_bridge(architecture)

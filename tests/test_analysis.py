@@ -185,10 +185,11 @@ def test_effect_map_finds_the_planted_cell_and_no_decoy(bridge) -> None:
     assert result.to_dataframe()["value"].sum() == pytest.approx(1.0, abs=1e-5)
 
 
-def test_effect_map_equals_a_plain_hook(gpt2, make_reft) -> None:
+@pytest.mark.parametrize("leave_out", [False, True])
+def test_effect_map_equals_a_plain_hook(gpt2, make_reft, leave_out) -> None:
     reft, hf = make_reft(positions=rl.All(), seed=4), make_hf("gpt2")
     ((_, intervention),) = reft
-    result, batch = cell_map(gpt2, reft), rl.encode(gpt2, ONE_LENGTH)
+    result, batch = cell_map(gpt2, reft, leave_out=leave_out), rl.encode(gpt2, ONE_LENGTH)
     target, foil = ([first_token(gpt2, answer)] * 2 for answer in (" Tharic", " Ostra"))
 
     def effect(columns) -> float:
@@ -206,9 +207,11 @@ def test_effect_map_equals_a_plain_hook(gpt2, make_reft) -> None:
         base, edited = (logit_difference(run, batch, torch.tensor(target), torch.tensor(foil)) for run in runs)
         return float((edited - base).mean())
 
-    whole = effect(list(range(batch.tokens.shape[1])))
-    for pos in range(batch.tokens.shape[1]):
-        assert float(result.values[0, pos]) == pytest.approx(effect([pos]) / whole, abs=1e-4)
+    columns = list(range(batch.tokens.shape[1]))
+    whole = effect(columns)
+    for pos in columns:
+        expected = whole - effect([p for p in columns if p != pos]) if leave_out else effect([pos])
+        assert float(result.values[0, pos]) == pytest.approx(expected / whole, abs=1e-4)
 
 
 def test_effect_map_refuses_what_it_cannot_compare(gpt2, make_reft) -> None:

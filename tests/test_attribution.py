@@ -19,10 +19,15 @@ def metric_on(bridge):
 
 
 @pytest.mark.parametrize(
-    ("point", "over"),
-    [("mlp_out", "positions"), ("resid_pre", "positions"), ("z", "heads"), ("z", "heads and positions")],
+    ("architecture", "point", "over"),
+    [
+        ("gpt2", "mlp_out", "positions"),
+        ("gpt2", "resid_pre", "positions"),
+        ("gpt2", "z", "heads"),
+        ("llama", "resid_pre", "positions"),
+        ("llama", "z", "heads and positions"),
+    ],
 )
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_estimates_are_the_slope_of_a_small_patch(architecture, point, over) -> None:
     """By central differences of whole runs."""
     bridge = make_bridge(architecture)

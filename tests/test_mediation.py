@@ -64,8 +64,14 @@ def plainly(bridge, reft, batch, metric, point, over, direction):
 
 
 @pytest.mark.parametrize("direction", ["edited into base", "base into edited"])
-@pytest.mark.parametrize(("point", "over"), [("z", "heads"), ("mlp_out", "positions")])
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize(
+    ("architecture", "point", "over"),
+    [
+        *((form, "z", "heads") for form in ("gpt2", "llama", "gpt_neox", "gemma2")),
+        ("gpt_neox", "mlp_out", "positions"),
+        *(pytest.param(form, "mlp_out", "positions", marks=pytest.mark.slow) for form in ("gpt2", "llama", "gemma2")),
+    ],
+)
 def test_every_cell_equals_a_whole_run(architecture, point, over, direction) -> None:
     bridge = make_bridge(architecture)
     reft, batch, metric = edit_on(bridge), rl.encode(bridge, PROMPTS), metric_on(bridge)

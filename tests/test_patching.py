@@ -194,9 +194,13 @@ def test_statistics_are_over_the_pairs_that_have_the_position(gpt2) -> None:
     assert len(table) == result.mean().numel()
     assert table["control restored"].notna().all()
     drawn = result.to_token_map()
+    assert result.columns[-1] == "(11)", "the first prompt has no token there"
+    assert drawn.control_name == "the same activations of an unrelated source"
     assert drawn.n_prompts == 3
     torch.testing.assert_close(drawn.values, result.restored())
-    assert rl.plot.token_map(drawn) is not None
+    assert rl.plot.token_map(result.to_token_map(starred=(False, True))) is not None
+    with pytest.raises(ValueError, match="at most 12 stars"):
+        result.to_token_map(starred=(True,) * 13)
 
 
 def test_what_cannot_change_is_not_run(gpt2, monkeypatch) -> None:

@@ -1,8 +1,8 @@
-"""At which layers and positions does a trained edit do its work? The edit cut down to one cell at a time.
+"""At which layers and positions does a trained edit do its work? The edit cut down to one cell, or left without it.
 
 Effect = mean over prompts of (logit of the new answer - logit of the old one), edited minus base. A cell's value is its
-effect alone as a part of the whole effect, run on its light cone; the control is the same cell with its change turned to random
-directions of the same length. Cells need not sum to one: edits interact, and later ones can stand in for
+effect alone, or what is lost without it, as a part of the whole effect; the control is the same with every change turned
+to random directions of the same length. Cells need not sum to one: edits interact, and later ones can stand in for
 earlier ones.
 """
 
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.coalitions import Coalitions, site_columns
@@ -19,6 +21,7 @@ from reftlens.analysis.metrics import logit_difference_of
 from reftlens.analysis.placebo import Turned
 from reftlens.analysis.tokens import require_aligned, subject_places
 from reftlens.data import encode, str_tokens
+from reftlens.edit import Edit
 from reftlens.reft import Reft
 from reftlens.results import TokenMap
 
@@ -31,11 +34,12 @@ def effect_map(
     new: Sequence[str],
     old: Sequence[str],
     subjects: Sequence[str],
+    leave_out: bool = False,
     n_control: int = 4,
     seed: int = 0,
     progress: bool = True,
 ) -> TokenMap:
-    """The effect of each (site, position) of a trained edit by itself.
+    """The effect of each (site, position) of a trained edit by itself, or what is lost without it.
 
     Args:
         bridge: the base.
@@ -44,6 +48,7 @@ def effect_map(
         new: what the edited model should answer, one for each prompt, with its leading space.
         old: what the base answers.
         subjects: a part of each prompt, starred in plots.
+        leave_out: run the edit without each cell instead of each cell alone.
         n_control: random turns that the control is averaged over; at least one.
         seed: draws them.
         progress: show a progress bar.
@@ -52,8 +57,8 @@ def effect_map(
         The map; NaN where a site edits nothing.
 
     Raises:
-        ValueError: if there is nothing to draw, prompts differ in length, answers begin with the same token, or the edit has no effect that
-            could be divided up.
+        ValueError: if there is nothing to draw, prompts differ in length, answers begin with the same token, or the edit
+            has no effect that could be divided up.
     """
     if n_control < 1:
         raise ValueError(f"n_control must be at least 1, got {n_control}: a map stands beside its control")
@@ -62,28 +67,35 @@ def effect_map(
     runs = Coalitions(bridge, batch, logit_difference_of(bridge, new, old))
     edits = reft.edits(batch)
     cells = site_columns(edits)
-    alone = torch.eye(len(cells), dtype=torch.bool)
-    whole, *effects = runs.effects(
-        edits, cells, torch.cat([torch.ones_like(alone[:1]), alone]), progress="locating the effect" if progress else ""
-    ).mean(1)
-    if abs(float(whole)) < 1e-6:
+    kept = torch.eye(len(cells), dtype=torch.bool)
+    sets = torch.cat([torch.ones_like(kept[:1]), ~kept if leave_out else kept])
+
+    def parts(of: Sequence[Edit], doing: str) -> tuple[float, Float[Tensor, " cell"]]:
+        """The effect of all cells, and of each."""
+        total, *effects = runs.effects(of, cells, sets, progress=doing if progress else "").mean(1)
+        each = torch.stack(effects)
+        return float(total), total - each if leave_out else each
+
+    whole, measured = parts(edits, "locating the effect")
+    if abs(whole) < 1e-6:
         raise ValueError("the edit does not move these answers at all: there is no effect to locate")
     generator = torch.Generator().manual_seed(seed)
     draws = []
     for _ in range(n_control):
         turned = [replace(edit, intervention=Turned(edit.intervention, generator)) for edit in edits]
-        draws.append(runs.effects(turned, cells, alone, progress="control" if progress else "").mean(1))
+        draws.append(parts(turned, "control")[1])
     values, control = torch.full((2, len(edits), batch.tokens.shape[1]), torch.nan)
     row, column = torch.tensor([(cell.site, int(cell.mask.any(0).int().argmax())) for cell in cells]).T
-    values[row, column] = (torch.stack(effects) / whole).float()
+    values[row, column] = (measured / whole).float()
     control[row, column] = (torch.stack(draws).mean(0) / whole).float()
+    what = "lost without this cell" if leave_out else "effect of this cell alone"
     return TokenMap(
         values=values,
         control=control,
         rows=tuple(edit.hook_name for edit in edits),
         tokens=str_tokens(bridge, batch.tokens[0]),
         starred=subject_places(bridge, prompts[0], subjects[0]),
-        quantity=f"effect of this cell alone / effect of the whole edit ({float(whole):+.2f} nats)",
+        quantity=f"{what} / effect of the whole edit ({whole:+.2f} nats)",
         control_name=f"the same change turned to random directions, mean of {n_control}",
         n_prompts=len(prompts),
     )

@@ -12,6 +12,8 @@ moves the same outputs of a run under the edit turned to random directions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,11 +21,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.grid import Cell, grid
 from reftlens.analysis.metrics import Metric
-from reftlens.analysis.patching import metric_of, require_pairs
+from reftlens.analysis.patching import column_labels, metric_of, require_pairs
 from reftlens.analysis.placebo import turned
 from reftlens.analysis.sweep import sweep
 from reftlens.bridge import canonical_hooks
-from reftlens.data import Batch, str_tokens
+from reftlens.data import Batch
 from reftlens.recording import Recording, record
 from reftlens.reft import Reft
 from reftlens.results import PatchMap
@@ -87,8 +89,9 @@ def mediate(
         base=metric_of(metric, into),
         source=metric_of(metric, out_of),
         rows=of.rows,
-        columns=tuple(map(str, range(shape[2]))) if over == "heads" else str_tokens(bridge, batch.tokens[0]),
+        columns=tuple(map(str, range(shape[2]))) if over == "heads" else column_labels(bridge, batch),
         axes=of.axes,
+        control_name="the same outputs under the edit turned to random directions" if inward else "",
         direction=direction,
     )
 
@@ -110,12 +113,12 @@ def direct_effect(
     return values[:, 0] - metric_of(metric, base)
 
 
-def _edited(bridge: TransformerBridge, reft: Reft, batch: Batch, names: list[str] | tuple[str, ...]) -> Recording:
+def _edited(bridge: TransformerBridge, reft: Reft, batch: Batch, names: Sequence[str]) -> Recording:
     with torch.no_grad(), reft.hooks(bridge, batch):
         return record(bridge, batch, names)
 
 
-def _require_elsewhere(bridge: TransformerBridge, reft: Reft, names: list[str] | tuple[str, ...]) -> None:
+def _require_elsewhere(bridge: TransformerBridge, reft: Reft, names: Sequence[str]) -> None:
     edited = dict(zip(canonical_hooks(bridge, [site.hook_name for site in reft.sites]), reft.sites, strict=True))
     for name, point in zip(names, canonical_hooks(bridge, list(names)), strict=True):
         if point in edited:

@@ -23,9 +23,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.grid import grid
 from reftlens.analysis.metrics import probability_of
-from reftlens.analysis.patching import metric_of
+from reftlens.analysis.patching import column_labels, metric_of
 from reftlens.analysis.sweep import sweep
-from reftlens.data import Batch, encode, str_tokens
+from reftlens.data import Batch, encode
 from reftlens.positions import Span
 from reftlens.recording import Recording, record
 from reftlens.results import PatchMap
@@ -95,8 +95,9 @@ def trace_noise(
         base=torch.stack(noised).mean(0),
         source=metric_of(metric, clean),
         rows=of.rows,
-        columns=str_tokens(bridge, batch.tokens[0]),
+        columns=column_labels(bridge, batch),
         axes=of.axes,
+        control_name="the same activations under another draw of noise",
         direction="denoise",
     )
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -64,7 +65,8 @@ def patch(
         direction: "denoise" puts clean activations into the corrupted run, "noise" the reverse.
         window: neighbouring layers that are patched together, the cell's own in the middle.
         unrelated: a third source for the control, row for row of the same length.
-        memory_bytes: about what the activations of one run may take.
+        memory_bytes: about what the activations of one run may take. The recorded runs of all pairs come on top: sweep
+            thousands of pairs in groups.
         save_to: a file that keeps finished cells, from which an interrupted sweep goes on (the control's beside it, with
             `.control` behind its name). Deleting it is up to you.
         progress: show a progress bar.
@@ -78,7 +80,12 @@ def patch(
     of = grid(bridge, point, over, n_pos=clean.tokens.shape[1], window=window)
     into, out_of = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
     base = record(bridge, into, of.names)
-    sources = [record(bridge, batch, of.names) for batch in (out_of, unrelated) if batch is not None]
+    # Of a source nothing is run again: what it would need for that is let go.
+    sources = [
+        replace(record(bridge, batch, of.names), resid=(), past=())
+        for batch in (out_of, unrelated)
+        if batch is not None
+    ]
     maps = []
     for number, source in enumerate(sources):
         saved = None
@@ -95,8 +102,9 @@ def patch(
         base=metric_of(metric, base),
         source=metric_of(metric, sources[0]),
         rows=of.rows,
-        columns=labels if over == "heads" else str_tokens(bridge, out_of.tokens[0]),
+        columns=labels if over == "heads" else column_labels(bridge, out_of),
         axes=of.axes,
+        control_name="" if unrelated is None else "the same activations of an unrelated source",
         direction=direction,
     )
 
@@ -104,6 +112,13 @@ def patch(
 def metric_of(metric: Metric, run: Recording) -> Float[Tensor, " pair"]:
     """The metric of a recorded run, on the CPU."""
     return metric(run.logits, torch.arange(len(run.batch), device=run.logits.device)).float().cpu()
+
+
+def column_labels(bridge: TransformerBridge, batch: Batch) -> tuple[str, ...]:
+    """The tokens of the first prompt, and the place in brackets where it is padded."""
+    texts = str_tokens(bridge, batch.tokens[0])
+    there = batch.prompt_mask[0].tolist()
+    return tuple(text if real else f"({place})" for place, (text, real) in enumerate(zip(texts, there, strict=True)))
 
 
 def require_pairs(clean: Batch, **others: Batch | None) -> None:

@@ -31,7 +31,6 @@ TOKENS = 768
 """Tokens that a run on a CPU should hold: with fewer, reading the weights costs more than computing with them; with
 more, positions further apart are run together, and each of them runs more than its own cone."""
 
-
 _ENTRY = ("blocks.0.hook_in", "blocks.0.hook_resid_pre")
 """What enters the first block is recorded with its edits."""
 
@@ -176,13 +175,14 @@ class _Plan:
         """Pairs and cells of one run after another."""
         layers = torch.tensor([cell.layer for cell in self.cells])
         pair, cell = todo.nonzero(as_tuple=True)
-        starts = self.start[pair, cell]
-        order = sorted(range(len(pair)), key=lambda row: (int(starts[row]), int(layers[cell[row]])))
-        while order:
+        starts, first = self.start[pair, cell], layers[cell]
+        order = (starts * self.bridge.cfg.n_layers + first).argsort(stable=True)
+        while len(order):
             start = int(starts[order[0]])
             count = rows_that_fit(self.bridge, self.width, start, self.memory_bytes)
             if self.tokens is not None:
                 count = min(count, -(-self.tokens // (self.width - start)))
-            rows = torch.tensor(sorted(order[:count], key=lambda row: int(layers[cell[row]])))
+            rows = order[:count]
+            rows = rows[first[rows].argsort(stable=True)]
             yield pair[rows], cell[rows]
             order = order[count:]

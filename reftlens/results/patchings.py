@@ -24,7 +24,7 @@ class PatchMap:
     values: Float[Tensor, "pair rows columns"]
     """NaN where a pair has no such position."""
     control: Float[Tensor, "pair rows columns"] | None
-    """The same from an unrelated source; None if there was none."""
+    """The same with what the control puts in; None if there was none."""
     base: Float[Tensor, " pair"]
     """The metric of the unpatched run."""
     source: Float[Tensor, " pair"]
@@ -32,9 +32,11 @@ class PatchMap:
     rows: tuple[str, ...]
     """What is written in each row: a point, and with heads by position its head in brackets."""
     columns: tuple[str, ...]
-    """Tokens of the first pair's source prompt, or heads."""
+    """Tokens of the first pair's source prompt, and places in brackets where it has none; or heads."""
     axes: tuple[str, ...]
     """What a cell is counted by, as TransformerLens names it: layer and pos; layer and head; layer, head and pos."""
+    control_name: str
+    """What the control is; empty without one."""
     direction: str
     """What was put into what: "denoise" (clean into corrupted), "noise" (corrupted into clean), "edited into base" or
     "base into edited"."""
@@ -85,15 +87,26 @@ class PatchMap:
         return (patched - self.base[:, None, None]).nansum(0) / torch.where(there.any(0), gap, torch.nan)
 
     def to_token_map(self, *, starred: tuple[bool, ...] = (), quantity: str = "restored part") -> TokenMap:
-        """The restored part, with its control, as plots take it."""
+        """The restored part, with its control, as plots take it.
+
+        Args:
+            starred: for the first columns, whether they belong to the subject; those behind do not.
+            quantity: what the restored part is a part of.
+
+        Raises:
+            ValueError: if more columns are starred than there are.
+        """
+        behind = len(self.columns) - len(starred)
+        if behind < 0:
+            raise ValueError(f"wanted at most {len(self.columns)} stars, one for each column, got {len(starred)}")
         return TokenMap(
             values=self.restored(),
             control=None if self.control is None else self.restored(self.control),
             rows=self.rows,
             tokens=self.columns,
-            starred=starred or (False,) * len(self.columns),
+            starred=(*starred, *(False,) * behind),
             quantity=quantity,
-            control_name="" if self.control is None else "the same activations of an unrelated source",
+            control_name=self.control_name,
             n_prompts=len(self.values),
         )
 

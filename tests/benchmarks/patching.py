@@ -1,6 +1,6 @@
 """What a patching map costs: reftlens beside transformer_lens.patching and beside a batched loop of whole runs.
 
-    python tests/benchmarks/patching.py             # about half an hour on two free cores
+    python tests/benchmarks/patching.py             # about ten minutes on two free cores
     python tests/benchmarks/patching.py --quick     # a small model: to see that it runs
 
 The shape of GPT-2 small, random weights, eager attention, float32; `resid_pre` at 12 layers x 24 positions, one pair of
