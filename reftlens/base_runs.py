@@ -122,7 +122,7 @@ def join(helds: Sequence[Held]) -> Held:
     def columns(held: Held, tensor: Tensor, value: int = 0) -> Tensor:
         """Pads the columns of a tensor `[batch, pos, ...]` to those of the joined batch."""
         left, right = start - held.start, width - (held.batch.tokens.shape[1] - held.start)
-        return pad(tensor, (*(0, 0) * (tensor.ndim - 2), left, right), value=value)
+        return _padded(tensor, (*(0, 0) * (tensor.ndim - 2), left, right), value)
 
     def joined(name: str, value: int = 0) -> Tensor:
         return torch.cat([columns(held, getattr(held.batch, name), value) for held in helds])
@@ -140,7 +140,7 @@ def join(helds: Sequence[Held]) -> Held:
     resid = None
     if helds[0].resid is not None:
         rows = [held.resid for held in helds if held.resid is not None]
-        resid = torch.cat([pad(row, (0, 0, 0, width - row.shape[1])) for row in rows])
+        resid = torch.cat([_padded(row, (0, 0, 0, width - row.shape[1])) for row in rows])
     return Held(batch, start, helds[0].boundary, resid, _join_past(helds, start), helds[0].as_tuple)
 
 
@@ -154,7 +154,7 @@ def _join_past(helds: Sequence[Held], start: int) -> tuple[tuple[Tensor, Tensor]
         pair = []
         for which, like in enumerate((keys, values)):
             rows = [
-                pad(held.past[layer][which], (0, 0, start - held.start, 0))
+                _padded(held.past[layer][which], (0, 0, start - held.start, 0))
                 if held.past
                 else like.new_zeros(len(held.batch), like.shape[1], start, like.shape[3])
                 for held in helds
@@ -162,3 +162,8 @@ def _join_past(helds: Sequence[Held], start: int) -> tuple[tuple[Tensor, Tensor]
             pair.append(torch.cat(rows))
         pasts.append((pair[0], pair[1]))
     return tuple(pasts)
+
+
+def _padded(tensor: Tensor, widths: Sequence[int], value: int = 0) -> Tensor:
+    """`torch.nn.functional.pad`, which copies also where there is nothing to pad: keys and values are large."""
+    return pad(tensor, tuple(widths), value=value) if any(widths) else tensor

@@ -187,10 +187,11 @@ def _fresh_cache(held: Held) -> DynamicCache:
     )
     # Made without a config, so that layers with a sliding window keep every position; the mask does the sliding.
     cache = DynamicCache()
-    for layer in range(held.boundary + 1):
-        cache.update(keys[:, :1, :, :1], values[:, :1, :, :1], layer)
-    for layer, (keys, values) in enumerate(held.past, start=held.boundary + 1):
-        cache.update(keys, values, layer)
+    skipped = [(keys[:, :1, :, :1], values[:, :1, :, :1])] * (held.boundary + 1)
+    for layer, (keys, values) in enumerate((*skipped, *held.past)):
+        # An update would copy them; what grows the cache later copies them anyway, and writes into neither.
+        cache.update(keys[..., :0, :], values[..., :0, :], layer)
+        cache.layers[layer].keys, cache.layers[layer].values = keys, values
     return cache
 
 

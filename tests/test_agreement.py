@@ -156,5 +156,15 @@ def test_seeds_train_apart_and_leave_the_given_edit(gpt2) -> None:
     assert all(torch.equal(before[name], value) for name, value in reft.state_dict().items())
     start = untrained(reft, seed=0)
     assert not torch.equal(next(iter(start))[1].source.bias, next(iter(trained["seed 0"]))[1].source.bias)
+    wide = site(make_edit(rl.LoReFT, rank=4))
+    ranks = rl.train_seeds(
+        gpt2, {"rank 3": reft, "rank 4": wide}, EXAMPLES, rl.TrainConfig(epochs=2, progress=False), seeds=(0,)
+    )
+    assert {name: next(iter(edit))[1].rank for name, edit in ranks.items()} == {
+        "rank 3, seed 0": 3,
+        "rank 4, seed 0": 4,
+    }
+    for name, value in ranks["rank 3, seed 0"].state_dict().items():
+        assert torch.equal(value, trained["seed 0"].state_dict()[name]), "the same start, order and end"
     with pytest.raises(ValueError, match="seeds must differ"):
         rl.train_seeds(gpt2, reft, EXAMPLES, seeds=(1, 1))
