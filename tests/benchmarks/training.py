@@ -164,7 +164,8 @@ def header(*cells: str) -> None:
 
 
 def main_table(workers: Sequence[Worker], shapes: Sequence[tuple[int, int, int]], *, rounds: int) -> None:
-    """Every variant, for each shape and edit."""
+    """Every variant, for each shape and edit; then the README's summary of it."""
+    summary = []
     for rows, tokens, steps in shapes:
         print(f"\nOne training step, {rows} x {tokens} tokens, rank 4\n")
         header(
@@ -195,7 +196,16 @@ def main_table(workers: Sequence[Worker], shapes: Sequence[tuple[int, int, int]]
                     f"{of.loss:.6f}",
                 )
             held.append(f"{milliseconds([times['cone'].once])} ({name})")
+            summary.append((f"{rows} x {tokens}", name, times))
         print(f"\nBefore the first step the cone runs the base once, CPU ms: {', '.join(held)}.")
+
+    print("\nA step's CPU time as a multiple of the bare model's\n")
+    header("tokens", "edit", "hooks by hand", "reftlens, whole run", "reftlens, `train`", "pyreft", "pyreft / `train`")
+    for shape, name, times in summary:
+        parts = [
+            ratio(times[v].cpu, times["bare"].cpu) if v in times else "" for v in ("hooks", "full", "cone", "pyreft")
+        ]
+        row(shape, name, *parts, ratio(times["pyreft"].cpu, times["cone"].cpu) if "pyreft" in times else "")
 
 
 def growth_table(workers: Sequence[Worker], *, rounds: int) -> None:
