@@ -16,8 +16,8 @@ A bidirectional model has no cone in positions: only its layers are saved, and t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, final
 from weakref import WeakSet
@@ -28,7 +28,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from reftlens.bridge import canonical_hooks, is_causal, layer_of, unembedded_alone
+from reftlens.bridge import blocks_replaced, canonical_hooks, is_causal, layer_of, unembedded_alone
 from reftlens.data import Batch
 from reftlens.edit import Edit, attach
 
@@ -195,12 +195,8 @@ def _fresh_cache(held: Held) -> DynamicCache:
     return cache
 
 
-@contextmanager
-def _blocks_skipped(bridge: TransformerBridge, held: Held) -> Iterator[None]:
-    """Blocks up to the boundary pass their input through; the boundary itself puts out the held residual.
-
-    What is replaced is the forward of the Hugging Face block: the bridge's own block around it still fires its hooks.
-    """
+def _blocks_skipped(bridge: TransformerBridge, held: Held) -> AbstractContextManager[None]:
+    """Blocks up to the boundary pass their input through; the boundary itself puts out the held residual."""
 
     def passing(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
         return (hidden_states,) if held.as_tuple else hidden_states
@@ -208,15 +204,5 @@ def _blocks_skipped(bridge: TransformerBridge, held: Held) -> Iterator[None]:
     def entering(*_args: Any, **_kwargs: Any) -> Any:
         return (held.resid,) if held.as_tuple else held.resid
 
-    blocks = [block.original_component for block in list(bridge.blocks)[: held.boundary + 1]]
-    before = [block.__dict__.get("forward") for block in blocks]
-    try:
-        for block in blocks:
-            block.__dict__["forward"] = entering if block is blocks[-1] else passing
-        yield
-    finally:
-        for block, forward in zip(blocks, before, strict=True):
-            if forward is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.__dict__["forward"] = forward
+    layers = range(held.boundary + 1)
+    return blocks_replaced(bridge, {layer: entering if layer == held.boundary else passing for layer in layers})

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from reftlens.bridge import canonical_hooks, require_causal, unembedded_alone
+from reftlens.bridge import blocks_replaced, canonical_hooks, require_causal, unembedded_alone
 from reftlens.cone import Held
 from reftlens.data import Batch
 
@@ -107,20 +107,13 @@ def joining(
 
         return run
 
-    blocks = [block.original_component for block in list(bridge.blocks)[first:]]
-    replaced = [(block, n, layer) for layer, (block, n) in enumerate(zip(blocks, begun, strict=True), start=first)]
-    replaced = [(block, n, layer) for block, n, layer in replaced if n < len(rows)]
-    before = [block.__dict__.get("forward") for block, _, _ in replaced]
-    try:
-        for block, n, layer in replaced:
-            block.__dict__["forward"] = partly(block.forward, n, layer)
+    forwards = {
+        layer: partly(bridge.blocks[layer].original_component.forward, n, layer)
+        for layer, n in enumerate(begun, start=first)
+        if n < len(rows)
+    }
+    with blocks_replaced(bridge, forwards):
         yield held
-    finally:
-        for (block, _, _), forward in zip(replaced, before, strict=True):
-            if forward is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.__dict__["forward"] = forward
 
 
 def _of_rows(given: Any, n: int, total: int) -> Any:

@@ -10,6 +10,7 @@ from where in a cached sequence, and the logits of which tokens (`forwards`).
 from reftlens.bridge.biases import output_bias
 from reftlens.bridge.forwards import (
     ForwardStart,
+    blocks_replaced,
     is_causal,
     require_causal,
     unembedded_alone,
@@ -24,6 +25,7 @@ __all__ = [
     "EditError",
     "ForwardStart",
     "activation_shape",
+    "blocks_replaced",
     "canonical_hook",
     "canonical_hooks",
     "fingerprint",

@@ -3,7 +3,7 @@ computes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -100,3 +100,27 @@ def watch_last_hidden(bridge: TransformerBridge) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         handle.remove()
+
+
+@contextmanager
+def blocks_replaced(bridge: TransformerBridge, forwards: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
+    """Inside, some blocks compute something else; put back as they were, whatever had replaced them before.
+
+    What is replaced is the forward of the Hugging Face block: the bridge's own block around it still fires its hooks.
+
+    Args:
+        bridge: the model.
+        forwards: layer -> what that block does, called with its arguments.
+    """
+    blocks = {layer: bridge.blocks[layer].original_component for layer in forwards}
+    before = {layer: block.__dict__.get("forward") for layer, block in blocks.items()}
+    try:
+        for layer, block in blocks.items():
+            block.__dict__["forward"] = forwards[layer]
+        yield
+    finally:
+        for layer, block in blocks.items():
+            if before[layer] is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.__dict__["forward"] = before[layer]
