@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from reftlens._version import __version__
 
 if TYPE_CHECKING:
-    from reftlens import analysis, objectives, plot
+    from reftlens import analysis, objectives, plot, tasks
     from reftlens.bridge import load_bridge
     from reftlens.checks import check_sites
     from reftlens.cone import Held, hold, run_cone
@@ -147,13 +147,14 @@ __all__ = [
     "preview",
     "run_cone",
     "save_pyreft",
+    "tasks",
     "train",
     "train_seeds",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("analysis", "objectives", "plot"):
+    if name in ("analysis", "objectives", "plot", "tasks"):
         return importlib.import_module(f"reftlens.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"reftlens.{_HOME[name]}"), name)
