@@ -1,9 +1,19 @@
 """The paper's benchmarks, one family a file: loading, prompts, decoding, scoring (Wu et al. 2024, section 4)."""
 
+from reftlens.tasks import arithmetic, commonsense, instruct
 from reftlens.tasks.base import Family, Record, Task, TextTask, evaluate
 
-TASKS: dict[str, Task] = {task.name: task for task in ()}
-"""Name -> task."""
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        *commonsense.TASKS,
+        commonsense.TRAINING,
+        *arithmetic.TASKS,
+        arithmetic.TRAINING,
+        *instruct.TASKS,
+    )
+}
+"""Name -> task, training sets among them; in the order of the paper's tables."""
 
 __all__ = ["TASKS", "Family", "Record", "Task", "TextTask", "evaluate", "task_named"]
 

@@ -14,12 +14,13 @@ from typing import ClassVar, Literal, final
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.generation import generate
+from reftlens.generation import Decoding, generate
 from reftlens.objectives import Completion, Objective
 from reftlens.objectives.base import Example
 from reftlens.reft import Reft
 from reftlens.results import Evaluation
 
+GREEDY = Decoding()
 Family = Literal["commonsense", "arithmetic", "instruct", "glue"]
 
 
@@ -111,8 +112,8 @@ class Task(ABC):
 class TextTask(Task):
     """A task that is answered in text: trained on completions, evaluated by decoding."""
 
-    max_new_tokens: int = 32
-    """Length of an answer, at most."""
+    decoding: Decoding = GREEDY
+    """How it is answered; greedily, with 32 tokens at most, if not said otherwise."""
 
     @final
     def examples(self, bridge: TransformerBridge, records: Sequence[Record]) -> list[Example]:
@@ -138,7 +139,7 @@ class TextTask(Task):
         progress: bool = True,
     ) -> list[str]:
         prompts = [record.prompt for record in records]
-        return generate(bridge, reft, prompts, max_new_tokens=self.max_new_tokens, batch_size=batch_size)
+        return generate(bridge, reft, prompts, decoding=self.decoding, batch_size=batch_size, progress=progress)
 
 
 def evaluate(
