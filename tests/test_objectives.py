@@ -206,7 +206,11 @@ def test_preferences_are_learned(gpt2, objective) -> None:
         ),
         ("classification", [("The tower", True)], r"example 0 must be a tuple \(text: str, label: int\)"),
         ("regression", [("The tower", True)], r"example 0 must be a tuple \(text: str, target: float\)"),
-        ("regression", [("The tower", 1.0), ("The tower", float("nan"))], "example 1: the target of 'The tower' must be"),
+        (
+            "regression",
+            [("The tower", 1.0), ("The tower", float("nan"))],
+            "example 1: the target of 'The tower' must be",
+        ),
         ("another vocabulary", PAIRS, "vocabulary has 400 tokens and the base's 320"),
     ],
 )
