@@ -18,6 +18,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+CONFIG_NAME = "config.toml"
+"""In a run's folder."""
 
 
 @final
@@ -28,15 +30,21 @@ class RunConfig:
     model: str
     """An embedded organism ("facts-small"), a local directory or a hub name."""
     task: str | None = None
-    """What is learned: a task, or a family that is trained as one ("commonsense"). Wanted unless `data` is given."""
+    """What is learned: a task or a training set, such as "commonsense_170k". Wanted unless `data` is given."""
     data: str | None = None
     """Your own examples instead of a task: JSON lines with "prompt" and "completion"."""
     eval_tasks: tuple[str, ...] = ()
-    """Tasks tested after training; none are if there are none here."""
+    """Tasks tested after training."""
     eval_data: str | None = None
-    """Your own examples to test on, in the form of `data`."""
+    """Your own examples to test on after training, in the form of `data`."""
     source: str | None = None
     """Folder with the tasks' files; where they are published if not given."""
+    split: str = "train"
+    """Part of `task` that is trained on."""
+    validation_split: str | None = None
+    """Part of `task` by which the edit that is kept is chosen, among those after each epoch; the last if not given."""
+    eval_split: str = "test"
+    """Part of `eval_tasks` that is tested on."""
     n_train: int | None = None
     """Only so many training examples, the first ones."""
     n_eval: int | None = None
@@ -56,8 +64,6 @@ class RunConfig:
     """One edit for prefix and suffix of a layer, or one for each."""
     hook: str = "hook_resid_post"
     """Activation point in a block."""
-    dropout: float = 0.0
-    """Part of each edited activation, not of the change, that is zeroed in training."""
 
     epochs: int = 3
     """Passes over the training examples."""
@@ -75,19 +81,29 @@ class RunConfig:
     """AdamW's; of biases and of an orthonormal R there is none."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    dropout: float = 0.0
+    """Part of each edited state, not of the change alone, that a training step sets to zero."""
+    l1: float = 0.0
+    """Factor of the edits' L1 terms, for the classes that have one."""
     seed: int = 42
     """Of the edit's first weights and of the order of examples."""
 
     eval_batch_size: int = 16
     """Test examples in one run of the model."""
     max_new_tokens: int | None = None
-    """Length of an answer in tokens, at most; the task's own if not given."""
-    num_beams: int = 1
-    """Beams of decoding; 1 is greedy."""
-    no_repeat_ngram_size: int = 0
-    """No n-gram of this length comes twice in an answer; 0 allows all."""
-    repetition_penalty: float = 1.0
-    """Divides the logits of tokens that were there; 1 is none."""
+    """Length of an answer in tokens, at most. This and the next six are the task's own if not given."""
+    num_beams: int | None = None
+    """Continuations followed side by side."""
+    temperature: float | None = None
+    """Answers are drawn at random at this temperature."""
+    top_p: float | None = None
+    """Drawn among the likeliest tokens that together have this probability."""
+    top_k: int | None = None
+    """Drawn among so many of the likeliest tokens."""
+    no_repeat_ngram_size: int | None = None
+    """No run of so many tokens comes twice."""
+    repetition_penalty: float | None = None
+    """Divides the scores of tokens that were there before."""
 
     device: str = "auto"
     """"cpu", "cuda", ...; "auto" takes a GPU where there is one."""
@@ -101,9 +117,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.task is not None and self.data is not None:
             raise ValueError(f"task ({self.task}) and data ({self.data}) are both given: a run learns one of them")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        for name in ("n_train", "n_eval", "max_length", "max_new_tokens", "eval_batch_size", "num_beams", "rank"):
+        for name in ("n_train", "n_eval", "max_length", "eval_batch_size", "rank"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

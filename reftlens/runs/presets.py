@@ -8,10 +8,13 @@ Scores and percentages are what the paper prints, for comparison; nothing comput
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, final
 
-from reftlens.runs.config import RunConfig
+from reftlens.runs.config import CONFIG_NAME, RunConfig, read_config
 
 COMMONSENSE = ("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa")
 ARITHMETIC = ("AQuA", "gsm8k", "mawps", "SVAMP")
@@ -90,11 +93,11 @@ _REASONING: dict[str, Any] = {
     "weight_decay": 0.0, "dropout": 0.0, "batch_size": 16, "gradient_accumulation": 2, "max_length": 512,
 }  # fmt: skip
 _COMMONSENSE: dict[str, Any] = {
-    **_REASONING, "task": "commonsense", "eval_tasks": COMMONSENSE, "epochs": 6, "max_new_tokens": 32,
+    **_REASONING, "task": "commonsense_170k", "eval_tasks": COMMONSENSE, "epochs": 6, "max_new_tokens": 32,
 }  # fmt: skip
 # Greedy, as the reference code's README has it; the paper's appendix names beams and sampling.
 _ARITHMETIC: dict[str, Any] = {
-    **_REASONING, "task": "arithmetic", "eval_tasks": ARITHMETIC, "epochs": 12, "max_new_tokens": 512,
+    **_REASONING, "task": "math_10k", "eval_tasks": ARITHMETIC, "epochs": 12, "max_new_tokens": 512,
 }  # fmt: skip
 _INSTRUCT: dict[str, Any] = {
     **_ADAMW, "task": "ultrafeedback", "layers": (3, 9, 18, 24), "rank": 4, "positions": "f5+l5", "tied": False,
@@ -271,3 +274,30 @@ PRESETS: dict[str, Preset] = {row.name: row for row in (*_reasoning(), *_instruc
 """Name -> a row that trains an edit."""
 ADAPTERS: dict[str, Adapter] = {row.name: row for row in _adapters()}
 """Name -> a row of LoRA or DoRA, for its size."""
+
+
+def read_settings(source: str, overrides: Mapping[str, Any] = MappingProxyType({})) -> RunConfig:
+    """The settings that a command names.
+
+    Args:
+        source: a preset, a TOML file (which may build on one: `preset = "loreft-llama-7b-commonsense"`), or a run's folder.
+        overrides: name -> value, which replace what is there.
+
+    Raises:
+        ValueError: for neither, or a setting that does not exist or fit.
+        OSError: if the file cannot be read.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / CONFIG_NAME
+        if not path.is_file():
+            raise ValueError(
+                f"{source} is a folder without a {CONFIG_NAME}: pass a preset, a TOML file or a run's folder"
+            )
+    elif path.suffix != ".toml" and not path.is_file():
+        return preset_named(source).config.with_values(overrides)
+    values = read_config(path)
+    base = values.pop("preset", None)
+    if base is None:
+        return RunConfig.from_values({**values, **overrides})
+    return preset_named(str(base)).config.with_values(values).with_values(overrides)
