@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, final
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -13,12 +12,11 @@ from typer.core import TyperGroup
 class Commands(TyperGroup):
     """The commands. What a user can mend is told in one line; a fault of this package keeps its traceback."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: typer.Context) -> Any:
         try:
             return super().invoke(ctx)
-        # Bad values, files and folders; a training that diverged; an edit that never met its model is a RuntimeError.
-        except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-            if isinstance(error, (click.exceptions.Exit, click.Abort)) or not _expected(error):
-                raise
+        except BrokenPipeError:
+            raise  # `reftlens presets | head` is no error: typer ends quietly
+        except (ValueError, OSError, FloatingPointError) as error:
             typer.secho(f"error: {' '.join(str(error).split())}", fg=typer.colors.RED, err=True)
             raise typer.Exit(code=1) from error

@@ -12,9 +12,11 @@ result.json      scores, sizes, times
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from types import MappingProxyType
+from typing import Any, final
 
 import torch
 from safetensors.torch import load_file
@@ -104,20 +106,20 @@ def load_base(config: RunConfig) -> TransformerBridge:
     return load_bridge(config.model, device=device, dtype=dtypes.get(config.dtype))
 
 
-def open_run(directory: Path, *, model: str | None = None, device: str | None = None) -> Opened:
+def open_run(
+    directory: Path, settings: Mapping[str, Any] = MappingProxyType({}), *, model: str | None = None
+) -> Opened:
     """Loads the base of a run or of a saved edit, and the edit.
 
     Args:
         directory: of a run, or of an edit.
+        settings: name -> value, in place of the run's.
         model: the base, where it is now somewhere else than it was.
-        device: another than the run's.
 
     Raises:
         ValueError: if the folder is neither, is damaged, or does not fit the model.
     """
-    config = config_of(directory, model=model)
-    if device is not None:
-        config = config.with_values({"device": device})
+    config = config_of(directory, model=model).with_values(settings)
     bridge = load_base(config)
     reft = Reft.from_pretrained(edit_in(directory), bridge=bridge)
     objective = training_task(config).objective(bridge) if is_run(directory) else None

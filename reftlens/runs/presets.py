@@ -30,6 +30,8 @@ MODELS: dict[str, str] = {
 }
 """The paper's base models by their name in presets -> name on the hub."""
 
+Family = Literal["commonsense", "arithmetic", "instruct", "glue"]
+
 
 @final
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Preset:
     """One row: how its edit was trained, and what the paper says of it."""
 
     name: str
+    family: Family
     config: RunConfig
     """Its settings, with the first seed."""
     seeds: tuple[int, ...]
@@ -46,6 +49,23 @@ class Preset:
     score: float | None = None
     """The mean over the row's tasks; None where it is not known here."""
 
+    @property
+    def method(self) -> str:
+        """As the setting."""
+        return self.config.method
+
+    @property
+    def model(self) -> str:
+        """As the setting."""
+        return self.config.model
+
+    @property
+    def trained(self) -> str:
+        """What is trained, in short."""
+        config = self.config
+        layers = "all layers" if config.layers == "all" else f"layers {';'.join(map(str, config.layers))}"
+        return f"{config.method} r{config.rank}, {config.positions}{'' if config.tied else ' untied'}, {layers}"
+
 
 @final
 @dataclass(frozen=True)
@@ -53,6 +73,7 @@ class Adapter:
     """A row of LoRA or DoRA: low-rank changes of some weight matrices."""
 
     name: str
+    family: Family
     model: str
     """Name on the hub."""
     method: Literal["LoRA", "DoRA"]
@@ -65,6 +86,11 @@ class Adapter:
     of: Literal["base", "base and adapter"]
     """What the percentage is of: the rows come from different sources."""
     score: float | None = None
+
+    @property
+    def trained(self) -> str:
+        """What is trained, in short."""
+        return f"{self.method} r{self.rank} on {', '.join(self.targets)}"
 
 
 def preset_named(name: str) -> Preset:
@@ -183,12 +209,16 @@ def _glue() -> list[Preset]:
             )
             score = None if table.scores is None else table.scores[place]
             percent = ".015" if model == "roberta-base" else ".014"
-            rows.append(_row(config, f"{model}-{task}", seeds=(42, 43, 44, 45, 46), percent=percent, score=score))
+            rows.append(
+                _row(config, f"{model}-{task}", "glue", seeds=(42, 43, 44, 45, 46), percent=percent, score=score)
+            )
     return rows
 
 
-def _row(config: RunConfig, rest: str, *, seeds: tuple[int, ...], percent: str, score: float | None) -> Preset:
-    return Preset(f"{config.method.lower()}-{rest}", replace(config, seed=seeds[0]), seeds, percent, score)
+def _row(
+    config: RunConfig, rest: str, family: Family, *, seeds: tuple[int, ...], percent: str, score: float | None
+) -> Preset:
+    return Preset(f"{config.method.lower()}-{rest}", family, replace(config, seed=seeds[0]), seeds, percent, score)
 
 
 _SCORES = {
@@ -212,7 +242,8 @@ _CONSTANT = {"llama-7b": ".016", "llama-13b": ".013"}
 
 def _reasoning() -> list[Preset]:
     rows = []
-    for family, settings in (("commonsense", _COMMONSENSE), ("arithmetic", _ARITHMETIC)):
+    families: tuple[tuple[Family, dict[str, Any]], ...] = (("commonsense", _COMMONSENSE), ("arithmetic", _ARITHMETIC))
+    for family, settings in families:
         ablated = dict.fromkeys(_ABLATIONS, ("llama-7b", "llama-13b"))
         main = tuple(_SCORES[family]["LoReFT"])
         for method, models in ({"LoReFT": main, "DiReFT": main} | ablated).items():
@@ -220,7 +251,7 @@ def _reasoning() -> list[Preset]:
                 config = RunConfig(MODELS[model], method=method, **settings)
                 percent = (_CONSTANT if method in ("ConsReFT", "LobiReFT") else _FULL)[model]
                 score = _SCORES[family].get(method, {}).get(model)
-                rows.append(_row(config, f"{model}-{family}", seeds=(42, 43, 44), percent=percent, score=score))
+                rows.append(_row(config, f"{model}-{family}", family, seeds=(42, 43, 44), percent=percent, score=score))
     return rows
 
 
@@ -230,10 +261,10 @@ def _instruct() -> list[Preset]:
     seeds, name = (42, 43), "llama-2-7b-instruct"
     whole = RunConfig(model, method="LoReFT", **_INSTRUCT)
     return [
-        _row(whole, name, seeds=seeds, percent=".0039", score=85.6),
-        _row(replace(whole, method="DiReFT"), name, seeds=seeds, percent=".0039", score=84.85),
-        _row(replace(whole, rank=2), f"{name}-half", seeds=seeds, percent=".0019", score=84.12),
-        _row(replace(whole, n_train=1000), f"{name}-1k", seeds=seeds, percent=".0039", score=81.91),
+        _row(whole, name, "instruct", seeds=seeds, percent=".0039", score=85.6),
+        _row(replace(whole, method="DiReFT"), name, "instruct", seeds=seeds, percent=".0039", score=84.85),
+        _row(replace(whole, rank=2), f"{name}-half", "instruct", seeds=seeds, percent=".0019", score=84.12),
+        _row(replace(whole, n_train=1000), f"{name}-1k", "instruct", seeds=seeds, percent=".0039", score=81.91),
     ]
 
 
@@ -241,32 +272,33 @@ _WIDE = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 
 
 def _adapters() -> list[Adapter]:
-    # (LoRA, DoRA at half the rank, DoRA) in percent, and LoRA's and DoRA's scores.
-    commonsense: dict[str, tuple[str, str, str, float | None, float | None]] = {
-        "llama-7b": (".826", ".427", ".838", 74.7, 78.1),
-        "llama-13b": (".670", ".347", ".681", 80.5, 81.5),
-        "llama-2-7b": (".826", ".427", ".838", None, None),
-        "llama-3-8b": (".700", ".361", ".710", 80.8, 85.2),
+    # In percent: LoRA, DoRA, DoRA at half the rank; the scores of the first two.
+    commonsense: dict[str, tuple[tuple[str, str, str], tuple[float | None, float | None]]] = {
+        "llama-7b": ((".826", ".838", ".427"), (74.7, 78.1)),
+        "llama-13b": ((".670", ".681", ".347"), (80.5, 81.5)),
+        "llama-2-7b": ((".826", ".838", ".427"), (None, None)),
+        "llama-3-8b": ((".700", ".710", ".361"), (80.8, 85.2)),
     }
-    rows = []
-    for model, (lora, half, dora, lora_score, dora_score) in commonsense.items():
-        hub, name, both = MODELS[model], f"{model}-commonsense", "base and adapter"
-        rows += [
-            Adapter(f"lora-{name}", hub, "LoRA", 32, _WIDE, lora, both, lora_score),
-            Adapter(f"dora-{name}", hub, "DoRA", 32, _WIDE, dora, both, dora_score),
-            Adapter(f"dora-{name}-half", hub, "DoRA", 16, _WIDE, half, both),
-        ]
-    for model, percent, score in (("llama-7b", ".826", 46.9), ("llama-13b", ".670", 51.1)):
-        rows.append(
-            Adapter(f"lora-{model}-arithmetic", MODELS[model], "LoRA", 32, _WIDE, percent, "base and adapter", score)
-        )
-    rows.append(
-        Adapter(
-            "lora-llama-2-7b-instruct", MODELS["llama-2-7b"], "LoRA", 16, ("q_proj", "v_proj"), ".1245", "base", 81.48
-        )
-    )
-    for model, score in (("roberta-base", 84.7), ("roberta-large", 88.1)):
-        rows.append(Adapter(f"lora-{model}-glue", MODELS[model], "LoRA", 8, ("query", "value"), None, "base", score))
+    rows: list[Adapter] = []
+
+    def add(name: str, family: Family, rank: int, percent: str | None, score: float | None = None) -> None:
+        method, model = name.split("-", 1)
+        hub = MODELS[model.rpartition(f"-{family}")[0]]
+        targets = {"glue": ("query", "value"), "instruct": ("q_proj", "v_proj")}.get(family, _WIDE)
+        of: Any = "base" if family in ("glue", "instruct") else "base and adapter"
+        kind: Any = {"lora": "LoRA", "dora": "DoRA"}[method]
+        rows.append(Adapter(name, family, hub, kind, rank, targets, percent, of, score))
+
+    for model, ((lora, dora, half), (lora_score, dora_score)) in commonsense.items():
+        add(f"lora-{model}-commonsense", "commonsense", 32, lora, lora_score)
+        add(f"dora-{model}-commonsense", "commonsense", 32, dora, dora_score)
+        add(f"dora-{model}-commonsense-half", "commonsense", 16, half)
+    add("lora-llama-7b-arithmetic", "arithmetic", 32, ".826", 46.9)
+    add("lora-llama-13b-arithmetic", "arithmetic", 32, ".670", 51.1)
+    # Rank and layers here are those that give the abstract's ratios of 32 and 16 to LoReFT.
+    add("lora-llama-2-7b-instruct", "instruct", 16, ".1245", 81.48)
+    add("lora-roberta-base-glue", "glue", 8, None, 84.7)
+    add("lora-roberta-large-glue", "glue", 8, None, 88.1)
     return rows
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
+import pandas as pd
 import torch
 from safetensors.torch import save_file
 from transformer_lens.model_bridge import TransformerBridge
@@ -25,13 +26,14 @@ from reftlens.runs.config import CONFIG_NAME, RunConfig
 from reftlens.runs.examples import Cut, cut, load, test_tasks, training_task
 from reftlens.runs.folder import EDIT_NAME, HEAD_NAME, OUTPUTS_NAME, RESULT_NAME, load_base
 from reftlens.runs.parameters import method_named
-from reftlens.tasks import TASKS, Record, Task, evaluate
+from reftlens.runs.testing import scores, write_outputs
+from reftlens.tasks import Record, Task, evaluate
 from reftlens.training import TrainConfig, TrainLog, train
-from reftlens.training_folder import TrainingFolder
+from reftlens.training_folder import IDENTITY_NAME, TrainingFolder
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult:
     """What a run came to."""
 
@@ -46,12 +48,20 @@ class RunResult:
     seconds: Mapping[str, float]
     """Wall-clock time of each part; of a resumed run, since it was resumed."""
 
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each task tested."""
+        return scores(self.evaluations)
+
+    def __repr__(self) -> str:
+        steps = f"{len(self.log.loss)} steps on {len(self.cut.examples):,} examples"
+        lost = self.cut.shortened + self.cut.dropped
+        cut = f" ({self.cut.shortened} cut to max_length, {self.cut.dropped} left out)" if lost else ""
+        return f"RunResult({self.n_parameters:,} parameters, {steps}{cut}, loss {self.log.loss[0]:.3f} -> {self.log.loss[-1]:.3f})"
+
     def to_dict(self) -> dict[str, Any]:
         """What `result.json` holds."""
         return {
-            "scores": {
-                found.task: {"metric": found.metric, "score": found.score, "n": found.n} for found in self.evaluations
-            },
+            "scores": scores(self.evaluations).to_dict("records"),
             "parameters": {"edit": self.n_parameters, "head": self.n_head},
             "training": {
                 "examples": len(self.cut.examples),
@@ -203,8 +213,8 @@ def _train(config: RunConfig, ready: _Ready, checkpoints: Path, *, resume: bool,
         resume=resume,
         progress=progress,
     )
-    if not resume:
-        # Nothing that could be resumed is there; what an interrupted first epoch left is in the way.
+    if not resume and (checkpoints / IDENTITY_NAME).is_file():
+        # No checkpoint is in it: what an interrupted first epoch left is in the way.
         shutil.rmtree(checkpoints, ignore_errors=True)
     return train(
         ready.bridge,
@@ -235,8 +245,7 @@ def _write(folder: Path, config: RunConfig, ready: _Ready, result: RunResult) ->
     head = {name: tensor.detach().cpu().contiguous() for name, tensor in ready.objective.state_dict().items()}
     if head:
         save_file(head, folder / HEAD_NAME)
-    for found in result.evaluations:
-        found.save(folder / OUTPUTS_NAME / f"{found.task if found.task in TASKS else 'own'}.jsonl")
+    write_outputs(folder / OUTPUTS_NAME, result.evaluations)
 
 
 def _log_lines(log: TrainLog) -> list[dict[str, float]]:
