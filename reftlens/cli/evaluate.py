@@ -43,10 +43,10 @@ def evaluate(
     from reftlens.cli.output import print_frame, print_json, use_one_thread
     from reftlens.folder import Replacement
     from reftlens.runs.folder import config_of
-    from reftlens.runs.testing import scores, test_run, write_outputs
+    from reftlens.runs.testing import score_run, scores, write_outputs
 
     use_one_thread(config_of(directory, model=model).model)
-    found = test_run(directory, overrides, base=base, model=model, progress=not quiet)
+    found = score_run(directory, overrides, base=base, model=model, progress=not quiet)
     frame = scores(found)
     result = {"run": str(directory), "edited": not base, "scores": frame.to_dict("records")}
     if out is not None:

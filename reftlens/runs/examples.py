@@ -13,7 +13,7 @@ from reftlens.data import token_counts
 from reftlens.objectives.base import Example
 from reftlens.runs.config import RunConfig
 from reftlens.tasks import Record, Task, TextTask, task_named
-from reftlens.tasks.pairs import Pairs
+from reftlens.tasks.own import Pairs
 
 DECODING = (
     "max_new_tokens",
@@ -38,7 +38,7 @@ def training_task(config: RunConfig) -> Task:
     return task_named(config.task) if config.task is not None else Pairs(str(config.data))
 
 
-def test_tasks(config: RunConfig) -> list[Task]:
+def eval_tasks(config: RunConfig) -> list[Task]:
     """What a run is tested on, decoded as its settings say."""
     own = [] if config.eval_data is None else [Pairs(config.eval_data)]
     return [decoded(task, config) for task in (*map(task_named, config.eval_tasks), *own)]

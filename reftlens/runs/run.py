@@ -23,7 +23,7 @@ from reftlens.objectives.base import Example
 from reftlens.reft import Reft
 from reftlens.results import Evaluation
 from reftlens.runs.config import CONFIG_NAME, RunConfig
-from reftlens.runs.examples import Cut, cut, load, test_tasks, training_task
+from reftlens.runs.examples import Cut, cut, eval_tasks, load, training_task
 from reftlens.runs.folder import EDIT_NAME, HEAD_NAME, OUTPUTS_NAME, RESULT_NAME, load_base
 from reftlens.runs.parameters import method_named
 from reftlens.runs.testing import scores, write_outputs
@@ -169,7 +169,7 @@ class _Ready:
 
 
 def _prepare(config: RunConfig) -> _Ready:
-    tests = [(task, load(task, config.eval_split, config, limit=config.n_eval)) for task in test_tasks(config)]
+    tests = [(task, load(task, config.eval_split, config, limit=config.n_eval)) for task in eval_tasks(config)]
     task = training_task(config)
     kind = method_named(config.method)
     records = load(task, config.split, config, limit=config.n_train)

@@ -11,13 +11,13 @@ import pandas as pd
 from reftlens.generation import generate
 from reftlens.results import Evaluation
 from reftlens.runs.config import RunConfig
-from reftlens.runs.examples import decoded, load, test_tasks, training_task
+from reftlens.runs.examples import decoded, eval_tasks, load, training_task
 from reftlens.runs.folder import Opened, open_run
 from reftlens.tasks import TASKS, TextTask, evaluate
-from reftlens.tasks.pairs import Pairs
+from reftlens.tasks.own import Pairs
 
 
-def test_run(
+def score_run(
     directory: Path,
     settings: Mapping[str, Any],
     *,
@@ -38,7 +38,7 @@ def test_run(
         ValueError: if there is nothing to test on, or something does not fit.
     """
     opened = open_run(directory, settings, model=model)
-    tests = test_tasks(opened.config)
+    tests = eval_tasks(opened.config)
     if not tests:
         raise ValueError(f"{directory} says of no test: name a task, or data of your own")
     _require_head(opened, tests)
