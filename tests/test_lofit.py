@@ -67,14 +67,14 @@ def test_with_l1_the_planted_heads_stand_out_more(gpt2) -> None:
         for head in planted:
             of(teacher)[head].fill_(1.5)
     elsewhere = {}
-    for l1 in (0.0, 3e-4):
+    for l1 in (0.0, 1e-3):
         scales = scale_heads(gpt2, positions=rl.All())
         config = rl.TrainConfig(epochs=25, batch_size=6, lr=3e-2, l1=l1, progress=False)
         rl.train(gpt2, scales, examples, config, objective=rl.objectives.Distillation(teacher))
         assert set(strongest_heads(scales, 2)) == planted
         size = {head: float(excess.detach().abs().sum()) for head, excess in of(scales).items()}
         elsewhere[l1] = sum(size[head] for head in size if head not in planted) / sum(size.values())
-    assert elsewhere[3e-4] < 0.75 * elsewhere[0.0], elsewhere
+    assert elsewhere[1e-3] < 0.7 * elsewhere[0.0], elsewhere
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,14 @@ class Classification(Head):
         return nn.functional.cross_entropy(widened(self.outputs(bridge, held, edits)), reference, reduction="none")
 
     def predict(
-        self, bridge: TransformerBridge, reft: Reft | None, texts: Sequence[str], *, batch_size: int = 16
+        self,
+        bridge: TransformerBridge,
+        reft: Reft | None,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 16,
+        progress: bool = False,
     ) -> list[int]:
         """The most likely class of each text, under an edit or on the base alone."""
-        labels: list[int] = self.outputs_of(bridge, reft, texts, batch_size=batch_size).argmax(dim=-1).tolist()
+        labels: list[int] = self.outputs_of(bridge, reft, texts, batch_size=batch_size, progress=progress).argmax(dim=-1).tolist()
         return labels

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import is_causal, watch_last_hidden
 from reftlens.cone import Held, hold, run_cone
-from reftlens.data import Batch, encode
+from reftlens.data import Batch, batches_by_length, encode, token_counts
 from reftlens.edit import Edit
 from reftlens.objectives.base import Objective
 from reftlens.reft import Reft
@@ -62,15 +63,29 @@ class Head(Objective):
 
     @torch.no_grad()
     def outputs_of(
-        self, bridge: TransformerBridge, reft: Reft | None, texts: Sequence[str], *, batch_size: int = 16
+        self,
+        bridge: TransformerBridge,
+        reft: Reft | None,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 16,
+        progress: bool = False,
     ) -> Float[Tensor, "text n_outputs"]:
-        """The same of whole texts, under an edit or, without one, on the base alone."""
-        found = []
-        for place in range(0, len(texts), batch_size):
-            batch = encode(bridge, texts[place : place + batch_size])
-            edits = [] if reft is None else reft.edits(batch)
-            # Without edits there is nothing to hold: the whole model is run.
-            whole = Held(batch, start=0, boundary=-1, resid=None, past=(), as_tuple=False)
-            held = hold(bridge, batch, edits, wanted=self.read_at(batch)) if edits else whole
-            found.append(self.outputs(bridge, held, edits))
-        return torch.cat(found)
+        """The same of whole texts, under an edit or, without one, on the base alone; those of a length run together.
+
+        Raises:
+            ValueError: for no texts, an empty one, one longer than the model's context, or positions that no text has.
+        """
+        if not len(texts):
+            raise ValueError("there is nothing to read: the list of texts is empty")
+        found: dict[int, Tensor] = {}
+        with tqdm(total=len(texts), desc="reading", unit="text", disable=not progress) as bar:
+            for rows in batches_by_length(token_counts(bridge, texts), batch_size):
+                batch = encode(bridge, [texts[row] for row in rows])
+                edits = [] if reft is None else reft.edits(batch)
+                # Without edits there is nothing to hold: the whole model is run.
+                whole = Held(batch, start=0, boundary=-1, resid=None, past=(), as_tuple=False)
+                held = hold(bridge, batch, edits, wanted=self.read_at(batch)) if edits else whole
+                found |= zip(rows, self.outputs(bridge, held, edits), strict=True)
+                bar.update(len(rows))
+        return torch.stack([found[row] for row in range(len(texts))])

@@ -45,8 +45,14 @@ class Regression(Head):
         return (widened(self.outputs(bridge, held, edits))[:, 0] - reference).square()
 
     def predict(
-        self, bridge: TransformerBridge, reft: Reft | None, texts: Sequence[str], *, batch_size: int = 16
+        self,
+        bridge: TransformerBridge,
+        reft: Reft | None,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 16,
+        progress: bool = False,
     ) -> list[float]:
         """The number that the head gives each text, under an edit or on the base alone."""
-        values: list[float] = self.outputs_of(bridge, reft, texts, batch_size=batch_size)[:, 0].tolist()
+        values: list[float] = self.outputs_of(bridge, reft, texts, batch_size=batch_size, progress=progress)[:, 0].tolist()
         return values
