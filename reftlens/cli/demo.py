@@ -20,11 +20,11 @@ def demo(
     from reftlens.folder import Replacement
 
     with Replacement(out, marker="results.json") as folder:
-        from reftlens.cli.output import use_one_thread
+        from reftlens.cli.output import prepare
         from reftlens.demo import DemoConfig, run_demo
         from reftlens.demo_report import print_table, write_all
 
-        use_one_thread(model)
+        prepare(model, quiet=quiet)
         result = run_demo(DemoConfig(model=model, seed=seed, progress=not quiet), folder)
         write_all(result, folder)
     print_table(result, out)

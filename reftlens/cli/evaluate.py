@@ -40,12 +40,12 @@ def evaluate(
     if task and data is None:
         overrides["eval_data"] = None
 
-    from reftlens.cli.output import print_frame, print_json, use_one_thread
+    from reftlens.cli.output import prepare, print_frame, print_json
     from reftlens.folder import Replacement
     from reftlens.runs.folder import config_of
     from reftlens.runs.testing import score_run, scores, write_outputs
 
-    use_one_thread(config_of(directory, model=model).model)
+    prepare(config_of(directory, model=model).model, quiet=quiet)
     found = score_run(directory, overrides, base=base, model=model, progress=not quiet)
     frame = scores(found)
     result = {"run": str(directory), "edited": not base, "scores": frame.to_dict("records")}

@@ -34,11 +34,11 @@ def generate(
     overrides = {"max_new_tokens": max_new_tokens, "device": device}
     overrides = {name: value for name, value in overrides.items() if value is not None} | parse_settings(settings or ())
 
-    from reftlens.cli.output import use_one_thread
+    from reftlens.cli.output import prepare
     from reftlens.runs.folder import config_of
     from reftlens.runs.testing import answer
 
-    use_one_thread(config_of(directory, model=model).model)
+    prepare(config_of(directory, model=model).model, quiet=quiet)
     lines = answer(directory, texts, overrides, base=base, model=model, progress=not quiet)
     for line in lines:
         if as_json:

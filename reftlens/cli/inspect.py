@@ -23,7 +23,7 @@ def inspect(
     from reftlens.folder import Replacement
 
     with Replacement(out, marker="report.html") as folder:
-        from reftlens.cli.output import print_frame, print_json, use_one_thread
+        from reftlens.cli.output import prepare, print_frame, print_json
         from reftlens.dissection import DissectConfig
         from reftlens.dissection.inspect import inspect as take_apart
         from reftlens.dissection.inspect import write_report
@@ -31,11 +31,11 @@ def inspect(
         from reftlens.runs.folder import config_of, edit_in, is_run
         from reftlens.runs.testing import training_pairs
 
-        use_one_thread(model)
+        prepare(model, quiet=quiet)
         config = DissectConfig(at=None if at is None else parse(at), progress=not quiet)
         if is_run(directory):
             run = config_of(directory, model=model)
-            use_one_thread(run.model)
+            prepare(run.model, quiet=quiet)
             pairs = training_pairs(run) if examples is None else examples
             result = take_apart(edit_in(directory), examples=pairs, model=run.model, config=config)
         else:

@@ -37,11 +37,15 @@ def print_table(columns: list[str], rows: list[list[str]], *, title: str | None 
     (console if console.is_terminal else Console(width=200)).print(table)
 
 
-def use_one_thread(model: str | None) -> None:
-    """An organism's matrices are too small to share out: a second thread waits more than it works."""
+def prepare(model: str | None, *, quiet: bool) -> None:
+    """Sets up torch and transformers for one command."""
     import torch
+    from transformers.utils import logging
 
     from reftlens.organisms import ORGANISMS
 
     if model in ORGANISMS:
+        # Its matrices are too small to share out: a second thread waits more than it works.
         torch.set_num_threads(1)
+    if quiet or model in ORGANISMS:
+        logging.disable_progress_bar()

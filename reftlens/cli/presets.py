@@ -43,11 +43,11 @@ def presets(
 
 
 def _fits(row: Preset | Adapter, method: str | None, model: str | None, task: str | None) -> bool:
-    tasks = (row.family, row.config.task) if isinstance(row, Preset) else (row.family,)
+    tasks = [row.family, *((str(row.config.task).lower(), *row.name.split("-")) if isinstance(row, Preset) else ())]
     return (
         (method is None or row.method.lower() == method.lower())
         and (model is None or model.lower() in row.name or model.lower() in row.model.lower())
-        and (task is None or task in tasks)
+        and (task is None or task.lower() in tasks)
     )
 
 

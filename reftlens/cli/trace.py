@@ -26,12 +26,12 @@ def trace(
     with Replacement(out, marker="trace.json") as folder:
         from reftlens import plot
         from reftlens.analysis import trace as trace_causally
-        from reftlens.cli.output import print_frame, print_json, use_one_thread
+        from reftlens.cli.output import prepare, print_frame, print_json
         from reftlens.runs.config import RunConfig
         from reftlens.runs.folder import load_base
         from reftlens.tasks.records import read
 
-        use_one_thread(model)
+        prepare(model, quiet=quiet)
         raws = read(pairs, within=(), split="")
         columns = {name: [raw.text(name) for raw in raws] for name in ("clean", "corrupted", "answer", "subject")}
         unrelated = [raw.text("unrelated") for raw in raws] if "unrelated" in raws[0].fields else None

@@ -78,10 +78,10 @@ def train(
         overrides = {"data": None, **overrides}
     chosen = RunConfig.from_values(overrides) if config is None else read_settings(config, overrides)
 
-    from reftlens.cli.output import print_frame, print_json, use_one_thread
+    from reftlens.cli.output import prepare, print_frame, print_json
     from reftlens.runs.run import run
 
-    use_one_thread(chosen.model)
+    prepare(chosen.model, quiet=quiet)
     result = run(chosen, out, resume=resume, overwrite=overwrite, progress=not quiet)
     if as_json:
         print_json({"run": str(out), **result.to_dict()})

@@ -13,9 +13,10 @@ from reftlens.data import token_counts
 from reftlens.objectives.base import Example
 from reftlens.runs.config import RunConfig
 from reftlens.tasks import Record, Task, TextTask, task_named
+from reftlens.tasks.glue import Glue
 from reftlens.tasks.own import Pairs
 
-DECODING = (
+_DECODING = (
     "max_new_tokens",
     "num_beams",
     "temperature",
@@ -35,21 +36,23 @@ def training_task(config: RunConfig) -> Task:
     """
     if config.task is None and config.data is None:
         raise ValueError("there is nothing to train on: name a task, or data of your own")
-    return task_named(config.task) if config.task is not None else Pairs(str(config.data))
+    return _as_configured(task_named(config.task) if config.task is not None else Pairs(str(config.data)), config)
 
 
 def eval_tasks(config: RunConfig) -> list[Task]:
-    """What a run is tested on, decoded as its settings say."""
+    """What a run is tested on."""
     own = [] if config.eval_data is None else [Pairs(config.eval_data)]
-    return [decoded(task, config) for task in (*map(task_named, config.eval_tasks), *own)]
+    return [_as_configured(task, config) for task in (*map(task_named, config.eval_tasks), *own)]
 
 
-def decoded(task: Task, config: RunConfig) -> Task:
-    """A task with those settings of decoding that a run gives."""
-    if not isinstance(task, TextTask):
-        return task
-    given = {name: getattr(config, name) for name in DECODING if getattr(config, name) is not None}
-    return replace(task, decoding=replace(task.decoding, **given))
+def _as_configured(task: Task, config: RunConfig) -> Task:
+    """A task with what the run says of decoding, or of the length of classified texts."""
+    if isinstance(task, Glue):
+        return task if config.max_length is None else replace(task, max_length=config.max_length)
+    if isinstance(task, TextTask):
+        given = {name: getattr(config, name) for name in _DECODING if getattr(config, name) is not None}
+        return replace(task, decoding=replace(task.decoding, **given))
+    return task
 
 
 def load(task: Task, split: str, config: RunConfig, *, limit: int | None) -> list[Record]:
@@ -75,33 +78,26 @@ class Cut:
 
 
 def cut(bridge: TransformerBridge, examples: Sequence[Example], max_length: int | None) -> Cut:
-    """Cuts (prompt, completion) or (text, label) to so many tokens, as the reference's tokenizer does: at the end.
+    """Cuts completions so that prompt and completion have so many tokens, as the reference's tokenizer does.
 
     Args:
         bridge: counts tokens, BOS among them.
-        examples: text first.
+        examples: (prompt, completion); what has a label instead was cut by its task, and stays.
         max_length: tokens, at most; None leaves everything as it is.
 
     Raises:
         ValueError: if nothing is left.
     """
-    if max_length is None:
+    if max_length is None or not isinstance(examples[0][-1], str):
         return Cut(list(examples), 0, 0)
-    texts = [example[0] for example in examples]
-    n_bos = token_counts(bridge, texts[:1])[0] - token_counts(bridge, texts[:1], prepend_bos=False)[0]
     kept: list[Example] = []
     shortened = 0
-    for (text, target), count in zip(examples, token_counts(bridge, texts), strict=True):
-        # A label needs no room, a completion wants one token at least.
-        if isinstance(target, str):
-            ended = _start(bridge, target, max_length - count)
-            if ended:
-                kept.append((text, ended))
-                shortened += ended != target
-        else:
-            started = _start(bridge, text, max_length - n_bos)
-            kept.append((started, target))
-            shortened += started != text
+    counts = token_counts(bridge, [prompt for prompt, _ in examples])
+    for (prompt, completion), count in zip(examples, counts, strict=True):
+        started = _start(bridge, completion, max_length - count)
+        if started:
+            kept.append((prompt, started))
+            shortened += started != completion
     if not kept:
         raise ValueError(f"no prompt has less than {max_length} tokens, and nothing to learn is left: raise max_length")
     return Cut(kept, shortened, len(examples) - len(kept))

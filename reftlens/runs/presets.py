@@ -18,7 +18,7 @@ from reftlens.runs.config import CONFIG_NAME, RunConfig, read_config
 
 COMMONSENSE = ("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa")
 ARITHMETIC = ("AQuA", "gsm8k", "mawps", "SVAMP")
-GLUE = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
+GLUE = ("MNLI", "SST-2", "MRPC", "CoLA", "QNLI", "QQP", "RTE", "STS-B")
 
 MODELS: dict[str, str] = {
     "llama-7b": "yahma/llama-7b-hf",
@@ -187,10 +187,12 @@ def _glue() -> list[Preset]:
     rows = []
     for (method, model), table in _GLUE_TABLES.items():
         for place, task in enumerate(GLUE):
+            short = task.lower().replace("-", "")
             config = RunConfig(
                 MODELS[model],
                 task=task,
                 eval_tasks=(task,),
+                validation_split="validation",
                 max_length=256,
                 method=method,
                 layers="all",
@@ -210,7 +212,7 @@ def _glue() -> list[Preset]:
             score = None if table.scores is None else table.scores[place]
             percent = ".015" if model == "roberta-base" else ".014"
             rows.append(
-                _row(config, f"{model}-{task}", "glue", seeds=(42, 43, 44, 45, 46), percent=percent, score=score)
+                _row(config, f"{model}-{short}", "glue", seeds=(42, 43, 44, 45, 46), percent=percent, score=score)
             )
     return rows
 

@@ -11,10 +11,9 @@ import pandas as pd
 from reftlens.generation import generate
 from reftlens.results import Evaluation
 from reftlens.runs.config import RunConfig
-from reftlens.runs.examples import decoded, eval_tasks, load, training_task
+from reftlens.runs.examples import eval_tasks, load, training_task
 from reftlens.runs.folder import Opened, open_run
 from reftlens.tasks import TASKS, TextTask, evaluate
-from reftlens.tasks.own import Pairs
 
 
 def score_run(
@@ -90,10 +89,12 @@ def answer(
     """
     opened = open_run(directory, settings, model=model)
     config = opened.config
-    task = training_task(config) if opened.objective is not None else Pairs("prompts")
+    if opened.objective is None:
+        # A bare edit learned nothing that is known here: only its settings of decoding count.
+        config = config.with_values({"data": str(directory)})
+    task = training_task(config)
     if not isinstance(task, TextTask):
         raise ValueError(f"{directory} learned {task.name}, which is answered by a head: `reftlens eval` tests it")
-    task = decoded(task, config)
     columns = {"prompt": list(prompts)}
     for name, reft in {"completion": opened.reft, **({"base": None} if base else {})}.items():
         columns[name] = generate(

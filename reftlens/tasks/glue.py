@@ -177,9 +177,7 @@ class Glue(Task):
         """
         texts, cut = join(bridge, [(record.prompt, record.second) for record in records], max_length=self.max_length)
         if any(cut):
-            logger.warning(
-                "%s: %d of %d texts were cut to %d tokens", self.name, sum(cut), len(texts), self.max_length
-            )
+            logger.warning("%s: %d of %d texts were cut to %d tokens", self.name, sum(cut), len(texts), self.max_length)
         if len(self.columns) > 1 and getattr(bridge.original_model.config, "type_vocab_size", 1) > 1:
             logger.warning(
                 "%s: %s has a token type for the second text, which is not used here",
