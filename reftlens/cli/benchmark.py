@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
+from reftlens.cli.options import AsJson
+
 
 def benchmark(
     only: Annotated[
         list[str] | None, typer.Option(help="handmade, sites, planted, equality or nulls; all of them if not given.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A CSV file for the table.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The table as JSON on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Plant truths in small models, and print what the analyses find of them, misses included (minutes)."""
     import torch

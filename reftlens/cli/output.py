@@ -28,7 +28,9 @@ def print_table(columns: list[str], rows: list[list[str]], *, title: str | None 
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    if title is not None:
+        typer.echo(title)
+    table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         table.add_column(column)
     for row in rows:
