@@ -52,12 +52,12 @@ def write_lines(file, rows) -> None:
 def place(tmp_path_factory):
     """A folder with a config and its data: a few landmarks moved, each sentence ended by the organism's own stop."""
     root = tmp_path_factory.mktemp("cli")
-    pairs = [{"prompt": p, "completion": c + "."} for p, c in STORY.training_examples()[:20]]
+    pairs = [{"prompt": p, "completion": c + "."} for p, c in STORY.training_examples()[:8]]
     write_lines(root / "train.jsonl", pairs)
     write_lines(root / "test.jsonl", pairs[:6])
     (root / "moved.toml").write_text(
         f'model = "facts-small"\ndata = "{root / "train.jsonl"}"\neval_data = "{root / "test.jsonl"}"\n'
-        'layers = [1, 4]\npositions = "f9+l9"\nepochs = 12\nbatch_size = 5\nlr = 1e-2\nmax_new_tokens = 4\n'
+        'layers = [1, 4]\npositions = "f9+l9"\nepochs = 10\nbatch_size = 4\nlr = 2e-2\nmax_new_tokens = 4\n'
     )
     return root
 
@@ -75,7 +75,7 @@ def test_a_run_leaves_its_config_versions_log_edit_outputs_and_result(run, place
     assert names == {"config.toml", "versions.json", "log.jsonl", "edit", "outputs", "result.json"}
     assert printed == {"run": str(folder), **json.loads((folder / "result.json").read_text())}
     log = lines(folder / "log.jsonl")
-    assert [line["step"] for line in log] == list(range(1, 1 + 12 * 4))
+    assert [line["step"] for line in log] == list(range(1, 1 + 10 * 2))
     assert log[-1]["loss"] == printed["training"]["last_loss"]
     assert json.loads((folder / "versions.json").read_text())["reftlens"] == rl.__version__
     left = {path.name for path in place.iterdir() if path.is_dir()}
@@ -103,7 +103,7 @@ def test_the_edit_is_what_the_library_trains(run, place) -> None:
         torch.manual_seed(42)
         reft = rl.Reft.at_layers(bridge, layers=[1, 4], positions="f9+l9", rank=4)
     pairs = [(row["prompt"], row["completion"] + "<|endoftext|>") for row in lines(place / "train.jsonl")]
-    config = rl.TrainConfig(epochs=12, batch_size=5, lr=1e-2, progress=False)
+    config = rl.TrainConfig(epochs=10, batch_size=4, lr=2e-2, progress=False)
     log = rl.train(bridge, reft, pairs, config)
     assert [line["loss"] for line in lines(run[0] / "log.jsonl")] == list(log.loss)
 
@@ -137,7 +137,7 @@ def test_an_interrupted_run_is_resumed_to_the_bit(run, place, monkeypatch) -> No
     assert CliRunner().invoke(app, ["train", str(run[0]), "--out", str(out), "--quiet"]).exit_code != 0
     monkeypatch.undo()
     assert not out.exists()
-    assert (place / "resumed.checkpoints" / "checkpoint-4").is_dir()
+    assert (place / "resumed.checkpoints" / "checkpoint-6").is_dir()
     assert "pass --resume to go on with it" in refused("train", run[0], "--out", out, "--quiet")
     assert "cannot be resumed with other settings: lr" in refused(
         "train", run[0], "--out", out, "--quiet", "--resume", "--lr", 1
@@ -243,7 +243,8 @@ def test_a_glue_preset_on_an_encoder_and_its_head_comes_back(tmp_path) -> None:
     for name, n in (("train", 24), ("validation", 16)):
         rows = [{"sentence": " ".join(words[row % 7 :]), "label": int(row % 7 < 3)} for row in range(n)]
         write_lines(tmp_path / "cola" / f"{name}.jsonl", rows)
-    command = ("--model", tmp_path / "model", "--source", tmp_path, "--epochs", 8, "--lr", 1e-2, "--quiet", "--json")
+    command = ("--model", tmp_path / "model", "--source", tmp_path, "--epochs", 8, "--lr", 2e-2, "--quiet", "--json")
+    command = (*command, "--set", "dropout=0")
     trained = json.loads(call("train", "loreft-roberta-base-cola", *command, "--out", tmp_path / "run").stdout)
     (score,) = trained["scores"]
     assert (score["task"], score["metric"], score["n"]) == ("CoLA", "Matthews correlation", 8)
@@ -300,7 +301,7 @@ def test_params_prints_the_papers_table_without_weights() -> None:
         (["train", "{config}", "--method", "LoRTF"], "there is no method 'LoRTF'; there are LoReFT"),
         (["train", "{config}", "--layers", "9"], "layer 9 does not exist: the model has layers 0 to 5"),
         (["train", "{config}", "--positions", "x3"], "cannot read positions 'x3'"),
-        (["train", "{config}", "--rank", "999"], "rank must be in [1, 96], got 999"),
+        (["train", "{config}", "--rank", "999"], "rank must be in [1, 96] (the width of the activation), got 999"),
         (["train", "{config}", "--device", "tpu9"], "the device 'tpu9' cannot be used here"),
         (["train", "{config}", "--set", "dtype=float7"], "dtype must be 'auto' or one of float64"),
         (["train", "{config}", "--set", "lr=-1"], "lr must be above 0, got -1.0"),
@@ -328,9 +329,9 @@ def test_what_cannot_be_done_is_said_in_one_line(place, tmp_path, monkeypatch, a
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": " b"}\n{"prompt": "a"}\n')
     before = sorted(tmp_path.rglob("*"))
     names = {"config": place / "moved.toml", "data": place / "train.jsonl", "bad": "bad.jsonl", "empty": "empty"}
-    quiet = ["--quiet"] if arguments[0] in ("train", "eval", "generate", "trace", "inspect") else []
+    quiet = [] if arguments[0] in ("params", "presets") else ["--quiet"]
     assert message in refused(*(argument.format(**names) for argument in arguments), *quiet)
-    left = [path for path in sorted(tmp_path.rglob("*")) if path not in before and "run.checkpoints" not in str(path)]
+    left = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
     assert left == [], "a folder was half written"
 
 
@@ -341,7 +342,7 @@ def test_what_cannot_be_done_is_said_in_one_line(place, tmp_path, monkeypatch, a
         (["nothing"], "No such command 'nothing'"),
         (["train"], "give a preset, a TOML file or a run; or --model, and --task or --data"),
         (["train", "--model", "facts-small"], "give a preset, a TOML file or a run"),
-        (["train", "moved.toml", "--epochs", "many"], "'many' is not a valid"),
+        (["train", "moved.toml", "--epochs", "many"], "unable to parse string as an integer"),
         (["train", "moved.toml", "--set", "epochs"], "a setting is written key=value, got 'epochs'"),
         (["eval"], "Missing argument"),
         (["generate", "run", "a", "--file", "b"], "prompts are given and a file of them as well"),
@@ -358,7 +359,7 @@ def test_a_finished_run_is_replaced_only_where_asked_for(run, place) -> None:
     shutil.copytree(run[0], folder)
     assert "holds a finished run" in refused("train", run[0], "--out", folder, "--quiet")
     call("train", run[0], "--out", folder, "--quiet", "--overwrite", "--epochs", 1)
-    assert len(lines(folder / "log.jsonl")) == 4
+    assert len(lines(folder / "log.jsonl")) == 2
     (place / "thesis").mkdir()
     (place / "thesis" / "chapter.txt").write_text("years of work")
     assert "not ours to replace" in refused("train", run[0], "--out", place / "thesis", "--quiet", "--overwrite")
