@@ -57,7 +57,7 @@ def place(tmp_path_factory):
     write_lines(root / "test.jsonl", pairs[:6])
     (root / "moved.toml").write_text(
         f'model = "facts-small"\ndata = "{root / "train.jsonl"}"\neval_data = "{root / "test.jsonl"}"\n'
-        'layers = [1, 4]\npositions = "f9+l9"\nepochs = 10\nbatch_size = 4\nlr = 2e-2\nmax_new_tokens = 4\n'
+        'layers = [1, 4]\npositions = "f9+l9"\nepochs = 10\nbatch_size = 4\nlr = 2e-2\nmax_new_tokens = 4\nsave_every = 5\n'
     )
     return root
 
@@ -137,7 +137,7 @@ def test_an_interrupted_run_is_resumed_to_the_bit(run, place, monkeypatch) -> No
     assert CliRunner().invoke(app, ["train", str(run[0]), "--out", str(out), "--quiet"]).exit_code != 0
     monkeypatch.undo()
     assert not out.exists()
-    assert (place / "resumed.checkpoints" / "checkpoint-6").is_dir()
+    assert (place / "resumed.checkpoints" / "checkpoint-5").is_dir()
     assert "pass --resume to go on with it" in refused("train", run[0], "--out", out, "--quiet")
     assert "cannot be resumed with other settings: lr" in refused(
         "train", run[0], "--out", out, "--quiet", "--resume", "--lr", 1
@@ -243,8 +243,8 @@ def test_a_glue_preset_on_an_encoder_and_its_head_comes_back(tmp_path) -> None:
     for name, n in (("train", 24), ("validation", 16)):
         rows = [{"sentence": " ".join(words[row % 7 :]), "label": int(row % 7 < 3)} for row in range(n)]
         write_lines(tmp_path / "cola" / f"{name}.jsonl", rows)
-    command = ("--model", tmp_path / "model", "--source", tmp_path, "--epochs", 8, "--lr", 2e-2, "--quiet", "--json")
-    command = (*command, "--set", "dropout=0")
+    command = ("--model", tmp_path / "model", "--source", tmp_path, "--epochs", 8, "--lr", 5e-3, "--quiet", "--json")
+    command = (*command, "--batch-size", 4, "--set", "dropout=0")
     trained = json.loads(call("train", "loreft-roberta-base-cola", *command, "--out", tmp_path / "run").stdout)
     (score,) = trained["scores"]
     assert (score["task"], score["metric"], score["n"]) == ("CoLA", "Matthews correlation", 8)
