@@ -8,6 +8,7 @@ from reftlens.results.agreements import Agreement, agreements_to_dataframe
 from reftlens.results.attributions import Attribution
 from reftlens.results.contexts import Context, ReadContexts
 from reftlens.results.doses import Dose
+from reftlens.results.evaluations import Answered, Evaluation
 from reftlens.results.interchanges import Interchanged, ReadSpace, Swap
 from reftlens.results.ledgers import TERMS, Ledger
 from reftlens.results.manifolds import OffManifold
@@ -23,12 +24,14 @@ __all__ = [
     "TERMS",
     "Ablation",
     "Agreement",
+    "Answered",
     "Attribution",
     "Context",
     "DirectionReadout",
     "Dose",
     "EditProfile",
     "EditSize",
+    "Evaluation",
     "Interchanged",
     "Ledger",
     "OffManifold",
