@@ -138,7 +138,7 @@ class TrainLog:
 
     def __repr__(self) -> str:
         best = "" if self.best_step is None else f", best on validation after step {self.best_step}"
-        return f"TrainLog({len(self.loss)} steps, loss {self.loss[0]:.3f} -> {self.loss[-1]:.3f} nats per token{best})"
+        return f"TrainLog({len(self.loss)} steps, loss {self.loss[0]:.3f} -> {self.loss[-1]:.3f}{best})"
 
 
 def train(

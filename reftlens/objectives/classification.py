@@ -67,5 +67,7 @@ class Classification(Head):
         progress: bool = False,
     ) -> list[int]:
         """The most likely class of each text, under an edit or on the base alone."""
-        labels: list[int] = self.outputs_of(bridge, reft, texts, batch_size=batch_size, progress=progress).argmax(dim=-1).tolist()
+        labels: list[int] = (
+            self.outputs_of(bridge, reft, texts, batch_size=batch_size, progress=progress).argmax(dim=-1).tolist()
+        )
         return labels

@@ -54,5 +54,7 @@ class Regression(Head):
         progress: bool = False,
     ) -> list[float]:
         """The number that the head gives each text, under an edit or on the base alone."""
-        values: list[float] = self.outputs_of(bridge, reft, texts, batch_size=batch_size, progress=progress)[:, 0].tolist()
+        values: list[float] = self.outputs_of(bridge, reft, texts, batch_size=batch_size, progress=progress)[
+            :, 0
+        ].tolist()
         return values
