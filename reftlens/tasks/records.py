@@ -1,11 +1,12 @@
 """Reading records: JSON lists in the layout of LLM-Adapters, JSON lines, or a dataset of the hub, each with its place.
 
 Files are parsed here rather than by `datasets`, which makes "4" of a 4 and null of a field that is missing, and cannot say
-in which line. It fetches what is not on this machine.
+in which line. It loads what is on the hub by name.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, final
 
-from datasets import DownloadManager, load_dataset
+from datasets import config, load_dataset
+from torch.hub import download_url_to_file
 
 _SPACE = " \t\r\n"
 
@@ -96,12 +98,18 @@ def _in_folder(folder: Path, within: Sequence[str]) -> Path:
 
 
 def _download(address: str) -> Path:
-    try:
-        return Path(DownloadManager().download(address))
-    except OSError as error:  # ConnectionError is one
-        raise FileNotFoundError(
-            f"{address} could not be fetched ({error}): download it, and pass the file as source"
-        ) from error
+    """Fetched once and kept beside the datasets of the hub."""
+    digest = hashlib.sha256(address.encode()).hexdigest()[:16]
+    file = Path(config.HF_DATASETS_CACHE) / "reftlens" / f"{digest}-{address.rsplit('/', 1)[-1]}"
+    if not file.is_file():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            download_url_to_file(address, str(file))
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{address} could not be fetched ({error}): download it, and pass the file as source"
+            ) from error
+    return file
 
 
 def of_hub(name: str, *, split: str, config: str | None = None) -> Iterator[Raw]:
