@@ -163,9 +163,9 @@ def _bos(bridge: TransformerBridge, prepend_bos: bool | None) -> list[int]:
     if not wanted:
         return []
     tokenizer = bridge.tokenizer
-    # Encoders begin a text with their classification token.
-    first = None if tokenizer is None else tokenizer.bos_token_id
-    first = tokenizer.cls_token_id if first is None and tokenizer is not None else first
+    # Encoders begin a text with their classification token; TransformerLens gives BERT's tokenizer a BOS it never saw.
+    first = None if tokenizer is None else tokenizer.cls_token_id
+    first = tokenizer.bos_token_id if first is None and tokenizer is not None else first
     if first is None:
         raise ValueError("the tokenizer has no BOS token: pass prepend_bos=False")
     return [first]

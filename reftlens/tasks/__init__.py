@@ -1,6 +1,6 @@
 """The paper's benchmarks, one family a file: loading, prompts, decoding, scoring (Wu et al. 2024, section 4)."""
 
-from reftlens.tasks import arithmetic, commonsense, instruct
+from reftlens.tasks import arithmetic, commonsense, glue, instruct
 from reftlens.tasks.base import Family, Record, Task, TextTask, evaluate
 
 TASKS: dict[str, Task] = {
@@ -11,6 +11,7 @@ TASKS: dict[str, Task] = {
         *arithmetic.TASKS,
         arithmetic.TRAINING,
         *instruct.TASKS,
+        *glue.TASKS,
     )
 }
 """Name -> task, training sets among them; in the order of the paper's tables."""

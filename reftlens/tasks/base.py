@@ -30,11 +30,13 @@ class Record:
     """One example of a task, as the model meets it."""
 
     prompt: str
-    """The text before the model's part. Of GLUE: the text to classify, pairs joined as the tokenizer does it."""
+    """The text before the model's part. Of GLUE: the text to classify, or the first of a pair."""
     completion: str
     """What the model is trained to say, without EOS; empty where the target is a label, or the file has none."""
     answer: str
     """What the scorer compares with. Of GLUE: the label, or the real number, as text."""
+    second: str | None = None
+    """The second text of a pair, which is joined to the first as the model's tokenizer does it; None where there is one."""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def _records(source: str | Path, within: Sequence[str], split: str) -> Iterator[
     if place.is_file():
         return parse(place, shown=str(place))
     if isinstance(source, str) and source.count("/") <= 1 and not place.suffix:
-        return _of_hub(source, split)
+        return of_hub(source, split=split)
     raise FileNotFoundError(f"there is no file or folder {source}")
 
 
@@ -112,15 +112,21 @@ def _download(address: str) -> Path:
     return file
 
 
-def _of_hub(name: str, split: str) -> Iterator[Raw]:
+def of_hub(name: str, *, split: str, config: str | None = None) -> Iterator[Raw]:
+    """The records of a dataset on the hub.
+
+    Raises:
+        FileNotFoundError: if there is none, or it cannot be fetched.
+    """
+    shown = f"{name} ({split})" if config is None else f"{name}, {config} ({split})"
     try:
-        rows = load_dataset(name, split=split)
+        rows = load_dataset(name, config, split=split)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"there is no file or folder {name}, and as a dataset on the hub its split {split!r} could not be had: {error}"
+            f"there is no file or folder {name}, and as a dataset on the hub {shown} could not be had: {error}"
         ) from error
     for number, row in enumerate(rows, start=1):
-        yield Raw(row, f"{name} ({split}), record {number}")
+        yield Raw(row, f"{shown}, record {number}")
 
 
 def parse(file: Path, *, shown: str) -> Iterator[Raw]:
