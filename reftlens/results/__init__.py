@@ -6,6 +6,7 @@ A plot takes one of these and needs nothing else, no model and no edit. Tensors 
 from reftlens.results.ablations import Ablation
 from reftlens.results.agreements import Agreement, agreements_to_dataframe
 from reftlens.results.attributions import Attribution
+from reftlens.results.base import Result
 from reftlens.results.contexts import Context, ReadContexts
 from reftlens.results.doses import Dose
 from reftlens.results.interchanges import Interchanged, ReadSpace, Swap
@@ -38,6 +39,7 @@ __all__ = [
     "PatchMap",
     "ReadContexts",
     "ReadSpace",
+    "Result",
     "SiteCheck",
     "SiteChecks",
     "Spread",
