@@ -20,6 +20,7 @@ from reftlens.results import (
     Outcome,
     Overlap,
     PatchMap,
+    Projection,
     ReadContexts,
     ReadSpace,
     Result,
@@ -242,6 +243,13 @@ def made_attribution(rows: int = 6, tokens: tuple[str, ...] = TOKENS, *, slope: 
     return Attribution(values, exact, torch.tensor([1.0, 1.0]), exact.rows, exact.columns)
 
 
+def made_projection(layer: int = 3, groups: tuple[str, ...] = ("moved", "to stay")) -> Projection:
+    before = torch.randn(40, 2, generator=torch.Generator().manual_seed(layer))
+    names = tuple(groups[place % len(groups)] for place in range(40))
+    after = before + torch.tensor([[4.0, 1.0]]) * torch.tensor([[name == groups[0]] for name in names])
+    return Projection(f"blocks.{layer}.hook_resid_post", before, after, before + 0.2, names)
+
+
 def every_result(text: str) -> list[Result]:
     """One of each class, with `text` wherever a result can hold a string."""
     tokens, sites = (text, " b", text), (text, text)
@@ -270,6 +278,7 @@ def every_result(text: str) -> list[Result]:
         OffManifold(text, curve, 100 * curve, 100 * curve, 100 * curve, 0.1, 3, 4),
         many,
         size,
+        Projection(text, torch.rand(2, 2), torch.rand(2, 2), torch.rand(2, 2), sites),
         Operator(text, rows, rows, curve[:2], curve[1:], curve[:2], 2.0, 9, rows),
         DirectionReadout(text, 0, ((text, 1.0),), ((text, -1.0),), -2.0, 2.0, 9, ((text, 1.0, 0.5),)),
         Outcome(text, text, 3, 0.0, 1.0, 0.5, 0.1),

@@ -12,10 +12,12 @@ from reftlens.plot.edit_size import edit_size
 from reftlens.plot.html import token_strip
 from reftlens.plot.interchange import interchange
 from reftlens.plot.ledger import ledger
+from reftlens.plot.mediation import mediation
 from reftlens.plot.off_manifold import off_manifold
 from reftlens.plot.outcomes import outcomes
 from reftlens.plot.overlap import overlap
 from reftlens.plot.patch_map import patch_map
+from reftlens.plot.projection import projection
 from reftlens.plot.readout import readout
 from reftlens.plot.spectrum import spectrum
 from reftlens.plot.spread import spread
@@ -31,11 +33,13 @@ __all__ = [
     "edit_size",
     "interchange",
     "ledger",
+    "mediation",
     "off_manifold",
     "outcomes",
     "overlap",
     "patch_map",
     "png",
+    "projection",
     "readout",
     "spectrum",
     "spread",

@@ -43,10 +43,18 @@ def ablation(result: Ablation) -> Figure:
         control = "control: alone, in random directions"
         axes.plot(result.control[:shown], places, "x", color=GREY, markersize=5, markeredgewidth=1.5, label=control)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_yticks(places, [short_name(site) for site in result.sites[:shown]])
+        axes.set_yticks(places, _names(result.sites[:shown]))
         axes.set_ylim(shown - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.06)
         axes.set_xlabel("effect, edited minus base, in the metric's unit")
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def _names(sites: tuple[str, ...]) -> list[str]:
+    """Hook names made short; several edits at one hook are numbered in their order."""
+    return [
+        short_name(site) + f" ({sites[:place].count(site) + 1})" * (sites.count(site) > 1)
+        for place, site in enumerate(sites)
+    ]

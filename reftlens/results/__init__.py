@@ -18,6 +18,7 @@ from reftlens.results.outcomes import Outcome, SiteCheck, SiteChecks, outcomes_t
 from reftlens.results.overlaps import Overlap
 from reftlens.results.patchings import PatchMap
 from reftlens.results.profiles import EditProfile
+from reftlens.results.projections import Projection
 from reftlens.results.spreads import Spread
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Outcome",
     "Overlap",
     "PatchMap",
+    "Projection",
     "ReadContexts",
     "ReadSpace",
     "Result",
