@@ -116,6 +116,7 @@ def _ledger(result: Dissection) -> Section | None:
         ),
         tuple(pictures),
         tuple(tables),
+        (("The same text: pointed at, a token says its size at each site", plot.token_strip(result.sizes)),),
     )
 
 

@@ -68,7 +68,7 @@ def _label(result: Overlap) -> str:
     hook_name, comma, rest = result.first.partition(",")
     angles = ", ".join(f"{angle:.0f}" for angle in result.angles[:4].tolist()) + ", ..." * (len(result.angles) > 4)
     names = f"{short_name(hook_name)}{comma}{drawn(rest)} and {drawn(result.second)}"
-    return f"{wrap(names, width=2.6, size=SMALL)}\nangles {angles} degrees"
+    return f"{wrap(names, width=2.6, size=SMALL)}\nat {angles} degrees"
 
 
 def _key(nulls: list[str]) -> list[Patch | Line2D]:

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reftlens.results.base import Result
+
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class Projection:
+class Projection(Result):
     """The edited tokens of one site along the edit's two strongest write directions."""
 
     hook_name: str
