@@ -35,8 +35,8 @@ class Record:
     """What the model is trained to say, without EOS; empty where the target is a label, or the file has none."""
     answer: str
     """What the scorer compares with. Of GLUE: the label, or the real number, as text."""
-    second: str = ""
-    """The second text of a pair, which is joined to the first as the model's tokenizer does it."""
+    second: str | None = None
+    """The second text of a pair, which is joined to the first as the model's tokenizer does it; None where there is one."""
 
 
 @dataclass(frozen=True)
