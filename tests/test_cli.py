@@ -309,7 +309,7 @@ def test_params_prints_the_papers_table_without_weights() -> None:
         (["train", "{config}", "--data", "nothere.jsonl"], "there is no file or folder nothere.jsonl"),
         (["train", "{config}", "--data", "{bad}"], "record 2 (line 2): the field 'completion' is missing"),
         (["train", "{config}", "--eval-task", "boolq", "--source", "{empty}"], "has none of boolq/test.json"),
-        (["train", "{config}", "--set", "max_length=2"], "nothing to learn is left: raise max_length"),
+        (["train", "{config}", "--set", "max_length=2"], "max_length 2 leaves nothing to train on"),
         (["train", "{config}", "--lr", "1e30"], "lower the learning rate"),
         (["train", "{config}", "--resume"], "there is nothing to resume"),
         (["eval", "nothere"], "nothere: there is no such folder"),
