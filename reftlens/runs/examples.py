@@ -41,13 +41,12 @@ def eval_tasks(config: RunConfig) -> list[Task]:
 
 def _as_configured(task: Task, config: RunConfig) -> Task:
     """A task with what the run says of lengths and decoding."""
-    length = {} if config.max_length is None else {"max_length": config.max_length}
     decoding = {name: getattr(config, name) for name in _DECODING if getattr(config, name) is not None}
-    match task:
-        case TextTask():
-            return replace(task, decoding=replace(task.decoding, **decoding), **length)
-        case Glue():
-            return replace(task, **length)
+    if isinstance(task, TextTask):
+        length = task.max_length if config.max_length is None else config.max_length
+        return replace(task, max_length=length, decoding=replace(task.decoding, **decoding))
+    if isinstance(task, Glue) and config.max_length is not None:
+        return replace(task, max_length=config.max_length)
     return task
 
 

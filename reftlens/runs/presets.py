@@ -108,7 +108,7 @@ def preset_named(name: str) -> Preset:
 
 def nearest(name: str) -> str:
     """What to say after "there is no preset ..."."""
-    near = difflib.get_close_matches(name, [*PRESETS, *ADAPTERS], n=3)
+    near = difflib.get_close_matches(name, ROWS, n=3)
     return f": did you mean {' or '.join(near)}?" if near else ": `reftlens presets` lists them"
 
 
@@ -308,6 +308,8 @@ PRESETS: dict[str, Preset] = {row.name: row for row in (*_reasoning(), *_instruc
 """Name -> a row that trains an edit."""
 ADAPTERS: dict[str, Adapter] = {row.name: row for row in _adapters()}
 """Name -> a row of LoRA or DoRA, for its size."""
+ROWS: dict[str, Preset | Adapter] = {**PRESETS, **ADAPTERS}
+"""Both."""
 
 
 def read_settings(source: str, overrides: Mapping[str, Any] = MappingProxyType({})) -> RunConfig:

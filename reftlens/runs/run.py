@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, final
 
@@ -158,7 +158,7 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
     found = {
         name: str(Path(value).resolve()) for name, value in named.items() if value is not None and Path(value).exists()
     }
-    return replace(config, **found)
+    return config.with_values(found)
 
 
 @final
