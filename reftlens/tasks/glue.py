@@ -116,7 +116,7 @@ class Glue(Task):
                     return read_csv(place)
                 case _:
                     return parse(place, shown=str(place))
-        if isinstance(source, str) and source.count("/") <= 1 and not place.suffix:
+        if isinstance(source, str) and source.count("/") <= 1 and place.suffix not in _SUFFIXES:
             split = "train" if train else "validation_matched" if self.config == "mnli" else "validation"
             return of_hub(source, split=split, subset=self.config)
         raise FileNotFoundError(f"there is no file or folder {source}")
