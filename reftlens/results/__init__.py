@@ -6,6 +6,7 @@ A plot takes one of these and needs nothing else, no model and no edit. Tensors 
 from reftlens.results.ablations import Ablation
 from reftlens.results.agreements import Agreement, agreements_to_dataframe
 from reftlens.results.attributions import Attribution
+from reftlens.results.base import Result
 from reftlens.results.contexts import Context, ReadContexts
 from reftlens.results.doses import Dose
 from reftlens.results.evaluations import Answered, Evaluation
@@ -18,6 +19,7 @@ from reftlens.results.outcomes import Outcome, SiteCheck, SiteChecks, outcomes_t
 from reftlens.results.overlaps import Overlap
 from reftlens.results.patchings import PatchMap
 from reftlens.results.profiles import EditProfile
+from reftlens.results.projections import Projection
 from reftlens.results.spreads import Spread
 
 __all__ = [
@@ -39,8 +41,10 @@ __all__ = [
     "Outcome",
     "Overlap",
     "PatchMap",
+    "Projection",
     "ReadContexts",
     "ReadSpace",
+    "Result",
     "SiteCheck",
     "SiteChecks",
     "Spread",
