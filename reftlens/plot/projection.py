@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from reftlens.plot.canvas import BLUE, GREEN, GREY, ORANGE, VERMILLION, house_style, panel_title, sheet
-from reftlens.plot.labels import drawn, short_name
+from reftlens.plot.canvas import BLUE, GREEN, GREY, ORANGE, SMALL, VERMILLION, house_style, panel_title, sheet
+from reftlens.plot.labels import short_name, wrap
 from reftlens.results import Projection
 
 _STYLES = ((VERMILLION, "o"), (BLUE, "s"), (ORANGE, "^"), (GREEN, "D"))
@@ -70,7 +70,7 @@ def _panel(axes: Axes, result: Projection, groups: Sequence[str]) -> None:
 
 def _key(groups: Sequence[str]) -> list[Line2D]:
     key = [
-        Line2D([], [], linestyle="", color=colour, marker=marker, label=drawn(group))
+        Line2D([], [], linestyle="", color=colour, marker=marker, label=wrap(group, width=2.0, size=SMALL) or "''")
         for group, (colour, marker) in zip(groups, _STYLES, strict=False)
     ]
     grey = {"linestyle": "", "color": GREY}
