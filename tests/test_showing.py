@@ -86,7 +86,7 @@ def test_large_results_are_cut_and_say_so() -> None:
 
 def test_first_and_last_lines_are_shown_as_they_are() -> None:
     frame = pd.DataFrame({"n": range(100), "share": [0.5] * 99 + [float("nan")]})
-    text = [part.strip() for part in Shown(as_html("h", frame)).text if part.strip()]
+    text = [part.strip() for part in Shown(as_html("h", lambda: frame)).text if part.strip()]
     half = MOST_LINES // 2
     shown = [*range(half), "…", *range(100 - half, 100)]
     assert text[1:3] == ["n", "share"]
@@ -95,15 +95,15 @@ def test_first_and_last_lines_are_shown_as_they_are() -> None:
 
 
 def test_small_tables_are_whole_and_wide_ones_are_cut() -> None:
-    small = as_html("h", pd.DataFrame({"a": [1, 2]}))
+    small = as_html("h", lambda: pd.DataFrame({"a": [1, 2]}))
     assert "to_dataframe" not in small
-    wide = as_html("h", pd.DataFrame([range(50)]))
+    wide = as_html("h", lambda: pd.DataFrame([range(50)]))
     assert wide.count("<th>") == MOST_COLUMNS
     assert f"the first {MOST_COLUMNS} of 50 columns" in wide
 
 
 def test_spaces_at_the_ends_are_seen() -> None:
-    text = Shown(as_html("h", pd.DataFrame({"token": [" a", "a", "b  ", "   "]}))).text
+    text = Shown(as_html("h", lambda: pd.DataFrame({"token": [" a", "a", "b  ", "   "]}))).text
     assert [part for part in text if part.strip()][2:] == ["·a", "a", "b··", "···"]
 
 
@@ -142,6 +142,20 @@ def test_batches_edits_and_logs_show_themselves(gpt2, make_reft) -> None:
     assert repr(log) == f"TrainLog(2 steps, loss {log.loss[0]:.3f} -> {log.loss[1]:.3f} nats per token)"
     assert "<td>2</td>" in log._repr_html_()
     assert repr(rl.TrainLog((), (), log.config)) == "TrainLog(0 steps)"
+
+
+def test_names_of_an_edit_are_inert(make_reft) -> None:
+    for text in HOSTILE[:-2]:
+        named = rl.Reft(list(make_reft()), names=[text])
+        assert {tag for tag, _ in Shown(named._repr_html_()).tags} == {
+            "div",
+            "table",
+            "thead",
+            "tbody",
+            "tr",
+            "th",
+            "td",
+        }
 
 
 def test_an_edit_of_many_sites_is_cut(make_reft) -> None:
