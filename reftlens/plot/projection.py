@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -60,7 +61,7 @@ def _panel(axes: Axes, result: Projection, groups: Sequence[str]) -> None:
             alpha=0.5,
             zorder=2,
         )
-        style = {"color": colour, "markersize": 4.5, "zorder": 3}
+        style: dict[str, Any] = {"color": colour, "markersize": 4.5, "zorder": 3}
         axes.plot(*before[there].T, marker, markerfacecolor="white", **style)
         axes.plot(*after[there].T, marker, **style)
     axes.locator_params(nbins=5)
@@ -73,7 +74,7 @@ def _key(groups: Sequence[str]) -> list[Line2D]:
         Line2D([], [], linestyle="", color=colour, marker=marker, label=wrap(group, width=2.0, size=SMALL) or "''")
         for group, (colour, marker) in zip(groups, _STYLES, strict=False)
     ]
-    grey = {"linestyle": "", "color": GREY}
+    grey: dict[str, Any] = {"linestyle": "", "color": GREY}
     key.append(Line2D([], [], marker="o", markerfacecolor="white", label="open: before, filled: after", **grey))
     key.append(Line2D([], [], marker="x", label="control: in random directions", **grey))
     return key
