@@ -179,3 +179,16 @@ def test_a_log_has_the_unit_of_its_objective(gpt2, make_reft, objective, example
     log = rl.train(gpt2, make_reft(), [example], once, objective=objective(gpt2))
     assert log.unit == unit
     assert repr(log).endswith(f" {unit})")
+
+
+def test_a_preview_of_a_long_prompt_shows_its_two_ends(gpt2) -> None:
+    n = 5000
+    edited = tuple(place in (0, n - 1) for place in range(n))
+    tokens = ("<b>", *(f" t{place}" for place in range(1, n - 1)), "\u202e\n")
+    long = rl.Preview(rl.First(1) | rl.Last(1), tokens, edited)
+    assert len(repr(long)) < 4000
+    assert "2 of 5000 tokens: [<b>] t1" in repr(long)
+    page = long._repr_html_()
+    assert len(page) < 40_000
+    assert {tag for tag, _ in Shown(page).tags} == {"div", "span"}
+    assert "".join(Shown(page).text).endswith(" t4998\\u202e\\n")
