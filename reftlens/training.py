@@ -66,6 +66,12 @@ class TrainConfig:
     """Forward passes for each step of the optimiser; the loss is a mean over all of them together."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    dropout: float = 0.0
+    """Part of the coordinates of each edited state that a training step sets to zero (the rest is scaled up). As in the
+    paper's code it falls on the whole state, not on the edit's change; validation and use are without it."""
+    l1: float = 0.0
+    """Factor of the edits' L1 terms (`Intervention.l1`: ReFT-r1's scores, the scales of LoFiT), added to each example's
+    loss per weight, summed over sites. `TrainLog.loss` counts it; validation does not."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """"bfloat16" runs a float32 base under autocast. A base that was loaded in bfloat16 needs nothing here."""
     hold_bytes: int = 2**30
@@ -98,11 +104,12 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not self.lr > 0:
             raise ValueError(f"lr must be above 0, got {self.lr}")
-        for name in ("hold_bytes", "hold_dir_bytes", "weight_decay"):
-            if getattr(self, name) < 0:
+        for name in ("hold_bytes", "hold_dir_bytes", "weight_decay", "l1"):
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.warmup_ratio < 1:
-            raise ValueError(f"warmup_ratio must be in [0, 1), got {self.warmup_ratio}")
+        for name in ("warmup_ratio", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
         if self.resume and self.output_dir is None:
@@ -111,7 +118,7 @@ class TrainConfig:
 
 _RESULT = (
     "epochs", "batch_size", "lr", "weight_decay", "warmup_ratio", "schedule", "gradient_accumulation", "max_grad_norm",
-    "precision", "save_every", "patience", "seed",
+    "dropout", "l1", "precision", "save_every", "patience", "seed",
 )  # fmt: skip
 """Settings that change what comes out, which a resumed run must share."""
 
@@ -209,6 +216,8 @@ def train(
             validation_rows=range(n_train, len(read)),
             folder=folder,
             keep=config.keep_checkpoints,
+            dropout=config.dropout,
+            l1=config.l1,
             callbacks=[progress, *early, *callbacks],
         )
         trainer.remove_callback(ProgressCallback)

@@ -9,6 +9,7 @@ from reftlens.results.attributions import Attribution
 from reftlens.results.base import Result
 from reftlens.results.contexts import Context, ReadContexts
 from reftlens.results.doses import Dose
+from reftlens.results.evaluations import Answered, Evaluation
 from reftlens.results.interchanges import Interchanged, ReadSpace, Swap
 from reftlens.results.ledgers import TERMS, Ledger
 from reftlens.results.manifolds import OffManifold
@@ -25,12 +26,14 @@ __all__ = [
     "TERMS",
     "Ablation",
     "Agreement",
+    "Answered",
     "Attribution",
     "Context",
     "DirectionReadout",
     "Dose",
     "EditProfile",
     "EditSize",
+    "Evaluation",
     "Interchanged",
     "Ledger",
     "OffManifold",
