@@ -75,7 +75,7 @@ class Batch:
         return lines
 
     def _repr_html_(self) -> str:
-        return as_html(repr(self), self.to_dataframe())
+        return as_html(repr(self), self.to_dataframe)
 
 
 def encode(

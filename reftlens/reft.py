@@ -330,7 +330,7 @@ class Reft(nn.Module):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each pair: name, activation, tokens, edit, scale, trained numbers."""
-        return self._pairs().to_dataframe()
+        return pd.DataFrame(self._pairs().lines())
 
     def _repr_html_(self) -> str:
-        return as_html(self._headline(), self.to_dataframe())
+        return as_html(self._headline(), self.to_dataframe)
