@@ -72,7 +72,13 @@ class Classification(Objective):
         return torch.tensor([example[1]], device=held.batch.tokens.device)
 
     def logits(self, bridge: TransformerBridge, held: Held, edits: Sequence[Edit]) -> Float[Tensor, "batch n_classes"]:
-        """Of each class, under edits; gradients flow to edits and head."""
+        """Of each class, under edits; gradients flow to edits and head.
+
+        Args:
+            bridge: the base, without edits attached.
+            held: the base run of some texts.
+            edits: from `reft.edits(held.batch)`.
+        """
         batch, start = held.batch, held.start
         nothing = torch.zeros_like(batch.prompt_mask)
         with watch_last_hidden(bridge) as seen:
@@ -92,7 +98,14 @@ class Classification(Objective):
     def predict(
         self, bridge: TransformerBridge, reft: Reft, texts: Sequence[str], *, batch_size: int = 16
     ) -> list[int]:
-        """The most likely class of each text under an edit."""
+        """The most likely class of each text under an edit.
+
+        Args:
+            bridge: the base.
+            reft: the trained edit.
+            texts: one or more.
+            batch_size: texts in one forward pass.
+        """
         labels: list[int] = []
         for place in range(0, len(texts), batch_size):
             batch = encode(bridge, texts[place : place + batch_size])

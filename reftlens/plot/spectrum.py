@@ -25,6 +25,12 @@ def spectrum(operators: Sequence[Operator]) -> Figure:
     """Draws the rms change along each write direction, one panel for each site.
 
     A bar is split in proportion to the energy (the square of the change) that the mean change makes up.
+
+    Args:
+        operators: from `analysis.decompose`.
+
+    Raises:
+        ValueError: for no operators.
     """
     if not operators:
         raise ValueError("spectrum needs at least one operator, got none")

@@ -17,6 +17,9 @@ def training_curve(loss: Sequence[float]) -> Figure:
 
     Args:
         loss: one value for each step, in nats per token.
+
+    Raises:
+        ValueError: for no steps.
     """
     values = np.asarray(loss, dtype=np.float64)
     if values.size == 0:
