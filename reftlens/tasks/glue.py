@@ -116,7 +116,7 @@ class Glue(Task):
                     return read_csv(place)
                 case _:
                     return parse(place, shown=str(place))
-        if isinstance(source, str) and source.count("/") <= 1 and not place.suffix:
+        if isinstance(source, str) and source.count("/") <= 1 and place.suffix not in _SUFFIXES:
             split = "train" if train else "validation_matched" if self.config == "mnli" else "validation"
             return of_hub(source, split=split, subset=self.config)
         raise FileNotFoundError(f"there is no file or folder {source}")
@@ -225,7 +225,7 @@ class Glue(Task):
         if self.metric != "accuracy":
             values = [[self._number(row.prediction) for row in rows], [self._number(row.answer) for row in rows]]
             undefined = 0.0 if self.labels else math.nan
-            score = undefined if np.ptp(values, axis=1).min() == 0 else float(np.corrcoef(values)[0, 1])
+            score = undefined if np.ptp(values, axis=1).min() == 0 else float(np.asarray(np.corrcoef(values))[0, 1])
         return Evaluation(task=self.name, metric=self.metric, score=score, rows=tuple(rows))
 
     def _number(self, text: str) -> float:

@@ -85,7 +85,7 @@ def _records(source: str | Path, within: Sequence[str], split: str) -> Iterator[
         place = _in_folder(place, within)
     if place.is_file():
         return parse(place, shown=str(place))
-    if isinstance(source, str) and source.count("/") <= 1 and not place.suffix:
+    if isinstance(source, str) and source.count("/") <= 1 and place.suffix not in (".json", ".jsonl"):
         return of_hub(source, split=split)
     raise FileNotFoundError(f"there is no file or folder {source}")
 
