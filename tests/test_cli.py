@@ -360,6 +360,19 @@ def test_a_finished_run_is_replaced_only_where_asked_for(run, place) -> None:
     assert "not ours to replace" in refused("train", run[0], "--out", place / "thesis", "--quiet", "--overwrite")
 
 
+def test_a_folder_that_is_called_like_checkpoints_is_left_alone(run, place) -> None:
+    theirs = place / "mine.checkpoints"
+    theirs.mkdir()
+    (theirs / "chapter.txt").write_text("years of work")
+    assert "is not empty and no training run" in refused("train", run[0], "--out", place / "mine", "--quiet")
+    assert (theirs / "chapter.txt").read_text() == "years of work"
+
+
+def test_one_process_writes_a_folder(place, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "under torchrun, call reftlens.train" in refused("train", place / "moved.toml", "--out", place / "two")
+
+
 def test_a_damaged_run_is_refused(run, place) -> None:
     folder = place / "damaged"
     shutil.copytree(run[0], folder)

@@ -1,4 +1,4 @@
-"""The rows of the paper's tables as named settings (Wu et al. 2024, arXiv:2404.03592, tables 1-4 and appendix C).
+"""The rows of the paper's tables as named settings (Wu et al. 2024, arXiv:2404.03592, section 4 and its hyperparameters).
 
 `PRESETS` are the rows that train an edit; `ADAPTERS` are LoRA's and DoRA's beside them, of which only the size is here.
 Names are method-model-task: `loreft-llama-7b-commonsense`, `direft-roberta-base-cola`, `dora-llama-3-8b-commonsense`.
@@ -82,7 +82,8 @@ class Adapter:
     targets: tuple[str, ...]
     """Last part of the names of the linear layers."""
     percent: str | None
-    """As printed, from other papers' tables; None where no printed figure is known here."""
+    """As printed; None where that is not known here. The paper takes these rows from others; their percentages could not be
+    read at the source for this, and are here because rank and matrices give the same digits."""
     of: Literal["base", "base and adapter"]
     """What the percentage is of: the rows come from different sources."""
     score: float | None = None

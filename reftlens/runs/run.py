@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import time
@@ -134,6 +135,8 @@ def run(
 def _free(directory: Path, *, resume: bool, overwrite: bool) -> Path:
     """The folder for checkpoints, if the run may be where it is wanted."""
     checkpoints = checkpoints_of(directory)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("a run's folder is written by one process: under torchrun, call reftlens.train in a script")
     if (directory / RESULT_NAME).is_file() and not overwrite:
         raise ValueError(f"{directory} holds a finished run: choose another folder, or pass --overwrite to replace it")
     if not resume and TrainingFolder(checkpoints).last() is not None:
@@ -200,9 +203,8 @@ def _prepare(config: RunConfig) -> _Ready:
 
 
 def _train(ready: _Ready, settings: TrainConfig, checkpoints: Path, *, resume: bool) -> TrainLog:
-    if not resume and (checkpoints / IDENTITY_NAME).is_file():
-        # No checkpoint is in it: what a process killed in its first epoch left is in the way.
-        shutil.rmtree(checkpoints)
+    if not resume:
+        _remove_if_empty(checkpoints)
     try:
         return train(
             ready.bridge,
@@ -213,9 +215,14 @@ def _train(ready: _Ready, settings: TrainConfig, checkpoints: Path, *, resume: b
             validation=ready.validation,
         )
     except BaseException:
-        if TrainingFolder(checkpoints).last() is None:
-            shutil.rmtree(checkpoints, ignore_errors=True)
+        _remove_if_empty(checkpoints)
         raise
+
+
+def _remove_if_empty(checkpoints: Path) -> None:
+    """Removes a training folder that reached no checkpoint; another's folder of that name is left alone."""
+    if (checkpoints / IDENTITY_NAME).is_file() and TrainingFolder(checkpoints).last() is None:
+        shutil.rmtree(checkpoints)
 
 
 def _write(folder: Path, config: RunConfig, ready: _Ready, result: RunResult) -> None:
