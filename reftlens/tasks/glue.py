@@ -6,8 +6,9 @@ there are more than 5,000, otherwise half, and the rest to report on. The paper 
 correlation of STS-B and accuracy of the others.
 
 Three departures. Which records fall into which part is drawn from `split_seed`, not from the reference's state of random
-numbers, so the parts are as large and not the same. `train(validation=...)` chooses by the loss, where the reference goes by the
-metric. And the reference's head is that of transformers, which has dropout of its own; this one is the paper's formula.
+numbers, so the parts are as large and not the same. `train(validation=...)` chooses by the loss, where the reference
+goes by the metric. And the reference trains in the base's own dropout and that of transformers' head; here the base stays
+in eval mode, the head is the paper's formula, and `TrainConfig.dropout` is that of the edits alone.
 """
 
 from __future__ import annotations
