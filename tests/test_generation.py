@@ -167,7 +167,7 @@ def test_eos_ends_a_text(gpt2, num_beams) -> None:
 
 
 @pytest.mark.parametrize("decoding", [rl.Decoding(max_new_tokens=5), BEAMS])
-@pytest.mark.parametrize("batch_size", [1, 2, 16])
+@pytest.mark.parametrize("batch_size", [2, 16])
 def test_batches_by_length_give_the_texts_of_one_by_one(gpt2, make_reft, decoding, batch_size) -> None:
     prompts = [*PROMPTS, "x", PROMPTS[1], "The tower", "The weaver who lives there by the river speaks Tharic and"]
     reft = make_reft(positions="f2+l2")

@@ -58,7 +58,11 @@ class Positions(ABC):
 
     @abstractmethod
     def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
-        """True at the picked tokens."""
+        """True at the picked tokens.
+
+        Args:
+            prompts: what the rule may know of a batch.
+        """
 
     @abstractmethod
     def spec(self) -> dict[str, object]:

@@ -116,9 +116,9 @@ class Glue(Task):
                     return read_csv(place)
                 case _:
                     return parse(place, shown=str(place))
-        if isinstance(source, str) and source.count("/") <= 1 and not place.suffix:
+        if isinstance(source, str) and source.count("/") <= 1 and place.suffix not in _SUFFIXES:
             split = "train" if train else "validation_matched" if self.config == "mnli" else "validation"
-            return of_hub(source, split=split, config=self.config)
+            return of_hub(source, split=split, subset=self.config)
         raise FileNotFoundError(f"there is no file or folder {source}")
 
     def _in_folder(self, folder: Path, *, train: bool) -> Path:
@@ -129,12 +129,14 @@ class Glue(Task):
         for path in paths:
             if path.is_file():
                 return path
-        wanted = " or ".join(name + "|".join(_SUFFIXES) for name in names[:2])
-        raise FileNotFoundError(f"{folder} has no {wanted}, in itself or in a folder {self.name} or {self.config}")
+        raise FileNotFoundError(
+            f"{folder} has no {' or '.join(names)} ({', '.join(_SUFFIXES)}), in itself or in a folder {self.name} or "
+            f"{self.config}"
+        )
 
     def _record(self, raw: Raw) -> Record:
-        of_hub = {*self.columns, "label"} <= raw.fields.keys()
-        *columns, label = (*self.columns, "label") if of_hub else self.official
+        as_on_hub = {*self.columns, "label"} <= raw.fields.keys()
+        *columns, label = (*self.columns, "label") if as_on_hub else self.official
         # QQP has pairs in which a question is empty.
         first, *second = (raw.text(column, may_be_empty=len(columns) > 1) for column in columns)
         if label not in raw.fields:
@@ -205,8 +207,8 @@ class Glue(Task):
     def score(self, outputs: Sequence[str], records: Sequence[Record]) -> Evaluation:
         """Compares outputs, live or stored, with the records' answers.
 
-        Where all outputs or all answers are one, Matthews correlation is 0, as it is defined, and Pearson correlation,
-        which is not, NaN.
+        Where all outputs, or all answers, are the same, neither correlation is defined: Matthews' counts as 0, as it is
+        usual, and Pearson's is NaN.
 
         Raises:
             ValueError: for no records, another number of outputs, or an output that is no label or number.
@@ -223,7 +225,7 @@ class Glue(Task):
         if self.metric != "accuracy":
             values = [[self._number(row.prediction) for row in rows], [self._number(row.answer) for row in rows]]
             undefined = 0.0 if self.labels else math.nan
-            score = undefined if np.ptp(values, axis=1).min() == 0 else float(np.corrcoef(values)[0, 1])
+            score = undefined if np.ptp(values, axis=1).min() == 0 else float(np.asarray(np.corrcoef(values))[0, 1])
         return Evaluation(task=self.name, metric=self.metric, score=score, rows=tuple(rows))
 
     def _number(self, text: str) -> float:

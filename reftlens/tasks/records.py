@@ -85,7 +85,7 @@ def _records(source: str | Path, within: Sequence[str], split: str) -> Iterator[
         place = _in_folder(place, within)
     if place.is_file():
         return parse(place, shown=str(place))
-    if isinstance(source, str) and source.count("/") <= 1 and not place.suffix:
+    if isinstance(source, str) and source.count("/") <= 1 and place.suffix not in (".json", ".jsonl"):
         return of_hub(source, split=split)
     raise FileNotFoundError(f"there is no file or folder {source}")
 
@@ -112,15 +112,15 @@ def _download(address: str) -> Path:
     return file
 
 
-def of_hub(name: str, *, split: str, config: str | None = None) -> Iterator[Raw]:
+def of_hub(name: str, *, split: str, subset: str | None = None) -> Iterator[Raw]:
     """The records of a dataset on the hub.
 
     Raises:
         FileNotFoundError: if there is none, or it cannot be fetched.
     """
-    shown = f"{name} ({split})" if config is None else f"{name}, {config} ({split})"
+    shown = f"{name} ({split})" if subset is None else f"{name}, {subset} ({split})"
     try:
-        rows = load_dataset(name, config, split=split)
+        rows = load_dataset(name, subset, split=split)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"there is no file or folder {name}, and as a dataset on the hub {shown} could not be had: {error}"
