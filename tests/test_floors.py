@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"trainer"},
     {"training", "generation", "analysis", "checks", "lofit", "pyreft", "merging"},
     {"seeds", "benchmark", "tasks"},
-    {"dissection"},
+    {"dissection", "runs"},
     {"demo"},
     {"demo_report"},
     {"cli"},
