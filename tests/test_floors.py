@@ -22,7 +22,7 @@ FLOORS: list[set[str]] = [
     {"base_runs"},
     {"trainer"},
     {"training", "generation", "analysis", "checks", "lofit", "pyreft", "merging"},
-    {"seeds", "benchmark"},
+    {"seeds", "benchmark", "claims"},
     {"dissection"},
     {"demo"},
     {"demo_report"},

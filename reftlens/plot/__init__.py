@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from reftlens.plot.canvas import png
+from reftlens.plot.codebook import codebook
 from reftlens.plot.dose import dose
 from reftlens.plot.edit_profile import edit_profile
 from reftlens.plot.edit_size import edit_size
 from reftlens.plot.html import token_strip
 from reftlens.plot.interchange import interchange
+from reftlens.plot.memorised import memorised
 from reftlens.plot.off_manifold import off_manifold
 from reftlens.plot.outcomes import outcomes
+from reftlens.plot.overhead import overhead
 from reftlens.plot.readout import readout
 from reftlens.plot.spectrum import spectrum
+from reftlens.plot.spoken import composed, mannered
 from reftlens.plot.token_map import token_map
 from reftlens.plot.training_curve import training_curve
 
 __all__ = [
+    "codebook",
+    "composed",
     "dose",
     "edit_profile",
     "edit_size",
     "interchange",
+    "mannered",
+    "memorised",
     "off_manifold",
     "outcomes",
+    "overhead",
     "png",
     "readout",
     "spectrum",

@@ -6,6 +6,19 @@ A plot takes one of these and needs nothing else, no model and no edit. Tensors 
 from reftlens.results.ablations import Ablation
 from reftlens.results.agreements import Agreement, agreements_to_dataframe
 from reftlens.results.attributions import Attribution
+from reftlens.results.claims import (
+    Claim,
+    ClaimResult,
+    Codebook,
+    Coded,
+    Composed,
+    Mannered,
+    Memorised,
+    Overhead,
+    Recall,
+    Spoken,
+    Timed,
+)
 from reftlens.results.contexts import Context, ReadContexts
 from reftlens.results.doses import Dose
 from reftlens.results.interchanges import Interchanged, ReadSpace, Swap
@@ -24,6 +37,11 @@ __all__ = [
     "Ablation",
     "Agreement",
     "Attribution",
+    "Claim",
+    "ClaimResult",
+    "Codebook",
+    "Coded",
+    "Composed",
     "Context",
     "DirectionReadout",
     "Dose",
@@ -31,17 +49,23 @@ __all__ = [
     "EditSize",
     "Interchanged",
     "Ledger",
+    "Mannered",
+    "Memorised",
     "OffManifold",
     "Operator",
     "Outcome",
+    "Overhead",
     "Overlap",
     "PatchMap",
     "ReadContexts",
     "ReadSpace",
+    "Recall",
     "SiteCheck",
     "SiteChecks",
+    "Spoken",
     "Spread",
     "Swap",
+    "Timed",
     "TokenMap",
     "agreements_to_dataframe",
     "outcomes_to_dataframe",
