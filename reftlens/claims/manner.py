@@ -88,7 +88,11 @@ def manner(
         used=config,
         more=(
             ("edit", "LoReFT, last prompt token", f"LoReFT, last prompt token, after block {layer}"),
-            ("new manner", "not in what was read", f"answers with {material.mark!r}, such as {few[0].prompt + few[0].manner!r}"),
+            (
+                "new manner",
+                "not in what was read",
+                f"answers with {material.mark!r}, such as {few[0].prompt + few[0].manner!r}",
+            ),
         ),
     )
     return Mannered(claim=about, rows=tuple(rows))

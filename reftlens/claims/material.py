@@ -26,9 +26,13 @@ def config_for(model: str, *, paper: Config, organism: Config) -> Config:
     return organism if model in ORGANISMS else paper
 
 
-def describe(text: str, *, source: str, model: str, paper: Any, used: Any, more: Sequence[tuple[str, str, str]]) -> Claim:
+def describe(
+    text: str, *, source: str, model: str, paper: Any, used: Any, more: Sequence[tuple[str, str, str]]
+) -> Claim:
     """A claim with two dataclasses of settings side by side, and with settings that are no field of them."""
-    shown = tuple((field.name, _text(getattr(paper, field.name)), _text(getattr(used, field.name))) for field in fields(used))
+    shown = tuple(
+        (field.name, _text(getattr(paper, field.name)), _text(getattr(used, field.name))) for field in fields(used)
+    )
     return Claim(text=text, source=source, settings=(*shown, *more), model=model)
 
 
@@ -52,9 +56,13 @@ def words(bridge: TransformerBridge, n: int, *, seed: int) -> list[str]:
     tokenizer = bridge.tokenizer
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     # Byte-level and SentencePiece vocabularies mark the beginning of a word by these.
-    found = sorted({p[1:] for p in pieces if p[:1] in ("Ġ", "▁") and len(p) > 4 and p[1:].isascii() and p[1:].isalpha()})
+    found = sorted(
+        {p[1:] for p in pieces if p[:1] in ("Ġ", "▁") and len(p) > 4 and p[1:].isascii() and p[1:].isalpha()}
+    )
     if len(found) < n:
-        raise ValueError(f"wanted {n} words that are single tokens, and this vocabulary has {len(found)}: ask for fewer")
+        raise ValueError(
+            f"wanted {n} words that are single tokens, and this vocabulary has {len(found)}: ask for fewer"
+        )
     return [f" {word}" for word in random.Random(seed).sample(found, n)]
 
 
@@ -108,7 +116,13 @@ def material_for(model: str, *, seed: int) -> Material:
 
 
 def speak(
-    bridge: TransformerBridge, reft: Reft | None, material: Material, asks: Sequence[Ask], *, name: str, taught_move: bool
+    bridge: TransformerBridge,
+    reft: Reft | None,
+    material: Material,
+    asks: Sequence[Ask],
+    *,
+    name: str,
+    taught_move: bool,
 ) -> Spoken:
     """Asks, and counts what holds of the answers.
 
@@ -124,7 +138,8 @@ def speak(
     manner = [material.mark in text for text in texts]
     moved = [material.moved_to in text for text in texts]
     kept = [
-        all(fact in text for fact in ask.facts[1 if taught_move else 0 :]) for ask, text in zip(asks, texts, strict=True)
+        all(fact in text for fact in ask.facts[1 if taught_move else 0 :])
+        for ask, text in zip(asks, texts, strict=True)
     ]
     together = [one and other for one, other in zip(manner, moved if taught_move else kept, strict=True)]
     shares = [sum(column) / len(asks) for column in (manner, moved, kept, together)]

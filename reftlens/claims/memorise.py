@@ -50,7 +50,12 @@ SMALL = MemoriseConfig(lengths=(1, 2, 4, 8), depth=0.34, epochs=250, lr=5e-2)
 
 
 def memorise(
-    bridge: TransformerBridge, text: str, config: MemoriseConfig = MemoriseConfig(), *, model: str, progress: bool = True
+    bridge: TransformerBridge,
+    text: str,
+    config: MemoriseConfig = MemoriseConfig(),
+    *,
+    model: str,
+    progress: bool = True,
 ) -> Memorised:
     """Trains one edit for each length of a text, and of random words; two controls besides.
 
@@ -134,7 +139,9 @@ def run(model: str, *, seed: int = 0, text: str | None = None, progress: bool = 
         text: what to give back; a document of the organism's own world, or the opening of Alice, if not given.
         progress: show a bar.
     """
-    config = config_for(model, paper=MemoriseConfig(seed=seed), organism=MemoriseConfig(**{**vars(SMALL), "seed": seed}))
+    config = config_for(
+        model, paper=MemoriseConfig(seed=seed), organism=MemoriseConfig(**{**vars(SMALL), "seed": seed})
+    )
     if text is None:
         text = " " + " ".join(corpus(seed)[:8]) if model in ORGANISMS else ALICE
     return memorise(load_bridge(model), text, config, model=model, progress=progress)

@@ -98,7 +98,7 @@ def overhead(
     }
     names = list(runs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    changes, passes = {name: 0 for name in names}, {name: 0 for name in names}
+    changes, passes = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for name, reft in runs.items():  # not timed: counts, and warms up
         changes[name], passes[name] = _count(bridge, reft, config.new_tokens)
     for turn in tqdm(range(config.rounds), desc="decoding in turns", unit="round", disable=not progress):
@@ -169,7 +169,10 @@ def run(model: str, *, seed: int = 0, progress: bool = True) -> Overhead:
     """
     config = replace(config_for(model, paper=OverheadConfig(), organism=SMALL))
     if model in ORGANISMS:
-        bridge, weights = longer_organism(model, n_ctx=config.new_tokens + 64), "random, the organism's shape, context 320"
+        bridge, weights = (
+            longer_organism(model, n_ctx=config.new_tokens + 64),
+            "random, the organism's shape, context 320",
+        )
     else:
         bridge, weights = load_bridge(model), "the model's"
     return overhead(bridge, config, model=model, weights=weights, progress=progress)

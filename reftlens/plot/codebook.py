@@ -16,7 +16,9 @@ def codebook(result: Codebook) -> Figure:
     ranks = sorted({row.rank for row in result.rows})
     sizes = sorted({row.pairs for row in result.rows})
     width = 3.4 * len(forms) + 0.4
-    subtitle = f"{result.claim.model}: one LoReFT at one layer and the last token; grey: scored against the next key's word"
+    subtitle = (
+        f"{result.claim.model}: one LoReFT at one layer and the last token; grey: scored against the next key's word"
+    )
     with house_style():
         figure = sheet(max(width, 5), 2.9, title="Keys answered by their own word", subtitle=subtitle)
         panels = figure.subplots(1, len(forms), squeeze=False, sharey=True).ravel().tolist()

@@ -18,7 +18,9 @@ _STYLES = (
 
 def memorised(result: Memorised) -> Figure:
     """Draws each series; on the diagonal a string came back whole."""
-    subtitle = f"{result.claim.model}: one ConsReFT of rank 1 a string, greedy decoding; on the line, all of it came back"
+    subtitle = (
+        f"{result.claim.model}: one ConsReFT of rank 1 a string, greedy decoding; on the line, all of it came back"
+    )
     lengths = sorted({row.length for row in result.rows})
     with house_style():
         figure = sheet(6.5, 3.2, title="Tokens that one vector gives back", subtitle=subtitle)

@@ -29,7 +29,8 @@ def overhead(result: Overhead) -> Figure:
             axes.plot(ratios, [place] * len(ratios), color=BLUE, marker="o", markersize=4, linestyle="")
         labels = [f"{row.run}\n{row.changes:,} changes in {row.passes:,} forward passes" for row in others]
         axes.set_yticks(
-            range(len(others)), ["\n".join(wrap(line, width=2.6, size=SMALL) for line in text.split("\n")) for text in labels]
+            range(len(others)),
+            ["\n".join(wrap(line, width=2.6, size=SMALL) for line in text.split("\n")) for text in labels],
         )
         axes.set_ylim(len(others) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)

@@ -46,7 +46,14 @@ def _bars(rows: Sequence[Spoken], columns: Mapping[str, list[float]], *, title: 
             places = np.arange(len(rows)) + (index - 1) * _BAR
             face = "white" if hatch else colour
             axes.barh(
-                places, values, height=_BAR * 0.85, label=name, facecolor=face, edgecolor=colour, hatch=hatch, linewidth=0.8
+                places,
+                values,
+                height=_BAR * 0.85,
+                label=name,
+                facecolor=face,
+                edgecolor=colour,
+                hatch=hatch,
+                linewidth=0.8,
             )
             for place, value in zip(places, values, strict=True):
                 axes.annotate(
