@@ -22,7 +22,7 @@ from reftlens.interventions import LoReFT
 from reftlens.organisms import ORGANISMS
 from reftlens.organisms.world import FACTS
 from reftlens.reft import Reft
-from reftlens.results import Codebook, Coded
+from reftlens.results.claims import Codebook, Coded
 from reftlens.training import TrainConfig, train
 
 

@@ -13,7 +13,7 @@ from reftlens.generation import generate
 from reftlens.organisms import ORGANISMS
 from reftlens.organisms.world import FACTS
 from reftlens.reft import Reft
-from reftlens.results import Claim, Spoken
+from reftlens.results.claims import Claim, Spoken
 from reftlens.stories import story_for
 
 PAPER = "Wu et al. 2024, arXiv:2404.03592"

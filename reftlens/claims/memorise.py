@@ -24,7 +24,7 @@ from reftlens.interventions import ConsReFT
 from reftlens.organisms import ORGANISMS
 from reftlens.organisms.world import corpus
 from reftlens.reft import Reft
-from reftlens.results import Memorised, Recall
+from reftlens.results.claims import Memorised, Recall
 from reftlens.training import TrainConfig, train
 
 PROMPT = "ALIC#ID1->"

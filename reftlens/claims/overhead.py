@@ -27,7 +27,7 @@ from reftlens.interventions.base import Affine
 from reftlens.organisms import ORGANISMS
 from reftlens.positions import Generated, Positions, parse
 from reftlens.reft import Reft
-from reftlens.results import Overhead, Timed
+from reftlens.results.claims import Overhead, Timed
 from reftlens.site import Site
 
 PROMPT = "The people who built the castle of the city have lived in the country, and every weaver"

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from reftlens.plot.canvas import BLUE, ORANGE, SMALL, VERMILLION, house_style, number, sheet
 from reftlens.plot.labels import wrap
-from reftlens.results import Composed, Mannered, Spoken
+from reftlens.results.claims import Composed, Mannered, Spoken
 
 _LOOKS = ((VERMILLION, ""), (BLUE, "////"), (ORANGE, "...."))
 _BAR = 0.27

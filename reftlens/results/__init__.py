@@ -7,19 +7,7 @@ from reftlens.results.ablations import Ablation
 from reftlens.results.agreements import Agreement, agreements_to_dataframe
 from reftlens.results.attributions import Attribution
 from reftlens.results.base import Result
-from reftlens.results.claims import (
-    Claim,
-    ClaimResult,
-    Codebook,
-    Coded,
-    Composed,
-    Mannered,
-    Memorised,
-    Overhead,
-    Recall,
-    Spoken,
-    Timed,
-)
+from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead
 from reftlens.results.contexts import Context, ReadContexts
 from reftlens.results.doses import Dose
 from reftlens.results.evaluations import Answered, Evaluation
@@ -41,10 +29,7 @@ __all__ = [
     "Agreement",
     "Answered",
     "Attribution",
-    "Claim",
-    "ClaimResult",
     "Codebook",
-    "Coded",
     "Composed",
     "Context",
     "DirectionReadout",
@@ -65,14 +50,11 @@ __all__ = [
     "Projection",
     "ReadContexts",
     "ReadSpace",
-    "Recall",
     "Result",
     "SiteCheck",
     "SiteChecks",
-    "Spoken",
     "Spread",
     "Swap",
-    "Timed",
     "TokenMap",
     "agreements_to_dataframe",
     "outcomes_to_dataframe",

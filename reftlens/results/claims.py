@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import final
 
 import numpy as np
 import pandas as pd
+
+from reftlens.results.base import Result
 
 
 @final
@@ -23,18 +25,17 @@ class Claim:
     model: str
 
 
-class ClaimResult(ABC):
-    """A tried claim."""
+class ClaimResult(Result):
+    """A tried claim: its table has every run, controls among them, on a line of its own."""
 
     claim: Claim
 
     @abstractmethod
-    def to_dataframe(self) -> pd.DataFrame:
-        """Every run, controls among them, on a line of its own."""
-
-    @abstractmethod
     def findings(self) -> tuple[str, ...]:
         """What was found, in sentences made from the numbers."""
+
+    def headline(self) -> str:
+        return f"{self.claim.model}: {'; '.join(self.findings())}"
 
 
 @final
@@ -54,7 +55,7 @@ class Recall:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Memorised(ClaimResult):
     """How long a string one vector holds."""
 
@@ -104,7 +105,7 @@ class Coded:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Codebook(ClaimResult):
     """How many keys of a codebook one edit answers."""
 
@@ -143,7 +144,7 @@ class Spoken:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Composed(ClaimResult):
     """Two tasks trained in two halves of one edit, used alone and together."""
 
@@ -161,7 +162,7 @@ class Composed(ClaimResult):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Mannered(ClaimResult):
     """A manner learnt from a few examples, on prompts that were not among them."""
 
@@ -192,7 +193,7 @@ class Timed:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Overhead(ClaimResult):
     """Time of decoding with an edit over the time without, round by round."""
 
