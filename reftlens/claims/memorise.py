@@ -9,7 +9,7 @@ be the model's own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -139,9 +139,7 @@ def run(model: str, *, seed: int = 0, text: str | None = None, progress: bool = 
         text: what to give back; a document of the organism's own world, or the opening of Alice, if not given.
         progress: show a bar.
     """
-    config = config_for(
-        model, paper=MemoriseConfig(seed=seed), organism=MemoriseConfig(**{**vars(SMALL), "seed": seed})
-    )
+    config = replace(config_for(model, paper=MemoriseConfig(), organism=SMALL), seed=seed)
     if text is None:
         text = " " + " ".join(corpus(seed)[:8]) if model in ORGANISMS else ALICE
     return memorise(load_bridge(model), text, config, model=model, progress=progress)

@@ -9,7 +9,7 @@ against itself, which shows what the clock can tell apart, and the same edit at 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -167,7 +167,7 @@ def run(model: str, *, seed: int = 0, progress: bool = True) -> Overhead:
         seed: has no effect: nothing is drawn that time could depend on.
         progress: show a bar.
     """
-    config = replace(config_for(model, paper=OverheadConfig(), organism=SMALL))
+    config = config_for(model, paper=OverheadConfig(), organism=SMALL)
     if model in ORGANISMS:
         bridge, weights = (
             longer_organism(model, n_ctx=config.new_tokens + 64),
