@@ -23,7 +23,7 @@ FLOORS: list[set[str]] = [
     {"base_runs"},
     {"trainer"},
     {"training", "generation", "analysis", "checks", "lofit", "pyreft", "merging"},
-    {"seeds", "benchmark", "tasks"},
+    {"seeds", "benchmark", "tasks", "claims"},
     {"dissection", "runs"},
     {"demo"},
     {"demo_report"},
