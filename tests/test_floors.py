@@ -23,7 +23,7 @@ FLOORS: list[set[str]] = [
     {"trainer"},
     {"training", "generation", "analysis", "checks", "lofit", "pyreft", "merging"},
     {"seeds", "benchmark", "tasks"},
-    {"dissection"},
+    {"dissection", "baselines"},
     {"demo"},
     {"demo_report"},
     {"cli"},

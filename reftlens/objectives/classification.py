@@ -90,13 +90,13 @@ class Classification(Objective):
 
     @torch.no_grad()
     def predict(
-        self, bridge: TransformerBridge, reft: Reft, texts: Sequence[str], *, batch_size: int = 16
+        self, bridge: TransformerBridge, reft: Reft | None, texts: Sequence[str], *, batch_size: int = 16
     ) -> list[int]:
-        """The most likely class of each text under an edit."""
+        """The most likely class of each text, under an edit or on the base alone."""
         labels: list[int] = []
         for place in range(0, len(texts), batch_size):
             batch = encode(bridge, texts[place : place + batch_size])
-            edits = reft.edits(batch)
+            edits = [] if reft is None else reft.edits(batch)
             held = hold(bridge, batch, edits, wanted=self.read_at(batch))
             labels += self.logits(bridge, held, edits).argmax(dim=-1).tolist()
         return labels

@@ -6,6 +6,7 @@ A plot takes one of these and needs nothing else, no model and no edit. Tensors 
 from reftlens.results.ablations import Ablation
 from reftlens.results.agreements import Agreement, agreements_to_dataframe
 from reftlens.results.attributions import Attribution
+from reftlens.results.comparisons import ComparedRun, Comparison
 from reftlens.results.contexts import Context, ReadContexts
 from reftlens.results.doses import Dose
 from reftlens.results.evaluations import Answered, Evaluation
@@ -26,6 +27,8 @@ __all__ = [
     "Agreement",
     "Answered",
     "Attribution",
+    "ComparedRun",
+    "Comparison",
     "Context",
     "DirectionReadout",
     "Dose",

@@ -1,0 +1,54 @@
+"""Other ways to train the same base on the same examples, and the cheap controls that an edit has to beat.
+
+    problem = completed(bridge, train, held_out)
+    print(compare(bridge, problem, METHODS, rl.TrainConfig(epochs=30)))
+
+Not evidence by itself: settings are not tuned, and a small model says little of a large one.
+"""
+
+from reftlens.baselines.base import Method, unfrozen
+from reftlens.baselines.compare import compare
+from reftlens.baselines.edits import EditAt
+from reftlens.baselines.lora import LoRA
+from reftlens.baselines.memory import PeakMemory
+from reftlens.baselines.prefix import PrefixTuning
+from reftlens.baselines.probe import LinearProbe
+from reftlens.baselines.problem import Problem, completed, exact_match, labelled, of_task
+from reftlens.baselines.weights import BitFit, FullFineTuning
+from reftlens.interventions import ConsReFT, DiReFT, LobiReFT, LoReFT, SteeringVector
+
+METHODS: dict[str, Method] = {
+    "LoReFT": EditAt(intervention=LoReFT, rank=4),
+    "DiReFT": EditAt(intervention=DiReFT, rank=4),
+    "LoReFT, random subspace": EditAt(intervention=LoReFT, rank=4, learn_subspace=False),
+    "ConsReFT (constant)": EditAt(intervention=ConsReFT, rank=4),
+    "LobiReFT (constant)": EditAt(intervention=LobiReFT, rank=4),
+    "steering vector (constant)": EditAt(intervention=SteeringVector),
+    "LoRA": LoRA(rank=4),
+    "DoRA": LoRA(rank=4, dora=True),
+    "prefix tuning": PrefixTuning(length=4),
+    "BitFit": BitFit(),
+    "full fine-tuning": FullFineTuning(lr=1e-3),
+    "linear probe": LinearProbe(),
+}
+"""Name -> a method to start from: rank 4, edits after every layer at the first and the last prompt token. The linear probe is
+for labels alone, BitFit for models with biases, prefix tuning for causal ones without a sliding window."""
+
+__all__ = [
+    "METHODS",
+    "BitFit",
+    "EditAt",
+    "FullFineTuning",
+    "LinearProbe",
+    "LoRA",
+    "Method",
+    "PeakMemory",
+    "PrefixTuning",
+    "Problem",
+    "compare",
+    "completed",
+    "exact_match",
+    "labelled",
+    "of_task",
+    "unfrozen",
+]
