@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from reftlens.data import Batch, encode
     from reftlens.dissection import DissectConfig, Dissection, dissect, load_dissection
     from reftlens.edit import Edit, EditError, attach
-    from reftlens.generation import generate
+    from reftlens.generation import Decoding, generate
     from reftlens.interventions import (
         RED,
         AdditiveLoReFT,
@@ -59,6 +59,7 @@ _HOME = {
     "Edit": "edit",
     "EditError": "edit",
     "attach": "edit",
+    "Decoding": "generation",
     "generate": "generation",
     "RED": "interventions",
     "AdditiveLoReFT": "interventions",
@@ -103,6 +104,7 @@ __all__ = [
     "At",
     "Batch",
     "ConsReFT",
+    "Decoding",
     "DiReFT",
     "DissectConfig",
     "Dissection",

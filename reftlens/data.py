@@ -110,6 +110,28 @@ def encode(
     return batch.to(bridge.cfg.device)
 
 
+def token_counts(bridge: TransformerBridge, prompts: Sequence[str], *, prepend_bos: bool | None = None) -> list[int]:
+    """How many tokens `encode` makes of each prompt, BOS included."""
+    n_bos = len(_bos(bridge, prepend_bos))
+    return [n_bos + len(row) for row in _tokenize(bridge, prompts)[0]]
+
+
+def batches_by_length(counts: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Rows that are run together, of about the same length, so that little is padded.
+
+    The longest come first: what does not fit in memory shows at once.
+
+    Args:
+        counts: the length of each row.
+        batch_size: rows in a batch, at most.
+
+    Returns:
+        For each batch, the indices of its rows; rows of one length keep their order.
+    """
+    order = sorted(range(len(counts)), key=lambda row: -counts[row])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
 def str_tokens(bridge: TransformerBridge, tokens: Int[Tensor, " pos"]) -> tuple[str, ...]:
     """Each token as text, spaces kept."""
     return tuple(bridge.tokenizer.decode([token]) for token in tokens.tolist())
@@ -141,9 +163,9 @@ def _bos(bridge: TransformerBridge, prepend_bos: bool | None) -> list[int]:
     if not wanted:
         return []
     tokenizer = bridge.tokenizer
-    # Encoders begin a text with their classification token.
-    first = None if tokenizer is None else tokenizer.bos_token_id
-    first = tokenizer.cls_token_id if first is None and tokenizer is not None else first
+    # Encoders begin a text with their classification token; TransformerLens gives BERT's tokenizer a BOS it never saw.
+    first = None if tokenizer is None else tokenizer.cls_token_id
+    first = tokenizer.bos_token_id if first is None and tokenizer is not None else first
     if first is None:
         raise ValueError("the tokenizer has no BOS token: pass prepend_bos=False")
     return [first]

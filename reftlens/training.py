@@ -64,6 +64,12 @@ class TrainConfig:
     """Forward passes for each step of the optimiser; the loss is a mean over all of them together."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    dropout: float = 0.0
+    """Part of the coordinates of each edited state that a training step sets to zero (the rest is scaled up). As in the
+    paper's code it falls on the whole state, not on the edit's change; validation and use are without it."""
+    l1: float = 0.0
+    """Factor of the edits' L1 terms (`Intervention.l1`: ReFT-r1's scores, the scales of LoFiT), added to each example's
+    loss per weight, summed over sites. `TrainLog.loss` counts it; validation does not."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """"bfloat16" runs a float32 base under autocast. A base that was loaded in bfloat16 needs nothing here."""
     hold_bytes: int = 2**30
@@ -96,11 +102,12 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not self.lr > 0:
             raise ValueError(f"lr must be above 0, got {self.lr}")
-        for name in ("hold_bytes", "hold_dir_bytes", "weight_decay"):
-            if getattr(self, name) < 0:
+        for name in ("hold_bytes", "hold_dir_bytes", "weight_decay", "l1"):
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.warmup_ratio < 1:
-            raise ValueError(f"warmup_ratio must be in [0, 1), got {self.warmup_ratio}")
+        for name in ("warmup_ratio", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
         if self.resume and self.output_dir is None:
@@ -109,7 +116,7 @@ class TrainConfig:
 
 _RESULT = (
     "epochs", "batch_size", "lr", "weight_decay", "warmup_ratio", "schedule", "gradient_accumulation", "max_grad_norm",
-    "precision", "save_every", "patience", "seed",
+    "dropout", "l1", "precision", "save_every", "patience", "seed",
 )  # fmt: skip
 """Settings that change what comes out, which a resumed run must share."""
 
@@ -196,6 +203,8 @@ def train(
             validation_rows=range(n_train, len(read)),
             folder=folder,
             keep=config.keep_checkpoints,
+            dropout=config.dropout,
+            l1=config.l1,
             callbacks=[progress, *early, *callbacks],
         )
         trainer.remove_callback(ProgressCallback)
@@ -216,18 +225,22 @@ def train(
     return _log(trainer, config)
 
 
-def _require_trained(
-    bridge: TransformerBridge, reft: Reft | None, objective: Objective, config: TrainConfig
-) -> None:
+def _require_trained(bridge: TransformerBridge, reft: Reft | None, objective: Objective, config: TrainConfig) -> None:
     base = any(parameter.requires_grad for parameter in bridge.parameters())
     if base and config.hold_dir is not None:
-        raise ValueError("hold_dir keeps runs of a frozen base, and parameters of this one require gradients: leave it out")
+        raise ValueError(
+            "hold_dir keeps runs of a frozen base, and parameters of this one require gradients: leave it out"
+        )
     modules = [objective] if reft is None else [objective, reft]
     if not base and not any(parameter.requires_grad for module in modules for parameter in module.parameters()):
         raise ValueError("there is nothing to train: no edit, no head, and no parameter of the base requires gradients")
+    if reft is None and (config.dropout or config.l1):
+        raise ValueError("dropout and l1 are of edits, and here is none: leave them at 0")
 
 
-def _weigh(bridge: TransformerBridge, reft: Reft | None, objective: Objective, examples: Sequence[Example]) -> list[int]:
+def _weigh(
+    bridge: TransformerBridge, reft: Reft | None, objective: Objective, examples: Sequence[Example]
+) -> list[int]:
     """What each example counts; refuses a bad one before the first step, by its row."""
     weights: list[int] = []
     for row, example in enumerate(examples):
@@ -264,7 +277,9 @@ def _store(
     if config.hold_dir is None:
         return InMemory(config.hold_bytes)
     # Which edit it is does not matter to the base, only where it acts.
-    layout = "; ".join(f"{site.hook_name} at {site.positions.spec()}" for site in reft.sites) if reft is not None else ""
+    layout = (
+        "; ".join(f"{site.hook_name} at {site.positions.spec()}" for site in reft.sites) if reft is not None else ""
+    )
     made_for = {**identity, "edit": layout, "precision": config.precision}
     return OnDisk(config.hold_dir, made_for=made_for, max_bytes=config.hold_dir_bytes, device=bridge.cfg.device)
 

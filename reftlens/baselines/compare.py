@@ -37,7 +37,8 @@ def compare(
         bridge: the frozen base.
         problem: from `completed`, `labelled` or `of_task`, on this bridge.
         methods: name -> method; `METHODS` has some to choose from.
-        config: settings of all runs. Its seed is replaced, and its learning rate where a method has its own.
+        config: settings of all runs. Its seed is replaced, and its learning rate where a method has its own; dropout and L1
+            terms fall on edits alone.
         seeds: one for each run of a method: of its first weights and of the order of examples.
 
     Raises:
@@ -91,7 +92,7 @@ def _run(
         objective = problem.objective()
         with method.applied(bridge, objective, problem.examples[0]) as reft:
             begin = time.process_time()
-            log = train(bridge, reft, problem.examples, config, objective=objective)
+            log = train(bridge, reft, problem.examples, _settings(config, reft), objective=objective)
             seconds = time.process_time() - begin
             run = ComparedRun(
                 method=name,
@@ -114,8 +115,13 @@ def _memory(bridge: TransformerBridge, problem: Problem, method: Method, config:
         torch.manual_seed(config.seed)
         objective = problem.objective()
         with method.applied(bridge, objective, first[0]) as reft, PeakMemory() as memory:
-            train(bridge, reft, first, replace(config, epochs=1), objective=objective)
+            train(bridge, reft, first, replace(_settings(config, reft), epochs=1), objective=objective)
     return memory.peak
+
+
+def _settings(config: TrainConfig, reft: Reft | None) -> TrainConfig:
+    """Dropout and L1 terms are of edits, and fall on nothing else."""
+    return config if reft is not None else replace(config, dropout=0.0, l1=0.0)
 
 
 def _n_trained(bridge: TransformerBridge, reft: Reft | None) -> int:

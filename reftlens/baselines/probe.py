@@ -11,8 +11,9 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.baselines.base import Method
-from reftlens.objectives import Classification, Objective
+from reftlens.objectives import Objective
 from reftlens.objectives.base import Example
+from reftlens.objectives.head import Head
 
 
 @final
@@ -20,14 +21,15 @@ from reftlens.objectives.base import Example
 class LinearProbe(Method):
     """Trains W h + b in place of a classifier's head, and nothing else.
 
-    For labels alone. Of completions the linear map would be the unembedding, which with tied embeddings is no probe.
+    For heads (labels, real numbers) alone. Of completions the linear map would be the unembedding, which with tied embeddings is no probe.
     """
 
     @contextmanager
     def applied(self, bridge: TransformerBridge, objective: Objective, example: Example) -> Iterator[None]:
-        if not isinstance(objective, Classification):
+        if not isinstance(objective, Head):
             raise ValueError(
-                f"a linear probe reads labels, and {type(objective).__name__} has none: leave it out of the methods"
+                f"a linear probe wants a head, and {type(objective).__name__} has none: leave it out of the methods"
             )
-        objective.head = nn.Sequential(nn.Linear(bridge.cfg.d_model, objective.n_classes)).to(bridge.cfg.device)
+        n_outputs = [layer for layer in objective.head if isinstance(layer, nn.Linear)][-1].out_features
+        objective.head = nn.Sequential(nn.Linear(bridge.cfg.d_model, n_outputs)).to(bridge.cfg.device)
         yield

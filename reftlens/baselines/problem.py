@@ -1,8 +1,8 @@
 """What all methods are given alike: examples, what is learned of them, and how a trained model is scored.
 
-    problem = labelled(bridge, train, test)             # (text, label)
-    problem = completed(bridge, train, test)            # (prompt, completion)
-    problem = of_task(bridge, task, records, held_out)  # one of `reftlens.tasks`
+problem = labelled(bridge, train, test)             # (text, label)
+problem = completed(bridge, train, test)            # (prompt, completion)
+problem = of_task(bridge, task, records, held_out)  # one of `reftlens.tasks`
 """
 
 from __future__ import annotations

@@ -59,4 +59,6 @@ def used(bridge: TransformerBridge, objective: Objective, example: Example) -> d
             gradients = torch.autograd.grad(losses.sum(), list(named.values()), allow_unused=True)
     finally:
         bridge.requires_grad_(False)
-    return {name: value for (name, value), gradient in zip(named.items(), gradients, strict=True) if gradient is not None}
+    return {
+        name: value for (name, value), gradient in zip(named.items(), gradients, strict=True) if gradient is not None
+    }

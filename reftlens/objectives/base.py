@@ -123,7 +123,9 @@ def widened(values: Tensor) -> Tensor:
 
 
 def _is(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    """Whether it is of a kind: a whole number is a real one, and a truth value is no number."""
+    kinds = (int, float) if kind is float else (kind,)
+    return isinstance(value, kinds) and not (kind in (int, float) and isinstance(value, bool))
 
 
 def _listed(names: Sequence[str]) -> str:

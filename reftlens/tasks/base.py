@@ -14,13 +14,14 @@ from typing import ClassVar, Literal, final
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.generation import generate
+from reftlens.generation import Decoding, generate
 from reftlens.objectives import Completion, Objective
 from reftlens.objectives.base import Example
 from reftlens.reft import Reft
 from reftlens.results import Evaluation
 
-Family = Literal["commonsense", "arithmetic", "instruct", "glue"]
+GREEDY = Decoding()
+Family = Literal["commonsense", "arithmetic", "instruct", "glue", "own"]
 
 
 @final
@@ -29,11 +30,13 @@ class Record:
     """One example of a task, as the model meets it."""
 
     prompt: str
-    """The text before the model's part. Of GLUE: the text to classify, pairs joined as the tokenizer does it."""
+    """The text before the model's part. Of GLUE: the text to classify, or the first of a pair."""
     completion: str
     """What the model is trained to say, without EOS; empty where the target is a label, or the file has none."""
     answer: str
     """What the scorer compares with. Of GLUE: the label, or the real number, as text."""
+    second: str = ""
+    """The second text of a pair, which is joined to the first as the model's tokenizer does it."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,8 @@ class Task(ABC):
 class TextTask(Task):
     """A task that is answered in text: trained on completions, evaluated by decoding."""
 
-    max_new_tokens: int = 32
-    """Length of an answer, at most."""
+    decoding: Decoding = GREEDY
+    """How it is answered; greedily, with 32 tokens at most, if not said otherwise."""
 
     @final
     def examples(self, bridge: TransformerBridge, records: Sequence[Record]) -> list[Example]:
@@ -138,7 +141,7 @@ class TextTask(Task):
         progress: bool = True,
     ) -> list[str]:
         prompts = [record.prompt for record in records]
-        return generate(bridge, reft, prompts, max_new_tokens=self.max_new_tokens, batch_size=batch_size)
+        return generate(bridge, reft, prompts, decoding=self.decoding, batch_size=batch_size, progress=progress)
 
 
 def evaluate(

@@ -37,7 +37,9 @@ def problems(bridge: TransformerBridge) -> dict[str, Problem]:
     def pairs(new: dict[str, str], which: range) -> list[tuple[str, str]]:
         return [(prompt(fact, phrasing), " " + new[fact.answer]) for fact in landmarks for phrasing in which]
 
-    return {name: completed(bridge, pairs(new, phrasings[:5]), pairs(new, phrasings[5:])) for name, new in answers.items()}
+    return {
+        name: completed(bridge, pairs(new, phrasings[:5]), pairs(new, phrasings[5:])) for name, new in answers.items()
+    }
 
 
 def main() -> None:

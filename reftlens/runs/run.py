@@ -1,0 +1,257 @@
+"""One run from its settings to its folder: train an edit, test it, and write all of it down."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens import checkpoint
+from reftlens.folder import Replacement
+from reftlens.objectives import Objective
+from reftlens.objectives.base import Example
+from reftlens.reft import Reft
+from reftlens.results import Evaluation
+from reftlens.runs.config import CONFIG_NAME, RunConfig
+from reftlens.runs.examples import Cut, cut, eval_tasks, load, training_task
+from reftlens.runs.folder import EDIT_NAME, HEAD_NAME, OUTPUTS_NAME, RESULT_NAME, load_base
+from reftlens.runs.parameters import method_named
+from reftlens.runs.testing import scores, write_outputs
+from reftlens.tasks import Record, Task, evaluate
+from reftlens.training import TrainConfig, TrainLog, train
+from reftlens.training_folder import IDENTITY_NAME, TrainingFolder
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class RunResult:
+    """What a run came to."""
+
+    evaluations: tuple[Evaluation, ...]
+    log: TrainLog
+    n_parameters: int
+    """Trained numbers of the edit, a head not counted."""
+    n_head: int
+    """Trained numbers of the head, where the task has one."""
+    cut: Cut
+    """What it was trained on."""
+    seconds: Mapping[str, float]
+    """Wall-clock time of each part; of a resumed run, since it was resumed."""
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each task tested."""
+        return scores(self.evaluations)
+
+    def __repr__(self) -> str:
+        steps = f"{len(self.log.loss)} steps on {len(self.cut.examples):,} examples"
+        lost = self.cut.shortened + self.cut.dropped
+        cut = f" ({self.cut.shortened} cut to max_length, {self.cut.dropped} left out)" if lost else ""
+        return f"RunResult({self.n_parameters:,} parameters, {steps}{cut}, loss {self.log.loss[0]:.3f} -> {self.log.loss[-1]:.3f})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `result.json` holds."""
+        return {
+            "scores": scores(self.evaluations).to_dict("records"),
+            "parameters": {"edit": self.n_parameters, "head": self.n_head},
+            "training": {
+                "examples": len(self.cut.examples),
+                "shortened": self.cut.shortened,
+                "dropped": self.cut.dropped,
+                "steps": len(self.log.loss),
+                "first_loss": self.log.loss[0],
+                "last_loss": self.log.loss[-1],
+                "best_step": self.log.best_step,
+            },
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+        }
+
+
+def checkpoints_of(directory: Path) -> Path:
+    """Where a run that is to be in `directory` keeps its checkpoints until it is finished."""
+    return directory.with_name(f"{directory.name}.checkpoints")
+
+
+def run(
+    config: RunConfig, directory: Path, *, resume: bool = False, overwrite: bool = False, progress: bool = True
+) -> RunResult:
+    """Trains, tests and writes a run's folder, whole or not at all; checkpoints lie beside it until then.
+
+    Args:
+        config: settings.
+        directory: the folder.
+        resume: go on with an interrupted run of these settings.
+        overwrite: a finished run that is there may be replaced.
+        progress: show bars.
+
+    Raises:
+        ValueError: for settings that do not fit each other or the model, malformed data, or a folder that is not free.
+        OSError: if something cannot be read or written.
+        FloatingPointError: if training diverges.
+    """
+    directory = directory.absolute()
+    checkpoints = _free(directory, resume=resume, overwrite=overwrite)
+    config = _with_whole_paths(config)
+    with Replacement(directory, marker=RESULT_NAME) as folder:
+        began = time.perf_counter()
+        ready = _prepare(config)
+        loaded = time.perf_counter()
+        log = _train(config, ready, checkpoints, resume=resume, progress=progress)
+        trained = time.perf_counter()
+        evaluations = [
+            evaluate(
+                ready.bridge,
+                ready.reft,
+                task,
+                records,
+                objective=ready.objective,
+                batch_size=config.eval_batch_size,
+                progress=progress,
+            )
+            for task, records in ready.tests
+        ]
+        result = RunResult(
+            evaluations=tuple(evaluations),
+            log=log,
+            n_parameters=ready.reft.n_parameters(),
+            n_head=sum(parameter.numel() for parameter in ready.objective.parameters()),
+            cut=ready.examples,
+            seconds={"load": loaded - began, "train": trained - loaded, "test": time.perf_counter() - trained},
+        )
+        _write(folder, config, ready, result)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return result
+
+
+def _free(directory: Path, *, resume: bool, overwrite: bool) -> Path:
+    """The folder for checkpoints, if the run may be where it is wanted."""
+    checkpoints = checkpoints_of(directory)
+    if (directory / RESULT_NAME).is_file() and not overwrite:
+        raise ValueError(f"{directory} holds a finished run: choose another folder, or pass --overwrite to replace it")
+    if not resume and TrainingFolder(checkpoints).last() is not None:
+        raise ValueError(
+            f"{checkpoints} holds what an interrupted run had reached: pass --resume to go on with it, or delete that folder"
+        )
+    if resume and not checkpoints.exists():
+        raise ValueError(f"there is nothing to resume: no interrupted run has left {checkpoints}")
+    return checkpoints
+
+
+def _with_whole_paths(config: RunConfig) -> RunConfig:
+    """Files and folders by their whole path, so that the run's own config finds them from anywhere."""
+    named = {name: getattr(config, name) for name in ("model", "data", "eval_data", "source")}
+    found = {
+        name: str(Path(value).resolve()) for name, value in named.items() if value is not None and Path(value).exists()
+    }
+    return replace(config, **found)
+
+
+@final
+@dataclass(frozen=True)
+class _Ready:
+    """All that a run works on, loaded and checked before the first step."""
+
+    bridge: TransformerBridge
+    reft: Reft
+    objective: Objective
+    examples: Cut
+    validation: list[Example] | None
+    tests: list[tuple[Task, list[Record]]]
+
+
+def _prepare(config: RunConfig) -> _Ready:
+    tests = [(task, load(task, config.eval_split, config, limit=config.n_eval)) for task in eval_tasks(config)]
+    task = training_task(config)
+    kind = method_named(config.method)
+    records = load(task, config.split, config, limit=config.n_train)
+    bridge = load_base(config)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(config.seed)
+        reft = Reft.at_layers(
+            bridge,
+            layers=config.layers,
+            positions=config.positions,
+            intervention=kind,
+            rank=config.rank,
+            tied=config.tied,
+            hook=config.hook,
+        )
+        objective = task.objective(bridge)
+    validation = None
+    if config.validation_split is not None:
+        held_out = load(task, config.validation_split, config, limit=config.n_eval)
+        validation = cut(bridge, task.examples(bridge, held_out), config.max_length).examples
+    examples = cut(bridge, task.examples(bridge, records), config.max_length)
+    return _Ready(bridge, reft, objective, examples, validation, tests)
+
+
+def _train(config: RunConfig, ready: _Ready, checkpoints: Path, *, resume: bool, progress: bool) -> TrainLog:
+    settings = TrainConfig(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        gradient_accumulation=config.gradient_accumulation,
+        lr=config.lr,
+        schedule=config.schedule,
+        warmup_ratio=config.warmup_ratio,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        dropout=config.dropout,
+        l1=config.l1,
+        precision=config.precision,
+        save_every=config.save_every,
+        seed=config.seed,
+        output_dir=checkpoints,
+        resume=resume,
+        progress=progress,
+    )
+    if not resume and (checkpoints / IDENTITY_NAME).is_file():
+        # No checkpoint is in it: what an interrupted first epoch left is in the way.
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return train(
+        ready.bridge,
+        ready.reft,
+        ready.examples.examples,
+        settings,
+        objective=ready.objective,
+        validation=ready.validation,
+    )
+
+
+def _write(folder: Path, config: RunConfig, ready: _Ready, result: RunResult) -> None:
+    versions = {
+        **checkpoint.stamp(ready.bridge)["versions"],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(ready.bridge.cfg.device),
+    }
+    texts = {
+        CONFIG_NAME: config.to_toml(),
+        "versions.json": json.dumps(versions, indent=2) + "\n",
+        "log.jsonl": "".join(f"{json.dumps(line)}\n" for line in _log_lines(result.log)),
+        RESULT_NAME: json.dumps(result.to_dict(), indent=2) + "\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    ready.reft.save_pretrained(folder / EDIT_NAME, bridge=ready.bridge)
+    head = {name: tensor.detach().cpu().contiguous() for name, tensor in ready.objective.state_dict().items()}
+    if head:
+        save_file(head, folder / HEAD_NAME)
+    write_outputs(folder / OUTPUTS_NAME, result.evaluations)
+
+
+def _log_lines(log: TrainLog) -> list[dict[str, float]]:
+    """Steps and looks at the validation set, in the order in which they were."""
+    steps = [
+        {"step": step, "loss": loss, "lr": lr} for step, (loss, lr) in enumerate(zip(log.loss, log.lr, strict=True), 1)
+    ]
+    looks = [{"step": step, "validation_loss": loss} for step, loss in log.validation]
+    return sorted([*steps, *looks], key=lambda line: line["step"])
