@@ -30,6 +30,7 @@ def compare(
     config: TrainConfig = TrainConfig(),
     *,
     seeds: Sequence[int] = (0, 1, 2),
+    memory: bool = True,
 ) -> Comparison:
     """Trains and scores each method with each seed, every time from the same base, which is left as it was.
 
@@ -40,23 +41,26 @@ def compare(
         config: settings of all runs. Its seed is replaced, and its learning rate where a method has its own; dropout and L1
             terms fall on edits alone.
         seeds: one for each run of a method: of its first weights and of the order of examples.
+        memory: measure it, in one more step of each method.
 
     Raises:
         ValueError: for no methods or seeds, a base that is not frozen, settings that one folder cannot serve, or a method
             that has no meaning for this model or problem; it names the method.
     """
     _check(bridge, methods, config, seeds)
-    runs, steps = [], 0
+    runs, steps, peaks = [], 0, dict[str, int]()
     wanted = [(name, method, seed) for name, method in methods.items() for seed in seeds]
     bar = tqdm(wanted, desc="training", unit="run", disable=not config.progress)
     for name, method, seed in bar:
         bar.set_postfix_str(f"{name}, seed {seed}")
         settings = replace(config, seed=seed, lr=method.lr or config.lr, progress=False)
         try:
+            if memory and name not in peaks:
+                peaks[name] = _memory(bridge, problem, method, settings)
             run, log = _run(bridge, problem, name, method, settings)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        runs.append(run)
+        runs.append(replace(run, memory=peaks.get(name)))
         steps = len(log.loss)
     untrained = problem.objective()
     has_head = any(True for _ in untrained.parameters())
@@ -86,7 +90,6 @@ def _check(bridge: TransformerBridge, methods: Mapping[str, Method], config: Tra
 def _run(
     bridge: TransformerBridge, problem: Problem, name: str, method: Method, config: TrainConfig
 ) -> tuple[ComparedRun, TrainLog]:
-    memory = _memory(bridge, problem, method, config)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(config.seed)
         objective = problem.objective()
@@ -103,7 +106,7 @@ def _run(
                 lr=config.lr,
                 loss=log.loss[-1],
                 cpu_seconds=seconds,
-                memory=memory,
+                memory=None,
             )
     return run, log
 

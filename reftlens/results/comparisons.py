@@ -27,8 +27,8 @@ class ComparedRun:
     """Of the last step."""
     cpu_seconds: float
     """Of the process, all its threads together, for training alone; runs of the base that are held for it included."""
-    memory: int
-    """Bytes of tensors alive at once, at most, in a first step, beyond what was alive before it."""
+    memory: int | None
+    """Bytes of tensors alive at once, at most, in a first step, beyond what was alive before it; None if not measured."""
 
 
 @final
@@ -69,7 +69,7 @@ class Comparison:
                     "head": runs[0].head,
                     "lr": runs[0].lr,
                     "cpu_seconds": _mean([run.cpu_seconds for run in runs]),
-                    "mib": max(run.memory for run in runs) / 2**20,
+                    "mib": None if runs[0].memory is None else runs[0].memory / 2**20,
                 }
             )
         return pd.DataFrame(lines)
@@ -80,7 +80,11 @@ class Comparison:
         rows = [] if self.base_score is None else [("base, untrained", f"{self.base_score:.3f}", "0", "0", "", "", "")]
         for line in self.to_dataframe().to_dict("records"):
             score = f"{line['score']:.3f} ({line['lowest']:.3f}-{line['highest']:.3f})"
-            cost = (f"{line['lr']:g}", f"{line['cpu_seconds']:.1f}", f"{line['mib']:.1f}")
+            cost = (
+                f"{line['lr']:g}",
+                f"{line['cpu_seconds']:.1f}",
+                "" if pd.isna(line["mib"]) else f"{line['mib']:.1f}",
+            )
             rows.append((line["method"], score, f"{line['trained']:,}", f"{line['percent']:.3g}", *cost))
         return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows))
 

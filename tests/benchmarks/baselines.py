@@ -1,7 +1,7 @@
 """Every method on two problems of the embedded organism, one of which a constant can solve.
 
     python tests/benchmarks/baselines.py            # the tables, three seeds
-    python tests/benchmarks/baselines.py --rates    # the learning rates of METHODS: the best of five, on another seed
+    python tests/benchmarks/baselines.py --rates    # the learning rates of METHODS: the best of four, on another seed
 
 *Constant*: every landmark now stands in one city. *Moved on*: every landmark stands in the city that follows its own in the
 alphabet, so that the answer depends on the input. Trained on five phrasings, scored on the two that were not seen. What a constant edit gets in
@@ -23,8 +23,8 @@ import reftlens as rl
 from reftlens.baselines import METHODS, LinearProbe, Problem, compare, completed
 from reftlens.organisms.world import FACTS, TEMPLATES, prompt
 
-RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-CONFIG = rl.TrainConfig(epochs=30, batch_size=25, progress=False)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+CONFIG = rl.TrainConfig(epochs=15, batch_size=25, progress=False)
 
 
 def problems(bridge: TransformerBridge) -> dict[str, Problem]:
@@ -55,7 +55,7 @@ def main() -> None:
         return
     for name, method in methods.items():
         tried = {f"{rate:g}": replace(method, lr=rate) for rate in RATES}
-        found = compare(bridge, problems(bridge)["moved on"], tried, CONFIG, seeds=(100,))
+        found = compare(bridge, problems(bridge)["moved on"], tried, CONFIG, seeds=(100,), memory=False)
         print(name, [f"lr {run.method}: {run.score:.3f}, loss {run.loss:.3f}" for run in found.runs], flush=True)
 
 
