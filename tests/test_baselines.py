@@ -103,7 +103,18 @@ def test_a_classifier_does_not_train_what_it_does_not_read(architecture) -> None
 ENDINGS = ["The old tower", "the weaver who", "by the river", "The old city of"]
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not isinstance(method, LinearProbe)])
+QUICK = ("LoRA", "prefix tuning", "full fine-tuning")
+"""What changes the base in the three ways there are; the others learn in `make test-all`."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, method in METHODS.items()
+        if not isinstance(method, LinearProbe)
+    ],
+)
 def test_each_method_learns_and_the_base_is_put_back_to_the_bit(name) -> None:
     bridge = make_bridge("gpt2")
     before, tokens = state(bridge), torch.arange(12).view(2, 6)
@@ -111,12 +122,16 @@ def test_each_method_learns_and_the_base_is_put_back_to_the_bit(name) -> None:
     pairs = [(text, " Ostra") for text in ENDINGS]
     problem = completed(bridge, pairs, pairs)
     method = METHODS[name]
-    if isinstance(method, EditAt | PrefixTuning):
+    if isinstance(method, PrefixTuning):
         method = replace(method, lr=5e-2)
-    result = compare(bridge, problem, {name: method}, CONFIG, seeds=(0,), memory=False)
+    elif isinstance(method, EditAt):
+        # A random subspace of rank 4 does not hold the answer here.
+        method = replace(method, lr=3e-2, rank=method.rank if method.learn_subspace else 16)
+    config = replace(CONFIG, epochs=30 if name in QUICK else 100)
+    result = compare(bridge, problem, {name: method}, config, seeds=(0,), memory=False)
     assert result.base_score == 0.0
     assert result.runs[0].score == 1.0
-    assert result.steps == CONFIG.epochs
+    assert result.steps == config.epochs
     after = state(bridge)
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) for key in before)
@@ -176,12 +191,11 @@ def test_lora_in_the_bridge_is_pefts_on_the_plain_model(architecture, dora) -> N
         assert len(pairs) == len(ours)
         with torch.no_grad():
             for index, (mine, other) in enumerate(pairs):
-                torch.manual_seed(index)
-                mine.copy_(torch.rand_like(mine) * 0.3 + 0.1)
+                mine.copy_(torch.rand(mine.shape, generator=torch.Generator().manual_seed(index)) * 0.3 + 0.1)
                 other.copy_(mine)
         logits, expected = bridge(tokens, use_cache=False), plain(tokens, use_cache=False).logits
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-        assert float((expected - make_hf(architecture)(tokens).logits).abs().max()) > 0.5
+        assert float((expected - make_hf(architecture)(tokens).logits).detach().abs().max()) > 0.5
         gradients = torch.autograd.grad(logits.square().mean(), [a for a, _ in pairs])
         wanted = torch.autograd.grad(expected.square().mean(), [b for _, b in pairs])
         for gradient, reference in zip(gradients, wanted, strict=True):
@@ -291,7 +305,7 @@ def test_a_constant_edit_cannot_do_what_needs_the_input() -> None:
         "LobiReFT": EditAt(intervention=rl.LobiReFT, rank=4, **late),
         "steering vector": EditAt(intervention=rl.SteeringVector, **late),
     }
-    config = replace(CONFIG, epochs=60)
+    config = replace(CONFIG, epochs=40)
     swap = compare(bridge, completed(bridge, pairs, pairs), methods, config, seeds=(0,), memory=False)
     scores = dict(zip(swap.to_dataframe()["method"], swap.to_dataframe()["score"], strict=True))
     assert swap.base_score == 0.0
@@ -305,7 +319,6 @@ def test_a_constant_edit_cannot_do_what_needs_the_input() -> None:
 
 WORDS = ["old", "tower", "stands", "city", "lives", "there", "speaks", "who"]
 METHODS_OF_LABELS = {
-    "LoReFT": EditAt(rank=2, layers=[1]),
     "LoRA": LoRA(rank=2),
     "probe": LinearProbe(lr=1e-1),
 }
@@ -321,17 +334,17 @@ def texts_with_a_signal(n: int, seed: int) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("architecture", ["gpt2", pytest.param("roberta", marks=pytest.mark.slow)])
 def test_labels_are_learned_and_shuffled_ones_are_not(architecture) -> None:
     bridge = make_bridge(architecture)
-    train, test = texts_with_a_signal(24, 0), texts_with_a_signal(40, 1)
+    train, test = texts_with_a_signal(64, 0), texts_with_a_signal(40, 1)
     # Half of each kind get the wrong label: nothing that goes beyond single texts can be learned.
     shuffled = [(text, label ^ (place // 2 % 2)) for place, (text, label) in enumerate(train)]
-    config = replace(CONFIG, epochs=16, batch_size=8)
+    config = replace(CONFIG, epochs=12, batch_size=16)
     real, null = (
         compare(bridge, labelled(bridge, examples, test), METHODS_OF_LABELS, config, seeds=(0,), memory=False)
         for examples in (train, shuffled)
     )
     assert min(run.score for run in real.runs) >= 0.95
     assert all(0.25 <= run.score <= 0.75 for run in null.runs)
-    assert [run.head for run in real.runs] == [D_MODEL * D_MODEL + D_MODEL + 2 * D_MODEL + 2] * 2 + [2 * D_MODEL + 2]
+    assert [run.head for run in real.runs] == [D_MODEL * D_MODEL + D_MODEL + 2 * D_MODEL + 2, 2 * D_MODEL + 2]
     assert real.base_score is None
 
 

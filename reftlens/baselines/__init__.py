@@ -20,19 +20,19 @@ from reftlens.interventions import ConsReFT, DiReFT, LobiReFT, LoReFT, SteeringV
 METHODS: dict[str, Method] = {
     "LoReFT": EditAt(intervention=LoReFT, rank=4),
     "DiReFT": EditAt(intervention=DiReFT, rank=4),
-    "LoReFT, random subspace": EditAt(intervention=LoReFT, rank=4, learn_subspace=False),
-    "ConsReFT (constant)": EditAt(intervention=ConsReFT, rank=4),
-    "LobiReFT (constant)": EditAt(intervention=LobiReFT, rank=4),
-    "steering vector (constant)": EditAt(intervention=SteeringVector),
+    "random subspace": EditAt(intervention=LoReFT, rank=4, learn_subspace=False, lr=3e-2),
+    "constant target (ConsReFT)": EditAt(intervention=ConsReFT, rank=4, lr=3e-2),
+    "constant push (LobiReFT)": EditAt(intervention=LobiReFT, rank=4, lr=3e-2),
+    "steering vector": EditAt(intervention=SteeringVector, lr=3e-2),
     "LoRA": LoRA(rank=4),
     "DoRA": LoRA(rank=4, dora=True),
-    "prefix tuning": PrefixTuning(length=4),
+    "prefix tuning": PrefixTuning(length=4, lr=3e-2),
     "BitFit": BitFit(),
     "full fine-tuning": FullFineTuning(lr=1e-3),
     "linear probe": LinearProbe(),
 }
-"""Name -> a method to start from: rank 4, edits after every layer at the first and the last prompt token. The linear probe is
-for labels alone, BitFit for models with biases, prefix tuning for causal ones without a sliding window."""
+"""Name -> a method to start from: rank 4, edits after every layer at the first and the last prompt token. Learning rates are
+starting points that were not tuned; without one of its own a method takes the settings'. The linear probe is for heads alone, BitFit for models with biases, prefix tuning for causal ones without a sliding window."""
 
 __all__ = [
     "METHODS",

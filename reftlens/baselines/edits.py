@@ -1,8 +1,9 @@
 """Edits in the harness: ReFT itself, and the two cheap controls it has to beat.
 
-A constant edit (ConsReFT, LobiReFT, SteeringVector) at the same positions cannot depend on what it edits. A random subspace:
-LoReFT whose R is drawn at the start and stays as it is, so that W and b alone are trained, and the subspace owes nothing
-to the data.
+A constant push (LobiReFT, SteeringVector) at the same positions does not depend on what it edits; what the input still does to
+the outcome, other layers and tokens do. ConsReFT's target alone is constant: its change depends on what it erases. A random
+subspace: LoReFT whose R is drawn at the start and stays as it is, so that W and b alone are trained and the subspace owes
+nothing to the data.
 """
 
 from __future__ import annotations

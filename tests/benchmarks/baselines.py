@@ -1,11 +1,11 @@
 """Every method on two problems of the embedded organism, one of which a constant can solve.
 
-    python tests/benchmarks/baselines.py            # the tables, three seeds
-    python tests/benchmarks/baselines.py --rates    # the learning rates of METHODS: the best of four, on another seed
+    python tests/benchmarks/baselines.py            # the tables, two seeds
+    python tests/benchmarks/baselines.py --rates    # what other learning rates give in the second, on another seed
 
 *Constant*: every landmark now stands in one city. *Moved on*: every landmark stands in the city that follows its own in the
-alphabet, so that the answer depends on the input. Trained on five phrasings, scored on the two that were not seen. What a constant edit gets in
-the second, it gets by chance or by what later layers make of it.
+alphabet, so that the answer depends on the input. Trained on five phrasings, scored on the others, which were not seen. All
+methods take the same 80 steps; some would need more, and none is tuned.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from reftlens.baselines import METHODS, LinearProbe, Problem, compare, completed
 from reftlens.organisms.world import FACTS, TEMPLATES, prompt
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-CONFIG = rl.TrainConfig(epochs=15, batch_size=25, progress=False)
+CONFIG = rl.TrainConfig(epochs=10, batch_size=25, lr=1e-2, progress=False)
 
 
 def problems(bridge: TransformerBridge) -> dict[str, Problem]:
@@ -51,7 +51,7 @@ def main() -> None:
     methods = {name: method for name, method in METHODS.items() if not isinstance(method, LinearProbe)}
     if not wanted.rates:
         for name, problem in problems(bridge).items():
-            print(f"\n{name}\n{compare(bridge, problem, methods, CONFIG)}", flush=True)
+            print(f"\n{name}\n{compare(bridge, problem, methods, CONFIG, seeds=(0, 1))}", flush=True)
         return
     for name, method in methods.items():
         tried = {f"{rate:g}": replace(method, lr=rate) for rate in RATES}
