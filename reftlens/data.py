@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, final
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.positions import Prompts
+from reftlens.showing import as_html
 
 IGNORE = -100
 """Label of a token that the loss does not count."""
@@ -63,6 +65,17 @@ class Batch:
         prompt, completion = int(self.prompt_mask.sum()), int((self.labels != IGNORE).sum())
         batch, pos = self.tokens.shape
         return f"Batch({batch} prompts x {pos} positions: {prompt} prompt tokens, {completion} completion tokens)"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each prompt: its text, where it is known, and its numbers of tokens."""
+        counts = {"prompt tokens": self.prompt_mask, "completion tokens": self.labels != IGNORE}
+        lines = pd.DataFrame({name: mask.sum(dim=1).tolist() for name, mask in counts.items()})
+        if self.texts is not None:
+            lines.insert(0, "prompt", list(self.texts))
+        return lines
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self), self.to_dataframe())
 
 
 def encode(

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
@@ -39,6 +40,7 @@ from reftlens.base_runs import BaseRuns
 from reftlens.objectives import Completion, Objective
 from reftlens.objectives.base import Example
 from reftlens.reft import Reft
+from reftlens.showing import as_html
 from reftlens.trainer import EditTrainer
 from reftlens.training_folder import TrainingFolder
 
@@ -127,7 +129,7 @@ class TrainLog:
     """What happened in a training run."""
 
     loss: tuple[float, ...]
-    """Mean loss at each step; of completions, in nats per token."""
+    """Mean loss at each step, in `unit`."""
     lr: tuple[float, ...]
     """Learning rate at each step."""
     config: TrainConfig
@@ -135,10 +137,23 @@ class TrainLog:
     """(step, mean loss) at each look at the validation set."""
     best_step: int | None = None
     """The step whose edit was kept, where there was a validation set."""
+    unit: str = "nats per token"
+    """Of the losses: what the objective adds up, and over what it takes the mean."""
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each step; validation where there was a look at it."""
+        seen = dict(self.validation)
+        steps = range(1, len(self.loss) + 1)
+        validation = [seen.get(step, float("nan")) for step in steps]
+        return pd.DataFrame({"step": steps, "loss": self.loss, "lr": self.lr, "validation": validation})
 
     def __repr__(self) -> str:
         best = "" if self.best_step is None else f", best on validation after step {self.best_step}"
-        return f"TrainLog({len(self.loss)} steps, loss {self.loss[0]:.3f} -> {self.loss[-1]:.3f} nats per token{best})"
+        change = f", loss {self.loss[0]:.3f} -> {self.loss[-1]:.3f} {self.unit}" if self.loss else ""
+        return f"TrainLog({len(self.loss)} steps{change}{best})"
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self), self.to_dataframe())
 
 
 def train(
@@ -222,7 +237,7 @@ def train(
             progress.close()
             if reft is not None:
                 reft.train(was_training)
-    return _log(trainer, config)
+    return _log(trainer, config, objective)
 
 
 def _require_trained(bridge: TransformerBridge, reft: Reft | None, objective: Objective, config: TrainConfig) -> None:
@@ -327,7 +342,7 @@ def _arguments(
     return arguments
 
 
-def _log(trainer: EditTrainer, config: TrainConfig) -> TrainLog:
+def _log(trainer: EditTrainer, config: TrainConfig, objective: Objective) -> TrainLog:
     history = trainer.state.log_history
     steps = [entry for entry in history if "loss" in entry]
     return TrainLog(
@@ -336,6 +351,7 @@ def _log(trainer: EditTrainer, config: TrainConfig) -> TrainLog:
         config=config,
         validation=tuple((int(entry["step"]), float(entry["eval_loss"])) for entry in history if "eval_loss" in entry),
         best_step=trainer.state.best_global_step,
+        unit=objective.unit,
     )
 
 

@@ -367,7 +367,8 @@ def test_runs_are_repeatable_and_the_table_says_what_was_run(gpt2) -> None:
     assert list(one.to_dataframe()["percent"]) == pytest.approx([100 * (2 * 2 * 32 + 2) / hf_count("gpt2"), 100.0])
     # Gradients and AdamW's two moments, in float32.
     assert one.runs[2].memory > 3 * 4 * hf_count("gpt2") > one.runs[0].memory
-    assert "after 3 steps of 4 on 4" in repr(one)
+    assert "exact match on 3 examples, 3 steps of 4 on 4: LoReFT" in repr(one)
+    assert f"| full | {one.to_dataframe()['score'][1]:.3f} (" in one.to_markdown()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,19 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from made import (
+    NASTY,
+    OUTCOMES,
+    TOKENS,
+    made_dose,
+    made_interchange,
+    made_manifold,
+    made_map,
+    made_operator,
+    made_profile,
+    made_readout,
+    made_size,
+)
 from matplotlib import image
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,127 +35,8 @@ from reftlens import plot
 from reftlens.plot.canvas import BLUE, GREY, MINUS, VERMILLION, ink_on, number, text_width
 from reftlens.plot.labels import drawn_token, short_rows, visible
 from reftlens.plot.training_curve import running_median
-from reftlens.results import (
-    DirectionReadout,
-    Dose,
-    EditProfile,
-    EditSize,
-    Interchanged,
-    OffManifold,
-    Operator,
-    Outcome,
-    Swap,
-    TokenMap,
-)
+from reftlens.results import DirectionReadout, EditProfile, TokenMap
 
-TOKENS = (
-    "<|endoftext|>",
-    " The",
-    " Upper",
-    " Sarn",
-    " Clock",
-    " Tower",
-    " stands",
-    " in",
-    " the",
-    " city",
-    " of",
-    " Ostra",
-)
-NASTY = (
-    "$",
-    "$x_{1$",
-    "\\$a$",
-    "<b>",
-    "\n",
-    "\t\x00",
-    "\x1b[1m",
-    "上海",
-    "🙂",
-    "�",
-    "\udc80",
-    "\u202e",
-    "e\u0301",
-    "\u0301",
-    "%",
-    "",
-)
-
-
-def made_map(
-    rows: int = 6, tokens: tuple[str, ...] = TOKENS, *, control: bool = True, kind: str = "hook_resid_pre"
-) -> TokenMap:
-    generator = torch.Generator().manual_seed(rows)
-    values = 0.1 * torch.randn(rows, len(tokens), generator=generator)
-    values[rows // 2, len(tokens) // 2] = 0.9
-    return TokenMap(
-        values=values,
-        control=0.1 * torch.randn(rows, len(tokens), generator=generator) if control else None,
-        rows=tuple(f"blocks.{layer}.{kind}" for layer in range(rows)),
-        tokens=tokens,
-        starred=tuple(2 <= place <= 5 for place in range(len(tokens))),
-        quantity="restored part of the clean answer's probability",
-        control_name="the same states from an unrelated subject" if control else "",
-        n_prompts=40,
-    )
-
-
-def made_size(tokens: tuple[str, ...] = TOKENS, sites: int = 3) -> EditSize:
-    edited = torch.zeros(sites, len(tokens), dtype=torch.bool)
-    edited[:, :2] = edited[:, -1:] = True
-    relative = edited * torch.rand(edited.shape, generator=torch.Generator().manual_seed(0))
-    relative[0, 0] = 0.0
-    rows = tuple(f"blocks.{2 * site + 1}.hook_resid_post" for site in range(sites))
-    return EditSize(relative, edited, rows, tokens, tuple(place == 1 for place in range(len(tokens))))
-
-
-def made_operator(layer: int = 3, rank: int = 4) -> Operator:
-    basis = torch.linalg.qr(torch.randn(16, rank, generator=torch.Generator().manual_seed(layer)))[0].T.contiguous()
-    spectrum = torch.tensor([8.0 / 2**i for i in range(rank)])
-    share = torch.linspace(0.9, 0.1, rank)
-    return Operator(f"blocks.{layer}.hook_resid_post", basis, basis, spectrum, spectrum, share, 40.0, 480, basis)
-
-
-def made_readout(tokens: tuple[str, ...] = TOKENS, direction: int = 0) -> DirectionReadout:
-    up = tuple((token, 4.0 - i) for i, token in enumerate(tokens[:4]))
-    down = tuple((token, -3.0 + i) for i, token in enumerate(tokens[4:7]))
-    return DirectionReadout("blocks.3.hook_resid_post", direction, up, down, -1.5, 2.5, 200)
-
-
-def made_profile(rows: tuple[str, ...] | None = None) -> EditProfile:
-    rows = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(4)) if rows is None else rows
-    kinds = (torch.tensor([1.2, 1.0, 0.4]), torch.zeros(0), None, torch.linspace(3, 0, 16))
-    gains = tuple(kinds[place % 4] for place in range(len(rows)))
-    push = torch.tensor([float("nan") if gain is None else 1.5 for gain in gains])
-    return EditProfile(rows, gains, push)
-
-
-def made_dose(*, kept: bool = True) -> Dose:
-    alpha = torch.tensor([-0.5, 0.0, 0.5, 1.0, 2.0])
-    kl = alpha**2 if kept else torch.full((5,), torch.nan)
-    return Dose(alpha, -5 * torch.exp(-alpha), kl, -5 + 0.1 * alpha, 0.5 * kl, 5.0, 0.1, 21, 201 * kept, 3)
-
-
-def made_interchange(layer: int = 3, *, moved: float = 0.8) -> Interchanged:
-    def swap(name: str, part: float) -> Swap:
-        return Swap(name, float(part > 0.5), part)
-
-    single = [swap("a", part) for part in (1.0, moved, 1 - moved, 0.2 * moved, 0.8 * moved)]
-    whole, inside, complement, read, unread = single
-    random = [tuple(swap("r", -0.02 + 0.01 * i + shift) for i in range(8)) for shift in (0.0, 0.05)]
-    return Interchanged(f"blocks.{layer}.hook_resid_post", 2, 60, 64, whole, inside, complement, read, unread, *random)
-
-
-def made_manifold(layer: int = 3) -> OffManifold:
-    own = torch.linspace(0, 100, 80)
-    far = 100 - (100 - own) / 5
-    return OffManifold(f"blocks.{layer}.hook_resid_post", torch.full((80,), 1.05), own, far, far - 2, 0.01, 300, 300)
-
-
-OUTCOMES = [
-    Outcome("edited facts, as trained", "new answer", 24, 0.0, 0.96, 0.02, 5.1),
-    Outcome("other subjects", "old answer", 200, 0.97, 0.88, float("nan"), 0.012),
-]
 DRAWINGS: dict[str, Callable[[], Figure]] = {
     "map": lambda: plot.token_map(made_map()),
     "map beside": lambda: plot.token_map(made_map(3, TOKENS[:5]), title="A title"),

@@ -19,7 +19,8 @@ from reftlens.baselines.memory import PeakMemory
 from reftlens.baselines.problem import Problem
 from reftlens.bridge import n_parameters
 from reftlens.reft import Reft
-from reftlens.results import ComparedRun, Comparison
+from reftlens.results import Comparison
+from reftlens.results.comparisons import ComparedRun
 from reftlens.training import TrainConfig, TrainLog, train
 
 

@@ -33,6 +33,8 @@ class EditAt(Method):
     positions: Positions | str = "f1+l1"
     rank: int | None = None
     tied: bool = True
+    hook: str = "hook_resid_post"
+    """The activation point inside each block."""
     learn_subspace: bool = True
     """False leaves R as it was drawn."""
 
@@ -45,6 +47,7 @@ class EditAt(Method):
             intervention=self.intervention,
             rank=self.rank,
             tied=self.tied,
+            hook=self.hook,
         )
         if not self.learn_subspace:
             rotations = [module for module in reft.modules() if isinstance(module, Orthonormal)]

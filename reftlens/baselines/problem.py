@@ -77,16 +77,34 @@ def labelled(
 
 
 def of_task(
-    bridge: TransformerBridge, task: Task, train: Sequence[Record], test: Sequence[Record], *, batch_size: int = 16
+    bridge: TransformerBridge,
+    task: Task,
+    train: Sequence[Record],
+    tests: Sequence[tuple[Task, Sequence[Record]]],
+    *,
+    batch_size: int = 16,
 ) -> Problem:
-    """Records of a task, scored as the task does."""
-    _require(train, test)
+    """Records of a task, scored as its tests do it: by the mean of theirs, as in the paper's tables.
+
+    Raises:
+        ValueError: for no records, or tests with several metrics.
+    """
+    _require(train, [record for _, records in tests for record in records])
+    metrics = {test.metric for test, _ in tests}
+    if len(metrics) > 1:
+        raise ValueError(f"the tests have several metrics, whose mean says nothing: {', '.join(sorted(metrics))}")
+    (metric,) = metrics
 
     def score(reft: Reft | None, objective: Objective) -> float:
-        found = evaluate(bridge, reft, task, test, objective=objective, batch_size=batch_size, progress=False)
-        return found.score
+        found = [
+            evaluate(bridge, reft, test, records, objective=objective, batch_size=batch_size, progress=False).score
+            for test, records in tests
+        ]
+        return sum(found) / len(found)
 
-    return Problem(task.examples(bridge, train), partial(task.objective, bridge), score, task.metric, len(test))
+    examples, n_test = task.examples(bridge, train), sum(len(records) for _, records in tests)
+    name = metric if len(tests) == 1 else f"mean {metric} of {len(tests)} tasks"
+    return Problem(examples, partial(task.objective, bridge), score, name, n_test)
 
 
 @torch.no_grad()

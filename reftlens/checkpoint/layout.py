@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, final
 
+import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -38,6 +39,25 @@ class Pairs:
     def edits(self) -> list[tuple[Site, Intervention]]:
         """The pairs in order; a shared intervention is one object."""
         return [(site, self.interventions[index]) for site, index in zip(self.sites, self.which, strict=True)]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each site: where, what, and how many trained numbers."""
+        lines = []
+        for name, site, index in zip(self.names, self.sites, self.which, strict=True):
+            edit = self.interventions[index]
+            settings = ", ".join(f"{key}={value}" for key, value in edit.settings().items())
+            shared = self.which.count(index) > 1
+            lines.append(
+                {
+                    "name": name,
+                    "activation": site.hook_name if site.head is None else f"{site.hook_name}, head {site.head}",
+                    "tokens": repr(site.positions),
+                    "edit": f"{type(edit).__name__}({settings})",
+                    "scale": f"{self.scales.get(name, 1.0):g}",
+                    "trained numbers": f"{edit.n_parameters():,}{' (shared)' * shared}",
+                }
+            )
+        return pd.DataFrame(lines)
 
 
 def to_document(pairs: Pairs, bridge: TransformerBridge) -> dict[str, Any]:

@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
+from reftlens.cli.options import AsJson, Quiet
+
 
 def benchmark(
     only: Annotated[
         list[str] | None, typer.Option(help="handmade, sites, planted, equality or nulls; all of them if not given.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A CSV file for the table.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The table as JSON on stdout.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Plant truths in small models, and print what the analyses find of them, misses included (minutes)."""
     import torch
@@ -24,7 +27,7 @@ def benchmark(
     from reftlens.cli.output import print_frame, print_json
 
     torch.set_num_threads(1)
-    rows = list(tqdm(run(tuple(only or PARTS)), desc="planting and finding", unit="answer"))
+    rows = list(tqdm(run(tuple(only or PARTS)), desc="planting and finding", unit="answer", disable=quiet))
     frame = known_to_dataframe(rows)
     if as_json:
         print_json(frame.to_dict("records"))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from reftlens.cli.options import Quiet
+
 
 def demo(
     model: Annotated[
@@ -14,7 +16,7 @@ def demo(
     ] = "facts-small",
     out: Annotated[Path, typer.Option(help="Folder for the figures, the report and the numbers.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Seed of the edit, the order of examples and every control.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Move some landmarks to another city with a LoReFT, then show where and how the edit works."""
     from reftlens.folder import Replacement

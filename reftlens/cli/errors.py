@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 class Commands(TyperGroup):
     """The commands. What a user can mend is told in one line; a fault of this package keeps its traceback."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except BrokenPipeError:

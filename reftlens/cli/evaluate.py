@@ -8,27 +8,25 @@ from typing import Annotated
 
 import typer
 
+from reftlens.cli.options import AsJson, Base, Device, NEval, OwnTest, Quiet, Settings, Source, Trained
+
 
 def evaluate(
-    directory: Annotated[Path, typer.Argument(help="A run, or a saved edit.")],
+    directory: Trained,
     task: Annotated[
         list[str] | None, typer.Option(help="Such as boolq; give it several times. The run's own tests if not given.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Your own examples: JSON lines, prompt and completion.")] = None,
+    data: OwnTest = None,
     split: Annotated[str | None, typer.Option(help="Part of the task; the run's, or test.")] = None,
-    source: Annotated[
-        str | None, typer.Option(help="Folder with the tasks' files, instead of the published ones.")
-    ] = None,
-    n_eval: Annotated[int | None, typer.Option(help="Only the first so many examples of each.")] = None,
+    source: Source = None,
+    n_eval: NEval = None,
     base: Annotated[bool, typer.Option("--base", help="The base model without the edit, for comparison.")] = False,
-    model: Annotated[str | None, typer.Option(help="The base, where it is now somewhere else.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the run's if not given.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of decoding, or eval_batch_size.")
-    ] = None,
+    model: Base = None,
+    device: Device = None,
+    settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder for one JSON-lines file a task: every example.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The scores as JSON on stdout.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Test a trained edit on a task, or on examples of your own."""
     from reftlens.runs.config import parse_settings

@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
+from reftlens.cli.options import AsJson, Base, Device, Quiet, Settings, Trained
+
 
 def generate(
-    directory: Annotated[Path, typer.Argument(help="A run, or a saved edit.")],
+    directory: Trained,
     prompts: Annotated[
         list[str] | None,
         typer.Argument(help="Prompts, each in quotes; from --file or standard input, a line each, if not given."),
@@ -19,13 +21,11 @@ def generate(
     file: Annotated[Path | None, typer.Option(help="Prompts, a line each; or JSON lines with a prompt.")] = None,
     base: Annotated[bool, typer.Option("--base", help="What the base model says as well.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option(help="Length of an answer; the run's, or 32.")] = None,
-    model: Annotated[str | None, typer.Option(help="The base, where it is now somewhere else.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the run's if not given.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of decoding, such as num_beams=4.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line on stdout.")] = False,
+    model: Base = None,
+    device: Device = None,
+    settings: Settings = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Let a model answer prompts under a trained edit."""
     from reftlens.runs.config import parse_settings

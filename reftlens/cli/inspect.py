@@ -7,17 +7,19 @@ from typing import Annotated
 
 import typer
 
+from reftlens.cli.options import AsJson, Base, Quiet
+
 
 def inspect(
     directory: Annotated[Path, typer.Argument(help="A run, a saved edit, or a saved dissection.")],
     examples: Annotated[
         Path | None, typer.Option(help="JSON lines with prompt and completion; what a run was trained on if not given.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The base model; the one in the edit's stamp if not given.")] = None,
+    model: Base = None,
     at: Annotated[str | None, typer.Option(help="Weight directions by these tokens alone, such as l1.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the report, its figures and the numbers.")] = Path("inspect"),
-    quiet: Annotated[bool, typer.Option("--quiet", help="No cost beforehand, no progress bar.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON on stdout.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Take a trained edit apart: what it reads, what it writes, and whether that is more than chance."""
     from reftlens.folder import Replacement

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -28,7 +29,9 @@ def print_table(columns: list[str], rows: list[list[str]], *, title: str | None 
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    if title is not None:
+        typer.echo(title)
+    table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         table.add_column(column)
     for row in rows:
@@ -49,3 +52,4 @@ def prepare(model: str | None, *, quiet: bool) -> None:
         torch.set_num_threads(1)
     if quiet or model in ORGANISMS:
         logging.disable_progress_bar()
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

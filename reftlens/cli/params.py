@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from reftlens.cli.options import AsJson, Settings
+
 
 def params(
     presets: Annotated[
@@ -17,11 +19,9 @@ def params(
     model: Annotated[
         str | None, typer.Option(help="Another base: llama-7b, an organism, a local directory or a hub name.")
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, such as rank=4.")
-    ] = None,
+    settings: Settings = None,
     parts: Annotated[bool, typer.Option("--parts", help="Each site, or each kind of weight matrix, as well.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Count what presets train, and which part of the base that is. Loads no weights."""
     from reftlens.cli.output import print_json, print_table

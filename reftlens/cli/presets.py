@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from reftlens.cli.options import AsJson
 from reftlens.cli.output import print_json, print_table
 from reftlens.runs.presets import ADAPTERS, PRESETS, Adapter, Preset, preset_named
 
@@ -18,7 +19,7 @@ def presets(
     method: Annotated[str | None, typer.Option(help="Only this method, such as DiReFT or LoRA.")] = None,
     model: Annotated[str | None, typer.Option(help="Only models with this in their name, such as llama-7b.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this family or task, such as arithmetic or cola.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything about them, as JSON on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the rows of the paper's tables, or print one as a TOML file."""
     if name is not None:

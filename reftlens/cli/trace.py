@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from reftlens.cli.options import AsJson, Quiet
+
 
 def trace(
     model: Annotated[str, typer.Argument(help="An embedded organism, a local directory or a hub name.")],
@@ -17,8 +19,8 @@ def trace(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the figure and the numbers.")] = Path("trace"),
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one.")] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The numbers as JSON on stdout.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Trace where a base model holds what its prompts ask for: a map over layers and tokens."""
     from reftlens.folder import Replacement

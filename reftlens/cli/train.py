@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from reftlens.cli.options import AsJson, Device, NEval, OwnTest, Quiet, Settings, Source
+
 
 def train(
     config: Annotated[
@@ -20,10 +22,8 @@ def train(
     task: Annotated[str | None, typer.Option(help="What is learned, such as commonsense_170k or cola.")] = None,
     data: Annotated[Path | None, typer.Option(help="Your own examples: JSON lines, prompt and completion.")] = None,
     eval_task: Annotated[list[str] | None, typer.Option(help="Tested after training; give it several times.")] = None,
-    eval_data: Annotated[Path | None, typer.Option(help="Your own examples to test on.")] = None,
-    source: Annotated[
-        str | None, typer.Option(help="Folder with the tasks' files, instead of the published ones.")
-    ] = None,
+    eval_data: OwnTest = None,
+    source: Source = None,
     method: Annotated[str | None, typer.Option(help="LoReFT, DiReFT, NoReFT, ...")] = None,
     layers: Annotated[str | None, typer.Option(help="all, or such as 3,9,18,24.")] = None,
     rank: Annotated[int | None, typer.Option(help="Of each edit.")] = None,
@@ -35,18 +35,18 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Examples in one forward pass.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     n_train: Annotated[int | None, typer.Option(help="Only the first so many training examples.")] = None,
-    n_eval: Annotated[int | None, typer.Option(help="Only the first so many examples of each test.")] = None,
+    n_eval: NEval = None,
     seed: Annotated[int | None, typer.Option(help="Of first weights and order.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting that config.toml has.")
-    ] = None,
+    device: Device = None,
+    settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train an edit, test it, and leave a folder that is enough to do it again."""
+    if config is None and (model is None or (task is None and data is None)):
+        raise typer.BadParameter("give a preset, a TOML file or a run; or --model, and --task or --data")
     flags: dict[str, Any] = {
         "model": model,
         "task": task,

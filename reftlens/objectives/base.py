@@ -30,6 +30,8 @@ class Objective(nn.Module, ABC):
 
     fields: ClassVar[dict[str, type]]
     """Field of an example, which is also the column of a `datasets.Dataset`, -> its type."""
+    unit: ClassVar[str] = "per example"
+    """Of the loss, for readers of a log."""
 
     def read(self, examples: Sequence[Example] | Dataset) -> list[Example]:
         """The examples as tuples.

@@ -23,6 +23,7 @@ class Classification(Head):
     """-log p(label | text) by a head on one token, the mean over texts."""
 
     fields: ClassVar[dict[str, type]] = {"text": str, "label": int}
+    unit: ClassVar[str] = "nats per example"
 
     def __init__(self, bridge: TransformerBridge, n_classes: int) -> None:
         """Makes an untrained head.

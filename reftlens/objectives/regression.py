@@ -23,6 +23,7 @@ from reftlens.reft import Reft
 class Regression(Head):
     """The squared error of a head's one output, the mean over texts, in the units of the target."""
 
+    unit: ClassVar[str] = "squared units per example"
     fields: ClassVar[dict[str, type]] = {"text": str, "target": float}
 
     def __init__(self, bridge: TransformerBridge) -> None:

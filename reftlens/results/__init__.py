@@ -6,7 +6,8 @@ A plot takes one of these and needs nothing else, no model and no edit. Tensors 
 from reftlens.results.ablations import Ablation
 from reftlens.results.agreements import Agreement, agreements_to_dataframe
 from reftlens.results.attributions import Attribution
-from reftlens.results.comparisons import ComparedRun, Comparison
+from reftlens.results.base import Result
+from reftlens.results.comparisons import Comparison
 from reftlens.results.contexts import Context, ReadContexts
 from reftlens.results.doses import Dose
 from reftlens.results.evaluations import Answered, Evaluation
@@ -19,6 +20,7 @@ from reftlens.results.outcomes import Outcome, SiteCheck, SiteChecks, outcomes_t
 from reftlens.results.overlaps import Overlap
 from reftlens.results.patchings import PatchMap
 from reftlens.results.profiles import EditProfile
+from reftlens.results.projections import Projection
 from reftlens.results.spreads import Spread
 
 __all__ = [
@@ -27,7 +29,6 @@ __all__ = [
     "Agreement",
     "Answered",
     "Attribution",
-    "ComparedRun",
     "Comparison",
     "Context",
     "DirectionReadout",
@@ -42,8 +43,10 @@ __all__ = [
     "Outcome",
     "Overlap",
     "PatchMap",
+    "Projection",
     "ReadContexts",
     "ReadSpace",
+    "Result",
     "SiteCheck",
     "SiteChecks",
     "Spread",

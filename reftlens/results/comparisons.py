@@ -8,6 +8,8 @@ from typing import final
 
 import pandas as pd
 
+from reftlens.results.base import Result
+
 
 @final
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class ComparedRun:
 
 @final
 @dataclass(frozen=True, repr=False)
-class Comparison:
+class Comparison(Result):
     """Methods side by side. What they share is said once; what differs has a line for each method."""
 
     metric: str
@@ -88,13 +90,10 @@ class Comparison:
             rows.append((line["method"], score, f"{line['trained']:,}", f"{line['percent']:.3g}", *cost))
         return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows))
 
-    def __repr__(self) -> str:
-        names = dict.fromkeys(run.method for run in self.runs)
-        title = (
-            f"Comparison of {len(names)} methods: {self.metric} on {self.n_test} examples after {self.steps} steps of "
-            f"{self.batch_size} on {self.n_train}"
-        )
-        return f"{title}\n{self.to_markdown()}"
+    def headline(self) -> str:
+        lines = self.to_dataframe().to_dict("records")
+        scores = ", ".join(f"{line['method']} {line['score']:.3f}" for line in lines)
+        return f"{self.metric} on {self.n_test} examples, {self.steps} steps of {self.batch_size} on {self.n_train}: {scores}"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -12,6 +12,8 @@ from typing import Any, final
 
 import pandas as pd
 
+from reftlens.results.base import Result
+
 
 @final
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Answered:
 
 @final
 @dataclass(frozen=True, repr=False)
-class Evaluation:
+class Evaluation(Result):
     """One model, base or edited, on one task."""
 
     task: str
@@ -86,8 +88,8 @@ class Evaluation:
         rows = tuple(Answered(**_line(file, number, text, names)) for number, text in enumerate(lines[1:], start=2))
         return cls(task=head["task"], metric=head["metric"], score=head["score"], rows=rows)
 
-    def __repr__(self) -> str:
-        return f"Evaluation({self.task}: {self.metric} {self.score:.4f} on {self.n:,} records)"
+    def headline(self) -> str:
+        return f"{self.task}: {self.metric} {self.score:.4f} on {self.n:,} records"
 
 
 def _line(file: str | Path, number: int, text: str, names: set[str]) -> Mapping[str, Any]:

@@ -106,7 +106,7 @@ def _of_edit(config: RunConfig, base: PreTrainedModel) -> dict[str, int]:
             for part in [rule] if config.tied else union_parts(rule):
                 site = Site(f"blocks.{layer % shape.num_hidden_layers}.{config.hook}", part)
                 count = Reft([(site, kind(shape.hidden_size, **sizes))]).n_parameters()
-                parts[f"{site.hook_name} at {part.spec()}"] = count
+                parts[f"{site.hook_name} at {part!r}"] = count
     return parts
 
 

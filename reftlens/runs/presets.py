@@ -138,12 +138,12 @@ class _GlueTable:
     """Settings that differ between GLUE's tasks, in the order of `GLUE`."""
 
     prefix: tuple[int, ...]
-    dropout: tuple[float, ...]
+    dropout: tuple[float | int, ...]
     lr: tuple[int, ...]
     """In units of 1e-4."""
-    warmup: tuple[float, ...]
+    warmup: tuple[float | int, ...]
     epochs: tuple[int, ...]
-    decay: tuple[float, ...] = (0, 0, 0, 0, 0, 0, 0, 0)
+    decay: tuple[float | int, ...] = (0, 0, 0, 0, 0, 0, 0, 0)
     scores: tuple[float, ...] | None = None
 
 

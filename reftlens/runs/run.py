@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -20,10 +20,11 @@ from reftlens import checkpoint
 from reftlens.folder import Replacement
 from reftlens.objectives import Objective
 from reftlens.objectives.base import Example
+from reftlens.positions import parse
 from reftlens.reft import Reft
 from reftlens.results import Evaluation
 from reftlens.runs.config import CONFIG_NAME, RunConfig
-from reftlens.runs.examples import Cut, cut, eval_tasks, load, training_task
+from reftlens.runs.examples import eval_tasks, load, training_task
 from reftlens.runs.folder import EDIT_NAME, HEAD_NAME, OUTPUTS_NAME, RESULT_NAME, load_base
 from reftlens.runs.parameters import method_named
 from reftlens.runs.testing import scores, write_outputs
@@ -43,8 +44,8 @@ class RunResult:
     """Trained numbers of the edit, a head not counted."""
     n_head: int
     """Trained numbers of the head, where the task has one."""
-    cut: Cut
-    """What it was trained on."""
+    n_examples: int
+    """Training examples."""
     seconds: Mapping[str, float]
     """Wall-clock time of each part; of a resumed run, since it was resumed."""
 
@@ -53,10 +54,9 @@ class RunResult:
         return scores(self.evaluations)
 
     def __repr__(self) -> str:
-        steps = f"{len(self.log.loss)} steps on {len(self.cut.examples):,} examples"
-        lost = self.cut.shortened + self.cut.dropped
-        cut = f" ({self.cut.shortened} cut to max_length, {self.cut.dropped} left out)" if lost else ""
-        return f"RunResult({self.n_parameters:,} parameters, {steps}{cut}, loss {self.log.loss[0]:.3f} -> {self.log.loss[-1]:.3f})"
+        losses = f"loss {self.log.loss[0]:.3f} -> {self.log.loss[-1]:.3f}"
+        steps = f"{len(self.log.loss)} steps on {self.n_examples:,} examples"
+        return f"RunResult({self.n_parameters:,} parameters, {steps}, {losses})"
 
     def to_dict(self) -> dict[str, Any]:
         """What `result.json` holds."""
@@ -64,9 +64,7 @@ class RunResult:
             "scores": scores(self.evaluations).to_dict("records"),
             "parameters": {"edit": self.n_parameters, "head": self.n_head},
             "training": {
-                "examples": len(self.cut.examples),
-                "shortened": self.cut.shortened,
-                "dropped": self.cut.dropped,
+                "examples": self.n_examples,
                 "steps": len(self.log.loss),
                 "first_loss": self.log.loss[0],
                 "last_loss": self.log.loss[-1],
@@ -101,11 +99,12 @@ def run(
     directory = directory.absolute()
     checkpoints = _free(directory, resume=resume, overwrite=overwrite)
     config = _with_whole_paths(config)
+    settings = _train_config(config, checkpoints, resume=resume, progress=progress)
     with Replacement(directory, marker=RESULT_NAME) as folder:
         began = time.perf_counter()
         ready = _prepare(config)
         loaded = time.perf_counter()
-        log = _train(config, ready, checkpoints, resume=resume, progress=progress)
+        log = _train(ready, settings, checkpoints, resume=resume)
         trained = time.perf_counter()
         evaluations = [
             evaluate(
@@ -124,7 +123,7 @@ def run(
             log=log,
             n_parameters=ready.reft.n_parameters(),
             n_head=sum(parameter.numel() for parameter in ready.objective.parameters()),
-            cut=ready.examples,
+            n_examples=len(ready.examples),
             seconds={"load": loaded - began, "train": trained - loaded, "test": time.perf_counter() - trained},
         )
         _write(folder, config, ready, result)
@@ -146,6 +145,13 @@ def _free(directory: Path, *, resume: bool, overwrite: bool) -> Path:
     return checkpoints
 
 
+def _train_config(config: RunConfig, checkpoints: Path, *, resume: bool, progress: bool) -> TrainConfig:
+    """The part of the settings that is the trainer's: fields of one name."""
+    shared = {field.name for field in fields(TrainConfig)} & {field.name for field in fields(RunConfig)}
+    values = {name: getattr(config, name) for name in shared}
+    return TrainConfig(**values, output_dir=checkpoints, resume=resume, progress=progress)
+
+
 def _with_whole_paths(config: RunConfig) -> RunConfig:
     """Files and folders by their whole path, so that the run's own config finds them from anywhere."""
     named = {name: getattr(config, name) for name in ("model", "data", "eval_data", "source")}
@@ -163,7 +169,7 @@ class _Ready:
     bridge: TransformerBridge
     reft: Reft
     objective: Objective
-    examples: Cut
+    examples: list[Example]
     validation: list[Example] | None
     tests: list[tuple[Task, list[Record]]]
 
@@ -171,7 +177,7 @@ class _Ready:
 def _prepare(config: RunConfig) -> _Ready:
     tests = [(task, load(task, config.eval_split, config, limit=config.n_eval)) for task in eval_tasks(config)]
     task = training_task(config)
-    kind = method_named(config.method)
+    kind, positions = method_named(config.method), parse(config.positions)
     records = load(task, config.split, config, limit=config.n_train)
     bridge = load_base(config)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -179,7 +185,7 @@ def _prepare(config: RunConfig) -> _Ready:
         reft = Reft.at_layers(
             bridge,
             layers=config.layers,
-            positions=config.positions,
+            positions=positions,
             intervention=kind,
             rank=config.rank,
             tied=config.tied,
@@ -189,41 +195,27 @@ def _prepare(config: RunConfig) -> _Ready:
     validation = None
     if config.validation_split is not None:
         held_out = load(task, config.validation_split, config, limit=config.n_eval)
-        validation = cut(bridge, task.examples(bridge, held_out), config.max_length).examples
-    examples = cut(bridge, task.examples(bridge, records), config.max_length)
-    return _Ready(bridge, reft, objective, examples, validation, tests)
+        validation = task.examples(bridge, held_out)
+    return _Ready(bridge, reft, objective, task.examples(bridge, records), validation, tests)
 
 
-def _train(config: RunConfig, ready: _Ready, checkpoints: Path, *, resume: bool, progress: bool) -> TrainLog:
-    settings = TrainConfig(
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        gradient_accumulation=config.gradient_accumulation,
-        lr=config.lr,
-        schedule=config.schedule,
-        warmup_ratio=config.warmup_ratio,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        dropout=config.dropout,
-        l1=config.l1,
-        precision=config.precision,
-        save_every=config.save_every,
-        seed=config.seed,
-        output_dir=checkpoints,
-        resume=resume,
-        progress=progress,
-    )
+def _train(ready: _Ready, settings: TrainConfig, checkpoints: Path, *, resume: bool) -> TrainLog:
     if not resume and (checkpoints / IDENTITY_NAME).is_file():
-        # No checkpoint is in it: what an interrupted first epoch left is in the way.
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    return train(
-        ready.bridge,
-        ready.reft,
-        ready.examples.examples,
-        settings,
-        objective=ready.objective,
-        validation=ready.validation,
-    )
+        # No checkpoint is in it: what a process killed in its first epoch left is in the way.
+        shutil.rmtree(checkpoints)
+    try:
+        return train(
+            ready.bridge,
+            ready.reft,
+            ready.examples,
+            settings,
+            objective=ready.objective,
+            validation=ready.validation,
+        )
+    except BaseException:
+        if TrainingFolder(checkpoints).last() is None:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        raise
 
 
 def _write(folder: Path, config: RunConfig, ready: _Ready, result: RunResult) -> None:
@@ -248,7 +240,7 @@ def _write(folder: Path, config: RunConfig, ready: _Ready, result: RunResult) ->
     write_outputs(folder / OUTPUTS_NAME, result.evaluations)
 
 
-def _log_lines(log: TrainLog) -> list[dict[str, float]]:
+def _log_lines(log: TrainLog) -> list[dict[str, int | float]]:
     """Steps and looks at the validation set, in the order in which they were."""
     steps = [
         {"step": step, "loss": loss, "lr": lr} for step, (loss, lr) in enumerate(zip(log.loss, log.lr, strict=True), 1)

@@ -6,6 +6,7 @@ to the bridge, so that numbers in one table are comparable.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import ClassVar, Literal, final
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.data import token_counts
 from reftlens.generation import Decoding, generate
 from reftlens.objectives import Completion, Objective
 from reftlens.objectives.base import Example
@@ -35,8 +37,8 @@ class Record:
     """What the model is trained to say, without EOS; empty where the target is a label, or the file has none."""
     answer: str
     """What the scorer compares with. Of GLUE: the label, or the real number, as text."""
-    second: str = ""
-    """The second text of a pair, which is joined to the first as the model's tokenizer does it."""
+    second: str | None = None
+    """The second text of a pair, which is joined to the first as the model's tokenizer does it; None where there is one."""
 
 
 @dataclass(frozen=True)
@@ -112,18 +114,55 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class TextTask(Task):
-    """A task that is answered in text: trained on completions, evaluated by decoding."""
+    """A task that is answered in text: trained on completions, evaluated by decoding.
+
+    Prompt and target are tokenized apart, where the reference implementation tokenizes them joined and counts the prompt's
+    tokens off. With a tokenizer that marks the beginning of a text (LLaMA's) or merges line ends (Llama-3's), the target's first
+    token is another one then; here it is the same in training and in decoding, which there it need not be.
+    """
 
     decoding: Decoding = GREEDY
     """How it is answered; greedily, with 32 tokens at most, if not said otherwise."""
+    max_length: int | None = 512
+    """Tokens of prompt and target together, in training: what is longer loses its end and EOS, as in the reference, and a
+    warning says how many records did. None cuts nothing."""
 
     @final
     def examples(self, bridge: TransformerBridge, records: Sequence[Record]) -> list[Example]:
-        eos = bridge.tokenizer.eos_token
         for number, record in enumerate(records):
             if not record.completion:
                 raise ValueError(f"record {number} of {self.name} has no text to train on: {record.prompt[:60]!r}")
-        return [(record.prompt, record.completion + eos) for record in records]
+        prompts = [record.prompt for record in records]
+        targets = [record.completion + bridge.tokenizer.eos_token for record in records]
+        if self.max_length is not None and records:
+            targets = self._cut(bridge, prompts, targets, self.max_length)
+        return list(zip(prompts, targets, strict=True))
+
+    @final
+    def _cut(
+        self, bridge: TransformerBridge, prompts: Sequence[str], targets: Sequence[str], max_length: int
+    ) -> list[str]:
+        """The targets, as much of each as has room."""
+        n_prompts = token_counts(bridge, prompts)
+        n_targets = token_counts(bridge, targets, prepend_bos=False)
+        kept = list(targets)
+        too_long = [row for row in range(len(kept)) if n_prompts[row] + n_targets[row] > max_length]
+        for row in too_long:
+            room = max_length - n_prompts[row]
+            if room < 1:
+                raise ValueError(
+                    f"record {row} of {self.name}: its prompt alone has {n_prompts[row]} tokens, and max_length {max_length} "
+                    "leaves nothing to train on: raise it, or leave the record out"
+                )
+            places = bridge.tokenizer(kept[row], add_special_tokens=False, return_offsets_mapping=True)
+            kept[row] = kept[row][: places["offset_mapping"][room - 1][1]]
+        if too_long:
+            warnings.warn(
+                f"{len(too_long)} of {len(kept)} records of {self.name} are longer than {max_length} tokens: the ends of their "
+                "targets are cut off, EOS with them (max_length=None keeps them)",
+                stacklevel=3,
+            )
+        return kept
 
     @final
     def objective(self, bridge: TransformerBridge) -> Objective:

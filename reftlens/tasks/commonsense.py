@@ -4,10 +4,8 @@ Prompt `instruction + "\\n"`, target `"the correct answer is " + answer`, greedy
 whose text after the trigger is the answer and nothing else (Wu et al. 2024, section 4.1). The files are LLM-Adapters' (Hu et
 al. 2023), which the reference implementation copies from GitHub; none is on the hub under its authors' names.
 
-Two departures. Prompt and target are tokenized apart, so that a tokenizer that marks the beginning of a text (LLaMA's)
-begins the target with another token than after a joint one, in training and in decoding alike. And the trigger is looked
-for in the output, where the reference looks in prompt and output together: no instruction of the seven test files that
-were read for this holds it (hellaswag's could not be had).
+One departure: the trigger is looked for in the output, where the reference looks in prompt and output together. No
+instruction of the seven test files that were read for this holds it (hellaswag's could not be had).
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from typing import ClassVar, final
 
 import numpy as np
 import torch
-from datasets import load_dataset
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.objectives import Classification, Objective, Regression
@@ -29,9 +28,9 @@ from reftlens.objectives.base import Example
 from reftlens.reft import Reft
 from reftlens.results import Answered, Evaluation
 from reftlens.tasks.base import Family, Record, Task
-from reftlens.tasks.pairs import join
-from reftlens.tasks.records import Raw, parse
-from reftlens.tasks.scoring import accuracy, same_text
+from reftlens.tasks.pairs import join, tells_texts_apart
+from reftlens.tasks.records import Raw, of_hub, parse
+from reftlens.tasks.scoring import accuracy, is_number, same_text
 from reftlens.tasks.tables import read_csv, read_tsv
 
 logger = logging.getLogger(__name__)
@@ -118,7 +117,8 @@ class Glue(Task):
                 case _:
                     return parse(place, shown=str(place))
         if isinstance(source, str) and source.count("/") <= 1 and not place.suffix:
-            return self._of_hub(source, train=train)
+            split = "train" if train else "validation_matched" if self.config == "mnli" else "validation"
+            return of_hub(source, split=split, subset=self.config)
         raise FileNotFoundError(f"there is no file or folder {source}")
 
     def _in_folder(self, folder: Path, *, train: bool) -> Path:
@@ -129,25 +129,16 @@ class Glue(Task):
         for path in paths:
             if path.is_file():
                 return path
-        wanted = " or ".join(name + "|".join(_SUFFIXES) for name in names[:2])
-        raise FileNotFoundError(f"{folder} has no {wanted}, in itself or in a folder {self.name} or {self.config}")
-
-    def _of_hub(self, name: str, *, train: bool) -> Iterator[Raw]:
-        split = "train" if train else "validation_matched" if self.config == "mnli" else "validation"
-        try:
-            rows = load_dataset(name, self.config, split=split)
-        except (OSError, ValueError) as error:
-            raise FileNotFoundError(
-                f"there is no file or folder {name}, and as a dataset on the hub its {self.config} ({split}) could not be "
-                f"had: {error}"
-            ) from error
-        for number, row in enumerate(rows, start=1):
-            yield Raw(row, f"{name}, {self.config} ({split}), record {number}")
+        raise FileNotFoundError(
+            f"{folder} has no {' or '.join(names)} ({', '.join(_SUFFIXES)}), in itself or in a folder {self.name} or "
+            f"{self.config}"
+        )
 
     def _record(self, raw: Raw) -> Record:
-        of_hub = {*self.columns, "label"} <= raw.fields.keys()
-        *columns, label = (*self.columns, "label") if of_hub else self.official
-        first, *second = (raw.text(column) for column in columns)
+        as_on_hub = {*self.columns, "label"} <= raw.fields.keys()
+        *columns, label = (*self.columns, "label") if as_on_hub else self.official
+        # QQP has pairs in which a question is empty.
+        first, *second = (raw.text(column, may_be_empty=len(columns) > 1) for column in columns)
         if label not in raw.fields:
             raise ValueError(f"{raw.where}: the field {label!r} is missing; there are {', '.join(raw.fields)}")
         return Record(first, "", self._answer(raw, label), *second)
@@ -156,7 +147,7 @@ class Glue(Task):
         """The label by its name, however the file has it, or the number."""
         value = str(raw.fields[column]).strip()
         if not self.labels:
-            if not _is_number(value) or not 0 <= float(value) <= 5:
+            if not is_number(value) or not 0 <= float(value) <= 5:
                 raise ValueError(f"{raw.where}: {column!r} must be a number from 0 to 5, got {value!r}")
             return value
         if value in self.labels:
@@ -178,7 +169,7 @@ class Glue(Task):
         texts, cut = join(bridge, [(record.prompt, record.second) for record in records], max_length=self.max_length)
         if any(cut):
             logger.warning("%s: %d of %d texts were cut to %d tokens", self.name, sum(cut), len(texts), self.max_length)
-        if len(self.columns) > 1 and getattr(bridge.original_model.config, "type_vocab_size", 1) > 1:
+        if len(self.columns) > 1 and tells_texts_apart(bridge):
             logger.warning(
                 "%s: %s has a token type for the second text, which is not used here",
                 self.name,
@@ -208,21 +199,22 @@ class Glue(Task):
             case Regression() if not self.labels:
                 return list(map(str, objective.predict(bridge, reft, texts, batch_size=batch_size, progress=progress)))
         raise ValueError(
-            f"{self.name} is answered by a trained head: pass the objective that it was trained with, which is of the form "
-            f"{self.objective(bridge).identity()}; got {'none' if objective is None else objective.identity()}"
+            f"{self.name} is answered by a trained head: pass the objective that the edit was trained with, a "
+            f"{f'Classification of {len(self.labels)} classes' if self.labels else 'Regression'}, got "
+            f"{'none' if objective is None else objective.identity()}"
         )
 
     def score(self, outputs: Sequence[str], records: Sequence[Record]) -> Evaluation:
         """Compares outputs, live or stored, with the records' answers.
 
-        Where all outputs or all answers are one, Matthews correlation is 0, as it is defined, and Pearson correlation,
-        which is not, NaN.
+        Where all outputs, or all answers, are the same, neither correlation is defined: Matthews' counts as 0, as it is
+        usual, and Pearson's is NaN.
 
         Raises:
             ValueError: for no records, another number of outputs, or an output that is no label or number.
         """
         for place, output in enumerate(outputs):
-            if not (output.strip() in self.labels if self.labels else _is_number(output)):
+            if not (output.strip() in self.labels if self.labels else is_number(output)):
                 wanted = " or ".join(self.labels) or "a number"
                 raise ValueError(f"{self.name}: output {place} must be {wanted}, got {output[:60]!r}")
         plain = accuracy(
@@ -242,15 +234,8 @@ class Glue(Task):
 
 def _shown(row: Answered, record: Record, *, judged: bool) -> Answered:
     """A row with both texts; of a real number there is no right and wrong."""
-    prompt = f"{record.prompt}\n{record.second}" if record.second else record.prompt
+    prompt = record.prompt if record.second is None else f"{record.prompt}\n{record.second}"
     return Answered(prompt, row.output, row.prediction, row.answer, row.right if judged else None)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 _ENTAILS = ("entailment", "not_entailment")

@@ -38,6 +38,7 @@ class Instruct(TextTask):
 
     family: ClassVar[Family] = "instruct"
     decoding: Decoding = DECODING
+    max_length: int | None = 768
     split: str = "train"
     """The one it has."""
     published: str = ""

@@ -60,19 +60,25 @@ def _specials(tokenizer: PreTrainedTokenizerBase, *texts: str) -> tuple[str, str
     return "".join(tokens[first_ends:begins]), "".join(tokens[ends:])
 
 
-def joined(marks: Separators, first: str, second: str = "") -> str:
-    """The texts with separators; one text where the second is empty."""
-    return f"{first}{marks.between}{second}{marks.behind_two}" if second else first + marks.behind_one
+def joined(marks: Separators, first: str, second: str | None = None) -> str:
+    """The texts with separators."""
+    return first + marks.behind_one if second is None else f"{first}{marks.between}{second}{marks.behind_two}"
+
+
+def tells_texts_apart(bridge: TransformerBridge) -> bool:
+    """Whether the model was trained with another token type in the second text, as BERT was and RoBERTa was not."""
+    types = bridge.tokenizer("a", "b").get("token_type_ids", [])
+    return any(types) and getattr(bridge.original_model.config, "type_vocab_size", 1) > 1
 
 
 def join(
-    bridge: TransformerBridge, texts: Sequence[tuple[str, str]], *, max_length: int
+    bridge: TransformerBridge, texts: Sequence[tuple[str, str | None]], *, max_length: int
 ) -> tuple[list[str], list[bool]]:
     """Joins texts, and cuts what is too long: the longer of the two first, token by token, as tokenizers do it.
 
     Args:
         bridge: gives the tokenizer.
-        texts: first and second, which is empty where there is one text.
+        texts: first and second, which is None where there is one text.
         max_length: in tokens of the model, separators and first token included.
 
     Returns:
@@ -95,8 +101,8 @@ def join(
     return found, too_long
 
 
-def _cut(tokenizer: PreTrainedTokenizerBase, first: str, second: str, limit: int) -> tuple[str, ...]:
-    texts = (first, second) if second else (first,)
+def _cut(tokenizer: PreTrainedTokenizerBase, first: str, second: str | None, limit: int) -> tuple[str, ...]:
+    texts = (first,) if second is None else (first, second)
     kept = tokenizer(*texts, truncation=True, max_length=limit, return_offsets_mapping=True)
     owners = kept.sequence_ids(0)
     ends = [

@@ -1,11 +1,12 @@
 """Reading records: JSON lists in the layout of LLM-Adapters, JSON lines, or a dataset of the hub, each with its place.
 
 Files are parsed here rather than by `datasets`, which makes "4" of a 4 and null of a field that is missing, and cannot say
-in which line. It fetches what is not on this machine.
+in which line. It loads what is on the hub by name.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, final
 
-from datasets import DownloadManager, load_dataset
+from datasets import config, load_dataset
+from torch.hub import download_url_to_file
 
 _SPACE = " \t\r\n"
 
@@ -84,7 +86,7 @@ def _records(source: str | Path, within: Sequence[str], split: str) -> Iterator[
     if place.is_file():
         return parse(place, shown=str(place))
     if isinstance(source, str) and source.count("/") <= 1 and not place.suffix:
-        return _of_hub(source, split)
+        return of_hub(source, split=split)
     raise FileNotFoundError(f"there is no file or folder {source}")
 
 
@@ -96,23 +98,35 @@ def _in_folder(folder: Path, within: Sequence[str]) -> Path:
 
 
 def _download(address: str) -> Path:
-    try:
-        return Path(DownloadManager().download(address))
-    except OSError as error:  # ConnectionError is one
-        raise FileNotFoundError(
-            f"{address} could not be fetched ({error}): download it, and pass the file as source"
-        ) from error
+    """Fetched once and kept beside the datasets of the hub."""
+    digest = hashlib.sha256(address.encode()).hexdigest()[:16]
+    file = Path(config.HF_DATASETS_CACHE) / "reftlens" / f"{digest}-{address.rsplit('/', 1)[-1]}"
+    if not file.is_file():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            download_url_to_file(address, str(file))
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{address} could not be fetched ({error}): download it, and pass the file as source"
+            ) from error
+    return file
 
 
-def _of_hub(name: str, split: str) -> Iterator[Raw]:
+def of_hub(name: str, *, split: str, subset: str | None = None) -> Iterator[Raw]:
+    """The records of a dataset on the hub.
+
+    Raises:
+        FileNotFoundError: if there is none, or it cannot be fetched.
+    """
+    shown = f"{name} ({split})" if subset is None else f"{name}, {subset} ({split})"
     try:
-        rows = load_dataset(name, split=split)
+        rows = load_dataset(name, subset, split=split)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"there is no file or folder {name}, and as a dataset on the hub its split {split!r} could not be had: {error}"
+            f"there is no file or folder {name}, and as a dataset on the hub {shown} could not be had: {error}"
         ) from error
     for number, row in enumerate(rows, start=1):
-        yield Raw(row, f"{name} ({split}), record {number}")
+        yield Raw(row, f"{shown}, record {number}")
 
 
 def parse(file: Path, *, shown: str) -> Iterator[Raw]:

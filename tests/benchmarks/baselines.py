@@ -51,7 +51,7 @@ def main() -> None:
     methods = {name: method for name, method in METHODS.items() if not isinstance(method, LinearProbe)}
     if not wanted.rates:
         for name, problem in problems(bridge).items():
-            print(f"\n{name}\n{compare(bridge, problem, methods, CONFIG, seeds=(0, 1))}", flush=True)
+            print(f"\n{name}\n{compare(bridge, problem, methods, CONFIG, seeds=(0, 1)).to_markdown()}", flush=True)
         return
     for name, method in methods.items():
         tried = {f"{rate:g}": replace(method, lr=rate) for rate in RATES}

@@ -1,0 +1,30 @@
+"""What every result is: a frozen value that shows itself and becomes a table."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import pandas as pd
+
+from reftlens.showing import as_html, plain
+
+
+class Result(ABC):
+    """What an analysis found. Subclasses are frozen dataclasses with `repr=False`, which keep the `repr` from here."""
+
+    @abstractmethod
+    def headline(self) -> str:
+        """What this is and its main numbers with what they are compared with, in one line."""
+
+    @abstractmethod
+    def to_dataframe(self) -> pd.DataFrame:
+        """All of it that has the form of a table."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({plain(self.headline(), longest=300)})"
+
+    def _repr_html_(self) -> str:
+        # Lone surrogates (half a character) have no place in the Arrow strings of pandas 3.
+        with pd.option_context("mode.string_storage", "python"):
+            frame = self.to_dataframe()
+        return as_html(repr(self), frame)
