@@ -53,9 +53,14 @@ def _methods(config: RunConfig, names: Sequence[str]) -> dict[str, Method]:
 
 
 def _placed(method: EditAt, config: RunConfig) -> EditAt:
-    rank = None if method.rank is None else config.rank or method.rank
-    places = {"layers": config.layers, "positions": config.positions, "tied": config.tied, "hook": config.hook}
-    return replace(method, rank=rank, **places)
+    return replace(
+        method,
+        layers=config.layers,
+        positions=config.positions,
+        tied=config.tied,
+        hook=config.hook,
+        rank=None if method.rank is None else config.rank or method.rank,
+    )
 
 
 def _settings(config: RunConfig, progress: bool) -> TrainConfig:

@@ -49,6 +49,10 @@ class Comparison(Result):
     """Of the untrained base; None where scoring wants a trained head."""
     runs: tuple[ComparedRun, ...]
 
+    def _by_method(self) -> dict[str, list[ComparedRun]]:
+        names = dict.fromkeys(run.method for run in self.runs)
+        return {name: [run for run in self.runs if run.method == name] for name in names}
+
     def runs_to_dataframe(self) -> pd.DataFrame:
         """One line for each run."""
         return pd.DataFrame([asdict(run) for run in self.runs])
@@ -56,8 +60,7 @@ class Comparison(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each method: means over seeds, and the least and greatest score."""
         lines = []
-        for method in dict.fromkeys(run.method for run in self.runs):
-            runs = [run for run in self.runs if run.method == method]
+        for method, runs in self._by_method().items():
             scores = [run.score for run in runs]
             lines.append(
                 {
@@ -91,8 +94,8 @@ class Comparison(Result):
         return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows))
 
     def headline(self) -> str:
-        lines = self.to_dataframe().to_dict("records")
-        scores = ", ".join(f"{line['method']} {line['score']:.3f}" for line in lines)
+        means = {name: _mean([run.score for run in runs]) for name, runs in self._by_method().items()}
+        scores = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
         return f"{self.metric} on {self.n_test} examples, {self.steps} steps of {self.batch_size} on {self.n_train}: {scores}"
 
 
