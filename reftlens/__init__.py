@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from reftlens._version import __version__
 
 if TYPE_CHECKING:
-    from reftlens import analysis, objectives, plot, tasks
+    from reftlens import analysis, baselines, objectives, plot, tasks
     from reftlens.bridge import load_bridge
     from reftlens.checks import check_sites
     from reftlens.cone import Held, hold, run_cone
@@ -134,6 +134,7 @@ __all__ = [
     "__version__",
     "analysis",
     "attach",
+    "baselines",
     "check_sites",
     "dissect",
     "encode",
@@ -156,7 +157,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("analysis", "objectives", "plot", "tasks"):
+    if name in ("analysis", "baselines", "objectives", "plot", "tasks"):
         return importlib.import_module(f"reftlens.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"reftlens.{_HOME[name]}"), name)

@@ -10,6 +10,7 @@ from reftlens.results import (
     Answered,
     Attribution,
     Codebook,
+    Comparison,
     Composed,
     Context,
     DirectionReadout,
@@ -38,6 +39,7 @@ from reftlens.results import (
     TokenMap,
 )
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
+from reftlens.results.comparisons import ComparedRun
 from reftlens.training import TrainConfig, TrainLog
 
 TOKENS = (
@@ -315,6 +317,7 @@ def every_result(text: str) -> list[Result]:
         many,
         size,
         Answered(text, text, text, text, None),
+        Comparison(text, 3, 4, 5, 6, 100, 0.5, (ComparedRun(text, 0, 0.5, 1, 0, 0.1, 2.0, 3.0, None),)),
         Evaluation(text, text, 0.5, (Answered(text, text, text, text, True),)),
         Projection(text, torch.rand(2, 2), torch.rand(2, 2), torch.rand(2, 2), sites),
         Operator(text, rows, rows, curve[:2], curve[1:], curve[:2], 2.0, 9, rows),

@@ -391,3 +391,16 @@ def test_a_damaged_run_is_refused(run, place) -> None:
 def test_every_command_shows_an_example() -> None:
     for name in ("demo", "presets", "params", "train", "eval", "generate", "inspect", "trace", "benchmark"):
         assert f"Example: reftlens {name}" in call(name, "--help").stdout
+
+
+def test_methods_are_compared_on_what_a_run_learns(place) -> None:
+    settings = ("--set", "epochs=1", "--set", "n_eval=2", "--seeds", 1, "--quiet")
+    found = json.loads(call("compare", place / "moved.toml", "--method", "steering vector", *settings, "--json").stdout)
+    assert [(run["method"], run["trained"]) for run in found["runs"]] == [
+        ("LoReFT (of the run)", 2 * (2 * 4 * 96 + 4)),
+        ("steering vector", 2 * 96),
+    ]
+    assert found["steps"] == 2
+    assert "there is no method 'nothing'; there are LoReFT" in refused(
+        "compare", place / "moved.toml", "--method", "nothing", *settings
+    )

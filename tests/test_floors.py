@@ -25,6 +25,7 @@ FLOORS: list[set[str]] = [
     {"training", "generation", "analysis", "checks", "lofit", "pyreft", "merging"},
     {"seeds", "benchmark", "tasks", "claims"},
     {"dissection", "runs"},
+    {"baselines"},
     {"demo"},
     {"demo_report"},
     {"cli"},

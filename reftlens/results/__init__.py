@@ -8,6 +8,7 @@ from reftlens.results.agreements import Agreement, agreements_to_dataframe
 from reftlens.results.attributions import Attribution
 from reftlens.results.base import Result
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead
+from reftlens.results.comparisons import Comparison
 from reftlens.results.contexts import Context, ReadContexts
 from reftlens.results.doses import Dose
 from reftlens.results.evaluations import Answered, Evaluation
@@ -30,6 +31,7 @@ __all__ = [
     "Answered",
     "Attribution",
     "Codebook",
+    "Comparison",
     "Composed",
     "Context",
     "DirectionReadout",
