@@ -17,6 +17,7 @@ from reftlens.analysis.operator import decompose
 from reftlens.analysis.outcome import outcome
 from reftlens.analysis.overlap import covariance_matched, directions, haar, overlap, random_readings
 from reftlens.analysis.patching import patch
+from reftlens.analysis.paths import paths
 from reftlens.analysis.placebo import turned
 from reftlens.analysis.readers import read_space
 from reftlens.analysis.retraining import at_random_sites, permuted_labels, random_model, untrained
@@ -47,6 +48,7 @@ __all__ = [
     "outcome",
     "overlap",
     "patch",
+    "paths",
     "permuted_labels",
     "probability_of",
     "random_model",
