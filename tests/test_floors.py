@@ -22,7 +22,7 @@ FLOORS: list[set[str]] = [
     {"base_runs"},
     {"trainer"},
     {"training", "generation", "analysis", "checks", "lofit", "pyreft", "merging"},
-    {"seeds", "benchmark"},
+    {"seeds", "cell_training", "benchmark"},
     {"dissection"},
     {"demo"},
     {"demo_report"},

@@ -9,6 +9,7 @@ from reftlens.analysis.effect import effect_map
 from reftlens.analysis.interchange import interchange
 from reftlens.analysis.ledger import edit_size, ledger
 from reftlens.analysis.lens import read_directions
+from reftlens.analysis.localisation import at_rules, beside_tracing
 from reftlens.analysis.manifold import off_manifold
 from reftlens.analysis.mediation import direct_effect, mediate
 from reftlens.analysis.metrics import kl_from, logit_difference_of, loss_of, probability_of
@@ -29,7 +30,9 @@ __all__ = [
     "ablate",
     "agreement",
     "at_random_sites",
+    "at_rules",
     "attribute",
+    "beside_tracing",
     "covariance_matched",
     "decompose",
     "direct_effect",

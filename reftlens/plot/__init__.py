@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reftlens.plot.beside_tracing import beside_tracing
 from reftlens.plot.canvas import png
 from reftlens.plot.dose import dose
 from reftlens.plot.edit_profile import edit_profile
@@ -16,6 +17,7 @@ from reftlens.plot.token_map import token_map
 from reftlens.plot.training_curve import training_curve
 
 __all__ = [
+    "beside_tracing",
     "dose",
     "edit_profile",
     "edit_size",

@@ -17,6 +17,7 @@ from reftlens.results.outcomes import Outcome, SiteCheck, SiteChecks, outcomes_t
 from reftlens.results.overlaps import Overlap
 from reftlens.results.patchings import PatchMap
 from reftlens.results.profiles import EditProfile
+from reftlens.results.reft_maps import BesideTracing, ReftMap
 from reftlens.results.spreads import Spread
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Ablation",
     "Agreement",
     "Attribution",
+    "BesideTracing",
     "Context",
     "DirectionReadout",
     "Dose",
@@ -38,6 +40,7 @@ __all__ = [
     "PatchMap",
     "ReadContexts",
     "ReadSpace",
+    "ReftMap",
     "SiteCheck",
     "SiteChecks",
     "Spread",
