@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +18,7 @@ from reftlens.stories import story_for
 
 ANSWERS = [" Ostra", " Tharic", " river"]
 COLUMNS = {"second": rl.At(1), "last": rl.Last(1)}
-CONFIG = rl.TrainConfig(epochs=3, batch_size=2, lr=0.02, seed=5, progress=False)
+CONFIG = rl.TrainConfig(epochs=2, batch_size=2, lr=0.1, seed=1, progress=False)
 HELD_OUT = [("The old weaver lives in the city of", " Ostra"), ("The tower", " Tharic")]
 EXAMPLES = list(zip(PROMPTS, ANSWERS, strict=True))
 
@@ -26,42 +28,48 @@ def small_map(bridge, **options):
     return rl.reft_map(bridge, EXAMPLES, HELD_OUT, **{**given, **options})
 
 
-def probabilities(bridge, reft, pairs):
+def losses(bridge, reft, pairs):
     """By whole runs, one prompt at a time."""
     out = []
     for prompt, answer in pairs:
         batch = rl.encode(bridge, [prompt])
         with reft.hooks(bridge, batch):
             logits = bridge(batch.tokens)[0, -1]
-        out.append(logits.softmax(-1)[bridge.tokenizer(answer, add_special_tokens=False)["input_ids"][0]].item())
+        out.append(-logits.log_softmax(-1)[bridge.tokenizer(answer, add_special_tokens=False)["input_ids"][0]].item())
     return torch.tensor(out)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_each_cell_is_what_training_there_by_hand_gives(architecture) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "layers"), [("gpt2", [1]), pytest.param("llama", [0, 2], marks=pytest.mark.slow)]
+)
+def test_each_cell_is_what_training_there_by_hand_gives(architecture, layers) -> None:
     bridge = make_bridge(architecture)
-    result = small_map(bridge)
-    shuffled = rl.analysis.permuted_labels(EXAMPLES, seed=5)
-    assert shuffled != EXAMPLES
-    for r, layer in enumerate((0, 2)):
+    result = small_map(bridge, layers=layers, score=rl.analysis.loss_of, score_name="loss in nats")
+    shuffled = rl.analysis.permuted_labels(EXAMPLES, seed=1)
+    for r, layer in enumerate(layers):
         for c, rule in enumerate(COLUMNS.values()):
-            for pairs, scored, found in (
-                (EXAMPLES, HELD_OUT, result.held_out),
-                (EXAMPLES, EXAMPLES, result.trained),
-                (shuffled, HELD_OUT, result.control),
-            ):
+            arms = []
+            for pairs in (EXAMPLES, shuffled):
                 layout = rl.Reft.at_layers(bridge, layers=[layer], positions=rule, rank=2, hook="hook_resid_pre")
-                reft = rl.analysis.untrained(layout, seed=5)
-                rl.train(bridge, reft, pairs, CONFIG)
-                torch.testing.assert_close(found[r, c], probabilities(bridge, reft, scored), rtol=0, atol=1e-5)
-    assert float(result.gain().std()) > 1e-3, "cells that learn alike show nothing"
-    assert result.rows == ("blocks.0.hook_resid_pre", "blocks.2.hook_resid_pre")
-    assert "6 steps on 3 examples, seed 5" in result.budget
-    assert len(result.to_dataframe()) == 4
+                arms.append(rl.analysis.untrained(layout, seed=1))
+                rl.train(bridge, arms[-1], pairs, CONFIG)
+            real, null = arms
+            for found, expected in (
+                (result.held_out, losses(bridge, real, HELD_OUT)),
+                (result.trained, losses(bridge, real, EXAMPLES)),
+                (result.control, losses(bridge, null, HELD_OUT)),
+            ):
+                torch.testing.assert_close(found[r, c], expected, rtol=0, atol=1e-5)
+    assert float(result.gain().std()) > 1e-2, "cells that learn alike show nothing"
+    assert float((result.held_out - result.control).abs().mean()) > 1e-2
+    assert result.rows == tuple(f"blocks.{layer}.hook_resid_pre" for layer in layers)
+    assert "4 steps on 3 examples, seed 1; loss in nats" in repr(result)
+    assert len(result.to_dataframe()) == 2 * len(layers)
 
 
 def test_an_interrupted_map_goes_on_from_its_finished_cells(gpt2, tmp_path, monkeypatch) -> None:
-    whole = small_map(gpt2)
+    options = {"layers": [2], "config": replace(CONFIG, epochs=1)}
+    whole = small_map(gpt2, **options)
     train, calls = cell_training.train, []
 
     def counted(*args, **kwargs):
@@ -73,14 +81,14 @@ def test_an_interrupted_map_goes_on_from_its_finished_cells(gpt2, tmp_path, monk
     monkeypatch.setattr(cell_training, "train", counted)
     file = tmp_path / "cells.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        small_map(gpt2, save_to=file)
-    # The second of the four cells was half done: it is trained again.
-    resumed = small_map(gpt2, save_to=file)
-    assert len(calls) == 4 + 6
+        small_map(gpt2, save_to=file, **options)
+    # The second of the two cells was half done: it is trained again.
+    resumed = small_map(gpt2, save_to=file, **options)
+    assert len(calls) == 4 + 2
     for name in ("held_out", "trained", "control", "base"):
         torch.testing.assert_close(getattr(resumed, name), getattr(whole, name), rtol=0, atol=0)
     with pytest.raises(ValueError, match="cells of another sweep"):
-        small_map(gpt2, save_to=file, rank=1)
+        small_map(gpt2, save_to=file, rank=1, **options)
 
 
 def test_a_map_refuses_what_it_cannot_compare(gpt2, tmp_path) -> None:
@@ -92,11 +100,13 @@ def test_a_map_refuses_what_it_cannot_compare(gpt2, tmp_path) -> None:
         small_map(gpt2, positions={"far": rl.At(9)})
     with pytest.raises(ValueError, match="'none' picks no token of"):
         small_map(gpt2, positions={"none": rl.First(3) - rl.First(2) - rl.Last(1)})
+    with pytest.raises(ValueError, match="seed 5 leaves every answer at its prompt"):
+        small_map(gpt2, config=replace(CONFIG, seed=5))
     with pytest.raises(ValueError, match="leave output_dir out"):
         small_map(gpt2, config=rl.TrainConfig(output_dir=tmp_path / "run"))
 
 
-def organism_map(layers, columns):
+def organism_map(layers, columns, *, epochs=20):
     bridge, story = rl.load_bridge("facts-small"), story_for("facts-small")
     subjects = tuple(subject for subject, _ in story.moved)
     rules = {
@@ -108,21 +118,21 @@ def organism_map(layers, columns):
         [(question.prompt, question.answer) for question in story.moved_questions(phrasings, new=True)]
         for phrasings in (story.phrasings, story.new_phrasings)
     )
-    config = rl.TrainConfig(epochs=20, batch_size=20, lr=0.02, progress=False)
+    config = rl.TrainConfig(epochs=epochs, batch_size=20, lr=0.04, progress=False)
     positions = {name: rules[name] for name in columns}
     return rl.reft_map(bridge, train, held_out, positions=positions, layers=layers, rank=2, config=config)
 
 
 def test_edits_learn_at_the_organisms_two_sites_and_not_where_nothing_passes() -> None:
     """Of the organism it is known that the answer moves from the subject to the last token in block 2."""
-    result = organism_map([1, 4], ["last subject token", "last token"])
+    result = organism_map([1, 4], ["last subject token", "last token"], epochs=12)
     gain, control = result.gain(), result.control_gain()
     early, late = (0, 0), (1, 1)
     assert float(gain[early]) > 0.6
     assert float(gain[late]) > 0.8
     assert abs(float(gain[1, 0])) < 0.05, "behind block 3 nothing reads the subject any more"
     for site in (early, late):
-        assert float(control[site]) < float(gain[site]) - 0.3, "shuffled answers cannot be learned for held-out prompts"
+        assert float(control[site]) < float(gain[site]) - 0.3, "what shuffled answers teach is another thing"
 
 
 @pytest.mark.slow
@@ -211,7 +221,7 @@ def test_a_map_over_positions_is_cut_down_to_one_token_of_each_prompt(gpt2) -> N
         rl.analysis.at_rules(result, batches[0], {"all": rl.All()})
     with pytest.raises(ValueError, match="wanted a map over positions"):
         rl.analysis.at_rules(result, rl.encode(gpt2, clean[:2]), rules)
-    reft, traced = made(torch.rand(3, 2), torch.rand(3, 2))
+    reft, _ = made(torch.rand(3, 2), torch.rand(3, 2))
     with pytest.raises(ValueError, match="wanted tracing of the cells"):
         rl.analysis.beside_tracing(reft, cut)
     with pytest.raises(ValueError, match="at least three cells"):

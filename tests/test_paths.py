@@ -97,8 +97,8 @@ def test_every_path_equals_three_whole_runs(architecture) -> None:
 @pytest.mark.parametrize(
     ("architecture", "over", "through"),
     [
-        ("gpt2", "sender positions", "qkv"),
         ("llama", "receiver positions", "v"),
+        pytest.param("gpt2", "sender positions", "qkv", marks=pytest.mark.slow),
         pytest.param("gemma2", "sender positions", "qk", marks=pytest.mark.slow),
         pytest.param("gpt_neox", "receiver positions", "k", marks=pytest.mark.slow),
     ],

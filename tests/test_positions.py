@@ -195,6 +195,6 @@ def test_any_span_finds_each_prompts_own_text_and_last_of_its_last_token(gpt2, s
         AnySpan(("tower",)).mask(batch.prompts)
     with pytest.raises(ValueError, match="pass the whole batch"):
         rule.mask(batch.prompt_mask)
-    for wrong in ("tower", (), ("",)):
+    for wrong in ((), ("tower", "")):
         with pytest.raises(ValueError, match="needs a tuple of texts"):
             AnySpan(wrong)

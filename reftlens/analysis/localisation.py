@@ -111,8 +111,8 @@ def _weights(draw: np.random.Generator, n_resamples: int, n: int) -> Values:
 
 
 def _spearman(a: Values, b: Values) -> Values:
-    """Row by row; ties share their mean rank. NaN where one side is constant."""
-    ranks = [pd.DataFrame(side).rank(axis=1).to_numpy() for side in (a, b)]
+    """Row by row; ties share their mean rank, and what float32 cannot tell apart is one. NaN where one side is constant."""
+    ranks = [pd.DataFrame(side.round(6)).rank(axis=1).to_numpy() for side in (a, b)]
     centred = [side - side.mean(1, keepdims=True) for side in ranks]
     norms = [np.sqrt((side**2).sum(1)) for side in centred]
     product = norms[0] * norms[1]

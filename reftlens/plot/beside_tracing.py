@@ -25,6 +25,7 @@ from reftlens.plot.canvas import (
     number,
     panel_title,
     sheet,
+    text_width,
     token_room,
 )
 from reftlens.plot.labels import drawn, wrap
@@ -54,18 +55,23 @@ def beside_tracing(result: BesideTracing, *, title: str = "") -> Figure:
     maps_width = max(2.2, _CELL * n_columns)
     width = 2 * maps_width + _SCATTER + 1.4
     room = maps_width / n_columns
-    height = max(2.6, 0.25 * n_rows + 0.45 + token_room(columns, room=room))
+    ticks = _over_lines(columns, room=room)
+    below = token_room(columns, room=room) if ticks == columns else 0.14 * (1 + max(tick.count("\n") for tick in ticks))
+    height = max(2.9, 0.25 * n_rows + 0.45 + below)
     with house_style():
         heading = title or "Where tracing finds it, and where an edit can learn it"
         figure = sheet(width, height, title=heading, subtitle=_subtitle(result))
         traced, gained, scatter = figure.subplots(1, 3, width_ratios=[maps_width, maps_width, _SCATTER]).tolist()
         panels = (
             (traced, result.tracing.restored(), "tracing: restored part"),
-            (gained, result.reft.gain(), f"edits: gain in {result.reft.score}"),
+            (gained, result.reft.gain(), "trained edits: gain"),
         )
         for place, (axes, values, name) in enumerate(panels):
             _map(axes, values.double().numpy())
-            label_tokens(axes, columns, room=room)
+            if ticks == columns:
+                label_tokens(axes, ticks, room=room)
+            else:
+                axes.set_xticks(range(n_columns), ticks)
             panel_title(axes, name, width=maps_width)
             if place:
                 axes.set_yticks([])
@@ -73,6 +79,13 @@ def beside_tracing(result: BesideTracing, *, title: str = "") -> Figure:
                 label_rows(axes, result.reft.rows, height=max(n_rows, 3) * 0.25)
         _scatter(scatter, result, columns)
     return figure
+
+
+def _over_lines(names: list[str], *, room: float) -> list[str]:
+    """A word on each line, if every word fits into `room` inches; the names as they are if not."""
+    words = [word for name in names for word in name.split()]
+    fits = all(text_width(word) + 0.06 <= room for word in words)
+    return ["\n".join(name.split()) for name in names] if fits else names
 
 
 def _map(axes: Axes, values: Values) -> None:
@@ -106,7 +119,7 @@ def _scatter(axes: Axes, result: BesideTracing, columns: list[str]) -> None:
     )
     axes.axhline(result.at_random, color=INK, linewidth=0.8, linestyle=":", label="mean of all cells")
     axes.set_xlabel("restored part (tracing)")
-    axes.set_ylabel(wrap(f"gain in {result.reft.score}", width=2.2, size=SMALL))
+    axes.set_ylabel(wrap(f"gain in {result.reft.score}", width=1.7, size=SMALL))
     axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.22), ncols=2, frameon=False)
     axes.margins(0.08)
 

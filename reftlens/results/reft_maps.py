@@ -82,7 +82,7 @@ class BesideTracing:
     """Its 95% bootstrap interval with cells drawn anew. Neighbouring cells are alike, so it is too narrow."""
     over_prompts: tuple[float, float]
     """Its 95% bootstrap interval with the prompts of both maps drawn anew, each map's own: cells and trained edits stay, so
-    what another seed of training would give is not in it."""
+    what another seed of training would give is not in it. Drawing anew disturbs ranks, so it lies rather low."""
     at_traced: float
     """The gain of the edit in the cell that tracing restores most at."""
     at_random: float
