@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from reftlens._version import __version__
 
 if TYPE_CHECKING:
-    from reftlens import analysis, objectives, plot
+    from reftlens import analysis, objectives, plot, tasks
     from reftlens.bridge import load_bridge
     from reftlens.cell_training import reft_map
     from reftlens.checks import check_sites
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from reftlens.data import Batch, encode
     from reftlens.dissection import DissectConfig, Dissection, dissect, load_dissection
     from reftlens.edit import Edit, EditError, attach
-    from reftlens.generation import generate
+    from reftlens.generation import Decoding, generate
     from reftlens.interventions import (
         RED,
         AdditiveLoReFT,
@@ -60,6 +60,7 @@ _HOME = {
     "Edit": "edit",
     "EditError": "edit",
     "attach": "edit",
+    "Decoding": "generation",
     "generate": "generation",
     "RED": "interventions",
     "AdditiveLoReFT": "interventions",
@@ -108,6 +109,7 @@ __all__ = [
     "At",
     "Batch",
     "ConsReFT",
+    "Decoding",
     "DiReFT",
     "DissectConfig",
     "Dissection",
@@ -154,13 +156,14 @@ __all__ = [
     "reft_map",
     "run_cone",
     "save_pyreft",
+    "tasks",
     "train",
     "train_seeds",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("analysis", "objectives", "plot"):
+    if name in ("analysis", "objectives", "plot", "tasks"):
         return importlib.import_module(f"reftlens.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"reftlens.{_HOME[name]}"), name)

@@ -63,7 +63,8 @@ def test_each_cell_is_what_training_there_by_hand_gives(architecture, layers) ->
     assert float(result.gain().std()) > 1e-2, "cells that learn alike show nothing"
     assert float((result.held_out - result.control).abs().mean()) > 1e-2
     assert result.rows == tuple(f"blocks.{layer}.hook_resid_pre" for layer in layers)
-    assert "4 steps on 3 examples, seed 1; loss in nats" in repr(result)
+    assert "gain in loss in nats on 2 held-out prompts" in repr(result)
+    assert "4 steps on 3 examples, seed 1" in repr(result)
     assert len(result.to_dataframe()) == 2 * len(layers)
 
 

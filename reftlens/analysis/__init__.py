@@ -20,6 +20,7 @@ from reftlens.analysis.overlap import covariance_matched, directions, haar, over
 from reftlens.analysis.patching import patch
 from reftlens.analysis.paths import paths
 from reftlens.analysis.placebo import turned
+from reftlens.analysis.projection import project
 from reftlens.analysis.readers import read_space
 from reftlens.analysis.retraining import at_random_sites, permuted_labels, random_model, untrained
 from reftlens.analysis.spread import spread
@@ -54,6 +55,7 @@ __all__ = [
     "paths",
     "permuted_labels",
     "probability_of",
+    "project",
     "random_model",
     "random_readings",
     "read_directions",

@@ -6,7 +6,7 @@ import math
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from reftlens.interventions.base import Affine, Intervention, promote
@@ -65,6 +65,12 @@ class Rescale(Intervention):
         h = promote(resid, self.excess)
         return (self.excess.to(h.dtype) * h).to(resid.dtype)
 
+    def l1(
+        self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"], n_examples: int
+    ) -> Float[Tensor, " n_examples"]:
+        """The sum of |a|, the same for every example."""
+        return self.excess.abs().sum().expand(n_examples)
+
     def affine(self) -> Affine:
         none = _no_rows(self.excess)
         return Affine(write=none, read=none, constant=torch.zeros_like(self.excess), diagonal=self.excess)
@@ -100,6 +106,10 @@ class SteeringVector(Intervention):
     @classmethod
     def of(cls, vector: Float[Tensor, " d_model"], scale: float = 1.0) -> SteeringVector:
         """The push along a given vector, which is copied.
+
+        Args:
+            vector: what is added, before the scale.
+            scale: fixed factor of the push.
 
         Raises:
             ValueError: if the vector holds NaN or infinite values, or scale is zero or not finite.

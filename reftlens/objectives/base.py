@@ -30,6 +30,8 @@ class Objective(nn.Module, ABC):
 
     fields: ClassVar[dict[str, type]]
     """Field of an example, which is also the column of a `datasets.Dataset`, -> its type."""
+    unit: ClassVar[str] = "per example"
+    """Of the loss, for readers of a log."""
 
     def read(self, examples: Sequence[Example] | Dataset) -> list[Example]:
         """The examples as tuples.
@@ -60,6 +62,9 @@ class Objective(nn.Module, ABC):
     def check(self, bridge: TransformerBridge) -> None:
         """Refuses a model that the objective cannot be computed on.
 
+        Args:
+            bridge: the base.
+
         Raises:
             ValueError: if it is one.
         """
@@ -67,11 +72,23 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, bridge: TransformerBridge, example: Example) -> Batch:
-        """The rows that one example consists of: one, or two for a preference."""
+        """The rows that one example consists of: one, or two for a preference.
+
+        Args:
+            bridge: gives the tokenizer.
+            example: the values of `fields`.
+
+        Raises:
+            ValueError: if it cannot be encoded.
+        """
 
     @abstractmethod
     def weights(self, batch: Batch) -> Int[Tensor, " examples"]:
-        """What each example's loss counts: its tokens, or 1."""
+        """What each example's loss counts: its tokens, or 1.
+
+        Args:
+            batch: the rows of some examples.
+        """
 
     @abstractmethod
     def losses(
@@ -87,7 +104,11 @@ class Objective(nn.Module, ABC):
         """
 
     def read_at(self, batch: Batch) -> Bool[Tensor, "batch pos"]:
-        """Where the model's output is read: tokens that predict a completion token, if not overridden."""
+        """Where the model's output is read: tokens that predict a completion token, if not overridden.
+
+        Args:
+            batch: the rows of some examples.
+        """
         return predictions(batch)
 
     def identity(self) -> str:
@@ -95,12 +116,22 @@ class Objective(nn.Module, ABC):
         return f"{type(self).__name__}({self.extra_repr()})"
 
     def reference(self, bridge: TransformerBridge, held: Held, example: Example) -> Tensor | None:
-        """What one example is compared with and training does not change; made once, without gradient."""
+        """What one example is compared with and training does not change; made once, without gradient.
+
+        Args:
+            bridge: the base, without edits attached.
+            held: the base run of this example.
+            example: the values of `fields`.
+        """
         return None
 
 
 def predictions(batch: Batch) -> Bool[Tensor, "batch pos"]:
-    """The tokens whose logits predict a completion token: each lies one before it."""
+    """The tokens whose logits predict a completion token: each lies one before it.
+
+    Args:
+        batch: rows with completions.
+    """
     return (batch.labels != IGNORE).roll(-1, dims=1)
 
 
@@ -123,7 +154,9 @@ def widened(values: Tensor) -> Tensor:
 
 
 def _is(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    """Whether it is of a kind: a whole number is a real one, and a truth value is no number."""
+    kinds = (int, float) if kind is float else (kind,)
+    return isinstance(value, kinds) and not (kind in (int, float) and isinstance(value, bool))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -50,7 +50,7 @@ def beside_tracing(result: BesideTracing, *, title: str = "") -> Figure:
         result: from `analysis.beside_tracing`.
         title: of the figure.
     """
-    columns = [drawn(name) for name in result.reft.columns]
+    columns = [" ".join(drawn(name).split()) for name in result.reft.columns]
     n_rows, n_columns = len(result.reft.rows), len(columns)
     maps_width = max(2.2, _CELL * n_columns)
     width = 2 * maps_width + _SCATTER + 1.4

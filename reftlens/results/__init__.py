@@ -6,8 +6,10 @@ A plot takes one of these and needs nothing else, no model and no edit. Tensors 
 from reftlens.results.ablations import Ablation
 from reftlens.results.agreements import Agreement, agreements_to_dataframe
 from reftlens.results.attributions import Attribution
+from reftlens.results.base import Result
 from reftlens.results.contexts import Context, ReadContexts
 from reftlens.results.doses import Dose
+from reftlens.results.evaluations import Answered, Evaluation
 from reftlens.results.interchanges import Interchanged, ReadSpace, Swap
 from reftlens.results.ledgers import TERMS, Ledger
 from reftlens.results.manifolds import OffManifold
@@ -17,6 +19,7 @@ from reftlens.results.outcomes import Outcome, SiteCheck, SiteChecks, outcomes_t
 from reftlens.results.overlaps import Overlap
 from reftlens.results.patchings import PatchMap
 from reftlens.results.profiles import EditProfile
+from reftlens.results.projections import Projection
 from reftlens.results.reft_maps import BesideTracing, ReftMap
 from reftlens.results.spreads import Spread
 
@@ -24,6 +27,7 @@ __all__ = [
     "TERMS",
     "Ablation",
     "Agreement",
+    "Answered",
     "Attribution",
     "BesideTracing",
     "Context",
@@ -31,6 +35,7 @@ __all__ = [
     "Dose",
     "EditProfile",
     "EditSize",
+    "Evaluation",
     "Interchanged",
     "Ledger",
     "OffManifold",
@@ -38,9 +43,11 @@ __all__ = [
     "Outcome",
     "Overlap",
     "PatchMap",
+    "Projection",
     "ReadContexts",
     "ReadSpace",
     "ReftMap",
+    "Result",
     "SiteCheck",
     "SiteChecks",
     "Spread",

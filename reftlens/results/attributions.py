@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reftlens.results.base import Result
 from reftlens.results.patchings import PatchMap
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Attribution:
+@dataclass(frozen=True, eq=False, repr=False)
+class Attribution(Result):
     """Estimated changes of the metric under a patch in each cell, and how well they agree with exact ones."""
 
     values: Float[Tensor, "pair rows columns"]
@@ -49,10 +50,10 @@ class Attribution:
         low, high = bootstrap_ci(found, confidence=confidence, n_resamples=n_resamples, generator=generator)
         return float(low), float(high)
 
-    def __repr__(self) -> str:
+    def headline(self) -> str:
         return (
-            f"Attribution({len(self.rows)} x {len(self.columns)} cells, {len(self.values)} pairs; correlation with the exact "
-            f"map {self._agreement()})"
+            f"{len(self.rows)} x {len(self.columns)} cells, {len(self.values)} pairs; correlation with the exact map "
+            f"{self._agreement()}"
         )
 
     def _agreement(self) -> str:

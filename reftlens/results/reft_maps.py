@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reftlens.results.base import Result
 from reftlens.results.patchings import PatchMap
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class ReftMap:
+@dataclass(frozen=True, eq=False, repr=False)
+class ReftMap(Result):
     """How well an edit of one budget learns in each cell."""
 
     held_out: Float[Tensor, "rows columns prompt"]
@@ -49,12 +50,12 @@ class ReftMap:
         """The same on the examples trained on."""
         return (self.trained - self.base_trained).mean(-1)
 
-    def __repr__(self) -> str:
+    def headline(self) -> str:
         best = divmod(int(self.gain().argmax()), len(self.columns))
         return (
-            f"ReftMap({len(self.rows)} x {len(self.columns)} cells, {self.budget}; {self.score} on {len(self.base)} held-out "
-            f"prompts: best {float(self.gain()[best]):+.2f} at {self.rows[best[0]]}, {self.columns[best[1]]}; with shuffled "
-            f"answers {float(self.control_gain()[best]):+.2f} there)"
+            f"{len(self.rows)} x {len(self.columns)} cells; gain in {self.score} on {len(self.base)} held-out prompts: best "
+            f"{float(self.gain()[best]):+.2f} at {self.rows[best[0]]}, {self.columns[best[1]]}, with shuffled answers "
+            f"{float(self.control_gain()[best]):+.2f} there; {self.budget}"
         )
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -69,8 +70,8 @@ class ReftMap:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class BesideTracing:
+@dataclass(frozen=True, eq=False, repr=False)
+class BesideTracing(Result):
     """A map of trained edits beside a tracing map of the same cells."""
 
     reft: ReftMap
@@ -90,12 +91,12 @@ class BesideTracing:
     as_good: float
     """Part of all other cells whose edit gains at least as much as that in the traced one; 0.5 is what chance gives."""
 
-    def __repr__(self) -> str:
+    def headline(self) -> str:
         cells, prompts = (f"{low:+.2f} to {high:+.2f}" for low, high in (self.over_cells, self.over_prompts))
         return (
-            f"BesideTracing(rank correlation {self.correlation:+.2f} over {self.tracing.mean().numel()} cells, 95% intervals "
-            f"{cells} (cells drawn anew) and {prompts} (prompts drawn anew); in tracing's best cell the edit gains "
-            f"{self.at_traced:+.2f}, in a random one {self.at_random:+.2f}; {self.as_good:.0%} of the others do as well)"
+            f"rank correlation {self.correlation:+.2f} over {self.tracing.mean().numel()} cells, 95% intervals {cells} (cells "
+            f"drawn anew) and {prompts} (prompts drawn anew); gain in tracing's best cell {self.at_traced:+.2f}, in a random one "
+            f"{self.at_random:+.2f}; {self.as_good:.0%} of the others do as well"
         )
 
     def to_dataframe(self) -> pd.DataFrame:
