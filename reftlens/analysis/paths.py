@@ -112,14 +112,8 @@ def paths(
     if not through or set(through) - set("qkv"):
         raise ValueError(f"through must be made up of q, k and v, got {through!r}")
     require_pairs(batch)
-    first = 1 + boundary_of(bridge, [site.hook_name for site in reft.sites])
     known = _components(bridge)
-    later = [name for name, component in known.items() if component.layer >= first]
-    sending = _chosen(senders, of=[EDIT, *known], all_of=[EDIT, *later], what="senders")
-    receiving = _chosen(receivers, of=[*known, LOGITS], all_of=[*later, LOGITS], what="receivers")
-    ways = [(s, r) for s in sending for r in receiving if _leads(s, r, known)]
-    if not ways:
-        raise ValueError(f"no receiver lies behind a sender: got senders {sending} and receivers {receiving}")
+    sending, receiving, ways = _ways(bridge, reft, known, senders, receivers)
     points = tuple(dict.fromkeys(component.point for component in known.values()))
     unread = tuple(
         f"blocks.{layer}.attn.hook_{part}"
@@ -254,6 +248,24 @@ def _components(bridge: TransformerBridge) -> dict[str, Component]:
         Component(layer, head) for layer in range(bridge.cfg.n_layers) for head in (*range(bridge.cfg.n_heads), None)
     ]
     return {component.name: component for component in found}
+
+
+def _ways(
+    bridge: TransformerBridge,
+    reft: Reft,
+    known: dict[str, Component],
+    senders: Sequence[str] | None,
+    receivers: Sequence[str] | None,
+) -> tuple[tuple[str, ...], tuple[str, ...], list[tuple[str, str]]]:
+    """Senders, receivers, and the pairs of them that have a path."""
+    first = 1 + boundary_of(bridge, [site.hook_name for site in reft.sites])
+    later = [name for name, component in known.items() if component.layer >= first]
+    sending = _chosen(senders, of=[EDIT, *known], all_of=[EDIT, *later], what="senders")
+    receiving = _chosen(receivers, of=[*known, LOGITS], all_of=[*later, LOGITS], what="receivers")
+    ways = [(s, r) for s in sending for r in receiving if _leads(s, r, known)]
+    if not ways:
+        raise ValueError(f"no receiver lies behind a sender: got senders {sending} and receivers {receiving}")
+    return sending, receiving, ways
 
 
 def _chosen(names: Sequence[str] | None, *, of: Sequence[str], all_of: Sequence[str], what: str) -> tuple[str, ...]:
