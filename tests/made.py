@@ -11,6 +11,8 @@ from reftlens.results import (
     Answered,
     Attribution,
     BesideTracing,
+    Codebook,
+    Composed,
     Context,
     DirectionReadout,
     Dose,
@@ -19,9 +21,12 @@ from reftlens.results import (
     Evaluation,
     Interchanged,
     Ledger,
+    Mannered,
+    Memorised,
     OffManifold,
     Operator,
     Outcome,
+    Overhead,
     Overlap,
     PatchMap,
     Projection,
@@ -35,6 +40,7 @@ from reftlens.results import (
     Swap,
     TokenMap,
 )
+from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
 from reftlens.training import TrainConfig, TrainLog
 
 TOKENS = (
@@ -304,7 +310,14 @@ def every_result(text: str) -> list[Result]:
     context = Context(tokens, 1, 2.5)
     ledger = made_ledger(tokens)
     check = SiteCheck(text, 1, 0.5, 0.5, text)
+    claim = Claim(text, text, ((text, text, text),), text)
+    spoken = (Spoken(text, 0.5, float("nan"), 0.5, 0.25, 8, text),)
     return [
+        Memorised(claim, (Recall(text, 1, 8, 3, 0),)),
+        Codebook(claim, (Coded(text, 8, 1, 0.5, 0.0, 0.0),)),
+        Composed(claim, spoken),
+        Mannered(claim, spoken),
+        Overhead(claim, (Timed(text, (1.0, 1.1), 0, 8), Timed(text, (1.2, 1.1), 2, 8))),
         made_ablation(2, name=text.replace("{", "(").replace("}", ")")),
         made_agreements((text, "other"))[0],
         Attribution(values, patch, torch.rand(4), sites, tokens),
@@ -321,6 +334,7 @@ def every_result(text: str) -> list[Result]:
         OffManifold(text, curve, 100 * curve, 100 * curve, 100 * curve, 0.1, 3, 4),
         many,
         size,
+        Answered(text, text, text, text, None),
         Evaluation(text, text, 0.5, (Answered(text, text, text, text, True),)),
         Projection(text, torch.rand(2, 2), torch.rand(2, 2), torch.rand(2, 2), sites),
         Operator(text, rows, rows, curve[:2], curve[1:], curve[:2], 2.0, 9, rows),

@@ -297,3 +297,14 @@ def test_what_does_not_fit_is_refused(tmp_path) -> None:
         task.score(["good"], [record])
     with pytest.raises(ValueError, match="one output for each record"):
         task.score([], [record])
+
+
+def test_the_hub_is_named_where_it_does_not_answer(monkeypatch) -> None:
+    def refuse(*_args, **_settings):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(records, "load_dataset", refuse)
+    with pytest.raises(
+        FileNotFoundError, match=r"nyu-mll/glue.*its split 'validation_matched' of 'mnli' could not be had"
+    ):
+        task_named("MNLI").load("test")

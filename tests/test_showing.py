@@ -11,7 +11,7 @@ from made import every_result, made_patch
 
 import reftlens as rl
 from reftlens import results
-from reftlens.results import Answered, Result, TokenMap
+from reftlens.results import Result, TokenMap
 from reftlens.showing import MOST_COLUMNS, MOST_LINES, as_html, plain
 
 HOSTILE = [
@@ -46,7 +46,7 @@ class Shown(HTMLParser):
 
 
 def test_every_result_class_is_among_the_samples() -> None:
-    assert {type(sample) for sample in every_result("x")} == set(CLASSES) - {Result, Answered}
+    assert {type(sample) for sample in every_result("x")} == set(CLASSES) - {Result}
     assert all(issubclass(kind, Result) for kind in CLASSES)
 
 

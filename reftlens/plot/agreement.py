@@ -24,6 +24,9 @@ def agreement(results: Sequence[Agreement]) -> Figure:
 
     Darker is closer in every panel. What chance gives stands above each.
 
+    Args:
+        results: from `analysis.agreement`, one for each pair.
+
     Raises:
         ValueError: if there are no pairs.
     """

@@ -41,6 +41,9 @@ _PAIRS = ((0, 1, "o", ORANGE), (0, 2, "s", BLUE), (1, 2, "^", INK))
 def ledger(result: Ledger) -> Figure:
     """Draws, for each site and edited token, the terms beside the change, and the cosines between terms.
 
+    Args:
+        result: from `analysis.ledger`.
+
     Raises:
         ValueError: if nothing is edited.
     """

@@ -22,6 +22,9 @@ _COLUMNS = 3
 def projection(results: Sequence[Projection]) -> Figure:
     """Draws open marks before the edit, filled ones after it, and a line between; crosses are the control.
 
+    Args:
+        results: from `analysis.project`, one for each site.
+
     Raises:
         ValueError: if there is nothing to draw, or more groups than can be told apart.
     """

@@ -7,6 +7,7 @@ from reftlens.results.ablations import Ablation
 from reftlens.results.agreements import Agreement, agreements_to_dataframe
 from reftlens.results.attributions import Attribution
 from reftlens.results.base import Result
+from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead
 from reftlens.results.contexts import Context, ReadContexts
 from reftlens.results.doses import Dose
 from reftlens.results.evaluations import Answered, Evaluation
@@ -30,6 +31,8 @@ __all__ = [
     "Answered",
     "Attribution",
     "BesideTracing",
+    "Codebook",
+    "Composed",
     "Context",
     "DirectionReadout",
     "Dose",
@@ -38,9 +41,12 @@ __all__ = [
     "Evaluation",
     "Interchanged",
     "Ledger",
+    "Mannered",
+    "Memorised",
     "OffManifold",
     "Operator",
     "Outcome",
+    "Overhead",
     "Overlap",
     "PatchMap",
     "Projection",

@@ -20,11 +20,12 @@ __all__ = ["TASKS", "Family", "Record", "Task", "TextTask", "evaluate", "task_na
 
 
 def task_named(name: str) -> Task:
-    """A task by its name.
+    """A task by its name, in small letters or capitals.
 
     Raises:
         ValueError: if there is none; it lists those there are.
     """
-    if name not in TASKS:
-        raise ValueError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
-    return TASKS[name]
+    for task in TASKS.values():
+        if task.name.lower() == name.lower():
+            return task
+    raise ValueError(f"there is no task {name!r}; there are {', '.join(TASKS)}")

@@ -23,7 +23,7 @@ from reftlens.reft import Reft
 from reftlens.results import Evaluation
 
 GREEDY = Decoding()
-Family = Literal["commonsense", "arithmetic", "instruct", "glue"]
+Family = Literal["commonsense", "arithmetic", "instruct", "glue", "own"]
 
 
 @final

@@ -5,9 +5,10 @@ and GLUE's validation set in two, because its test labels are not published: 1,0
 there are more than 5,000, otherwise half, and the rest to report on. The paper reports Matthews correlation of CoLA, Pearson
 correlation of STS-B and accuracy of the others.
 
-Two departures. Which records fall into which part is drawn from `split_seed`, not from the reference's state of random
-numbers, so the parts are as large and not the same. And the reference's head is that of transformers, which has dropout
-of its own in training; this one is the paper's formula.
+Three departures. Which records fall into which part is drawn from `split_seed`, not from the reference's state of random
+numbers, so the parts are as large and not the same. `train(validation=...)` chooses by the loss, where the reference
+goes by the metric. And the reference trains in the base's own dropout and that of transformers' head; here the base stays
+in eval mode, the head is the paper's formula, and `TrainConfig.dropout` is that of the edits alone.
 """
 
 from __future__ import annotations
