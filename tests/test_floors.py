@@ -23,7 +23,7 @@ FLOORS: list[set[str]] = [
     {"base_runs"},
     {"trainer"},
     {"training", "generation", "analysis", "checks", "lofit", "pyreft", "merging"},
-    {"seeds", "benchmark", "tasks", "claims"},
+    {"seeds", "cell_training", "benchmark", "tasks", "claims"},
     {"dissection", "runs"},
     {"baselines"},
     {"demo"},

@@ -22,6 +22,7 @@ from reftlens.results.overlaps import Overlap
 from reftlens.results.patchings import PatchMap
 from reftlens.results.profiles import EditProfile
 from reftlens.results.projections import Projection
+from reftlens.results.reft_maps import BesideTracing, ReftMap
 from reftlens.results.spreads import Spread
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Agreement",
     "Answered",
     "Attribution",
+    "BesideTracing",
     "Codebook",
     "Comparison",
     "Composed",
@@ -52,6 +54,7 @@ __all__ = [
     "Projection",
     "ReadContexts",
     "ReadSpace",
+    "ReftMap",
     "Result",
     "SiteCheck",
     "SiteChecks",
