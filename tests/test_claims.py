@@ -66,7 +66,7 @@ def test_words_are_whole_different_and_enough(organism) -> None:
 
 
 def test_one_token_is_memorised_and_not_by_an_untrained_vector(organism) -> None:
-    config = memorise.MemoriseConfig(lengths=(1,), depth=0.7, epochs=40, lr=5e-2)
+    config = memorise.MemoriseConfig(lengths=(1,), depth=0.7, epochs=25, lr=5e-2)
     result = memorise.memorise(organism, " castle tower bridge gate", config, model="organism", progress=False)
     assert [row.returned for row in result.of("text") if row.length == 1] == [1]
     assert all(row.returned == 0 for row in result.of("text, vector not trained"))

@@ -142,7 +142,16 @@ def speak(
         for ask, text in zip(asks, texts, strict=True)
     ]
     together = [one and other for one, other in zip(manner, moved if taught_move else kept, strict=True)]
-    shares = [sum(column) / len(asks) for column in (manner, moved, kept, together)]
-    if not taught_move:
-        shares[1] = float("nan")
-    return Spoken(name, *shares, n=len(asks), sample=texts[0])
+
+    def share(column: Sequence[bool]) -> float:
+        return sum(column) / len(asks)
+
+    return Spoken(
+        edit=name,
+        manner=share(manner),
+        moved=share(moved) if taught_move else float("nan"),
+        kept=share(kept),
+        together=share(together),
+        n=len(asks),
+        sample=texts[0],
+    )
