@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test test-all check figures clean
+.PHONY: demo test test-all check figures tutorials docs clean
 
 demo: $(READY)  ## train an edit, take it apart, draw it: demo/report.html
 	$(BIN)/reftlens demo --out demo
@@ -30,5 +30,13 @@ figures: demo  ## the README's pictures
 	mkdir -p figures
 	cp demo/figures/effect.png demo/figures/tracing.png demo/figures/outcomes.png demo/figures/readout.png figures/
 
+# One thread: on models this small a second one waits more than it works, and a rerun gives the same numbers.
+tutorials: $(READY)  ## runs every notebook from start to end; fails on an error or a failed check
+	OMP_NUM_THREADS=1 HF_HUB_DISABLE_PROGRESS_BARS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False tutorials/*.ipynb
+
+docs: $(READY)  ## the API pages, from the docstrings: docs/index.html
+	$(BIN)/python tests/api_pages.py docs
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo docs

@@ -40,7 +40,11 @@ class Batch:
         return len(self.tokens)
 
     def to(self, device: str | torch.device) -> Batch:
-        """The same batch on another device."""
+        """The same batch on another device.
+
+        Args:
+            device: where to.
+        """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
         return replace(self, **moved)
@@ -57,7 +61,11 @@ class Batch:
         return torch.where(self.prompt_mask, columns, -1).amax(dim=1)
 
     def at_last_prompt_token(self, values: Shaped[Tensor, "batch pos axis"]) -> Shaped[Tensor, "batch axis"]:
-        """The line of each prompt's last token: of logits, those that predict the first completion token."""
+        """The line of each prompt's last token: of logits, those that predict the first completion token.
+
+        Args:
+            values: one line for each position, such as logits.
+        """
         rows = torch.arange(len(self), device=values.device)
         return values[rows, self.last_prompt_index]
 
@@ -75,7 +83,7 @@ class Batch:
         return lines
 
     def _repr_html_(self) -> str:
-        return as_html(repr(self), self.to_dataframe())
+        return as_html(repr(self), self.to_dataframe)
 
 
 def encode(

@@ -169,6 +169,10 @@ def attach(bridge: TransformerBridge, edits: Sequence[Edit]) -> Iterator[Transfo
 
     Outside, the base is what it was, also after an exception.
 
+    Args:
+        bridge: the model.
+        edits: from `reft.edits(batch)`.
+
     Raises:
         ValueError: if a hook does not exist or cannot be edited.
         EditError: at the end, if an edit never met an activation or was taken off by `reset_hooks`.

@@ -124,6 +124,9 @@ class Reft(nn.Module):
 
         Args:
             parts: name -> edit.
+
+        Raises:
+            ValueError: for no edits, or one whose parts have different scales.
         """
         if not parts:
             raise ValueError("there is nothing to compose: pass a name and an edit at least")
@@ -137,12 +140,26 @@ class Reft(nn.Module):
         return cls([pair for pair, _, _ in pairs], names=[name for _, name, _ in pairs], scales=scales)
 
     def only(self, *names: str) -> Reft:
-        """The same edits with only these names switched on; weights are shared."""
+        """The same edits with only these names switched on; weights are shared.
+
+        Args:
+            names: those that stay.
+
+        Raises:
+            ValueError: for a name that there is not, or if none stays.
+        """
         self._require_names(names)
         return self._keep([name in names for name in self.names])
 
     def without(self, *names: str) -> Reft:
-        """The same edits with these names switched off; weights are shared."""
+        """The same edits with these names switched off; weights are shared.
+
+        Args:
+            names: those that go.
+
+        Raises:
+            ValueError: for a name that there is not, or if none stays.
+        """
         self._require_names(names)
         return self._keep([name not in names for name in self.names])
 
@@ -330,7 +347,7 @@ class Reft(nn.Module):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each pair: name, activation, tokens, edit, scale, trained numbers."""
-        return self._pairs().to_dataframe()
+        return pd.DataFrame(self._pairs().lines())
 
     def _repr_html_(self) -> str:
-        return as_html(self._headline(), self.to_dataframe())
+        return as_html(self._headline(), self.to_dataframe)

@@ -36,6 +36,9 @@ def train_seeds(
 
     Returns:
         "seed 0" -> the trained copy, and so on; of several edits "name, seed 0".
+
+    Raises:
+        ValueError: if a seed is given twice.
     """
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"the seeds must differ, got {tuple(seeds)}: a repeated one trains the same edit twice")

@@ -6,6 +6,7 @@ A page around it gives colours and fonts: the table reads in light and in dark n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -31,16 +32,19 @@ def plain(text: str, *, longest: int | None = None) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)
 
 
-def as_html(headline: str, frame: pd.DataFrame) -> str:
+def as_html(headline: str, table: Callable[[], pd.DataFrame]) -> str:
     """The headline above the first and last lines of a table.
 
     Args:
         headline: what this is; its line breaks are kept.
-        frame: what there is to see; an empty one is left out.
+        table: makes what there is to see, such as `to_dataframe`; an empty table is left out.
     """
     lines = Markup("<br>").join(escape(plain(line, longest=4 * _LONGEST)) for line in headline.split("\n"))
     head = Markup('<div style="margin:.3em 0;white-space:pre-wrap;overflow-wrap:anywhere">{}</div>').format(lines)
-    return str(head) if frame.empty else str(head) + _table(frame)
+    # Lone surrogates (half a character) have no place in the Arrow strings of pandas 3.
+    with pd.option_context("mode.string_storage", "python"):
+        frame = table()
+        return str(head) if frame.empty else str(head) + _table(frame)
 
 
 def _table(frame: pd.DataFrame) -> str:

@@ -153,7 +153,7 @@ class TrainLog:
         return f"TrainLog({len(self.loss)} steps{change}{best})"
 
     def _repr_html_(self) -> str:
-        return as_html(repr(self), self.to_dataframe())
+        return as_html(repr(self), self.to_dataframe)
 
 
 def train(

@@ -38,6 +38,7 @@ from reftlens.results import (
     TokenMap,
 )
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
+from reftlens.training import TrainConfig, TrainLog
 
 TOKENS = (
     "<|endoftext|>",
@@ -189,6 +190,26 @@ def made_mlps(layers: int = 6, tokens: tuple[str, ...] = TOKENS) -> PatchMap:
     return PatchMap(values, 0 * values, base, source, rows, tokens, ("layer", "pos"), "turned", "edited into base")
 
 
+def made_paths() -> PatchMap:
+    """From the edit and two components to what lies behind each; the strongest runs from head 2.1 to the MLP."""
+    senders, receivers = ("edit", "2.1", "mlp3"), ("2.1", "mlp3", "logits")
+    parts = torch.tensor([[0.3, 0.1, 0.2], [torch.nan, 0.6, -0.2], [torch.nan, torch.nan, 0.4]])
+    values = 4 * parts + 0.02 * torch.randn(8, 3, 3, generator=torch.Generator().manual_seed(4))
+    base, source = torch.zeros(8), torch.full((8,), 4.0)
+    axes = ("sender", "receiver")
+    return PatchMap(values, 0 * values, base, source, senders, receivers, axes, "turned", "edited into base")
+
+
+def made_log(
+    loss: list[float],
+    validation: tuple[tuple[int, float], ...] = (),
+    best_step: int | None = None,
+    *,
+    unit: str = "nats per token",
+) -> TrainLog:
+    return TrainLog(tuple(loss), (1e-3,) * len(loss), TrainConfig(), validation, best_step, unit)
+
+
 def made_ledger(tokens: tuple[str, ...] = TOKENS, sites: int = 2) -> Ledger:
     """Terms of lengths 3, 1 and 2 in two dimensions: the first and the last cancel in part."""
     terms = torch.tensor([[3.0, 0.0], [0.0, 1.0], [-2.0, 0.0]])
@@ -239,7 +260,7 @@ def made_overlap(first: str = "blocks.3.hook_resid_post, 2 write directions", *,
         torch.tensor([12.0, 64.0]),
         score,
         {"Haar": draws, "covariance-matched": 3 * draws},
-        {"Haar": 90 - 100 * draws, "covariance-matched": 80 - 100 * draws},
+        {"Haar": torch.tensor([70.0, 85.0]), "covariance-matched": torch.tensor([50.0, 75.0])},
     )
 
 
@@ -293,6 +314,7 @@ def every_result(text: str) -> list[Result]:
         OffManifold(text, curve, 100 * curve, 100 * curve, 100 * curve, 0.1, 3, 4),
         many,
         size,
+        Answered(text, text, text, text, None),
         Evaluation(text, text, 0.5, (Answered(text, text, text, text, True),)),
         Projection(text, torch.rand(2, 2), torch.rand(2, 2), torch.rand(2, 2), sites),
         Operator(text, rows, rows, curve[:2], curve[1:], curve[:2], 2.0, 9, rows),

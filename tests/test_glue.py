@@ -68,7 +68,7 @@ def write_tsv(file, header, rows):
 def download(folder, name):
     """The files of a task as GLUE's download has them."""
     rng = random.Random(0)
-    write_tsv(folder / name / "train.tsv", HEADERS[name], rows_of(name, rng, 256))
+    write_tsv(folder / name / "train.tsv", HEADERS[name], rows_of(name, rng, 128))
     write_tsv(folder / name / "dev.tsv", HEADERS[name], rows_of(name, rng, 120))
     return folder
 
@@ -78,13 +78,13 @@ def trained(bridge, task, training, positions="f3"):
         torch.manual_seed(0)
         objective = task.objective(bridge)
         reft = rl.Reft.at_layers(bridge, layers="all", positions=positions, rank=1)
-    config = rl.TrainConfig(epochs=8, batch_size=64, lr=1e-2, dropout=0.05, progress=False)
+    config = rl.TrainConfig(epochs=4, batch_size=16, lr=1e-2, dropout=0.05, progress=False)
     rl.train(bridge, reft, task.examples(bridge, training), config, objective=objective)
     return reft, objective
 
 
 @pytest.mark.parametrize(
-    ("name", "architecture", "least"), [("RTE", "roberta", 0.85), ("CoLA", "bert", 0.8), ("STS-B", "roberta", 0.75)]
+    ("name", "architecture", "least"), [("RTE", "bert", 0.85), ("CoLA", "roberta", 0.7), ("STS-B", "roberta", 0.75)]
 )
 def test_a_planted_rule_is_learned(tmp_path, name, architecture, least) -> None:
     task, bridge, source = task_named(name), make_encoder(architecture), download(tmp_path, name)
@@ -104,20 +104,22 @@ def test_a_planted_rule_is_learned(tmp_path, name, architecture, least) -> None:
         assert without.score < 0.7, "it is the second text that decides"
 
 
-def test_shuffled_labels_stay_at_chance_and_a_causal_model_reads_the_last_token(tmp_path) -> None:
+def test_a_file_with_shuffled_labels_gives_chance_and_a_causal_model_reads_the_last_token(tmp_path) -> None:
+    """Whatever the model makes of such a file, a score above chance would mean that answers leak."""
     task, bridge, source = task_named("SST-2"), make_bridge("gpt2"), download(tmp_path, "SST-2")
-    training, test = task.load("train", source=source), task.load("test", source=source)
-    answers = [record.answer for record in training]
-    scores = {}
-    for what in ("true", "shuffled"):
-        if what == "shuffled":
-            random.Random(1).shuffle(answers)
-        relabelled = [replace(record, answer=answer) for record, answer in zip(training, answers, strict=True)]
-        reft, objective = trained(bridge, task, relabelled, positions="f1+l1")
+    scores = []
+    for shuffled in (False, True):
+        if shuffled:
+            for file in (source / "SST-2").iterdir():
+                header, *rows = [line.split("\t") for line in file.read_text().splitlines()]
+                labels = random.Random(1).sample([label for _, label in rows], len(rows))
+                write_tsv(file, header, [[text, label] for (text, _), label in zip(rows, labels, strict=True)])
+        reft, objective = trained(bridge, task, task.load("train", source=source), positions="f1+l1")
         assert objective.reads_last
-        scores[what] = evaluate(bridge, reft, task, test, objective=objective, progress=False).score
-    assert scores["true"] > 0.9
-    assert 0.3 < scores["shuffled"] < 0.7
+        test = task.load("test", source=source)
+        scores.append(evaluate(bridge, reft, task, test, objective=objective, progress=False).score)
+    assert scores[0] > 0.9
+    assert 0.3 < scores[1] < 0.7
 
 
 def hub_columns(task, row):
@@ -162,7 +164,7 @@ def test_every_form_gives_the_same_records(tmp_path, monkeypatch, name, form) ->
         assert asked == [(("nyu-mll/glue", task.config), {"split": "train"})]
 
 
-@pytest.mark.parametrize(("n", "to_choose_by"), [(5, 2), (5000, 2500), (5001, 1000)])
+@pytest.mark.parametrize(("n", "to_choose_by"), [(5, 2), (50, 25), (5001, 1000)])
 def test_the_validation_set_is_parted_as_the_paper_does_it(tmp_path, n, to_choose_by) -> None:
     task = task_named("SST-2")
     write_tsv(tmp_path / "dev.tsv", HEADERS["SST-2"], ([f"sentence {row}", "1"] for row in range(n)))
@@ -295,3 +297,14 @@ def test_what_does_not_fit_is_refused(tmp_path) -> None:
         task.score(["good"], [record])
     with pytest.raises(ValueError, match="one output for each record"):
         task.score([], [record])
+
+
+def test_the_hub_is_named_where_it_does_not_answer(monkeypatch) -> None:
+    def refuse(*_args, **_settings):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(records, "load_dataset", refuse)
+    with pytest.raises(
+        FileNotFoundError, match=r"nyu-mll/glue.*its split 'validation_matched' of 'mnli' could not be had"
+    ):
+        task_named("MNLI").load("test")

@@ -54,6 +54,7 @@ def test_the_whole_recipe_lowers_the_loss_through_the_chosen_heads_alone(gpt2) -
     assert moved.nonzero().flatten().tolist() == sorted(head for layer, head in heads if layer == first)
 
 
+@pytest.mark.slow
 def test_with_l1_the_planted_heads_stand_out_more(gpt2) -> None:
     """A teacher scales two heads; students of its distributions, with and without the term, on the same examples."""
     planted, words = {(0, 3), (2, 0)}, TEXT.split()

@@ -6,7 +6,7 @@ import re
 from dataclasses import fields
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reftlens.runs.config import RunConfig, parse_settings, read_config
@@ -16,6 +16,8 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x7
 LENGTH = st.none() | st.integers(1, 10**6)
 
 
+# Other processes may hold this one up.
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(
     model=TEXT,
     data=st.none() | TEXT,
@@ -26,8 +28,8 @@ LENGTH = st.none() | st.integers(1, 10**6)
     n_train=LENGTH,
     tied=st.booleans(),
 )
-def test_a_written_config_is_read_as_it_was(tmp_path_factory, **settings) -> None:
-    config = RunConfig(**settings)
+def test_a_written_config_is_read_as_it_was(tmp_path_factory, **values) -> None:
+    config = RunConfig(**values)
     file = tmp_path_factory.getbasetemp() / "config.toml"
     file.write_text(config.to_toml(), encoding="utf-8")
     assert RunConfig.from_values(read_config(file)) == config

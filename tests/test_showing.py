@@ -11,7 +11,7 @@ from made import every_result, made_patch
 
 import reftlens as rl
 from reftlens import results
-from reftlens.results import Answered, Result, TokenMap
+from reftlens.results import Result, TokenMap
 from reftlens.showing import MOST_COLUMNS, MOST_LINES, as_html, plain
 
 HOSTILE = [
@@ -46,7 +46,7 @@ class Shown(HTMLParser):
 
 
 def test_every_result_class_is_among_the_samples() -> None:
-    assert {type(sample) for sample in every_result("x")} == set(CLASSES) - {Result, Answered}
+    assert {type(sample) for sample in every_result("x")} == set(CLASSES) - {Result}
     assert all(issubclass(kind, Result) for kind in CLASSES)
 
 
@@ -86,7 +86,7 @@ def test_large_results_are_cut_and_say_so() -> None:
 
 def test_first_and_last_lines_are_shown_as_they_are() -> None:
     frame = pd.DataFrame({"n": range(100), "share": [0.5] * 99 + [float("nan")]})
-    text = [part.strip() for part in Shown(as_html("h", frame)).text if part.strip()]
+    text = [part.strip() for part in Shown(as_html("h", lambda: frame)).text if part.strip()]
     half = MOST_LINES // 2
     shown = [*range(half), "…", *range(100 - half, 100)]
     assert text[1:3] == ["n", "share"]
@@ -95,15 +95,15 @@ def test_first_and_last_lines_are_shown_as_they_are() -> None:
 
 
 def test_small_tables_are_whole_and_wide_ones_are_cut() -> None:
-    small = as_html("h", pd.DataFrame({"a": [1, 2]}))
+    small = as_html("h", lambda: pd.DataFrame({"a": [1, 2]}))
     assert "to_dataframe" not in small
-    wide = as_html("h", pd.DataFrame([range(50)]))
+    wide = as_html("h", lambda: pd.DataFrame([range(50)]))
     assert wide.count("<th>") == MOST_COLUMNS
     assert f"the first {MOST_COLUMNS} of 50 columns" in wide
 
 
 def test_spaces_at_the_ends_are_seen() -> None:
-    text = Shown(as_html("h", pd.DataFrame({"token": [" a", "a", "b  ", "   "]}))).text
+    text = Shown(as_html("h", lambda: pd.DataFrame({"token": [" a", "a", "b  ", "   "]}))).text
     assert [part for part in text if part.strip()][2:] == ["·a", "a", "b··", "···"]
 
 
@@ -144,6 +144,20 @@ def test_batches_edits_and_logs_show_themselves(gpt2, make_reft) -> None:
     assert repr(rl.TrainLog((), (), log.config)) == "TrainLog(0 steps)"
 
 
+def test_names_of_an_edit_are_inert(make_reft) -> None:
+    for text in HOSTILE[:-2]:
+        named = rl.Reft(list(make_reft()), names=[text])
+        assert {tag for tag, _ in Shown(named._repr_html_()).tags} == {
+            "div",
+            "table",
+            "thead",
+            "tbody",
+            "tr",
+            "th",
+            "td",
+        }
+
+
 def test_an_edit_of_many_sites_is_cut(make_reft) -> None:
     many = make_reft(tuple(f"blocks.{layer}.hook_resid_post" for layer in range(300)), rank=1)
     assert len(repr(many).splitlines()) == MOST_LINES + 2
@@ -165,3 +179,16 @@ def test_a_log_has_the_unit_of_its_objective(gpt2, make_reft, objective, example
     log = rl.train(gpt2, make_reft(), [example], once, objective=objective(gpt2))
     assert log.unit == unit
     assert repr(log).endswith(f" {unit})")
+
+
+def test_a_preview_of_a_long_prompt_shows_its_two_ends(gpt2) -> None:
+    n = 5000
+    edited = tuple(place in (0, n - 1) for place in range(n))
+    tokens = ("<b>", *(f" t{place}" for place in range(1, n - 1)), "\u202e\n")
+    long = rl.Preview(rl.First(1) | rl.Last(1), tokens, edited)
+    assert len(repr(long)) < 4000
+    assert "2 of 5000 tokens: [<b>] t1" in repr(long)
+    page = long._repr_html_()
+    assert len(page) < 40_000
+    assert {tag for tag, _ in Shown(page).tags} == {"div", "span"}
+    assert "".join(Shown(page).text).endswith(" t4998\\u202e\\n")

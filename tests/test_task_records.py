@@ -196,7 +196,8 @@ def test_a_dataset_of_the_hub_is_read_by_name(monkeypatch) -> None:
     """The hub is played by a function: what it is asked for, and what becomes of its rows and of its refusal."""
     asked = []
 
-    def hub(name: str, *, split: str) -> Dataset:
+    def hub(name: str, subset: str | None, *, split: str) -> Dataset:
+        assert subset is None
         asked.append((name, split))
         if name != "me/boolq":
             raise DatasetNotFoundError(f"no {name}")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import reftlens as rl
 from reftlens.results import Evaluation
-from reftlens.tasks import TASKS, Record, task_named
+from reftlens.tasks import TASKS, Record, TextTask, arithmetic, commonsense, task_named
 from reftlens.tasks.instruct import save_for_alpaca_eval
 from reftlens.tasks.scoring import TRIGGER, is_number, read_letter, read_number, read_trigger, same_number
 
@@ -168,3 +168,18 @@ def test_tasks_have_names() -> None:
     assert all(task_named(name).name == name for name in TASKS)
     with pytest.raises(ValueError, match="there is no task 'bool'; there are boolq, piqa"):
         rl.tasks.task_named("bool")
+
+
+def test_decoding_and_training_length_are_the_papers() -> None:
+    """Table of hyperparameters: greedy, 32 tokens; greedy, 512; no 5-gram twice and a penalty of 1.1, 2,048."""
+    wanted = {
+        "commonsense": (rl.Decoding(max_new_tokens=32), 512),
+        "arithmetic": (rl.Decoding(max_new_tokens=512), 512),
+        "instruct": (rl.Decoding(max_new_tokens=2048, no_repeat_ngram_size=5, repetition_penalty=1.1), 768),
+    }
+    for task in TASKS.values():
+        if isinstance(task, TextTask):
+            assert (task.decoding, task.max_length) == wanted[task.family]
+    beams = {"num_beams": 4, "top_p": 0.75, "top_k": 40}
+    assert rl.Decoding(max_new_tokens=512, temperature=0.3, **beams) == arithmetic.BEAMS
+    assert rl.Decoding(max_new_tokens=32, temperature=0.1, **beams) == commonsense.BEAMS

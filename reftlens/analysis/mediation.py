@@ -101,6 +101,13 @@ def direct_effect(
 ) -> Float[Tensor, " example"]:
     """What an edit does to the metric with every attention and MLP output as in the base: edited minus base.
 
+    Args:
+        bridge: the base; causal.
+        reft: the edit.
+        batch: prompts without completions.
+        metric: of the logits after each prompt.
+        memory_bytes: about what the activations of one run may take.
+
     Raises:
         ValueError: if the edit itself acts at one of these outputs.
     """

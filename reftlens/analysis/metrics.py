@@ -21,6 +21,11 @@ Metric = Callable[[Float[Tensor, "n d_vocab"], Int[Tensor, " n"]], Float[Tensor,
 def logit_difference_of(bridge: TransformerBridge, answers: Sequence[str], foils: Sequence[str]) -> Metric:
     """logit(answer) - logit(foil), in nats; one answer and one foil for each pair, by their first tokens.
 
+    Args:
+        bridge: gives the tokenizer.
+        answers: with their leading space.
+        foils: what they are held against, such as the old answers.
+
     Raises:
         ValueError: if the two of a pair begin with the same token.
     """
@@ -38,7 +43,12 @@ def logit_difference_of(bridge: TransformerBridge, answers: Sequence[str], foils
 
 
 def probability_of(bridge: TransformerBridge, answers: Sequence[str]) -> Metric:
-    """The probability of each pair's answer, by its first token."""
+    """The probability of each pair's answer, by its first token.
+
+    Args:
+        bridge: gives the tokenizer.
+        answers: one for each pair, with its leading space.
+    """
     target = first_tokens(bridge, answers)
 
     def metric(logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -48,7 +58,12 @@ def probability_of(bridge: TransformerBridge, answers: Sequence[str]) -> Metric:
 
 
 def loss_of(bridge: TransformerBridge, answers: Sequence[str]) -> Metric:
-    """The cross-entropy of each pair's answer, by its first token, in nats."""
+    """The cross-entropy of each pair's answer, by its first token, in nats.
+
+    Args:
+        bridge: gives the tokenizer.
+        answers: one for each pair, with its leading space.
+    """
     target = first_tokens(bridge, answers)
 
     def metric(logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -58,7 +73,11 @@ def loss_of(bridge: TransformerBridge, answers: Sequence[str]) -> Metric:
 
 
 def kl_from(reference: Float[Tensor, "pair d_vocab"]) -> Metric:
-    """KL divergence from each pair's reference to the patched run, in nats; `reference` are logits."""
+    """KL divergence from each pair's reference to the patched run, in nats; `reference` are logits.
+
+    Args:
+        reference: logits after each prompt, such as those of the base.
+    """
     expected = reference.float().log_softmax(-1)
 
     def metric(logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -50,18 +50,30 @@ def directions(operator: Operator, rank: int, *, side: Literal["write", "read"] 
 
 
 def haar(d_model: int) -> Null:
-    """Random subspaces without any preferred direction."""
+    """Random subspaces without any preferred direction.
+
+    Args:
+        d_model: width of the activations.
+    """
     return lambda rank, generator: torch.randn(rank, d_model, generator=generator, dtype=torch.float64)
 
 
 def covariance_matched(activations: Float[Tensor, "n d_model"]) -> Null:
-    """Random subspaces with the covariance of these activations, without forming it: random sums of centred rows."""
+    """Random subspaces with the covariance of these activations, without forming it: random sums of centred rows.
+
+    Args:
+        activations: natural ones, of the site that is asked about.
+    """
     centred = _centred(activations)
     return lambda rank, generator: torch.randn(rank, len(centred), generator=generator, dtype=torch.float64) @ centred
 
 
 def random_readings(activations: Float[Tensor, "n d_model"]) -> Null:
-    """What random linear readings of these activations answer to."""
+    """What random linear readings of these activations answer to.
+
+    Args:
+        activations: natural ones, of the site that is asked about.
+    """
     centred = _centred(activations)
     return lambda rank, generator: (haar(centred.shape[1])(rank, generator) @ centred.T) @ centred
 

@@ -47,7 +47,12 @@ class Turned(Intervention):
 
 
 def turned(reft: Reft, *, seed: int) -> Reft:
-    """A whole edit with every change turned to random directions; sharing, names and scales are kept."""
+    """A whole edit with every change turned to random directions; sharing, names and scales are kept.
+
+    Args:
+        reft: the edit; left as it is.
+        seed: draws the directions.
+    """
     generator = torch.Generator().manual_seed(seed)
     placebos: dict[int, Turned] = {}
     for _, intervention in reft:

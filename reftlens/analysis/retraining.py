@@ -25,7 +25,12 @@ from reftlens.site import Site
 
 
 def untrained(reft: Reft, *, seed: int) -> Reft:
-    """The same edit at the same sites with fresh weights, as its constructors draw them; sharing is kept."""
+    """The same edit at the same sites with fresh weights, as its constructors draw them; sharing is kept.
+
+    Args:
+        reft: gives sites, kinds and ranks; left as it is.
+        seed: draws the weights.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh: dict[int, Intervention] = {}
@@ -43,7 +48,12 @@ def _fresh(intervention: Intervention) -> Intervention:
 
 
 def permuted_labels(examples: Sequence[tuple[str, str]], *, seed: int) -> list[tuple[str, str]]:
-    """The same prompts with the completions dealt out anew: how often each answer is right stays, which one does not."""
+    """The same prompts with the completions dealt out anew: how often each answer is right stays, which one does not.
+
+    Args:
+        examples: (prompt, completion) pairs.
+        seed: deals.
+    """
     completions = [completion for _, completion in examples]
     random.Random(seed).shuffle(completions)
     return [(prompt, completion) for (prompt, _), completion in zip(examples, completions, strict=True)]
@@ -51,6 +61,11 @@ def permuted_labels(examples: Sequence[tuple[str, str]], *, seed: int) -> list[t
 
 def at_random_sites(bridge: TransformerBridge, reft: Reft, *, seed: int) -> Reft:
     """The same edit, untrained, in blocks drawn at random among those that it does not act in.
+
+    Args:
+        bridge: gives the number of blocks.
+        reft: the edit; left as it is.
+        seed: draws blocks and weights.
 
     Raises:
         ValueError: if a site is in no block, or there are not enough other blocks.
@@ -81,6 +96,10 @@ def random_model(bridge: TransformerBridge, *, seed: int) -> TransformerBridge:
     """A model of the same architecture, size and tokenizer as its library initialises it: it knows nothing.
 
     (`random_init_bridge` of TransformerLens does this for a name on the hub; this one for a model that is loaded.)
+
+    Args:
+        bridge: the model to be like; left as it is.
+        seed: draws the weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -16,6 +16,11 @@ from reftlens.positions import Span
 def subject_places(bridge: TransformerBridge, prompt: str, subject: str) -> tuple[bool, ...]:
     """For each token of `encode(bridge, [prompt])`, whether it belongs to the first occurrence of `subject`.
 
+    Args:
+        bridge: gives the tokenizer.
+        prompt: one text.
+        subject: a part of it; empty for none.
+
     Raises:
         ValueError: if the prompt does not contain the subject.
     """

@@ -127,8 +127,8 @@ def _text(pairs: Pairs, base: Mapping[str, Any]) -> str:
 
 
 def _edits(pairs: Pairs) -> str:
-    frame = pairs.to_dataframe()
-    return _table(list(frame.columns), frame.to_numpy().tolist())
+    lines = pairs.lines()
+    return _table(list(lines[0]), [list(line.values()) for line in lines])
 
 
 def _value(value: object) -> str:

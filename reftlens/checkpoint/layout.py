@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, final
 
-import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -40,8 +39,8 @@ class Pairs:
         """The pairs in order; a shared intervention is one object."""
         return [(site, self.interventions[index]) for site, index in zip(self.sites, self.which, strict=True)]
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One line for each site: where, what, and how many trained numbers."""
+    def lines(self) -> list[dict[str, str]]:
+        """One for each site, in words: where, what, and how many trained numbers."""
         lines = []
         for name, site, index in zip(self.names, self.sites, self.which, strict=True):
             edit = self.interventions[index]
@@ -57,7 +56,7 @@ class Pairs:
                     "trained numbers": f"{edit.n_parameters():,}{' (shared)' * shared}",
                 }
             )
-        return pd.DataFrame(lines)
+        return lines
 
 
 def to_document(pairs: Pairs, bridge: TransformerBridge) -> dict[str, Any]:

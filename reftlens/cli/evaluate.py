@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,7 +31,7 @@ def evaluate(
     """Test a trained edit on a task, or on examples of your own."""
     from reftlens.runs.config import parse_settings
 
-    chosen = {"eval_split": split, "source": source, "n_eval": n_eval, "device": device}
+    chosen: dict[str, Any] = {"eval_split": split, "source": source, "n_eval": n_eval, "device": device}
     if task or data is not None:
         chosen |= {"eval_tasks": task or [], "eval_data": data and str(data)}
     overrides = {name: value for name, value in chosen.items() if value is not None} | parse_settings(settings or ())

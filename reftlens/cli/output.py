@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -51,3 +52,4 @@ def prepare(model: str | None, *, quiet: bool) -> None:
         torch.set_num_threads(1)
     if quiet or model in ORGANISMS:
         logging.disable_progress_bar()
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

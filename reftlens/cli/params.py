@@ -27,16 +27,17 @@ def params(
     from reftlens.cli.output import print_json, print_table
     from reftlens.runs.config import parse_settings
     from reftlens.runs.parameters import count_parameters
-    from reftlens.runs.presets import ADAPTERS, PRESETS, read_settings
+    from reftlens.runs.presets import ADAPTERS, ROWS, read_settings
 
     overrides = parse_settings(settings or ())
     found = []
-    for name in presets or [*PRESETS, *ADAPTERS]:
+    for name in presets or ROWS:
         row = ADAPTERS[name] if name in ADAPTERS else read_settings(name, overrides)
         found.append((name, row.model if model is None else model, count_parameters(row, model=model)))
     # What the paper prints is of its own model and settings.
-    rows = {} if model is not None or overrides else {**PRESETS, **ADAPTERS}
-    printed = {name: row.percent or "?" for name, row in rows.items()}
+    printed: dict[str, str] = {}
+    if model is None and not overrides:
+        printed = {row.name: row.percent or "?" for row in ROWS.values()}
     if as_json:
         print_json(
             [

@@ -9,7 +9,7 @@ import typer
 
 from reftlens.cli.options import AsJson
 from reftlens.cli.output import print_json, print_table
-from reftlens.runs.presets import ADAPTERS, PRESETS, Adapter, Preset, preset_named
+from reftlens.runs.presets import ROWS, Adapter, Preset, preset_named
 
 
 def presets(
@@ -30,7 +30,7 @@ def presets(
         typer.echo(f"# {preset.name}; the paper's row is over the seeds {', '.join(map(str, preset.seeds))}")
         typer.echo(preset.config.to_toml(), nl=False)
         return
-    rows = [row for row in (*PRESETS.values(), *ADAPTERS.values()) if _fits(row, method, model, task)]
+    rows = [row for row in ROWS.values() if _fits(row, method, model, task)]
     if as_json:
         print_json([asdict(row) for row in rows])
         return
@@ -38,8 +38,8 @@ def presets(
         raise ValueError("no preset has all of that: `reftlens presets` without options lists them")
     print_table(["preset", "what is trained", "how", "% trained", "score"], [_line(row) for row in rows])
     typer.echo(
-        f"{len(rows)} presets. Percentages and scores are what the paper prints; no score was reproduced here. LoRA and DoRA "
-        "are here for their size."
+        f"{len(rows)} presets. Percentages and scores are what the paper prints (?: not known here); no score was reproduced "
+        "here. LoRA and DoRA are here for their size."
     )
 
 

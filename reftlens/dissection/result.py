@@ -96,6 +96,9 @@ class Dissection:
     def save(self, directory: str | Path) -> Path:
         """Writes JSON and safetensors to a folder, whole or not at all; `load_dissection` reads it.
 
+        Args:
+            directory: the folder; replaced if it is a saved dissection.
+
         Raises:
             ValueError: if something else is there.
             OSError: if it cannot be written.

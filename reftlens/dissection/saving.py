@@ -40,6 +40,9 @@ def save_dissection(result: Dissection, directory: Path) -> Path:
 def load_dissection(directory: str | Path) -> Dissection:
     """Reads what `Dissection.save` wrote.
 
+    Args:
+        directory: the folder.
+
     Raises:
         ValueError: if it is not a saved dissection, or is damaged.
     """

@@ -97,6 +97,9 @@ class Intervention(nn.Module, ABC):
         """The change that the edit makes, in the dtype of `resid`.
 
         Where the change of one token depends on others (ReFT-r1), the second-last axis is the tokens of one example.
+
+        Args:
+            resid: activations.
         """
 
     @abstractmethod
@@ -136,6 +139,11 @@ class Intervention(nn.Module, ABC):
         return self.affine().basis()
 
     def forward(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """The edited activation, in the dtype of `resid`.
+
+        Args:
+            resid: activations.
+        """
         return resid + self.delta(resid)
 
     def n_parameters(self) -> int:

@@ -42,6 +42,9 @@ class Interchange(Intervention):
     def along(cls, basis: Float[Tensor, "rank d_model"]) -> Interchange:
         """In a given subspace, such as the transpose of `fit_das(...).basis`.
 
+        Args:
+            basis: orthonormal rows.
+
         Raises:
             ValueError: if the rows are not orthonormal.
         """

@@ -62,6 +62,9 @@ class SplitLoReFT(Intervention):
     def only(self, *names: str) -> Iterator[SplitLoReFT]:
         """Inside, these parts alone act and are trained. Step the optimiser inside as well.
 
+        Args:
+            names: of the parts.
+
         Raises:
             ValueError: for no names, or one that is no part.
         """

@@ -47,7 +47,11 @@ class ReFTr1(Intervention):
         return self.direction()[0]
 
     def detect(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "..."]:
-        """The concept's score of each token, ReLU(h . v), in the units of the activation."""
+        """The concept's score of each token, ReLU(h . v), in the units of the activation.
+
+        Args:
+            resid: activations.
+        """
         h = promote(resid, self.direction.weight)
         return torch.relu(h @ self.v.to(h.dtype))
 

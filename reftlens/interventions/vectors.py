@@ -107,6 +107,10 @@ class SteeringVector(Intervention):
     def of(cls, vector: Float[Tensor, " d_model"], scale: float = 1.0) -> SteeringVector:
         """The push along a given vector, which is copied.
 
+        Args:
+            vector: what is added, before the scale.
+            scale: fixed factor of the push.
+
         Raises:
             ValueError: if the vector holds NaN or infinite values, or scale is zero or not finite.
         """

@@ -62,6 +62,9 @@ class Objective(nn.Module, ABC):
     def check(self, bridge: TransformerBridge) -> None:
         """Refuses a model that the objective cannot be computed on.
 
+        Args:
+            bridge: the base.
+
         Raises:
             ValueError: if it is one.
         """
@@ -69,11 +72,23 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, bridge: TransformerBridge, example: Example) -> Batch:
-        """The rows that one example consists of: one, or two for a preference."""
+        """The rows that one example consists of: one, or two for a preference.
+
+        Args:
+            bridge: gives the tokenizer.
+            example: the values of `fields`.
+
+        Raises:
+            ValueError: if it cannot be encoded.
+        """
 
     @abstractmethod
     def weights(self, batch: Batch) -> Int[Tensor, " examples"]:
-        """What each example's loss counts: its tokens, or 1."""
+        """What each example's loss counts: its tokens, or 1.
+
+        Args:
+            batch: the rows of some examples.
+        """
 
     @abstractmethod
     def losses(
@@ -89,7 +104,11 @@ class Objective(nn.Module, ABC):
         """
 
     def read_at(self, batch: Batch) -> Bool[Tensor, "batch pos"]:
-        """Where the model's output is read: tokens that predict a completion token, if not overridden."""
+        """Where the model's output is read: tokens that predict a completion token, if not overridden.
+
+        Args:
+            batch: the rows of some examples.
+        """
         return predictions(batch)
 
     def identity(self) -> str:
@@ -97,12 +116,22 @@ class Objective(nn.Module, ABC):
         return f"{type(self).__name__}({self.extra_repr()})"
 
     def reference(self, bridge: TransformerBridge, held: Held, example: Example) -> Tensor | None:
-        """What one example is compared with and training does not change; made once, without gradient."""
+        """What one example is compared with and training does not change; made once, without gradient.
+
+        Args:
+            bridge: the base, without edits attached.
+            held: the base run of this example.
+            example: the values of `fields`.
+        """
         return None
 
 
 def predictions(batch: Batch) -> Bool[Tensor, "batch pos"]:
-    """The tokens whose logits predict a completion token: each lies one before it."""
+    """The tokens whose logits predict a completion token: each lies one before it.
+
+    Args:
+        batch: rows with completions.
+    """
     return (batch.labels != IGNORE).roll(-1, dims=1)
 
 

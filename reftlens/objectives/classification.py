@@ -67,7 +67,15 @@ class Classification(Head):
         batch_size: int = 16,
         progress: bool = False,
     ) -> list[int]:
-        """The most likely class of each text, under an edit or on the base alone."""
+        """The most likely class of each text.
+
+        Args:
+            bridge: the base.
+            reft: the trained edit; None for the base alone.
+            texts: one or more.
+            batch_size: texts in one forward pass.
+            progress: show a progress bar.
+        """
         labels: list[int] = (
             self.outputs_of(bridge, reft, texts, batch_size=batch_size, progress=progress).argmax(dim=-1).tolist()
         )

@@ -16,6 +16,9 @@ _MOST_ROWS = 48
 def ablation(result: Ablation) -> Figure:
     """Draws Shapley values as bars with their interval, and each site alone, left out, and turned, as marks.
 
+    Args:
+        result: from `analysis.ablate`.
+
     Raises:
         ValueError: if there are no sites.
     """

@@ -15,6 +15,9 @@ _COLUMNS, _MOST_PAIRS = 3, 6
 def attribution(result: Attribution) -> Figure:
     """Draws one panel for each checked pair; on the line, the estimate is the exact change.
 
+    Args:
+        result: from `analysis.attribute`.
+
     Raises:
         ValueError: if no pair was checked.
     """

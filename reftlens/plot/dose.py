@@ -11,7 +11,11 @@ from reftlens.results import Dose
 
 
 def dose(result: Dose) -> Figure:
-    """Draws the target, and the off-target KL where there is one, each with its control."""
+    """Draws the target, and the off-target KL where there is one, each with its control.
+
+    Args:
+        result: from `analysis.dose`.
+    """
     has_kl = not bool(torch.isnan(result.kl).all())
     width = 6.5
     subtitle = (

@@ -16,7 +16,14 @@ _MOST_ROWS = 48
 
 
 def edit_profile(profile: EditProfile) -> Figure:
-    """Draws the singular values of A and the length of c, one row for each site."""
+    """Draws the singular values of A and the length of c, one row for each site.
+
+    Args:
+        profile: of an edit's weights.
+
+    Raises:
+        ValueError: for no sites.
+    """
     if not profile.rows:
         raise ValueError("edit_profile needs at least one site, got none")
     shown = min(len(profile.rows), _MOST_ROWS)

@@ -39,6 +39,12 @@ def edit_size(result: EditSize) -> Figure:
     """Draws |delta| / |h| for each site and token; long texts run over several lines.
 
     Tokens that a site does not edit are hatched grey: there, the edit is not small but absent.
+
+    Args:
+        result: from `analysis.edit_size`.
+
+    Raises:
+        ValueError: for no sites or no tokens.
     """
     n_rows, n_tokens = result.relative.shape
     if n_rows == 0 or n_tokens == 0:

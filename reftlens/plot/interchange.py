@@ -13,7 +13,14 @@ from reftlens.results import Interchanged, Swap
 
 
 def interchange(results: Sequence[Interchanged]) -> Figure:
-    """Draws one panel for each site: bars for single interchanges, dots for each random subspace and placebo."""
+    """Draws one panel for each site: bars for single interchanges, dots for each random subspace and placebo.
+
+    Args:
+        results: from `analysis.interchange`, one for each site.
+
+    Raises:
+        ValueError: for no results.
+    """
     if not results:
         raise ValueError("interchange needs at least one result, got none")
     width = max(6.5, 3.2 * min(len(results), 3))

@@ -6,6 +6,8 @@ with their cosines below.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -38,6 +40,9 @@ _PAIRS = ((0, 1, "o", ORANGE), (0, 2, "s", BLUE), (1, 2, "^", INK))
 
 def ledger(result: Ledger) -> Figure:
     """Draws, for each site and edited token, the terms beside the change, and the cosines between terms.
+
+    Args:
+        result: from `analysis.ledger`.
 
     Raises:
         ValueError: if nothing is edited.
@@ -73,8 +78,7 @@ def _lengths(axes: Axes, result: Ledger, site: int, shown: list[int]) -> None:
     places = np.arange(len(shown))
     for term, (colour, hatch) in enumerate(_BARS):
         bars = np.nan_to_num(result.length[site, shown, term].double().numpy())
-        style = {"color": colour} if not hatch else {"facecolor": "white", "edgecolor": colour, "hatch": hatch}
-        axes.bar(places + 0.25 * (term - 1), bars, width=0.22, linewidth=0.8, **style)
+        axes.bar(places + 0.25 * (term - 1), bars, width=0.22, linewidth=0.8, **_style(colour, hatch))
     axes.hlines(
         result.change[site, shown].double().numpy(), places - 0.4, places + 0.4, color=INK, linewidth=1.6, zorder=3
     )
@@ -95,11 +99,15 @@ def _cosines(axes: Axes, result: Ledger, site: int, shown: list[int]) -> None:
     axes.set_ylabel("cosine")
 
 
+def _style(colour: str, hatch: str) -> dict[str, Any]:
+    """A bar that differs from the others in grey as well: hatched ones are open."""
+    return {"facecolor": "white" if hatch else colour, "edgecolor": colour, "hatch": hatch}
+
+
 def _key() -> list[Patch | Line2D]:
     key: list[Patch | Line2D] = []
     for name, (colour, hatch) in zip(TERMS, _BARS, strict=True):
-        style = {"color": colour} if not hatch else {"facecolor": "white", "edgecolor": colour, "hatch": hatch}
-        key.append(Patch(label=name, **style))
+        key.append(Patch(label=name, **_style(colour, hatch)))
     for i, j, marker, colour in _PAIRS:
         names = f"cosine of {TERMS[i]} and {TERMS[j].removeprefix('write ')}"
         key.append(Line2D([], [], linestyle="", marker=marker, color=colour, markersize=4.5, label=names))

@@ -5,11 +5,13 @@ Components stand in the order of their layers, each in a column of its own, so t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -42,7 +44,7 @@ class _Way:
     @property
     def solid(self) -> bool:
         """Whether its interval leaves out 0, and the control does less."""
-        beyond = self.low > 0 or self.high < 0 or np.isnan(self.low)
+        beyond = self.low > 0 or self.high < 0 or math.isnan(self.low)
         return beyond and not abs(self.control) >= abs(self.value)
 
 
@@ -63,9 +65,9 @@ def mediation(
     """
     ways = [way for one in maps for way in _ways(one)]
     if direct is not None and maps:
-        base = maps[0].base
-        alone = replace(maps[0], values=(base + direct)[:, None, None], control=None)
-        ways.append(_way(alone, 0, 0, (_EDIT, _LOGITS), "direct"))
+        values, axes = (maps[0].base + direct)[:, None, None], ("sender", "receiver")
+        alone = replace(maps[0], values=values, control=None, rows=(_EDIT,), columns=(_LOGITS,), axes=axes)
+        ways.append(replace(_ways(alone)[0], label="direct"))
     found = sorted((way for way in ways if np.isfinite(way.value)), key=lambda way: -abs(way.value))
     if not found or not found[0].value:
         raise ValueError("mediation needs at least one component that carries something, got none")
@@ -87,28 +89,31 @@ def mediation(
 
 def _ways(result: PatchMap) -> list[_Way]:
     """One for each component, or for each path of a map of senders and receivers."""
+    gap = float((result.source - result.base).mean())
+    value, changes = result.restored(), replace(result, values=result.values - result.base[:, None, None])
+    ends = torch.stack(changes.interval()) / gap
+    (low, high), nothing = ends.sort(dim=0).values, torch.full_like(value, torch.nan)
+    control = nothing if result.control is None else result.restored(result.control)
+    return [
+        _Way(stops, label, *(float(part[row, column]) for part in (value, low, high, control)))
+        for row, column, stops, label in _cells(result)
+    ]
+
+
+def _cells(result: PatchMap) -> list[tuple[int, int, tuple[str, ...], str]]:
+    """Row and column of each way, its stops, and its name."""
     names = [component(row) for row in result.rows]
     if result.axes == ("sender", "receiver"):
-        cells = [(r, c, (s, t), f"{s} to {t}") for r, s in enumerate(result.rows) for c, t in enumerate(result.columns)]
-    elif result.axes == ("layer", "head"):
+        return [(r, c, (s, t), f"{s} to {t}") for r, s in enumerate(result.rows) for c, t in enumerate(result.columns)]
+    if result.axes == ("layer", "head"):
         heads = [(r, c, f"{name}.{head}") for r, name in enumerate(names) for c, head in enumerate(result.columns)]
-        cells = [(r, c, (_EDIT, head, _LOGITS), head) for r, c, head in heads]
-    else:
-        # Of a component at several positions the strongest one stands for it.
-        strongest = result.restored().abs().nan_to_num(-1.0).argmax(dim=1).tolist()
-        cells = [
-            (r, c, (_EDIT, names[r], _LOGITS), f"{names[r]} at {drawn_token(result.columns[c])}")
-            for r, c in enumerate(strongest)
-        ]
-    return [_way(result, *cell) for cell in cells]
-
-
-def _way(result: PatchMap, row: int, column: int, stops: tuple[str, ...], label: str) -> _Way:
-    gap = float((result.source - result.base).mean())
-    cell = replace(result, values=(result.values - result.base[:, None, None])[:, row, column, None, None])
-    ends = sorted(float(end) / gap for end in cell.interval())
-    control = float("nan") if result.control is None else float(result.restored(result.control)[row, column])
-    return _Way(stops, label, float(result.restored()[row, column]), ends[0], ends[1], control)
+        return [(r, c, (_EDIT, head, _LOGITS), head) for r, c, head in heads]
+    # Of a component at several positions the strongest one stands for it.
+    strongest = result.restored().abs().nan_to_num(-1.0).argmax(dim=1).tolist()
+    return [
+        (r, c, (_EDIT, names[r], _LOGITS), f"{names[r]} at {drawn_token(result.columns[c])}")
+        for r, c in enumerate(strongest)
+    ]
 
 
 def _graph(axes: Axes, ways: Sequence[_Way]) -> None:

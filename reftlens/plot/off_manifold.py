@@ -14,7 +14,14 @@ from reftlens.results import OffManifold
 
 
 def off_manifold(results: Sequence[OffManifold]) -> Figure:
-    """Draws cumulative shares, one panel for each site; natural activations should follow the diagonal."""
+    """Draws cumulative shares, one panel for each site; natural activations should follow the diagonal.
+
+    Args:
+        results: from `analysis.off_manifold`.
+
+    Raises:
+        ValueError: for no results.
+    """
     if not results:
         raise ValueError("off_manifold needs at least one result, got none")
     columns = min(3, len(results))

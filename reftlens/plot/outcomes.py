@@ -17,7 +17,14 @@ _BAR = 0.26
 
 
 def outcomes(results: Sequence[Outcome]) -> Figure:
-    """Draws, for each group, the part of its prompts that the base, the edited and the control model get right."""
+    """Draws, for each group, the part of its prompts that the base, the edited and the control model get right.
+
+    Args:
+        results: from `analysis.outcome`, one for each group.
+
+    Raises:
+        ValueError: for no groups.
+    """
     if not results:
         raise ValueError("outcomes needs at least one group, got none")
     subtitle = "KL: mean divergence of the next-token distribution, base to edited, in nats"

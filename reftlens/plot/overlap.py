@@ -22,6 +22,9 @@ _LINE = 0.24
 def overlap(results: Sequence[Overlap]) -> Figure:
     """Draws the score of each pair over the 5-95% range of its nulls; p is the part of a null that shares as much.
 
+    Args:
+        results: from `analysis.overlap`, drawn in this order.
+
     Raises:
         ValueError: if there are none, or more nulls than can be told apart.
     """

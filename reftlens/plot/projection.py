@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from reftlens.plot.canvas import BLUE, GREEN, GREY, ORANGE, VERMILLION, house_style, panel_title, sheet
-from reftlens.plot.labels import drawn, short_name
+from reftlens.plot.canvas import BLUE, GREEN, GREY, ORANGE, SMALL, VERMILLION, house_style, panel_title, sheet
+from reftlens.plot.labels import short_name, wrap
 from reftlens.results import Projection
 
 _STYLES = ((VERMILLION, "o"), (BLUE, "s"), (ORANGE, "^"), (GREEN, "D"))
@@ -20,6 +21,9 @@ _COLUMNS = 3
 
 def projection(results: Sequence[Projection]) -> Figure:
     """Draws open marks before the edit, filled ones after it, and a line between; crosses are the control.
+
+    Args:
+        results: from `analysis.project`, one for each site.
 
     Raises:
         ValueError: if there is nothing to draw, or more groups than can be told apart.
@@ -60,7 +64,7 @@ def _panel(axes: Axes, result: Projection, groups: Sequence[str]) -> None:
             alpha=0.5,
             zorder=2,
         )
-        style = {"color": colour, "markersize": 4.5, "zorder": 3}
+        style: dict[str, Any] = {"color": colour, "markersize": 4.5, "zorder": 3}
         axes.plot(*before[there].T, marker, markerfacecolor="white", **style)
         axes.plot(*after[there].T, marker, **style)
     axes.locator_params(nbins=5)
@@ -70,10 +74,10 @@ def _panel(axes: Axes, result: Projection, groups: Sequence[str]) -> None:
 
 def _key(groups: Sequence[str]) -> list[Line2D]:
     key = [
-        Line2D([], [], linestyle="", color=colour, marker=marker, label=drawn(group))
+        Line2D([], [], linestyle="", color=colour, marker=marker, label=wrap(group, width=2.0, size=SMALL) or "''")
         for group, (colour, marker) in zip(groups, _STYLES, strict=False)
     ]
-    grey = {"linestyle": "", "color": GREY}
+    grey: dict[str, Any] = {"linestyle": "", "color": GREY}
     key.append(Line2D([], [], marker="o", markerfacecolor="white", label="open: before, filled: after", **grey))
     key.append(Line2D([], [], marker="x", label="control: in random directions", **grey))
     return key

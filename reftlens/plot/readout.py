@@ -20,6 +20,12 @@ def readout(readouts: Sequence[DirectionReadout]) -> Figure:
     """Draws the tokens that each direction moves most, one panel for each site and direction.
 
     Bars inside the shaded band are grey: a random direction reaches as far.
+
+    Args:
+        readouts: from `analysis.read_directions`.
+
+    Raises:
+        ValueError: for no directions.
     """
     if not readouts:
         raise ValueError("readout needs at least one direction, got none")

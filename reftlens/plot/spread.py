@@ -11,7 +11,11 @@ from reftlens.results import Spread
 
 
 def spread(result: Spread) -> Figure:
-    """Draws the distance from the base run, and where the logit lens names another token."""
+    """Draws the distance from the base run, and where the logit lens names another token.
+
+    Args:
+        result: from `analysis.spread`.
+    """
     return heat(
         [group_of(result.distance, signed=False), group_of(result.mind, signed=False)],
         rows=result.distance.rows,

@@ -17,6 +17,9 @@ def token_map(result: TokenMap, *, title: str = "") -> Figure:
     Args:
         result: the map, perhaps with its control.
         title: of the figure; the name of the quantity if empty.
+
+    Raises:
+        ValueError: for no rows or no tokens.
     """
     return heat(
         [group_of(result)],

@@ -58,7 +58,11 @@ class Positions(ABC):
 
     @abstractmethod
     def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
-        """True at the picked tokens."""
+        """True at the picked tokens.
+
+        Args:
+            prompts: what the rule may know of a batch.
+        """
 
     @abstractmethod
     def spec(self) -> dict[str, object]:
@@ -85,7 +89,7 @@ class Positions(ABC):
     def _repr_html_(self) -> str:
         """The rule, and which tokens it picks of a short and a long prompt: there rules overlap, or fall short."""
         lines = [f"{n} tokens: {self._sketch(n)}" for n in _SKETCHED]
-        return as_html("\n".join([repr(self), *lines]), pd.DataFrame())
+        return as_html("\n".join([repr(self), *lines]), pd.DataFrame)
 
     def _sketch(self, length: int) -> str:
         mask = torch.ones(1, length, dtype=torch.bool)

@@ -21,6 +21,9 @@ def parse(text: str | Positions) -> Positions:
     The first n tokens stop at floor(len / 2) and the last n at ceil(len / 2), so the two never overlap
     (Wu et al. 2024, arXiv:2404.03592). A `Positions` is returned as it is.
 
+    Args:
+        text: the short form, or a rule.
+
     Raises:
         ValueError: for anything else, saying what was wrong.
     """

@@ -24,7 +24,4 @@ class Result(ABC):
         return f"{type(self).__name__}({plain(self.headline(), longest=300)})"
 
     def _repr_html_(self) -> str:
-        # Lone surrogates (half a character) have no place in the Arrow strings of pandas 3.
-        with pd.option_context("mode.string_storage", "python"):
-            frame = self.to_dataframe()
-        return as_html(repr(self), frame)
+        return as_html(repr(self), self.to_dataframe)

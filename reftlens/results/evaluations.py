@@ -16,8 +16,8 @@ from reftlens.results.base import Result
 
 
 @final
-@dataclass(frozen=True)
-class Answered:
+@dataclass(frozen=True, repr=False)
+class Answered(Result):
     """One record of a task, and what a model made of it."""
 
     prompt: str
@@ -29,6 +29,14 @@ class Answered:
     """What it was compared with."""
     right: bool | None
     """None where a metric over all records says nothing of a single one (a correlation)."""
+
+    def headline(self) -> str:
+        found = {True: "right", False: "wrong", None: "not judged by itself"}[self.right]
+        return f"{found}: {self.prediction[:60]!r}, wanted {self.answer[:60]!r}; output {self.output[:60]!r}"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line."""
+        return pd.DataFrame([asdict(self)])
 
 
 @final

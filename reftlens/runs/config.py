@@ -50,7 +50,7 @@ class RunConfig:
     n_eval: int | None = None
     """Only so many test examples of each task, the first ones."""
     max_length: int | None = None
-    """Tokens of prompt and completion together, at most: a longer example is cut at its end, as in the paper."""
+    """Tokens of an example, at most; what is longer is cut. The task's own if not given."""
 
     method: str = "LoReFT"
     """Class of the edit: LoReFT, DiReFT, NoReFT, ConsReFT, LobiReFT, AdditiveLoReFT, RED, ..."""

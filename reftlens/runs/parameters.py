@@ -18,11 +18,9 @@ from transformers import PreTrainedModel
 
 from reftlens.interventions import FAMILY, Intervention
 from reftlens.positions import parse, union_parts
-from reftlens.reft import Reft
 from reftlens.runs.config import RunConfig
 from reftlens.runs.presets import Adapter
 from reftlens.runs.shapes import empty_model
-from reftlens.site import Site
 
 
 @final
@@ -104,9 +102,9 @@ def _of_edit(config: RunConfig, base: PreTrainedModel) -> dict[str, int]:
     with torch.device("meta"):
         for layer in layers:
             for part in [rule] if config.tied else union_parts(rule):
-                site = Site(f"blocks.{layer % shape.num_hidden_layers}.{config.hook}", part)
-                count = Reft([(site, kind(shape.hidden_size, **sizes))]).n_parameters()
-                parts[f"{site.hook_name} at {part!r}"] = count
+                edit = kind(shape.hidden_size, **sizes)
+                place = f"blocks.{layer % shape.num_hidden_layers}.{config.hook} at {part!r}"
+                parts[place] = sum(parameter.numel() for parameter in edit.parameters())
     return parts
 
 

@@ -1,4 +1,4 @@
-"""The rows of the paper's tables as named settings (Wu et al. 2024, arXiv:2404.03592, tables 1-4 and appendix C).
+"""The rows of the paper's tables as named settings (Wu et al. 2024, arXiv:2404.03592, section 4 and its hyperparameters).
 
 `PRESETS` are the rows that train an edit; `ADAPTERS` are LoRA's and DoRA's beside them, of which only the size is here.
 Names are method-model-task: `loreft-llama-7b-commonsense`, `direft-roberta-base-cola`, `dora-llama-3-8b-commonsense`.
@@ -82,7 +82,8 @@ class Adapter:
     targets: tuple[str, ...]
     """Last part of the names of the linear layers."""
     percent: str | None
-    """As printed, from other papers' tables; None where no printed figure is known here."""
+    """As printed; None where that is not known here. The paper takes these rows from others; their percentages could not be
+    read at the source for this, and are here because rank and matrices give the same digits."""
     of: Literal["base", "base and adapter"]
     """What the percentage is of: the rows come from different sources."""
     score: float | None = None
@@ -108,7 +109,7 @@ def preset_named(name: str) -> Preset:
 
 def nearest(name: str) -> str:
     """What to say after "there is no preset ..."."""
-    near = difflib.get_close_matches(name, [*PRESETS, *ADAPTERS], n=3)
+    near = difflib.get_close_matches(name, ROWS, n=3)
     return f": did you mean {' or '.join(near)}?" if near else ": `reftlens presets` lists them"
 
 
@@ -308,6 +309,8 @@ PRESETS: dict[str, Preset] = {row.name: row for row in (*_reasoning(), *_instruc
 """Name -> a row that trains an edit."""
 ADAPTERS: dict[str, Adapter] = {row.name: row for row in _adapters()}
 """Name -> a row of LoRA or DoRA, for its size."""
+ROWS: dict[str, Preset | Adapter] = {**PRESETS, **ADAPTERS}
+"""Both."""
 
 
 def read_settings(source: str, overrides: Mapping[str, Any] = MappingProxyType({})) -> RunConfig:

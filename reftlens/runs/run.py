@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, final
 
@@ -24,7 +25,7 @@ from reftlens.positions import parse
 from reftlens.reft import Reft
 from reftlens.results import Evaluation
 from reftlens.runs.config import CONFIG_NAME, RunConfig
-from reftlens.runs.examples import Cut, cut, eval_tasks, load, training_task
+from reftlens.runs.examples import eval_tasks, load, training_task
 from reftlens.runs.folder import EDIT_NAME, HEAD_NAME, OUTPUTS_NAME, RESULT_NAME, load_base
 from reftlens.runs.parameters import method_named
 from reftlens.runs.testing import scores, write_outputs
@@ -44,8 +45,8 @@ class RunResult:
     """Trained numbers of the edit, a head not counted."""
     n_head: int
     """Trained numbers of the head, where the task has one."""
-    cut: Cut
-    """What it was trained on."""
+    n_examples: int
+    """Training examples."""
     seconds: Mapping[str, float]
     """Wall-clock time of each part; of a resumed run, since it was resumed."""
 
@@ -54,10 +55,9 @@ class RunResult:
         return scores(self.evaluations)
 
     def __repr__(self) -> str:
-        steps = f"{len(self.log.loss)} steps on {len(self.cut.examples):,} examples"
-        lost = self.cut.shortened + self.cut.dropped
-        cut = f" ({self.cut.shortened} cut to max_length, {self.cut.dropped} left out)" if lost else ""
-        return f"RunResult({self.n_parameters:,} parameters, {steps}{cut}, loss {self.log.loss[0]:.3f} -> {self.log.loss[-1]:.3f})"
+        losses = f"loss {self.log.loss[0]:.3f} -> {self.log.loss[-1]:.3f}"
+        steps = f"{len(self.log.loss)} steps on {self.n_examples:,} examples"
+        return f"RunResult({self.n_parameters:,} parameters, {steps}, {losses})"
 
     def to_dict(self) -> dict[str, Any]:
         """What `result.json` holds."""
@@ -65,9 +65,7 @@ class RunResult:
             "scores": scores(self.evaluations).to_dict("records"),
             "parameters": {"edit": self.n_parameters, "head": self.n_head},
             "training": {
-                "examples": len(self.cut.examples),
-                "shortened": self.cut.shortened,
-                "dropped": self.cut.dropped,
+                "examples": self.n_examples,
                 "steps": len(self.log.loss),
                 "first_loss": self.log.loss[0],
                 "last_loss": self.log.loss[-1],
@@ -126,7 +124,7 @@ def run(
             log=log,
             n_parameters=ready.reft.n_parameters(),
             n_head=sum(parameter.numel() for parameter in ready.objective.parameters()),
-            cut=ready.examples,
+            n_examples=len(ready.examples),
             seconds={"load": loaded - began, "train": trained - loaded, "test": time.perf_counter() - trained},
         )
         _write(folder, config, ready, result)
@@ -137,6 +135,8 @@ def run(
 def _free(directory: Path, *, resume: bool, overwrite: bool) -> Path:
     """The folder for checkpoints, if the run may be where it is wanted."""
     checkpoints = checkpoints_of(directory)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("a run's folder is written by one process: under torchrun, call reftlens.train in a script")
     if (directory / RESULT_NAME).is_file() and not overwrite:
         raise ValueError(f"{directory} holds a finished run: choose another folder, or pass --overwrite to replace it")
     if not resume and TrainingFolder(checkpoints).last() is not None:
@@ -161,7 +161,7 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
     found = {
         name: str(Path(value).resolve()) for name, value in named.items() if value is not None and Path(value).exists()
     }
-    return replace(config, **found)
+    return config.with_values(found)
 
 
 @final
@@ -172,7 +172,7 @@ class _Ready:
     bridge: TransformerBridge
     reft: Reft
     objective: Objective
-    examples: Cut
+    examples: list[Example]
     validation: list[Example] | None
     tests: list[tuple[Task, list[Record]]]
 
@@ -198,28 +198,31 @@ def _prepare(config: RunConfig) -> _Ready:
     validation = None
     if config.validation_split is not None:
         held_out = load(task, config.validation_split, config, limit=config.n_eval)
-        validation = cut(bridge, task.examples(bridge, held_out), config.max_length).examples
-    examples = cut(bridge, task.examples(bridge, records), config.max_length)
-    return _Ready(bridge, reft, objective, examples, validation, tests)
+        validation = task.examples(bridge, held_out)
+    return _Ready(bridge, reft, objective, task.examples(bridge, records), validation, tests)
 
 
 def _train(ready: _Ready, settings: TrainConfig, checkpoints: Path, *, resume: bool) -> TrainLog:
-    if not resume and (checkpoints / IDENTITY_NAME).is_file():
-        # No checkpoint is in it: what a process killed in its first epoch left is in the way.
-        shutil.rmtree(checkpoints)
+    if not resume:
+        _remove_if_empty(checkpoints)
     try:
         return train(
             ready.bridge,
             ready.reft,
-            ready.examples.examples,
+            ready.examples,
             settings,
             objective=ready.objective,
             validation=ready.validation,
         )
     except BaseException:
-        if TrainingFolder(checkpoints).last() is None:
-            shutil.rmtree(checkpoints, ignore_errors=True)
+        _remove_if_empty(checkpoints)
         raise
+
+
+def _remove_if_empty(checkpoints: Path) -> None:
+    """Removes a training folder that reached no checkpoint; another's folder of that name is left alone."""
+    if (checkpoints / IDENTITY_NAME).is_file() and TrainingFolder(checkpoints).last() is None:
+        shutil.rmtree(checkpoints)
 
 
 def _write(folder: Path, config: RunConfig, ready: _Ready, result: RunResult) -> None:

@@ -5,9 +5,10 @@ and GLUE's validation set in two, because its test labels are not published: 1,0
 there are more than 5,000, otherwise half, and the rest to report on. The paper reports Matthews correlation of CoLA, Pearson
 correlation of STS-B and accuracy of the others.
 
-Two departures. Which records fall into which part is drawn from `split_seed`, not from the reference's state of random
-numbers, so the parts are as large and not the same. And the reference's head is that of transformers, which has dropout
-of its own in training; this one is the paper's formula.
+Three departures. Which records fall into which part is drawn from `split_seed`, not from the reference's state of random
+numbers, so the parts are as large and not the same. `train(validation=...)` chooses by the loss, where the reference
+goes by the metric. And the reference trains in the base's own dropout and that of transformers' head; here the base stays
+in eval mode, the head is the paper's formula, and `TrainConfig.dropout` is that of the edits alone.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class Glue(Task):
                     return read_csv(place)
                 case _:
                     return parse(place, shown=str(place))
-        if isinstance(source, str) and source.count("/") <= 1 and not place.suffix:
+        if isinstance(source, str) and source.count("/") <= 1 and place.suffix not in _SUFFIXES:
             split = "train" if train else "validation_matched" if self.config == "mnli" else "validation"
             return of_hub(source, split=split, subset=self.config)
         raise FileNotFoundError(f"there is no file or folder {source}")
@@ -225,7 +226,7 @@ class Glue(Task):
         if self.metric != "accuracy":
             values = [[self._number(row.prediction) for row in rows], [self._number(row.answer) for row in rows]]
             undefined = 0.0 if self.labels else math.nan
-            score = undefined if np.ptp(values, axis=1).min() == 0 else float(np.corrcoef(values)[0, 1])
+            score = undefined if np.ptp(values, axis=1).min() == 0 else float(np.asarray(np.corrcoef(values))[0, 1])
         return Evaluation(task=self.name, metric=self.metric, score=score, rows=tuple(rows))
 
     def _number(self, text: str) -> float:

@@ -22,6 +22,8 @@ class Pairs(TextTask):
     """A file of prompts and completions, named by its path."""
 
     family: ClassVar[Family] = "own"
+    max_length: int | None = None
+    """As of every task in text, but nothing is cut if not said otherwise."""
 
     @property
     def metric(self) -> str:

@@ -85,7 +85,7 @@ def _records(source: str | Path, within: Sequence[str], split: str) -> Iterator[
         place = _in_folder(place, within)
     if place.is_file():
         return parse(place, shown=str(place))
-    if isinstance(source, str) and source.count("/") <= 1 and not place.suffix:
+    if isinstance(source, str) and source.count("/") <= 1 and place.suffix not in (".json", ".jsonl"):
         return of_hub(source, split=split)
     raise FileNotFoundError(f"there is no file or folder {source}")
 
@@ -118,15 +118,15 @@ def of_hub(name: str, *, split: str, subset: str | None = None) -> Iterator[Raw]
     Raises:
         FileNotFoundError: if there is none, or it cannot be fetched.
     """
-    shown = f"{name} ({split})" if subset is None else f"{name}, {subset} ({split})"
+    of = "" if subset is None else f" of {subset!r}"
     try:
         rows = load_dataset(name, subset, split=split)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"there is no file or folder {name}, and as a dataset on the hub {shown} could not be had: {error}"
+            f"there is no file or folder {name}, and as a dataset on the hub its split {split!r}{of} could not be had: {error}"
         ) from error
     for number, row in enumerate(rows, start=1):
-        yield Raw(row, f"{shown}, record {number}")
+        yield Raw(row, f"{name} ({split}{of}), record {number}")
 
 
 def parse(file: Path, *, shown: str) -> Iterator[Raw]:

@@ -1,0 +1,57 @@
+"""The guides' code runs as it stands; their links lead somewhere; the table of questions holds every analysis."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import reftlens as rl
+
+FOLDER = Path(__file__).parent.parent / "tutorials"
+GUIDES = sorted(FOLDER.glob("*.md"))
+each = pytest.mark.parametrize("file", GUIDES, ids=lambda file: file.stem)
+
+
+def test_the_guides_are_there() -> None:
+    names = {"from-pyreft", "from-transformerlens", "gotchas", "which-question-which-function", "README"}
+    assert {file.stem for file in GUIDES} == names
+
+
+@each
+def test_the_code_runs_as_it_stands(file, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    threads, names = torch.get_num_threads(), {}
+    torch.set_num_threads(1)
+    try:
+        for block in re.findall(r"```python\n(.*?)```", file.read_text(), flags=re.DOTALL):
+            exec(compile(block, str(file), "exec"), names)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@each
+def test_links_lead_somewhere(file) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", file.read_text()):
+        assert (FOLDER / link).exists(), link
+
+
+@each
+def test_names_in_it_exist(file) -> None:
+    """`rl.something` in prose or table is a public name, and so on for the packages."""
+    for name in re.findall(r"\brl((?:\.\w+)+)", file.read_text()):
+        thing = rl
+        for part in name.strip(".").split("."):
+            thing = getattr(thing, part)
+
+
+def test_every_notebook_is_in_the_list() -> None:
+    text = (FOLDER / "README.md").read_text()
+    assert all(f"({file.name})" in text for file in FOLDER.glob("*.ipynb"))
+
+
+def test_the_table_holds_every_analysis() -> None:
+    text = (FOLDER / "which-question-which-function.md").read_text()
+    assert not [name for name in rl.analysis.__all__ if f"`{name}`" not in text]
