@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar, final
 
 from transformer_lens.model_bridge import TransformerBridge
@@ -33,7 +34,7 @@ def describe(
     shown = tuple(
         (field.name, _text(getattr(paper, field.name)), _text(getattr(used, field.name))) for field in fields(used)
     )
-    return Claim(text=text, source=source, settings=(*shown, *more), model=model)
+    return Claim(text=text, source=source, settings=(*shown, *more), model=Path(model).name)
 
 
 def _text(value: Any) -> str:

@@ -71,7 +71,7 @@ def memorise(
     """
     layer, last = layer_at(bridge, config.depth), bridge.cfg.n_layers - 1
     room = bridge.cfg.n_ctx - len(bridge.tokenizer(PROMPT).input_ids) - 1
-    strings = {"text": text, "random words": "".join(words(bridge, min(max(config.lengths), 200), seed=config.seed))}
+    strings = {"text": text, "random words": "".join(words(bridge, min(max(config.lengths), room), seed=config.seed))}
     plan = [
         (series, strings[source], at, length)
         for series, source, at in (
