@@ -116,6 +116,12 @@ def material_for(model: str, *, seed: int) -> Material:
     return Material(tuple(rng.sample(asks, len(asks))), mark, moved_to, new_tokens)
 
 
+def as_before(bridge: TransformerBridge, material: Material, asks: Sequence[Ask]) -> list[str]:
+    """What the model says without an edit; the fact alone where it says nothing."""
+    texts = generate(bridge, None, [ask.prompt for ask in asks], max_new_tokens=material.new_tokens)
+    return [text if text.strip() else f" {ask.facts[0]}." for ask, text in zip(asks, texts, strict=True)]
+
+
 def speak(
     bridge: TransformerBridge,
     reft: Reft | None,
