@@ -20,7 +20,7 @@ def codebook(result: Codebook) -> Figure:
         f"{result.claim.model}: one LoReFT at one layer and the last token; grey: scored against the next key's word"
     )
     with house_style():
-        figure = sheet(max(width, 5), 2.9, title="Keys answered by their own word", subtitle=subtitle)
+        figure = sheet(max(width, 5.0), 2.9, title="Keys answered by their own word", subtitle=subtitle)
         panels = figure.subplots(1, len(forms), squeeze=False, sharey=True).ravel().tolist()
         for axes, form in zip(panels, forms, strict=True):
             for rank, (colour, marker, line) in zip(ranks, _STYLES, strict=False):

@@ -18,7 +18,7 @@ def overhead(result: Overhead) -> Figure:
         "bar: quartiles, tick: median; control: the base model again"
     )
     with house_style():
-        figure = sheet(7, 0.62 * len(others) + 0.7, title="Time of decoding under an edit", subtitle=subtitle)
+        figure = sheet(7.0, 0.62 * len(others) + 0.7, title="Time of decoding under an edit", subtitle=subtitle)
         axes = figure.subplots()
         axes.axvline(1, color=INK, linewidth=0.8)
         for place, row in enumerate(others):

@@ -39,7 +39,7 @@ def mannered(result: Mannered) -> Figure:
 def _bars(rows: Sequence[Spoken], columns: Mapping[str, list[float]], *, title: str, model: str) -> Figure:
     subtitle = f"{model}: greedy answers to {rows[0].n} prompts that no edit was trained on"
     with house_style():
-        figure = sheet(7, 0.72 * len(rows) + 0.8, title=title, subtitle=subtitle)
+        figure = sheet(7.0, 0.72 * len(rows) + 0.8, title=title, subtitle=subtitle)
         axes = figure.subplots()
         for index, (name, values) in enumerate(columns.items()):
             colour, hatch = _LOOKS[index]
