@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from reftlens._version import __version__
 
 if TYPE_CHECKING:
-    from reftlens import analysis, objectives, plot
+    from reftlens import analysis, objectives, plot, tasks
     from reftlens.bridge import load_bridge
     from reftlens.checks import check_sites
     from reftlens.cone import Held, hold, run_cone
     from reftlens.data import Batch, encode
     from reftlens.dissection import DissectConfig, Dissection, dissect, load_dissection
     from reftlens.edit import Edit, EditError, attach
-    from reftlens.generation import generate
+    from reftlens.generation import Decoding, generate
     from reftlens.interventions import (
         RED,
         AdditiveLoReFT,
@@ -59,6 +59,7 @@ _HOME = {
     "Edit": "edit",
     "EditError": "edit",
     "attach": "edit",
+    "Decoding": "generation",
     "generate": "generation",
     "RED": "interventions",
     "AdditiveLoReFT": "interventions",
@@ -103,6 +104,7 @@ __all__ = [
     "At",
     "Batch",
     "ConsReFT",
+    "Decoding",
     "DiReFT",
     "DissectConfig",
     "Dissection",
@@ -147,13 +149,14 @@ __all__ = [
     "preview",
     "run_cone",
     "save_pyreft",
+    "tasks",
     "train",
     "train_seeds",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("analysis", "objectives", "plot"):
+    if name in ("analysis", "objectives", "plot", "tasks"):
         return importlib.import_module(f"reftlens.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"reftlens.{_HOME[name]}"), name)

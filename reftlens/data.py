@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, final
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.positions import Prompts
+from reftlens.showing import as_html
 
 IGNORE = -100
 """Label of a token that the loss does not count."""
@@ -72,6 +74,17 @@ class Batch:
         batch, pos = self.tokens.shape
         return f"Batch({batch} prompts x {pos} positions: {prompt} prompt tokens, {completion} completion tokens)"
 
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each prompt: its text, where it is known, and its numbers of tokens."""
+        counts = {"prompt tokens": self.prompt_mask, "completion tokens": self.labels != IGNORE}
+        lines = pd.DataFrame({name: mask.sum(dim=1).tolist() for name, mask in counts.items()})
+        if self.texts is not None:
+            lines.insert(0, "prompt", list(self.texts))
+        return lines
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self), self.to_dataframe)
+
 
 def encode(
     bridge: TransformerBridge,
@@ -118,6 +131,28 @@ def encode(
     return batch.to(bridge.cfg.device)
 
 
+def token_counts(bridge: TransformerBridge, prompts: Sequence[str], *, prepend_bos: bool | None = None) -> list[int]:
+    """How many tokens `encode` makes of each prompt, BOS included."""
+    n_bos = len(_bos(bridge, prepend_bos))
+    return [n_bos + len(row) for row in _tokenize(bridge, prompts)[0]]
+
+
+def batches_by_length(counts: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Rows that are run together, of about the same length, so that little is padded.
+
+    The longest come first: what does not fit in memory shows at once.
+
+    Args:
+        counts: the length of each row.
+        batch_size: rows in a batch, at most.
+
+    Returns:
+        For each batch, the indices of its rows; rows of one length keep their order.
+    """
+    order = sorted(range(len(counts)), key=lambda row: -counts[row])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
 def str_tokens(bridge: TransformerBridge, tokens: Int[Tensor, " pos"]) -> tuple[str, ...]:
     """Each token as text, spaces kept."""
     return tuple(bridge.tokenizer.decode([token]) for token in tokens.tolist())
@@ -149,9 +184,9 @@ def _bos(bridge: TransformerBridge, prepend_bos: bool | None) -> list[int]:
     if not wanted:
         return []
     tokenizer = bridge.tokenizer
-    # Encoders begin a text with their classification token.
-    first = None if tokenizer is None else tokenizer.bos_token_id
-    first = tokenizer.cls_token_id if first is None and tokenizer is not None else first
+    # Encoders begin a text with their classification token; TransformerLens gives BERT's tokenizer a BOS it never saw.
+    first = None if tokenizer is None else tokenizer.cls_token_id
+    first = tokenizer.bos_token_id if first is None and tokenizer is not None else first
     if first is None:
         raise ValueError("the tokenizer has no BOS token: pass prepend_bos=False")
     return [first]

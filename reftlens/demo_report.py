@@ -112,7 +112,7 @@ def _pictures(result: DemoResult) -> dict[str, Picture]:
             plot.readout(result.readouts),
             "The two strongest write directions of each site, straight to the logits.",
         ),
-        "training": (plot.training_curve(result.log.loss), "Loss over completion tokens, in nats per token."),
+        "training": (plot.training_curve(result.log), "Loss over completion tokens."),
     }
     if result.tracing is not None:
         figures["tracing"] = (

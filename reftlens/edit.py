@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import dropout
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import (
@@ -29,6 +30,9 @@ from reftlens.interventions import Intervention
 
 HookFunction = Callable[..., Tensor | None]
 """A TransformerLens hook: `fn(activation, hook) -> activation | None`."""
+
+Watch = Callable[[Float[Tensor, "n d_model"], Int[Tensor, " n"]], None]
+"""Called with the edited tokens before the edit, on its device, and the row of the batch that each belongs to."""
 
 _MARK = "_reftlens_edits"
 """Attribute of an edited activation: which interventions it has been through, at which tokens and which head."""
@@ -51,6 +55,10 @@ class Edit:
     """Whether it also edits positions after the mask: those that a model generates."""
     head: int | None = None
     """The edited head of activations `[batch, pos, head, d_head]`; None edits all heads as one vector."""
+    dropout: float = 0.0
+    """Part of each edited state's coordinates that is set to zero, the rest scaled up: in training alone."""
+    watch: Watch | None = None
+    """Sees what the edit is given."""
 
     def apply(
         self, resid: Float[Tensor, "batch pos *axes"], offset: int = 0
@@ -88,8 +96,13 @@ class Edit:
             tokens = there.flatten(1)
             # A model may be spread over devices; its edits are not, and only their tokens travel.
             home = next(self.intervention.parameters(), tokens).device
-            change = self.intervention.delta_of(tokens.to(home), rows[0].to(home)).to(tokens.device)
+            given, example = tokens.to(home), rows[0].to(home)
+            if self.watch is not None:
+                self.watch(given, example)
+            change = self.intervention.delta_of(given, example).to(tokens.device)
             edited_tokens = tokens + (change if self.scale == 1.0 else self.scale * change)
+            if self.dropout:
+                edited_tokens = dropout(edited_tokens, self.dropout)
         edited_resid = resid.index_put(rows, edited_tokens.view_as(there))
         setattr(edited_resid, _MARK, (*past, (self.intervention, self.mask, self.head)))
         return edited_resid

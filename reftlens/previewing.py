@@ -10,6 +10,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.data import encode, str_tokens
 from reftlens.positions import Positions, parse
+from reftlens.showing import plain
+
+_END, _GAP = 200, " … "
+"""Tokens shown at each end of a long prompt, and what stands between."""
 
 
 @final
@@ -22,18 +26,30 @@ class Preview:
     edited: tuple[bool, ...]
 
     def __repr__(self) -> str:
-        marked = (f"[{token}]" if edited else token for token, edited in zip(self.tokens, self.edited, strict=True))
+        marked = (_GAP if place is None else self._marked(place) for place in self._shown())
         return f"{self.positions!r}, {sum(self.edited)} of {len(self.tokens)} tokens: {''.join(marked)}"
+
+    def _marked(self, place: int) -> str:
+        return f"[{self.tokens[place]}]" if self.edited[place] else self.tokens[place]
+
+    def _shown(self) -> list[int | None]:
+        """Places of the tokens that are shown; of a long prompt the two ends, with a gap between."""
+        n = len(self.tokens)
+        return [*range(n)] if n <= 2 * _END else [*range(_END), None, *range(n - _END, n)]
 
     def _repr_html_(self) -> str:
         style = "background:#0072b2;color:#fff;border-radius:3px;padding:1px 2px"
         spans = [
-            Markup('<span title="{}" style="{}">{}</span>').format(
-                f"token {place}{': edited' if edited else ''}", f"white-space:pre;{style if edited else ''}", token
+            Markup(_GAP)
+            if place is None
+            else Markup('<span title="{}" style="{}">{}</span>').format(
+                f"token {place}{': edited' if self.edited[place] else ''}",
+                f"white-space:pre;{style if self.edited[place] else ''}",
+                plain(self.tokens[place]),
             )
-            for place, (token, edited) in enumerate(zip(self.tokens, self.edited, strict=True))
+            for place in self._shown()
         ]
-        return str(Markup("<div>{}: {}</div>").format(repr(self.positions), Markup("").join(spans)))
+        return str(Markup("<div>{}: {}</div>").format(plain(repr(self.positions)), Markup("").join(spans)))
 
 
 def preview(bridge: TransformerBridge, positions: Positions | str, prompt: str) -> Preview:

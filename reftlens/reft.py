@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, final
 
+import pandas as pd
 from jaxtyping import Bool
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
@@ -18,6 +19,7 @@ from reftlens.data import Batch
 from reftlens.edit import Edit, HookFunction, attach, hook_functions
 from reftlens.interventions import FAMILY, Intervention, LoReFT
 from reftlens.positions import Positions, Prompts, parse, union_parts
+from reftlens.showing import MOST_LINES, as_html
 from reftlens.site import Site
 
 
@@ -268,8 +270,10 @@ class Reft(nn.Module):
             ValueError: if the folder exists and is not a saved edit, or the model lacks one of the sites.
             OSError: if it cannot be written.
         """
-        pairs = checkpoint.Pairs(self.sites, tuple(self._members), self._which, self.names, self.scales)
-        return checkpoint.save(directory, pairs, bridge, card=card)
+        return checkpoint.save(directory, self._pairs(), bridge, card=card)
+
+    def _pairs(self) -> checkpoint.Pairs:
+        return checkpoint.Pairs(self.sites, tuple(self._members), self._which, self.names, self.scales)
 
     @classmethod
     def from_pretrained(
@@ -326,12 +330,24 @@ class Reft(nn.Module):
 
     def __repr__(self) -> str:
         lines = []
-        for (site, intervention), name in self._named():
+        for place, ((site, intervention), name) in enumerate(self._named()):
+            if place == MOST_LINES:
+                lines.append(f"  ... and {len(self) - place} more")
+                break
             label = "" if set(self.names) == {"edit"} else f"{name}: "
             head = "" if site.head is None else f" head {site.head}"
             scale = f" x {self.scales[name]:g}" if self.scales.get(name, 1.0) != 1.0 else ""
             settings = ", ".join(f"{key}={value}" for key, value in intervention.settings().items())
             kind = f"{type(intervention).__name__}({settings}){scale}"
             lines.append(f"  {label}{site.hook_name}{head} at {site.positions!r}: {kind}")
-        head = f"Reft of {len(self)} edits, {self.n_parameters():,} parameters"
-        return "\n".join([head, *lines])
+        return "\n".join([self._headline(), *lines])
+
+    def _headline(self) -> str:
+        return f"Reft of {len(self)} edits, {self.n_parameters():,} parameters"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each pair: name, activation, tokens, edit, scale, trained numbers."""
+        return pd.DataFrame(self._pairs().lines())
+
+    def _repr_html_(self) -> str:
+        return as_html(self._headline(), self.to_dataframe)

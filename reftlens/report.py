@@ -22,6 +22,9 @@ from markupsafe import Markup
 _DOTS_PER_CSS_PIXEL = 150 / 96
 """Figures are saved at 150 dots per inch; an inch of CSS has 96 pixels."""
 
+_FOLDED = 16
+"""Tables with more lines are folded away under their caption."""
+
 
 @final
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def render(report: Report) -> str:
     """The report as one HTML document, which can be encoded as UTF-8 whatever its strings hold."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals["cells"] = _cells
+    environment.globals["folded"] = _FOLDED
     environment.globals["anchor"] = _Anchors()
     source = files("reftlens").joinpath("report.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(source).render(report=report)

@@ -8,6 +8,7 @@ finite stops the run before the optimiser uses it, with the step and the site wh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from reftlens.base_runs import BaseRuns
+from reftlens.cone import Held
+from reftlens.edit import Edit, Watch
 from reftlens.interventions import Orthonormal
 from reftlens.training_folder import TrainingFolder
 
@@ -27,16 +30,44 @@ EDIT_NAME = "edit"
 class EditLoss(nn.Module):
     """The edit and its objective as a module that gives the loss of each example."""
 
-    def __init__(self, runs: BaseRuns) -> None:
+    def __init__(self, runs: BaseRuns, *, dropout: float, l1: float) -> None:
+        """Args: dropout: of edited states. l1: factor of the edits' L1 terms. Both in train mode alone.
+
+        Raises:
+            ValueError: if l1 is not 0 and an edit has no such term.
+        """
         super().__init__()
         self.reft, self.objective = runs.reft, runs.objective
+        self.dropout, self.l1 = dropout, l1
+        if l1:
+            device = runs.bridge.cfg.device
+            for _, intervention in runs.reft:
+                nothing = torch.zeros(0, intervention.d_model, device=device)
+                intervention.l1(nothing, torch.zeros(0, dtype=torch.long, device=device), n_examples=0)
         # In a tuple, so that nothing of the base could become part of this module.
         self._runs = (runs,)
 
     def forward(self, rows: Tensor) -> Tensor:
         (runs,) = self._runs
         held, reference = runs.batch(rows.tolist())
-        return self.objective.losses(runs.bridge, held, self.reft.edits(held.batch), reference)
+        edits = self.reft.edits(held.batch)
+        if not self.training:
+            return self.objective.losses(runs.bridge, held, edits, reference)
+        penalties: list[Tensor] = []
+        watched = [replace(edit, dropout=self.dropout, watch=self._penalise(edit, held, penalties)) for edit in edits]
+        losses = self.objective.losses(runs.bridge, held, watched, reference)
+        if not penalties:
+            return losses
+        # An objective may run the cone more than once (RePS); the penalty is the mean of its runs.
+        per_row = torch.stack([penalty.to(losses) for penalty in penalties]).sum(dim=0) * len(edits) / len(penalties)
+        per_example = per_row.view(len(losses), -1).mean(dim=1)
+        return losses + self.l1 * self.objective.weights(held.batch).to(losses) * per_example
+
+    def _penalise(self, edit: Edit, held: Held, penalties: list[Tensor]) -> Watch | None:
+        if not self.l1:
+            return None
+        n_rows = len(held.batch)
+        return lambda tokens, example: penalties.append(edit.intervention.l1(tokens, example, n_rows))
 
     @torch.no_grad()
     def first_site_not_finite(self, rows: Tensor) -> str:
@@ -71,11 +102,13 @@ class EditTrainer(Trainer):
         validation_rows: Sequence[int],
         folder: TrainingFolder,
         keep: int,
+        dropout: float,
+        l1: float,
         callbacks: Sequence[TrainerCallback],
     ) -> None:
         """Args: weights: of each row's loss. folder: for checkpoints. keep: how many of them, the best not counted."""
         super().__init__(
-            model=EditLoss(runs),
+            model=EditLoss(runs, dropout=dropout, l1=l1),
             args=arguments,
             train_dataset=list(train_rows),
             eval_dataset=list(validation_rows) or None,

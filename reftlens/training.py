@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
@@ -39,6 +40,7 @@ from reftlens.base_runs import BaseRuns
 from reftlens.objectives import Completion, Objective
 from reftlens.objectives.base import Example
 from reftlens.reft import Reft
+from reftlens.showing import as_html
 from reftlens.trainer import EditTrainer
 from reftlens.training_folder import TrainingFolder
 
@@ -64,6 +66,12 @@ class TrainConfig:
     """Forward passes for each step of the optimiser; the loss is a mean over all of them together."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    dropout: float = 0.0
+    """Part of the coordinates of each edited state that a training step sets to zero (the rest is scaled up). As in the
+    paper's code it falls on the whole state, not on the edit's change; validation and use are without it."""
+    l1: float = 0.0
+    """Factor of the edits' L1 terms (`Intervention.l1`: ReFT-r1's scores, the scales of LoFiT), added to each example's
+    loss per weight, summed over sites. `TrainLog.loss` counts it; validation does not."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """"bfloat16" runs a float32 base under autocast. A base that was loaded in bfloat16 needs nothing here."""
     hold_bytes: int = 2**30
@@ -96,11 +104,12 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not self.lr > 0:
             raise ValueError(f"lr must be above 0, got {self.lr}")
-        for name in ("hold_bytes", "hold_dir_bytes", "weight_decay"):
-            if getattr(self, name) < 0:
+        for name in ("hold_bytes", "hold_dir_bytes", "weight_decay", "l1"):
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.warmup_ratio < 1:
-            raise ValueError(f"warmup_ratio must be in [0, 1), got {self.warmup_ratio}")
+        for name in ("warmup_ratio", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
         if self.resume and self.output_dir is None:
@@ -109,7 +118,7 @@ class TrainConfig:
 
 _RESULT = (
     "epochs", "batch_size", "lr", "weight_decay", "warmup_ratio", "schedule", "gradient_accumulation", "max_grad_norm",
-    "precision", "save_every", "patience", "seed",
+    "dropout", "l1", "precision", "save_every", "patience", "seed",
 )  # fmt: skip
 """Settings that change what comes out, which a resumed run must share."""
 
@@ -120,7 +129,7 @@ class TrainLog:
     """What happened in a training run."""
 
     loss: tuple[float, ...]
-    """Mean loss at each step; of completions, in nats per token."""
+    """Mean loss at each step, in `unit`."""
     lr: tuple[float, ...]
     """Learning rate at each step."""
     config: TrainConfig
@@ -128,10 +137,23 @@ class TrainLog:
     """(step, mean loss) at each look at the validation set."""
     best_step: int | None = None
     """The step whose edit was kept, where there was a validation set."""
+    unit: str = "nats per token"
+    """Of the losses: what the objective adds up, and over what it takes the mean."""
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each step; validation where there was a look at it."""
+        seen = dict(self.validation)
+        steps = range(1, len(self.loss) + 1)
+        validation = [seen.get(step, float("nan")) for step in steps]
+        return pd.DataFrame({"step": steps, "loss": self.loss, "lr": self.lr, "validation": validation})
 
     def __repr__(self) -> str:
         best = "" if self.best_step is None else f", best on validation after step {self.best_step}"
-        return f"TrainLog({len(self.loss)} steps, loss {self.loss[0]:.3f} -> {self.loss[-1]:.3f} nats per token{best})"
+        change = f", loss {self.loss[0]:.3f} -> {self.loss[-1]:.3f} {self.unit}" if self.loss else ""
+        return f"TrainLog({len(self.loss)} steps{change}{best})"
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self), self.to_dataframe)
 
 
 def train(
@@ -194,6 +216,8 @@ def train(
             validation_rows=range(n_train, len(read)),
             folder=folder,
             keep=config.keep_checkpoints,
+            dropout=config.dropout,
+            l1=config.l1,
             callbacks=[progress, *early, *callbacks],
         )
         trainer.remove_callback(ProgressCallback)
@@ -210,7 +234,7 @@ def train(
         finally:
             progress.close()
             reft.train(was_training)
-    return _log(trainer, config)
+    return _log(trainer, config, objective)
 
 
 def _weigh(bridge: TransformerBridge, reft: Reft, objective: Objective, examples: Sequence[Example]) -> list[int]:
@@ -297,7 +321,7 @@ def _arguments(
     return arguments
 
 
-def _log(trainer: EditTrainer, config: TrainConfig) -> TrainLog:
+def _log(trainer: EditTrainer, config: TrainConfig, objective: Objective) -> TrainLog:
     history = trainer.state.log_history
     steps = [entry for entry in history if "loss" in entry]
     return TrainLog(
@@ -306,6 +330,7 @@ def _log(trainer: EditTrainer, config: TrainConfig) -> TrainLog:
         config=config,
         validation=tuple((int(entry["step"]), float(entry["eval_loss"])) for entry in history if "eval_loss" in entry),
         best_step=trainer.state.best_global_step,
+        unit=objective.unit,
     )
 
 

@@ -10,6 +10,7 @@ from architectures import CAUSAL, MASKED
 from conftest import COMPLETIONS, PROMPTS, make_bridge
 
 import reftlens as rl
+from reftlens.bridge import last_mlp_alone
 from reftlens.cone import boundary_of, hold, run_cone
 
 SITES = {
@@ -172,3 +173,17 @@ def test_the_log_says_once_that_a_bidirectional_model_saves_layers_alone(caplog)
 def test_edits_without_tokens_have_no_cone(gpt2) -> None:
     with pytest.raises(ValueError, match="no light cone"):
         hold(gpt2, rl.encode(gpt2, PROMPTS), [])
+
+
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_the_last_mlp_for_some_tokens_alone_leaves_their_logits(architecture):
+    bridge = make_bridge(architecture)
+    batch = rl.encode(bridge, PROMPTS, padding_side="left")
+    wanted = batch.prompt_mask & (torch.arange(batch.tokens.shape[1]) % 2 == 0)
+    with torch.no_grad():
+        whole = whole_run(bridge, batch)
+        with last_mlp_alone(bridge, wanted):
+            some = whole_run(bridge, batch)
+        assert torch.equal(whole_run(bridge, batch), whole), "nothing stays behind"
+    assert (some[wanted] - whole[wanted]).abs().max() < 1e-5
+    assert not torch.allclose(some[batch.prompt_mask & ~wanted], whole[batch.prompt_mask & ~wanted], atol=1e-3)

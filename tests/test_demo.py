@@ -17,7 +17,9 @@ from reftlens.cli import app
 FIGURES = [
     "dissect_dose",
     "dissect_interchange",
+    "dissect_ledger",
     "dissect_off_manifold",
+    "dissect_overlaps",
     "dissect_sizes",
     "effect",
     "outcomes",

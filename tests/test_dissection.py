@@ -81,7 +81,7 @@ def test_it_shows_itself(found) -> None:
     page = html.unescape(shown)
     for heading in ("What it does", "How many directions", "More and less", "another seed", "still natural"):
         assert heading in page
-    assert page.count("data:image/png") == 7
+    assert page.count("data:image/png") == 10
     frame = found.summary()
     assert (frame["beside it"].str.len() > 0).all(), "every number has its null or control"
 

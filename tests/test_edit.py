@@ -268,3 +268,36 @@ def test_spans_are_trained_and_saved_like_any_rule(tmp_path, gpt2) -> None:
     assert rl.Reft.from_pretrained(tmp_path / "edit", bridge=gpt2).sites == reft.sites
     with pytest.raises(ValueError, match="row 0"):
         rl.train(gpt2, reft, [("The tower", " Ostra")], rl.TrainConfig(progress=False))
+
+
+def test_dropout_falls_on_the_whole_edited_state(make_reft) -> None:
+    """As the reference has it: on h + delta(h), not on delta(h), at the edited tokens alone."""
+    (edit,) = make_reft(positions="f1+l1").edits(torch.ones(2, 5, dtype=torch.bool))
+    resid = torch.randn(2, 5, 32)
+    torch.manual_seed(4)
+    found = replace(edit, dropout=0.4).apply(resid)
+    whole, dropped = edit.apply(resid), found == 0
+    torch.testing.assert_close(found[edit.mask], torch.where(dropped, 0.0, whole / 0.6)[edit.mask])
+    assert torch.equal(found[~edit.mask], resid[~edit.mask])
+    assert 0.2 < float(dropped[edit.mask].float().mean()) < 0.6
+    (watched,) = make_reft(positions="f1+l1").edits(edit.mask)
+    seen = []
+    replace(watched, watch=lambda tokens, example: seen.append((tokens, example))).apply(resid)
+    ((tokens, example),) = seen
+    assert torch.equal(tokens, resid[watched.mask])
+    assert torch.equal(example, watched.mask.nonzero()[:, 0])
+
+
+def test_a_cone_under_dropout_is_the_whole_run(bridge, make_reft) -> None:
+    batch = rl.encode(bridge, PROMPTS, COMPLETIONS)
+    edits = [replace(edit, dropout=0.3) for edit in make_reft(positions="l1").edits(batch)]
+    held = rl.hold(bridge, batch, edits)
+    assert held.start > 0
+    torch.manual_seed(5)
+    cone = rl.run_cone(bridge, held, edits)
+    torch.manual_seed(5)
+    with rl.attach(bridge, edits):
+        whole = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
+    real = batch.attention_mask[:, held.start :].bool()
+    torch.testing.assert_close(cone[real], whole[:, held.start :][real], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(rl.run_cone(bridge, held, edits)[real], cone[real], atol=1e-2), "another draw"

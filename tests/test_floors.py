@@ -14,7 +14,8 @@ import reftlens
 
 ROOT = Path(reftlens.__file__).parent
 FLOORS: list[set[str]] = [
-    {"_version", "positions", "interventions", "results", "folder", "organisms", "base_run_store", "training_folder"},
+    {"_version", "showing"},
+    {"positions", "interventions", "results", "folder", "organisms", "base_run_store", "training_folder"},
     {"bridge", "site", "data", "stories", "plot", "report"},
     {"edit", "checkpoint", "previewing"},
     {"reft", "cone"},
@@ -22,8 +23,8 @@ FLOORS: list[set[str]] = [
     {"base_runs"},
     {"trainer"},
     {"training", "generation", "analysis", "checks", "lofit", "pyreft", "merging"},
-    {"seeds", "benchmark"},
-    {"dissection"},
+    {"seeds", "benchmark", "tasks", "claims"},
+    {"dissection", "runs"},
     {"demo"},
     {"demo_report"},
     {"cli"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import COMPLETIONS, PROMPTS
+from conftest import COMPLETIONS, PROMPTS, TEXT
 
 import reftlens as rl
 from reftlens.lofit import push_heads, scale_heads, strongest_heads
@@ -52,6 +52,30 @@ def test_the_whole_recipe_lowers_the_loss_through_the_chosen_heads_alone(gpt2) -
     _, base = gpt2.run_with_cache(batch.tokens)
     moved = (edited[f"blocks.{first}.attn.hook_z"] - base[f"blocks.{first}.attn.hook_z"]).abs().amax((0, 1, 3)) > 0
     assert moved.nonzero().flatten().tolist() == sorted(head for layer, head in heads if layer == first)
+
+
+@pytest.mark.slow
+def test_with_l1_the_planted_heads_stand_out_more(gpt2) -> None:
+    """A teacher scales two heads; students of its distributions, with and without the term, on the same examples."""
+    planted, words = {(0, 3), (2, 0)}, TEXT.split()
+    examples = [(" ".join(words[start : start + 6]), f" {words[start - 5]} {words[-start]}") for start in range(1, 13)]
+    teacher = scale_heads(gpt2, positions=rl.All())
+
+    def of(reft):
+        return {(int(site.hook_name.split(".")[1]), site.head): edit.excess for site, edit in reft}
+
+    with torch.no_grad():
+        for head in planted:
+            of(teacher)[head].fill_(1.5)
+    elsewhere = {}
+    for l1 in (0.0, 1e-3):
+        scales = scale_heads(gpt2, positions=rl.All())
+        config = rl.TrainConfig(epochs=25, batch_size=6, lr=3e-2, l1=l1, progress=False)
+        rl.train(gpt2, scales, examples, config, objective=rl.objectives.Distillation(teacher))
+        assert set(strongest_heads(scales, 2)) == planted
+        size = {head: float(excess.detach().abs().sum()) for head, excess in of(scales).items()}
+        elsewhere[l1] = sum(size[head] for head in size if head not in planted) / sum(size.values())
+    assert elsewhere[1e-3] < 0.7 * elsewhere[0.0], elsewhere
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from datasets import Dataset
 import reftlens as rl
 from reftlens.base_run_store import InMemory
 from reftlens.base_runs import BaseRuns
-from reftlens.objectives import DPO, Classification, Completion, Distillation, RePS
+from reftlens.objectives import DPO, Classification, Completion, Distillation, Regression, RePS
 
 REJECTED = [" river", " Ostra who", " Tharic ,"]
 PAIRS = list(zip(PROMPTS, COMPLETIONS, strict=True))
@@ -116,6 +116,18 @@ def test_distillation(gpt2, kind) -> None:
 TEXTS = [("The old tower", 0), ("the weaver who lives there speaks Tharic", 1), ("by the river", 2)]
 
 
+def head_by_hand(bridge, reft, objective, text):
+    """W_o tanh(W_d h + b_d) + b_o of one text, from a run of the whole model."""
+    batch, hidden = rl.encode(bridge, [text]), []
+    handle = bridge.original_model.base_model.register_forward_hook(lambda _m, _a, output: hidden.append(output))
+    with nullcontext() if reft is None else reft.hooks(bridge, batch):
+        bridge(batch.tokens, attention_mask=batch.attention_mask)
+    handle.remove()
+    h = hidden[0].last_hidden_state[0, -1 if objective.reads_last else 0]
+    dense, _, out = objective.head
+    return torch.tanh(h @ dense.weight.T + dense.bias) @ out.weight.T + out.bias
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", *MASKED])
 @pytest.mark.parametrize("layers", [(1,), (0, 1, 2)])
 def test_classification(architecture, layers) -> None:
@@ -125,21 +137,9 @@ def test_classification(architecture, layers) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         objective = Classification(bridge, 3)
+    assert objective.reads_last == causal
     ours = losses_of(bridge, reft, objective, TEXTS)
-    dense, _, out = objective.head
-    by_hand = []
-    for text, label in TEXTS:
-        batch = rl.encode(bridge, [text])
-        hidden = []
-        handle = bridge.original_model.base_model.register_forward_hook(
-            lambda _m, _a, o, hidden=hidden: hidden.append(o)
-        )
-        with reft.hooks(bridge, batch):
-            bridge(batch.tokens, attention_mask=batch.attention_mask)
-        handle.remove()
-        h = hidden[0].last_hidden_state[0, -1 if causal else 0]
-        logits = torch.tanh(h @ dense.weight.T + dense.bias) @ out.weight.T + out.bias
-        by_hand.append(-logits.log_softmax(-1)[label])
+    by_hand = [-head_by_hand(bridge, reft, objective, text).log_softmax(-1)[label] for text, label in TEXTS]
     assert_same(reft, ours, torch.stack(by_hand))
     texts, labels = zip(*TEXTS, strict=True)
     config = rl.TrainConfig(epochs=60, batch_size=3, lr=2e-2, progress=False)
@@ -148,6 +148,31 @@ def test_classification(architecture, layers) -> None:
     assert log.loss[-1] < 0.3 * log.loss[0]
     assert objective.predict(bridge, reft, list(texts), batch_size=2) == list(labels)
     assert not any(torch.equal(new, old) for new, old in zip(objective.parameters(), head, strict=True))
+    base = [int(head_by_hand(bridge, None, objective, text).argmax()) for text in texts]
+    assert objective.predict(bridge, None, list(texts), batch_size=2) == base
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "roberta"])
+def test_regression(architecture) -> None:
+    bridge = make_bridge(architecture)
+    reft = make(bridge, "f1" if architecture in MASKED else "l1", (0, 2))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        objective = Regression(bridge)
+    examples = [(text, 5.0 - 2.0 * label) for text, label in TEXTS]
+    ours = losses_of(bridge, reft, objective, examples)
+    by_hand = [(head_by_hand(bridge, reft, objective, text)[0] - target) ** 2 for text, target in examples]
+    assert_same(reft, ours, torch.stack(by_hand))
+    texts, targets = zip(*examples, strict=True)
+    for edit in (reft, None):
+        expected = [float(head_by_hand(bridge, edit, objective, text).detach()) for text in texts]
+        assert objective.predict(bridge, edit, texts, batch_size=2) == pytest.approx(expected, abs=1e-5)
+    log = rl.train(
+        bridge, reft, examples, rl.TrainConfig(epochs=40, batch_size=3, lr=2e-2, progress=False), objective=objective
+    )
+    assert log.loss[-1] < 0.1 * log.loss[0]
+    assert objective.predict(bridge, reft, texts) == pytest.approx(targets, abs=0.8)
+    assert Regression(bridge).read([("a whole number is a number", 3)]) == [("a whole number is a number", 3)]
 
 
 @pytest.mark.parametrize("objective", [DPO(), RePS(None), RePS()], ids=["DPO", "RePS one way", "RePS"])
@@ -180,12 +205,20 @@ def test_preferences_are_learned(gpt2, objective) -> None:
             r"example 1: label 3 of 'The tower' is not in \[0, 2\]",
         ),
         ("classification", [("The tower", True)], r"example 0 must be a tuple \(text: str, label: int\)"),
+        ("regression", [("The tower", True)], r"example 0 must be a tuple \(text: str, target: float\)"),
+        (
+            "regression",
+            [("The tower", 1.0), ("The tower", float("nan"))],
+            "example 1: the target of 'The tower' must be",
+        ),
         ("another vocabulary", PAIRS, "vocabulary has 400 tokens and the base's 320"),
     ],
 )
 def test_bad_examples_are_refused_by_row(gpt2, objective, examples, message) -> None:
     if objective == "classification":
         objective = Classification(gpt2, 3)
+    if objective == "regression":
+        objective = Regression(gpt2)
     if objective == "another vocabulary":
         teacher = make_bridge("gpt2")
         teacher.cfg.d_vocab = 400

@@ -10,139 +10,45 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from made import (
+    NASTY,
+    OUTCOMES,
+    TOKENS,
+    made_ablation,
+    made_agreements,
+    made_attribution,
+    made_dose,
+    made_heads,
+    made_interchange,
+    made_ledger,
+    made_log,
+    made_manifold,
+    made_map,
+    made_mlps,
+    made_operator,
+    made_overlap,
+    made_patch,
+    made_paths,
+    made_profile,
+    made_projection,
+    made_readout,
+    made_size,
+)
 from matplotlib import image
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.text import Text
 
 from reftlens import plot
-from reftlens.plot.canvas import BLUE, GREY, MINUS, VERMILLION, ink_on, number, text_width
+from reftlens.plot.canvas import BLUE, GREY, INK, MINUS, ORANGE, PALE, VERMILLION, ink_on, number, text_width
 from reftlens.plot.labels import drawn_token, short_rows, visible
 from reftlens.plot.training_curve import running_median
-from reftlens.results import (
-    DirectionReadout,
-    Dose,
-    EditProfile,
-    EditSize,
-    Interchanged,
-    OffManifold,
-    Operator,
-    Outcome,
-    Swap,
-    TokenMap,
-)
+from reftlens.results import Ablation, DirectionReadout, EditProfile, Spread, TokenMap
 
-TOKENS = (
-    "<|endoftext|>",
-    " The",
-    " Upper",
-    " Sarn",
-    " Clock",
-    " Tower",
-    " stands",
-    " in",
-    " the",
-    " city",
-    " of",
-    " Ostra",
-)
-NASTY = (
-    "$",
-    "$x_{1$",
-    "\\$a$",
-    "<b>",
-    "\n",
-    "\t\x00",
-    "\x1b[1m",
-    "上海",
-    "🙂",
-    "�",
-    "\udc80",
-    "\u202e",
-    "e\u0301",
-    "\u0301",
-    "%",
-    "",
-)
-
-
-def made_map(
-    rows: int = 6, tokens: tuple[str, ...] = TOKENS, *, control: bool = True, kind: str = "hook_resid_pre"
-) -> TokenMap:
-    generator = torch.Generator().manual_seed(rows)
-    values = 0.1 * torch.randn(rows, len(tokens), generator=generator)
-    values[rows // 2, len(tokens) // 2] = 0.9
-    return TokenMap(
-        values=values,
-        control=0.1 * torch.randn(rows, len(tokens), generator=generator) if control else None,
-        rows=tuple(f"blocks.{layer}.{kind}" for layer in range(rows)),
-        tokens=tokens,
-        starred=tuple(2 <= place <= 5 for place in range(len(tokens))),
-        quantity="restored part of the clean answer's probability",
-        control_name="the same states from an unrelated subject" if control else "",
-        n_prompts=40,
-    )
-
-
-def made_size(tokens: tuple[str, ...] = TOKENS, sites: int = 3) -> EditSize:
-    edited = torch.zeros(sites, len(tokens), dtype=torch.bool)
-    edited[:, :2] = edited[:, -1:] = True
-    relative = edited * torch.rand(edited.shape, generator=torch.Generator().manual_seed(0))
-    relative[0, 0] = 0.0
-    rows = tuple(f"blocks.{2 * site + 1}.hook_resid_post" for site in range(sites))
-    return EditSize(relative, edited, rows, tokens, tuple(place == 1 for place in range(len(tokens))))
-
-
-def made_operator(layer: int = 3, rank: int = 4) -> Operator:
-    basis = torch.linalg.qr(torch.randn(16, rank, generator=torch.Generator().manual_seed(layer)))[0].T.contiguous()
-    spectrum = torch.tensor([8.0 / 2**i for i in range(rank)])
-    share = torch.linspace(0.9, 0.1, rank)
-    return Operator(f"blocks.{layer}.hook_resid_post", basis, basis, spectrum, spectrum, share, 40.0, 480, basis)
-
-
-def made_readout(tokens: tuple[str, ...] = TOKENS, direction: int = 0) -> DirectionReadout:
-    up = tuple((token, 4.0 - i) for i, token in enumerate(tokens[:4]))
-    down = tuple((token, -3.0 + i) for i, token in enumerate(tokens[4:7]))
-    return DirectionReadout("blocks.3.hook_resid_post", direction, up, down, -1.5, 2.5, 200)
-
-
-def made_profile(rows: tuple[str, ...] | None = None) -> EditProfile:
-    rows = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(4)) if rows is None else rows
-    kinds = (torch.tensor([1.2, 1.0, 0.4]), torch.zeros(0), None, torch.linspace(3, 0, 16))
-    gains = tuple(kinds[place % 4] for place in range(len(rows)))
-    push = torch.tensor([float("nan") if gain is None else 1.5 for gain in gains])
-    return EditProfile(rows, gains, push)
-
-
-def made_dose(*, kept: bool = True) -> Dose:
-    alpha = torch.tensor([-0.5, 0.0, 0.5, 1.0, 2.0])
-    kl = alpha**2 if kept else torch.full((5,), torch.nan)
-    return Dose(alpha, -5 * torch.exp(-alpha), kl, -5 + 0.1 * alpha, 0.5 * kl, 5.0, 0.1, 21, 201 * kept, 3)
-
-
-def made_interchange(layer: int = 3, *, moved: float = 0.8) -> Interchanged:
-    def swap(name: str, part: float) -> Swap:
-        return Swap(name, float(part > 0.5), part)
-
-    single = [swap("a", part) for part in (1.0, moved, 1 - moved, 0.2 * moved, 0.8 * moved)]
-    whole, inside, complement, read, unread = single
-    random = [tuple(swap("r", -0.02 + 0.01 * i + shift) for i in range(8)) for shift in (0.0, 0.05)]
-    return Interchanged(f"blocks.{layer}.hook_resid_post", 2, 60, 64, whole, inside, complement, read, unread, *random)
-
-
-def made_manifold(layer: int = 3) -> OffManifold:
-    own = torch.linspace(0, 100, 80)
-    far = 100 - (100 - own) / 5
-    return OffManifold(f"blocks.{layer}.hook_resid_post", torch.full((80,), 1.05), own, far, far - 2, 0.01, 300, 300)
-
-
-OUTCOMES = [
-    Outcome("edited facts, as trained", "new answer", 24, 0.0, 0.96, 0.02, 5.1),
-    Outcome("other subjects", "old answer", 200, 0.97, 0.88, float("nan"), 0.012),
-]
+LONG = (TOKENS * 3)[:30]
 DRAWINGS: dict[str, Callable[[], Figure]] = {
     "map": lambda: plot.token_map(made_map()),
     "map beside": lambda: plot.token_map(made_map(3, TOKENS[:5]), title="A title"),
@@ -164,7 +70,32 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "interchange": lambda: plot.interchange([made_interchange(1), made_interchange(3, moved=-0.1)]),
     "interchange many": lambda: plot.interchange([made_interchange(layer) for layer in range(4)]),
     "off-manifold": lambda: plot.off_manifold([made_manifold(1), made_manifold(4)]),
-    "curve": lambda: plot.training_curve([5.0 * 0.97**step for step in range(200)]),
+    "curve": lambda: plot.training_curve(made_log([5.0 * 0.97**step for step in range(200)])),
+    "curve with validation": lambda: plot.training_curve(made_log([3.0, 2.0, 1.0], ((1, 2.5), (3, 1.5)), 3)),
+    "spread": lambda: plot.spread(Spread(made_map(3), made_map(3))),
+    "patch": lambda: plot.patch_map(made_patch()),
+    "patch large": lambda: plot.patch_map(made_patch(12, LONG), starred=(False, True)),
+    "patch of heads": lambda: plot.patch_map(made_heads()),
+    "ledger": lambda: plot.ledger(made_ledger()),
+    "ledger large": lambda: plot.ledger(made_ledger(LONG, sites=8)),
+    "ledger nasty": lambda: plot.ledger(made_ledger(NASTY, sites=1)),
+    "overlap": lambda: plot.overlap([made_overlap(), made_overlap(score=0.02)]),
+    "overlap nasty": lambda: plot.overlap([made_overlap(", ".join(NASTY[:8]))]),
+    "agreement": lambda: plot.agreement(made_agreements()),
+    "agreement of two": lambda: plot.agreement(made_agreements(("a", "b"))),
+    "agreement nasty": lambda: plot.agreement(made_agreements(("$x$ 上", "a long name of an edit \n", "\x1b"))),
+    "ablation": lambda: plot.ablation(made_ablation()),
+    "ablation of one": lambda: plot.ablation(made_ablation(1, exact=True)),
+    "ablation long": lambda: plot.ablation(made_ablation(60)),
+    "ablation nasty": lambda: plot.ablation(made_ablation(3, name="$ <b> 上 {}")),
+    "attribution": lambda: plot.attribution(made_attribution()),
+    "mediation": lambda: plot.mediation([made_heads(), made_mlps()], direct=torch.linspace(1, 2, 8)),
+    "mediation of one": lambda: plot.mediation([made_heads()], most=1),
+    "mediation nasty": lambda: plot.mediation([made_mlps(tokens=NASTY)]),
+    "mediation of paths": lambda: plot.mediation([made_paths()]),
+    "projection": lambda: plot.projection([made_projection(1), made_projection(4)]),
+    "projection nasty": lambda: plot.projection([made_projection(1, ("$ <b>", "上", "\n", "%"))]),
+    "spectrum with control": lambda: plot.spectrum([made_operator(1)], null=[made_operator(1), made_operator(1, 3)]),
 }
 
 
@@ -204,11 +135,16 @@ def overlapping(boxes: list[np.ndarray]) -> list[tuple[int, int]]:
 
 
 @cache
-def drawing(name: str) -> tuple[Figure, list[tuple[str, np.ndarray]]]:
-    """A figure and the boxes (x0, y0, x1, y1) of its texts, drawn once for the tests that only look."""
-    figure = DRAWINGS[name]()
+def drawing(name: str) -> tuple[Figure, list[tuple[str, np.ndarray]], list[str]]:
+    """A figure, the boxes (x0, y0, x1, y1) of its texts, and the settings it left changed, for the tests that look."""
+    # Settings of a user's own: with matplotlib's, a reset to its defaults would not be seen.
+    with matplotlib.rc_context({"hatch.linewidth": 3.0, "figure.dpi": 77.0}):
+        before = dict(matplotlib.rcParams)
+        figure = DRAWINGS[name]()
+        changed = [setting for setting, value in before.items() if matplotlib.rcParams[setting] != value]
     renderer = rendered(figure).get_renderer()
-    return figure, [(text.get_text(), text.get_window_extent(renderer).extents) for text in texts(figure)]
+    boxes = [(text.get_text(), text.get_window_extent(renderer).extents) for text in texts(figure)]
+    return figure, boxes, changed
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
@@ -216,16 +152,14 @@ def test_drawing_leaves_matplotlib_as_it_was(name: str) -> None:
     from matplotlib import pyplot
 
     numbers = pyplot.get_fignums()
-    # Settings of a user's own: with matplotlib's, a reset to its defaults would not be seen.
-    with matplotlib.rc_context({"hatch.linewidth": 3.0, "figure.dpi": 77.0}):
-        before = dict(matplotlib.rcParams)
-        assert isinstance(DRAWINGS[name](), Figure)
-        assert dict(matplotlib.rcParams) == before
+    figure, _, changed = drawing(name)
+    assert isinstance(figure, Figure)
+    assert changed == []
     assert pyplot.get_fignums() == numbers
 
 
 def test_a_png_is_white_and_has_150_dots_per_inch() -> None:
-    figure = plot.training_curve([3.0, 2.0, 1.5])
+    figure = plot.training_curve(made_log([3.0, 2.0, 1.5]))
     before = dict(matplotlib.rcParams)
     pixels = image.imread(io.BytesIO(plot.png(figure)))
     assert dict(matplotlib.rcParams) == before
@@ -237,7 +171,7 @@ def test_a_png_is_white_and_has_150_dots_per_inch() -> None:
 
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_every_text_is_large_enough_and_inside_the_figure(name: str) -> None:
-    figure, boxes = drawing(name)
+    figure, boxes, _ = drawing(name)
     assert len(boxes) > 5
     assert min(text.get_fontsize() for text in texts(figure)) >= 8
     room = np.add(figure.bbox.extents, [-1, -1, 1, 1])
@@ -248,7 +182,7 @@ def test_every_text_is_large_enough_and_inside_the_figure(name: str) -> None:
 
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_texts_do_not_overlap(name: str) -> None:
-    _, boxes = drawing(name)
+    _, boxes, _ = drawing(name)
     assert [(boxes[i][0], boxes[j][0]) for i, j in overlapping([box for _, box in boxes])] == []
 
 
@@ -427,21 +361,25 @@ def test_outcomes_print_their_values_and_say_what_counts() -> None:
 
 
 def test_the_loss_axis_is_logarithmic_only_over_more_than_a_decade() -> None:
-    assert plot.training_curve([5.0, 1.0, 0.4]).axes[0].get_yscale() == "log"
-    assert plot.training_curve([5.0, 1.0, 0.6]).axes[0].get_yscale() == "linear"
-    assert plot.training_curve([5.0, 0.0]).axes[0].get_yscale() == "linear"
-    assert plot.training_curve([5.0]).axes[0].get_lines()[0].get_ydata().tolist() == [5.0]
+    assert plot.training_curve(made_log([5.0, 1.0, 0.4])).axes[0].get_yscale() == "log"
+    assert plot.training_curve(made_log([5.0, 1.0, 0.6])).axes[0].get_yscale() == "linear"
+    assert plot.training_curve(made_log([5.0, 0.0])).axes[0].get_yscale() == "linear"
+    assert plot.training_curve(made_log([5.0])).axes[0].get_lines()[0].get_ydata().tolist() == [5.0]
 
 
 def test_the_running_median_ignores_a_spike() -> None:
     values = np.ones(21)
     values[10] = 100.0
     assert running_median(values, 5).tolist() == [1.0] * 21
-    bold = max(plot.training_curve(values.tolist()).axes[0].get_lines(), key=lambda line: line.get_linewidth())
+    bold = max(
+        plot.training_curve(made_log(values.tolist())).axes[0].get_lines(), key=lambda line: line.get_linewidth()
+    )
     assert max(bold.get_ydata()) == 1.0
 
 
-@pytest.mark.parametrize("draw", [plot.spectrum, plot.readout, plot.outcomes, plot.training_curve])
+@pytest.mark.parametrize(
+    "draw", [plot.spectrum, plot.readout, plot.outcomes, plot.overlap, plot.agreement, plot.projection]
+)
 def test_nothing_to_draw_is_an_error(draw: Callable[[list[float]], Figure]) -> None:
     with pytest.raises(ValueError, match="at least one"):
         draw([])
@@ -497,3 +435,229 @@ def test_the_profile_shows_every_gain_and_says_where_there_is_none() -> None:
     assert "the first 48 of 60 sites" in written(DRAWINGS["profile long"]())
     with pytest.raises(ValueError, match="at least one site"):
         plot.edit_profile(EditProfile((), (), torch.zeros(0)))
+
+
+def test_a_curve_has_its_unit_its_validation_and_the_step_that_was_kept() -> None:
+    figure = plot.training_curve(made_log([3.0, 2.0, 1.0], ((1, 2.5), (3, 1.5)), 3, unit="nats per pair"))
+    [validation] = [line for line in figure.axes[0].get_lines() if line.get_label() == "validation"]
+    assert validation.get_xydata().tolist() == [[1, 2.5], [3, 1.5]]
+    assert "loss, nats per pair" in written(figure)
+    assert "kept: step 3" in written(figure)
+    assert "validation" not in written(plot.training_curve(made_log([3.0, 2.0])))
+    with pytest.raises(ValueError, match="at least one step"):
+        plot.training_curve(made_log([]))
+
+
+def frames(axes: Axes) -> set[tuple[int, int]]:
+    """(row, column) of the framed cells."""
+    boxes = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    return {(round(box.get_y() + 0.46), round(box.get_x() + 0.46)) for box in boxes}
+
+
+def test_cells_that_are_beyond_chance_are_framed_and_constant_noise_is_not() -> None:
+    result = made_patch(3, TOKENS[:4], pairs=40)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(result.values.shape, generator=generator)
+    # Noise whose mean over pairs is exactly zero in every cell but the planted one; and one tiny, certain change.
+    result.values.copy_(noise - noise.mean(0))
+    result.values[:, 1, 2] += 2.0
+    result.values[:, 0, 0] = 0.01
+    measured, control = images(plot.patch_map(result))
+    assert frames(measured) == {(1, 2)}
+    assert measured.images[0].get_array()[1, 2] == pytest.approx(2.0, abs=1e-5)
+    assert control.get_title(loc="left") == "control: an unrelated run"
+    one = plot.patch_map(made_patch(3, TOKENS[:4], pairs=1, control=False))
+    assert frames(images(one)[0]) == set()
+    assert "interval" not in written(one)
+    with pytest.raises(ValueError, match="at most 4 stars"):
+        plot.patch_map(made_patch(3, TOKENS[:4]), starred=(True,) * 5)
+
+
+def test_the_two_maps_of_a_spread_have_scales_of_their_own_that_begin_at_zero() -> None:
+    far, mind = made_map(3), made_map(3)
+    far.values.abs_().mul_(10)
+    drawn = images(plot.spread(Spread(far, mind)))
+    assert [axes.images[0].get_clim()[0] for axes in drawn] == [0.0] * 4
+    assert drawn[0].images[0].get_clim() == drawn[1].images[0].get_clim()
+    assert drawn[0].images[0].get_clim() != drawn[2].images[0].get_clim()
+
+
+def test_the_ledger_shows_that_terms_cancel() -> None:
+    # Terms of lengths 3, 1, 2 of which the first and the last point against each other: the sum is sqrt(2) long.
+    figure = plot.ledger(made_ledger())
+    lengths, cosines = figure.axes[:2]
+    heights = np.array([bar.get_height() for bar in lengths.patches]).reshape(3, -1)
+    np.testing.assert_allclose(heights[:, 0], [3, 1, 2], rtol=1e-6)
+    [change] = lengths.collections
+    np.testing.assert_allclose(change.get_segments()[0][:, 1], 2**0.5, rtol=1e-6)
+    first = [line.get_ydata()[0] for line in cosines.lines if line.get_linestyle() == "None"]
+    np.testing.assert_allclose(first, [0, -1, 0], atol=1e-6)
+    # The token that is not edited is left out.
+    assert cosines.get_xticklabels()[0].get_text() == "·The*"
+    assert "the first 24 of 29 edited tokens" in written(drawing("ledger large")[0])
+    assert "the first 6 of 8 sites" in written(drawing("ledger large")[0])
+    empty = made_ledger()
+    empty.norm.fill_(torch.nan)
+    with pytest.raises(ValueError, match="at least one edited token"):
+        plot.ledger(empty)
+
+
+def test_an_overlap_stands_over_the_range_of_each_null_with_its_p() -> None:
+    result = made_overlap(score=0.25)
+    axes = plot.overlap([result]).axes[0]
+    # Haar draws run evenly from 0 to 0.2, the others from 0 to 0.6.
+    spans = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
+    np.testing.assert_allclose(spans, [(0.01, 0.19), (0.03, 0.57)], atol=1e-6)
+    assert [text.get_text() for text in axes.texts] == [f"p = {1 / 102:.2g}", f"p = {(1 + 59) / 102:.2g}"]
+    assert "at 12, 64 degrees" in written(axes.figure)
+    crowded = made_overlap()
+    crowded.null_scores.update({str(n): torch.zeros(3) for n in range(3)})
+    with pytest.raises(ValueError, match="at most 3 nulls"):
+        plot.overlap([crowded])
+
+
+def test_matrices_of_agreement_are_symmetrical_and_darker_where_edits_agree() -> None:
+    pairs = made_agreements(("a", "b", "c"))
+    cosine, angle, raw = plot.agreement(pairs).axes
+    numbers = {text.get_position(): text.get_text() for text in angle.texts}
+    assert numbers == {(1, 0): "10", (0, 1): "10", (2, 0): "11", (0, 2): "11", (2, 1): "12", (1, 2): "12"}
+    for axes in (cosine, angle, raw):
+        shown = axes.images[0].get_array()
+        assert np.ma.getmaskarray(shown).tolist() == np.eye(3, dtype=bool).tolist()
+        assert shown[0, 1] > shown[1, 2]
+    assert "random: 72" in angle.get_title(loc="left")
+    assert "turned: 0.01" in cosine.get_title(loc="left")
+
+
+def test_ablation_draws_intervals_of_sampled_orders_alone() -> None:
+    sampled, exact = plot.ablation(made_ablation()).axes[0], plot.ablation(made_ablation(exact=True)).axes[0]
+    [bars] = sampled.collections
+    np.testing.assert_allclose(bars.get_segments()[0][:, 0], [-1.3, -0.7], rtol=1e-6)
+    assert not exact.collections
+    assert [bar.get_width() for bar in exact.patches] == pytest.approx([-1, 1 / 3, 5 / 3, 3])
+    twice = made_ablation(2, name="blocks.1.hook_resid_post")
+    labels = [label.get_text() for label in plot.ablation(twice).axes[0].get_yticklabels()]
+    assert labels == ["1 resid_post (1)", "1 resid_post (2)"]
+    with pytest.raises(ValueError, match="at least one site"):
+        plot.ablation(Ablation(0.0, (), *[torch.zeros(0)] * 5, torch.zeros(0, 0), torch.zeros(0), True, 1))
+
+
+def test_estimates_of_the_wrong_sign_are_crossed() -> None:
+    result = made_attribution(3, TOKENS[:4])
+    exact = result.exact.values[0].clone()
+    result.values[0, 1, 2] *= -1
+    axes = plot.attribution(result).axes
+    assert len(axes) == 2
+    good, wrong = (line for line in axes[0].lines if line.get_linestyle() == "None")
+    np.testing.assert_allclose(wrong.get_xydata(), [[exact[1, 2], -0.5 * exact[1, 2]]], rtol=1e-5)
+    assert len(good.get_xdata()) == 11
+    assert "r = 1.00" in axes[0].get_title(loc="left")
+
+
+def test_widths_and_colours_of_mediation_follow_the_effect_and_dashes_its_control() -> None:
+    from matplotlib.patches import FancyArrowPatch
+
+    result = made_heads()
+    assert result.control is not None
+    result.values[:, 4, 0] = 0.8
+    result.control[:, 4, 0] = 1.0
+    figure = plot.mediation([result], most=3)
+    arrows = [patch for patch in figure.axes[0].patches if isinstance(patch, FancyArrowPatch)]
+    # Two steps each: of a half (solid), of -1/4 (solid), of 1/5 with a control as large (dashed).
+    drawn = {(round(a.get_linewidth(), 1), to_hex(a.get_edgecolor()).upper(), a.get_linestyle() == "-") for a in arrows}
+    assert len(arrows) == 6
+    assert {(colour, solid) for _, colour, solid in drawn} == {(VERMILLION, True), (BLUE, True), (VERMILLION, False)}
+    widths = sorted(width for width, _, _ in drawn)
+    np.testing.assert_allclose(widths, [0.8 + 5 * part for part in (0.2 / 0.5, 0.25 / 0.5, 1)], atol=0.2)
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == ["2.1", "5.3", "4.0"]
+    assert "3 strongest of 24" in written(figure)
+    with pytest.raises(ValueError, match="carries something"):
+        plot.mediation([])
+
+
+def test_paths_between_components_are_drawn_as_they_are_named() -> None:
+    figure = plot.mediation([made_paths()])
+    labels = [label.get_text() for label in figure.axes[1].get_yticklabels()]
+    assert labels[0] == "2.1 to mlp3"
+    nodes = {text.get_text() for text in figure.axes[0].texts}
+    assert nodes == {"edit", "2.1", "mlp3", "logits"}
+
+
+def test_each_group_of_a_projection_has_its_marker_before_and_after() -> None:
+    result = made_projection()
+    axes = plot.projection([result]).axes[0]
+    marks = [line for line in axes.lines if line.get_marker() in ("o", "s")]
+    before = torch.cat([torch.tensor(line.get_xydata()) for line in marks[::2]])
+    after = torch.cat([torch.tensor(line.get_xydata()) for line in marks[1::2]])
+    assert {line.get_markerfacecolor() for line in marks[::2]} == {"white"}
+    np.testing.assert_allclose(before, torch.cat([result.before[::2], result.before[1::2]]), rtol=1e-6)
+    np.testing.assert_allclose(after, torch.cat([result.after[::2], result.after[1::2]]), rtol=1e-6)
+    with pytest.raises(ValueError, match="at most 4 groups"):
+        plot.projection([made_projection(1, tuple("abcde"))])
+
+
+def test_the_control_of_a_spectrum_is_its_range_over_draws() -> None:
+    low, high = made_operator(1), made_operator(1)
+    low.spectrum.mul_(0.5)
+    other = made_operator(3)
+    axes = plot.spectrum([made_operator(1)], null=[low, high, other]).axes[0]
+    boxes = [bar for bar in axes.patches if bar.get_width() == pytest.approx(0.9)]
+    spans = [(box.get_y(), box.get_y() + box.get_height()) for box in boxes]
+    np.testing.assert_allclose(spans, [(8.0 / 2**i / 2, 8.0 / 2**i) for i in range(4)], rtol=1e-6)
+    assert "control: range of its spectra" in written(axes.figure)
+
+
+DEUTERANOPIA = np.array(
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+)
+"""On linear RGB, of full severity (Machado, Oliveira & Fernandes 2009, doi:10.1109/TVCG.2009.113, table 1)."""
+
+
+def lab(colour: str, *, deuteranopia: bool) -> np.ndarray:
+    """CIELAB under D65, as a deuteranope sees it if asked."""
+    parts = np.array(to_rgb(colour))
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    if deuteranopia:
+        linear = np.clip(DEUTERANOPIA @ linear, 0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(to_xyz @ linear / to_xyz.sum(axis=1))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def apart(first: str, second: str, *, deuteranopia: bool) -> float:
+    """CIE76 difference: 2.3 is just seen."""
+    return float(np.linalg.norm(lab(first, deuteranopia=deuteranopia) - lab(second, deuteranopia=deuteranopia)))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (VERMILLION, BLUE),
+        (VERMILLION, GREY),
+        (BLUE, GREY),
+        (ORANGE, BLUE),
+        (VERMILLION, PALE),
+        (BLUE, PALE),
+        (GREY, PALE),
+        (VERMILLION, INK),
+        (BLUE, INK),
+    ],
+)
+def test_colours_stay_apart_for_a_deuteranope(first: str, second: str) -> None:
+    """Those that meet in one figure without hatch or marker: orange and vermillion never do."""
+    assert apart(first, second, deuteranopia=True) > 20
+
+
+def test_the_check_for_colour_blindness_finds_red_and_green() -> None:
+    assert apart("#c04000", "#5f7a00", deuteranopia=False) > 50
+    assert apart("#c04000", "#5f7a00", deuteranopia=True) < 20
+
+
+@pytest.mark.parametrize("name", ["RdBu_r", "Oranges"])
+def test_the_ends_of_a_map_stay_apart_from_its_middle_for_a_deuteranope_and_in_grey(name: str) -> None:
+    cmap = matplotlib.colormaps[name]
+    low, middle, high = (to_hex(cmap(part)) for part in (0.0, 0.5, 1.0))
+    for a, b in ((low, middle), (middle, high), (low, high)):
+        assert apart(a, b, deuteranopia=True) > 20
+    lightness = [lab(to_hex(cmap(part)), deuteranopia=True)[0] for part in np.linspace(0.5, 1, 20)]
+    assert (np.diff(lightness) < 0).all()

@@ -28,7 +28,7 @@ def by_hand(edit, examples):
         top = scores[: edit.k]
         pushes.append(sum(top) / len(top) * v)
         penalties.append(sum(scores[edit.k :]) / len(scores))
-    return pushes, sum(penalties) / len(penalties)
+    return pushes, penalties
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 50])
@@ -39,12 +39,14 @@ def test_each_example_has_its_own_push_and_penalty(k) -> None:
     examples = [torch.randn(n, D, generator=generator, dtype=torch.float64) for n in (1, 5, 2, 7)]
     # Rows 1 and 3 of the batch hold no edited token, so they have no example.
     example = torch.cat([torch.full((len(h),), row) for h, row in zip(examples, (0, 2, 4, 5), strict=True)])
-    pushes, penalty = by_hand(edit, examples)
+    pushes, penalties = by_hand(edit, examples)
     change = edit.delta_of(torch.cat(examples), example)
     expected = torch.cat([push.expand_as(h) for push, h in zip(pushes, examples, strict=True)])
     torch.testing.assert_close(change, expected)
-    assert float(edit.l1(torch.cat(examples), example).detach()) == pytest.approx(penalty, abs=1e-12)
-    assert (penalty > 0) == (k < 7)
+    found = edit.l1(torch.cat(examples), example, 7).tolist()
+    zero, one, two, three = penalties
+    assert found == pytest.approx([zero, 0, one, 0, two, three, 0], abs=1e-12)
+    assert any(penalties) == (k < 7)
     shuffled = torch.randperm(len(example), generator=generator)
     torch.testing.assert_close(edit.delta_of(torch.cat(examples)[shuffled], example[shuffled]), expected[shuffled])
 
@@ -131,12 +133,25 @@ def test_the_penalty_pulls_the_other_tokens_down() -> None:
     torch.manual_seed(0)
     edit, h, example = rl.ReFTr1(D, 1), torch.randn(12, D), torch.arange(12) // 6
     optimiser = torch.optim.Adam(edit.parameters(), lr=1e-2)
-    before = float(edit.l1(h, example).detach())
+    before = float(edit.l1(h, example, 2).mean().detach())
     for _ in range(100):
         optimiser.zero_grad()
-        edit.l1(h, example).backward()
+        edit.l1(h, example, 2).mean().backward()
         optimiser.step()
-    assert float(edit.l1(h, example).detach()) < 0.5 * before
+    assert float(edit.l1(h, example, 2).mean().detach()) < 0.5 * before
+
+
+def test_with_l1_training_leaves_fewer_tokens_above_zero(gpt2) -> None:
+    """The loss alone does not care about tokens outside the k largest; with the term their scores go down."""
+    examples = list(zip(PROMPTS, COMPLETIONS, strict=True))
+    above = {}
+    for l1 in (0.0, 1.0):
+        edit = make_edit(rl.ReFTr1)
+        config = rl.TrainConfig(epochs=25, lr=2e-2, l1=l1, progress=False)
+        rl.train(gpt2, one_site(edit), examples, config)
+        ((_, h),) = edited_activations(gpt2, one_site(edit), rl.encode(gpt2, PROMPTS))
+        above[l1] = float((edit.detect(h) > 0.05).float().mean())
+    assert above[1.0] < 0.6 * above[0.0], above
 
 
 def test_what_needs_an_affine_form_says_so(gpt2) -> None:

@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from markupsafe import Markup
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from reftlens.plot import png, token_strip
+from reftlens.plot.html import Html
 from reftlens.report import Picture, Report, Section, render
-from reftlens.results import EditSize
+from reftlens.results import EditSize, TokenMap
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 HOSTILE = [
@@ -61,7 +63,7 @@ def dots(width: int = 3, height: int = 2) -> bytes:
     return png(Figure(figsize=(width, height)))
 
 
-def strip(*tokens: str, site: str = "blocks.1.hook_resid_post") -> Markup:
+def strip(*tokens: str, site: str = "blocks.1.hook_resid_post") -> Html:
     n = len(tokens)
     rows = ("blocks.0.hook_resid_post", site)
     relative = torch.tensor([[0.5] * n, [0.25] * n])
@@ -224,3 +226,51 @@ def contrast(background: str, ink: str) -> float:
     luminance = float(linear @ [0.2126, 0.7152, 0.0722])
     other = {"black": 0.0, "white": 1.0}[ink]
     return (max(luminance, other) + 0.05) / (min(luminance, other) + 0.05)
+
+
+def test_long_tables_are_folded_under_their_caption() -> None:
+    frames = [pd.DataFrame({"n": range(lines)}) for lines in (16, 17)]
+    section = Section("s", tables=(("short <b>", frames[0]), ("long <b>", frames[1])))
+    page = Page(render(Report("t", "l", (section,), {})))
+    assert page.texts("summary") == ["long <b> (17 lines)"]
+    assert len(page.of("details")) == 1
+    assert page.texts("td") == [str(n) for lines in (16, 17) for n in range(lines)]
+
+
+def effects(token: str = " Tower", quantity: str = "effect, in nats") -> TokenMap:
+    values = torch.tensor([[0.5, float("nan"), -1.0], [-2.0, float("nan"), 0.25]])
+    rows = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
+    return TokenMap(values, values / 10, rows, (" a", "\n", token), (False, False, True), quantity, "turned", 3)
+
+
+def test_a_strip_of_effects_shades_by_sign_and_says_value_and_control() -> None:
+    page = Page(str(token_strip(effects(), 0, title="a <title>")))
+    spans = [span for span in page.of("span") if "title" in span]
+    assert [span["title"] for span in spans] == [
+        "0 resid_post: 0.5 (control 0.05)",
+        "no value",
+        f"subject; 0 resid_post: {MINUS}1 (control {MINUS}0.1)",
+    ]
+    shades = [re.findall(r"background:(#\w{6})", span["style"]) for span in spans]
+    # Red for 0.5, nothing for what has no value, blue for -1; the whole map, of both rows, sets the scale.
+    cmap = colormaps["RdBu_r"]
+    assert shades == [[to_hex(cmap(0.625))], [], [to_hex(cmap(0.25))]]
+    assert page.texts("div")[0] == "a <title>"
+    key = [text for span, text in zip(page.of("span")[3:], page.texts("span")[3:], strict=True) if "title" not in span]
+    assert key == [f"{MINUS}2", f"{MINUS}1", "0", "1", "2"]
+    furthest = [span["style"] for span in Page(str(token_strip(effects()))).of("span") if "title" in span]
+    assert re.findall(r"background:(#\w{6})", furthest[0]) == [to_hex(cmap(0.0))]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_strips_escape_titles_tokens_and_quantities(text: str) -> None:
+    page = Page(str(token_strip(effects(text, text), title=text)))
+    plain = Page(str(token_strip(effects("x", "x"), title="x")))
+    assert [(tag, list(attributes)) for tag, attributes in page.elements] == [
+        (tag, list(attributes)) for tag, attributes in plain.elements
+    ]
+
+
+def test_a_strip_shows_itself_in_a_notebook() -> None:
+    for shown in (token_strip(effects()), strip(" Tower")):
+        assert shown._repr_html_() == str(shown)

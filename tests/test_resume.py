@@ -55,7 +55,9 @@ def interrupt_after(monkeypatch, step):
 
 
 @pytest.mark.parametrize("interrupted", [1, 4, 5, 11])
-@pytest.mark.parametrize("settings", [{}, {"save_every": 2, "gradient_accumulation": 2}], ids=["epochs", "accumulated"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"save_every": 2, "gradient_accumulation": 2, "dropout": 0.2}], ids=["epochs", "accumulated"]
+)
 def test_resumed_training_is_uninterrupted_training(gpt2, tmp_path, monkeypatch, interrupted, settings) -> None:
     config = replace(CONFIG, **settings)
     whole = fresh(gpt2)

@@ -7,11 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import COMPLETIONS, PROMPTS, make_bridge
+from conftest import COMPLETIONS, PROMPTS, make_bridge, make_edit
 from transformers.trainer_utils import sort_checkpoints
 
 import reftlens as rl
-from reftlens.objectives import Classification
+from reftlens.base_run_store import InMemory
+from reftlens.base_runs import BaseRuns
+from reftlens.lofit import scale_heads
+from reftlens.objectives import Classification, Completion, RePS
+from reftlens.trainer import EditLoss
 
 EXAMPLES = [*zip(PROMPTS, COMPLETIONS, strict=True), ("tower of the city , old", " river")]
 CONFIG = rl.TrainConfig(epochs=3, batch_size=2, lr=5e-3, progress=False)
@@ -137,3 +141,53 @@ def test_a_head_is_trained_and_saved_with_the_edit(gpt2, tmp_path) -> None:
     again = Classification(gpt2, 2)
     rl.train(gpt2, fresh(gpt2), texts, replace(config, resume=True), objective=again)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), objective.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("objective", [Completion(), RePS(None), RePS(-0.5)], ids=["Completion", "RePS", "both ways"])
+def test_the_l1_term_is_added_to_each_loss_by_its_weight(gpt2, objective) -> None:
+    """Against the formulas of LoFiT and ReFT-r1 on what plain hooks recorded, gradients too."""
+    detector = make_edit(rl.ReFTr1)
+    (site, scales), *_ = scale_heads(gpt2, positions=rl.All(), layers=[1])
+    torch.nn.init.normal_(scales.excess)
+    reft = rl.Reft([(rl.Site("blocks.0.hook_resid_post", rl.All()), detector), (site, scales)])
+    examples = EXAMPLES if isinstance(objective, Completion) else [(*pair, " tower who") for pair in EXAMPLES]
+    runs = BaseRuns(gpt2, reft, objective, objective.read(examples), store=InMemory(2**24))
+    rows = torch.arange(len(examples))
+    found, plain = (EditLoss(runs, dropout=0.0, l1=l1).train()(rows) for l1 in (0.3, 0.0))
+    assert torch.equal(EditLoss(runs, dropout=0.0, l1=0.3).eval()(rows), plain)
+    by_hand = []
+    for example, loss in zip(examples, plain, strict=True):
+        batch = objective.encode(gpt2, example)
+        _, cache = gpt2.run_with_cache(batch.tokens[:1])
+        scores = (cache["blocks.0.hook_resid_post"][0][batch.prompt_mask[0]] @ detector.v).relu()
+        rest = (scores.sum() - scores.topk(2).values.sum()) / len(scores)
+        weight = int(objective.weights(batch)[0])
+        by_hand.append(loss + 0.3 * weight * (rest + scales.excess.abs().sum()))
+    torch.testing.assert_close(found, torch.stack(by_hand))
+    gradients = [torch.autograd.grad(losses.sum(), list(reft.parameters())) for losses in (found, torch.stack(by_hand))]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_l1_wants_edits_that_have_such_a_term(gpt2) -> None:
+    with pytest.raises(ValueError, match="LoReFT has no L1 term: leave l1 at 0"):
+        rl.train(gpt2, fresh(gpt2), EXAMPLES, replace(CONFIG, l1=0.1))
+
+
+def test_dropout_is_of_training_steps_alone(gpt2) -> None:
+    reft = fresh(gpt2)
+    runs = BaseRuns(gpt2, reft, Completion(), EXAMPLES, store=InMemory(2**24))
+    rows = torch.arange(len(EXAMPLES))
+    plain = EditLoss(runs, dropout=0.0, l1=0.0)(rows)
+    module = EditLoss(runs, dropout=0.3, l1=0.0)
+    torch.manual_seed(0)
+    first, second = module(rows), module(rows)
+    torch.manual_seed(0)
+    assert torch.equal(module(rows), first)
+    assert not torch.allclose(first, second)
+    assert torch.equal(module.eval()(rows), plain)
+    log = rl.train(gpt2, reft, EXAMPLES, replace(CONFIG, epochs=1, lr=1e-9, dropout=0.3), validation=EXAMPLES)
+    ((_, validation),) = log.validation
+    weights = Completion().weights(rl.encode(gpt2, *map(list, zip(*EXAMPLES, strict=True))))
+    assert validation == pytest.approx(float((plain.sum() / weights.sum()).detach()), rel=1e-4)
+    assert abs(log.loss[0] - validation) > 1e-3

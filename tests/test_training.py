@@ -123,7 +123,10 @@ def test_bad_examples_are_refused_before_any_step(gpt2, examples, message) -> No
 
 @pytest.mark.parametrize(
     "settings",
-    [{"epochs": 0}, {"lr": 0.0}, {"lr": -1.0}, {"batch_size": 0}, {"warmup_ratio": 1.0}, {"weight_decay": -0.1}],
+    [
+        *({"epochs": 0}, {"lr": 0.0}, {"lr": -1.0}, {"batch_size": 0}, {"warmup_ratio": 1.0}),
+        *({"weight_decay": -0.1}, {"dropout": 1.0}, {"l1": -1.0}, {"l1": float("nan")}),
+    ],
 )
 def test_bad_settings_are_refused(settings) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):

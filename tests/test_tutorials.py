@@ -81,7 +81,7 @@ def test_they_are_small() -> None:
 
 
 def test_a_figure_shows_itself_at_its_size_without_pyplot() -> None:
-    figure = rl.plot.training_curve([3.0, 2.0, 1.0])
+    figure = rl.plot.training_curve(rl.TrainLog((3.0, 2.0, 1.0), (1.0, 1.0, 1.0), rl.TrainConfig()))
     image, size = figure._repr_png_()
     with Image.open(io.BytesIO(image)) as opened:
         assert opened.size == pytest.approx((size["width"] * 150 / 96, size["height"] * 150 / 96), abs=2)

@@ -18,6 +18,7 @@ from reftlens.analysis.outcome import outcome
 from reftlens.analysis.overlap import covariance_matched, directions, haar, overlap, random_readings
 from reftlens.analysis.patching import patch
 from reftlens.analysis.placebo import turned
+from reftlens.analysis.projection import project
 from reftlens.analysis.readers import read_space
 from reftlens.analysis.retraining import at_random_sites, permuted_labels, random_model, untrained
 from reftlens.analysis.spread import spread
@@ -49,6 +50,7 @@ __all__ = [
     "patch",
     "permuted_labels",
     "probability_of",
+    "project",
     "random_model",
     "random_readings",
     "read_directions",

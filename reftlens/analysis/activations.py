@@ -5,36 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.data import Batch
-from reftlens.edit import Edit, attach
-from reftlens.interventions import Affine, Intervention
+from reftlens.edit import Edit, Watch, attach
 from reftlens.reft import Reft
-
-
-class _Recorder(Intervention):
-    """Passes an intervention through and keeps what it was given."""
-
-    kind = "recorder"
-
-    def __init__(self, inner: Intervention) -> None:
-        super().__init__(inner.d_model, inner.rank)
-        self.inner = inner
-        self.seen: list[Tensor] = []
-
-    def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        self.seen.append(resid.detach())
-        return self.inner.delta(resid)
-
-    def delta_of(self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
-        self.seen.append(tokens.detach())
-        return self.inner.delta_of(tokens, example)
-
-    def affine(self) -> Affine:
-        return self.inner.affine()
 
 
 @torch.no_grad()
@@ -48,8 +25,11 @@ def edited_activations(
         activations before it, one line for each edited token.
     """
     edits = reft.edits(batch)
-    recorders = [_Recorder(edit.intervention) for edit in edits]
-    recorded = [replace(edit, intervention=recorder) for edit, recorder in zip(edits, recorders, strict=True)]
-    with attach(bridge, recorded):
+    seen: dict[int, Tensor] = {}
+
+    def keep(place: int) -> Watch:
+        return lambda tokens, _example: seen.update({place: tokens.detach()})
+
+    with attach(bridge, [replace(edit, watch=keep(place)) for place, edit in enumerate(edits)]):
         bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
-    return [(edit, recorder.seen[0]) for edit, recorder in zip(edits, recorders, strict=True)]
+    return [(edit, seen[place]) for place, edit in enumerate(edits)]

@@ -10,6 +10,7 @@ not run: their value is the base's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, final
 
@@ -22,7 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.grid import Cell
 from reftlens.analysis.metrics import Metric
 from reftlens.analysis.saved import Saved
-from reftlens.bridge import layer_of
+from reftlens.bridge import last_mlp_alone, layer_of
 from reftlens.cone import run_cone
 from reftlens.edit import Edit
 from reftlens.recording import Recording, joining, rows_that_fit
@@ -123,7 +124,9 @@ def _run(
             entering = base.resid[0][pair, start:]
             hooks.insert(0, ("blocks.0.hook_in", lambda resid, hook: entering))
         last = torch.zeros_like(held.batch.prompt_mask).scatter(1, held.batch.last_prompt_index[:, None], True)
-        with bridge.hooks(fwd_hooks=hooks):
+        # An edit may act inside that MLP, where it wants all tokens.
+        alone = nullcontext() if edits else last_mlp_alone(bridge, last[:, start:])
+        with bridge.hooks(fwd_hooks=hooks), alone:
             return run_cone(bridge, held, _inside(edits, int(layers[0]), start, pair), logits_at=last)
 
 

@@ -3,11 +3,12 @@ computes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
@@ -85,6 +86,32 @@ def unembedded_alone(bridge: TransformerBridge, mask: Bool[Tensor, "batch pos"] 
 
 
 @contextmanager
+def last_mlp_alone(bridge: TransformerBridge, mask: Bool[Tensor, "batch pos"]) -> Iterator[None]:
+    """Inside, the last block's MLP is computed for some tokens alone, and puts out zeros for the others.
+
+    An MLP mixes no tokens, and after the last one nothing else does: logits read at these tokens stay what they were.
+    What the last block puts out at other tokens is wrong, and hooks inside the MLP see `[1, n, ...]`: this is for runs
+    that read neither.
+
+    Args:
+        bridge: the model.
+        mask: the wanted tokens.
+    """
+    mlp = bridge.blocks[-1].mlp.original_component
+    forward = mlp.forward
+
+    def picked(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        wanted = mask.to(hidden_states.device)
+        output = forward(hidden_states[wanted][None], *args, **kwargs)
+        some = output[0] if isinstance(output, tuple) else output
+        everywhere = torch.zeros_like(hidden_states).masked_scatter(wanted[..., None], some)
+        return (everywhere, *output[1:]) if isinstance(output, tuple) else everywhere
+
+    with _forwards_replaced([(mlp, picked)]):
+        yield
+
+
+@contextmanager
 def watch_last_hidden(bridge: TransformerBridge) -> Iterator[list[Tensor]]:
     """Collects what each forward pass hands to the model's head: the last hidden states `[batch, pos, d_model]`.
 
@@ -104,7 +131,7 @@ def watch_last_hidden(bridge: TransformerBridge) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def blocks_replaced(bridge: TransformerBridge, forwards: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
-    """Inside, some blocks compute something else; put back as they were, whatever had replaced them before.
+    """Inside, some blocks compute something else.
 
     What is replaced is the forward of the Hugging Face block: the bridge's own block around it still fires its hooks.
 
@@ -112,15 +139,21 @@ def blocks_replaced(bridge: TransformerBridge, forwards: Mapping[int, Callable[.
         bridge: the model.
         forwards: layer -> what that block does, called with its arguments.
     """
-    blocks = {layer: bridge.blocks[layer].original_component for layer in forwards}
-    before = {layer: block.__dict__.get("forward") for layer, block in blocks.items()}
+    with _forwards_replaced([(bridge.blocks[layer].original_component, new) for layer, new in forwards.items()]):
+        yield
+
+
+@contextmanager
+def _forwards_replaced(modules: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Inside, these modules compute something else; put back as they were, whatever had replaced them before."""
+    before: list[Any] = [module.__dict__.get("forward") for module, _ in modules]
     try:
-        for layer, block in blocks.items():
-            block.__dict__["forward"] = forwards[layer]
+        for module, forward in modules:
+            module.__dict__["forward"] = forward
         yield
     finally:
-        for layer, block in blocks.items():
-            if before[layer] is None:
-                block.__dict__.pop("forward", None)
+        for (module, _), old in zip(modules, before, strict=True):
+            if old is None:
+                module.__dict__.pop("forward", None)
             else:
-                block.__dict__["forward"] = before[layer]
+                module.__dict__["forward"] = old

@@ -127,16 +127,8 @@ def _text(pairs: Pairs, base: Mapping[str, Any]) -> str:
 
 
 def _edits(pairs: Pairs) -> str:
-    rows = []
-    for name, site, index in zip(pairs.names, pairs.sites, pairs.which, strict=True):
-        edit = pairs.interventions[index]
-        settings = ", ".join(f"{key}={value}" for key, value in edit.settings().items())
-        hook = site.hook_name if site.head is None else f"{site.hook_name}, head {site.head}"
-        shared = pairs.which.count(index) > 1
-        count = f"{edit.n_parameters():,}{' (shared)' * shared}"
-        scale = f"{pairs.scales.get(name, 1.0):g}"
-        rows.append((name, hook, repr(site.positions), f"{type(edit).__name__}({settings})", scale, count))
-    return _table(("name", "activation", "tokens", "edit", "scale", "trained numbers"), rows)
+    lines = pairs.lines()
+    return _table(list(lines[0]), [list(line.values()) for line in lines])
 
 
 def _value(value: object) -> str:

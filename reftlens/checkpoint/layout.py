@@ -39,6 +39,25 @@ class Pairs:
         """The pairs in order; a shared intervention is one object."""
         return [(site, self.interventions[index]) for site, index in zip(self.sites, self.which, strict=True)]
 
+    def lines(self) -> list[dict[str, str]]:
+        """One for each site, in words: where, what, and how many trained numbers."""
+        lines = []
+        for name, site, index in zip(self.names, self.sites, self.which, strict=True):
+            edit = self.interventions[index]
+            settings = ", ".join(f"{key}={value}" for key, value in edit.settings().items())
+            shared = self.which.count(index) > 1
+            lines.append(
+                {
+                    "name": name,
+                    "activation": site.hook_name if site.head is None else f"{site.hook_name}, head {site.head}",
+                    "tokens": repr(site.positions),
+                    "edit": f"{type(edit).__name__}({settings})",
+                    "scale": f"{self.scales.get(name, 1.0):g}",
+                    "trained numbers": f"{edit.n_parameters():,}{' (shared)' * shared}",
+                }
+            )
+        return lines
+
 
 def to_document(pairs: Pairs, bridge: TransformerBridge) -> dict[str, Any]:
     """The pairs as plain JSON values.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from reftlens.bridge import load_bridge
@@ -18,13 +19,17 @@ REPORT_NAME = "report.html"
 
 
 def inspect(
-    directory: Path, *, examples: Path | None, model: str | None, config: DissectConfig = DissectConfig()
+    directory: Path,
+    *,
+    examples: Path | Sequence[tuple[str, str]] | None,
+    model: str | None,
+    config: DissectConfig = DissectConfig(),
 ) -> Dissection:
     """Takes apart what is saved in a folder.
 
     Args:
         directory: from `Reft.save_pretrained`, or from `Dissection.save`, which is only read.
-        examples: JSON lines with "prompt" and "completion"; needed for an edit.
+        examples: JSON lines with "prompt" and "completion", or such pairs; needed for an edit.
         model: the base; the name in the edit's stamp if not given.
         config: budgets.
 
@@ -40,7 +45,7 @@ def inspect(
             "a saved edit is taken apart on examples: pass --examples with a file of JSON lines, each with a "
             '"prompt" and a "completion"'
         )
-    pairs = read_lines(examples)
+    pairs = read_lines(examples) if isinstance(examples, Path) else examples
     try:
         stamp = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))["base"]["base_model"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:

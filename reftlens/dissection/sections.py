@@ -83,7 +83,13 @@ def _directions(result: Dissection) -> Section | None:
             "known only up to a change of coordinates and say nothing by themselves. Beside it: the same edit with fresh "
             "weights, on the same inputs.",
         ),
-        (_picture("dissect_spectrum", plot.spectrum(result.operators), "How far each write direction moves."),),
+        (
+            _picture(
+                "dissect_spectrum",
+                plot.spectrum(result.operators, null=result.untrained),
+                "How far each write direction moves; dashed, with fresh weights.",
+            ),
+        ),
         (
             ("Each site, trained and untrained", pd.DataFrame(lines)),
             ("Each write direction", _table([operator.to_dataframe() for operator in result.operators])),
@@ -94,7 +100,13 @@ def _directions(result: Dissection) -> Section | None:
 def _ledger(result: Dissection) -> Section | None:
     if result.sizes is None:
         return None
-    tables = () if result.ledger is None else (("The terms at each edited token", result.ledger.to_dataframe()),)
+    pictures = [
+        _picture("dissect_sizes", plot.edit_size(result.sizes), "Size of the edit at each token of one example.")
+    ]
+    tables: list[tuple[str, pd.DataFrame]] = []
+    if result.ledger is not None:
+        pictures.append(_picture("dissect_ledger", plot.ledger(result.ledger), "Its terms, and how they meet."))
+        tables.append(("The terms at each edited token", result.ledger.to_dataframe()))
     return Section(
         "What each change is made of",
         (
@@ -102,8 +114,9 @@ def _ledger(result: Dissection) -> Section | None:
             "from the input. They share a space and can cancel, so none is a share of the whole. Random cosine: what two "
             "unrelated terms have in that space.",
         ),
-        (_picture("dissect_sizes", plot.edit_size(result.sizes), "Size of the edit at each token of one example."),),
-        tables,
+        tuple(pictures),
+        tuple(tables),
+        (("The same text: pointed at, a token says its size at each site", plot.token_strip(result.sizes)),),
     )
 
 
@@ -144,7 +157,7 @@ def _overlaps(result: Dissection) -> Section | None:
             "score: mean squared cosine of the principal angles. A random subspace (Haar) is the weaker null: activations "
             "are long in few directions, and whatever follows them overlaps. The covariance-matched null follows them too.",
         ),
-        (),
+        (_picture("dissect_overlaps", plot.overlap(result.overlaps), "Each overlap, over what its nulls give."),),
         (("Each overlap with its nulls", _table([item.to_dataframe() for item in result.overlaps])),),
     )
 
@@ -217,7 +230,7 @@ def _seeds(result: Dissection) -> Section | None:
             "Pairs are compared as functions first, then by their strongest write directions; raw R is there to show why it "
             "misleads. Control: the second edit turned to random directions. One edit was trained on shuffled answers.",
         ),
-        (),
+        (_picture("dissect_seeds", plot.agreement(result.agreements), "How far the edits agree, pair by pair."),),
         (("Each pair of edits", agreements_to_dataframe(result.agreements)),),
     )
 

@@ -119,6 +119,21 @@ class Intervention(nn.Module, ABC):
         """
         return self.delta(tokens)
 
+    def l1(
+        self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"], n_examples: int
+    ) -> Float[Tensor, " n_examples"]:
+        """What training may hold small besides the loss (`TrainConfig.l1`), for each row of the batch.
+
+        Args:
+            tokens: the activations of the edited tokens, before the edit.
+            example: row of the batch that each belongs to.
+            n_examples: rows of the batch.
+
+        Raises:
+            ValueError: if this kind has no L1 term.
+        """
+        raise ValueError(f"{type(self).__name__} has no L1 term: leave l1 at 0, or train a kind that has one")
+
     def basis(self) -> Float[Tensor, "k d_model"]:
         """Orthonormal rows that span everything the edit can write, in float64."""
         return self.affine().basis()

@@ -23,7 +23,7 @@ class ReFTr1(Intervention):
 
     (Wu et al. 2025, AxBench.) The maximum runs over the edited tokens of an example; one that has fewer than k takes
     the mean of all of them. v is held at length 1 after each step, where the reference code scales it before. Training
-    adds a penalty on the activations that are not among the k largest: see `l1`.
+    can add a penalty on the scores that are not among the k largest: see `l1`.
     """
 
     kind = "reft-r1"
@@ -66,19 +66,18 @@ class ReFTr1(Intervention):
         push = _mean(score, self._strongest(score, example), example)[example]
         return (push[:, None] * self.v.to(push.dtype)).to(tokens.dtype)
 
-    def l1(self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"]) -> Float[Tensor, ""]:
-        """The penalty: the scores outside the k largest, summed and divided by the example's number of tokens.
+    def l1(
+        self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"], n_examples: int
+    ) -> Float[Tensor, " n_examples"]:
+        """The scores outside the k largest, summed and divided by the example's number of tokens.
 
-        The paper sums them; the division, and the mean over examples, are those of its code.
-
-        Args:
-            tokens: the activations of the edited tokens, before the edit.
-            example: row of the batch that each belongs to.
+        The paper sums them; the division is that of its code, which lets the term's factor grow from 0 over the run,
+        where `train` keeps it as it is. 0 for a row without edited tokens.
         """
         score = self.detect(tokens)
         rest = score.masked_fill(self._strongest(score, example), 0.0)
-        means = _mean(rest, torch.ones_like(example, dtype=torch.bool), example)
-        return means[example.unique()].mean()
+        total, count = (torch.zeros(n_examples, dtype=score.dtype, device=score.device) for _ in range(2))
+        return total.index_add(0, example, rest) / count.index_add(0, example, torch.ones_like(rest)).clamp(min=1)
 
     def affine(self) -> Affine:
         raise NotAffineError(

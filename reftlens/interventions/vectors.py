@@ -6,7 +6,7 @@ import math
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from reftlens.interventions.base import Affine, Intervention, promote
@@ -64,6 +64,12 @@ class Rescale(Intervention):
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         h = promote(resid, self.excess)
         return (self.excess.to(h.dtype) * h).to(resid.dtype)
+
+    def l1(
+        self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"], n_examples: int
+    ) -> Float[Tensor, " n_examples"]:
+        """The sum of |a|, the same for every example."""
+        return self.excess.abs().sum().expand(n_examples)
 
     def affine(self) -> Affine:
         none = _no_rows(self.excess)

@@ -5,6 +5,7 @@ from reftlens.objectives.classification import Classification
 from reftlens.objectives.completion import Completion, completion_loss
 from reftlens.objectives.distillation import Distillation
 from reftlens.objectives.preference import DPO, RePS
+from reftlens.objectives.regression import Regression
 
 __all__ = [
     "DPO",
@@ -13,6 +14,7 @@ __all__ = [
     "Distillation",
     "Objective",
     "RePS",
+    "Regression",
     "completion_logprobs",
     "completion_loss",
     "predictions",

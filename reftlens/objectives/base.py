@@ -30,6 +30,8 @@ class Objective(nn.Module, ABC):
 
     fields: ClassVar[dict[str, type]]
     """Field of an example, which is also the column of a `datasets.Dataset`, -> its type."""
+    unit: ClassVar[str] = "per example"
+    """Of the loss, for readers of a log."""
 
     def read(self, examples: Sequence[Example] | Dataset) -> list[Example]:
         """The examples as tuples.
@@ -152,7 +154,9 @@ def widened(values: Tensor) -> Tensor:
 
 
 def _is(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    """Whether it is of a kind: a whole number is a real one, and a truth value is no number."""
+    kinds = (int, float) if kind is float else (kind,)
+    return isinstance(value, kinds) and not (kind in (int, float) and isinstance(value, bool))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ class Completion(Objective):
     """-log p(completion | prompt), the mean over completion tokens."""
 
     fields: ClassVar[dict[str, type]] = {"prompt": str, "completion": str}
+    unit: ClassVar[str] = "nats per token"
 
     def encode(self, bridge: TransformerBridge, example: Example) -> Batch:
         prompt, completion = example

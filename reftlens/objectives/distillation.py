@@ -31,6 +31,7 @@ class Distillation(Objective):
     """
 
     fields: ClassVar[dict[str, type]] = {"prompt": str, "completion": str}
+    unit: ClassVar[str] = "nats per token"
 
     def __init__(self, teacher: Reft | TransformerBridge) -> None:
         """Args: teacher: an edit of the same base, or another model with the same tokens."""

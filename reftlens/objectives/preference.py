@@ -28,6 +28,7 @@ class Preference(Objective):
     """A loss over pairs of completions, each weighed 1; the base's log-probabilities of both are made once."""
 
     fields: ClassVar[dict[str, type]] = {"prompt": str, "chosen": str, "rejected": str}
+    unit: ClassVar[str] = "nats per pair"
 
     def encode(self, bridge: TransformerBridge, example: Example) -> Batch:
         prompt, chosen, rejected = example

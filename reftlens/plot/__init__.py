@@ -2,29 +2,56 @@
 
 from __future__ import annotations
 
+from reftlens.plot.ablation import ablation
+from reftlens.plot.agreement import agreement
+from reftlens.plot.attribution import attribution
 from reftlens.plot.canvas import png
+from reftlens.plot.codebook import codebook
 from reftlens.plot.dose import dose
 from reftlens.plot.edit_profile import edit_profile
 from reftlens.plot.edit_size import edit_size
 from reftlens.plot.html import token_strip
 from reftlens.plot.interchange import interchange
+from reftlens.plot.ledger import ledger
+from reftlens.plot.mediation import mediation
+from reftlens.plot.memorised import memorised
 from reftlens.plot.off_manifold import off_manifold
 from reftlens.plot.outcomes import outcomes
+from reftlens.plot.overhead import overhead
+from reftlens.plot.overlap import overlap
+from reftlens.plot.patch_map import patch_map
+from reftlens.plot.projection import projection
 from reftlens.plot.readout import readout
 from reftlens.plot.spectrum import spectrum
+from reftlens.plot.spoken import composed, mannered
+from reftlens.plot.spread import spread
 from reftlens.plot.token_map import token_map
 from reftlens.plot.training_curve import training_curve
 
 __all__ = [
+    "ablation",
+    "agreement",
+    "attribution",
+    "codebook",
+    "composed",
     "dose",
     "edit_profile",
     "edit_size",
     "interchange",
+    "ledger",
+    "mannered",
+    "mediation",
+    "memorised",
     "off_manifold",
     "outcomes",
+    "overhead",
+    "overlap",
+    "patch_map",
     "png",
+    "projection",
     "readout",
     "spectrum",
+    "spread",
     "token_map",
     "token_strip",
     "training_curve",

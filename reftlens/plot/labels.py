@@ -73,6 +73,19 @@ def short_name(hook_name: str) -> str:
     return f"{block[1]} {drawn_token(block[2].replace('hook_', ''), longest=24)}"
 
 
+def component(hook_name: str) -> str:
+    """What writes at a point, as the literature has it: `mlp3`, `attn3`, and `3` for the heads of block 3.
+
+    >>> component("blocks.3.hook_mlp_out"), component("blocks.3.attn.hook_z"), component("edit")
+    ('mlp3', '3', 'edit')
+    """
+    block = _BLOCK.fullmatch(hook_name)
+    kinds = {"hook_mlp_out": "mlp", "hook_attn_out": "attn", "attn.hook_z": ""}
+    if block is None or block[2] not in kinds:
+        return short_name(hook_name)
+    return kinds[block[2]] + block[1]
+
+
 def short_rows(rows: Sequence[str]) -> tuple[list[str], str]:
     """Tick labels for rows, and the label of their axis: the kind of hook is said once if all rows share it.
 

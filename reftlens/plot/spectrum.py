@@ -19,18 +19,21 @@ _COLUMNS = 3
 _LABELLED = 8
 """Up to this many bars carry their part of the activation's norm."""
 _VARYING: dict[str, Any] = {"facecolor": BLUE, "hatch": "///", "edgecolor": "white", "linewidth": 0}
+_NULL: dict[str, Any] = {"facecolor": "none", "edgecolor": INK, "linewidth": 1.2, "linestyle": (0, (3, 1.5))}
 
 
-def spectrum(operators: Sequence[Operator]) -> Figure:
+def spectrum(operators: Sequence[Operator], *, null: Sequence[Operator] = ()) -> Figure:
     """Draws the rms change along each write direction, one panel for each site.
 
     A bar is split in proportion to the energy (the square of the change) that the mean change makes up.
 
     Args:
-        operators: from `analysis.decompose`.
+        operators: one for each site.
+        null: what a control gives at these sites, such as the same edit with fresh weights (`analysis.untrained`): drawn
+            from its least to its largest spectrum, so several draws make a band.
 
     Raises:
-        ValueError: for no operators.
+        ValueError: if there is nothing to draw.
     """
     if not operators:
         raise ValueError("spectrum needs at least one operator, got none")
@@ -45,27 +48,32 @@ def spectrum(operators: Sequence[Operator]) -> Figure:
         figure = sheet(width, 2.5 * lines + 0.35, title="Change along each write direction", subtitle=subtitle)
         grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
         for axes, operator in zip(grid, operators, strict=False):
-            _panel(axes, operator)
+            _panel(axes, operator, [one for one in null if one.hook_name == operator.hook_name])
         for axes in grid[len(operators) :]:
             axes.remove()
         for axes in grid[: len(operators) : columns]:
             axes.set_ylabel("rms change,\nin units of the activation")
-        figure.legend(handles=_parts(), loc="outside lower center", ncols=2, frameon=False)
+        figure.legend(handles=_parts(bool(null)), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
-def _panel(axes: Axes, operator: Operator) -> None:
+def _panel(axes: Axes, operator: Operator, null: Sequence[Operator]) -> None:
     size = operator.spectrum.double().numpy()
     share = operator.constant_share.double().numpy()
     directions = np.arange(len(size))
     axes.bar(directions, size * share, color=ORANGE, width=0.7)
     axes.bar(directions, size * (1 - share), bottom=size * share, width=0.7, **_VARYING)
+    # The edge of the control's box must not strike a number out.
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     for direction, height in enumerate(size[:_LABELLED]):
         text = _percent(float(height), operator.rms_norm, strongest=direction == 0)
-        axes.annotate(text, (direction, height), (0, 2), textcoords="offset points", ha="center", size=SMALL)
+        axes.annotate(
+            text, (direction, height), (0, 2), textcoords="offset points", ha="center", size=SMALL, bbox=behind
+        )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.set_xlim(-0.6, max(len(size), 3) - 0.4)
-    axes.set_ylim(0, (float(size.max(initial=0.0)) or 1.0) * 1.15)
+    top = _band(axes, null)
+    axes.set_ylim(0, (max(float(size.max(initial=0.0)), top) or 1.0) * 1.15)
     axes.set_xlabel("write direction, strongest first")
     facts = [
         f"{short_name(operator.hook_name)}, {operator.n_tokens} tokens",
@@ -75,6 +83,17 @@ def _panel(axes: Axes, operator: Operator) -> None:
     axes.set_title("\n".join(facts), loc="left", color=INK)
 
 
+def _band(axes: Axes, null: Sequence[Operator]) -> float:
+    """The range of the null's spectra, as a box around each direction; returns how high it reaches."""
+    top = 0.0
+    for direction in range(max((len(one.spectrum) for one in null), default=0)):
+        sizes = [float(one.spectrum[direction]) for one in null if direction < len(one.spectrum)]
+        low, high = min(sizes), max(sizes)
+        axes.bar(direction, high - low, bottom=low, width=0.9, **_NULL)
+        top = max(top, high)
+    return top
+
+
 def _percent(change: float, norm: float, *, strongest: bool) -> str:
     """What a bar carries: nothing if it is below one in a hundred, unless it is the largest of them."""
     if norm <= 0 or (change < 0.01 * norm and not strongest):
@@ -82,8 +101,9 @@ def _percent(change: float, norm: float, *, strongest: bool) -> str:
     return f"{change / norm:.0%}" if change >= 0.01 * norm else "<1%"
 
 
-def _parts() -> list[Patch]:
+def _parts(null: bool) -> list[Patch]:
     return [
+        *[Patch(label="control: range of its spectra", **_NULL)] * null,
         Patch(color=ORANGE, label="constant push, by its share of the energy (squared change)"),
         Patch(label="depends on the input", **_VARYING),
     ]

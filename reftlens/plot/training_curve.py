@@ -1,27 +1,52 @@
-"""The loss of a training run, step by step and smoothed."""
+"""The loss of a training run, step by step and smoothed, and on examples that it was not trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from reftlens.plot.canvas import BLUE, house_style, sheet
+from reftlens.plot.canvas import BLUE, INK, VERMILLION, house_style, sheet
+from reftlens.plot.labels import drawn
 
 
-def training_curve(loss: Sequence[float]) -> Figure:
-    """Draws the loss per step and its running median; the axis is logarithmic if the loss spans more than a decade.
+@runtime_checkable
+class Log(Protocol):
+    """What is drawn of a `TrainLog`."""
+
+    @property
+    def loss(self) -> Sequence[float]:
+        """At each step."""
+
+    @property
+    def validation(self) -> Sequence[tuple[int, float]]:
+        """(step, loss) at each look."""
+
+    @property
+    def best_step(self) -> int | None:
+        """The step whose edit was kept."""
+
+    @property
+    def unit(self) -> str:
+        """Of the losses."""
+
+
+def training_curve(log: Log) -> Figure:
+    """Draws the loss per step, its running median, and the loss on validation examples.
+
+    The axis is logarithmic if the loss spans more than a decade.
 
     Args:
-        loss: one value for each step, in nats per token.
+        log: from `train`.
 
     Raises:
-        ValueError: for no steps.
+        ValueError: if there are no steps.
     """
-    values = np.asarray(loss, dtype=np.float64)
+    values = np.asarray(log.loss, dtype=np.float64)
     if values.size == 0:
         raise ValueError("training_curve needs at least one step, got none")
     steps = np.arange(1, values.size + 1)
@@ -39,7 +64,13 @@ def training_curve(loss: Sequence[float]) -> Figure:
             label="each step",
         )
         axes.plot(steps, running_median(values, window), color=BLUE, linewidth=2.2, label=f"median of {window} steps")
-        finite = values[np.isfinite(values)]
+        looks, seen = np.array([step for step, _ in log.validation]), np.array([loss for _, loss in log.validation])
+        if len(looks):
+            axes.plot(looks, seen, color=VERMILLION, marker="s", markersize=4, linewidth=1.2, label="validation")
+        if log.best_step is not None:
+            axes.axvline(log.best_step, color=INK, linewidth=0.9, linestyle=":", label=f"kept: step {log.best_step}")
+        finite = np.concatenate([values, seen])
+        finite = finite[np.isfinite(finite)]
         if finite.size and finite.min() > 0 and finite.max() > 10 * finite.min():
             axes.set_yscale("log")
             axes.yaxis.set_minor_formatter(NullFormatter())
@@ -49,7 +80,7 @@ def training_curve(loss: Sequence[float]) -> Figure:
             axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("step")
-        axes.set_ylabel("loss, in nats per token")
+        axes.set_ylabel(f"loss, {drawn(log.unit)}")
         axes.legend(frameon=False)
     return figure
 

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, final
 
+import pandas as pd
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from reftlens.showing import as_html
 
 
 @final
@@ -38,6 +42,10 @@ class Prompts:
     def length(self) -> Int[Tensor, "batch 1"]:
         """Number of prompt tokens in each row."""
         return self.mask.sum(dim=1, keepdim=True)
+
+
+_SKETCHED = (6, 16)
+"""Lengths of the prompts that a rule is shown on."""
 
 
 class Positions(ABC):
@@ -77,6 +85,19 @@ class Positions(ABC):
 
     def __sub__(self, other: Positions) -> Positions:
         return Difference(self, other)
+
+    def _repr_html_(self) -> str:
+        """The rule, and which tokens it picks of a short and a long prompt: there rules overlap, or fall short."""
+        lines = [f"{n} tokens: {self._sketch(n)}" for n in _SKETCHED]
+        return as_html("\n".join([repr(self), *lines]), pd.DataFrame)
+
+    def _sketch(self, length: int) -> str:
+        mask = torch.ones(1, length, dtype=torch.bool)
+        try:
+            picked = self.mask(Prompts(mask))[0].tolist()
+        except ValueError as error:
+            return str(error)
+        return "".join("■" if edited else "□" for edited in picked) + " and each generated one" * self.generated
 
 
 @dataclass(frozen=True)

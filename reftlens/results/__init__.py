@@ -6,8 +6,11 @@ A plot takes one of these and needs nothing else, no model and no edit. Tensors 
 from reftlens.results.ablations import Ablation
 from reftlens.results.agreements import Agreement, agreements_to_dataframe
 from reftlens.results.attributions import Attribution
+from reftlens.results.base import Result
+from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead
 from reftlens.results.contexts import Context, ReadContexts
 from reftlens.results.doses import Dose
+from reftlens.results.evaluations import Answered, Evaluation
 from reftlens.results.interchanges import Interchanged, ReadSpace, Swap
 from reftlens.results.ledgers import TERMS, Ledger
 from reftlens.results.manifolds import OffManifold
@@ -17,27 +20,37 @@ from reftlens.results.outcomes import Outcome, SiteCheck, SiteChecks, outcomes_t
 from reftlens.results.overlaps import Overlap
 from reftlens.results.patchings import PatchMap
 from reftlens.results.profiles import EditProfile
+from reftlens.results.projections import Projection
 from reftlens.results.spreads import Spread
 
 __all__ = [
     "TERMS",
     "Ablation",
     "Agreement",
+    "Answered",
     "Attribution",
+    "Codebook",
+    "Composed",
     "Context",
     "DirectionReadout",
     "Dose",
     "EditProfile",
     "EditSize",
+    "Evaluation",
     "Interchanged",
     "Ledger",
+    "Mannered",
+    "Memorised",
     "OffManifold",
     "Operator",
     "Outcome",
+    "Overhead",
     "Overlap",
     "PatchMap",
+    "Projection",
     "ReadContexts",
     "ReadSpace",
+    "Result",
     "SiteCheck",
     "SiteChecks",
     "Spread",

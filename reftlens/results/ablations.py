@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reftlens.results.base import Result
+
 
 @final
-@dataclass(frozen=True, eq=False)
-class Ablation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Ablation(Result):
     """The effect of an edit divided up among its sites. Effects are means over examples, edited minus base."""
 
     whole: float
@@ -37,6 +39,13 @@ class Ablation:
     exact: bool
     """Whether Shapley values count every order, or sampled ones."""
     n_examples: int
+
+    def headline(self) -> str:
+        parts = ", ".join(f"{value:.3g}" for value in self.shapley.tolist()[:6]) + ", ..." * (len(self.sites) > 6)
+        kind = "exact" if self.exact else "sampled"
+        return (
+            f"effect {self.whole:.3g} of {len(self.sites)} sites, {self.n_examples} examples; Shapley ({kind}) {parts}"
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each site."""

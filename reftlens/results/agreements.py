@@ -8,10 +8,12 @@ from typing import final
 
 import pandas as pd
 
+from reftlens.results.base import Result
+
 
 @final
-@dataclass(frozen=True)
-class Agreement:
+@dataclass(frozen=True, repr=False)
+class Agreement(Result):
     """Two edits compared as functions, in their decompositions, and in their raw matrices."""
 
     first: str
@@ -41,6 +43,17 @@ class Agreement:
     used directions is left from its first weights."""
     raw_null_angle: float
     """Of random subspaces of the dimension of R."""
+
+    def headline(self) -> str:
+        return (
+            f"{self.first} and {self.second}: cosine of changes {self.cosine:.2f} (control {self.control_cosine:.2f}), "
+            f"angle {self.angle:.0f} (random {self.null_angle:.0f}), raw R {self.raw_angle:.0f}, KL {self.kl:.2g} nats "
+            f"(control {self.control_kl:.2g})"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line."""
+        return agreements_to_dataframe([self])
 
 
 def agreements_to_dataframe(agreements: Sequence[Agreement]) -> pd.DataFrame:

@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reftlens.results.base import Result
 from reftlens.results.patchings import PatchMap
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Attribution:
+@dataclass(frozen=True, eq=False, repr=False)
+class Attribution(Result):
     """Estimated changes of the metric under a patch in each cell, and how well they agree with exact ones."""
 
     values: Float[Tensor, "pair rows columns"]
@@ -31,12 +32,12 @@ class Attribution:
         """Over the pairs that have the position."""
         return self.values.nanmean(0)
 
-    def __repr__(self) -> str:
+    def headline(self) -> str:
         found = self.correlation[self.correlation.isfinite()].tolist()
         shown = f"{min(found):.2f} to {max(found):.2f}" if found else "undefined"
         return (
-            f"Attribution({len(self.rows)} x {len(self.columns)} cells, {len(self.values)} pairs; correlation with the exact "
-            f"map {shown} in {len(self.correlation)} pairs)"
+            f"{len(self.rows)} x {len(self.columns)} cells, {len(self.values)} pairs; correlation with the exact map {shown} "
+            f"in {len(self.correlation)} pairs"
         )
 
     def to_dataframe(self) -> pd.DataFrame:

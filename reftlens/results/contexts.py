@@ -7,10 +7,12 @@ from typing import final
 
 import pandas as pd
 
+from reftlens.results.base import Result
+
 
 @final
-@dataclass(frozen=True)
-class Context:
+@dataclass(frozen=True, repr=False)
+class Context(Result):
     """One token in its text, and how strongly a direction is read there."""
 
     tokens: tuple[str, ...]
@@ -28,10 +30,17 @@ class Context:
         )
         return f"{left}[[{self.tokens[self.position]}]]{right}"
 
+    def headline(self) -> str:
+        return f"{self.marked()!r}, z = {self.z:.2f}"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line."""
+        return pd.DataFrame([{"context": self.marked(), "position": self.position, "z": self.z}])
+
 
 @final
-@dataclass(frozen=True)
-class ReadContexts:
+@dataclass(frozen=True, repr=False)
+class ReadContexts(Result):
     """The tokens of a dataset at which an edit moves furthest along one write direction."""
 
     hook_name: str
@@ -43,6 +52,13 @@ class ReadContexts:
     n_tokens: int
     n_null: int
     """Random readings drawn."""
+
+    def headline(self) -> str:
+        largest = f"{max(context.z for context in self.contexts):.2f}" if self.contexts else "none"
+        return (
+            f"{self.hook_name}, direction {self.direction}: {len(self.contexts)} of {self.n_tokens} tokens, largest z "
+            f"{largest} (random readings {self.null_high:.2f})"
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each context."""

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reftlens.results.base import Result
+
 
 @final
-@dataclass(frozen=True, eq=False)
-class Dose:
+@dataclass(frozen=True, eq=False, repr=False)
+class Dose(Result):
     """The model under h + alpha * delta(h), for a range of alpha."""
 
     alpha: Float[Tensor, " dose"]
@@ -31,6 +33,13 @@ class Dose:
     n_kept: int
     n_control: int
     """Draws of random directions."""
+
+    def headline(self) -> str:
+        reach = f"alpha {float(self.alpha.min()):g} to {float(self.alpha.max()):g}" if len(self.alpha) else "no alpha"
+        return (
+            f"{reach}; {self.n_target} prompts with a new answer, {self.n_kept} to stay; slope at 0 {self.slope:.3g} nats "
+            f"(random directions {self.control_slope:.3g})"
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each alpha; the slope's straight line beside the target."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import final
 
 import pandas as pd
@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reftlens.results.base import Result
+
 
 @final
-@dataclass(frozen=True)
-class Swap:
+@dataclass(frozen=True, repr=False)
+class Swap(Result):
     """One kind of interchange, over all pairs."""
 
     name: str
@@ -22,10 +24,17 @@ class Swap:
     moved: float
     """Mean move of logit(source's answer) - logit(base's answer), as a part of the way from base run to source run."""
 
+    def headline(self) -> str:
+        return f"{self.name}: flips {self.flips:.0%}, moves {self.moved:.2f} of the way"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line."""
+        return pd.DataFrame([asdict(self)])
+
 
 @final
-@dataclass(frozen=True, eq=False)
-class Interchanged:
+@dataclass(frozen=True, eq=False, repr=False)
+class Interchanged(Result):
     """A source run's coordinates put into a base run: inside a subspace, and everywhere that it must not matter."""
 
     hook_name: str
@@ -68,6 +77,13 @@ class Interchanged:
         """
         return self.inside.moved > 0.1 and self.from_unread.moved > 0.5 * self.inside.moved
 
+    def headline(self) -> str:
+        flag = ", illusory" if self.illusory else ""
+        return (
+            f"{self.hook_name}, rank {self.rank}, {self.n} pairs: inside moves {self.inside.moved:.2f} of the way{flag}; "
+            f"p = {self.p:.2g} among {len(self.random)} random subspaces, complement {self.complement.moved:.2f}"
+        )
+
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each kind of interchange; random ones as their mean and their largest."""
         lines = [
@@ -87,8 +103,8 @@ class Interchanged:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class ReadSpace:
+@dataclass(frozen=True, eq=False, repr=False)
+class ReadSpace(Result):
     """What later layers read at one point, from gradients of the next-token logits."""
 
     hook_name: str
@@ -99,6 +115,15 @@ class ReadSpace:
     tolerance: float
     """A direction counts as read from this part of the largest sensitivity on."""
     n_gradients: int
+
+    def headline(self) -> str:
+        read, width = self.basis.shape
+        return f"{self.hook_name}: {read} of {width} directions are read, from {self.n_gradients} gradients"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each direction, most sensitive first."""
+        read = [direction < len(self.basis) for direction in range(len(self.sensitivity))]
+        return pd.DataFrame({"hook_name": self.hook_name, "sensitivity": self.sensitivity.tolist(), "read": read})
 
     def split(self, rows: Float[Tensor, "k d_model"]) -> Float[Tensor, " k"]:
         """Part of each row's squared length that is read; a random direction has len(basis) / d_model of it."""

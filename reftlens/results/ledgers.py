@@ -10,13 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reftlens.results.base import Result
+
 TERMS = ("erase", "write constant", "write from input")
 """-E^T E h, c, and the rest of A h: three terms that sum to the change."""
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Ledger:
+@dataclass(frozen=True, eq=False, repr=False)
+class Ledger(Result):
     """The three terms of an edit at each token of one text. They can cancel, so none of them is a share of the change."""
 
     gram: Float[Tensor, "rows pos term term"]
@@ -45,6 +47,12 @@ class Ledger:
         """Between terms; NaN where one of them is zero."""
         length = self.length
         return self.gram / (length[..., :, None] * length[..., None, :])
+
+    def headline(self) -> str:
+        edited = int((~torch.isnan(self.norm)).sum())
+        return (
+            f"{', '.join(TERMS)} of {edited} edited tokens at {len(self.rows)} sites; gap {float(self.gap.max()):.1g}"
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each edited token of each site: lengths, cosines, and the cosine that chance gives."""

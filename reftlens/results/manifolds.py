@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reftlens.results.base import Result
+
 
 @final
-@dataclass(frozen=True, eq=False)
-class OffManifold:
+@dataclass(frozen=True, eq=False, repr=False)
+class OffManifold(Result):
     """Where edited activations of one site lie among natural ones of held-out prompts."""
 
     hook_name: str
@@ -37,6 +39,13 @@ class OffManifold:
         """Part of the tokens beyond a percentile: natural, edited, control."""
         parts = [float((values > percentile).float().mean()) for values in (self.natural, self.edited, self.control)]
         return parts[0], parts[1], parts[2]
+
+    def headline(self) -> str:
+        natural, edited, control = self.beyond()
+        return (
+            f"{self.hook_name}, {len(self.edited)} tokens: beyond the 95th percentile {edited:.0%} edited, {natural:.0%} "
+            f"before, {control:.0%} in random directions"
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each of natural, edited and control: median percentile, part beyond the 95th."""

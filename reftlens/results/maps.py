@@ -9,10 +9,12 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from reftlens.results.base import Result
+
 
 @final
-@dataclass(frozen=True, eq=False)
-class TokenMap:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenMap(Result):
     """A quantity for each row (a layer or a site) and each token position."""
 
     values: Float[Tensor, "rows pos"]
@@ -32,6 +34,13 @@ class TokenMap:
     n_prompts: int
     """Prompts averaged over."""
 
+    def headline(self) -> str:
+        control = f"; control: {self.control_name}" if self.control is not None else ""
+        return (
+            f"{self.quantity}, {len(self.rows)} rows x {len(self.tokens)} tokens, {self.n_prompts} prompts, "
+            f"{_reach(self.values)}{control}"
+        )
+
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each cell: row, position, token, subject, value, control."""
         lines = []
@@ -43,8 +52,8 @@ class TokenMap:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class EditSize:
+@dataclass(frozen=True, eq=False, repr=False)
+class EditSize(Result):
     """How large an edit is at each token of one text, against the activation it changes."""
 
     relative: Float[Tensor, "rows pos"]
@@ -54,6 +63,13 @@ class EditSize:
     tokens: tuple[str, ...]
     starred: tuple[bool, ...]
 
+    def headline(self) -> str:
+        edited = self.relative[self.edited]
+        return (
+            f"{len(edited)} edited tokens at {len(self.rows)} sites, text of {len(self.tokens)} tokens; |delta| / |h| "
+            f"{_reach(edited)}"
+        )
+
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each site and token."""
         lines = [
@@ -62,3 +78,8 @@ class EditSize:
             for p, token in enumerate(self.tokens)
         ]
         return pd.DataFrame(lines, columns=["site", "position", "token", "subject", "edited", "relative_size"])
+
+
+def _reach(values: Float[Tensor, "..."]) -> str:
+    found = values[values.isfinite()]
+    return f"{float(found.min()):.3g} to {float(found.max()):.3g}" if len(found) else "no values"

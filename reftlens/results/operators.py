@@ -9,10 +9,12 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from reftlens.results.base import Result
+
 
 @final
-@dataclass(frozen=True, eq=False)
-class Operator:
+@dataclass(frozen=True, eq=False, repr=False)
+class Operator(Result):
     """A trained edit as an operator on the activations that it really edits (see `analysis.operator`)."""
 
     hook_name: str
@@ -52,6 +54,12 @@ class Operator:
         reached = energy.cumsum(dim=0) / energy.sum() >= share - 1e-6
         return int(reached.int().argmax()) + 1
 
+    def headline(self) -> str:
+        return (
+            f"{self.hook_name}: effective rank {self.effective_rank:.2f} of {len(self.spectrum)}, rms change "
+            f"{float(self.spectrum.square().sum().sqrt()):.3g} of |h| = {self.rms_norm:.3g}, {self.n_tokens} tokens"
+        )
+
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each write direction: rms change, its part of the energy, constant share."""
         energy = self.spectrum**2
@@ -67,8 +75,8 @@ class Operator:
 
 
 @final
-@dataclass(frozen=True)
-class DirectionReadout:
+@dataclass(frozen=True, repr=False)
+class DirectionReadout(Result):
     """What one write direction promotes and suppresses if it went straight to the unembedding."""
 
     hook_name: str
@@ -85,6 +93,15 @@ class DirectionReadout:
     """Random directions drawn."""
     watched: tuple[tuple[str, float, float], ...] = ()
     """Tokens named beforehand: change of the logit, and p, the part of random directions that change it as much."""
+
+    def headline(self) -> str:
+        def few(moved: tuple[tuple[str, float], ...]) -> str:
+            return ", ".join(f"{token!r} {change:+.2f}" for token, change in moved[:3]) or "nothing"
+
+        return (
+            f"{self.hook_name}, direction {self.direction}: {few(self.promoted)}; {few(self.suppressed)}; random directions "
+            f"{self.null_low:.2f} to {self.null_high:.2f}"
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each extreme token: token, change of its logit, whether it is beyond the null."""

@@ -9,10 +9,12 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from reftlens.results.base import Result
+
 
 @final
-@dataclass(frozen=True, eq=False)
-class Overlap:
+@dataclass(frozen=True, eq=False, repr=False)
+class Overlap(Result):
     """Principal angles between two subspaces of one activation space."""
 
     first: str
@@ -35,6 +37,12 @@ class Overlap:
         """
         draws = self.null_scores[null]
         return (1 + int((draws >= self.score).sum())) / (1 + len(draws))
+
+    def headline(self) -> str:
+        nulls = ", ".join(
+            f"{null} {float(draws.mean()):.3f} (p = {self.p(null):.2g})" for null, draws in self.null_scores.items()
+        )
+        return f"{self.first} with {self.second}: {self.score:.3f}; {nulls}"
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each null: the score and the mean angle, measured and under the null, and p."""

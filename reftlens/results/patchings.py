@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reftlens.results.base import Result
 from reftlens.results.maps import TokenMap
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class PatchMap:
+@dataclass(frozen=True, eq=False, repr=False)
+class PatchMap(Result):
     """The metric with one activation of the source run put into the base run."""
 
     values: Float[Tensor, "pair rows columns"]
@@ -128,6 +129,18 @@ class PatchMap:
             reduced=False,
             baseline=self.base,
         )
+
+    def headline(self) -> str:
+        control = f"; control: {self.control_name}" if self.control is not None else ""
+        pairs, rows, columns = self.values.shape
+        return (
+            f"{self.direction}, {rows} x {columns} cells by {', '.join(self.axes)}, {pairs} pairs; metric {self._mean(self.base)} "
+            f"in the base run, {self._mean(self.source)} in the source run{control}"
+        )
+
+    @staticmethod
+    def _mean(metric: Float[Tensor, " pair"]) -> str:
+        return f"{float(metric.mean()):.3g}"
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each cell: row, column, mean, standard error, restored part, and that of the control."""

@@ -9,10 +9,12 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from reftlens.results.base import Result
+
 
 @final
-@dataclass(frozen=True, eq=False)
-class EditProfile:
+@dataclass(frozen=True, eq=False, repr=False)
+class EditProfile(Result):
     """An edit h + A h + c by its weights alone, whatever activations it meets; the same for every parametrisation."""
 
     rows: tuple[str, ...]
@@ -21,6 +23,11 @@ class EditProfile:
     """Singular values of A at each site, largest first; none for a constant push, None where the edit is not affine."""
     push: Float[Tensor, " rows"]
     """Length of c at each site, in the units of the activation; NaN where the edit is not affine."""
+
+    def headline(self) -> str:
+        pushes = self.push[self.push.isfinite()]
+        longest = f"; longest constant push {float(pushes.max()):.3g}" if len(pushes) else ""
+        return f"{len(self.rows)} sites by their weights alone{longest}"
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each site: the number of gains, the largest one, the length of the constant push."""

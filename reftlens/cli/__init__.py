@@ -1,0 +1,53 @@
+"""The command line: one command a file. Heavy imports wait until a command runs, so that help is quick.
+
+Exit codes: 0 done; 1 it could not be done, and one line on stderr says why; 2 it was not called rightly. With `--json`
+the result alone is on stdout; progress and what else there is to say are on stderr.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from reftlens.cli import benchmark, claim, demo, evaluate, generate, inspect, params, presets, trace, train
+from reftlens.cli.errors import Commands
+
+app = typer.Typer(
+    cls=Commands,
+    help="Train representation edits (ReFT) on language models, and take them apart.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command(epilog="Example: reftlens demo --model gpt2 --out demo-gpt2")(demo.demo)
+app.command(epilog="Example: reftlens presets --task cola")(presets.presets)
+app.command(epilog="Example: reftlens params loreft-llama-7b-commonsense")(params.params)
+app.command(
+    epilog="Example: reftlens train loreft-llama-7b-commonsense --model gpt2 --n-train 1000 --out run"
+    " | reftlens train config.toml --lr 1e-3 --set warmup_ratio=0.1 --out run"
+)(train.train)
+app.command("eval", epilog="Example: reftlens eval run --task boolq --n-eval 100")(evaluate.evaluate)
+app.command(epilog='Example: reftlens generate run "The tower stands in" --base')(generate.generate)
+app.command(epilog="Example: reftlens inspect run --out inspect")(inspect.inspect)
+app.command(epilog="Example: reftlens trace gpt2 pairs.jsonl --out trace")(trace.trace)
+app.command(epilog="Example: reftlens benchmark --only handmade --only nulls --out known.csv")(benchmark.benchmark)
+app.add_typer(claim.app, name="claim")
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        from reftlens import __version__
+
+        typer.echo(f"reftlens {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Train representation edits (ReFT) on language models, and take them apart."""

@@ -1,0 +1,157 @@
+"""`reftlens claim`: the paper's side claims, a command each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reftlens.cli.options import AsJson, Quiet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from reftlens.results.claims import ClaimResult
+
+app = typer.Typer(
+    help="Try the paper's side claims, each beside a control that would fail if it were empty.", no_args_is_help=True
+)
+
+Model = Annotated[
+    str,
+    typer.Option(
+        help="An embedded organism, with settings that fit it; or a local directory or hub name, with the paper's."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of first weights, and of what is drawn.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the figure and the numbers; claim-NAME if not given.")]
+
+
+@app.command(epilog="Example: reftlens claim memorise --model gpt2 --text alice.txt --out memorise")
+def memorise(
+    model: Model = "facts-small",
+    seed: Seed = 0,
+    out: Out = None,
+    text: Annotated[Path | None, typer.Option(help="A text file to give back, from its beginning.")] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """How many tokens does one rank-1 vector at one token give back exactly?"""
+
+    def compute() -> tuple[ClaimResult, Figure]:
+        from reftlens import plot
+        from reftlens.claims.memorise import run
+
+        string = None if text is None else text.read_text(encoding="utf-8")
+        result = run(model, seed=seed, text=string, progress=not quiet)
+        return result, plot.memorised(result)
+
+    _try("memorise", compute, model=model, out=out, quiet=quiet, as_json=as_json)
+
+
+@app.command(epilog="Example: reftlens claim codebook --model gpt2 --out codebook")
+def codebook(
+    model: Model = "facts-small", seed: Seed = 0, out: Out = None, quiet: Quiet = False, as_json: AsJson = False
+) -> None:
+    """How many keys does one edit answer, each by its own word?"""
+
+    def compute() -> tuple[ClaimResult, Figure]:
+        from reftlens import plot
+        from reftlens.claims.codebook import run
+
+        result = run(model, seed=seed, progress=not quiet)
+        return result, plot.codebook(result)
+
+    _try("codebook", compute, model=model, out=out, quiet=quiet, as_json=as_json)
+
+
+@app.command(epilog="Example: reftlens claim compose --model gpt2 --out compose")
+def compose(
+    model: Model = "facts-small", seed: Seed = 0, out: Out = None, quiet: Quiet = False, as_json: AsJson = False
+) -> None:
+    """Do two tasks trained in two halves of one edit work together?"""
+
+    def compute() -> tuple[ClaimResult, Figure]:
+        from reftlens import plot
+        from reftlens.claims.compose import run
+
+        result = run(model, seed=seed, progress=not quiet)
+        return result, plot.composed(result)
+
+    _try("compose", compute, model=model, out=out, quiet=quiet, as_json=as_json)
+
+
+@app.command(epilog="Example: reftlens claim manner --model gpt2 --out manner")
+def manner(
+    model: Model = "facts-small", seed: Seed = 0, out: Out = None, quiet: Quiet = False, as_json: AsJson = False
+) -> None:
+    """Do five examples change a model's manner, and leave what it knows?"""
+
+    def compute() -> tuple[ClaimResult, Figure]:
+        from reftlens import plot
+        from reftlens.claims.manner import run
+
+        result = run(model, seed=seed, progress=not quiet)
+        return result, plot.mannered(result)
+
+    _try("manner", compute, model=model, out=out, quiet=quiet, as_json=as_json)
+
+
+@app.command(epilog="Example: reftlens claim overhead --model gpt2 --out overhead")
+def overhead(
+    model: Model = "facts-small", seed: Seed = 0, out: Out = None, quiet: Quiet = False, as_json: AsJson = False
+) -> None:
+    """How much longer does decoding take under an edit of the prompt? (On a CPU.)"""
+
+    def compute() -> tuple[ClaimResult, Figure]:
+        from reftlens import plot
+        from reftlens.claims.overhead import run
+
+        result = run(model, seed=seed, progress=not quiet)
+        return result, plot.overhead(result)
+
+    _try("overhead", compute, model=model, out=out, quiet=quiet, as_json=as_json)
+
+
+def _try(
+    name: str,
+    compute: Callable[[], tuple[ClaimResult, Figure]],
+    *,
+    model: str,
+    out: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Runs one claim, writes `claim.json` and `claim.png`, and prints what was claimed, how it was tried and what came of it."""
+    from reftlens.folder import Replacement
+
+    place = Path(f"claim-{name}") if out is None else out
+    with Replacement(place, marker="claim.json") as folder:
+        from reftlens.cli.output import prepare, print_frame, print_json, print_table
+        from reftlens.plot import png
+
+        prepare(model, quiet=quiet)
+        result, figure = compute()
+        frame = result.to_dataframe()
+        numbers = {
+            "claim": result.claim.text,
+            "source": result.claim.source,
+            "model": result.claim.model,
+            "settings": {what: {"paper": theirs, "here": ours} for what, theirs, ours in result.claim.settings},
+            "rows": json.loads(frame.to_json(orient="records")),
+            "findings": list(result.findings()),
+        }
+        (folder / "claim.json").write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "claim.png").write_bytes(png(figure))
+    if as_json:
+        print_json(numbers)
+        return
+    typer.echo(f"Claim: {result.claim.text}\n       {result.claim.source}\n")
+    print_table(["setting", "paper", "here"], [list(row) for row in result.claim.settings], title="Settings")
+    print_frame(frame, title=f"Found on {model}")
+    for finding in result.findings():
+        typer.echo(f"- {finding}")
+    typer.echo(f"wrote {place / 'claim.png'}, {place / 'claim.json'}")

@@ -1,0 +1,32 @@
+"""`reftlens demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reftlens.cli.options import Quiet
+
+
+def demo(
+    model: Annotated[
+        str, typer.Option(help="An embedded organism (facts-small), a local directory or a hub name.")
+    ] = "facts-small",
+    out: Annotated[Path, typer.Option(help="Folder for the figures, the report and the numbers.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the edit, the order of examples and every control.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Move some landmarks to another city with a LoReFT, then show where and how the edit works."""
+    from reftlens.folder import Replacement
+
+    with Replacement(out, marker="results.json") as folder:
+        from reftlens.cli.output import prepare
+        from reftlens.demo import DemoConfig, run_demo
+        from reftlens.demo_report import print_table, write_all
+
+        prepare(model, quiet=quiet)
+        result = run_demo(DemoConfig(model=model, seed=seed, progress=not quiet), folder)
+        write_all(result, folder)
+    print_table(result, out)

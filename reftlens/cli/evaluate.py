@@ -1,0 +1,57 @@
+"""`reftlens eval`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reftlens.cli.options import AsJson, Base, Device, NEval, OwnTest, Quiet, Settings, Source, Trained
+
+
+def evaluate(
+    directory: Trained,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Such as boolq; give it several times. The run's own tests if not given.")
+    ] = None,
+    data: OwnTest = None,
+    split: Annotated[str | None, typer.Option(help="Part of the task; the run's, or test.")] = None,
+    source: Source = None,
+    n_eval: NEval = None,
+    base: Annotated[bool, typer.Option("--base", help="The base model without the edit, for comparison.")] = False,
+    model: Base = None,
+    device: Device = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for one JSON-lines file a task: every example.")] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Test a trained edit on a task, or on examples of your own."""
+    from reftlens.runs.config import parse_settings
+
+    chosen: dict[str, Any] = {"eval_split": split, "source": source, "n_eval": n_eval, "device": device}
+    if task or data is not None:
+        chosen |= {"eval_tasks": task or [], "eval_data": data and str(data)}
+    overrides = {name: value for name, value in chosen.items() if value is not None} | parse_settings(settings or ())
+    if task and data is None:
+        overrides["eval_data"] = None
+
+    from reftlens.cli.output import prepare, print_frame, print_json
+    from reftlens.folder import Replacement
+    from reftlens.runs.folder import config_of
+    from reftlens.runs.testing import score_run, scores, write_outputs
+
+    prepare(config_of(directory, model=model).model, quiet=quiet)
+    found = score_run(directory, overrides, base=base, model=model, progress=not quiet)
+    frame = scores(found)
+    result = {"run": str(directory), "edited": not base, "scores": frame.to_dict("records")}
+    if out is not None:
+        with Replacement(out, marker="scores.json") as folder:
+            write_outputs(folder, found)
+            (folder / "scores.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        print_json(result)
+        return
+    print_frame(frame, title=f"the base of {directory}" if base else str(directory))

@@ -1,0 +1,67 @@
+"""`reftlens generate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reftlens.cli.options import AsJson, Base, Device, Quiet, Settings, Trained
+
+
+def generate(
+    directory: Trained,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Prompts, each in quotes; from --file or standard input, a line each, if not given."),
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="Prompts, a line each; or JSON lines with a prompt.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="What the base model says as well.")] = False,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Length of an answer; the run's, or 32.")] = None,
+    model: Base = None,
+    device: Device = None,
+    settings: Settings = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let a model answer prompts under a trained edit."""
+    from reftlens.runs.config import parse_settings
+
+    texts = _prompts(prompts or [], file)
+    overrides = {"max_new_tokens": max_new_tokens, "device": device}
+    overrides = {name: value for name, value in overrides.items() if value is not None} | parse_settings(settings or ())
+
+    from reftlens.cli.output import prepare
+    from reftlens.runs.folder import config_of
+    from reftlens.runs.testing import answer
+
+    prepare(config_of(directory, model=model).model, quiet=quiet)
+    lines = answer(directory, texts, overrides, base=base, model=model, progress=not quiet)
+    for line in lines:
+        if as_json:
+            typer.echo(json.dumps(line, ensure_ascii=False))
+        elif base:
+            typer.echo(f"{line['prompt']}\n  base:   {line['base']}\n  edited: {line['completion']}")
+        else:
+            typer.echo(f"{line['prompt']}{line['completion']}")
+
+
+def _prompts(given: list[str], file: Path | None) -> list[str]:
+    if given and file is not None:
+        raise typer.BadParameter("prompts are given and a file of them as well: give one of the two")
+    if given:
+        return given
+    if file is None and sys.stdin.isatty():
+        raise typer.BadParameter("there are no prompts: give them in quotes, by --file, or on standard input")
+    if file is not None and file.suffix == ".jsonl":
+        from reftlens.tasks.records import read
+
+        return [raw.text("prompt") for raw in read(file, within=(), split="")]
+    text = file.read_text(encoding="utf-8") if file is not None else sys.stdin.read()
+    found = [line for line in text.splitlines() if line.strip()]
+    if not found:
+        raise ValueError(f"{file or 'standard input'} holds no prompts")
+    return found

@@ -1,0 +1,50 @@
+"""`reftlens inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reftlens.cli.options import AsJson, Base, Quiet
+
+
+def inspect(
+    directory: Annotated[Path, typer.Argument(help="A run, a saved edit, or a saved dissection.")],
+    examples: Annotated[
+        Path | None, typer.Option(help="JSON lines with prompt and completion; what a run was trained on if not given.")
+    ] = None,
+    model: Base = None,
+    at: Annotated[str | None, typer.Option(help="Weight directions by these tokens alone, such as l1.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the report, its figures and the numbers.")] = Path("inspect"),
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take a trained edit apart: what it reads, what it writes, and whether that is more than chance."""
+    from reftlens.folder import Replacement
+
+    with Replacement(out, marker="report.html") as folder:
+        from reftlens.cli.output import prepare, print_frame, print_json
+        from reftlens.dissection import DissectConfig
+        from reftlens.dissection.inspect import inspect as take_apart
+        from reftlens.dissection.inspect import write_report
+        from reftlens.positions import parse
+        from reftlens.runs.folder import config_of, edit_in, is_run
+        from reftlens.runs.testing import training_pairs
+
+        prepare(model, quiet=quiet)
+        config = DissectConfig(at=None if at is None else parse(at), progress=not quiet)
+        if is_run(directory):
+            run = config_of(directory, model=model)
+            prepare(run.model, quiet=quiet)
+            pairs = training_pairs(run) if examples is None else examples
+            result = take_apart(edit_in(directory), examples=pairs, model=run.model, config=config)
+        else:
+            result = take_apart(directory, examples=examples, model=model, config=config)
+        write_report(result, folder)
+    if as_json:
+        print_json({"report": str(out / "report.html"), "summary": result.summary().to_dict("records")})
+        return
+    print_frame(result.summary(), title=repr(result))
+    typer.echo(f"wrote {out / 'report.html'}, {out / 'figures'}, {out / 'dissection'}")

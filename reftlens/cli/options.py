@@ -1,0 +1,39 @@
+"""Arguments that several commands have, so that they are called and explained alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reftlens.runs.config import parse_settings
+
+
+def _written_as_settings(settings: list[str] | None) -> list[str] | None:
+    try:
+        parse_settings(settings or ())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return settings
+
+
+Trained = Annotated[Path, typer.Argument(help="A run, or a saved edit.")]
+Base = Annotated[str | None, typer.Option(help="The base model, where it is now somewhere else than it was.")]
+Source = Annotated[str | None, typer.Option(help="Folder with the tasks' files, instead of the published ones.")]
+OwnTest = Annotated[Path | None, typer.Option(help="Your own examples to test on: JSON lines, prompt and completion.")]
+NEval = Annotated[int | None, typer.Option(help="Only the first so many examples of each test.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one. The run's if not given.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        callback=_written_as_settings,
+        help="Any other setting, by its name in config.toml; give it several times.",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]

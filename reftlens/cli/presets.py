@@ -1,0 +1,60 @@
+"""`reftlens presets`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from reftlens.cli.options import AsJson
+from reftlens.cli.output import print_json, print_table
+from reftlens.runs.presets import ROWS, Adapter, Preset, preset_named
+
+
+def presets(
+    name: Annotated[
+        str | None, typer.Argument(help="Print this one as a TOML file, to be changed and trained.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Only this method, such as DiReFT or LoRA.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only models with this in their name, such as llama-7b.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this family or task, such as arithmetic or cola.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the rows of the paper's tables, or print one as a TOML file."""
+    if name is not None:
+        preset = preset_named(name)
+        if as_json:
+            print_json(asdict(preset))
+            return
+        typer.echo(f"# {preset.name}; the paper's row is over the seeds {', '.join(map(str, preset.seeds))}")
+        typer.echo(preset.config.to_toml(), nl=False)
+        return
+    rows = [row for row in ROWS.values() if _fits(row, method, model, task)]
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    if not rows:
+        raise ValueError("no preset has all of that: `reftlens presets` without options lists them")
+    print_table(["preset", "what is trained", "how", "% trained", "score"], [_line(row) for row in rows])
+    typer.echo(
+        f"{len(rows)} presets. Percentages and scores are what the paper prints (?: not known here); no score was reproduced "
+        "here. LoRA and DoRA are here for their size."
+    )
+
+
+def _fits(row: Preset | Adapter, method: str | None, model: str | None, task: str | None) -> bool:
+    tasks = [row.family, *((str(row.config.task).lower(), *row.name.split("-")) if isinstance(row, Preset) else ())]
+    return (
+        (method is None or row.method.lower() == method.lower())
+        and (model is None or model.lower() in row.name or model.lower() in row.model.lower())
+        and (task is None or task.lower() in tasks)
+    )
+
+
+def _line(row: Preset | Adapter) -> list[str]:
+    how = ""
+    if isinstance(row, Preset):
+        batch = f"{row.config.batch_size}x{row.config.gradient_accumulation}"
+        how = f"{row.config.epochs} epochs, batch {batch}, lr {row.config.lr:g}"
+    return [row.name, row.trained, how, row.percent or "?", "" if row.score is None else f"{row.score:g}"]

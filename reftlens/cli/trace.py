@@ -1,0 +1,60 @@
+"""`reftlens trace`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reftlens.cli.options import AsJson, Quiet
+
+
+def trace(
+    model: Annotated[str, typer.Argument(help="An embedded organism, a local directory or a hub name.")],
+    pairs: Annotated[
+        Path,
+        typer.Argument(help="JSON lines: clean, corrupted, answer (with its space), subject; unrelated as a control."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the figure and the numbers.")] = Path("trace"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one.")] = "auto",
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Trace where a base model holds what its prompts ask for: a map over layers and tokens."""
+    from reftlens.folder import Replacement
+
+    with Replacement(out, marker="trace.json") as folder:
+        from reftlens import plot
+        from reftlens.analysis import trace as trace_causally
+        from reftlens.cli.output import prepare, print_frame, print_json
+        from reftlens.runs.config import RunConfig
+        from reftlens.runs.folder import load_base
+        from reftlens.tasks.records import read
+
+        prepare(model, quiet=quiet)
+        raws = read(pairs, within=(), split="")
+        columns = {name: [raw.text(name) for raw in raws] for name in ("clean", "corrupted", "answer", "subject")}
+        unrelated = [raw.text("unrelated") for raw in raws] if "unrelated" in raws[0].fields else None
+        result = trace_causally(
+            load_base(RunConfig(model=model, device=device)),
+            columns["clean"],
+            columns["corrupted"],
+            answers=columns["answer"],
+            subjects=columns["subject"],
+            unrelated=unrelated,
+            progress=not quiet,
+        )
+        cells = result.to_dataframe()
+        numbers = {"model": model, "quantity": result.quantity, "control": result.control_name, "n": result.n_prompts}
+        numbers["cells"] = json.loads(cells.to_json(orient="records"))
+        (folder / "trace.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+        title = f"Where {Path(model).name} holds the answer: causal tracing"
+        (folder / "trace.png").write_bytes(plot.png(plot.token_map(result, title=title)))
+    if as_json:
+        print_json(numbers)
+        return
+    largest = cells.sort_values("value", ascending=False).head(8).drop(columns="subject")
+    print_frame(largest, title=f"{result.quantity}: the largest cells, over {result.n_prompts} prompts")
+    typer.echo(f"wrote {out / 'trace.png'}, {out / 'trace.json'}")

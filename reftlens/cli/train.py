@@ -1,0 +1,90 @@
+"""`reftlens train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reftlens.cli.options import AsJson, Device, NEval, OwnTest, Quiet, Settings, Source
+
+
+def train(
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            help="A preset, a TOML file, or a run to be run again. Without one, --model and --task or --data."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the run.")] = Path("run"),
+    model: Annotated[str | None, typer.Option(help="An organism, a local directory or a hub name.")] = None,
+    task: Annotated[str | None, typer.Option(help="What is learned, such as commonsense_170k or cola.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Your own examples: JSON lines, prompt and completion.")] = None,
+    eval_task: Annotated[list[str] | None, typer.Option(help="Tested after training; give it several times.")] = None,
+    eval_data: OwnTest = None,
+    source: Source = None,
+    method: Annotated[str | None, typer.Option(help="LoReFT, DiReFT, NoReFT, ...")] = None,
+    layers: Annotated[str | None, typer.Option(help="all, or such as 3,9,18,24.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Of each edit.")] = None,
+    positions: Annotated[str | None, typer.Option(help="Edited prompt tokens, such as f7+l7.")] = None,
+    tied: Annotated[
+        bool | None, typer.Option("--tied/--untied", help="One edit for prefix and suffix, or two.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the examples.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples in one forward pass.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    n_train: Annotated[int | None, typer.Option(help="Only the first so many training examples.")] = None,
+    n_eval: NEval = None,
+    seed: Annotated[int | None, typer.Option(help="Of first weights and order.")] = None,
+    device: Device = None,
+    settings: Settings = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train an edit, test it, and leave a folder that is enough to do it again."""
+    if config is None and (model is None or (task is None and data is None)):
+        raise typer.BadParameter("give a preset, a TOML file or a run; or --model, and --task or --data")
+    flags: dict[str, Any] = {
+        "model": model,
+        "task": task,
+        "data": data and str(data),
+        "eval_tasks": eval_task or None,
+        "eval_data": eval_data and str(eval_data),
+        "source": source,
+        "method": method,
+        "layers": layers,
+        "rank": rank,
+        "positions": positions,
+        "tied": tied,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "n_train": n_train,
+        "n_eval": n_eval,
+        "seed": seed,
+        "device": device,
+    }
+    from reftlens.runs.config import RunConfig, parse_settings
+    from reftlens.runs.presets import read_settings
+
+    overrides = {name: value for name, value in flags.items() if value is not None} | parse_settings(settings or ())
+    # What is learned replaces what the preset or file learned; its tests go with it.
+    if data is not None:
+        overrides = {"task": None, "eval_tasks": [], **overrides}
+    elif task is not None:
+        overrides = {"data": None, **overrides}
+    chosen = RunConfig.from_values(overrides) if config is None else read_settings(config, overrides)
+
+    from reftlens.cli.output import prepare, print_frame, print_json
+    from reftlens.runs.run import run
+
+    prepare(chosen.model, quiet=quiet)
+    result = run(chosen, out, resume=resume, overwrite=overwrite, progress=not quiet)
+    if as_json:
+        print_json({"run": str(out), **result.to_dict()})
+        return
+    print_frame(result.to_dataframe(), title=repr(result))
+    typer.echo(f"wrote {out}: the edit, config.toml, log.jsonl, outputs, result.json")

@@ -1,0 +1,54 @@
+"""Tokens that came back over tokens that were asked for."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from reftlens.plot.canvas import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, house_style, sheet
+from reftlens.results import Memorised
+
+_STYLES = (
+    (VERMILLION, "o", "-"),
+    (BLUE, "s", "--"),
+    (ORANGE, "^", "-."),
+    (GREY, "x", ":"),
+    (GREEN, "D", "-"),
+)
+
+
+def memorised(result: Memorised) -> Figure:
+    """Draws each series; on the diagonal a string came back whole.
+
+    Args:
+        result: tokens that came back, by length.
+    """
+    subtitle = (
+        f"{result.claim.model}: one ConsReFT of rank 1 a string, greedy decoding; on the line, all of it came back"
+    )
+    lengths = sorted({row.length for row in result.rows})
+    with house_style():
+        figure = sheet(6.5, 3.2, title="Tokens that one vector gives back", subtitle=subtitle)
+        axes = figure.subplots()
+        axes.plot(lengths, lengths, color=INK, linewidth=0.8, label="all of it")
+        for name, (colour, marker, line) in zip(result.series, _STYLES, strict=False):
+            rows = result.of(name)
+            axes.plot(
+                [row.length for row in rows],
+                [row.returned for row in rows],
+                color=colour,
+                marker=marker,
+                linestyle=line,
+                markersize=5,
+                markerfacecolor="none",
+                label=name,
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [str(length) for length in lengths])
+        axes.minorticks_off()
+        axes.set_yscale("symlog", base=2, linthresh=1)
+        axes.set_yticks([0, *lengths], [str(length) for length in (0, *lengths)])
+        axes.set_ylim(-0.25, max(lengths) * 1.3)
+        axes.set_xlabel("tokens of the string")
+        axes.set_ylabel("tokens before the first wrong one")
+        figure.legend(loc="outside right center", frameon=False)
+    return figure

@@ -1,0 +1,25 @@
+"""How far an edit's change reaches, and where the model changes its mind: two maps, each beside its control."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from reftlens.plot.heat import heat
+from reftlens.plot.labels import star
+from reftlens.plot.token_map import group_of, prompts_of
+from reftlens.results import Spread
+
+
+def spread(result: Spread) -> Figure:
+    """Draws the distance from the base run, and where the logit lens names another token.
+
+    Args:
+        result: from `analysis.spread`.
+    """
+    return heat(
+        [group_of(result.distance, signed=False), group_of(result.mind, signed=False)],
+        rows=result.distance.rows,
+        columns=star(result.distance.tokens, result.distance.starred),
+        title="How far the edit reaches, and where the model changes its mind",
+        subtitle=prompts_of(result.distance),
+    )

@@ -1,0 +1,133 @@
+"""What is asked of a trained edit afterwards: a task, examples of one's own, or prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from reftlens.generation import generate
+from reftlens.results import Evaluation
+from reftlens.runs.config import RunConfig
+from reftlens.runs.examples import eval_tasks, load, training_task
+from reftlens.runs.folder import Opened, open_run
+from reftlens.tasks import TASKS, TextTask, evaluate
+
+
+def score_run(
+    directory: Path,
+    settings: Mapping[str, Any],
+    *,
+    base: bool = False,
+    model: str | None = None,
+    progress: bool = True,
+) -> list[Evaluation]:
+    """Tests the edit of a run, or a saved edit.
+
+    Args:
+        directory: the run, or the edit.
+        settings: name -> value, in place of the run's: which tasks, which split, how they are decoded.
+        base: test the base without the edit.
+        model: the base, where it is now somewhere else.
+        progress: show bars.
+
+    Raises:
+        ValueError: if there is nothing to test on, or something does not fit.
+    """
+    opened = open_run(directory, settings, model=model)
+    tests = eval_tasks(opened.config)
+    if not tests:
+        raise ValueError(f"{directory} says of no test: name a task, or data of your own")
+    _require_head(opened, tests)
+    loaded = [(task, load(task, opened.config.eval_split, opened.config, limit=opened.config.n_eval)) for task in tests]
+    return [
+        evaluate(
+            opened.bridge,
+            None if base else opened.reft,
+            task,
+            records,
+            objective=opened.objective,
+            batch_size=opened.config.eval_batch_size,
+            progress=progress,
+        )
+        for task, records in loaded
+    ]
+
+
+def _require_head(opened: Opened, tests: Sequence[Any]) -> None:
+    """A head answers what it was trained for, and nothing but a head answers a task with labels."""
+    trained = None if opened.objective is None else training_task(opened.config)
+    for task in tests:
+        if not isinstance(task, TextTask) and (trained is None or trained.name != task.name):
+            learned = "is an edit alone" if trained is None else f"learned {trained.name}"
+            raise ValueError(f"{task.name} is answered by a head that was trained on it, and this {learned}")
+
+
+def answer(
+    directory: Path,
+    prompts: Sequence[str],
+    settings: Mapping[str, Any],
+    *,
+    base: bool = False,
+    model: str | None = None,
+    progress: bool = True,
+) -> list[dict[str, str]]:
+    """Continues prompts under an edit.
+
+    Args:
+        directory: the run, or the edit.
+        prompts: texts, as the model is to see them.
+        settings: name -> value, in place of the run's.
+        base: continue them by the base as well.
+        model: the base, where it is now somewhere else.
+        progress: show a bar.
+
+    Returns:
+        For each prompt: "prompt", "completion", and "base" where asked for.
+    """
+    opened = open_run(directory, settings, model=model)
+    config = opened.config
+    if opened.objective is None:
+        # A bare edit learned nothing that is known here: only its settings of decoding count.
+        config = config.with_values({"data": str(directory)})
+    task = training_task(config)
+    if not isinstance(task, TextTask):
+        raise ValueError(f"{directory} learned {task.name}, which is answered by a head: `reftlens eval` tests it")
+    columns = {"prompt": list(prompts)}
+    for name, reft in {"completion": opened.reft, **({"base": None} if base else {})}.items():
+        columns[name] = generate(
+            opened.bridge,
+            reft,
+            prompts,
+            decoding=task.decoding,
+            batch_size=config.eval_batch_size,
+            progress=progress,
+        )
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def training_pairs(config: RunConfig) -> list[tuple[str, str]]:
+    """What a run was trained on, as prompts and completions.
+
+    Raises:
+        ValueError: if it learned labels.
+    """
+    task = training_task(config)
+    if not isinstance(task, TextTask):
+        raise ValueError(f"the run learned {task.name}, which has labels and no completions: pass --examples")
+    records = load(task, config.split, config, limit=config.n_train)
+    return [(record.prompt, record.completion) for record in records]
+
+
+def scores(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    """One line for each task tested."""
+    lines = [(found.task, found.metric, found.score, found.n) for found in evaluations]
+    return pd.DataFrame(lines, columns=["task", "metric", "score", "n"])
+
+
+def write_outputs(folder: Path, evaluations: Sequence[Evaluation]) -> None:
+    """One file of JSON lines a task: what was said to each example."""
+    for found in evaluations:
+        found.save(folder / f"{found.task if found.task in TASKS else 'own'}.jsonl")

@@ -1,0 +1,80 @@
+"""How an object shows itself: one line of text, and in a notebook that line above a small table.
+
+Names and tokens come from anywhere, so all of them are escaped and made visible, and what is long is cut and says so.
+A page around it gives colours and fonts: the table reads in light and in dark notebooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup, escape
+
+MOST_LINES, MOST_COLUMNS = 20, 16
+"""Of a table: what is left out is in the middle, and the line below says how large the whole is."""
+_LONGEST = 120
+"""Characters of a cell or a headline."""
+
+
+def plain(text: str, *, longest: int | None = None) -> str:
+    r"""The text with what cannot be printed, or would turn the direction of writing, as escapes.
+
+    Args:
+        text: any string, lone surrogates included.
+        longest: characters to keep, if it is to be cut.
+
+    >>> print(plain("a\x1b[1m\u202e\n"), plain("abcdef", longest=4))
+    a\x1b[1m\u202e\n abc…
+    """
+    cut = text if longest is None or len(text) <= longest else text[: longest - 1] + "…"
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)
+
+
+def as_html(headline: str, table: Callable[[], pd.DataFrame]) -> str:
+    """The headline above the first and last lines of a table.
+
+    Args:
+        headline: what this is; its line breaks are kept.
+        table: makes what there is to see, such as `to_dataframe`; an empty table is left out.
+    """
+    lines = Markup("<br>").join(escape(plain(line, longest=4 * _LONGEST)) for line in headline.split("\n"))
+    head = Markup('<div style="margin:.3em 0;white-space:pre-wrap;overflow-wrap:anywhere">{}</div>').format(lines)
+    # Lone surrogates (half a character) have no place in the Arrow strings of pandas 3.
+    with pd.option_context("mode.string_storage", "python"):
+        frame = table()
+        return str(head) if frame.empty else str(head) + _table(frame)
+
+
+def _table(frame: pd.DataFrame) -> str:
+    half = MOST_LINES // 2
+    # Cells are made to text here, so only those that are shown are looked at.
+    few = frame if len(frame) <= MOST_LINES else pd.concat([frame.iloc[:half], frame.iloc[-half:]])
+    shown = pd.DataFrame(
+        {place: [_cell(value) for value in few.iloc[:, place]] for place in range(min(few.shape[1], MOST_COLUMNS))}
+    )
+    shown.columns = pd.Index([_cell(name) for name in frame.columns[:MOST_COLUMNS]])
+    if len(frame) > MOST_LINES:
+        gap = pd.DataFrame([["…"] * shown.shape[1]], columns=shown.columns)
+        shown = pd.concat([shown.iloc[:half], gap, shown.iloc[half:]])
+    with pd.option_context("display.max_colwidth", None):
+        table = shown.to_html(index=False, border=0, escape=True)
+    cut = "" if shown.shape[1] == frame.shape[1] and len(frame) <= MOST_LINES else _size(frame, shown.shape[1])
+    return f'<div style="overflow-x:auto">{table}</div>{cut}'
+
+
+def _size(frame: pd.DataFrame, columns: int) -> str:
+    more = f", the first {columns} of {frame.shape[1]} columns" if columns < frame.shape[1] else ""
+    lines = f"{min(len(frame), MOST_LINES)} of {len(frame)} lines{more}; to_dataframe() has them all"
+    return f'<div style="font-size:.9em;opacity:.8">{lines}</div>'
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "\N{EN DASH}" if value != value else f"{value:.4g}"
+    text = plain(str(value), longest=_LONGEST)
+    # Spaces at the ends, which say which token it is, would be lost.
+    inner = text.strip(" ")
+    before = len(text) - len(text.lstrip(" "))
+    return "·" * before + inner + "·" * (len(text) - len(inner) - before)

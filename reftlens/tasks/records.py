@@ -1,0 +1,215 @@
+"""Reading records: JSON lists in the layout of LLM-Adapters, JSON lines, or a dataset of the hub, each with its place.
+
+Files are parsed here rather than by `datasets`, which makes "4" of a 4 and null of a field that is missing, and cannot say
+in which line. It loads what is on the hub by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, final
+
+from datasets import config, load_dataset
+from torch.hub import download_url_to_file
+
+_SPACE = " \t\r\n"
+
+
+@final
+@dataclass(frozen=True)
+class Raw:
+    """A record as it was found, unchecked but for being an object."""
+
+    fields: Mapping[str, Any]
+    where: str
+    """File, number (from 1) and line, as errors name it."""
+
+    def text(self, field: str, *, may_be_empty: bool = False) -> str:
+        """The text of a field.
+
+        Raises:
+            ValueError: if it is missing, not text, or blank where it must not be.
+        """
+        if field not in self.fields:
+            raise ValueError(
+                f"{self.where}: the field {field!r} is missing; there are {', '.join(self.fields) or 'none'}"
+            )
+        value = self.fields[field]
+        if not isinstance(value, str):
+            raise ValueError(f"{self.where}: {field!r} must be text, got {value!r} ({type(value).__name__})")
+        if not value.strip() and not may_be_empty:
+            raise ValueError(f"{self.where}: {field!r} is empty")
+        return value
+
+    def no_input(self) -> None:
+        """Refuses an input where the prompt has no place for one.
+
+        Raises:
+            ValueError: if there is one.
+        """
+        if self.fields.get("input"):
+            raise ValueError(f"{self.where}: 'input' must be empty, for this task's prompt has no place for it")
+
+
+def read(source: str | Path, *, within: Sequence[str], split: str, limit: int | None = None) -> list[Raw]:
+    """The records of a split, in their order.
+
+    Args:
+        source: a file; a folder, where `within` says which file; a web address of a file; or the name of a dataset on the hub.
+        within: paths in such a folder, the first that exists is read.
+        split: of a dataset on the hub.
+        limit: only so many, the first ones; what comes behind is not looked at.
+
+    Raises:
+        ValueError: for a file that is not a list of records or lines of them, one without records, or a limit below 1.
+        FileNotFoundError: if there is no such file, folder, address or dataset.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    found = list(islice(_records(source, within, split), limit))
+    if not found:
+        raise ValueError(f"{source} holds no records")
+    return found
+
+
+def _records(source: str | Path, within: Sequence[str], split: str) -> Iterator[Raw]:
+    place = Path(source)
+    if isinstance(source, str) and "://" in source:
+        return parse(_download(source), shown=source)
+    if place.is_dir():
+        place = _in_folder(place, within)
+    if place.is_file():
+        return parse(place, shown=str(place))
+    if isinstance(source, str) and source.count("/") <= 1 and place.suffix not in (".json", ".jsonl"):
+        return of_hub(source, split=split)
+    raise FileNotFoundError(f"there is no file or folder {source}")
+
+
+def _in_folder(folder: Path, within: Sequence[str]) -> Path:
+    for path in within:
+        if (folder / path).is_file():
+            return folder / path
+    raise FileNotFoundError(f"{folder} has none of {', '.join(within)}")
+
+
+def _download(address: str) -> Path:
+    """Fetched once and kept beside the datasets of the hub."""
+    digest = hashlib.sha256(address.encode()).hexdigest()[:16]
+    file = Path(config.HF_DATASETS_CACHE) / "reftlens" / f"{digest}-{address.rsplit('/', 1)[-1]}"
+    if not file.is_file():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            download_url_to_file(address, str(file))
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{address} could not be fetched ({error}): download it, and pass the file as source"
+            ) from error
+    return file
+
+
+def of_hub(name: str, *, split: str, subset: str | None = None) -> Iterator[Raw]:
+    """The records of a dataset on the hub.
+
+    Raises:
+        FileNotFoundError: if there is none, or it cannot be fetched.
+    """
+    of = "" if subset is None else f" of {subset!r}"
+    try:
+        rows = load_dataset(name, subset, split=split)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"there is no file or folder {name}, and as a dataset on the hub its split {split!r}{of} could not be had: {error}"
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        yield Raw(row, f"{name} ({split}{of}), record {number}")
+
+
+def parse(file: Path, *, shown: str) -> Iterator[Raw]:
+    """The records of a JSON list, or of JSON lines; a list is known by its first character.
+
+    Args:
+        file: where it lies.
+        shown: how errors name it.
+
+    Raises:
+        ValueError: for what is neither; it names the line.
+    """
+    raw = file.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{shown}, line {line}: not UTF-8 ({error.reason})") from error
+    return _list(text, shown) if text.lstrip(_SPACE).startswith("[") else _lines(text, shown)
+
+
+def _list(text: str, shown: str) -> Iterator[Raw]:
+    """Record by record, so that each is known by the line in which it begins."""
+    place, line, number = text.index("[") + 1, 1 + text.count("\n", 0, text.index("[")), 0
+
+    def at(new: int) -> int:
+        """Moves on over white space."""
+        nonlocal place, line
+        while new < len(text) and text[new] in _SPACE:
+            new += 1
+        line += text.count("\n", place, new)
+        place = new
+        return new
+
+    at(place)
+    while not text.startswith("]", place):
+        number += 1
+        if number > 1:
+            if not text.startswith(",", place):
+                raise ValueError(f"{shown}, line {line}: wanted a comma or the list's end after record {number - 1}")
+            at(place + 1)
+        where = f"{shown}, record {number} (line {line})"
+        value, end = _decode(text, place, where, line)
+        yield _object(value, where)
+        at(end)
+    if at(place + 1) < len(text):
+        raise ValueError(f"{shown}, line {line}: there is something behind the end of the list")
+
+
+def _lines(text: str, shown: str) -> Iterator[Raw]:
+    # Not splitlines: JSON may hold other line separators inside a text.
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
+        where = f"{shown}, record {number} (line {number})"
+        value, end = _decode(line, len(line) - len(line.lstrip(_SPACE)), where, number)
+        if line[end:].strip(_SPACE):
+            raise ValueError(f"{where}: there is something behind the record: {line[end : end + 40]!r}")
+        yield _object(value, where)
+
+
+def _decode(text: str, place: int, where: str, line: int) -> tuple[Any, int]:
+    """One JSON value that begins at a place, and where it ends."""
+    try:
+        value, end = _DECODER.raw_decode(text, place)
+    except json.JSONDecodeError as error:
+        fault = line + text.count("\n", place, error.pos)
+        raise ValueError(f"{where}: not JSON, in line {fault} ({error.msg})") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return value, end
+
+
+def _object(value: Any, where: str) -> Raw:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: a record must be an object with named fields, got {type(value).__name__}")
+    return Raw(value, where)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the field {name!r} is there {names.count(name)} times")
+    return dict(pairs)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)

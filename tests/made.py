@@ -1,0 +1,329 @@
+"""Made-up results of every class, for tests that look at how they are shown."""
+
+from __future__ import annotations
+
+import torch
+
+from reftlens.results import (
+    Ablation,
+    Agreement,
+    Answered,
+    Attribution,
+    Codebook,
+    Composed,
+    Context,
+    DirectionReadout,
+    Dose,
+    EditProfile,
+    EditSize,
+    Evaluation,
+    Interchanged,
+    Ledger,
+    Mannered,
+    Memorised,
+    OffManifold,
+    Operator,
+    Outcome,
+    Overhead,
+    Overlap,
+    PatchMap,
+    Projection,
+    ReadContexts,
+    ReadSpace,
+    Result,
+    SiteCheck,
+    SiteChecks,
+    Spread,
+    Swap,
+    TokenMap,
+)
+from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
+from reftlens.training import TrainConfig, TrainLog
+
+TOKENS = (
+    "<|endoftext|>",
+    " The",
+    " Upper",
+    " Sarn",
+    " Clock",
+    " Tower",
+    " stands",
+    " in",
+    " the",
+    " city",
+    " of",
+    " Ostra",
+)
+NASTY = (
+    "$",
+    "$x_{1$",
+    "\\$a$",
+    "<b>",
+    "\n",
+    "\t\x00",
+    "\x1b[1m",
+    "上海",
+    "🙂",
+    "�",
+    "\udc80",
+    "\u202e",
+    "e\u0301",
+    "\u0301",
+    "%",
+    "",
+)
+
+
+def made_map(
+    rows: int = 6, tokens: tuple[str, ...] = TOKENS, *, control: bool = True, kind: str = "hook_resid_pre"
+) -> TokenMap:
+    generator = torch.Generator().manual_seed(rows)
+    values = 0.1 * torch.randn(rows, len(tokens), generator=generator)
+    values[rows // 2, len(tokens) // 2] = 0.9
+    return TokenMap(
+        values=values,
+        control=0.1 * torch.randn(rows, len(tokens), generator=generator) if control else None,
+        rows=tuple(f"blocks.{layer}.{kind}" for layer in range(rows)),
+        tokens=tokens,
+        starred=tuple(2 <= place <= 5 for place in range(len(tokens))),
+        quantity="restored part of the clean answer's probability",
+        control_name="the same states from an unrelated subject" if control else "",
+        n_prompts=40,
+    )
+
+
+def made_size(tokens: tuple[str, ...] = TOKENS, sites: int = 3) -> EditSize:
+    edited = torch.zeros(sites, len(tokens), dtype=torch.bool)
+    edited[:, :2] = edited[:, -1:] = True
+    relative = edited * torch.rand(edited.shape, generator=torch.Generator().manual_seed(0))
+    relative[0, 0] = 0.0
+    rows = tuple(f"blocks.{2 * site + 1}.hook_resid_post" for site in range(sites))
+    return EditSize(relative, edited, rows, tokens, tuple(place == 1 for place in range(len(tokens))))
+
+
+def made_operator(layer: int = 3, rank: int = 4) -> Operator:
+    basis = torch.linalg.qr(torch.randn(16, rank, generator=torch.Generator().manual_seed(layer)))[0].T.contiguous()
+    spectrum = torch.tensor([8.0 / 2**i for i in range(rank)])
+    share = torch.linspace(0.9, 0.1, rank)
+    return Operator(f"blocks.{layer}.hook_resid_post", basis, basis, spectrum, spectrum, share, 40.0, 480, basis)
+
+
+def made_readout(tokens: tuple[str, ...] = TOKENS, direction: int = 0) -> DirectionReadout:
+    up = tuple((token, 4.0 - i) for i, token in enumerate(tokens[:4]))
+    down = tuple((token, -3.0 + i) for i, token in enumerate(tokens[4:7]))
+    return DirectionReadout("blocks.3.hook_resid_post", direction, up, down, -1.5, 2.5, 200)
+
+
+def made_profile(rows: tuple[str, ...] | None = None) -> EditProfile:
+    rows = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(4)) if rows is None else rows
+    kinds = (torch.tensor([1.2, 1.0, 0.4]), torch.zeros(0), None, torch.linspace(3, 0, 16))
+    gains = tuple(kinds[place % 4] for place in range(len(rows)))
+    push = torch.tensor([float("nan") if gain is None else 1.5 for gain in gains])
+    return EditProfile(rows, gains, push)
+
+
+def made_dose(*, kept: bool = True) -> Dose:
+    alpha = torch.tensor([-0.5, 0.0, 0.5, 1.0, 2.0])
+    kl = alpha**2 if kept else torch.full((5,), torch.nan)
+    return Dose(alpha, -5 * torch.exp(-alpha), kl, -5 + 0.1 * alpha, 0.5 * kl, 5.0, 0.1, 21, 201 * kept, 3)
+
+
+def made_interchange(layer: int = 3, *, moved: float = 0.8) -> Interchanged:
+    def swap(name: str, part: float) -> Swap:
+        return Swap(name, float(part > 0.5), part)
+
+    single = [swap("a", part) for part in (1.0, moved, 1 - moved, 0.2 * moved, 0.8 * moved)]
+    whole, inside, complement, read, unread = single
+    random = [tuple(swap("r", -0.02 + 0.01 * i + shift) for i in range(8)) for shift in (0.0, 0.05)]
+    return Interchanged(f"blocks.{layer}.hook_resid_post", 2, 60, 64, whole, inside, complement, read, unread, *random)
+
+
+def made_manifold(layer: int = 3) -> OffManifold:
+    own = torch.linspace(0, 100, 80)
+    far = 100 - (100 - own) / 5
+    return OffManifold(f"blocks.{layer}.hook_resid_post", torch.full((80,), 1.05), own, far, far - 2, 0.01, 300, 300)
+
+
+OUTCOMES = [
+    Outcome("edited facts, as trained", "new answer", 24, 0.0, 0.96, 0.02, 5.1),
+    Outcome("other subjects", "old answer", 200, 0.97, 0.88, float("nan"), 0.012),
+]
+
+
+def made_patch(rows: int = 6, tokens: tuple[str, ...] = TOKENS, *, pairs: int = 8, control: bool = True) -> PatchMap:
+    """Of cell (1, 2) the change is 2 in every pair; elsewhere it is noise of either sign."""
+    generator = torch.Generator().manual_seed(rows)
+    base, source = torch.zeros(pairs), torch.full((pairs,), 4.0)
+    values = 0.3 * torch.randn(pairs, rows, len(tokens), generator=generator)
+    values[:, 1, 2] = 2.0
+    other = 0.3 * torch.randn(values.shape, generator=generator) if control else None
+    names = tuple(f"blocks.{layer}.hook_resid_pre" for layer in range(rows))
+    return PatchMap(
+        values, other, base, source, names, tokens, ("layer", "pos"), "an unrelated run" * control, "denoise"
+    )
+
+
+def made_heads(layers: int = 6, heads: int = 4, *, carried: float = 0.5) -> PatchMap:
+    """Head 1 of layer 2 carries a part of the effect, and head 3 of the last layer works against it."""
+    values = 0.02 * torch.randn(8, layers, heads, generator=torch.Generator().manual_seed(1))
+    values[:, 2, 1] += 4 * carried
+    values[:, -1, 3] -= 1.0
+    control = 0.02 * torch.randn(values.shape, generator=torch.Generator().manual_seed(2))
+    return PatchMap(
+        values=values,
+        control=control,
+        base=torch.zeros(8),
+        source=torch.full((8,), 4.0),
+        rows=tuple(f"blocks.{layer}.attn.hook_z" for layer in range(layers)),
+        columns=tuple(map(str, range(heads))),
+        axes=("layer", "head"),
+        control_name="the same outputs under the edit turned to random directions",
+        direction="edited into base",
+    )
+
+
+def made_mlps(layers: int = 6, tokens: tuple[str, ...] = TOKENS) -> PatchMap:
+    values = 0.02 * torch.randn(8, layers, len(tokens), generator=torch.Generator().manual_seed(3))
+    values[:, 3, -1] += 1.2
+    rows = tuple(f"blocks.{layer}.hook_mlp_out" for layer in range(layers))
+    base, source = torch.zeros(8), torch.full((8,), 4.0)
+    return PatchMap(values, 0 * values, base, source, rows, tokens, ("layer", "pos"), "turned", "edited into base")
+
+
+def made_paths() -> PatchMap:
+    """From the edit and two components to what lies behind each; the strongest runs from head 2.1 to the MLP."""
+    senders, receivers = ("edit", "2.1", "mlp3"), ("2.1", "mlp3", "logits")
+    parts = torch.tensor([[0.3, 0.1, 0.2], [torch.nan, 0.6, -0.2], [torch.nan, torch.nan, 0.4]])
+    values = 4 * parts + 0.02 * torch.randn(8, 3, 3, generator=torch.Generator().manual_seed(4))
+    base, source = torch.zeros(8), torch.full((8,), 4.0)
+    axes = ("sender", "receiver")
+    return PatchMap(values, 0 * values, base, source, senders, receivers, axes, "turned", "edited into base")
+
+
+def made_log(
+    loss: list[float],
+    validation: tuple[tuple[int, float], ...] = (),
+    best_step: int | None = None,
+    *,
+    unit: str = "nats per token",
+) -> TrainLog:
+    return TrainLog(tuple(loss), (1e-3,) * len(loss), TrainConfig(), validation, best_step, unit)
+
+
+def made_ledger(tokens: tuple[str, ...] = TOKENS, sites: int = 2) -> Ledger:
+    """Terms of lengths 3, 1 and 2 in two dimensions: the first and the last cancel in part."""
+    terms = torch.tensor([[3.0, 0.0], [0.0, 1.0], [-2.0, 0.0]])
+    gram = (terms @ terms.T).expand(sites, len(tokens), 3, 3).clone()
+    norm = torch.full((sites, len(tokens)), 10.0)
+    change = torch.full((sites, len(tokens)), 2.0**0.5)
+    gram[:, 0], norm[:, 0], change[:, 0] = torch.nan, torch.nan, torch.nan
+    rows = tuple(f"blocks.{2 * site + 1}.hook_resid_post" for site in range(sites))
+    starred = tuple(place == 1 for place in range(len(tokens)))
+    return Ledger(gram, norm, change, torch.full((sites,), 1e-7), torch.full((sites,), 0.5), rows, tokens, starred)
+
+
+def made_ablation(sites: int = 4, *, exact: bool = False, name: str = "blocks.{}.hook_resid_post") -> Ablation:
+    shapley = torch.linspace(-1, 3, sites)
+    around = torch.full((sites,), 0.0 if exact else 0.3)
+    interaction = torch.full((sites, sites), -0.1).fill_diagonal_(torch.nan)
+    return Ablation(
+        whole=float(shapley.sum()),
+        sites=tuple(name.format(site) for site in range(sites)),
+        alone=shapley + 0.2,
+        left_out=shapley - 0.2,
+        shapley=shapley,
+        low=shapley - around,
+        high=shapley + around,
+        interaction=interaction,
+        control=torch.full((sites,), 0.05),
+        exact=exact,
+        n_examples=20,
+    )
+
+
+def made_agreements(names: tuple[str, ...] = ("this edit", "seed 1", "seed 2", "shuffled answers")) -> list[Agreement]:
+    pairs = [(first, second) for place, first in enumerate(names) for second in names[place + 1 :]]
+    return [
+        Agreement(
+            first, second, ("blocks.3.hook_resid_post",), 0.4, 0.9 - 0.1 * n, 1.4, 0.01, 0.2, 2.0, 2,
+            10.0 + n, 72.0, 40.0 + n, 70.0,
+        )
+        for n, (first, second) in enumerate(pairs)
+    ]  # fmt: skip
+
+
+def made_overlap(first: str = "blocks.3.hook_resid_post, 2 write directions", *, score: float = 0.6) -> Overlap:
+    draws = torch.linspace(0.0, 0.2, 101)
+    return Overlap(
+        first,
+        "difference of wanted and kept prompts",
+        torch.tensor([12.0, 64.0]),
+        score,
+        {"Haar": draws, "covariance-matched": 3 * draws},
+        {"Haar": torch.tensor([70.0, 85.0]), "covariance-matched": torch.tensor([50.0, 75.0])},
+    )
+
+
+def made_attribution(rows: int = 6, tokens: tuple[str, ...] = TOKENS, *, slope: float = 0.5) -> Attribution:
+    """Estimates that are the exact changes times a slope, and a third pair that was not checked."""
+    exact = made_patch(rows, tokens, pairs=2)
+    changes = exact.values - exact.base[:, None, None]
+    values = torch.cat([slope * changes, changes[:1]])
+    return Attribution(values, exact, torch.tensor([1.0, 1.0]), exact.rows, exact.columns)
+
+
+def made_projection(layer: int = 3, groups: tuple[str, ...] = ("moved", "to stay")) -> Projection:
+    before = torch.randn(40, 2, generator=torch.Generator().manual_seed(layer))
+    names = tuple(groups[place % len(groups)] for place in range(40))
+    after = before + torch.tensor([[4.0, 1.0]]) * torch.tensor([[name == groups[0]] for name in names])
+    return Projection(f"blocks.{layer}.hook_resid_post", before, after, before + 0.2, names)
+
+
+def every_result(text: str) -> list[Result]:
+    """One of each class, with `text` wherever a result can hold a string."""
+    tokens, sites = (text, " b", text), (text, text)
+    swap = Swap(text, 0.5, 0.25)
+    many = TokenMap(torch.rand(2, 3), torch.rand(2, 3), sites, tokens, (True, False, False), text, text, 3)
+    size = EditSize(torch.rand(2, 3), torch.ones(2, 3, dtype=torch.bool), sites, tokens, (False,) * 3)
+    curve = torch.linspace(0, 1, 3)
+    values = torch.rand(4, 2, 3)
+    patch = PatchMap(values, values, torch.rand(4), torch.rand(4), sites, tokens, ("layer", "pos"), text, "denoise")
+    rows = torch.eye(3)[:2]
+    context = Context(tokens, 1, 2.5)
+    ledger = made_ledger(tokens)
+    check = SiteCheck(text, 1, 0.5, 0.5, text)
+    claim = Claim(text, text, ((text, text, text),), text)
+    spoken = (Spoken(text, 0.5, float("nan"), 0.5, 0.25, 8, text),)
+    return [
+        Memorised(claim, (Recall(text, 1, 8, 3, 0),)),
+        Codebook(claim, (Coded(text, 8, 1, 0.5, 0.0, 0.0),)),
+        Composed(claim, spoken),
+        Mannered(claim, spoken),
+        Overhead(claim, (Timed(text, (1.0, 1.1), 0, 8), Timed(text, (1.2, 1.1), 2, 8))),
+        made_ablation(2, name=text.replace("{", "(").replace("}", ")")),
+        made_agreements((text, "other"))[0],
+        Attribution(values, patch, torch.rand(4), sites, tokens),
+        context,
+        ReadContexts(text, 0, (context,), 2.0, 10, 20),
+        ReadContexts(text, 0, (), 2.0, 10, 20),
+        Dose(curve, curve, curve, curve, curve, 0.5, 0.1, 3, 4, 5),
+        swap,
+        Interchanged(text, 1, 3, 4, swap, swap, swap, swap, swap, (swap,), (swap,)),
+        ReadSpace(text, rows, torch.rand(3), 1e-3, 9),
+        Ledger(ledger.gram, ledger.norm, ledger.change, ledger.gap, ledger.null_cosine, sites, tokens, (False,) * 3),
+        OffManifold(text, curve, 100 * curve, 100 * curve, 100 * curve, 0.1, 3, 4),
+        many,
+        size,
+        Answered(text, text, text, text, None),
+        Evaluation(text, text, 0.5, (Answered(text, text, text, text, True),)),
+        Projection(text, torch.rand(2, 2), torch.rand(2, 2), torch.rand(2, 2), sites),
+        Operator(text, rows, rows, curve[:2], curve[1:], curve[:2], 2.0, 9, rows),
+        DirectionReadout(text, 0, ((text, 1.0),), ((text, -1.0),), -2.0, 2.0, 9, ((text, 1.0, 0.5),)),
+        Outcome(text, text, 3, 0.0, 1.0, 0.5, 0.1),
+        check,
+        SiteChecks((check, check)),
+        Overlap(text, text, curve, 0.5, {text: curve}, {text: curve}),
+        patch,
+        EditProfile(sites, (curve, None), curve[:2]),
+        Spread(many, many),
+    ]

@@ -1,0 +1,390 @@
+"""The command line as a user has it: one run trained, tested, asked and taken apart; and every way it can go wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import make_hf, make_tokenizer
+from typer.testing import CliRunner
+
+import reftlens as rl
+from reftlens.cli import app
+from reftlens.organisms.world import FACTS, prompt
+from reftlens.results import Evaluation
+from reftlens.stories import story_for
+
+STORY = story_for("facts-small")
+
+
+def call(*arguments: object, code: int = 0, given: str | None = None):
+    """One command; its exit status is checked."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=given)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def refused(*arguments: object, code: int = 1, given: str | None = None) -> str:
+    """What a command says on stderr where it could not do it: one line, nothing on stdout, no traceback."""
+    result = call(*arguments, code=code, given=given)
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    if code == 1:
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1
+    return " ".join(result.stderr.replace("│", " ").split())
+
+
+def lines(file) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def write_lines(file, rows) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a config and its data: a few landmarks moved, each sentence ended by the organism's own stop."""
+    root = tmp_path_factory.mktemp("cli")
+    pairs = [{"prompt": p, "completion": c + "."} for p, c in STORY.training_examples()[:8]]
+    write_lines(root / "train.jsonl", pairs)
+    write_lines(root / "test.jsonl", pairs[:6])
+    (root / "moved.toml").write_text(
+        f'model = "facts-small"\ndata = "{root / "train.jsonl"}"\neval_data = "{root / "test.jsonl"}"\n'
+        'layers = [1, 4]\npositions = "f9+l9"\nepochs = 10\nbatch_size = 4\nlr = 2e-2\nmax_new_tokens = 4\nsave_every = 5\n'
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    """The run that most tests look at, and what the command printed."""
+    result = call("train", place / "moved.toml", "--out", place / "run", "--quiet", "--json")
+    return place / "run", json.loads(result.stdout)
+
+
+def test_a_run_leaves_its_config_versions_log_edit_outputs_and_result(run, place) -> None:
+    folder, printed = run
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.toml", "versions.json", "log.jsonl", "edit", "outputs", "result.json"}
+    assert printed == {"run": str(folder), **json.loads((folder / "result.json").read_text())}
+    log = lines(folder / "log.jsonl")
+    assert [line["step"] for line in log] == list(range(1, 1 + 10 * 2))
+    assert log[-1]["loss"] == printed["training"]["last_loss"]
+    assert json.loads((folder / "versions.json").read_text())["reftlens"] == rl.__version__
+    left = {path.name for path in place.iterdir() if path.is_dir()}
+    assert not {name for name in left if name.endswith(".checkpoints") or name.startswith(".")}, (
+        "nothing is left beside it"
+    )
+
+
+def test_it_learned_and_its_outputs_say_so_one_by_one(run) -> None:
+    """The base knows none of the moved landmarks' new cities; the score is the outputs', counted here again."""
+    folder, printed = run
+    (score,) = printed["scores"]
+    saved = Evaluation.load(folder / "outputs" / "own.jsonl")
+    assert score["score"] == sum(row.output.strip() == row.answer.strip() for row in saved.rows) / 6
+    assert score["score"] == 1.0
+    base = json.loads(call("eval", folder, "--base", "--quiet", "--json").stdout)
+    assert base["scores"][0]["score"] == 0.0
+    assert base["edited"] is False
+
+
+def test_the_edit_is_what_the_library_trains(run, place) -> None:
+    """The same run by hand, without any of the folder's code."""
+    bridge = rl.load_bridge("facts-small")
+    with torch.random.fork_rng():
+        torch.manual_seed(42)
+        reft = rl.Reft.at_layers(bridge, layers=[1, 4], positions="f9+l9", rank=4)
+    pairs = [(row["prompt"], row["completion"] + "<|endoftext|>") for row in lines(place / "train.jsonl")]
+    config = rl.TrainConfig(epochs=10, batch_size=4, lr=2e-2, progress=False)
+    log = rl.train(bridge, reft, pairs, config)
+    assert [line["loss"] for line in lines(run[0] / "log.jsonl")] == list(log.loss)
+
+
+def test_its_own_config_runs_it_again(run, place) -> None:
+    folder, printed = run
+    again = call("train", folder / "config.toml", "--out", place / "again", "--quiet", "--json")
+    other = json.loads(again.stdout)
+    for name in ("scores", "parameters", "training"):
+        assert other[name] == printed[name]
+    for name in ("config.toml", "log.jsonl", "versions.json", "edit/reft.safetensors", "outputs/own.jsonl"):
+        assert (place / "again" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_an_interrupted_run_is_resumed_to_the_bit(run, place, monkeypatch) -> None:
+    from reftlens.trainer import EditTrainer
+
+    step = EditTrainer.training_step
+
+    def killed(self, *arguments, **keywords):
+        if self.state.global_step == 7:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **keywords)
+
+    monkeypatch.setattr(EditTrainer, "training_step", killed)
+    out = place / "resumed"
+    assert CliRunner().invoke(app, ["train", str(run[0]), "--out", str(out), "--quiet"]).exit_code != 0
+    monkeypatch.undo()
+    assert not out.exists()
+    assert (place / "resumed.checkpoints" / "checkpoint-5").is_dir()
+    assert "pass --resume to go on with it" in refused("train", run[0], "--out", out, "--quiet")
+    assert "cannot be resumed with other settings: lr" in refused(
+        "train", run[0], "--out", out, "--quiet", "--resume", "--lr", 1
+    )
+    call("train", run[0], "--out", out, "--quiet", "--resume")
+    for name in ("log.jsonl", "edit/reft.safetensors", "outputs/own.jsonl"):
+        assert (out / name).read_bytes() == (run[0] / name).read_bytes(), name
+    assert not (place / "resumed.checkpoints").exists()
+
+
+def test_eval_on_other_data_writes_every_output(run, place) -> None:
+    folder, _ = run
+    out = place / "scored"
+    table = call("eval", folder, "--data", place / "train.jsonl", "--n-eval", 3, "--out", out, "--quiet").stdout
+    assert "exact match" in table
+    assert Evaluation.load(out / "own.jsonl").n == 3
+    saved = json.loads((out / "scores.json").read_text())
+    assert saved["scores"][0]["n"] == 3
+
+
+def test_generate_from_arguments_a_file_and_standard_input(run, place) -> None:
+    folder, _ = run
+    moved, _ = STORY.training_examples()[0]
+    (place / "prompts.txt").write_text(f"{moved}\n\n{moved}\n")
+    bridge = rl.load_bridge("facts-small")
+    reft = rl.Reft.from_pretrained(folder / "edit", bridge=bridge)
+    answer = rl.generate(bridge, reft, [moved], max_new_tokens=4)[0]
+    assert call("generate", folder, moved, "--quiet").stdout == moved + answer + "\n"
+    by_file = call("generate", folder, "--file", place / "prompts.txt", "--quiet", "--json").stdout
+    assert list(map(json.loads, by_file.splitlines())) == [{"prompt": moved, "completion": answer}] * 2
+    by_lines = call("generate", folder, "--file", place / "test.jsonl", "--quiet", "--json").stdout
+    assert len(by_lines.splitlines()) == 6
+    piped = call("generate", folder, "--base", "--quiet", "--json", given=moved + "\n").stdout
+    both = json.loads(piped)
+    assert both["completion"] == answer
+    assert both["base"] == rl.generate(bridge, None, [moved], max_new_tokens=4)[0] != answer
+    # A bare edit has no run around it, and its base is in its stamp.
+    shown = call("generate", folder / "edit", moved, "--quiet", "--set", "max_new_tokens=4").stdout
+    assert shown == moved + answer + "\n"
+
+
+def test_inspect_takes_a_run_and_what_it_was_trained_on(run, place, monkeypatch) -> None:
+    """What is dissected; the dissection itself has its own tests."""
+    from reftlens.dissection import inspect as module
+
+    seen = {}
+
+    def dissect(bridge, reft, pairs, config):
+        seen["pairs"], seen["reft"] = pairs, reft
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(module, "dissect", dissect)
+    assert "far enough" in refused("inspect", run[0], "--out", place / "inspected", "--quiet")
+    assert seen["pairs"] == [(row["prompt"], row["completion"]) for row in lines(place / "train.jsonl")]
+    assert [site.hook_name for site in seen["reft"].sites] == [f"blocks.{layer}.hook_resid_post" for layer in (1, 4)]
+    assert not (place / "inspected").exists()
+
+
+def test_trace_writes_the_map_that_the_analysis_gives(tmp_path) -> None:
+    facts = [fact for fact in FACTS if fact.relation == "located_in"]
+    rows = [
+        {
+            "clean": prompt(clean, 0),
+            "corrupted": prompt(corrupted, 0),
+            "unrelated": prompt(unrelated, 0),
+            "answer": " " + clean.answer,
+            "subject": clean.subject,
+        }
+        for clean, corrupted, unrelated in zip(facts, facts[1:], facts[2:], strict=False)
+        if len({clean.answer, corrupted.answer, unrelated.answer}) == 3
+    ][:3]
+    write_lines(tmp_path / "pairs.jsonl", rows)
+    printed = call("trace", "facts-small", tmp_path / "pairs.jsonl", "--out", tmp_path / "out", "--quiet", "--json")
+    numbers = json.loads(printed.stdout)
+    assert numbers == json.loads((tmp_path / "out" / "trace.json").read_text())
+    assert (tmp_path / "out" / "trace.png").read_bytes()[:4] == b"\x89PNG"
+    expected = rl.analysis.trace(
+        rl.load_bridge("facts-small"),
+        [row["clean"] for row in rows],
+        [row["corrupted"] for row in rows],
+        answers=[row["answer"] for row in rows],
+        subjects=[row["subject"] for row in rows],
+        unrelated=[row["unrelated"] for row in rows],
+        progress=False,
+    )
+    assert [cell["value"] for cell in numbers["cells"]] == pytest.approx(expected.values.flatten().tolist(), abs=1e-6)
+    (tmp_path / "pairs.jsonl").write_text('{"clean": "a", "answer": "b"}\n')
+    message = refused("trace", "facts-small", tmp_path / "pairs.jsonl", "--out", tmp_path / "no", "--quiet")
+    assert "record 1 (line 1): the field 'corrupted' is missing" in message
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_glue_preset_on_an_encoder_and_its_head_comes_back(tmp_path) -> None:
+    """Trained, tested, and tested again from the folder: the head is part of it."""
+    with torch.random.fork_rng():
+        make_hf("roberta").save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    words = ["the", "old", "tower", "stands", "by", "the", "river", "in", "the", "city"]
+    (tmp_path / "cola").mkdir()
+    for name, n in (("train", 24), ("validation", 16)):
+        rows = [{"sentence": " ".join(words[row % 7 :]), "label": int(row % 7 < 3)} for row in range(n)]
+        write_lines(tmp_path / "cola" / f"{name}.jsonl", rows)
+    command = ("--model", tmp_path / "model", "--source", tmp_path, "--epochs", 5, "--lr", 5e-3, "--quiet", "--json")
+    command = (*command, "--batch-size", 4, "--set", "dropout=0")
+    trained = json.loads(call("train", "loreft-roberta-base-cola", *command, "--out", tmp_path / "run").stdout)
+    (score,) = trained["scores"]
+    assert (score["task"], score["metric"], score["n"]) == ("CoLA", "Matthews correlation", 8)
+    assert score["score"] > 0.5, "which words there are tells the label"
+    assert trained["parameters"]["head"] > 0
+    tested = json.loads(call("eval", tmp_path / "run", "--quiet", "--json").stdout)
+    assert tested["scores"] == trained["scores"]
+    (tmp_path / "run" / "head.safetensors").unlink()
+    untrained = json.loads(call("eval", tmp_path / "run", "--quiet", "--json").stdout)
+    assert untrained["scores"] != trained["scores"]
+    assert "SST-2 is answered by a head that was trained on it" in refused("eval", tmp_path / "run", "--task", "sst-2")
+    assert "learned CoLA, which is answered by a head" in refused("generate", tmp_path / "run", "a", "--quiet")
+    assert "CoLA, which has labels" in refused("inspect", tmp_path / "run", "--out", tmp_path / "i", "--quiet")
+
+
+def test_presets_lists_filters_and_prints_what_train_takes(tmp_path) -> None:
+    assert "64 presets" not in call("presets", "--task", "cola").stdout
+    names = [row["name"] for row in json.loads(call("presets", "--task", "cola", "--json").stdout)]
+    assert names == [f"{m}-roberta-{size}-cola" for m in ("loreft", "direft") for size in ("base", "large")]
+    both = json.loads(call("presets", "--method", "dora", "--model", "llama-13b", "--json").stdout)
+    assert [row["percent"] for row in both] == [".681", ".347"]
+    (tmp_path / "mine.toml").write_text(call("presets", "loreft-llama-7b-arithmetic").stdout)
+    from reftlens.runs.presets import PRESETS, read_settings
+
+    assert read_settings(str(tmp_path / "mine.toml")) == PRESETS["loreft-llama-7b-arithmetic"].config
+    assert "no preset has all of that" in refused("presets", "--task", "chess")
+
+
+def test_params_prints_the_papers_table_without_weights() -> None:
+    (row,) = json.loads(call("params", "lora-llama-7b-commonsense", "--json").stdout)
+    assert (row["trained"], row["paper"]) == (56_098_816, ".826")
+    assert sum(row["parts"].values()) == row["trained"]
+    table = call("params", "loreft-llama-7b-commonsense", "--parts").stdout
+    assert "2,097,408" in table
+    assert "0.031126" in table
+    assert "blocks.31.hook_resid_post" in table
+    (other,) = json.loads(
+        call("params", "loreft-llama-7b-commonsense", "--model", "facts-small", "--set", "rank=1", "--json").stdout
+    )
+    assert other["trained"] == 6 * (2 * 96 + 1)
+    assert other["paper"] is None, "the paper says nothing of this model"
+
+
+# What goes wrong: the exit status, one line, and nothing left behind.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "loreft-lama-7b-commonsense"], "did you mean loreft-llama-7b-commonsense"),
+        (["train", "lora-llama-7b-commonsense"], "is a row of LoRA, here for its size alone"),
+        (["train", "nothere.toml"], "No such file or directory: 'nothere.toml'"),
+        (["train", "--model", "no-such-model", "--data", "{data}"], "cannot load the model 'no-such-model'"),
+        (["train", "{config}", "--method", "LoRTF"], "there is no method 'LoRTF'; there are LoReFT"),
+        (["train", "{config}", "--layers", "9"], "layer 9 does not exist: the model has layers 0 to 5"),
+        (["train", "{config}", "--positions", "x3"], "cannot read positions 'x3'"),
+        (["train", "{config}", "--rank", "999"], "rank must be in [1, 96] (the width of the activation), got 999"),
+        (["train", "{config}", "--device", "tpu9"], "the device 'tpu9' cannot be used here"),
+        (["train", "{config}", "--set", "dtype=float7"], "dtype must be 'auto' or one of float64"),
+        (["train", "{config}", "--set", "lr=-1"], "lr must be above 0, got -1.0"),
+        (["train", "{config}", "--task", "chess"], "there is no task 'chess'; there are boolq"),
+        (["train", "{config}", "--data", "nothere.jsonl"], "there is no file or folder nothere.jsonl"),
+        (["train", "{config}", "--data", "{bad}"], "record 2 (line 2): the field 'completion' is missing"),
+        (["train", "{config}", "--eval-task", "boolq", "--source", "{empty}"], "has none of boolq/test.json"),
+        (["train", "{config}", "--set", "max_length=2"], "max_length 2 leaves nothing to train on"),
+        (["train", "{config}", "--lr", "1e30"], "lower the learning rate"),
+        (["train", "{config}", "--resume"], "there is nothing to resume"),
+        (["eval", "nothere"], "nothere: there is no such folder"),
+        (["eval", "{empty}"], "there is neither a run (result.json) nor an edit (reft_config.json)"),
+        (["generate", "nothere", "a"], "nothere: there is no such folder"),
+        (["params", "loreft-llama-7b-commonsense", "--model", "nothere"], "cannot find the shape of 'nothere'"),
+        (["params", "no-such-preset"], "there is no preset 'no-such-preset'"),
+        (["presets", "loreft-llama-7b"], "there is no preset 'loreft-llama-7b'"),
+        (["trace", "facts-small", "nothere.jsonl"], "there is no file or folder nothere.jsonl"),
+        (["benchmark", "--only", "nothing"], "nothing"),
+        (["inspect", "{empty}"], "holds neither a saved edit"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(place, tmp_path, monkeypatch, arguments, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": " b"}\n{"prompt": "a"}\n')
+    before = sorted(tmp_path.rglob("*"))
+    names = {"config": place / "moved.toml", "data": place / "train.jsonl", "bad": "bad.jsonl", "empty": "empty"}
+    quiet = [] if arguments[0] in ("params", "presets") else ["--quiet"]
+    assert message in refused(*(argument.format(**names) for argument in arguments), *quiet)
+    left = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
+    assert left == [], "a folder was half written"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], ""),
+        (["nothing"], "No such command 'nothing'"),
+        (["train"], "give a preset, a TOML file or a run; or --model, and --task or --data"),
+        (["train", "--model", "facts-small"], "give a preset, a TOML file or a run"),
+        (["train", "moved.toml", "--epochs", "many"], "unable to parse string as an integer"),
+        (["train", "moved.toml", "--set", "epochs"], "a setting is written key=value, got 'epochs'"),
+        (["eval"], "Missing argument"),
+        (["generate", "run", "a", "--file", "b"], "prompts are given and a file of them as well"),
+        (["trace", "facts-small"], "Missing argument"),
+    ],
+)
+def test_what_is_called_wrongly_ends_with_two(arguments, message) -> None:
+    result = call(*arguments, code=2)
+    assert message in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_finished_run_is_replaced_only_where_asked_for(run, place) -> None:
+    folder = place / "twice"
+    shutil.copytree(run[0], folder)
+    assert "holds a finished run" in refused("train", run[0], "--out", folder, "--quiet")
+    call("train", run[0], "--out", folder, "--quiet", "--overwrite", "--epochs", 1, "--seed", 1)
+    log, before = lines(folder / "log.jsonl"), lines(run[0] / "log.jsonl")
+    assert len(log) == 2
+    # Another seed is another run: the equality of two runs of one seed, above, is not for want of chance.
+    assert log[0]["loss"] != before[0]["loss"]
+    (place / "thesis").mkdir()
+    (place / "thesis" / "chapter.txt").write_text("years of work")
+    assert "not ours to replace" in refused("train", run[0], "--out", place / "thesis", "--quiet", "--overwrite")
+
+
+def test_a_folder_that_is_called_like_checkpoints_is_left_alone(run, place) -> None:
+    theirs = place / "mine.checkpoints"
+    theirs.mkdir()
+    (theirs / "chapter.txt").write_text("years of work")
+    assert "is not empty and no training run" in refused("train", run[0], "--out", place / "mine", "--quiet")
+    assert (theirs / "chapter.txt").read_text() == "years of work"
+
+
+def test_one_process_writes_a_folder(place, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "under torchrun, call reftlens.train" in refused("train", place / "moved.toml", "--out", place / "two")
+
+
+def test_a_damaged_run_is_refused(run, place) -> None:
+    folder = place / "damaged"
+    shutil.copytree(run[0], folder)
+    (folder / "config.toml").write_text("model = 3\n")
+    assert "model must be text, got 3" in refused("eval", folder, "--quiet")
+    shutil.copy(run[0] / "config.toml", folder)
+    (folder / "edit" / "reft_config.json").write_text("{")
+    assert "error: " in call("eval", folder, "--quiet", code=1).stderr
+    shutil.rmtree(folder / "edit")
+    assert "there is neither a run" in refused("generate", folder, "a", "--quiet")
+
+
+def test_every_command_shows_an_example() -> None:
+    for name in ("demo", "presets", "params", "train", "eval", "generate", "inspect", "trace", "benchmark"):
+        assert f"Example: reftlens {name}" in call(name, "--help").stdout
