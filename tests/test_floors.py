@@ -88,6 +88,11 @@ def test_import_is_quick_and_loads_nothing_heavy() -> None:
     assert min(run("-c", "import reftlens")[0] for _ in range(3)) - bare < 0.3
 
 
+def test_the_commands_and_presets_load_nothing_heavy() -> None:
+    _, loaded = run("-c", "import sys, reftlens.cli, reftlens.runs.presets; print(*sys.modules)")
+    assert not {"torch", "transformers", "transformer_lens", "matplotlib", "pandas"} & set(loaded.split())
+
+
 def test_help_is_quick_and_shows_an_example() -> None:
     assert min(run("-m", "reftlens", "--help")[0] for _ in range(3)) < 1.0
     assert "reftlens demo --model gpt2" in run("-m", "reftlens", "demo", "--help")[1]
