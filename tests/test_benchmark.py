@@ -56,7 +56,7 @@ def test_the_command_writes_the_table_and_refuses_what_it_does_not_know(tmp_path
     assert wrong.exit_code == 1
     assert "the parts are" in wrong.output + wrong.stderr
     with pytest.raises(ValueError, match="wanted one of"):
-        load("no such model")
+        load("random no such model")
 
 
 @pytest.mark.slow

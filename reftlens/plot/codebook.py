@@ -11,7 +11,11 @@ _STYLES = ((VERMILLION, "o", "-"), (BLUE, "s", "--"), (ORANGE, "^", "-."), (GREE
 
 
 def codebook(result: Codebook) -> Figure:
-    """Draws every codebook beside the same answers scored against the next key's word."""
+    """Draws every codebook beside the same answers scored against the next key's word.
+
+    Args:
+        result: how many keys each codebook answers.
+    """
     forms = list(dict.fromkeys(row.keys for row in result.rows))
     ranks = sorted({row.rank for row in result.rows})
     sizes = sorted({row.pairs for row in result.rows})

@@ -11,7 +11,11 @@ from reftlens.results import Overhead
 
 
 def overhead(result: Overhead) -> Figure:
-    """Draws the ratio of every round, its median and quartiles, and how many changes the edits computed."""
+    """Draws the ratio of every round, its median and quartiles, and how many changes the edits computed.
+
+    Args:
+        result: times of each round.
+    """
     base, others = result.rows[0], result.rows[1:]
     subtitle = (
         f"{result.claim.model}: CPU time over the base model's in the same round ({len(base.seconds)} rounds); "

@@ -17,7 +17,11 @@ _BAR = 0.27
 
 
 def composed(result: Composed) -> Figure:
-    """Draws each half alone, both together, and the controls."""
+    """Draws each half alone, both together, and the controls.
+
+    Args:
+        result: what each half of one edit does.
+    """
     columns = {
         "in the new manner": [row.manner for row in result.rows],
         "with the new fact": [row.moved for row in result.rows],
@@ -27,7 +31,11 @@ def composed(result: Composed) -> Figure:
 
 
 def mannered(result: Mannered) -> Figure:
-    """Draws the base model, the edit and its controls."""
+    """Draws the base model, the edit and its controls.
+
+    Args:
+        result: how often the answers have the new manner.
+    """
     columns = {
         "in the new manner": [row.manner for row in result.rows],
         "with the facts right": [row.kept for row in result.rows],
