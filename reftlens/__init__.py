@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from reftlens._version import __version__
 
 if TYPE_CHECKING:
-    from reftlens import analysis, objectives, plot, tasks
+    from reftlens import analysis, baselines, objectives, plot, tasks
     from reftlens.bridge import load_bridge
+    from reftlens.cell_training import reft_map
     from reftlens.checks import check_sites
     from reftlens.cone import Held, hold, run_cone
     from reftlens.data import Batch, encode
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
         SteeringVector,
     )
     from reftlens.merging import merge
-    from reftlens.positions import All, At, First, Generated, Last, Positions, Span, parse
+    from reftlens.positions import All, AnySpan, At, First, Generated, Last, LastOf, Positions, Span, parse
     from reftlens.previewing import Preview, preview
     from reftlens.pyreft import load_pyreft, save_pyreft
     from reftlens.reft import Reft
@@ -77,10 +78,12 @@ _HOME = {
     "SteeringVector": "interventions",
     "merge": "merging",
     "All": "positions",
+    "AnySpan": "positions",
     "At": "positions",
     "First": "positions",
     "Generated": "positions",
     "Last": "positions",
+    "LastOf": "positions",
     "Positions": "positions",
     "Span": "positions",
     "parse": "positions",
@@ -89,6 +92,7 @@ _HOME = {
     "load_pyreft": "pyreft",
     "save_pyreft": "pyreft",
     "Reft": "reft",
+    "reft_map": "cell_training",
     "Site": "site",
     "TrainConfig": "training",
     "TrainLog": "training",
@@ -101,6 +105,7 @@ __all__ = [
     "RED",
     "AdditiveLoReFT",
     "All",
+    "AnySpan",
     "At",
     "Batch",
     "ConsReFT",
@@ -116,6 +121,7 @@ __all__ = [
     "Interchange",
     "Intervention",
     "Last",
+    "LastOf",
     "LoReFT",
     "LobiReFT",
     "NoReFT",
@@ -134,6 +140,7 @@ __all__ = [
     "__version__",
     "analysis",
     "attach",
+    "baselines",
     "check_sites",
     "dissect",
     "encode",
@@ -147,6 +154,7 @@ __all__ = [
     "parse",
     "plot",
     "preview",
+    "reft_map",
     "run_cone",
     "save_pyreft",
     "tasks",
@@ -156,7 +164,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("analysis", "objectives", "plot", "tasks"):
+    if name in ("analysis", "baselines", "objectives", "plot", "tasks"):
         return importlib.import_module(f"reftlens.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"reftlens.{_HOME[name]}"), name)

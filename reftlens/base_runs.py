@@ -21,6 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.base_run_store import InMemory, OnDisk, Run
 from reftlens.cone import Held, hold
 from reftlens.data import IGNORE, Batch
+from reftlens.edit import Edit
 from reftlens.objectives import Objective
 from reftlens.objectives.base import Example
 from reftlens.reft import Reft
@@ -36,7 +37,7 @@ class BaseRuns:
     def __init__(
         self,
         bridge: TransformerBridge,
-        reft: Reft,
+        reft: Reft | None,
         objective: Objective,
         examples: Sequence[Example],
         *,
@@ -46,7 +47,7 @@ class BaseRuns:
 
         Args:
             bridge: the base.
-            reft: the edit; its sites decide what is held, its weights do not matter.
+            reft: the edit; its sites decide what is held, its weights do not matter. None where nothing is edited.
             objective: says how an example becomes tokens, and what it is compared with.
             examples: from `objective.read`.
             store: keeps runs. What does not fit is run again each time, without gradient.
@@ -81,13 +82,17 @@ class BaseRuns:
         references = [run.tensors["reference"] for run in runs if "reference" in run.tensors]
         return join(helds), torch.cat(references) if references else None
 
+    def edits(self, batch: Batch) -> list[Edit]:
+        """The edit on one batch; no edits where there is none."""
+        return [] if self.reft is None else self.reft.edits(batch)
+
     def _encode_one(self, row: int) -> Batch:
         return self.objective.encode(self.bridge, self.examples[row])
 
     @torch.no_grad()
     def _make(self, row: int) -> Run:
         batch = self._encode(row)
-        held = hold(self.bridge, batch, self.reft.edits(batch), wanted=self.objective.read_at(batch))
+        held = hold(self.bridge, batch, self.edits(batch), wanted=self.objective.read_at(batch))
         return _pack(held, self.objective.reference(self.bridge, held, self.examples[row]))
 
 

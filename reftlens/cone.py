@@ -62,7 +62,8 @@ class Held:
 
 def boundary_of(bridge: TransformerBridge, hook_names: Sequence[str]) -> int:
     """The last block that edits at these hooks leave as it is; -1 if one of them can change the first block."""
-    return min(_boundary(bridge, name) for name in canonical_hooks(bridge, hook_names))
+    boundaries = (_boundary(bridge, name) for name in canonical_hooks(bridge, hook_names))
+    return min(boundaries, default=bridge.cfg.n_layers - 1)
 
 
 def _boundary(bridge: TransformerBridge, name: str) -> int:
@@ -84,15 +85,17 @@ def hold(
     """Runs the base once and keeps what lies outside the light cone of these edits.
 
     Args:
-        bridge: the base, without edits attached.
+        bridge: the base, without edits attached. Where some of its own parameters are trained, the cone is the whole run.
         batch: the inputs.
-        edits: from `reft.edits(batch)`.
+        edits: from `reft.edits(batch)`; none with `wanted` alone, for what is trained behind the model (a head).
         wanted: True where logits are wanted even before the first edited token; the cone begins no later.
 
     Raises:
-        ValueError: if the edits touch no token.
+        ValueError: if the edits touch no token, or there are neither edits nor wanted logits.
     """
-    if not any(bool(edit.mask.any()) for edit in edits):
+    if any(parameter.requires_grad for parameter in bridge.parameters()):
+        return Held(batch, 0, -1, None, (), as_tuple=False)
+    if (edits or wanted is None) and not any(bool(edit.mask.any()) for edit in edits):
         raise ValueError("these edits touch no token, so they have no light cone")
     masks = [edit.mask for edit in edits] + ([wanted] if wanted is not None else [])
     columns = torch.stack([mask.any(dim=0).cpu() for mask in masks]).any(dim=0)

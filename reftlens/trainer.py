@@ -1,6 +1,6 @@
-"""`transformers.Trainer` for an edit: what it trains is the edit and the objective's own parameters, never the base.
+"""`transformers.Trainer` for an edit: what it trains is the edit and the objective's own parameters.
 
-Three things differ from its defaults. The loss of a step is a mean over all that the step counts (completion tokens,
+Of the base it trains what requires gradients, which after `load_bridge` is nothing (`baselines` is who asks for it). Three things differ from its defaults. The loss of a step is a mean over all that the step counts (completion tokens,
 say), however it was cut into accumulated batches and processes. R is never decayed. And a loss or gradient that is not
 finite stops the run before the optimiser uses it, with the step and the site where it began.
 """
@@ -38,10 +38,11 @@ class EditLoss(nn.Module):
         """
         super().__init__()
         self.reft, self.objective = runs.reft, runs.objective
+        self.base = nn.ParameterList(p for p in runs.bridge.parameters() if p.requires_grad)
         self.dropout, self.l1 = dropout, l1
         if l1:
             device = runs.bridge.cfg.device
-            for _, intervention in runs.reft:
+            for _, intervention in runs.reft or ():
                 nothing = torch.zeros(0, intervention.d_model, device=device)
                 intervention.l1(nothing, torch.zeros(0, dtype=torch.long, device=device), n_examples=0)
         # In a tuple, so that nothing of the base could become part of this module.
@@ -50,7 +51,7 @@ class EditLoss(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         (runs,) = self._runs
         held, reference = runs.batch(rows.tolist())
-        edits = self.reft.edits(held.batch)
+        edits = runs.edits(held.batch)
         if not self.training:
             return self.objective.losses(runs.bridge, held, edits, reference)
         penalties: list[Tensor] = []
@@ -74,7 +75,7 @@ class EditLoss(nn.Module):
         """Where the loss of these examples stops being finite, as edits are put on one after the other."""
         (runs,) = self._runs
         held, reference = runs.batch(rows.tolist())
-        edits = self.reft.edits(held.batch)
+        edits = runs.edits(held.batch)
         for count in range(len(edits) + 1):
             try:
                 losses = self.objective.losses(runs.bridge, held, edits[:count], reference)
@@ -117,11 +118,14 @@ class EditTrainer(Trainer):
             callbacks=list(callbacks),
         )
         self.runs, self.folder, self.keep = runs, folder, keep
+        self.pairs = list(runs.reft or ())
         self.row_weights = torch.tensor(weights)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        rotations = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Orthonormal)}
-        return [name for name in super().get_decay_parameter_names(model) if name not in rotations]
+        left = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Orthonormal)}
+        # The base's biases and norms, which have no names here.
+        left |= {name for name, value in model.named_parameters() if name.startswith("base.") and value.ndim < 2}
+        return [name for name in super().get_decay_parameter_names(model) if name not in left]
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         rows = torch.cat([batch["rows"].cpu() for batch in batch_samples])
@@ -148,16 +152,17 @@ class EditTrainer(Trainer):
             loss = super().training_step(model, inputs, num_items_in_batch)
         except ValueError as error:
             # An R that is not finite says so itself, and knows neither step nor site.
-            if all(bool(parameter.isfinite().all()) for parameter in self.runs.reft.parameters()):
+            if all(bool(p.isfinite().all()) for _, intervention in self.pairs for p in intervention.parameters()):
                 raise
             raise self._diverged(f"step {step}: {error}", inputs) from error
         if not bool(loss.isfinite()):
             raise self._diverged(f"the loss became {loss.item()} at step {step}", inputs)
-        for site, intervention in reversed(list(self.runs.reft)):
-            gradients = [p.grad for p in intervention.parameters() if p.grad is not None]
+        places = [(site.hook_name, intervention) for site, intervention in reversed(self.pairs)]
+        for place, module in (*places, ("the base", self.accelerator.unwrap_model(self.model).base)):
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
             if not all(bool(gradient.isfinite().all()) for gradient in gradients):
                 raise FloatingPointError(
-                    f"the gradient is not finite at step {step}, from {site.hook_name} back: {self._advice()}"
+                    f"the gradient is not finite at step {step}, from {place} back: {self._advice()}"
                 )
         return loss
 
@@ -183,7 +188,7 @@ class EditTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         name = f"checkpoint-{self.state.global_step}"
-        for site, intervention in self.runs.reft:
+        for site, intervention in self.pairs:
             if not all(bool(parameter.isfinite().all()) for parameter in intervention.parameters()):
                 raise FloatingPointError(
                     f"the edit at {site.hook_name} is not finite after step {self.state.global_step}: {self._advice()}"
@@ -193,7 +198,8 @@ class EditTrainer(Trainer):
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(self.folder.directory / f"checkpoint-{self.state.best_global_step}")
         if self.args.should_save:
-            self.runs.reft.save_pretrained(written / EDIT_NAME, bridge=self.runs.bridge, card=False)
+            if self.runs.reft is not None:
+                self.runs.reft.save_pretrained(written / EDIT_NAME, bridge=self.runs.bridge, card=False)
             self.state.save_to_json(str(written / "trainer_state.json"))
         # Every process has written its part before the checkpoint gets its name, and goes on after it has it.
         self.accelerator.wait_for_everyone()

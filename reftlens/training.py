@@ -158,7 +158,7 @@ class TrainLog:
 
 def train(
     bridge: TransformerBridge,
-    reft: Reft,
+    reft: Reft | None,
     examples: Sequence[Example] | Dataset,
     config: TrainConfig = TrainConfig(),
     *,
@@ -174,7 +174,8 @@ def train(
 
     Args:
         bridge: the frozen base.
-        reft: the edit; changed in place.
+        reft: the edit; changed in place. None where something else is trained: the objective's head, or parameters of the
+            base that require gradients.
         examples: (prompt, completion) pairs, or a `datasets.Dataset` with these columns; other objectives have other
             `fields`.
         config: settings.
@@ -184,12 +185,13 @@ def train(
 
     Raises:
         ValueError: for no examples, a malformed or too long one, positions that no prompt has, a model that the
-            objective does not fit, or a folder that belongs to another run.
+            objective does not fit, nothing that is trained, or a folder that belongs to another run.
         FloatingPointError: if a loss or a gradient is not finite; it names the step and the site, and the optimiser
             has not used it.
     """
     objective = Completion() if objective is None else objective
     objective.check(bridge)
+    _require_trained(bridge, reft, objective, config)
     if config.patience is not None and validation is None:
         raise ValueError("patience counts looks at a validation set: pass validation=...")
     read = objective.read(examples)
@@ -222,7 +224,7 @@ def train(
         )
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
-        was_training = reft.training
+        was_training = reft is not None and reft.training
         try:
             with trainer.accelerator.autocast():
                 runs.build(
@@ -233,17 +235,34 @@ def train(
             trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
         finally:
             progress.close()
-            reft.train(was_training)
+            if reft is not None:
+                reft.train(was_training)
     return _log(trainer, config, objective)
 
 
-def _weigh(bridge: TransformerBridge, reft: Reft, objective: Objective, examples: Sequence[Example]) -> list[int]:
+def _require_trained(bridge: TransformerBridge, reft: Reft | None, objective: Objective, config: TrainConfig) -> None:
+    base = any(parameter.requires_grad for parameter in bridge.parameters())
+    if base and config.hold_dir is not None:
+        raise ValueError(
+            "hold_dir keeps runs of a frozen base, and parameters of this one require gradients: leave it out"
+        )
+    modules = [objective] if reft is None else [objective, reft]
+    if not base and not any(parameter.requires_grad for module in modules for parameter in module.parameters()):
+        raise ValueError("there is nothing to train: no edit, no head, and no parameter of the base requires gradients")
+    if reft is None and (config.dropout or config.l1):
+        raise ValueError("dropout and l1 are of edits, and here is none: leave them at 0")
+
+
+def _weigh(
+    bridge: TransformerBridge, reft: Reft | None, objective: Objective, examples: Sequence[Example]
+) -> list[int]:
     """What each example counts; refuses a bad one before the first step, by its row."""
     weights: list[int] = []
     for row, example in enumerate(examples):
         try:
             batch = objective.encode(bridge, example)
-            reft.edits(batch)
+            if reft is not None:
+                reft.edits(batch)
         except ValueError as error:
             raise ValueError(f"example {row}: {error}") from error
         weights += objective.weights(batch).tolist()
@@ -251,7 +270,7 @@ def _weigh(bridge: TransformerBridge, reft: Reft, objective: Objective, examples
 
 
 def _identity(
-    bridge: TransformerBridge, reft: Reft, objective: Objective, examples: Sequence[Example]
+    bridge: TransformerBridge, reft: Reft | None, objective: Objective, examples: Sequence[Example]
 ) -> dict[str, str]:
     """What base runs and a resumed training depend on, apart from its settings: digests and descriptions, by name."""
     digest = hashlib.sha256()
@@ -268,12 +287,14 @@ def _identity(
 
 
 def _store(
-    config: TrainConfig, bridge: TransformerBridge, reft: Reft, identity: Mapping[str, str]
+    config: TrainConfig, bridge: TransformerBridge, reft: Reft | None, identity: Mapping[str, str]
 ) -> InMemory | OnDisk:
     if config.hold_dir is None:
         return InMemory(config.hold_bytes)
     # Which edit it is does not matter to the base, only where it acts.
-    layout = "; ".join(f"{site.hook_name} at {site.positions.spec()}" for site in reft.sites)
+    layout = (
+        "; ".join(f"{site.hook_name} at {site.positions.spec()}" for site in reft.sites) if reft is not None else ""
+    )
     made_for = {**identity, "edit": layout, "precision": config.precision}
     return OnDisk(config.hold_dir, made_for=made_for, max_bytes=config.hold_dir_bytes, device=bridge.cfg.device)
 

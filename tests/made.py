@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from reftlens.analysis import beside_tracing
 from reftlens.results import (
     Ablation,
     Agreement,
     Answered,
     Attribution,
+    BesideTracing,
     Codebook,
+    Comparison,
     Composed,
     Context,
     DirectionReadout,
@@ -30,6 +33,7 @@ from reftlens.results import (
     Projection,
     ReadContexts,
     ReadSpace,
+    ReftMap,
     Result,
     SiteCheck,
     SiteChecks,
@@ -38,6 +42,7 @@ from reftlens.results import (
     TokenMap,
 )
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
+from reftlens.results.comparisons import ComparedRun
 from reftlens.training import TrainConfig, TrainLog
 
 TOKENS = (
@@ -200,6 +205,21 @@ def made_paths() -> PatchMap:
     return PatchMap(values, 0 * values, base, source, senders, receivers, axes, "turned", "edited into base")
 
 
+def made_beside(
+    rows: int = 6, columns: tuple[str, ...] = ("BOS", "last subject token", "last token"), score: str = "probability"
+) -> BesideTracing:
+    """Edits learn at the last token from the middle on, and tracing restores there."""
+    draw = torch.Generator().manual_seed(5)
+    parts = torch.rand(rows, len(columns), generator=draw) * 0.2
+    parts[rows // 2 :, -1] += 0.7
+    scores = parts[..., None] + 0.1 * torch.randn(rows, len(columns), 8, generator=draw)
+    names, zeros = tuple(f"blocks.{layer}.hook_resid_pre" for layer in range(rows)), torch.zeros(8)
+    reft = ReftMap(scores, scores, 0.5 * scores, zeros, zeros, names, columns, score, "LoReFT of rank 1, 9 numbers")
+    values = (parts + 0.1 * torch.rand(rows, len(columns), generator=draw))[None].expand(8, -1, -1)
+    traced = PatchMap(values, None, zeros, zeros + 1, names, columns, ("layer", "pos"), "", "denoise")
+    return beside_tracing(reft, traced, n_resamples=50)
+
+
 def made_log(
     loss: list[float],
     validation: tuple[tuple[int, float], ...] = (),
@@ -303,6 +323,8 @@ def every_result(text: str) -> list[Result]:
         made_ablation(2, name=text.replace("{", "(").replace("}", ")")),
         made_agreements((text, "other"))[0],
         Attribution(values, patch, torch.rand(4), sites, tokens),
+        made_beside(3, (text, text), text),
+        made_beside(3, (text, text), text).reft,
         context,
         ReadContexts(text, 0, (context,), 2.0, 10, 20),
         ReadContexts(text, 0, (), 2.0, 10, 20),
@@ -315,6 +337,7 @@ def every_result(text: str) -> list[Result]:
         many,
         size,
         Answered(text, text, text, text, None),
+        Comparison(text, 3, 4, 5, 6, 100, 0.5, (ComparedRun(text, 0, 0.5, 1, 0, 0.1, 2.0, 3.0, None),)),
         Evaluation(text, text, 0.5, (Answered(text, text, text, text, True),)),
         Projection(text, torch.rand(2, 2), torch.rand(2, 2), torch.rand(2, 2), sites),
         Operator(text, rows, rows, curve[:2], curve[1:], curve[:2], 2.0, 9, rows),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -70,7 +72,28 @@ def test_the_correlation_is_over_the_cells_of_each_checked_pair(gpt2) -> None:
         assert abs(expected) < 1 - 1e-6, "an estimate that is exact everywhere has nothing to show"
     assert bool(result.values[1][:, int(clean.prompt_mask[1].sum()) :].isnan().all())
     assert len(result.to_dataframe()) == result.mean().numel()
-    assert "correlation with the exact map" in repr(result)
+    found = result.correlation.double()
+    assert f"correlation with the exact map {float(found.mean()):.2f}, 95% interval" in repr(result)
+    # Of two pairs there are four resamples: the interval is from the lower to the higher one.
+    assert result.correlation_interval() == pytest.approx((float(found.min()), float(found.max())), abs=1e-6)
     assert not any(point.fwd_hooks or point.bwd_hooks for point in gpt2.hook_dict.values())
     with pytest.raises(ValueError, match="n_checked must be at least 1"):
         rl.analysis.attribute(gpt2, clean, corrupted, metric_on(gpt2), n_checked=0)
+
+
+def test_the_correlation_has_an_interval_over_pairs_or_says_why_not(gpt2) -> None:
+    clean, corrupted = (rl.encode(gpt2, prompts) for prompts in (CLEAN, CORRUPTED))
+    result = rl.analysis.attribute(gpt2, clean, corrupted, metric_on(gpt2), n_checked=1, progress=False)
+    assert "in one pair, which gives no interval)" in repr(result)
+    assert all(np.isnan(result.correlation_interval()))
+    many = replace(result, correlation=torch.rand(400, generator=torch.Generator().manual_seed(0)))
+    low, high = many.correlation_interval()
+    # The normal interval of a mean, to which the bootstrap's tends.
+    half = 1.96 * float(many.correlation.std()) / 20
+    assert (low, high) == pytest.approx(
+        (float(many.correlation.mean()) - half, float(many.correlation.mean()) + half), abs=5e-3
+    )
+    holes = replace(result, correlation=torch.tensor([0.9, torch.nan, 0.7]))
+    assert "0.80, 95% interval 0.70 to 0.90 over 2 pairs, undefined in 1 more" in repr(holes)
+    same = rl.analysis.attribute(gpt2, clean, clean, metric_on(gpt2), progress=False)
+    assert "undefined in all 2 checked pairs" in repr(same)

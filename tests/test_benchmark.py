@@ -50,13 +50,13 @@ def test_the_command_writes_the_table_and_refuses_what_it_does_not_know(tmp_path
     assert done.exit_code == 0, done.output
     assert "Makelov" in done.output
     frame = pd.read_csv(tmp_path / "known.csv")
-    assert frame["found?"].tolist() == ["yes"] * 6
-    assert "6 of 6 found" in done.output
+    assert frame["found?"].tolist() == ["yes"] * 7
+    assert "7 of 7 found" in done.output
     wrong = CliRunner().invoke(app, ["benchmark", "--only", "nothing"])
     assert wrong.exit_code == 1
     assert "the parts are" in wrong.output + wrong.stderr
     with pytest.raises(ValueError, match="wanted one of"):
-        load("no such model")
+        load("random no such model")
 
 
 @pytest.mark.slow

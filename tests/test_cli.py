@@ -244,12 +244,15 @@ def test_a_glue_preset_on_an_encoder_and_its_head_comes_back(tmp_path) -> None:
     assert trained["parameters"]["head"] > 0
     tested = json.loads(call("eval", tmp_path / "run", "--quiet", "--json").stdout)
     assert tested["scores"] == trained["scores"]
-    (tmp_path / "run" / "head.safetensors").unlink()
-    untrained = json.loads(call("eval", tmp_path / "run", "--quiet", "--json").stdout)
-    assert untrained["scores"] != trained["scores"]
-    assert "SST-2 is answered by a head that was trained on it" in refused("eval", tmp_path / "run", "--task", "sst-2")
+    assert "SST-2 is answered by a head that was trained on it" in refused(
+        "eval", tmp_path / "run", "--task", "sst-2", "--quiet"
+    )
     assert "learned CoLA, which is answered by a head" in refused("generate", tmp_path / "run", "a", "--quiet")
     assert "CoLA, which has labels" in refused("inspect", tmp_path / "run", "--out", tmp_path / "i", "--quiet")
+    for text, message in (("x", "head.safetensors is damaged"), (None, "head.safetensors, the head that answers")):
+        head = tmp_path / "run" / "head.safetensors"
+        head.unlink() if text is None else head.write_text(text)
+        assert message in refused("eval", tmp_path / "run", "--quiet")
 
 
 def test_presets_lists_filters_and_prints_what_train_takes(tmp_path) -> None:
@@ -388,3 +391,16 @@ def test_a_damaged_run_is_refused(run, place) -> None:
 def test_every_command_shows_an_example() -> None:
     for name in ("demo", "presets", "params", "train", "eval", "generate", "inspect", "trace", "benchmark"):
         assert f"Example: reftlens {name}" in call(name, "--help").stdout
+
+
+def test_methods_are_compared_on_what_a_run_learns(place) -> None:
+    settings = ("--set", "epochs=1", "--set", "n_eval=2", "--seeds", 1, "--quiet")
+    found = json.loads(call("compare", place / "moved.toml", "--method", "steering vector", *settings, "--json").stdout)
+    assert [(run["method"], run["trained"]) for run in found["runs"]] == [
+        ("LoReFT (of the run)", 2 * (2 * 4 * 96 + 4)),
+        ("steering vector", 2 * 96),
+    ]
+    assert found["steps"] == 2
+    assert "there is no method 'nothing'; there are LoReFT" in refused(
+        "compare", place / "moved.toml", "--method", "nothing", *settings
+    )

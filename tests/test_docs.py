@@ -18,7 +18,7 @@ import reftlens as rl
 
 PACKAGES = {"rl": rl, "rl.analysis": rl.analysis, "rl.plot": rl.plot, "rl.objectives": rl.objectives}
 PAGES = Path(__file__).parent / "api_pages.py"
-NOT_CODE = {"__version__", "analysis", "objectives", "plot"}
+NOT_CODE = {"__version__"} | {name for name in rl.__all__ if inspect.ismodule(getattr(rl, name))}
 
 
 def documented() -> Iterator[tuple[str, Any, str]]:

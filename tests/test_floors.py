@@ -23,8 +23,9 @@ FLOORS: list[set[str]] = [
     {"base_runs"},
     {"trainer"},
     {"training", "generation", "analysis", "checks", "lofit", "pyreft", "merging"},
-    {"seeds", "benchmark", "tasks", "claims"},
+    {"seeds", "cell_training", "benchmark", "tasks", "claims"},
     {"dissection", "runs"},
+    {"baselines"},
     {"demo"},
     {"demo_report"},
     {"cli"},
@@ -86,6 +87,11 @@ def test_import_is_quick_and_loads_nothing_heavy() -> None:
     assert not {"torch", "transformers", "transformer_lens", "matplotlib", "pandas"} & set(loaded.split())
     bare = min(run("-c", "pass")[0] for _ in range(3))
     assert min(run("-c", "import reftlens")[0] for _ in range(3)) - bare < 0.3
+
+
+def test_the_commands_and_presets_load_nothing_heavy() -> None:
+    _, loaded = run("-c", "import sys, reftlens.cli, reftlens.runs.presets; print(*sys.modules)")
+    assert not {"torch", "transformers", "transformer_lens", "matplotlib", "pandas"} & set(loaded.split())
 
 
 def test_help_is_quick_and_shows_an_example() -> None:

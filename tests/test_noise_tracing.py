@@ -12,8 +12,16 @@ PROMPTS = ["The tower stands in the city of", "The weaver speaks"]
 OPTIONS = {"answers": [" Ostra", " Tharic"], "subjects": ["tower", "weaver"], "progress": False}
 
 
-@pytest.mark.parametrize(("point", "window"), [("resid_pre", 1), ("mlp_out", 2)])
-@pytest.mark.parametrize("architecture", ["gpt2", "gemma2"])
+FORMS = ("gpt2", "llama", "gpt_neox", "gemma2")
+QUICK = [(form, "resid_pre", 1) for form in FORMS]
+QUICK += [("gpt2", "mlp_out", 2), ("gemma2", "mlp_out", 2), ("llama", "attn_out", 3), ("gpt_neox", "attn_out", 3)]
+SLOW = [(form, point, window) for form in FORMS for point, window in (("mlp_out", 2), ("attn_out", 3))]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "point", "window"),
+    [*QUICK, *(pytest.param(*run, marks=pytest.mark.slow) for run in SLOW if run not in QUICK)],
+)
 def test_equals_plain_hooks_on_the_same_noise(architecture, point, window) -> None:
     bridge = make_bridge(architecture)
     result = rl.analysis.trace_noise(bridge, PROMPTS, point=point, window=window, n_draws=2, seed=3, **OPTIONS)
@@ -53,7 +61,9 @@ def test_equals_plain_hooks_on_the_same_noise(architecture, point, window) -> No
     values = torch.stack(cells).view(2, 3, where.shape[1], 2).mean(0).permute(2, 0, 1)
     there = batch.prompt_mask[:, None].expand_as(values)
     assert bool(result.values[~there].isnan().all())
-    torch.testing.assert_close(result.values[there], values[there], rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.values[there], values[there], rtol=0, atol=1e-6)
+    moved = (values - torch.stack(base).mean(0)[:, None, None])[there]
+    assert float(moved.abs().max()) > 1e-4, "a restoration without effect proves nothing"
 
 
 def test_a_one_token_subject_is_restored_at_its_embedding_and_by_the_control_it_is_not(gpt2) -> None:

@@ -8,7 +8,21 @@ import pytest
 import torch
 
 import reftlens as rl
-from reftlens.positions import All, At, First, Generated, Last, Positions, Prompts, Span, from_spec, parse, union_parts
+from reftlens.positions import (
+    All,
+    AnySpan,
+    At,
+    First,
+    Generated,
+    Last,
+    LastOf,
+    Positions,
+    Prompts,
+    Span,
+    from_spec,
+    parse,
+    union_parts,
+)
 
 LENGTHS = [1, 2, 3, 5, 8]
 
@@ -150,7 +164,9 @@ def test_generated_picks_completions_and_joins() -> None:
     assert flags == [False, True, True, True, False]
 
 
-@pytest.mark.parametrize("rule", [Span("a b"), Span("a", -1), Generated(), All() - (Span("x", 0) | Last(2))])
+@pytest.mark.parametrize(
+    "rule", [Span("a b"), Span("a", -1), LastOf(AnySpan(("a", "b c"))), Generated(), All() - (Span("x", 0) | Last(2))]
+)
 def test_specs_of_all_rules_round_trip(rule) -> None:
     assert from_spec(json.loads(json.dumps(rule.spec()))) == rule
 
@@ -162,3 +178,23 @@ def test_preview_shows_the_edited_tokens(gpt2) -> None:
     assert "<b>" not in page
     assert page.count("edited") == sum(shown.edited) >= 1
     assert rl.preview(gpt2, "l1", "The tower stands").edited[-1]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_any_span_finds_each_prompts_own_text_and_last_of_its_last_token(gpt2, side) -> None:
+    prompts = ["The old tower stands by the river", "A weaver speaks", "The old weaver and the tower"]
+    rule = AnySpan(("old", "old tower", "weaver", "tower"))
+    batch = rl.encode(gpt2, prompts, padding_side=side)
+    assert [text.strip() for text in spans(gpt2, rule, prompts, padding_side=side)] == ["old tower", "weaver", "weaver"]
+    last = LastOf(rule).mask(batch.prompts)
+    for row, picked in enumerate(rule.mask(batch.prompts)):
+        places = picked.nonzero().flatten().tolist()
+        assert last[row].nonzero().flatten().tolist() == places[-1:]
+    assert torch.equal(LastOf(All()).mask(batch.prompts), Last(1).mask(batch.prompts))
+    with pytest.raises(ValueError, match="row 1 holds none of 1 texts: 'A weaver speaks'"):
+        AnySpan(("tower",)).mask(batch.prompts)
+    with pytest.raises(ValueError, match="pass the whole batch"):
+        rule.mask(batch.prompt_mask)
+    for wrong in ((), ("tower", "")):
+        with pytest.raises(ValueError, match="needs a tuple of texts"):
+            AnySpan(wrong)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+from conftest import make_tokenizer
 from nbclient import NotebookClient
+from PIL import Image
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import reftlens as rl
+from reftlens.stories import story_for
 
 FOLDER = Path(__file__).parent.parent / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -72,6 +80,15 @@ def test_they_are_small() -> None:
     assert sum(file.stat().st_size for file in NOTEBOOKS) < 2_500_000
 
 
+def test_a_figure_shows_itself_at_its_size_without_pyplot() -> None:
+    figure = rl.plot.training_curve(rl.TrainLog((3.0, 2.0, 1.0), (1.0, 1.0, 1.0), rl.TrainConfig()))
+    image, size = figure._repr_png_()
+    with Image.open(io.BytesIO(image)) as opened:
+        assert opened.size == pytest.approx((size["width"] * 150 / 96, size["height"] * 150 / 96), abs=2)
+    # What is drawn is cut out with a margin, so its size is about that of the sheet.
+    assert size["width"] == pytest.approx(96 * figure.get_size_inches()[0], rel=0.1)
+
+
 def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
     """From the first cell to the last; raises where a cell does."""
     NotebookClient(
@@ -84,6 +101,45 @@ def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
 @each
 def test_it_runs(file, tmp_path) -> None:
     run(read(file), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory) -> Path:
+    """A folder as the hub has them: another architecture, that knows nothing, with a tokenizer of the questions asked."""
+    story = story_for("another")
+    texts = [prompt + completion for prompt, completion in story.training_examples()]
+    texts += [question.prompt for group in story.other_facts.values() for question in group]
+    tokenizer = make_tokenizer("\n".join(texts), size=700)
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("models") / "another"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)  # not the seed of the models that the notebooks compare with
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@each
+def test_the_switch_runs_the_same_on_another_model(file, other_model, tmp_path) -> None:
+    notebook = read(file)
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    first.source = first.source.replace(SWITCH, f"MODEL = {str(other_model)!r}")
+    run(notebook, tmp_path)
 
 
 @pytest.mark.slow

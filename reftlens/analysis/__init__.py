@@ -9,6 +9,7 @@ from reftlens.analysis.effect import effect_map
 from reftlens.analysis.interchange import interchange
 from reftlens.analysis.ledger import edit_size, ledger
 from reftlens.analysis.lens import read_directions
+from reftlens.analysis.localisation import at_rules, beside_tracing
 from reftlens.analysis.manifold import off_manifold
 from reftlens.analysis.mediation import direct_effect, mediate
 from reftlens.analysis.metrics import kl_from, logit_difference_of, loss_of, probability_of
@@ -17,6 +18,7 @@ from reftlens.analysis.operator import decompose
 from reftlens.analysis.outcome import outcome
 from reftlens.analysis.overlap import covariance_matched, directions, haar, overlap, random_readings
 from reftlens.analysis.patching import patch
+from reftlens.analysis.paths import paths
 from reftlens.analysis.placebo import turned
 from reftlens.analysis.projection import project
 from reftlens.analysis.readers import read_space
@@ -29,7 +31,9 @@ __all__ = [
     "ablate",
     "agreement",
     "at_random_sites",
+    "at_rules",
     "attribute",
+    "beside_tracing",
     "covariance_matched",
     "decompose",
     "direct_effect",
@@ -48,6 +52,7 @@ __all__ = [
     "outcome",
     "overlap",
     "patch",
+    "paths",
     "permuted_labels",
     "probability_of",
     "project",

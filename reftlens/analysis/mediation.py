@@ -71,8 +71,8 @@ def mediate(
         raise ValueError("resid_pre is no component's output: use point='z', 'attn_out' or 'mlp_out'")
     require_pairs(batch)
     of = grid(bridge, point, over, n_pos=batch.tokens.shape[1])
-    _require_elsewhere(bridge, reft, of.names)
-    base, edited = record(bridge, batch, of.names), _edited(bridge, reft, batch, of.names)
+    require_elsewhere(bridge, reft, of.names)
+    base, edited = record(bridge, batch, of.names), edited_run(bridge, reft, batch, of.names)
     inward = direction == "edited into base"
     into, out_of = (base, edited) if inward else (edited, base)
     bar = "mediation" if progress else ""
@@ -80,7 +80,7 @@ def mediate(
     values = sweep(bridge, into, out_of, of.cells, metric, memory_bytes=memory_bytes, edits=edits, progress=bar)
     control = None
     if inward:
-        placebo = _edited(bridge, turned(reft, seed=seed), batch, of.names)
+        placebo = edited_run(bridge, turned(reft, seed=seed), batch, of.names)
         control = sweep(bridge, base, placebo, of.cells, metric, memory_bytes=memory_bytes)
     shape = (len(batch), len(of.rows), len(of.cells) // len(of.rows))
     return PatchMap(
@@ -113,19 +113,25 @@ def direct_effect(
     """
     require_pairs(batch)
     names = [name for point in ("attn_out", "mlp_out") for name in grid(bridge, point, "positions", n_pos=1).names]
-    _require_elsewhere(bridge, reft, names)
-    base, edited = record(bridge, batch, names), _edited(bridge, reft, batch, names)
+    require_elsewhere(bridge, reft, names)
+    base, edited = record(bridge, batch, names), edited_run(bridge, reft, batch, names)
     everything = [Cell(tuple(names))]
     values = sweep(bridge, edited, base, everything, metric, memory_bytes=memory_bytes, edits=reft.edits(batch))
     return values[:, 0] - metric_of(metric, base)
 
 
-def _edited(bridge: TransformerBridge, reft: Reft, batch: Batch, names: Sequence[str]) -> Recording:
+def edited_run(bridge: TransformerBridge, reft: Reft, batch: Batch, names: Sequence[str]) -> Recording:
+    """A recording of the edited model."""
     with torch.no_grad(), reft.hooks(bridge, batch):
         return record(bridge, batch, names)
 
 
-def _require_elsewhere(bridge: TransformerBridge, reft: Reft, names: Sequence[str]) -> None:
+def require_elsewhere(bridge: TransformerBridge, reft: Reft, names: Sequence[str]) -> None:
+    """Refuses an edit that acts at one of these points itself.
+
+    Raises:
+        ValueError: naming the point.
+    """
     edited = dict(zip(canonical_hooks(bridge, [site.hook_name for site in reft.sites]), reft.sites, strict=True))
     for name, point in zip(names, canonical_hooks(bridge, list(names)), strict=True):
         if point in edited:

@@ -1,13 +1,13 @@
-"""Two models whose weights are set by hand, so that what they compute, and where, is known.
+"""Models whose weights are set by hand, so that what they compute, and where, is known.
 
-Both are GPT-2s of one or two blocks in which almost every weight is zero. A prompt is one token that carries a variable
+They are GPT-2s of one to three blocks in which almost every weight is zero. A prompt is one token that carries a variable
 of two values, some tokens that carry nothing, and a question mark; the answer is one of two tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -51,6 +51,41 @@ def attention_reads_it(*, n_pairs: int = 64, seed: int = 0) -> Handmade:
     return _with_pairs(model, true=v[None], illusory=v[None], n_pairs=n_pairs, seed=seed)
 
 
+def two_steps(*, second: str = "mlp", n_pairs: int = 64, seed: int = 0) -> Handmade:
+    """Head 1.0 carries the variable to every token, and only block 2 makes an answer of what that head wrote.
+
+    Decoys: head 1.1 carries the variable as well, to where nothing reads it; the MLP of block 1 writes the answer where the
+    variable stands, where no one looks. Turning the variable round changes no norm, so nothing leaks through LayerNorm.
+
+    Args:
+        second: what makes the answer, "mlp" or "head" (2.0).
+        n_pairs: of prompts.
+        seed: draws directions and prompts.
+    """
+    model, Q = _blank(n_layer=3, seed=seed, n_free=4)
+    v, w, answer, unread = Q
+    with torch.no_grad():
+        model.transformer.wte.weight += 2 * _variable()[:, None] * v
+        carry, make = model.transformer.h[1], model.transformer.h[2]
+        for head, written in enumerate((w, unread)):
+            carry.attn.c_attn.weight[:, 2 * D_MODEL + 8 * head] = 4 * v
+            carry.attn.c_proj.weight[8 * head] = 4 * written
+        _linear(carry.mlp, reads=v, writes=answer)
+        if second == "mlp":
+            _linear(make.mlp, reads=w, writes=answer)
+        else:
+            make.attn.c_attn.weight[:, 2 * D_MODEL] = 4 * w
+            make.attn.c_proj.weight[0] = 4 * answer
+        model.lm_head.weight[:2] = torch.stack([answer, -answer])
+    return _with_pairs(model, true=v[None], illusory=v[None], n_pairs=n_pairs, seed=seed)
+
+
+def _linear(mlp: Any, *, reads: Tensor, writes: Tensor) -> None:
+    """An MLP whose first two units make a line: gelu(a) - gelu(-a) = a."""
+    mlp.c_fc.weight[:, 0], mlp.c_fc.weight[:, 1] = reads, -reads
+    mlp.c_proj.weight[0], mlp.c_proj.weight[1] = writes, -writes
+
+
 def illusion(*, n_pairs: int = 64, seed: int = 0) -> Handmade:
     """Makelov et al. 2023 (arXiv:2311.17030), section 3: three hidden units, of which the first two make an illusion.
 
@@ -90,7 +125,7 @@ def _variable() -> Tensor:
     return value
 
 
-def _blank(*, n_layer: int, seed: int) -> tuple[GPT2LMHeadModel, Tensor]:
+def _blank(*, n_layer: int, seed: int, n_free: int = 3) -> tuple[GPT2LMHeadModel, Tensor]:
     """A GPT-2 of zeros whose tokens differ along directions that nothing reads, and the directions that are free.
 
     All directions are perpendicular to (1, ..., 1), which LayerNorm takes out.
@@ -113,9 +148,9 @@ def _blank(*, n_layer: int, seed: int) -> tuple[GPT2LMHeadModel, Tensor]:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.fill_(1.0 if name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight")) else 0.0)
-        noise = torch.randn(N_TOKENS, len(Q) - 3, generator=_generator(seed + 1))
-        model.transformer.wte.weight += torch.nn.functional.normalize(noise, dim=-1) @ Q[3:]
-    return model, Q[:3]
+        noise = torch.randn(N_TOKENS, len(Q) - n_free, generator=_generator(seed + 1))
+        model.transformer.wte.weight += torch.nn.functional.normalize(noise, dim=-1) @ Q[n_free:]
+    return model, Q[:n_free]
 
 
 def _norm_of_embedding(model: GPT2LMHeadModel) -> float:

@@ -1,14 +1,22 @@
-"""The lines of the table for the two hand-made models: a variable that is where it is, and an illusion of one."""
+"""The lines of the table for the hand-made models: a variable that is where it is, an illusion of one, and a path."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from reftlens.analysis import interchange
-from reftlens.benchmark.handmade import attention_reads_it, illusion
+import torch
+
+from reftlens.analysis import interchange, paths
+from reftlens.benchmark.handmade import attention_reads_it, illusion, two_steps
 from reftlens.benchmark.known import Known
+from reftlens.interventions import Interchange
 from reftlens.positions import First
+from reftlens.reft import Reft
 from reftlens.results import Interchanged
+from reftlens.site import Site
+
+PATH = (("edit", "1.0"), ("1.0", "mlp2"), ("mlp2", "logits"))
+"""The steps that are built into the last model."""
 
 
 def handmade_rows() -> Iterator[Known]:
@@ -52,6 +60,35 @@ def handmade_rows() -> Iterator[Known]:
             0.0,
             "share",
         )
+    yield _path_row()
+
+
+def _path_row() -> Known:
+    """An edit that turns the variable round, and the two steps of its way to the answer."""
+    model = two_steps(n_pairs=16)
+    turn = Interchange.along(model.true)
+    turn.take(lambda variable: -variable)
+    reft = Reft([(Site("blocks.0.hook_resid_post", First(1)), turn)])
+    found = paths(model.bridge, reft, model.base, lambda logits, pair: logits[:, 0] - logits[:, 1], progress=False)
+    carried = found.restored().nan_to_num()
+    planted = torch.zeros_like(carried)
+    names = [(found.rows.index(sender), found.columns.index(receiver)) for sender, receiver in PATH]
+    planted[tuple(zip(*names, strict=True))] = 1.0
+    return Known(
+        "hand-built path",
+        "each step of edit->1.0->mlp2->logits carries all of the effect, and no decoy any",
+        f"{min(float(carried[place]) for place in names):.3f} at least on the path, {_most_off(carried, names):.3f} at most off it",
+        float((carried - planted).abs().max()),
+        1e-3,
+        "share",
+    )
+
+
+def _most_off(carried: torch.Tensor, path: list[tuple[int, int]]) -> float:
+    rest = carried.clone()
+    for place in path:
+        rest[place] = 0.0
+    return float(rest.abs().max())
 
 
 def _flips(share: float) -> str:

@@ -14,8 +14,14 @@ MODELS = ("facts-small", "random gpt2", "random llama")
 
 
 def load(name: str) -> TransformerBridge:
-    """One of `MODELS`; the random ones have four blocks, the organism's width, tokenizer and initial spread."""
-    if name == "facts-small":
+    """One of `MODELS`, or any other that `load_bridge` knows.
+
+    The random ones have four blocks, the organism's width, tokenizer and initial spread.
+
+    Raises:
+        ValueError: for a name that is none of these.
+    """
+    if not name.startswith("random "):
         return load_bridge(name)
     folder = ORGANISMS["facts-small"]
     size = AutoConfig.from_pretrained(folder)
@@ -37,7 +43,7 @@ def load(name: str) -> TransformerBridge:
             **tokens,
         )
     else:
-        raise ValueError(f"wanted one of {', '.join(MODELS)}, got {name!r}")
+        raise ValueError(f"wanted one of {', '.join(MODELS)}, or a model that load_bridge knows, got {name!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         hf_model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")

@@ -18,7 +18,7 @@ from reftlens.bridge.forwards import (
     watch_forwards,
     watch_last_hidden,
 )
-from reftlens.bridge.loading import fingerprint, freeze, load_bridge, revision
+from reftlens.bridge.loading import fingerprint, freeze, load_bridge, n_parameters, revision
 from reftlens.bridge.points import activation_shape, canonical_hook, canonical_hooks, layer_of, removed_hooks, width_of
 from reftlens.bridge.resid_mid import EditError, is_resid_mid, resid_pre_inside, written_whole
 
@@ -36,6 +36,7 @@ __all__ = [
     "last_mlp_alone",
     "layer_of",
     "load_bridge",
+    "n_parameters",
     "output_bias",
     "removed_hooks",
     "require_causal",

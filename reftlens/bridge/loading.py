@@ -142,6 +142,16 @@ def _load_pretrained(
     return model, tokenizer, extract_commit_hash(config_file, None)
 
 
+def n_parameters(bridge: TransformerBridge) -> int:
+    """Numbers of the base, tied ones once.
+
+    Not those of a fused query-key-value matrix that the bridge has split and keeps, unused, beside its parts.
+    """
+    model = bridge.original_model
+    saved = model.state_dict().keys()
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name in saved)
+
+
 def fingerprint(bridge: TransformerBridge) -> str:
     """A digest of the base's weights: shape, dtype and 64 values spread over each tensor, in the order of names.
 

@@ -16,8 +16,17 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import load_bridge
-from reftlens.claims.material import PAPER, Ask, Material, config_for, describe, layer_at, material_for, speak
-from reftlens.generation import generate
+from reftlens.claims.material import (
+    PAPER,
+    Ask,
+    Material,
+    as_before,
+    config_for,
+    describe,
+    layer_at,
+    material_for,
+    speak,
+)
 from reftlens.interventions import SplitLoReFT
 from reftlens.reft import Reft
 from reftlens.results import Composed
@@ -70,7 +79,7 @@ def compose(
     seen, unseen = material.asks[: config.examples], material.asks[config.examples :]
     if not unseen:
         raise ValueError(f"wanted more prompts than {config.examples} examples, got {len(material.asks)}")
-    usual = generate(bridge, None, [ask.prompt for ask in seen], max_new_tokens=material.new_tokens)
+    usual = as_before(bridge, material, seen)
     tasks = {
         "manner": [(ask.prompt, ask.manner) for ask in seen],
         "fact": [(ask.prompt, _moved(ask, text, material)) for ask, text in zip(seen, usual, strict=True)],

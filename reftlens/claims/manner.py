@@ -16,8 +16,17 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import load_bridge
-from reftlens.claims.material import PAPER, Ask, Material, config_for, describe, layer_at, material_for, speak
-from reftlens.generation import generate
+from reftlens.claims.material import (
+    PAPER,
+    Ask,
+    Material,
+    as_before,
+    config_for,
+    describe,
+    layer_at,
+    material_for,
+    speak,
+)
 from reftlens.interventions import LoReFT
 from reftlens.reft import Reft
 from reftlens.results import Mannered
@@ -67,9 +76,8 @@ def manner(
     few, unseen = material.asks[: config.examples], material.asks[config.examples :]
     if not unseen or len(few) < 2:
         raise ValueError(f"wanted two examples and more prompts than examples, got {len(material.asks)} prompts")
-    prompts = [ask.prompt for ask in few]
     new = [ask.manner for ask in few]
-    usual = generate(bridge, None, prompts, max_new_tokens=material.new_tokens)
+    usual = as_before(bridge, material, few)
     taught = {
         f"{len(few)} examples": new,
         "the same, answers shuffled": [*new[1:], new[0]],

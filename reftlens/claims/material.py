@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar, final
 
 from transformer_lens.model_bridge import TransformerBridge
@@ -33,7 +34,7 @@ def describe(
     shown = tuple(
         (field.name, _text(getattr(paper, field.name)), _text(getattr(used, field.name))) for field in fields(used)
     )
-    return Claim(text=text, source=source, settings=(*shown, *more), model=model)
+    return Claim(text=text, source=source, settings=(*shown, *more), model=Path(model).name)
 
 
 def _text(value: Any) -> str:
@@ -115,6 +116,12 @@ def material_for(model: str, *, seed: int) -> Material:
     return Material(tuple(rng.sample(asks, len(asks))), mark, moved_to, new_tokens)
 
 
+def as_before(bridge: TransformerBridge, material: Material, asks: Sequence[Ask]) -> list[str]:
+    """What the model says without an edit; the fact alone where it says nothing."""
+    texts = generate(bridge, None, [ask.prompt for ask in asks], max_new_tokens=material.new_tokens)
+    return [text if text.strip() else f" {ask.facts[0]}." for ask, text in zip(asks, texts, strict=True)]
+
+
 def speak(
     bridge: TransformerBridge,
     reft: Reft | None,
@@ -142,7 +149,16 @@ def speak(
         for ask, text in zip(asks, texts, strict=True)
     ]
     together = [one and other for one, other in zip(manner, moved if taught_move else kept, strict=True)]
-    shares = [sum(column) / len(asks) for column in (manner, moved, kept, together)]
-    if not taught_move:
-        shares[1] = float("nan")
-    return Spoken(name, *shares, n=len(asks), sample=texts[0])
+
+    def share(column: Sequence[bool]) -> float:
+        return sum(column) / len(asks)
+
+    return Spoken(
+        edit=name,
+        manner=share(manner),
+        moved=share(moved) if taught_move else float("nan"),
+        kept=share(kept),
+        together=share(together),
+        n=len(asks),
+        sample=texts[0],
+    )

@@ -9,6 +9,7 @@ be the model's own.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -71,7 +72,10 @@ def memorise(
     """
     layer, last = layer_at(bridge, config.depth), bridge.cfg.n_layers - 1
     room = bridge.cfg.n_ctx - len(bridge.tokenizer(PROMPT).input_ids) - 1
-    strings = {"text": text, "random words": "".join(words(bridge, min(max(config.lengths), 200), seed=config.seed))}
+    n_words = min(max(config.lengths), room)
+    drawn = words(bridge, min(n_words, 100), seed=config.seed)
+    drawn += random.Random(config.seed).choices(drawn, k=n_words - len(drawn))
+    strings = {"text": text, "random words": "".join(drawn)}
     plan = [
         (series, strings[source], at, length)
         for series, source, at in (

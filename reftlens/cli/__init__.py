@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from reftlens.cli import benchmark, claim, demo, evaluate, generate, inspect, params, presets, trace, train
+from reftlens.cli import benchmark, claim, compare, demo, evaluate, generate, inspect, params, presets, trace, train
 from reftlens.cli.errors import Commands
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.command("eval", epilog="Example: reftlens eval run --task boolq --n-eval 100
 app.command(epilog='Example: reftlens generate run "The tower stands in" --base')(generate.generate)
 app.command(epilog="Example: reftlens inspect run --out inspect")(inspect.inspect)
 app.command(epilog="Example: reftlens trace gpt2 pairs.jsonl --out trace")(trace.trace)
+app.command(epilog="Example: reftlens compare run --method LoRA --method 'full fine-tuning' --seeds 2")(compare.compare)
 app.command(epilog="Example: reftlens benchmark --only handmade --only nulls --out known.csv")(benchmark.benchmark)
 app.add_typer(claim.app, name="claim")
 

@@ -83,9 +83,7 @@ class Head(Objective):
             for rows in batches_by_length(token_counts(bridge, texts), batch_size):
                 batch = encode(bridge, [texts[row] for row in rows])
                 edits = [] if reft is None else reft.edits(batch)
-                # Without edits there is nothing to hold: the whole model is run.
-                whole = Held(batch, start=0, boundary=-1, resid=None, past=(), as_tuple=False)
-                held = hold(bridge, batch, edits, wanted=self.read_at(batch)) if edits else whole
+                held = hold(bridge, batch, edits, wanted=self.read_at(batch))
                 found |= zip(rows, self.outputs(bridge, held, edits), strict=True)
                 bar.update(len(rows))
         return torch.stack([found[row] for row in range(len(texts))])

@@ -54,7 +54,15 @@ class Regression(Head):
         batch_size: int = 16,
         progress: bool = False,
     ) -> list[float]:
-        """The number that the head gives each text, under an edit or on the base alone."""
+        """The number that the head gives each text, under an edit or on the base alone.
+
+        Args:
+            bridge: the base.
+            reft: the trained edit; None for the base alone.
+            texts: one or more.
+            batch_size: texts in one forward pass.
+            progress: show a progress bar.
+        """
         values: list[float] = self.outputs_of(bridge, reft, texts, batch_size=batch_size, progress=progress)[
             :, 0
         ].tolist()

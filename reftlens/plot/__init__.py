@@ -5,6 +5,7 @@ from __future__ import annotations
 from reftlens.plot.ablation import ablation
 from reftlens.plot.agreement import agreement
 from reftlens.plot.attribution import attribution
+from reftlens.plot.beside_tracing import beside_tracing
 from reftlens.plot.canvas import png
 from reftlens.plot.codebook import codebook
 from reftlens.plot.dose import dose
@@ -32,6 +33,7 @@ __all__ = [
     "ablation",
     "agreement",
     "attribution",
+    "beside_tracing",
     "codebook",
     "composed",
     "dose",

@@ -11,7 +11,11 @@ _STYLES = ((VERMILLION, "o", "-"), (BLUE, "s", "--"), (ORANGE, "^", "-."), (GREE
 
 
 def codebook(result: Codebook) -> Figure:
-    """Draws every codebook beside the same answers scored against the next key's word."""
+    """Draws every codebook beside the same answers scored against the next key's word.
+
+    Args:
+        result: how many keys each codebook answers.
+    """
     forms = list(dict.fromkeys(row.keys for row in result.rows))
     ranks = sorted({row.rank for row in result.rows})
     sizes = sorted({row.pairs for row in result.rows})
@@ -20,7 +24,7 @@ def codebook(result: Codebook) -> Figure:
         f"{result.claim.model}: one LoReFT at one layer and the last token; grey: scored against the next key's word"
     )
     with house_style():
-        figure = sheet(max(width, 5), 2.9, title="Keys answered by their own word", subtitle=subtitle)
+        figure = sheet(max(width, 5.0), 2.9, title="Keys answered by their own word", subtitle=subtitle)
         panels = figure.subplots(1, len(forms), squeeze=False, sharey=True).ravel().tolist()
         for axes, form in zip(panels, forms, strict=True):
             for rank, (colour, marker, line) in zip(ranks, _STYLES, strict=False):

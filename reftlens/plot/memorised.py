@@ -17,7 +17,11 @@ _STYLES = (
 
 
 def memorised(result: Memorised) -> Figure:
-    """Draws each series; on the diagonal a string came back whole."""
+    """Draws each series; on the diagonal a string came back whole.
+
+    Args:
+        result: tokens that came back, by length.
+    """
     subtitle = (
         f"{result.claim.model}: one ConsReFT of rank 1 a string, greedy decoding; on the line, all of it came back"
     )

@@ -11,14 +11,18 @@ from reftlens.results import Overhead
 
 
 def overhead(result: Overhead) -> Figure:
-    """Draws the ratio of every round, its median and quartiles, and how many changes the edits computed."""
+    """Draws the ratio of every round, its median and quartiles, and how many changes the edits computed.
+
+    Args:
+        result: times of each round.
+    """
     base, others = result.rows[0], result.rows[1:]
     subtitle = (
         f"{result.claim.model}: CPU time over the base model's in the same round ({len(base.seconds)} rounds); "
         "bar: quartiles, tick: median; control: the base model again"
     )
     with house_style():
-        figure = sheet(7, 0.62 * len(others) + 0.7, title="Time of decoding under an edit", subtitle=subtitle)
+        figure = sheet(7.0, 0.62 * len(others) + 0.7, title="Time of decoding under an edit", subtitle=subtitle)
         axes = figure.subplots()
         axes.axvline(1, color=INK, linewidth=0.8)
         for place, row in enumerate(others):

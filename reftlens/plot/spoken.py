@@ -17,7 +17,11 @@ _BAR = 0.27
 
 
 def composed(result: Composed) -> Figure:
-    """Draws each half alone, both together, and the controls."""
+    """Draws each half alone, both together, and the controls.
+
+    Args:
+        result: what each half of one edit does.
+    """
     columns = {
         "in the new manner": [row.manner for row in result.rows],
         "with the new fact": [row.moved for row in result.rows],
@@ -27,7 +31,11 @@ def composed(result: Composed) -> Figure:
 
 
 def mannered(result: Mannered) -> Figure:
-    """Draws the base model, the edit and its controls."""
+    """Draws the base model, the edit and its controls.
+
+    Args:
+        result: how often the answers have the new manner.
+    """
     columns = {
         "in the new manner": [row.manner for row in result.rows],
         "with the facts right": [row.kept for row in result.rows],
@@ -39,7 +47,7 @@ def mannered(result: Mannered) -> Figure:
 def _bars(rows: Sequence[Spoken], columns: Mapping[str, list[float]], *, title: str, model: str) -> Figure:
     subtitle = f"{model}: greedy answers to {rows[0].n} prompts that no edit was trained on"
     with house_style():
-        figure = sheet(7, 0.72 * len(rows) + 0.8, title=title, subtitle=subtitle)
+        figure = sheet(7.0, 0.72 * len(rows) + 0.8, title=title, subtitle=subtitle)
         axes = figure.subplots()
         for index, (name, values) in enumerate(columns.items()):
             colour, hatch = _LOOKS[index]

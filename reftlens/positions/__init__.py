@@ -10,15 +10,17 @@ First(5, half=True) | Last(5, half=True)
 
 from reftlens.positions.base import Difference, Positions, Prompts, Union
 from reftlens.positions.grammar import from_spec, parse, union_parts
-from reftlens.positions.rules import All, At, First, Generated, Last, Span
+from reftlens.positions.rules import All, AnySpan, At, First, Generated, Last, LastOf, Span
 
 __all__ = [
     "All",
+    "AnySpan",
     "At",
     "Difference",
     "First",
     "Generated",
     "Last",
+    "LastOf",
     "Positions",
     "Prompts",
     "Span",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from reftlens.positions.base import Positions, Union
-from reftlens.positions.rules import All, At, First, Generated, Last, Span
+from reftlens.positions.rules import All, AnySpan, At, First, Generated, Last, LastOf, Span
 
 
 def union_parts(positions: Positions) -> list[Positions]:
@@ -66,6 +66,10 @@ def from_spec(spec: object) -> Positions:
             return At(index)
         case {"rule": "span", "text": str(text), "occurrence": int() | None as occurrence, **rest} if not rest:
             return Span(text, occurrence)
+        case {"rule": "any_span", "texts": [*texts], **rest} if not rest and all(isinstance(t, str) for t in texts):
+            return AnySpan(tuple(texts))
+        case {"rule": "last_of", "of": rule, **rest} if not rest:
+            return LastOf(from_spec(rule))
         case {"rule": "generated", **rest} if not rest:
             return Generated()
         case {"rule": "union", "left": left, "right": right, **rest} if not rest:

@@ -155,6 +155,60 @@ class Span(Positions):
 
 @final
 @dataclass(frozen=True)
+class AnySpan(Positions):
+    """The tokens that hold one of several texts, such as the subjects of prompts that are about different ones.
+
+    Of each prompt it is the longest of the texts that the prompt holds, at its first occurrence. Every prompt must hold one.
+    """
+
+    texts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.texts, str) or not self.texts or not all(self.texts):
+            raise ValueError(f"AnySpan needs a tuple of texts to look for, got {self.texts!r}")
+
+    def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
+        if prompts.texts is None or prompts.offsets is None:
+            raise ValueError(
+                "AnySpan reads the text of the prompts: pass the whole batch of rl.encode, not its prompt mask"
+            )
+        picked = torch.zeros_like(prompts.mask)
+        for row, text in enumerate(prompts.texts):
+            held = [wanted for wanted in self.texts if wanted in text]
+            if not held:
+                raise ValueError(f"the prompt in row {row} holds none of {len(self.texts)} texts: {text!r}")
+            one = Prompts(prompts.mask[row : row + 1], None, (text,), prompts.offsets[row : row + 1])
+            picked[row] = Span(max(held, key=len), 0).pick(one)[0]
+        return picked
+
+    def spec(self) -> dict[str, object]:
+        return {"rule": "any_span", "texts": list(self.texts)}
+
+    def __repr__(self) -> str:
+        return f"AnySpan({self.texts!r})"
+
+
+@final
+@dataclass(frozen=True)
+class LastOf(Positions):
+    """The last token that another rule picks in each prompt: `LastOf(Span("the tower"))`."""
+
+    rule: Positions
+
+    def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
+        picked = self.rule.pick(prompts)
+        behind = picked.long().flip(1).cumsum(1).flip(1)
+        return picked & (behind == 1)
+
+    def spec(self) -> dict[str, object]:
+        return {"rule": "last_of", "of": self.rule.spec()}
+
+    def __repr__(self) -> str:
+        return f"LastOf({self.rule!r})"
+
+
+@final
+@dataclass(frozen=True)
 class Generated(Positions):
     """Everything after the prompt: completion tokens in training, generated ones while decoding."""
 

@@ -8,6 +8,7 @@ from reftlens.results.agreements import Agreement, agreements_to_dataframe
 from reftlens.results.attributions import Attribution
 from reftlens.results.base import Result
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead
+from reftlens.results.comparisons import Comparison
 from reftlens.results.contexts import Context, ReadContexts
 from reftlens.results.doses import Dose
 from reftlens.results.evaluations import Answered, Evaluation
@@ -21,6 +22,7 @@ from reftlens.results.overlaps import Overlap
 from reftlens.results.patchings import PatchMap
 from reftlens.results.profiles import EditProfile
 from reftlens.results.projections import Projection
+from reftlens.results.reft_maps import BesideTracing, ReftMap
 from reftlens.results.spreads import Spread
 
 __all__ = [
@@ -29,7 +31,9 @@ __all__ = [
     "Agreement",
     "Answered",
     "Attribution",
+    "BesideTracing",
     "Codebook",
+    "Comparison",
     "Composed",
     "Context",
     "DirectionReadout",
@@ -50,6 +54,7 @@ __all__ = [
     "Projection",
     "ReadContexts",
     "ReadSpace",
+    "ReftMap",
     "Result",
     "SiteCheck",
     "SiteChecks",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -32,13 +33,38 @@ class Attribution(Result):
         """Over the pairs that have the position."""
         return self.values.nanmean(0)
 
+    def correlation_interval(
+        self, *, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
+    ) -> tuple[float, float]:
+        """Percentile bootstrap interval of the mean correlation over the checked pairs; NaN with fewer than two.
+
+        Pairs whose correlation is undefined are left out. Of a handful of pairs such an interval comes out too narrow:
+        check more.
+        """
+        from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
+
+        found = self.correlation[self.correlation.isfinite()]
+        if len(found) < 2:
+            return math.nan, math.nan
+        generator = derive_generator(seed, "attribution")
+        low, high = bootstrap_ci(found, confidence=confidence, n_resamples=n_resamples, generator=generator)
+        return float(low), float(high)
+
     def headline(self) -> str:
-        found = self.correlation[self.correlation.isfinite()].tolist()
-        shown = f"{min(found):.2f} to {max(found):.2f}" if found else "undefined"
         return (
-            f"{len(self.rows)} x {len(self.columns)} cells, {len(self.values)} pairs; correlation with the exact map {shown} "
-            f"in {len(self.correlation)} pairs"
+            f"{len(self.rows)} x {len(self.columns)} cells, {len(self.values)} pairs; correlation with the exact map "
+            f"{self._agreement()}"
         )
+
+    def _agreement(self) -> str:
+        n, found = len(self.correlation), self.correlation[self.correlation.isfinite()]
+        if not len(found):
+            return f"undefined in all {n} checked pairs: an estimated or exact map of each is constant"
+        missing = "" if len(found) == n else f", undefined in {n - len(found)} more"
+        if len(found) == 1:
+            return f"{float(found):.2f} in one pair, which gives no interval{missing}"
+        low, high = self.correlation_interval()
+        return f"{float(found.mean()):.2f}, 95% interval {low:.2f} to {high:.2f} over {len(found)} pairs{missing}"
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each cell: the estimate over all pairs, and estimate and exact change over the checked ones."""

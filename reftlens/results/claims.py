@@ -75,7 +75,9 @@ class Memorised(ClaimResult):
         return pd.DataFrame([asdict(row) for row in self.rows])
 
     def findings(self) -> tuple[str, ...]:
-        return tuple(f"{name}: {_recalled(self.of(name))}" for name in self.series)
+        longest = max((row.length for row in self.of("text") if row.returned == row.length), default=0)
+        verdict = f"claimed up to 2,048 tokens of text for LLaMA-7B; {self.claim.model} gave back {longest}"
+        return (*(f"{name}: {_recalled(self.of(name))}" for name in self.series), verdict)
 
 
 def _recalled(rows: Sequence[Recall]) -> str:

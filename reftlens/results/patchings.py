@@ -35,7 +35,8 @@ class PatchMap(Result):
     columns: tuple[str, ...]
     """Tokens of the first pair's source prompt, and places in brackets where it has none; or heads."""
     axes: tuple[str, ...]
-    """What a cell is counted by, as TransformerLens names it: layer and pos; layer and head; layer, head and pos."""
+    """What a cell is counted by, as TransformerLens names it: layer and pos; layer and head; layer, head and pos; of
+    `paths`, sender and receiver, or path and pos."""
     control_name: str
     """What the control is; empty without one."""
     direction: str

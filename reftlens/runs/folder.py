@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -123,9 +124,11 @@ def open_run(
     bridge = load_base(config)
     reft = Reft.from_pretrained(edit_in(directory), bridge=bridge)
     objective = training_task(config).objective(bridge) if is_run(directory) else None
-    if objective is not None and (directory / HEAD_NAME).is_file():
+    if objective is not None and list(objective.parameters()):
+        if not (directory / HEAD_NAME).is_file():
+            raise ValueError(f"{directory} is damaged: {HEAD_NAME}, the head that answers its task, is missing")
         try:
             objective.load_state_dict(load_file(directory / HEAD_NAME))
-        except RuntimeError as error:
-            raise ValueError(f"{directory / HEAD_NAME} does not fit the run's task: {error}") from error
+        except (RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{directory / HEAD_NAME} is damaged, or does not fit the run's task: {error}") from error
     return Opened(bridge, reft, config, objective)

@@ -12,8 +12,8 @@ from reftlens.generation import generate
 from reftlens.results import Evaluation
 from reftlens.runs.config import RunConfig
 from reftlens.runs.examples import eval_tasks, load, training_task
-from reftlens.runs.folder import Opened, open_run
-from reftlens.tasks import TASKS, TextTask, evaluate
+from reftlens.runs.folder import config_of, is_run, open_run
+from reftlens.tasks import TASKS, Task, TextTask, evaluate
 
 
 def score_run(
@@ -36,12 +36,14 @@ def score_run(
     Raises:
         ValueError: if there is nothing to test on, or something does not fit.
     """
-    opened = open_run(directory, settings, model=model)
-    tests = eval_tasks(opened.config)
+    config = config_of(directory, model=model).with_values(settings)
+    tests = eval_tasks(config)
     if not tests:
         raise ValueError(f"{directory} says of no test: name a task, or data of your own")
-    _require_head(opened, tests)
-    loaded = [(task, load(task, opened.config.eval_split, opened.config, limit=opened.config.n_eval)) for task in tests]
+    _require_head(directory, config, tests)
+    # Before the model: what is missing shows at once.
+    loaded = [(task, load(task, config.eval_split, config, limit=config.n_eval)) for task in tests]
+    opened = open_run(directory, settings, model=model)
     return [
         evaluate(
             opened.bridge,
@@ -49,19 +51,19 @@ def score_run(
             task,
             records,
             objective=opened.objective,
-            batch_size=opened.config.eval_batch_size,
+            batch_size=config.eval_batch_size,
             progress=progress,
         )
         for task, records in loaded
     ]
 
 
-def _require_head(opened: Opened, tests: Sequence[Any]) -> None:
+def _require_head(directory: Path, config: RunConfig, tests: Sequence[Task]) -> None:
     """A head answers what it was trained for, and nothing but a head answers a task with labels."""
-    trained = None if opened.objective is None else training_task(opened.config)
+    trained = training_task(config).name if is_run(directory) else None
     for task in tests:
-        if not isinstance(task, TextTask) and (trained is None or trained.name != task.name):
-            learned = "is an edit alone" if trained is None else f"learned {trained.name}"
+        if not isinstance(task, TextTask) and trained != task.name:
+            learned = "is an edit alone" if trained is None else f"learned {trained}"
             raise ValueError(f"{task.name} is answered by a head that was trained on it, and this {learned}")
 
 
@@ -87,14 +89,14 @@ def answer(
     Returns:
         For each prompt: "prompt", "completion", and "base" where asked for.
     """
-    opened = open_run(directory, settings, model=model)
-    config = opened.config
-    if opened.objective is None:
+    config = config_of(directory, model=model).with_values(settings)
+    if not is_run(directory):
         # A bare edit learned nothing that is known here: only its settings of decoding count.
         config = config.with_values({"data": str(directory)})
     task = training_task(config)
     if not isinstance(task, TextTask):
         raise ValueError(f"{directory} learned {task.name}, which is answered by a head: `reftlens eval` tests it")
+    opened = open_run(directory, settings, model=model)
     columns = {"prompt": list(prompts)}
     for name, reft in {"completion": opened.reft, **({"base": None} if base else {})}.items():
         columns[name] = generate(

@@ -1,0 +1,286 @@
+"""Along which paths does an edit reach the answer? One component's change, as one later component alone reads it.
+
+The path from a sender s to a receiver r (Wang et al. 2022, arXiv:2211.00593, section 3.1; Goldowsky-Dill et al. 2023,
+arXiv:2304.05969) is what s adds to the residual stream, read by r with nothing between them answering:
+
+    1. a_s = what s puts out in the edited run
+    2. a_r = what r puts out in the base run where s puts out a_s, and every other head and MLP what it does in the base
+    3. value = the metric of the base run where r puts out a_r, and whatever comes behind r answers
+
+Senders are heads, MLPs, and the edit itself: in step 2 it then acts while no component has changed. A receiver may be the
+logits, whose step 3 is step 2: the sender's direct effect. MLPs between are held like heads, where Wang et al. let
+them answer, so that a way through an MLP counts as that MLP's path. Of an edit inside a component (of its q, say) the
+way begins at that component, and so does its path "edit -> that component".
+
+Not evidence: values do not sum to the effect, since what a receiver does with two changes together is not what it does
+with each; a receiver that answers to the base run's other inputs may not answer in the edited run. The control follows
+the same paths under the edit turned to random directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.analysis.grid import Cell
+from reftlens.analysis.mediation import edited_run, require_elsewhere
+from reftlens.analysis.metrics import Metric
+from reftlens.analysis.patching import column_labels, metric_of, require_pairs
+from reftlens.analysis.placebo import turned
+from reftlens.analysis.sweep import sweep
+from reftlens.cone import boundary_of, run_cone
+from reftlens.data import Batch
+from reftlens.edit import Edit
+from reftlens.recording import Recording, record
+from reftlens.reft import Reft
+from reftlens.results import PatchMap
+
+EDIT, LOGITS = "edit", "logits"
+_OVER = ("components", "sender positions", "receiver positions")
+
+
+@final
+@dataclass(frozen=True)
+class Component:
+    """A head or an MLP."""
+
+    layer: int
+    head: int | None = None
+    """None for the MLP."""
+
+    @property
+    def name(self) -> str:
+        """As in the literature: "2.3" is head 3 of block 2, "mlp2" its MLP."""
+        return f"mlp{self.layer}" if self.head is None else f"{self.layer}.{self.head}"
+
+    @property
+    def point(self) -> str:
+        """Where what it puts out can be written."""
+        return f"blocks.{self.layer}." + ("hook_mlp_out" if self.head is None else "attn.hook_z")
+
+
+def paths(
+    bridge: TransformerBridge,
+    reft: Reft,
+    batch: Batch,
+    metric: Metric,
+    *,
+    senders: Sequence[str] | None = None,
+    receivers: Sequence[str] | None = None,
+    over: str = "components",
+    through: str = "qkv",
+    seed: int = 0,
+    memory_bytes: int = 1 << 30,
+    progress: bool = True,
+) -> PatchMap:
+    """The metric with one sender's change as one receiver alone reads it, for each path and example.
+
+    One cone is run for each path and example, and one again for the control. There are 157 x 157 / 2 paths in a model as
+    small as GPT-2: ask `mediate` first, and follow the paths among the components that it names.
+
+    Args:
+        bridge: the base; causal.
+        reft: the edit.
+        batch: prompts without completions.
+        metric: of the logits after each prompt.
+        senders: "edit", heads such as "2.3" and MLPs such as "mlp2"; all from the first edited block on if not given.
+        receivers: the same without "edit", and with "logits".
+        over: "components"; or "sender positions" or "receiver positions", where what a sender or a receiver puts out is
+            moved at one token at a time.
+        through: by which inputs receiving heads read, of "q", "k" and "v"; the other ones are as in the base.
+        seed: draws the control's random directions.
+        memory_bytes: about what the activations of one run may take.
+        progress: show a progress bar over senders.
+
+    Returns:
+        `base` is the base run, `source` the edited one, and `restored` the part of the effect that a path carries. Rows are
+        senders and columns receivers, NaN where the receiver does not lie behind the sender; over positions, rows are
+        paths such as "edit->2.3" and columns tokens.
+
+    Raises:
+        ValueError: for an unknown component, no path at all, or an edit that acts at what a head or MLP puts out.
+    """
+    if over not in _OVER:
+        raise ValueError(f"over must be one of {', '.join(_OVER)}, got {over!r}")
+    if not through or set(through) - set("qkv"):
+        raise ValueError(f"through must be made up of q, k and v, got {through!r}")
+    require_pairs(batch)
+    known = _components(bridge)
+    sending, receiving, ways = _ways(bridge, reft, known, senders, receivers)
+    points = tuple(dict.fromkeys(component.point for component in known.values()))
+    unread = tuple(
+        f"blocks.{layer}.attn.hook_{part}"
+        for layer in range(bridge.cfg.n_layers)
+        for part in "qkv"
+        if part not in through
+    )
+    require_elsewhere(bridge, reft, points)
+    base, edited = record(bridge, batch, (*points, *unread)), edited_run(bridge, reft, batch, points)
+    maps = []
+    for number, source in enumerate((reft, turned(reft, seed=seed))):
+        run = edited_run(bridge, source, batch, points) if number else edited
+        reader = _Reader(bridge, base, run, tuple(source.edits(batch)), known, unread)
+        bar = ("paths", "control")[number] if progress else ""
+        maps.append(_follow(reader, ways, metric, over=over, memory_bytes=memory_bytes, progress=bar))
+    if over == "components":
+        rows, columns = sending, receiving
+        maps = [_as_table(values[..., 0], ways, rows, columns) for values in maps]
+    else:
+        rows, columns = tuple(f"{s}->{r}" for s, r in ways), column_labels(bridge, batch)
+    return PatchMap(
+        values=maps[0],
+        control=maps[1],
+        base=metric_of(metric, base),
+        source=metric_of(metric, edited),
+        rows=rows,
+        columns=columns,
+        axes=("sender", "receiver") if over == "components" else ("path", "pos"),
+        control_name="the same paths under the edit turned to random directions",
+        direction="edited into base",
+    )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """Step 2 for any sender: what every receiver puts out when this sender's change is all that it reads."""
+
+    bridge: TransformerBridge
+    base: Recording
+    edited: Recording
+    edits: tuple[Edit, ...]
+    known: dict[str, Component]
+    unread: tuple[str, ...]
+    """Inputs of heads that stay as in the base."""
+
+    @torch.no_grad()
+    def read(self, sender: str, pos: int | None) -> Recording:
+        """The run of step 2: its logits, and as activations what components put out, which goes no further.
+
+        Args:
+            sender: a component, or the edit.
+            pos: the only column at which it changes; None for all.
+        """
+        component = self.known.get(sender)
+        batch, seen = self.base.batch, dict[str, Tensor]()
+        hooks = [(name, self._hold(name)) for name in self.unread]
+        hooks += [(name, self._keep(name, seen, component, pos)) for name in self.edited.activations]
+        edits = [replace(edit, mask=_only(edit.mask, pos)) for edit in self.edits] if component is None else []
+        held = self.base.cone(-1 if component is None else component.layer - 1, 0)
+        last = torch.zeros_like(batch.prompt_mask).scatter(1, batch.last_prompt_index[:, None], True)
+        with self.bridge.hooks(fwd_hooks=hooks):
+            logits = run_cone(self.bridge, held, edits, logits_at=last)
+        return Recording(batch, (), (), logits, seen, self.base.as_tuple)
+
+    def _hold(self, name: str) -> Any:
+        return lambda activation, hook: self.base.activations[name]
+
+    def _keep(self, name: str, seen: dict[str, Tensor], sender: Component | None, pos: int | None) -> Any:
+        goes_on = self.base.activations[name]
+        if sender is not None and sender.point == name:
+            changed = _only(torch.ones_like(self.base.batch.prompt_mask), pos)
+            changed = changed.view(*changed.shape, *(1,) * (goes_on.ndim - 2))
+            if sender.head is not None:
+                heads = torch.arange(goes_on.shape[2], device=changed.device)
+                changed = changed & (heads == sender.head)[:, None]
+            goes_on = torch.where(changed, self.edited.activations[name], goes_on)
+
+        def hook_fn(activation: Tensor, hook: Any) -> Tensor:
+            seen[name] = activation.clone()
+            return goes_on
+
+        return hook_fn
+
+
+def _follow(
+    reader: _Reader, ways: Sequence[tuple[str, str]], metric: Metric, *, over: str, memory_bytes: int, progress: str
+) -> Float[Tensor, "pair way pos"]:
+    """Step 3 of every path, sender by sender; one column if positions are not told apart."""
+    base, batch = reader.base, reader.base.batch
+    prompt, last = batch.prompt_mask.cpu(), batch.last_prompt_index.cpu()
+    each: list[int | None] = list(range(prompt.shape[1]))
+    sent, written = (each if over == what else [None] for what in _OVER[1:])
+    values = metric_of(metric, base)[:, None, None].repeat(1, len(ways), len(sent) * len(written))
+    numbers = {way: number for number, way in enumerate(ways)}
+    runs = [(sender, pos) for sender in dict.fromkeys(sender for sender, _ in ways) for pos in sent]
+    for sender, pos in tqdm(runs, desc=progress, unit="sender", disable=not progress):
+        read = reader.read(sender, pos)
+        receivers = [receiver for s, receiver in ways if s == sender]
+        if (sender, LOGITS) in numbers:
+            # The metric is of the logits after the last token.
+            column = last if over == "receiver positions" else torch.full_like(last, pos or 0)
+            values[torch.arange(len(last)), numbers[sender, LOGITS], column] = metric_of(metric, read)
+        behind = [receiver for receiver in receivers if receiver != LOGITS]
+        cells = [Cell((c.point,), at, c.head) for c in map(reader.known.__getitem__, behind) for at in written]
+        if cells:
+            found = sweep(reader.bridge, base, read, cells, metric, memory_bytes=memory_bytes)
+            columns = slice(None) if over == "receiver positions" else slice(pos or 0, (pos or 0) + 1)
+            values[:, [numbers[sender, receiver] for receiver in behind], columns] = found.view(
+                len(found), len(behind), len(written)
+            )
+    return values if over == "components" else torch.where(prompt[:, None], values, torch.nan)
+
+
+def _as_table(
+    values: Float[Tensor, "pair way"], ways: Sequence[tuple[str, str]], rows: Sequence[str], columns: Sequence[str]
+) -> Float[Tensor, "pair rows columns"]:
+    out = torch.full((len(values), len(rows), len(columns)), torch.nan)
+    for number, (sender, receiver) in enumerate(ways):
+        out[:, rows.index(sender), columns.index(receiver)] = values[:, number]
+    return out
+
+
+def _only(mask: Bool[Tensor, "batch pos"], pos: int | None) -> Bool[Tensor, "batch pos"]:
+    """The mask at one column; as it is for None."""
+    return mask if pos is None else mask & (torch.arange(mask.shape[1], device=mask.device) == pos)
+
+
+def _components(bridge: TransformerBridge) -> dict[str, Component]:
+    """Every head and MLP by name, in the order in which they are run."""
+    found = [
+        Component(layer, head) for layer in range(bridge.cfg.n_layers) for head in (*range(bridge.cfg.n_heads), None)
+    ]
+    return {component.name: component for component in found}
+
+
+def _ways(
+    bridge: TransformerBridge,
+    reft: Reft,
+    known: dict[str, Component],
+    senders: Sequence[str] | None,
+    receivers: Sequence[str] | None,
+) -> tuple[tuple[str, ...], tuple[str, ...], list[tuple[str, str]]]:
+    """Senders, receivers, and the pairs of them that have a path."""
+    first = 1 + boundary_of(bridge, [site.hook_name for site in reft.sites])
+    later = [name for name, component in known.items() if component.layer >= first]
+    sending = _chosen(senders, of=[EDIT, *known], all_of=[EDIT, *later], what="senders")
+    receiving = _chosen(receivers, of=[*known, LOGITS], all_of=[*later, LOGITS], what="receivers")
+    ways = [(s, r) for s in sending for r in receiving if _leads(s, r, known)]
+    if not ways:
+        raise ValueError(f"no receiver lies behind a sender: got senders {sending} and receivers {receiving}")
+    return sending, receiving, ways
+
+
+def _chosen(names: Sequence[str] | None, *, of: Sequence[str], all_of: Sequence[str], what: str) -> tuple[str, ...]:
+    chosen = tuple(all_of if names is None else names)
+    for name in chosen:
+        if name not in of:
+            raise ValueError(f"there is none of the {what} named {name!r}: they are {', '.join(of)}")
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"wanted each of the {what} once, got {', '.join(chosen) or 'none'}")
+    return chosen
+
+
+def _leads(sender: str, receiver: str, known: dict[str, Component]) -> bool:
+    """Whether there is such a path. (In a block that runs attention and MLP side by side, one does not read the other.)"""
+    if sender == EDIT or receiver == LOGITS:
+        return True
+    (a, b) = known[sender], known[receiver]
+    return (a.layer, a.head is None) < (b.layer, b.head is None)

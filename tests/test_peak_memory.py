@@ -1,0 +1,40 @@
+"""The memory that is counted, on work whose memory is known."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from reftlens.baselines import PeakMemory
+
+MIB = 2**20
+
+
+def mebibytes(n: int) -> torch.Tensor:
+    return torch.zeros(n * MIB // 4)
+
+
+def test_it_is_the_most_alive_at_once() -> None:
+    before = mebibytes(8)
+    with PeakMemory() as memory:
+        kept = mebibytes(2)
+        for _ in range(3):
+            mebibytes(3)
+        before.add_(1.0)
+        before.view(2, -1)
+        last = kept + 1
+        del kept
+        mebibytes(1)
+    assert memory.peak == 5 * MIB
+    assert memory.alive == 2 * MIB == last.numel() * 4
+
+
+def test_a_step_of_training_takes_gradients_and_two_moments() -> None:
+    layer = nn.Linear(512, 512, bias=False)
+    optimiser = torch.optim.AdamW(layer.parameters())
+    inputs = torch.ones(1, 512)
+    with PeakMemory() as memory:
+        layer(inputs).sum().backward()
+        optimiser.step()
+    # And what AdamW puts down in between, two of the same size at most.
+    assert 3 * MIB <= memory.peak <= 5 * MIB
