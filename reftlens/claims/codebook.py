@@ -41,7 +41,7 @@ class CodebookConfig:
     seed: int = 0
 
 
-SMALL = CodebookConfig(pairs=(8, 32, 120), ranks=(1, 4, 16), depth=0.17, epochs=100, lr=5e-2)
+SMALL = CodebookConfig(pairs=(8, 32, 120), ranks=(1, 4, 16), depth=0.17, epochs=80, lr=5e-2)
 """For the organism, which knows 120 names."""
 
 PAPER_KEYS = "RAND#ID{i}->"
