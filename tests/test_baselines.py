@@ -331,7 +331,8 @@ def texts_with_a_signal(n: int, seed: int) -> list[tuple[str, int]]:
     return [(" ".join(WORDS[w] for w in row) + (" river", " weaver")[i % 2], 1 - i % 2) for i, row in enumerate(draws)]
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", pytest.param("roberta", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["gpt2", "roberta"])
 def test_labels_are_learned_and_shuffled_ones_are_not(architecture) -> None:
     bridge = make_bridge(architecture)
     train, test = texts_with_a_signal(64, 0), texts_with_a_signal(40, 1)
@@ -351,6 +352,7 @@ def test_labels_are_learned_and_shuffled_ones_are_not(architecture) -> None:
     assert real.base_score is None
 
 
+@pytest.mark.slow
 def test_runs_are_repeatable_and_the_table_says_what_was_run(gpt2) -> None:
     pairs = [(text, " Ostra") for text in ENDINGS]
     methods = {"LoReFT": EditAt(rank=2, layers=[1]), "full": FullFineTuning(lr=2e-3)}

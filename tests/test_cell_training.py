@@ -124,6 +124,7 @@ def organism_map(layers, columns, *, epochs=20):
     return rl.reft_map(bridge, train, held_out, positions=positions, layers=layers, rank=2, config=config)
 
 
+@pytest.mark.slow
 def test_edits_learn_at_the_organisms_two_sites_and_not_where_nothing_passes() -> None:
     """Of the organism it is known that the answer moves from the subject to the last token in block 2."""
     result = organism_map([1, 4], ["last subject token", "last token"], epochs=12)

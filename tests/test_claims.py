@@ -65,6 +65,7 @@ def test_words_are_whole_different_and_enough(organism) -> None:
         material.words(organism, 5000, seed=0)
 
 
+@pytest.mark.slow
 def test_one_token_is_memorised_and_not_by_an_untrained_vector(organism) -> None:
     config = memorise.MemoriseConfig(lengths=(1,), depth=0.7, epochs=25, lr=5e-2)
     result = memorise.memorise(organism, " castle tower bridge gate", config, model="organism", progress=False)
@@ -104,6 +105,7 @@ def test_speech_is_counted_by_its_words(organism) -> None:
     assert len(material.material_for("gpt2", seed=0).asks) == 28
 
 
+@pytest.mark.slow
 def test_a_manner_is_learnt_from_five_examples_and_not_from_their_controls(organism) -> None:
     known = material.material_for("facts-small", seed=0)
     few = replace(known, asks=known.asks[:25])
@@ -162,6 +164,7 @@ def test_two_halves_do_both_and_one_half_does_not() -> None:
     assert both.together > max(first.together, second.together, same.together, idle.together) + 0.1
 
 
+@pytest.mark.slow
 def test_composition_asks_only_what_was_not_taught(gpt2) -> None:
     known = material.material_for("gpt2", seed=0)
     config = compose.ComposeConfig(rank=2, examples=2, epochs=1)

@@ -117,6 +117,7 @@ def test_its_own_config_runs_it_again(run, place) -> None:
         assert (place / "again" / name).read_bytes() == (folder / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_resumed_to_the_bit(run, place, monkeypatch) -> None:
     from reftlens.trainer import EditTrainer
 
@@ -225,6 +226,7 @@ def test_trace_writes_the_map_that_the_analysis_gives(tmp_path) -> None:
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow
 def test_a_glue_preset_on_an_encoder_and_its_head_comes_back(tmp_path) -> None:
     """Trained, tested, and tested again from the folder: the head is part of it."""
     with torch.random.fork_rng():

@@ -122,6 +122,7 @@ def test_the_table_says_what_the_numbers_say(finished, numbers) -> None:
     assert "largest difference of a logit 0" in text
 
 
+@pytest.mark.slow
 def test_it_runs_on_a_model_it_knows_nothing_of(tmp_path) -> None:
     from reftlens.demo import DemoConfig, run_demo
     from reftlens.demo_report import write_all

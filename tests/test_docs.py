@@ -88,6 +88,7 @@ def test_the_check_sees_what_is_missing() -> None:
         test_it_says_what_it_takes_and_what_it_raises(undocumented, inspect.getdoc(undocumented))
 
 
+@pytest.mark.slow
 def test_the_api_pages_hold_every_public_name(tmp_path) -> None:
     """In a process of its own: it puts every name into the package, which others must not find there."""
     done = subprocess.run([sys.executable, str(PAGES), str(tmp_path)], capture_output=True, text=True, check=True)

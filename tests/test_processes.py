@@ -51,6 +51,7 @@ def same(tensors, reft, log) -> None:
         torch.testing.assert_close(tensors[name], value, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_train_to_what_one_does(tmp_path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", __file__, str(tmp_path)]

@@ -98,7 +98,7 @@ def site_of(case) -> tuple[rl.Site, int]:
 
 
 @settings(
-    max_examples=600,
+    max_examples=300,
     derandomize=True,
     database=None,
     deadline=None,

@@ -54,7 +54,10 @@ def interrupt_after(monkeypatch, step):
     monkeypatch.setattr(training, "_Progress", Interrupt)
 
 
-@pytest.mark.parametrize("interrupted", [1, 4, 5, 11])
+_SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("interrupted", [pytest.param(1, marks=_SLOW), 4, 5, pytest.param(11, marks=_SLOW)])
 @pytest.mark.parametrize(
     "settings", [{}, {"save_every": 2, "gradient_accumulation": 2, "dropout": 0.2}], ids=["epochs", "accumulated"]
 )
