@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
@@ -22,6 +24,14 @@ CAUSAL = (
 MASKED = ("bert", "roberta")
 ARCHITECTURES = CAUSAL + MASKED
 """By the `model_type` of their configs."""
+EVERY_TIME = ("gpt2", "gpt_neox", "llama", "gemma2", "roberta")
+"""Those on which long tests run by default; on all others `make test-all` runs them."""
+
+
+def others_slow(architectures: Sequence[str]) -> list[Any]:
+    """Values for `parametrize`: all of them, the ones that are not run every time marked slow."""
+    return [name if name in EVERY_TIME else pytest.param(name, marks=pytest.mark.slow) for name in architectures]
+
 
 N_LAYERS, D_MODEL, D_MLP, N_HEADS, N_KV_HEADS, D_HEAD = 3, 32, 48, 4, 2, 8
 _GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "olmo2")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import CAUSAL
+from architectures import CAUSAL, others_slow
 from conftest import COMPLETIONS, PROMPTS, make_bridge
 
 import reftlens as rl
@@ -62,10 +62,8 @@ def test_spans_begin_at_different_columns() -> None:
     assert starts == {0, 2}
 
 
-@pytest.mark.parametrize(
-    ("architecture", "positions", "layers"),
-    [*((architecture, "l1", (1,)) for architecture in CAUSAL), ("gpt2", "f1+l1", (0, 2)), ("llama", "f1+l1", (0, 2))],
-)
+@pytest.mark.parametrize("architecture", others_slow(CAUSAL))
+@pytest.mark.parametrize(("positions", "layers"), [("l1", (1,)), pytest.param("f1+l1", (0, 2), marks=pytest.mark.slow)])
 def test_training_on_cones_ends_where_training_on_everything_does(architecture, positions, layers) -> None:
     bridge = make_bridge(architecture)
     reft, twin = make(bridge, positions, layers), make(bridge, positions, layers)

@@ -68,6 +68,7 @@ def test_each_cell_is_what_training_there_by_hand_gives(architecture, layers) ->
     assert len(result.to_dataframe()) == 2 * len(layers)
 
 
+@pytest.mark.slow
 def test_an_interrupted_map_goes_on_from_its_finished_cells(gpt2, tmp_path, monkeypatch) -> None:
     options = {"layers": [2], "config": replace(CONFIG, epochs=1)}
     whole = small_map(gpt2, **options)

@@ -37,14 +37,14 @@ RUNS = [
     *(("gpt2", torch.float64, 1e-10, site) for site in SITES),
     *((architecture, torch.float32, 1e-5, site) for architecture in ("gpt2", "llama") for site in SITES),
     *(
-        (architecture, torch.float32, 1e-5, "resid_post")
+        pytest.param(architecture, torch.float32, 1e-5, "resid_post", marks=pytest.mark.slow)
         for architecture in CAUSAL
         if architecture not in ("gpt2", "llama")
     ),
     *((architecture, torch.float64, 1e-10, "resid_post") for architecture in CAUSAL if architecture != "gpt2"),
     *((architecture, torch.float32, 1e-5, "resid_post") for architecture in MASKED),
 ]
-"""Every causal architecture at one site, in float64 and float32; two of them at all."""
+"""Every causal architecture at one site, in float64 and (slow) float32; two of them at all."""
 
 
 @pytest.fixture

@@ -84,7 +84,12 @@ def trained(bridge, task, training, positions="f3"):
 
 
 @pytest.mark.parametrize(
-    ("name", "architecture", "least"), [("RTE", "bert", 0.85), ("CoLA", "roberta", 0.7), ("STS-B", "roberta", 0.75)]
+    ("name", "architecture", "least"),
+    [
+        ("RTE", "bert", 0.85),
+        pytest.param("CoLA", "roberta", 0.7, marks=pytest.mark.slow),
+        ("STS-B", "roberta", 0.75),
+    ],
 )
 def test_a_planted_rule_is_learned(tmp_path, name, architecture, least) -> None:
     task, bridge, source = task_named(name), make_encoder(architecture), download(tmp_path, name)

@@ -35,6 +35,7 @@ def test_the_heads_with_the_longest_factors_are_chosen(bridge) -> None:
     assert strongest_heads(scales, 3) == [(1, 2), (0, 3), (2, 0)]
 
 
+@pytest.mark.slow
 def test_the_whole_recipe_lowers_the_loss_through_the_chosen_heads_alone(gpt2) -> None:
     config = rl.TrainConfig(epochs=40, lr=2e-2, progress=False)
     scales = scale_heads(gpt2, positions=rl.All())

@@ -129,7 +129,7 @@ def head_by_hand(bridge, reft, objective, text):
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", *MASKED])
-@pytest.mark.parametrize("layers", [(1,), (0, 1, 2)])
+@pytest.mark.parametrize("layers", [(1,), pytest.param((0, 1, 2), marks=pytest.mark.slow)])
 def test_classification(architecture, layers) -> None:
     bridge = make_bridge(architecture)
     causal = architecture not in MASKED
@@ -175,7 +175,9 @@ def test_regression(architecture) -> None:
     assert Regression(bridge).read([("a whole number is a number", 3)]) == [("a whole number is a number", 3)]
 
 
-@pytest.mark.parametrize("objective", [DPO(), RePS(None), RePS()], ids=["DPO", "RePS one way", "RePS"])
+@pytest.mark.parametrize(
+    "objective", [DPO(), pytest.param(RePS(None), marks=pytest.mark.slow), RePS()], ids=["DPO", "RePS one way", "RePS"]
+)
 def test_preferences_are_learned(gpt2, objective) -> None:
     pairs = [(prompt, " river", " tower") for prompt in PROMPTS]
     reft = make(gpt2)

@@ -82,7 +82,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("where", ["cpu", "cpu and disk"])
+@pytest.mark.parametrize("where", [pytest.param("cpu", marks=pytest.mark.slow), "cpu and disk"])
 def test_a_base_placed_by_device_map_trains_the_same(architecture, where, tmp_path) -> None:
     make_hf(architecture).save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")

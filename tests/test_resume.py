@@ -206,6 +206,7 @@ def test_twenty_kills_lose_nothing(tmp_path) -> None:
     kill_and_look(tmp_path, kills=20)
 
 
+@pytest.mark.slow
 def test_a_kill_between_any_two_steps_of_a_save_leaves_what_was_there(gpt2, tmp_path, monkeypatch) -> None:
     """The same, in one process and at every place of `publish` and `prune` where the folder changes."""
     config = replace(CONFIG, epochs=2, save_every=1, keep_checkpoints=1, output_dir=tmp_path / "run")
