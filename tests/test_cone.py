@@ -10,7 +10,7 @@ from architectures import CAUSAL, MASKED
 from conftest import COMPLETIONS, PROMPTS, make_bridge
 
 import reftlens as rl
-from reftlens.bridge import last_mlp_alone
+from reftlens.bridge import last_block_alone
 from reftlens.cone import boundary_of, hold, run_cone
 
 SITES = {
@@ -176,13 +176,13 @@ def test_edits_without_tokens_have_no_cone(gpt2) -> None:
 
 
 @pytest.mark.parametrize("architecture", CAUSAL)
-def test_the_last_mlp_for_some_tokens_alone_leaves_their_logits(architecture):
+def test_the_last_block_for_some_tokens_alone_leaves_their_logits(architecture):
     bridge = make_bridge(architecture)
     batch = rl.encode(bridge, PROMPTS, padding_side="left")
     wanted = batch.prompt_mask & (torch.arange(batch.tokens.shape[1]) % 2 == 0)
     with torch.no_grad():
         whole = whole_run(bridge, batch)
-        with last_mlp_alone(bridge, wanted):
+        with last_block_alone(bridge, wanted):
             some = whole_run(bridge, batch)
         assert torch.equal(whole_run(bridge, batch), whole), "nothing stays behind"
     assert (some[wanted] - whole[wanted]).abs().max() < 1e-5

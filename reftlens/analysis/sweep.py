@@ -23,14 +23,14 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.grid import Cell
 from reftlens.analysis.metrics import Metric
 from reftlens.analysis.saved import Saved
-from reftlens.bridge import last_mlp_alone, layer_of
+from reftlens.bridge import last_block_alone, layer_of
 from reftlens.cone import run_cone
 from reftlens.edit import Edit
 from reftlens.recording import Recording, joining, rows_that_fit
 
-TOKENS = 768
-"""Tokens that a run on a CPU should hold: with fewer, reading the weights costs more than computing with them; with
-more, positions further apart are run together, and each of them runs more than its own cone."""
+TOKENS, COLUMNS = 1024, 3
+"""Of one run on a CPU, about and at most: with fewer tokens, reading the weights costs more than computing with them; with cells of
+columns further apart, each of them runs more than its own cone."""
 
 _ENTRY = ("blocks.0.hook_in", "blocks.0.hook_resid_pre")
 """What enters the first block is recorded with its edits."""
@@ -125,7 +125,7 @@ def _run(
             hooks.insert(0, ("blocks.0.hook_in", lambda resid, hook: entering))
         last = torch.zeros_like(held.batch.prompt_mask).scatter(1, held.batch.last_prompt_index[:, None], True)
         # An edit may act inside that MLP, where it wants all tokens.
-        alone = nullcontext() if edits else last_mlp_alone(bridge, last[:, start:])
+        alone = nullcontext() if edits else last_block_alone(bridge, last[:, start:])
         with bridge.hooks(fwd_hooks=hooks), alone:
             return run_cone(bridge, held, _inside(edits, int(layers[0]), start, pair), logits_at=last)
 
@@ -184,7 +184,8 @@ class _Plan:
             start = int(starts[order[0]])
             count = rows_that_fit(self.bridge, self.width, start, self.memory_bytes)
             if self.tokens is not None:
-                count = min(count, -(-self.tokens // (self.width - start)))
+                near = int((starts[order] < start + COLUMNS).sum())
+                count = min(count, near, -(-self.tokens // (self.width - start)))
             rows = order[:count]
             rows = rows[first[rows].argsort(stable=True)]
             yield pair[rows], cell[rows]

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
@@ -86,29 +85,34 @@ def unembedded_alone(bridge: TransformerBridge, mask: Bool[Tensor, "batch pos"] 
 
 
 @contextmanager
-def last_mlp_alone(bridge: TransformerBridge, mask: Bool[Tensor, "batch pos"]) -> Iterator[None]:
-    """Inside, the last block's MLP is computed for some tokens alone, and puts out zeros for the others.
+def last_block_alone(bridge: TransformerBridge, mask: Bool[Tensor, "batch pos"]) -> Iterator[None]:
+    """Inside, the last block computes for some tokens alone what it would compute for each token by itself.
 
-    An MLP mixes no tokens, and after the last one nothing else does: logits read at these tokens stay what they were.
-    What the last block puts out at other tokens is wrong, and hooks inside the MLP see `[1, n, ...]`: this is for runs
-    that read neither.
+    These are its queries, the output of its attention and its MLP; the others get zeros. Behind it no token reads another,
+    so logits at these tokens stay what they were. What the last block puts out elsewhere is wrong, and hooks on the
+    input of these parts see `[1, n, ...]`: this is for runs that read neither.
 
     Args:
         bridge: the model.
         mask: the wanted tokens.
     """
-    mlp = bridge.blocks[-1].mlp.original_component
-    forward = mlp.forward
+    block = bridge.blocks[-1]
+    parts = [part.original_component for part in (block.attn.q, block.attn.o, block.mlp)]
+    with _forwards_replaced([(part, _for_some(part.forward, mask)) for part in parts]):
+        yield
 
-    def picked(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        wanted = mask.to(hidden_states.device)
-        output = forward(hidden_states[wanted][None], *args, **kwargs)
+
+def _for_some(forward: Callable[..., Any], mask: Bool[Tensor, "batch pos"]) -> Callable[..., Any]:
+    """The same function of each token, computed where the mask is True, and zero elsewhere."""
+
+    def picked(given: Tensor, *args: Any, **kwargs: Any) -> Any:
+        wanted = mask.to(given.device)
+        output = forward(given[wanted][None], *args, **kwargs)
         some = output[0] if isinstance(output, tuple) else output
-        everywhere = torch.zeros_like(hidden_states).masked_scatter(wanted[..., None], some)
+        everywhere = some.new_zeros(*mask.shape, some.shape[-1]).masked_scatter(wanted[..., None], some)
         return (everywhere, *output[1:]) if isinstance(output, tuple) else everywhere
 
-    with _forwards_replaced([(mlp, picked)]):
-        yield
+    return picked
 
 
 @contextmanager
