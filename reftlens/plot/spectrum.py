@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from reftlens.plot.canvas import BLUE, INK, ORANGE, SMALL, house_style, sheet
 from reftlens.plot.labels import short_name
@@ -70,7 +70,10 @@ def _panel(axes: Axes, operator: Operator, null: Sequence[Operator]) -> None:
         axes.annotate(
             text, (direction, height), (0, 2), textcoords="offset points", ha="center", size=SMALL, bbox=behind
         )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    # Room for three bars at least, so that one alone is not as wide as the panel, and ticks under bars alone.
+    axes.xaxis.set_major_locator(
+        MaxNLocator(integer=True, nbins=8) if len(size) > 8 else FixedLocator(list(directions))
+    )
     axes.set_xlim(-0.6, max(len(size), 3) - 0.4)
     top = _band(axes, null)
     axes.set_ylim(0, (max(float(size.max(initial=0.0)), top) or 1.0) * 1.15)
