@@ -158,9 +158,11 @@ def test_new_tokens_edited_cost_more_than_the_prompt_edited() -> None:
 @pytest.mark.slow
 def test_two_halves_do_both_and_one_half_does_not() -> None:
     _, first, second, both, same, idle = compose.run("facts-small", progress=False).rows
+    # A half that was taught one thing does a fifth of the other half's thing at most; not none, as answers hit by chance.
     assert first.manner > 0.8
-    assert first.moved == 0.0
-    assert second.manner == 0.0
+    assert second.manner < first.manner / 5
+    assert second.moved > 0.3
+    assert first.moved < second.moved / 5
     assert both.together > max(first.together, second.together, same.together, idle.together) + 0.1
 
 
