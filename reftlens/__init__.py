@@ -1,6 +1,6 @@
 """reftlens: train a representation edit (ReFT) as TransformerLens hooks, and take it apart.
 
-Names are loaded on first use, so that `import reftlens` stays quick.
+Names load on first use, so that `import reftlens` stays quick.
 """
 
 from __future__ import annotations
@@ -8,18 +8,23 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from reftlens._version import __version__
+from reftlens._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from reftlens import analysis, baselines, objectives, plot, tasks
+    from reftlens import analysis, plot
+    from reftlens.analysis.reft_map import reft_map
     from reftlens.bridge import load_bridge
-    from reftlens.cell_training import reft_map
-    from reftlens.checks import check_sites
-    from reftlens.cone import Held, hold, run_cone
+    from reftlens.cone.run import Held, hold, run_cone
     from reftlens.data import Batch, encode
     from reftlens.dissection import DissectConfig, Dissection, dissect, load_dissection
-    from reftlens.edit import Edit, EditError, attach
-    from reftlens.generation import Decoding, generate
+    from reftlens.edit.check_sites import check_sites
+    from reftlens.edit.generate import Decoding, generate
+    from reftlens.edit.hooks import Edit, EditError, attach
+    from reftlens.edit.merge import merge
+    from reftlens.edit.preview import Preview, preview
+    from reftlens.edit.pyreft import load_pyreft, save_pyreft
+    from reftlens.edit.reft import Reft
+    from reftlens.edit.site import Site
     from reftlens.interventions import (
         RED,
         AdditiveLoReFT,
@@ -36,47 +41,60 @@ if TYPE_CHECKING:
         SplitLoReFT,
         SteeringVector,
     )
-    from reftlens.merging import merge
+    from reftlens.paper import baselines, tasks
     from reftlens.positions import All, AnySpan, At, First, Generated, Last, LastOf, Positions, Span, parse
-    from reftlens.previewing import Preview, preview
-    from reftlens.pyreft import load_pyreft, save_pyreft
-    from reftlens.reft import Reft
-    from reftlens.seeds import train_seeds
-    from reftlens.site import Site
-    from reftlens.training import TrainConfig, TrainLog, train
+    from reftlens.training import objectives
+    from reftlens.training.seeds import train_seeds
+    from reftlens.training.train import TrainConfig, TrainLog, train
+
+_ROOMS = {
+    "analysis": "analysis",
+    "baselines": "paper.baselines",
+    "objectives": "training.objectives",
+    "plot": "plot",
+    "tasks": "paper.tasks",
+}
+"""Public namespace -> the package it is."""
 
 _HOME = {
+    "reft_map": "analysis.reft_map",
     "load_bridge": "bridge",
-    "Held": "cone",
-    "hold": "cone",
-    "run_cone": "cone",
-    "check_sites": "checks",
+    "Held": "cone.run",
+    "hold": "cone.run",
+    "run_cone": "cone.run",
     "Batch": "data",
     "encode": "data",
     "DissectConfig": "dissection",
     "Dissection": "dissection",
     "dissect": "dissection",
     "load_dissection": "dissection",
-    "Edit": "edit",
-    "EditError": "edit",
-    "attach": "edit",
-    "Decoding": "generation",
-    "generate": "generation",
-    "RED": "interventions",
+    "check_sites": "edit.check_sites",
+    "Decoding": "edit.generate",
+    "generate": "edit.generate",
+    "Edit": "edit.hooks",
+    "EditError": "edit.hooks",
+    "attach": "edit.hooks",
+    "merge": "edit.merge",
+    "Preview": "edit.preview",
+    "preview": "edit.preview",
+    "load_pyreft": "edit.pyreft",
+    "save_pyreft": "edit.pyreft",
+    "Reft": "edit.reft",
+    "Site": "edit.site",
     "AdditiveLoReFT": "interventions",
     "ConsReFT": "interventions",
     "DiReFT": "interventions",
+    "Interchange": "interventions",
     "Intervention": "interventions",
     "LoReFT": "interventions",
     "LobiReFT": "interventions",
-    "Interchange": "interventions",
+    "NoReFT": "interventions",
+    "NotAffineError": "interventions",
+    "RED": "interventions",
     "ReFTr1": "interventions",
     "Rescale": "interventions",
     "SplitLoReFT": "interventions",
-    "NoReFT": "interventions",
-    "NotAffineError": "interventions",
     "SteeringVector": "interventions",
-    "merge": "merging",
     "All": "positions",
     "AnySpan": "positions",
     "At": "positions",
@@ -87,89 +105,23 @@ _HOME = {
     "Positions": "positions",
     "Span": "positions",
     "parse": "positions",
-    "Preview": "previewing",
-    "preview": "previewing",
-    "load_pyreft": "pyreft",
-    "save_pyreft": "pyreft",
-    "Reft": "reft",
-    "reft_map": "cell_training",
-    "Site": "site",
-    "TrainConfig": "training",
-    "TrainLog": "training",
-    "train": "training",
-    "train_seeds": "seeds",
+    "train_seeds": "training.seeds",
+    "TrainConfig": "training.train",
+    "TrainLog": "training.train",
+    "train": "training.train",
 }
-"""Public name -> the module it lives in."""
+"""Public name -> the module that defines it."""
 
-__all__ = [
-    "RED",
-    "AdditiveLoReFT",
-    "All",
-    "AnySpan",
-    "At",
-    "Batch",
-    "ConsReFT",
-    "Decoding",
-    "DiReFT",
-    "DissectConfig",
-    "Dissection",
-    "Edit",
-    "EditError",
-    "First",
-    "Generated",
-    "Held",
-    "Interchange",
-    "Intervention",
-    "Last",
-    "LastOf",
-    "LoReFT",
-    "LobiReFT",
-    "NoReFT",
-    "NotAffineError",
-    "Positions",
-    "Preview",
-    "ReFTr1",
-    "Reft",
-    "Rescale",
-    "Site",
-    "Span",
-    "SplitLoReFT",
-    "SteeringVector",
-    "TrainConfig",
-    "TrainLog",
-    "__version__",
-    "analysis",
-    "attach",
-    "baselines",
-    "check_sites",
-    "dissect",
-    "encode",
-    "generate",
-    "hold",
-    "load_bridge",
-    "load_dissection",
-    "load_pyreft",
-    "merge",
-    "objectives",
-    "parse",
-    "plot",
-    "preview",
-    "reft_map",
-    "run_cone",
-    "save_pyreft",
-    "tasks",
-    "train",
-    "train_seeds",
-]
+__all__ = sorted(["__version__", *_ROOMS, *_HOME])
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("analysis", "baselines", "objectives", "plot", "tasks"):
-        return importlib.import_module(f"reftlens.{name}")
+    if name in _ROOMS:
+        return importlib.import_module(f"reftlens.{_ROOMS[name]}")
     if name in _HOME:
         return getattr(importlib.import_module(f"reftlens.{_HOME[name]}"), name)
     raise AttributeError(f"module 'reftlens' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return list(__all__)

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.display import as_html
 from reftlens.positions import Prompts
-from reftlens.showing import as_html
 
 IGNORE = -100
 """Label of a token that the loss does not count."""

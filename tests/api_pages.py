@@ -13,7 +13,13 @@ import pdoc
 
 import reftlens
 
-MODULES = ("reftlens", "reftlens.results", "reftlens.lofit", "reftlens.pyreft", "reftlens.stories")
+MODULES = (
+    "reftlens",
+    "reftlens.results",
+    "reftlens.training.lofit",
+    "reftlens.edit.pyreft",
+    "reftlens.organisms.landmarks",
+)
 
 
 def write(directory: Path) -> None:

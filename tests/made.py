@@ -42,8 +42,8 @@ from reftlens.results import (
     TokenMap,
 )
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
-from reftlens.results.comparisons import ComparedRun
-from reftlens.training import TrainConfig, TrainLog
+from reftlens.results.scores import ComparedRun
+from reftlens.training.train import TrainConfig, TrainLog
 
 TOKENS = (
     "<|endoftext|>",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import combinations, permutations
 
 import pytest
@@ -9,8 +10,7 @@ import torch
 from conftest import PROMPTS, make_bridge, make_edit
 
 import reftlens as rl
-from reftlens.analysis import ablation
-from reftlens.analysis.coalitions import Coalitions, site_columns, whole_sites
+from reftlens.analysis.engine.coalitions import Coalitions, site_columns, whole_sites
 
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.attn.hook_z", "blocks.1.hook_resid_post", "blocks.2.hook_mlp_out"]
 
@@ -34,7 +34,7 @@ def whole_runs(bridge, reft, batch, metric, parts, sets):
     """v(S) by a whole run under hooks for each set."""
     from dataclasses import replace
 
-    from reftlens.edit import attach
+    from reftlens.edit.hooks import attach
 
     def run(members):
         edits = []
@@ -55,7 +55,7 @@ def whole_runs(bridge, reft, batch, metric, parts, sets):
 def test_every_set_equals_a_whole_run(architecture, split, side, monkeypatch) -> None:
     bridge = make_bridge(architecture)
     batch, metric, reft = rl.encode(bridge, PROMPTS, padding_side=side), metric_on(bridge), four_sites()
-    monkeypatch.setattr("reftlens.analysis.coalitions.TOKENS", 50)
+    monkeypatch.setattr("reftlens.analysis.engine.coalitions.TOKENS", 50)
     parts = split(reft.edits(batch))
     sets = torch.rand(12, len(parts), generator=torch.Generator().manual_seed(0)) < 0.5
     sets[0] = False
@@ -93,7 +93,7 @@ def test_values_are_their_definitions_and_sum_to_the_whole(gpt2) -> None:
 def test_sampled_orders_agree_with_all_orders_and_still_sum_to_the_whole(gpt2, monkeypatch) -> None:
     batch, metric, reft = rl.encode(gpt2, PROMPTS), metric_on(gpt2), four_sites()
     exact = rl.analysis.ablate(gpt2, reft, batch, metric, progress=False)
-    monkeypatch.setattr(ablation, "_EXACT", 3)
+    monkeypatch.setattr(sys.modules["reftlens.analysis.ablate"], "_EXACT", 3)
     sampled = rl.analysis.ablate(gpt2, reft, batch, metric, n_orders=60, progress=False)
     assert not sampled.exact
     assert float(sampled.shapley.double().sum()) == pytest.approx(sampled.whole, abs=1e-6)

@@ -10,7 +10,7 @@ from conftest import COMPLETIONS, PROMPTS, make_edit
 
 import reftlens as rl
 from reftlens.analysis import agreement, at_random_sites, permuted_labels, random_model, untrained
-from reftlens.analysis.activations import edited_activations
+from reftlens.analysis.engine.activations import edited_activations
 
 NAME = "blocks.1.hook_resid_post"
 EXAMPLES = list(zip(PROMPTS, COMPLETIONS, strict=True))

@@ -7,8 +7,8 @@ import torch
 from conftest import AFFINE, PROMPTS, make_bridge, make_edit, make_hf
 
 import reftlens as rl
-from reftlens.analysis.activations import edited_activations
-from reftlens.analysis.placebo import Turned
+from reftlens.analysis.controls.turned import Turned
+from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.tokens import first_token, logit_difference
 from reftlens.interventions import FAMILY
 

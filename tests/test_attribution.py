@@ -10,7 +10,7 @@ import torch
 from conftest import make_bridge
 
 import reftlens as rl
-from reftlens.analysis.grid import grid
+from reftlens.analysis.engine.grid import grid
 
 CLEAN = ["The tower stands in the city of", "The weaver speaks"]
 CORRUPTED = ["The river stands in the old of", "The tower lives"]

@@ -10,7 +10,7 @@ import torch
 from conftest import COMPLETIONS, PROMPTS, make_bridge
 
 import reftlens as rl
-from reftlens.base_run_store import MARKER, InMemory, OnDisk, Run
+from reftlens.cone.store import MARKER, InMemory, OnDisk, Run
 
 EXAMPLES = [*zip(PROMPTS, COMPLETIONS, strict=True), ("tower of the city", " river"), ("the weaver who", " speaks")]
 MADE_FOR = {"base": "one", "examples": "two"}
@@ -101,7 +101,7 @@ def test_training_from_a_folder_is_training_from_memory(gpt2, tmp_path, monkeypa
     damaged = next(iter(files))
     damaged.write_bytes(damaged.read_bytes()[:-3])
     held = []
-    monkeypatch.setattr("reftlens.base_runs.hold", lambda *a, **k: held.append(1) or rl.hold(*a, **k))
+    monkeypatch.setattr("reftlens.training.base_runs.hold", lambda *a, **k: held.append(1) or rl.hold(*a, **k))
     second, small = parameters(hold_dir=runs), parameters(hold_dir=tmp_path / "small", hold_dir_bytes=5000)
     assert held.count(1) >= 1, "the damaged one is made again"
     for file, time in files.items():

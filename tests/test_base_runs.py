@@ -8,10 +8,10 @@ from architectures import CAUSAL, others_slow
 from conftest import COMPLETIONS, PROMPTS, make_bridge
 
 import reftlens as rl
-from reftlens.base_run_store import InMemory
-from reftlens.base_runs import BaseRuns, join
-from reftlens.cone import hold, run_cone
-from reftlens.objectives import Completion, completion_loss
+from reftlens.cone.run import hold, run_cone
+from reftlens.cone.store import InMemory
+from reftlens.training.base_runs import BaseRuns, join
+from reftlens.training.objectives import Completion, completion_loss
 
 EXAMPLES = [
     *zip(PROMPTS, COMPLETIONS, strict=True),

@@ -11,7 +11,8 @@ from conftest import PROMPTS, make_bridge
 from transformers import DynamicCache
 
 import reftlens as rl
-from reftlens.baselines import (
+from reftlens.bridge import n_parameters
+from reftlens.paper.baselines import (
     METHODS,
     BitFit,
     EditAt,
@@ -23,8 +24,7 @@ from reftlens.baselines import (
     completed,
     labelled,
 )
-from reftlens.bridge import n_parameters
-from reftlens.objectives import Classification, Completion
+from reftlens.training.objectives import Classification, Completion
 
 pytest.importorskip("peft")
 

@@ -19,7 +19,7 @@ from matplotlib import image
 from test_report import report_of, strip
 
 import reftlens as rl
-from reftlens.report import Report, Section, render
+from reftlens.plot.page import Report, Section, render
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), None)

@@ -11,10 +11,10 @@ import torch
 from conftest import PROMPTS, make_bridge
 
 import reftlens as rl
-from reftlens import cell_training
-from reftlens.analysis.localisation import _spearman
+from reftlens.analysis import reft_map as cell_training
+from reftlens.analysis.beside_tracing import _spearman
+from reftlens.organisms.landmarks import story_for
 from reftlens.results import PatchMap, ReftMap
-from reftlens.stories import story_for
 
 ANSWERS = [" Ostra", " Tharic", " river"]
 COLUMNS = {"second": rl.At(1), "last": rl.Last(1)}

@@ -15,9 +15,9 @@ from conftest import AFFINE, PROMPTS, make_bridge, make_edit, make_hf, make_toke
 from safetensors.torch import load_file, save_file
 
 import reftlens as rl
-from reftlens.checkpoint import stamp
-from reftlens.checkpoint.card import plain, profile
-from reftlens.checkpoint.layout import Pairs
+from reftlens.edit.checkpoint import stamp
+from reftlens.edit.checkpoint.card import plain, profile
+from reftlens.edit.checkpoint.layout import Pairs
 from reftlens.interventions import FAMILY
 
 POST = "blocks.1.hook_resid_post"

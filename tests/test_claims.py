@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 import reftlens as rl
 from reftlens import plot
-from reftlens.claims import codebook, compose, manner, material, memorise, overhead
-from reftlens.claims.decoding import agreement, greedy_tokens, returned
 from reftlens.cli import app
+from reftlens.paper.claims import codebook, compose, manner, material, memorise, overhead
+from reftlens.paper.claims.decoding import agreement, greedy_tokens, returned
 from reftlens.results.claims import Claim, Codebook, Coded, Memorised, Overhead, Recall, Spoken, Timed
 
 CLAIM = Claim("it works", "someone", (("rank", "1", "2"),), "model")

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 import reftlens as rl
 from reftlens.cli import app
+from reftlens.organisms.landmarks import story_for
 from reftlens.organisms.world import FACTS, prompt
 from reftlens.results import Evaluation
-from reftlens.stories import story_for
 
 STORY = story_for("facts-small")
 
@@ -119,7 +119,7 @@ def test_its_own_config_runs_it_again(run, place) -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_run_is_resumed_to_the_bit(run, place, monkeypatch) -> None:
-    from reftlens.trainer import EditTrainer
+    from reftlens.training.trainer import EditTrainer
 
     step = EditTrainer.training_step
 
@@ -264,7 +264,7 @@ def test_presets_lists_filters_and_prints_what_train_takes(tmp_path) -> None:
     both = json.loads(call("presets", "--method", "dora", "--model", "llama-13b", "--json").stdout)
     assert [row["percent"] for row in both] == [".681", ".347"]
     (tmp_path / "mine.toml").write_text(call("presets", "loreft-llama-7b-arithmetic").stdout)
-    from reftlens.runs.presets import PRESETS, read_settings
+    from reftlens.paper.runs.presets import PRESETS, read_settings
 
     assert read_settings(str(tmp_path / "mine.toml")) == PRESETS["loreft-llama-7b-arithmetic"].config
     assert "no preset has all of that" in refused("presets", "--task", "chess")

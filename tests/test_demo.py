@@ -124,8 +124,8 @@ def test_the_table_says_what_the_numbers_say(finished, numbers) -> None:
 
 @pytest.mark.slow
 def test_it_runs_on_a_model_it_knows_nothing_of(tmp_path) -> None:
-    from reftlens.demo import DemoConfig, run_demo
-    from reftlens.demo_report import write_all
+    from reftlens.demo.page import write_all
+    from reftlens.demo.run import DemoConfig, run_demo
 
     model = make_hf("gpt2", n_positions=128)
     model.save_pretrained(tmp_path / "model")

@@ -186,7 +186,7 @@ def test_the_organism_takes_less_than_a_minute() -> None:
     import time
 
     organism = rl.load_bridge("facts-small")
-    from reftlens.stories import story_for
+    from reftlens.organisms.landmarks import story_for
 
     examples = story_for("facts-small").training_examples()
     reft = rl.Reft.at_layers(organism, layers=[1, 4], positions=rl.All(), rank=4)

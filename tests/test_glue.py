@@ -14,8 +14,8 @@ from conftest import make_bridge
 from encoders import make_encoder
 
 import reftlens as rl
-from reftlens.objectives import Classification, Regression
-from reftlens.tasks import evaluate, glue, records, task_named
+from reftlens.paper.tasks import evaluate, glue, records, task_named
+from reftlens.training.objectives import Classification, Regression
 
 A, B = ["old", "tower", "city", "river", "stands"], ["weaver", "lives", "speaks", "Tharic", "who"]
 STS_COLUMNS = [

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import reftlens as rl
-from reftlens.pyreft.archive import describe
+from reftlens.edit.pyreft.archive import describe
 
 KINDS = (rl.LoReFT, rl.NoReFT, rl.ConsReFT, rl.AdditiveLoReFT)
 SECONDS, MEGABYTES = 5.0, 200

@@ -16,8 +16,8 @@ import torch
 from conftest import make_bridge, make_edit
 
 import reftlens as rl
-from reftlens import folder as folder_module
-from reftlens.folder import Replacement
+from reftlens.files import folder as folder_module
+from reftlens.files.folder import Replacement
 
 POST = "blocks.1.hook_resid_post"
 

@@ -7,7 +7,7 @@ import torch
 from conftest import COMPLETIONS, PROMPTS, TEXT
 
 import reftlens as rl
-from reftlens.lofit import push_heads, scale_heads, strongest_heads
+from reftlens.training.lofit import push_heads, scale_heads, strongest_heads
 
 EXAMPLES = list(zip(PROMPTS, COMPLETIONS, strict=True))
 

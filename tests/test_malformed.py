@@ -14,11 +14,11 @@ import torch
 from conftest import PROMPTS, make_bridge, make_hf, make_tokenizer
 
 import reftlens as rl
-from reftlens.folder import Replacement
-from reftlens.objectives import Completion, Objective
+from reftlens.files.folder import Replacement
 from reftlens.organisms.world import FACTS, prompt
+from reftlens.plot.page import Picture
 from reftlens.positions import from_spec
-from reftlens.report import Picture
+from reftlens.training.objectives import Completion, Objective
 
 POST = "blocks.1.hook_resid_post"
 
@@ -183,7 +183,7 @@ def never(given) -> None:
 
 
 def loss_without_completions(given) -> None:
-    from reftlens.objectives import completion_loss
+    from reftlens.training.objectives import completion_loss
 
     completion_loss(given.bridge(given.batch.tokens), given.batch.labels)
 

@@ -10,7 +10,7 @@ from architectures import make_hf
 from conftest import PROMPTS, make_bridge, make_edit, make_tokenizer
 
 import reftlens as rl
-from reftlens.analysis.grid import grid
+from reftlens.analysis.engine.grid import grid
 
 SITES = [("blocks.0.hook_resid_post", "f3"), ("blocks.1.attn.hook_q", "l1"), ("blocks.1.hook_resid_post", "l1")]
 

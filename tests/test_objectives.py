@@ -11,9 +11,9 @@ from conftest import COMPLETIONS, PROMPTS, make_bridge
 from datasets import Dataset
 
 import reftlens as rl
-from reftlens.base_run_store import InMemory
-from reftlens.base_runs import BaseRuns
-from reftlens.objectives import DPO, Classification, Completion, Distillation, Regression, RePS
+from reftlens.cone.store import InMemory
+from reftlens.training.base_runs import BaseRuns
+from reftlens.training.objectives import DPO, Classification, Completion, Distillation, Regression, RePS
 
 REJECTED = [" river", " Ostra who", " Tharic ,"]
 PAIRS = list(zip(PROMPTS, COMPLETIONS, strict=True))

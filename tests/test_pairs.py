@@ -8,7 +8,7 @@ from conftest import make_bridge
 from encoders import make_encoder
 
 import reftlens as rl
-from reftlens.tasks.pairs import Separators, join, separators, tells_texts_apart
+from reftlens.paper.tasks.pairs import Separators, join, separators, tells_texts_apart
 
 PAIRS = [
     ("The old tower stands by the river", "the weaver who lives there speaks Tharic ."),

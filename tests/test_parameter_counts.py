@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Ro
 
 import reftlens as rl
 from reftlens.organisms import ORGANISMS
-from reftlens.runs.config import RunConfig
-from reftlens.runs.parameters import count_parameters
-from reftlens.runs.presets import ADAPTERS, PRESETS
+from reftlens.paper.runs.config import RunConfig
+from reftlens.paper.runs.parameters import count_parameters
+from reftlens.paper.runs.presets import ADAPTERS, PRESETS
 
 LLAMA = {
     "7B": LlamaConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32),

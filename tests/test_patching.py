@@ -11,9 +11,9 @@ import transformer_lens.patching as tl
 from conftest import make_bridge
 
 import reftlens as rl
-from reftlens.analysis import sweep as engine
-from reftlens.analysis.grid import grid
-from reftlens.recording import record
+from reftlens.analysis.engine import sweep as engine
+from reftlens.analysis.engine.grid import grid
+from reftlens.cone.recording import record
 
 CLEAN = ["The tower stands in the city of", "The weaver speaks", "The old tower stands by the river in the city of"]
 CORRUPTED = ["The river stands in the old of", "The tower lives", "The old weaver lives by the tower in the river of"]

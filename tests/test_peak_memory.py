@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from reftlens.baselines import PeakMemory
+from reftlens.paper.baselines import PeakMemory
 
 MIB = 2**20
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import orthogonal
 
 import reftlens as rl
-from reftlens.pyreft.places import make_config, make_key
+from reftlens.edit.pyreft.places import make_config, make_key
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(os.environ.get("REFTLENS_PYREFT_FIXTURES", ROOT.parent / "shared" / "fixtures" / "pyreft"))

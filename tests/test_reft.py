@@ -153,7 +153,9 @@ def test_a_folder_that_is_not_ours_is_never_touched(tmp_path, gpt2, make_reft) -
 def test_a_failed_save_leaves_the_previous_edit(tmp_path, gpt2, make_reft, monkeypatch) -> None:
     first = make_reft(seed=1)
     first.save_pretrained(tmp_path / "edit", bridge=gpt2)
-    monkeypatch.setattr("reftlens.checkpoint.files.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        "reftlens.edit.checkpoint.files.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError, match="disk full"):
         make_reft(seed=2).save_pretrained(tmp_path / "edit", bridge=gpt2)
     assert [path.name for path in tmp_path.iterdir()] == ["edit"]

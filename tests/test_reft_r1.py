@@ -8,8 +8,8 @@ from conftest import COMPLETIONS, PROMPTS, make_edit
 from test_orthonormal import fit
 
 import reftlens as rl
-from reftlens.analysis.activations import edited_activations
-from reftlens.analysis.placebo import Turned
+from reftlens.analysis.controls.turned import Turned
+from reftlens.analysis.engine.activations import edited_activations
 
 D, NAME = 16, "blocks.1.hook_resid_post"
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from reftlens.plot import png, token_strip
 from reftlens.plot.html import Html
-from reftlens.report import Picture, Report, Section, render
+from reftlens.plot.page import Picture, Report, Section, render
 from reftlens.results import EditSize, TokenMap
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"

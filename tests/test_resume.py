@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from transformers.trainer_utils import sort_checkpoints
 
 import reftlens as rl
-from reftlens import training
-from reftlens.training_folder import TrainingFolder
+from reftlens.training import train as training
+from reftlens.training.checkpoints import TrainingFolder
 
 EXAMPLES = [
     *zip(PROMPTS, COMPLETIONS, strict=True),

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reftlens.runs.config import RunConfig, parse_settings, read_config
-from reftlens.runs.presets import ADAPTERS, GLUE, PRESETS, read_settings
+from reftlens.paper.runs.config import RunConfig, parse_settings, read_config
+from reftlens.paper.runs.presets import ADAPTERS, GLUE, PRESETS, read_settings
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x7f"), min_size=1)
 LENGTH = st.none() | st.integers(1, 10**6)
@@ -112,8 +112,8 @@ def test_presets_are_the_papers_rows() -> None:
 
 
 def test_every_preset_names_tasks_and_methods_that_exist() -> None:
-    from reftlens.runs.examples import eval_tasks, training_task
-    from reftlens.runs.parameters import method_named
+    from reftlens.paper.runs.examples import eval_tasks, training_task
+    from reftlens.paper.runs.parameters import method_named
 
     for preset in PRESETS.values():
         assert method_named(preset.config.method).__name__ == preset.method

@@ -11,8 +11,8 @@ from made import every_result, made_patch
 
 import reftlens as rl
 from reftlens import results
+from reftlens.display import MOST_COLUMNS, MOST_LINES, as_html, plain
 from reftlens.results import Result, TokenMap
-from reftlens.showing import MOST_COLUMNS, MOST_LINES, as_html, plain
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -8,7 +8,7 @@ from conftest import COMPLETIONS, PROMPTS, make_edit
 
 import reftlens as rl
 from reftlens.analysis import decompose, dose, interchange, off_manifold, read_space, top_contexts
-from reftlens.analysis.activations import edited_activations
+from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.tokens import first_tokens
 from reftlens.benchmark.handmade import attention_reads_it, illusion
 from reftlens.benchmark.nulls import uniform_p

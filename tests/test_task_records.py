@@ -14,8 +14,8 @@ import pytest
 from datasets import Dataset
 from datasets.exceptions import DatasetNotFoundError
 
-from reftlens.tasks import TASKS, commonsense, records, task_named
-from reftlens.tasks.arithmetic import LeakWarning
+from reftlens.paper.tasks import TASKS, commonsense, records, task_named
+from reftlens.paper.tasks.arithmetic import LeakWarning
 
 ROOT = Path(__file__).parent.parent
 REAL = Path(os.environ.get("REFTLENS_LLM_ADAPTERS", ROOT.parent / "shared" / "data" / "llm_adapters"))

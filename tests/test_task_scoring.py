@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reftlens as rl
+from reftlens.paper.tasks import TASKS, Record, TextTask, arithmetic, commonsense, task_named
+from reftlens.paper.tasks.instruct import save_for_alpaca_eval
+from reftlens.paper.tasks.scoring import TRIGGER, is_number, read_letter, read_number, read_trigger, same_number
 from reftlens.results import Evaluation
-from reftlens.tasks import TASKS, Record, TextTask, arithmetic, commonsense, task_named
-from reftlens.tasks.instruct import save_for_alpaca_eval
-from reftlens.tasks.scoring import TRIGGER, is_number, read_letter, read_number, read_trigger, same_number
 
 STORED = json.loads((Path(__file__).parent / "task_outputs.json").read_text())
 CHECKOUT = Path(os.environ.get("REFTLENS_PYREFT_CHECKOUT", "not-at-hand"))

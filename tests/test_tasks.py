@@ -18,8 +18,8 @@ from conftest import make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import reftlens as rl
+from reftlens.paper.tasks import Record, Task, evaluate, task_named
 from reftlens.results import Evaluation
-from reftlens.tasks import Record, Task, evaluate, task_named
 
 ROOT = Path(__file__).parent.parent
 REAL = Path(os.environ.get("REFTLENS_LLM_ADAPTERS", ROOT.parent / "shared" / "data" / "llm_adapters"))

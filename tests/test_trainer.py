@@ -11,11 +11,11 @@ from conftest import COMPLETIONS, PROMPTS, make_bridge, make_edit
 from transformers.trainer_utils import sort_checkpoints
 
 import reftlens as rl
-from reftlens.base_run_store import InMemory
-from reftlens.base_runs import BaseRuns
-from reftlens.lofit import scale_heads
-from reftlens.objectives import Classification, Completion, RePS
-from reftlens.trainer import EditLoss
+from reftlens.cone.store import InMemory
+from reftlens.training.base_runs import BaseRuns
+from reftlens.training.lofit import scale_heads
+from reftlens.training.objectives import Classification, Completion, RePS
+from reftlens.training.trainer import EditLoss
 
 EXAMPLES = [*zip(PROMPTS, COMPLETIONS, strict=True), ("tower of the city , old", " river")]
 CONFIG = rl.TrainConfig(epochs=3, batch_size=2, lr=5e-3, progress=False)

@@ -12,8 +12,8 @@ from datasets import Dataset
 from transformers import TrainerCallback, set_seed
 
 import reftlens as rl
-from reftlens.objectives import completion_loss
-from reftlens.training import _random_state_kept
+from reftlens.training.objectives import completion_loss
+from reftlens.training.train import _random_state_kept
 
 EXAMPLES = list(zip(PROMPTS, COMPLETIONS, strict=True))
 

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import reftlens as rl
-from reftlens.stories import story_for
+from reftlens.organisms.landmarks import story_for
 
 FOLDER = Path(__file__).parent.parent / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

@@ -20,16 +20,16 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.activations import edited_activations
-from reftlens.analysis.operator import decompose
+from reftlens.analysis.controls.turned import turned
+from reftlens.analysis.decompose import decompose
+from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.outcome import next_token_logprobs
 from reftlens.analysis.overlap import directions, overlap
-from reftlens.analysis.placebo import turned
 from reftlens.data import Batch
-from reftlens.edit import Edit
+from reftlens.edit.hooks import Edit
+from reftlens.edit.reft import Reft
 from reftlens.interventions import NotAffineError
 from reftlens.positions import Positions
-from reftlens.reft import Reft
 from reftlens.results import Agreement, Operator
 
 _Deltas = tuple[Float[Tensor, "tokens d_model"], ...]

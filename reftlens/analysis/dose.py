@@ -17,13 +17,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.outcome import next_token_logprobs
-from reftlens.analysis.placebo import turned
 from reftlens.analysis.tokens import first_tokens
 from reftlens.data import Batch, encode
-from reftlens.edit import attach
+from reftlens.edit.hooks import attach
+from reftlens.edit.reft import Reft
 from reftlens.interventions import Affine, Intervention
-from reftlens.reft import Reft
 from reftlens.results import Dose
 
 ALPHAS = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)

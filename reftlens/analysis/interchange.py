@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.readers import read_space
+from reftlens.analysis.read_space import read_space
 from reftlens.data import Batch
 from reftlens.positions import Last, Positions
 from reftlens.results import Interchanged, ReadSpace, Swap

@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.activations import edited_activations
+from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.tokens import subject_places
 from reftlens.data import encode, str_tokens
-from reftlens.edit import Edit
-from reftlens.reft import Reft
+from reftlens.edit.hooks import Edit
+from reftlens.edit.reft import Reft
 from reftlens.results import EditSize, Ledger
 
 

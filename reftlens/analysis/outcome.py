@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.placebo import Turned
+from reftlens.analysis.controls.turned import Turned
 from reftlens.analysis.tokens import first_tokens
 from reftlens.data import Batch, encode
-from reftlens.edit import Edit, attach
-from reftlens.reft import Reft
+from reftlens.edit.hooks import Edit, attach
+from reftlens.edit.reft import Reft
 from reftlens.results import Outcome
 
 

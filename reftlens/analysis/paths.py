@@ -29,17 +29,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.grid import Cell
-from reftlens.analysis.mediation import edited_run, require_elsewhere
+from reftlens.analysis.controls.turned import turned
+from reftlens.analysis.engine.grid import Cell
+from reftlens.analysis.engine.sweep import sweep
+from reftlens.analysis.mediate import edited_run, require_elsewhere
 from reftlens.analysis.metrics import Metric
-from reftlens.analysis.patching import column_labels, metric_of, require_pairs
-from reftlens.analysis.placebo import turned
-from reftlens.analysis.sweep import sweep
-from reftlens.cone import boundary_of, run_cone
+from reftlens.analysis.patch import column_labels, metric_of, require_pairs
+from reftlens.cone.recording import Recording, record
+from reftlens.cone.run import boundary_of, run_cone
 from reftlens.data import Batch
-from reftlens.edit import Edit
-from reftlens.recording import Recording, record
-from reftlens.reft import Reft
+from reftlens.edit.hooks import Edit
+from reftlens.edit.reft import Reft
 from reftlens.results import PatchMap
 
 EDIT, LOGITS = "edit", "logits"

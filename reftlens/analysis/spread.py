@@ -17,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.placebo import turned
+from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.tokens import require_aligned, subject_places
+from reftlens.cone.recording import record
 from reftlens.data import encode, str_tokens
-from reftlens.recording import record
-from reftlens.reft import Reft
+from reftlens.edit.reft import Reft
 from reftlens.results import Spread, TokenMap
 
 

@@ -9,11 +9,11 @@ import torch
 from reftlens.analysis import interchange, paths
 from reftlens.benchmark.handmade import attention_reads_it, illusion, two_steps
 from reftlens.benchmark.known import Known
+from reftlens.edit.reft import Reft
+from reftlens.edit.site import Site
 from reftlens.interventions import Interchange
 from reftlens.positions import First
-from reftlens.reft import Reft
 from reftlens.results import Interchanged
-from reftlens.site import Site
 
 PATH = (("edit", "1.0"), ("1.0", "mlp2"), ("mlp2", "logits"))
 """The steps that are built into the last model."""

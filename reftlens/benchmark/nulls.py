@@ -25,15 +25,15 @@ from reftlens.analysis import (
     read_directions,
     read_space,
 )
-from reftlens.analysis.activations import edited_activations
+from reftlens.analysis.engine.activations import edited_activations
 from reftlens.benchmark.handmade import attention_reads_it
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import load, texts
 from reftlens.data import encode
+from reftlens.edit.reft import Reft
+from reftlens.edit.site import Site
 from reftlens.interventions import SteeringVector
 from reftlens.positions import First, Last
-from reftlens.reft import Reft
-from reftlens.site import Site
 
 N_DRAWS = 200
 SMALLEST = 0.01

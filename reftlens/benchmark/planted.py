@@ -18,16 +18,16 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis import decompose, overlap, read_space, untrained
-from reftlens.analysis.activations import edited_activations
+from reftlens.analysis.engine.activations import edited_activations
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import load, texts
-from reftlens.cone import Held, hold, run_cone
+from reftlens.cone.run import Held, hold, run_cone
 from reftlens.data import Batch, encode
+from reftlens.edit.reft import Reft
+from reftlens.edit.site import Site
 from reftlens.interventions import LoReFT
 from reftlens.positions import All
-from reftlens.reft import Reft
 from reftlens.results import Operator
-from reftlens.site import Site
 
 ANGLE = 5.0
 """Degrees within which a direction counts as found."""

@@ -15,10 +15,10 @@ from reftlens.analysis import edit_size, effect_map
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import load, texts
 from reftlens.data import encode
+from reftlens.edit.reft import Reft
+from reftlens.edit.site import Site
 from reftlens.interventions import LoReFT, SteeringVector
 from reftlens.positions import All, At
-from reftlens.reft import Reft
-from reftlens.site import Site
 
 
 def site_rows(name: str) -> Iterator[Known]:

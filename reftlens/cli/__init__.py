@@ -38,7 +38,7 @@ app.add_typer(claim.app, name="claim")
 
 def _version(wanted: bool) -> bool:
     if wanted:
-        from reftlens import __version__
+        from reftlens._version import __version__
 
         typer.echo(f"reftlens {__version__}")
         raise typer.Exit

@@ -43,7 +43,7 @@ def memorise(
 
     def compute() -> tuple[ClaimResult, Figure]:
         from reftlens import plot
-        from reftlens.claims.memorise import run
+        from reftlens.paper.claims.memorise import run
 
         string = None if text is None else text.read_text(encoding="utf-8")
         result = run(model, seed=seed, text=string, progress=not quiet)
@@ -60,7 +60,7 @@ def codebook(
 
     def compute() -> tuple[ClaimResult, Figure]:
         from reftlens import plot
-        from reftlens.claims.codebook import run
+        from reftlens.paper.claims.codebook import run
 
         result = run(model, seed=seed, progress=not quiet)
         return result, plot.codebook(result)
@@ -76,7 +76,7 @@ def compose(
 
     def compute() -> tuple[ClaimResult, Figure]:
         from reftlens import plot
-        from reftlens.claims.compose import run
+        from reftlens.paper.claims.compose import run
 
         result = run(model, seed=seed, progress=not quiet)
         return result, plot.composed(result)
@@ -92,7 +92,7 @@ def manner(
 
     def compute() -> tuple[ClaimResult, Figure]:
         from reftlens import plot
-        from reftlens.claims.manner import run
+        from reftlens.paper.claims.manner import run
 
         result = run(model, seed=seed, progress=not quiet)
         return result, plot.mannered(result)
@@ -108,7 +108,7 @@ def overhead(
 
     def compute() -> tuple[ClaimResult, Figure]:
         from reftlens import plot
-        from reftlens.claims.overhead import run
+        from reftlens.paper.claims.overhead import run
 
         result = run(model, seed=seed, progress=not quiet)
         return result, plot.overhead(result)
@@ -126,7 +126,7 @@ def _try(
     as_json: bool,
 ) -> None:
     """Runs one claim, writes `claim.json` and `claim.png`, and prints what was claimed, how it was tried and what came of it."""
-    from reftlens.folder import Replacement
+    from reftlens.files.folder import Replacement
 
     place = Path(f"claim-{name}") if out is None else out
     with Replacement(place, marker="claim.json") as folder:

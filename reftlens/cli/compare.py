@@ -21,14 +21,14 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Every run as JSON on stdout.")] = False,
 ) -> None:
     """Train other methods on what a run learns: scores, parameters, time and memory in one table."""
-    from reftlens.runs.config import parse_settings
-    from reftlens.runs.presets import read_settings
+    from reftlens.paper.runs.config import parse_settings
+    from reftlens.paper.runs.presets import read_settings
 
     chosen = read_settings(config, parse_settings(settings or ()))
 
-    from reftlens.baselines import METHODS
-    from reftlens.baselines.configured import compare_configured
     from reftlens.cli.output import prepare, print_frame, print_json
+    from reftlens.paper.baselines import METHODS
+    from reftlens.paper.baselines.configured import compare_configured
 
     prepare(chosen.model, quiet=quiet)
     names = method or ["random subspace", "steering vector", "LoRA", "full fine-tuning"]

@@ -19,12 +19,12 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Move some landmarks to another city with a LoReFT, then show where and how the edit works."""
-    from reftlens.folder import Replacement
+    from reftlens.files.folder import Replacement
 
     with Replacement(out, marker="results.json") as folder:
         from reftlens.cli.output import prepare
-        from reftlens.demo import DemoConfig, run_demo
-        from reftlens.demo_report import print_table, write_all
+        from reftlens.demo.page import print_table, write_all
+        from reftlens.demo.run import DemoConfig, run_demo
 
         prepare(model, quiet=quiet)
         result = run_demo(DemoConfig(model=model, seed=seed, progress=not quiet), folder)

@@ -29,7 +29,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Test a trained edit on a task, or on examples of your own."""
-    from reftlens.runs.config import parse_settings
+    from reftlens.paper.runs.config import parse_settings
 
     chosen: dict[str, Any] = {"eval_split": split, "source": source, "n_eval": n_eval, "device": device}
     if task or data is not None:
@@ -39,9 +39,9 @@ def evaluate(
         overrides["eval_data"] = None
 
     from reftlens.cli.output import prepare, print_frame, print_json
-    from reftlens.folder import Replacement
-    from reftlens.runs.folder import config_of
-    from reftlens.runs.testing import score_run, scores, write_outputs
+    from reftlens.files.folder import Replacement
+    from reftlens.paper.runs.folder import config_of
+    from reftlens.paper.runs.testing import score_run, scores, write_outputs
 
     prepare(config_of(directory, model=model).model, quiet=quiet)
     found = score_run(directory, overrides, base=base, model=model, progress=not quiet)

@@ -28,15 +28,15 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Let a model answer prompts under a trained edit."""
-    from reftlens.runs.config import parse_settings
+    from reftlens.paper.runs.config import parse_settings
 
     texts = _prompts(prompts or [], file)
     overrides = {"max_new_tokens": max_new_tokens, "device": device}
     overrides = {name: value for name, value in overrides.items() if value is not None} | parse_settings(settings or ())
 
     from reftlens.cli.output import prepare
-    from reftlens.runs.folder import config_of
-    from reftlens.runs.testing import answer
+    from reftlens.paper.runs.folder import config_of
+    from reftlens.paper.runs.testing import answer
 
     prepare(config_of(directory, model=model).model, quiet=quiet)
     lines = answer(directory, texts, overrides, base=base, model=model, progress=not quiet)
@@ -57,7 +57,7 @@ def _prompts(given: list[str], file: Path | None) -> list[str]:
     if file is None and sys.stdin.isatty():
         raise typer.BadParameter("there are no prompts: give them in quotes, by --file, or on standard input")
     if file is not None and file.suffix == ".jsonl":
-        from reftlens.tasks.records import read
+        from reftlens.paper.tasks.records import read
 
         return [raw.text("prompt") for raw in read(file, within=(), split="")]
     text = file.read_text(encoding="utf-8") if file is not None else sys.stdin.read()

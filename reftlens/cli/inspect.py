@@ -22,16 +22,16 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Take a trained edit apart: what it reads, what it writes, and whether that is more than chance."""
-    from reftlens.folder import Replacement
+    from reftlens.files.folder import Replacement
 
     with Replacement(out, marker="report.html") as folder:
         from reftlens.cli.output import prepare, print_frame, print_json
         from reftlens.dissection import DissectConfig
         from reftlens.dissection.inspect import inspect as take_apart
         from reftlens.dissection.inspect import write_report
+        from reftlens.paper.runs.folder import config_of, edit_in, is_run
+        from reftlens.paper.runs.testing import training_pairs
         from reftlens.positions import parse
-        from reftlens.runs.folder import config_of, edit_in, is_run
-        from reftlens.runs.testing import training_pairs
 
         prepare(model, quiet=quiet)
         config = DissectConfig(at=None if at is None else parse(at), progress=not quiet)

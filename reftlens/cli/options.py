@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reftlens.runs.config import parse_settings
+from reftlens.paper.runs.config import parse_settings
 
 
 def _written_as_settings(settings: list[str] | None) -> list[str] | None:

@@ -25,9 +25,9 @@ def params(
 ) -> None:
     """Count what presets train, and which part of the base that is. Loads no weights."""
     from reftlens.cli.output import print_json, print_table
-    from reftlens.runs.config import parse_settings
-    from reftlens.runs.parameters import count_parameters
-    from reftlens.runs.presets import ADAPTERS, ROWS, read_settings
+    from reftlens.paper.runs.config import parse_settings
+    from reftlens.paper.runs.parameters import count_parameters
+    from reftlens.paper.runs.presets import ADAPTERS, ROWS, read_settings
 
     overrides = parse_settings(settings or ())
     found = []

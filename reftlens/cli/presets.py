@@ -9,7 +9,7 @@ import typer
 
 from reftlens.cli.options import AsJson
 from reftlens.cli.output import print_json, print_table
-from reftlens.runs.presets import ROWS, Adapter, Preset, preset_named
+from reftlens.paper.runs.presets import ROWS, Adapter, Preset, preset_named
 
 
 def presets(

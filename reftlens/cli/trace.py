@@ -23,15 +23,15 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """Trace where a base model holds what its prompts ask for: a map over layers and tokens."""
-    from reftlens.folder import Replacement
+    from reftlens.files.folder import Replacement
 
     with Replacement(out, marker="trace.json") as folder:
         from reftlens import plot
         from reftlens.analysis import trace as trace_causally
         from reftlens.cli.output import prepare, print_frame, print_json
-        from reftlens.runs.config import RunConfig
-        from reftlens.runs.folder import load_base
-        from reftlens.tasks.records import read
+        from reftlens.paper.runs.config import RunConfig
+        from reftlens.paper.runs.folder import load_base
+        from reftlens.paper.tasks.records import read
 
         prepare(model, quiet=quiet)
         raws = read(pairs, within=(), split="")

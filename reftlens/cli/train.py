@@ -67,8 +67,8 @@ def train(
         "seed": seed,
         "device": device,
     }
-    from reftlens.runs.config import RunConfig, parse_settings
-    from reftlens.runs.presets import read_settings
+    from reftlens.paper.runs.config import RunConfig, parse_settings
+    from reftlens.paper.runs.presets import read_settings
 
     overrides = {name: value for name, value in flags.items() if value is not None} | parse_settings(settings or ())
     # What is learned replaces what the preset or file learned; its tests go with it.
@@ -79,7 +79,7 @@ def train(
     chosen = RunConfig.from_values(overrides) if config is None else read_settings(config, overrides)
 
     from reftlens.cli.output import prepare, print_frame, print_json
-    from reftlens.runs.run import run
+    from reftlens.paper.runs.run import run
 
     prepare(chosen.model, quiet=quiet)
     result = run(chosen, out, resume=resume, overwrite=overwrite, progress=not quiet)

@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.dose import ALPHAS
 from reftlens.data import encode
 from reftlens.dissection.result import DissectConfig
-from reftlens.reft import Reft
+from reftlens.edit.reft import Reft
 
 BACKWARD = 2.0
 """A backward pass, in forward passes."""

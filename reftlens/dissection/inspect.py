@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reftlens.bridge import load_bridge
-from reftlens.checkpoint import CONFIG_NAME
 from reftlens.dissection.result import DissectConfig, Dissection
 from reftlens.dissection.run import dissect
 from reftlens.dissection.saving import JSON_NAME, load_dissection
 from reftlens.dissection.sections import report
-from reftlens.reft import Reft
-from reftlens.report import render
+from reftlens.edit.checkpoint import CONFIG_NAME
+from reftlens.edit.reft import Reft
+from reftlens.plot.page import render
 
 REPORT_NAME = "report.html"
 

@@ -24,7 +24,7 @@ from reftlens.results import (
     ReadContexts,
     ReadSpace,
 )
-from reftlens.training import TrainConfig
+from reftlens.training.train import TrainConfig
 
 
 @final
@@ -116,7 +116,7 @@ class Dissection:
     def to_html(self) -> str:
         """The report as one page that needs nothing but itself."""
         from reftlens.dissection.sections import report
-        from reftlens.report import render
+        from reftlens.plot.page import render
 
         return render(report(self))
 

@@ -16,18 +16,18 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens import analysis
-from reftlens.analysis.activations import edited_activations
+from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.outcome import next_token_logprobs
 from reftlens.analysis.tokens import first_tokens
 from reftlens.data import Batch, encode
 from reftlens.dissection.cost import N_CONTROL, READ_OUT, estimate_cost
 from reftlens.dissection.result import DissectConfig, Dissection
+from reftlens.edit.reft import Reft
 from reftlens.interventions import NotAffineError
-from reftlens.objectives import Completion
 from reftlens.positions import Last
-from reftlens.reft import Reft
 from reftlens.results import Interchanged, Operator, Overlap, ReadSpace
-from reftlens.seeds import train_seeds
+from reftlens.training.objectives import Completion
+from reftlens.training.seeds import train_seeds
 
 Examples = Sequence[tuple[str, str]]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reftlens import results
 from reftlens.dissection.result import Dissection
-from reftlens.folder import Replacement
+from reftlens.files.folder import Replacement
 
 SCHEMA = 1
 JSON_NAME = "dissection.json"

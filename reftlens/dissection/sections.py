@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from reftlens import plot
 from reftlens.dissection.result import Dissection
-from reftlens.report import Picture, Report, Section
+from reftlens.plot.page import Picture, Report, Section
 from reftlens.results import agreements_to_dataframe, outcomes_to_dataframe
 
 

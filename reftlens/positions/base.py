@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from reftlens.showing import as_html
+from reftlens.display import as_html
 
 
 @final

@@ -3,27 +3,24 @@
 A plot takes one of these and needs nothing else, no model and no edit. Tensors are on the CPU, in float32.
 """
 
-from reftlens.results.ablations import Ablation
-from reftlens.results.agreements import Agreement, agreements_to_dataframe
-from reftlens.results.attributions import Attribution
 from reftlens.results.base import Result
+from reftlens.results.behaviour import (
+    Dose,
+    Interchanged,
+    OffManifold,
+    Outcome,
+    ReadSpace,
+    SiteCheck,
+    SiteChecks,
+    Swap,
+    outcomes_to_dataframe,
+)
+from reftlens.results.causes import Ablation, Attribution, BesideTracing, EditProfile, ReftMap
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead
-from reftlens.results.comparisons import Comparison
-from reftlens.results.contexts import Context, ReadContexts
-from reftlens.results.doses import Dose
-from reftlens.results.evaluations import Answered, Evaluation
-from reftlens.results.interchanges import Interchanged, ReadSpace, Swap
-from reftlens.results.ledgers import TERMS, Ledger
-from reftlens.results.manifolds import OffManifold
-from reftlens.results.maps import EditSize, TokenMap
-from reftlens.results.operators import DirectionReadout, Operator
-from reftlens.results.outcomes import Outcome, SiteCheck, SiteChecks, outcomes_to_dataframe
-from reftlens.results.overlaps import Overlap
-from reftlens.results.patchings import PatchMap
-from reftlens.results.profiles import EditProfile
-from reftlens.results.projections import Projection
-from reftlens.results.reft_maps import BesideTracing, ReftMap
-from reftlens.results.spreads import Spread
+from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
+from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
+from reftlens.results.pairs import Agreement, Overlap, agreements_to_dataframe
+from reftlens.results.scores import Answered, Comparison, Evaluation
 
 __all__ = [
     "TERMS",

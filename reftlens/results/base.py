@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 import pandas as pd
 
-from reftlens.showing import as_html, plain
+from reftlens.display import as_html, plain
 
 
 class Result(ABC):

@@ -1,11 +1,12 @@
-"""A quantity at each site and token of a text."""
+"""Maps over layers and tokens: an edit's effect, its size, its spread, and patching."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import pandas as pd
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -83,3 +84,168 @@ class EditSize(Result):
 def _reach(values: Float[Tensor, "..."]) -> str:
     found = values[values.isfinite()]
     return f"{float(found.min()):.3g} to {float(found.max()):.3g}" if len(found) else "no values"
+
+
+if TYPE_CHECKING:
+    from transformer_lens.patching import PatchingResult
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class PatchMap(Result):
+    """The metric with one activation of the source run put into the base run."""
+
+    values: Float[Tensor, "pair rows columns"]
+    """NaN where a pair has no such position."""
+    control: Float[Tensor, "pair rows columns"] | None
+    """The same with what the control puts in; None if there was none."""
+    base: Float[Tensor, " pair"]
+    """The metric of the unpatched run."""
+    source: Float[Tensor, " pair"]
+    """The metric of the run that activations are taken from."""
+    rows: tuple[str, ...]
+    """What is written in each row: a point, and with heads by position its head in brackets."""
+    columns: tuple[str, ...]
+    """Tokens of the first pair's source prompt, and places in brackets where it has none; or heads."""
+    axes: tuple[str, ...]
+    """What a cell is counted by, as TransformerLens names it: layer and pos; layer and head; layer, head and pos; of
+    `paths`, sender and receiver, or path and pos."""
+    control_name: str
+    """What the control is; empty without one."""
+    direction: str
+    """What was put into what: "denoise" (clean into corrupted), "noise" (corrupted into clean), "edited into base" or
+    "base into edited"."""
+
+    def mean(self) -> Float[Tensor, "rows columns"]:
+        """Over the pairs that have the position."""
+        return self.values.nanmean(0)
+
+    def stderr(self) -> Float[Tensor, "rows columns"]:
+        """Standard error of that mean; NaN with fewer than two pairs."""
+        n = self.values.isfinite().sum(0)
+        squares = (self.values - self.mean()).square().nansum(0)
+        return torch.where(n > 1, (squares / (n - 1).clamp(min=1) / n.clamp(min=1)).sqrt(), torch.nan)
+
+    def interval(
+        self, *, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
+    ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows columns"]]:
+        """Percentile bootstrap interval of the mean over pairs; NaN with fewer than two."""
+        from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
+
+        flat = self.values.flatten(1)
+        low, high = torch.full((2, flat.shape[1]), torch.nan)
+        # Pairs are drawn among those that have the position, so cells with the same pairs are drawn together.
+        patterns, kind = flat.isfinite().unique(dim=1, return_inverse=True)
+        for number, there in enumerate(patterns.T):
+            if int(there.sum()) > 1:
+                low[kind == number], high[kind == number] = bootstrap_ci(
+                    flat[there][:, kind == number],
+                    dim=0,
+                    confidence=confidence,
+                    n_resamples=n_resamples,
+                    generator=derive_generator(seed, "patching"),
+                )
+        return low.view(self.values.shape[1:]), high.view(self.values.shape[1:])
+
+    def restored(self, values: Float[Tensor, "pair rows columns"] | None = None) -> Float[Tensor, "rows columns"]:
+        """How far a patch moves the base towards the source: (mean patched - base) / (source - base).
+
+        Means are over the pairs that have the position. 0 is the base run, 1 the source run. The mean of the gap
+        is what divides: single pairs whose runs hardly differ would otherwise swamp the others.
+
+        Args:
+            values: the metric under other patches of the same pairs, such as `control`; the measured ones if not given.
+        """
+        patched = self.values if values is None else values
+        there = patched.isfinite()
+        gap = ((self.source - self.base)[:, None, None] * there).sum(0)
+        return (patched - self.base[:, None, None]).nansum(0) / torch.where(there.any(0), gap, torch.nan)
+
+    def to_token_map(self, *, starred: tuple[bool, ...] = (), quantity: str = "restored part") -> TokenMap:
+        """The restored part, with its control, as plots take it.
+
+        Args:
+            starred: for the first columns, whether they belong to the subject; those behind do not.
+            quantity: what the restored part is a part of.
+
+        Raises:
+            ValueError: if more columns are starred than there are.
+        """
+        behind = len(self.columns) - len(starred)
+        if behind < 0:
+            raise ValueError(f"wanted at most {len(self.columns)} stars, one for each column, got {len(starred)}")
+        return TokenMap(
+            values=self.restored(),
+            control=None if self.control is None else self.restored(self.control),
+            rows=self.rows,
+            tokens=self.columns,
+            starred=(*starred, *(False,) * behind),
+            quantity=quantity,
+            control_name=self.control_name,
+            n_prompts=len(self.values),
+        )
+
+    def to_patching_result(self) -> PatchingResult:
+        """The same as TransformerLens's result, with its axes; `baseline` is the base run's metric."""
+        from transformer_lens.patching import PatchingResult
+
+        cells = self.values.permute(1, 2, 0)  # [rows, columns, pair]
+        if len(self.axes) == 3:
+            n_layers = len({row.split("[")[0] for row in self.rows})
+            cells = cells.view(n_layers, -1, *cells.shape[1:]).transpose(1, 2)  # layer, pos, head, as there
+        axes = ["layer", "pos", "head"] if len(self.axes) == 3 else list(self.axes)
+        index = torch.cartesian_prod(*(torch.arange(n) for n in cells.shape[:-1]))
+        return PatchingResult(
+            values=cells,
+            axis_names=axes,
+            index_df=pd.DataFrame(index.tolist(), columns=axes),
+            metric_names=["metric"],
+            reduced=False,
+            baseline=self.base,
+        )
+
+    def headline(self) -> str:
+        control = f"; control: {self.control_name}" if self.control is not None else ""
+        pairs, rows, columns = self.values.shape
+        return (
+            f"{self.direction}, {rows} x {columns} cells by {', '.join(self.axes)}, {pairs} pairs; metric {self._mean(self.base)} "
+            f"in the base run, {self._mean(self.source)} in the source run{control}"
+        )
+
+    @staticmethod
+    def _mean(metric: Float[Tensor, " pair"]) -> str:
+        return f"{float(metric.mean()):.3g}"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each cell: row, column, mean, standard error, restored part, and that of the control."""
+        control = torch.full_like(self.mean(), torch.nan) if self.control is None else self.restored(self.control)
+        table = torch.stack([self.mean(), self.stderr(), self.restored(), control], dim=-1)
+        lines = [
+            (row, place, column, *table[r, place].tolist())
+            for r, row in enumerate(self.rows)
+            for place, column in enumerate(self.columns)
+        ]
+        names = ["row", "column", "label", "mean", "stderr", "restored", "control restored"]
+        return pd.DataFrame(lines, columns=names)
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Spread(Result):
+    """The edited run beside the base run, at each layer and position."""
+
+    distance: TokenMap
+    """|edited - base| / |base| of the residual stream."""
+    mind: TokenMap
+    """The part of prompts where the logit lens names another token than in the base run."""
+
+    def headline(self) -> str:
+        return f"{self.distance.headline()}; and {self.mind.headline()}"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each cell, both quantities side by side."""
+        return self.distance.to_dataframe().merge(
+            self.mind.to_dataframe(),
+            on=["row", "position", "token", "subject"],
+            suffixes=(" of distance", " of mind"),
+        )

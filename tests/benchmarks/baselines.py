@@ -20,8 +20,8 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 import reftlens as rl
-from reftlens.baselines import METHODS, LinearProbe, Problem, compare, completed
 from reftlens.organisms.world import FACTS, TEMPLATES, prompt
+from reftlens.paper.baselines import METHODS, LinearProbe, Problem, compare, completed
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 CONFIG = rl.TrainConfig(epochs=10, batch_size=25, lr=1e-2, progress=False)

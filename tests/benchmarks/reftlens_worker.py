@@ -15,12 +15,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerFast
 
 import reftlens as rl
-from reftlens.base_run_store import InMemory
-from reftlens.base_runs import BaseRuns
-from reftlens.cone import Held
+from reftlens.cone.run import Held
+from reftlens.cone.store import InMemory
 from reftlens.data import Batch
-from reftlens.edit import Edit
-from reftlens.objectives import Completion, Objective, completion_loss
+from reftlens.edit.hooks import Edit
+from reftlens.training.base_runs import BaseRuns
+from reftlens.training.objectives import Completion, Objective, completion_loss
 
 
 def make_bridge() -> TransformerBridge:

@@ -1,0 +1,126 @@
+"""A cheap first look at a patching map: attribution patching, always beside its correlation with the exact one.
+
+change of the metric at a cell ~ (a_source - a_base) . d metric / d a, with the gradient at the base run (Nanda 2023;
+Syed et al. 2023, arXiv:2310.10348; on `transformer_lens.tools.analysis.attribution_patching`). Two runs forward and one
+backward give all cells of a pair. What is linear in it is lost: saturated softmaxes, and residual streams early in the
+model, are estimated badly, which only the exact map tells. So some pairs are always swept too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
+
+from reftlens.analysis.engine.grid import Grid, grid
+from reftlens.analysis.metrics import Metric
+from reftlens.analysis.patch import patch, require_pairs
+from reftlens.cone.recording import repeated
+from reftlens.data import Batch
+from reftlens.results import Attribution
+
+
+def attribute(
+    bridge: TransformerBridge,
+    clean: Batch,
+    corrupted: Batch,
+    metric: Metric,
+    *,
+    point: str = "attn_out",
+    over: str = "positions",
+    direction: str = "denoise",
+    n_checked: int = 4,
+    memory_bytes: int = 1 << 30,
+    progress: bool = True,
+) -> Attribution:
+    """Estimates what `patch` measures.
+
+    Args:
+        bridge: the model; causal.
+        clean: prompts without completions.
+        corrupted: row for row of the same length.
+        metric: of the logits after each prompt; differentiable.
+        point: as of `patch`.
+        over: as of `patch`.
+        direction: as of `patch`.
+        n_checked: pairs, the first ones, whose exact map is swept too; at most as many as there are.
+        memory_bytes: of the exact sweep.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: as `patch`, or if no pair is checked.
+    """
+    if n_checked < 1:
+        raise ValueError(f"n_checked must be at least 1, got {n_checked}: an estimate stands beside what it estimates")
+    require_pairs(clean, corrupted=corrupted)
+    checked = torch.arange(min(n_checked, len(clean)))
+    exact = patch(
+        bridge,
+        repeated(clean, checked),
+        repeated(corrupted, checked),
+        metric,
+        point=point,
+        over=over,
+        direction=direction,
+        memory_bytes=memory_bytes,
+        progress=progress,
+    )
+    of = grid(bridge, point, over, n_pos=clean.tokens.shape[1])
+    into, out_of = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+    pairs = tqdm(range(len(clean)), desc="attribution", unit="pair", disable=not progress)
+    values = torch.stack([_estimate(bridge, into, out_of, metric, of, pair) for pair in pairs])
+    changes = exact.values - exact.base[:, None, None]
+    return Attribution(
+        values=values,
+        exact=exact,
+        correlation=torch.stack([_pearson(values[pair], changes[pair]) for pair in checked.tolist()]),
+        rows=exact.rows,
+        columns=exact.columns,
+    )
+
+
+def _estimate(
+    bridge: TransformerBridge, into: Batch, out_of: Batch, metric: Metric, of: Grid, pair: int
+) -> Float[Tensor, "rows columns"]:
+    """One pair, run without its padding: TransformerLens passes no attention mask there."""
+    there = into.prompt_mask[pair]
+    number = torch.tensor([pair], device=there.device)
+
+    def scalar(logits: Tensor) -> Tensor:
+        return metric(logits[:, -1], number)[0]
+
+    def run(batch: Batch, *, gradient: bool) -> Any:
+        tokens = batch.tokens[pair, there][None]
+        # In a frozen model nothing has a gradient unless the embedding asks for one; and the first point of all has
+        # one only if its hook is given the very tensor that the model goes on with, which heads are not.
+        asking = ("hook_embed", lambda embed, hook: embed.detach().requires_grad_(gradient))
+        with torch.enable_grad(), bridge.hooks(fwd_hooks=[asking]):
+            return cache_activation_and_gradient(
+                bridge, tokens, scalar, names_filter=["blocks.0.hook_resid_pre", *of.names], compute_gradient=gradient
+            )
+
+    base, source = run(into, gradient=True), run(out_of, gradient=False)
+    products = [
+        ((source.activations[name] - base.activations[name]) * base.gradients[name])[0].float().sum(-1)
+        for name in of.names
+    ]
+    at_all = torch.stack(products).cpu()  # [layer, pos], of z [layer, pos, head]
+    if of.axes == ("layer", "head"):
+        return at_all.sum(1)
+    if of.axes == ("layer", "head", "pos"):
+        by_row = at_all.transpose(1, 2).flatten(0, 1)
+    else:
+        by_row = at_all if at_all.ndim == 2 else at_all.sum(-1)
+    out = torch.full((len(by_row), into.tokens.shape[1]), torch.nan)
+    out[:, there.cpu()] = by_row
+    return out
+
+
+def _pearson(a: Float[Tensor, "rows columns"], b: Float[Tensor, "rows columns"]) -> Float[Tensor, ""]:
+    there = a.isfinite() & b.isfinite()
+    return torch.corrcoef(torch.stack([a[there], b[there]]).double())[0, 1].float()

@@ -1,0 +1,1 @@
+"""Controls and nulls: the same edit turned to random directions, retrained on shuffled answers, at other sites, on another model."""

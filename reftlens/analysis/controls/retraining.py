@@ -1,0 +1,84 @@
+"""What to train again to see what training alone gives: fresh weights, shuffled answers, another site, another model.
+
+Each function makes one ingredient; the caller trains with it as with the real one and compares, for example
+
+    null = untrained(reft, seed=1)
+    train(bridge, null, permuted_labels(examples, seed=1), config)
+    agreement(bridge, {"trained": reft, "shuffled answers": null}, held_out)
+
+An edit trained on noise still has directions, and a site that holds nothing can still be edited to give an answer:
+only what the real one has beyond these is evidence.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.bridge import layer_of, load_bridge
+from reftlens.edit.reft import Reft
+from reftlens.edit.site import Site
+from reftlens.edit.untrained import untrained
+
+
+def permuted_labels(examples: Sequence[tuple[str, str]], *, seed: int) -> list[tuple[str, str]]:
+    """The same prompts with the completions dealt out anew: how often each answer is right stays, which one does not.
+
+    Args:
+        examples: (prompt, completion) pairs.
+        seed: deals.
+    """
+    completions = [completion for _, completion in examples]
+    random.Random(seed).shuffle(completions)
+    return [(prompt, completion) for (prompt, _), completion in zip(examples, completions, strict=True)]
+
+
+def at_random_sites(bridge: TransformerBridge, reft: Reft, *, seed: int) -> Reft:
+    """The same edit, untrained, in blocks drawn at random among those that it does not act in.
+
+    Args:
+        bridge: gives the number of blocks.
+        reft: the edit; left as it is.
+        seed: draws blocks and weights.
+
+    Raises:
+        ValueError: if a site is in no block, or there are not enough other blocks.
+    """
+    layers = [layer_of(site.hook_name) for site in reft.sites]
+    taken = list(dict.fromkeys(layers))
+    free = [layer for layer in range(bridge.cfg.n_layers) if layer not in taken]
+    if None in taken or len(free) < len(taken):
+        raise ValueError(
+            f"wanted {len(taken)} other blocks for an edit in blocks {taken}, and the model has {len(free)} of them"
+        )
+    drawn = dict(zip(taken, sorted(random.Random(seed).sample(free, len(taken))), strict=True))
+    moved = [
+        replace_layer(site, drawn[layer]) for site, layer in zip(reft.sites, layers, strict=True) if layer is not None
+    ]
+    fresh = untrained(reft, seed=seed)
+    pairs = [(site, intervention) for site, (_, intervention) in zip(moved, fresh, strict=True)]
+    return Reft(pairs, names=reft.names, scales=reft.scales)
+
+
+def replace_layer(site: Site, layer: int) -> Site:
+    """The same point and positions in another block."""
+    _, _, rest = site.hook_name.split(".", 2)
+    return Site(f"blocks.{layer}.{rest}", site.positions, site.head)
+
+
+def random_model(bridge: TransformerBridge, *, seed: int) -> TransformerBridge:
+    """A model of the same architecture, size and tokenizer as its library initialises it: it knows nothing.
+
+    (`random_init_bridge` of TransformerLens does this for a name on the hub; this one for a model that is loaded.)
+
+    Args:
+        bridge: the model to be like; left as it is.
+        seed: draws the weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        hf_model = type(bridge.original_model)(bridge.original_model.config)
+    return load_bridge(hf_model=hf_model.eval(), tokenizer=bridge.tokenizer, device=bridge.cfg.device)

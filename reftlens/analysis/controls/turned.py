@@ -1,0 +1,62 @@
+"""A control for any edit: the same change at every token, written in random directions.
+
+delta'(h) = delta(h) B^T B', where the rows of B are an orthonormal basis of the space the edit writes to and B' is a
+random orthonormal frame of the same rank. Lengths, and angles between the changes of different tokens, are
+kept exactly; only where they point is left to chance. (For a RED, which can write anywhere, B' is a rotation of the
+whole space, a d x d matrix.)
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reftlens.edit.reft import Reft
+from reftlens.interventions import Affine, Intervention
+
+
+class Turned(Intervention):
+    """An edit whose changes are turned to random directions."""
+
+    kind = "turned"
+
+    def __init__(self, inner: Intervention, generator: torch.Generator) -> None:
+        """Args: inner: the edit. generator: draws the directions (on the CPU)."""
+        super().__init__(inner.d_model, inner.rank)
+        self.inner = inner
+        self.written = inner.basis()
+        random = torch.randn(inner.d_model, len(self.written), generator=generator, dtype=torch.float64)
+        self.frame = torch.linalg.qr(random).Q.T.to(self.written)
+
+    def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        return self._turn(self.inner.delta(resid))
+
+    def delta_of(self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
+        return self._turn(self.inner.delta_of(tokens, example))
+
+    def affine(self) -> Affine:
+        gain, push = self.inner.affine().along(self.written)
+        return Affine(write=self.frame, read=gain, constant=push @ self.frame)
+
+    def basis(self) -> Float[Tensor, "k d_model"]:
+        return self.frame
+
+    def _turn(self, change: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        return (change.to(self.written) @ self.written.T @ self.frame).to(change.dtype)
+
+
+def turned(reft: Reft, *, seed: int) -> Reft:
+    """A whole edit with every change turned to random directions; sharing, names and scales are kept.
+
+    Args:
+        reft: the edit; left as it is.
+        seed: draws the directions.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    placebos: dict[int, Turned] = {}
+    for _, intervention in reft:
+        if id(intervention) not in placebos:
+            placebos[id(intervention)] = Turned(intervention, generator)
+    pairs = [(site, placebos[id(intervention)]) for site, intervention in reft]
+    return Reft(pairs, names=reft.names, scales=reft.scales)

@@ -1,0 +1,101 @@
+"""At which layers and positions does a trained edit do its work? The edit cut down to one cell, or left without it.
+
+Effect = mean over prompts of (logit of the new answer - logit of the old one), edited minus base. A cell's value is its
+effect alone, or what is lost without it, as a part of the whole effect; the control is the same with every change turned
+to random directions of the same length. Cells need not sum to one: edits interact, and later ones can stand in for
+earlier ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.analysis.controls.turned import Turned
+from reftlens.analysis.engine.coalitions import Coalitions, site_columns
+from reftlens.analysis.metrics import logit_difference_of
+from reftlens.analysis.tokens import require_aligned, subject_places
+from reftlens.data import encode, str_tokens
+from reftlens.edit.hooks import Edit
+from reftlens.edit.reft import Reft
+from reftlens.results import TokenMap
+
+
+def effect_map(
+    bridge: TransformerBridge,
+    reft: Reft,
+    prompts: Sequence[str],
+    *,
+    new: Sequence[str],
+    old: Sequence[str],
+    subjects: Sequence[str],
+    leave_out: bool = False,
+    n_control: int = 4,
+    seed: int = 0,
+    progress: bool = True,
+) -> TokenMap:
+    """The effect of each (site, position) of a trained edit by itself, or what is lost without it.
+
+    Args:
+        bridge: the base.
+        reft: the edit.
+        prompts: of one length in tokens, so that positions can be compared.
+        new: what the edited model should answer, one for each prompt, with its leading space.
+        old: what the base answers.
+        subjects: a part of each prompt, starred in plots.
+        leave_out: run the edit without each cell instead of each cell alone.
+        n_control: random turns that the control is averaged over; at least one.
+        seed: draws them.
+        progress: show a progress bar.
+
+    Returns:
+        The map; NaN where a site edits nothing.
+
+    Raises:
+        ValueError: if there is nothing to draw, prompts differ in length, answers begin with the same token, or the edit
+            has no effect that could be divided up.
+    """
+    if n_control < 1:
+        raise ValueError(f"n_control must be at least 1, got {n_control}: a map stands beside its control")
+    batch = encode(bridge, prompts)
+    require_aligned(batch)
+    runs = Coalitions(bridge, batch, logit_difference_of(bridge, new, old))
+    edits = reft.edits(batch)
+    cells = site_columns(edits)
+    kept = torch.eye(len(cells), dtype=torch.bool)
+    sets = torch.cat([torch.ones_like(kept[:1]), ~kept if leave_out else kept])
+
+    def parts(of: Sequence[Edit], doing: str) -> tuple[float, Float[Tensor, " cell"]]:
+        """The effect of all cells, and of each."""
+        total, *effects = runs.effects(of, cells, sets, progress=doing if progress else "").mean(1)
+        each = torch.stack(effects)
+        return float(total), total - each if leave_out else each
+
+    whole, measured = parts(edits, "locating the effect")
+    if abs(whole) < 1e-6:
+        raise ValueError("the edit does not move these answers at all: there is no effect to locate")
+    generator = torch.Generator().manual_seed(seed)
+    draws = []
+    for _ in range(n_control):
+        turned = [replace(edit, intervention=Turned(edit.intervention, generator)) for edit in edits]
+        draws.append(parts(turned, "control")[1])
+    values, control = torch.full((2, len(edits), batch.tokens.shape[1]), torch.nan)
+    row, column = torch.tensor([(cell.site, int(cell.mask.any(0).int().argmax())) for cell in cells]).T
+    values[row, column] = (measured / whole).float()
+    control[row, column] = (torch.stack(draws).mean(0) / whole).float()
+    what = "lost without this cell" if leave_out else "effect of this cell alone"
+    return TokenMap(
+        values=values,
+        control=control,
+        rows=tuple(edit.hook_name for edit in edits),
+        tokens=str_tokens(bridge, batch.tokens[0]),
+        starred=subject_places(bridge, prompts[0], subjects[0]),
+        quantity=f"{what} / effect of the whole edit ({whole:+.2f} nats)",
+        control_name=f"the same change turned to random directions, mean of {n_control}",
+        n_prompts=len(prompts),
+    )

@@ -1,0 +1,35 @@
+"""The activations that an edit really meets: those at its hook, at its positions, after the edits before it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.data import Batch
+from reftlens.edit.hooks import Edit, Watch, attach
+from reftlens.edit.reft import Reft
+
+
+@torch.no_grad()
+def edited_activations(
+    bridge: TransformerBridge, reft: Reft, batch: Batch
+) -> list[tuple[Edit, Float[Tensor, "tokens d_model"]]]:
+    """Runs a batch under an edit and returns each site's input.
+
+    Returns:
+        For each site, in order: its edit on this batch (whose mask says which tokens, row by row) and the
+        activations before it, one line for each edited token.
+    """
+    edits = reft.edits(batch)
+    seen: dict[int, Tensor] = {}
+
+    def keep(place: int) -> Watch:
+        return lambda tokens, _example: seen.update({place: tokens.detach()})
+
+    with attach(bridge, [replace(edit, watch=keep(place)) for place, edit in enumerate(edits)]):
+        bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
+    return [(edit, seen[place]) for place, edit in enumerate(edits)]

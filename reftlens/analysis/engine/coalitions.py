@@ -1,0 +1,142 @@
+"""The effect of some parts of an edit without the others: v(S) = metric with the parts in S - metric of the base.
+
+A part is a site, or a site at some of its tokens. Many sets of parts are run as rows of one light cone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.analysis.engine.sweep import TOKENS
+from reftlens.analysis.metrics import Metric
+from reftlens.cone.recording import record, rows_that_fit
+from reftlens.cone.run import boundary_of, run_cone
+from reftlens.data import Batch
+from reftlens.edit.hooks import Edit
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A piece of an edit that can be left out."""
+
+    site: int
+    """Which of the edits it belongs to."""
+    mask: Bool[Tensor, "batch pos"]
+    """The tokens that it edits."""
+
+
+def whole_sites(edits: Sequence[Edit]) -> list[Part]:
+    """One part for each site."""
+    return [Part(site, edit.mask) for site, edit in enumerate(edits)]
+
+
+def site_columns(edits: Sequence[Edit]) -> list[Part]:
+    """One part for each site and column that it edits in any example."""
+    parts = []
+    for site, edit in enumerate(edits):
+        for column in edit.mask.any(0).nonzero().flatten().tolist():
+            only = torch.zeros_like(edit.mask)
+            only[:, column] = edit.mask[:, column]
+            parts.append(Part(site, only))
+    return parts
+
+
+@final
+class Coalitions:
+    """Effects of sets of parts, from one recording of the base."""
+
+    def __init__(
+        self,
+        bridge: TransformerBridge,
+        batch: Batch,
+        metric: Metric,
+        *,
+        memory_bytes: int = 1 << 30,
+    ) -> None:
+        """Runs the base once.
+
+        Args:
+            bridge: the base; causal.
+            batch: prompts without completions.
+            metric: of the logits after each prompt.
+            memory_bytes: about what the activations of one run may take.
+        """
+        self.bridge, self.metric, self.memory_bytes = bridge, metric, memory_bytes
+        self.base = record(bridge, batch)
+        self.unedited = self._measure(self.base.logits, torch.arange(len(batch)))
+
+    @torch.no_grad()
+    def effects(
+        self,
+        edits: Sequence[Edit],
+        parts: Sequence[Part],
+        sets: Bool[Tensor, "set part"],
+        *,
+        progress: str = "",
+    ) -> Float[Tensor, "set example"]:
+        """v of each set, in float64; a set without parts has none.
+
+        Args:
+            edits: of the batch, from `reft.edits(batch)`.
+            parts: what they are made up of.
+            sets: the parts that stay.
+            progress: what the progress bar says; none if empty.
+        """
+        n_examples, n_pos = self.base.batch.tokens.shape
+        boundary = torch.tensor([boundary_of(self.bridge, [edits[part.site].hook_name]) for part in parts])
+        there = torch.stack([part.mask.any(1) for part in parts], dim=1).cpu()  # [example, part]
+        first = torch.stack([part.mask.int().argmax(1) for part in parts], dim=1).cpu()
+        acts = sets[:, None] & there  # [set, example, part]
+        earliest = torch.where(acts, boundary, self.bridge.cfg.n_layers).amin(-1)
+        start = torch.where(acts, first, n_pos).amin(-1)
+        rows = sorted(
+            acts.any(-1).nonzero().tolist(), key=lambda row: (int(earliest[tuple(row)]), int(start[tuple(row)]))
+        )
+        out = torch.zeros(len(sets), n_examples, dtype=torch.float64)
+        with tqdm(total=len(rows), desc=progress, unit="run", disable=not progress) as bar:
+            while rows:
+                some = rows[: self._together(n_pos, int(start[tuple(rows[0])]))]
+                chosen, example = torch.tensor(some).T
+                begin = int(earliest[chosen, example].min()), int(start[chosen, example].min())
+                out[chosen, example] = self._run(edits, parts, sets[chosen], example, *begin)
+                rows = rows[len(some) :]
+                bar.update(len(some))
+        return out
+
+    def _together(self, n_pos: int, start: int) -> int:
+        """Rows of one run."""
+        fit = rows_that_fit(self.bridge, n_pos, start, self.memory_bytes)
+        return min(fit, -(-TOKENS // (n_pos - start))) if self.base.logits.device.type == "cpu" else fit
+
+    def _run(
+        self,
+        edits: Sequence[Edit],
+        parts: Sequence[Part],
+        sets: Bool[Tensor, "n part"],
+        example: Int[Tensor, " n"],
+        boundary: int,
+        start: int,
+    ) -> Float[Tensor, " n"]:
+        held = self.base.cone(boundary, start, example)
+        kept = []
+        for site, edit in enumerate(edits):
+            mask = torch.zeros_like(held.batch.prompt_mask)
+            for number, part in enumerate(parts):
+                if part.site == site:
+                    mask |= part.mask[example] & sets[:, number, None].to(mask.device)
+            if bool(mask.any()):
+                kept.append(replace(edit, mask=mask))
+        last = torch.zeros_like(held.batch.prompt_mask).scatter(1, held.batch.last_prompt_index[:, None], True)
+        return self._measure(run_cone(self.bridge, held, kept, logits_at=last), example) - self.unedited[example]
+
+    def _measure(self, logits: Float[Tensor, "n d_vocab"], example: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return self.metric(logits, example.to(logits.device)).double().cpu()

@@ -1,0 +1,192 @@
+"""Every cell of a patching map, exactly, in few runs.
+
+A cell puts one activation of the source run into the base run: at one layer (or a window of layers), one position (or
+all), one head (or all). What it can change is a light cone, so cells at neighbouring positions are run as rows of one
+batch, from the first of these positions on; each row is written at its own place, and computed from its own layer
+on. Whatever lies before is cut out of one recording of the base run. Rows whose write would change no bit are
+not run: their value is the base's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.analysis.engine.grid import Cell
+from reftlens.analysis.engine.saved import Saved
+from reftlens.analysis.metrics import Metric
+from reftlens.bridge import last_block_alone, layer_of
+from reftlens.cone.recording import Recording, joining, rows_that_fit
+from reftlens.cone.run import run_cone
+from reftlens.edit.hooks import Edit
+
+TOKENS, COLUMNS = 1024, 3
+"""Of one run on a CPU, about and at most: with fewer tokens, reading the weights costs more than computing with them; with cells of
+columns further apart, each of them runs more than its own cone."""
+
+_ENTRY = ("blocks.0.hook_in", "blocks.0.hook_resid_pre")
+"""What enters the first block is recorded with its edits."""
+
+
+@torch.no_grad()
+def sweep(
+    bridge: TransformerBridge,
+    base: Recording,
+    source: Recording,
+    cells: Sequence[Cell],
+    metric: Metric,
+    *,
+    memory_bytes: int,
+    edits: Sequence[Edit] = (),
+    saved: Saved | None = None,
+    progress: str = "",
+) -> Float[Tensor, "pair cell"]:
+    """The metric of every pair under every cell.
+
+    Args:
+        bridge: the model, without hooks.
+        base: what is patched, recorded with the cells' points.
+        source: what is put in, recorded with the same points on a batch of the same shape.
+        cells: what is written, each by itself.
+        metric: of the logits after the last token.
+        memory_bytes: about what the activations of one run may take.
+        edits: of the base run, if it was recorded under some.
+        saved: keeps finished cells, and those of an earlier run are taken from it.
+        progress: what the progress bar says; none if empty.
+
+    Returns:
+        NaN where a pair has no token at the cell's position.
+    """
+    plan = _Plan(bridge, base, source, cells, memory_bytes)
+    pairs = torch.arange(len(base.batch), device=base.logits.device)
+    unpatched = metric(base.logits, pairs).float().cpu()
+    values = torch.where(plan.exists, unpatched[:, None], torch.nan)
+    todo = plan.changes.clone()
+    if saved is not None:
+        done, found = saved.read(values.shape)
+        values, todo = torch.where(done, found, values), todo & ~done
+    with tqdm(total=int(todo.sum()), desc=progress, unit="cell", disable=not progress) as bar:
+        for pair, cell in plan.tiles(todo):
+            some = [cells[c] for c in cell.tolist()]
+            logits = _run(bridge, base, source, some, pair, plan.start[pair, cell], edits)
+            values[pair, cell] = metric(logits, pair.to(logits.device)).float().cpu()
+            todo[pair, cell] = False
+            bar.update(len(pair))
+            if saved is not None:
+                saved.write(values, ~todo)
+    return values
+
+
+def _run(
+    bridge: TransformerBridge,
+    base: Recording,
+    source: Recording,
+    cells: Sequence[Cell],
+    pair: Int[Tensor, " n"],
+    starts: Int[Tensor, " n"],
+    edits: Sequence[Edit],
+) -> Float[Tensor, "n d_vocab"]:
+    """The last logits of each row, one pair under one cell; earlier layers come first."""
+    layers = torch.tensor([cell.layer for cell in cells])
+    start = int(starts.min())
+    if edits:
+        # An edit inside a block wants all rows there.
+        layers = layers[:1].expand_as(layers)
+    pair = pair.to(base.logits.device)
+
+    def patching(name: str) -> Any:
+        places = [
+            (row, column, *(() if cell.head is None else (cell.head,)))
+            for row, cell in enumerate(cells)
+            if name in cell.hook_names
+            for column in (range(start, held.batch.tokens.shape[1]) if cell.pos is None else (cell.pos,))
+        ]
+        row, column, *head = torch.tensor(places, device=pair.device).T
+        written = source.activations[name][(pair[row], column, *head)]
+
+        def hook_fn(activation: Tensor, hook: Any) -> Tensor:
+            return activation.index_put((row, column - start, *head), written)
+
+        return hook_fn
+
+    with joining(bridge, base, start, pair, layers) as held:
+        hooks = [(name, patching(name)) for name in dict.fromkeys(name for cell in cells for name in cell.hook_names)]
+        if layers[0] == 0:
+            # The base run may have been noised or edited before its first block.
+            entering = base.resid[0][pair, start:]
+            hooks.insert(0, ("blocks.0.hook_in", lambda resid, hook: entering))
+        last = torch.zeros_like(held.batch.prompt_mask).scatter(1, held.batch.last_prompt_index[:, None], True)
+        # An edit may act inside that MLP, where it wants all tokens.
+        alone = nullcontext() if edits else last_block_alone(bridge, last[:, start:])
+        with bridge.hooks(fwd_hooks=hooks), alone:
+            return run_cone(bridge, held, _inside(edits, int(layers[0]), start, pair), logits_at=last)
+
+
+def _inside(edits: Sequence[Edit], layer: int, start: int, pair: Int[Tensor, " n"]) -> list[Edit]:
+    """What of the edits is still to be made in a cone; the recording holds the rest."""
+    kept = []
+    for edit in edits:
+        place = layer_of(edit.hook_name)
+        behind = edit.hook_name.startswith(("ln_final", "unembed")) if place is None else place >= layer
+        mask = edit.mask[pair].clone()
+        mask[:, :start] = False
+        if behind and edit.hook_name not in _ENTRY and bool(mask.any()):
+            kept.append(replace(edit, mask=mask))
+    return kept
+
+
+def _changed(
+    cell: Cell, differs: Mapping[str, Bool[Tensor, "pair pos *axes"]], prompt: Bool[Tensor, "pair pos"]
+) -> Bool[Tensor, "pair pos"]:
+    """Prompt tokens where the cell writes something else than is there."""
+    columns = torch.zeros_like(prompt)
+    for name in cell.hook_names:
+        there = differs[name] if cell.head is None else differs[name][..., cell.head]
+        columns |= there if there.ndim == 2 else there.any(-1)
+    if cell.pos is not None:
+        columns &= torch.arange(prompt.shape[1]) == cell.pos
+    return columns & prompt
+
+
+@final
+class _Plan:
+    """Which cells change something, from which column on, and which of them are run together."""
+
+    def __init__(
+        self, bridge: TransformerBridge, base: Recording, source: Recording, cells: Sequence[Cell], memory_bytes: int
+    ) -> None:
+        prompt = base.batch.prompt_mask.cpu()
+        self.width = prompt.shape[1]
+        self.bridge, self.cells, self.memory_bytes = bridge, cells, memory_bytes
+        self.tokens = TOKENS if base.logits.device.type == "cpu" else None
+        names = dict.fromkeys(name for cell in cells for name in cell.hook_names)
+        differs = {name: (base.activations[name] != source.activations[name]).any(-1).cpu() for name in names}
+        changed = torch.stack([_changed(cell, differs, prompt) for cell in cells], dim=1)
+        self.exists = torch.stack([prompt.any(1) if c.pos is None else prompt[:, c.pos] for c in cells], dim=1)
+        self.changes: Bool[Tensor, "pair cell"] = changed.any(-1)
+        self.start: Int[Tensor, "pair cell"] = changed.int().argmax(-1)
+
+    def tiles(self, todo: Bool[Tensor, "pair cell"]) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " n"]]]:
+        """Pairs and cells of one run after another."""
+        layers = torch.tensor([cell.layer for cell in self.cells])
+        pair, cell = todo.nonzero(as_tuple=True)
+        starts, first = self.start[pair, cell], layers[cell]
+        order = (starts * self.bridge.cfg.n_layers + first).argsort(stable=True)
+        while len(order):
+            start = int(starts[order[0]])
+            count = rows_that_fit(self.bridge, self.width, start, self.memory_bytes)
+            if self.tokens is not None:
+                near = int((starts[order] < start + COLUMNS).sum())
+                count = min(count, near, -(-self.tokens // (self.width - start)))
+            rows = order[:count]
+            rows = rows[first[rows].argsort(stable=True)]
+            yield pair[rows], cell[rows]
+            order = order[count:]

@@ -1,0 +1,141 @@
+"""Through which later heads and MLPs does an edit work? Their outputs moved between the edited run and the base's.
+
+"edited into base" puts one component's output of the edited run into the base run, on the same prompt: the part of the
+effect that this component carries by itself (the indirect effect of Vig et al. 2020, arXiv:2004.12265). "base into
+edited" puts the base's output into the edited run: the part that is lost without the component's change. The direct
+effect is what is left when all later components put out what they do in the base: the edit's way to the logits
+through the residual stream alone.
+
+Parts need not sum to one: paths run through several components, which can also stand in for one another. The control
+moves the same outputs of a run under the edit turned to random directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.analysis.controls.turned import turned
+from reftlens.analysis.engine.grid import Cell, grid
+from reftlens.analysis.engine.sweep import sweep
+from reftlens.analysis.metrics import Metric
+from reftlens.analysis.patch import column_labels, metric_of, require_pairs
+from reftlens.bridge import canonical_hooks
+from reftlens.cone.recording import Recording, record
+from reftlens.data import Batch
+from reftlens.edit.reft import Reft
+from reftlens.results import PatchMap
+
+
+def mediate(
+    bridge: TransformerBridge,
+    reft: Reft,
+    batch: Batch,
+    metric: Metric,
+    *,
+    point: str = "z",
+    over: str = "heads",
+    direction: str = "edited into base",
+    seed: int = 0,
+    memory_bytes: int = 1 << 30,
+    progress: bool = True,
+) -> PatchMap:
+    """The metric with one component's output moved, for each component and example.
+
+    Args:
+        bridge: the base; causal.
+        reft: the edit.
+        batch: prompts without completions.
+        metric: of the logits after each prompt.
+        point: "z" for heads, "attn_out" or "mlp_out".
+        over: "heads" (each at all positions), "positions" or "heads and positions".
+        direction: "edited into base" or "base into edited".
+        seed: draws the control's random directions.
+        memory_bytes: about what the activations of one run may take.
+        progress: show a progress bar.
+
+    Returns:
+        Of "edited into base" the base is the base run, the source the edited one, and `restored` the part of the effect
+        that is carried; of "base into edited" the other way round: the part that is lost, with no control.
+
+    Raises:
+        ValueError: if there is no such map, or the edit itself acts at the point that is moved.
+    """
+    if direction not in ("edited into base", "base into edited"):
+        raise ValueError(f"direction must be 'edited into base' or 'base into edited', got {direction!r}")
+    if point == "resid_pre":
+        raise ValueError("resid_pre is no component's output: use point='z', 'attn_out' or 'mlp_out'")
+    require_pairs(batch)
+    of = grid(bridge, point, over, n_pos=batch.tokens.shape[1])
+    require_elsewhere(bridge, reft, of.names)
+    base, edited = record(bridge, batch, of.names), edited_run(bridge, reft, batch, of.names)
+    inward = direction == "edited into base"
+    into, out_of = (base, edited) if inward else (edited, base)
+    bar = "mediation" if progress else ""
+    edits = () if inward else reft.edits(batch)
+    values = sweep(bridge, into, out_of, of.cells, metric, memory_bytes=memory_bytes, edits=edits, progress=bar)
+    control = None
+    if inward:
+        placebo = edited_run(bridge, turned(reft, seed=seed), batch, of.names)
+        control = sweep(bridge, base, placebo, of.cells, metric, memory_bytes=memory_bytes)
+    shape = (len(batch), len(of.rows), len(of.cells) // len(of.rows))
+    return PatchMap(
+        values=values.view(shape),
+        control=None if control is None else control.view(shape),
+        base=metric_of(metric, into),
+        source=metric_of(metric, out_of),
+        rows=of.rows,
+        columns=tuple(map(str, range(shape[2]))) if over == "heads" else column_labels(bridge, batch),
+        axes=of.axes,
+        control_name="the same outputs under the edit turned to random directions" if inward else "",
+        direction=direction,
+    )
+
+
+def direct_effect(
+    bridge: TransformerBridge, reft: Reft, batch: Batch, metric: Metric, *, memory_bytes: int = 1 << 30
+) -> Float[Tensor, " example"]:
+    """What an edit does to the metric with every attention and MLP output as in the base: edited minus base.
+
+    Args:
+        bridge: the base; causal.
+        reft: the edit.
+        batch: prompts without completions.
+        metric: of the logits after each prompt.
+        memory_bytes: about what the activations of one run may take.
+
+    Raises:
+        ValueError: if the edit itself acts at one of these outputs.
+    """
+    require_pairs(batch)
+    names = [name for point in ("attn_out", "mlp_out") for name in grid(bridge, point, "positions", n_pos=1).names]
+    require_elsewhere(bridge, reft, names)
+    base, edited = record(bridge, batch, names), edited_run(bridge, reft, batch, names)
+    everything = [Cell(tuple(names))]
+    values = sweep(bridge, edited, base, everything, metric, memory_bytes=memory_bytes, edits=reft.edits(batch))
+    return values[:, 0] - metric_of(metric, base)
+
+
+def edited_run(bridge: TransformerBridge, reft: Reft, batch: Batch, names: Sequence[str]) -> Recording:
+    """A recording of the edited model."""
+    with torch.no_grad(), reft.hooks(bridge, batch):
+        return record(bridge, batch, names)
+
+
+def require_elsewhere(bridge: TransformerBridge, reft: Reft, names: Sequence[str]) -> None:
+    """Refuses an edit that acts at one of these points itself.
+
+    Raises:
+        ValueError: naming the point.
+    """
+    edited = dict(zip(canonical_hooks(bridge, [site.hook_name for site in reft.sites]), reft.sites, strict=True))
+    for name, point in zip(names, canonical_hooks(bridge, list(names)), strict=True):
+        if point in edited:
+            raise ValueError(
+                f"the edit acts at {name} itself, so it cannot be told from what this component does with it: leave that "
+                "site out, or choose another point"
+            )

@@ -1,0 +1,149 @@
+"""Which activations carry what makes two prompts differ? Activation patching, over layers x positions or heads.
+
+A pair is a clean prompt and a corrupted one of the same length. Denoising puts one activation of the clean run into
+the corrupted one and asks what is restored (is it enough?); noising puts one of the corrupted run into the clean one
+and asks what breaks (is it needed?). The two answers differ wherever parts stand in for one another (Heimersheim &
+Nanda 2024, arXiv:2404.15255).
+
+A map is not evidence that nothing else carries the difference, and a metric that only compares the two answers
+is moved by whatever takes one of them away; the control patches the same cells from an unrelated source.
+
+    metric = logit_difference_of(bridge, answers, foils)
+    result = patch(bridge, encode(bridge, clean), encode(bridge, corrupted), metric, point="resid_pre")
+
+Every cell equals a whole run with that patch; `sweep` says why it is fast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.analysis.engine.grid import Cell, grid
+from reftlens.analysis.engine.saved import Saved
+from reftlens.analysis.engine.sweep import sweep
+from reftlens.analysis.metrics import Metric
+from reftlens.bridge import fingerprint
+from reftlens.cone.recording import Recording, record
+from reftlens.data import IGNORE, Batch, str_tokens
+from reftlens.results import PatchMap
+
+
+def patch(
+    bridge: TransformerBridge,
+    clean: Batch,
+    corrupted: Batch,
+    metric: Metric,
+    *,
+    point: str = "resid_pre",
+    over: str = "positions",
+    direction: str = "denoise",
+    window: int = 1,
+    unrelated: Batch | None = None,
+    memory_bytes: int = 1 << 30,
+    save_to: Path | str | None = None,
+    progress: bool = True,
+) -> PatchMap:
+    """The metric under a patch of every cell, for every pair.
+
+    Args:
+        bridge: the model; causal.
+        clean: prompts without completions. Pairs may differ in length from one another: columns are those of the batch,
+            so `encode(..., padding_side="left")` lines up the ends of prompts and "right" their beginnings.
+        corrupted: row for row of the same length as `clean`.
+        metric: of the logits after each prompt.
+        point: what is patched: "resid_pre", the residual stream before a block; "attn_out" or "mlp_out", what its attention or
+            MLP adds; "z", what its heads put out before they are mixed.
+        over: what a cell is, in each layer: "positions", "heads" (each at all positions) or "heads and positions".
+        direction: "denoise" puts clean activations into the corrupted run, "noise" the reverse.
+        window: neighbouring layers that are patched together, the cell's own in the middle.
+        unrelated: a third source for the control, row for row of the same length.
+        memory_bytes: about what the activations of one run may take. The recorded runs of all pairs come on top: sweep
+            thousands of pairs in groups.
+        save_to: a file that keeps finished cells, from which an interrupted sweep goes on (the control's beside it, with
+            `.control` behind its name). Deleting it is up to you.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: if batches do not match, hold completions, or a point has no heads.
+    """
+    if direction not in ("denoise", "noise"):
+        raise ValueError(f"direction must be 'denoise' or 'noise', got {direction!r}")
+    require_pairs(clean, corrupted=corrupted, unrelated=unrelated)
+    of = grid(bridge, point, over, n_pos=clean.tokens.shape[1], window=window)
+    into, out_of = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+    base = record(bridge, into, of.names)
+    # Of a source nothing is run again: what it would need for that is let go.
+    sources = [
+        replace(record(bridge, batch, of.names), resid=(), past=())
+        for batch in (out_of, unrelated)
+        if batch is not None
+    ]
+    maps = []
+    for number, source in enumerate(sources):
+        saved = None
+        if save_to is not None:
+            made_for = _digest(bridge, base, source, of.cells, metric)
+            saved = Saved(Path(f"{save_to}.control" if number else save_to), made_for=made_for)
+        bar = ("patching", "control")[number] if progress else ""
+        values = sweep(bridge, base, source, of.cells, metric, memory_bytes=memory_bytes, saved=saved, progress=bar)
+        maps.append(values.view(len(clean), len(of.rows), -1))
+    labels = tuple(str(head) for head in range(maps[0].shape[-1]))
+    return PatchMap(
+        values=maps[0],
+        control=maps[1] if unrelated is not None else None,
+        base=metric_of(metric, base),
+        source=metric_of(metric, sources[0]),
+        rows=of.rows,
+        columns=labels if over == "heads" else column_labels(bridge, out_of),
+        axes=of.axes,
+        control_name="" if unrelated is None else "the same activations of an unrelated source",
+        direction=direction,
+    )
+
+
+def metric_of(metric: Metric, run: Recording) -> Float[Tensor, " pair"]:
+    """The metric of a recorded run, on the CPU."""
+    return metric(run.logits, torch.arange(len(run.batch), device=run.logits.device)).float().cpu()
+
+
+def column_labels(bridge: TransformerBridge, batch: Batch) -> tuple[str, ...]:
+    """The tokens of the first prompt, and the place in brackets where it is padded."""
+    texts = str_tokens(bridge, batch.tokens[0])
+    there = batch.prompt_mask[0].tolist()
+    return tuple(text if real else f"({place})" for place, (text, real) in enumerate(zip(texts, there, strict=True)))
+
+
+def require_pairs(clean: Batch, **others: Batch | None) -> None:
+    """Refuses batches that cannot be patched into one another, by the names they are given.
+
+    Raises:
+        ValueError: if their prompts differ in length row by row, or have completions.
+    """
+    for name, batch in (("clean", clean), *others.items()):
+        if batch is not None and not torch.equal(batch.prompt_mask, clean.prompt_mask):
+            lengths = [b.prompt_mask.sum(1).tolist() for b in (clean, batch)]
+            raise ValueError(
+                "prompts of a pair must have one length in tokens and the same padding; clean has "
+                f"{lengths[0]} tokens and {name} {lengths[1]}"
+            )
+        if batch is not None and bool((batch.labels != IGNORE).any()):
+            raise ValueError(f"patching reads the logits after each prompt: encode {name} without completions")
+
+
+def _digest(
+    bridge: TransformerBridge, base: Recording, source: Recording, cells: Sequence[Cell], metric: Metric
+) -> str:
+    """Of all that values depend on; a metric is known by what it says of the two runs."""
+    digest = hashlib.sha256(fingerprint(bridge).encode())
+    for tensor in (base.batch.tokens, source.batch.tokens, metric_of(metric, base), metric_of(metric, source)):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    digest.update(repr(list(cells)).encode())
+    return digest.hexdigest()

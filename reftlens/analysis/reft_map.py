@@ -1,0 +1,204 @@
+"""Where can an edit learn? One edit of the same budget trained in every layer x position cell.
+
+gain(cell) = mean over held-out prompts of (score under the edit trained in this cell - score of the base).
+
+Rank, first weights, examples, their order and the number of steps are the same in every cell, so cells differ by where they
+are alone. The control is trained in the same cells, as long, on the same prompts with their answers dealt out anew: an
+edit can write an answer anywhere it reaches the last token from, and what is beyond the control is what it could read
+there. (Of few different answers many stay right by chance, which the control then gains.) Columns are position rules, each edit acting on what its rule picks in each prompt, so that ragged prompts line up.
+
+What such a map says beside a tracing map, and what it does not, is in `analysis.beside_tracing`:
+
+    examples = [(prompt, " Rome"), ...]
+    columns = {"last subject token": LastOf(AnySpan(subjects)), "last token": Last(1)}
+    trained = reft_map(bridge, examples, held_out, positions=columns, rank=1, config=TrainConfig(epochs=20))
+    traced = at_rules(patch(bridge, clean, corrupted, metric), clean, columns)
+    beside_tracing(trained, traced)
+
+Each cell is trained by `train`, on its light cone: late cells cost a fraction of early ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.analysis.controls.retraining import permuted_labels
+from reftlens.analysis.engine.coalitions import Coalitions, whole_sites
+from reftlens.analysis.engine.saved import Saved
+from reftlens.analysis.metrics import Metric, probability_of
+from reftlens.bridge import fingerprint, require_causal
+from reftlens.data import encode
+from reftlens.edit.reft import Reft
+from reftlens.edit.untrained import untrained
+from reftlens.interventions import Intervention, LoReFT
+from reftlens.positions import Positions
+from reftlens.results import ReftMap
+from reftlens.training.train import TrainConfig, train
+
+Pairs = Sequence[tuple[str, str]]
+Score = Callable[[TransformerBridge, Sequence[str]], Metric]
+"""Makes a metric of the answers: `probability_of`, `loss_of` (where less is better: gains are then below zero), or one's own."""
+
+_IRRELEVANT: dict[str, Any] = {"hold_bytes": 0, "hold_dir": None, "progress": False}
+"""Settings of training that change nothing in what comes out."""
+
+
+def reft_map(
+    bridge: TransformerBridge,
+    examples: Pairs,
+    held_out: Pairs,
+    *,
+    positions: Mapping[str, Positions],
+    layers: Sequence[int] | Literal["all"] = "all",
+    hook: str = "hook_resid_pre",
+    intervention: type[Intervention] = LoReFT,
+    rank: int | None = 1,
+    config: TrainConfig = TrainConfig(),
+    score: Score = probability_of,
+    score_name: str = "probability of the answer",
+    memory_bytes: int = 1 << 30,
+    save_to: Path | str | None = None,
+) -> ReftMap:
+    """Trains 2 x layers x columns edits; says so beforehand, with the steps of each, on its progress bar.
+
+    Args:
+        bridge: the frozen base; causal.
+        examples: (prompt, completion) pairs to train on.
+        held_out: others to score on: what an edit knows by heart says little of where it can learn.
+        positions: name -> rule, one for each column. Every prompt must have the tokens.
+        layers: block indices, or "all".
+        hook: the point inside a block; `hook_resid_pre` is what `patch` and tracing write to.
+        intervention: the class.
+        rank: of each edit; None for a class without one.
+        config: of each training; its seed also draws the first weights. Checkpoints are not kept.
+        score: makes the metric from the answers, and reads the logits after each prompt.
+        score_name: what it is called, with its unit.
+        memory_bytes: about what the activations of one scoring run may take.
+        save_to: a file that keeps finished cells, from which an interrupted map goes on. Deleting it is up to you.
+
+    Raises:
+        ValueError: if there is nothing to train, score or compare, a prompt lacks the tokens of a rule, shuffling changes
+            no answer, training keeps checkpoints, or the file is of another map.
+    """
+    require_causal(bridge, "a map of trained edits")
+    if not examples or not held_out or not positions:
+        raise ValueError(
+            f"wanted examples, held-out pairs and positions, got {len(examples)}, {len(held_out)} and {len(positions)}"
+        )
+    if config.output_dir is not None:
+        raise ValueError("the edits of a map are not kept: leave output_dir out, and pass save_to for finished cells")
+    cells = [
+        (
+            Reft.at_layers(bridge, layers=[layer], positions=rule, intervention=intervention, rank=rank, hook=hook),
+            column,
+        )
+        for layer in (range(bridge.cfg.n_layers) if layers == "all" else layers)
+        for column, rule in positions.items()
+    ]
+    rows = tuple(dict.fromkeys(reft.sites[0].hook_name for reft, _ in cells))
+    if len(rows) * len(positions) != len(cells):
+        raise ValueError(f"each layer must be named once, got {layers}")
+    scored = {
+        "held out": _Scored(bridge, held_out, score, memory_bytes),
+        "trained": _Scored(bridge, examples, score, memory_bytes),
+    }
+    for one in scored.values():
+        one.require(cells)
+    arms = {"real": list(examples), "shuffled": permuted_labels(examples, seed=config.seed)}
+    if arms["shuffled"] == arms["real"]:
+        raise ValueError(
+            f"shuffling with seed {config.seed} leaves every answer at its prompt, which is no control: pass another seed, or "
+            "more examples with different answers"
+        )
+    measures = [("real", "held out"), ("real", "trained"), ("shuffled", "held out")]
+    sizes = [len(scored[on].pairs) for _, on in measures]
+    shape = torch.Size((sum(sizes), len(cells)))
+    values, done = torch.full(shape, torch.nan), torch.zeros(shape, dtype=torch.bool)
+    saved = None
+    if save_to is not None:
+        digest = _digest(bridge, arms, scored, cells, config)
+        saved = Saved(save_to, made_for=digest)
+        done, values = saved.read(shape)
+    steps = _steps(len(examples), config)
+    todo = [number for number in range(len(cells)) if not bool(done[:, number].all())]
+    bar = f"training {len(todo)} cells, {len(arms)} edits of {steps} steps in each"
+    for number in tqdm(todo, desc=bar, unit="cell", disable=not config.progress):
+        layout, _ = cells[number]
+        trained = {}
+        for arm, pairs in arms.items():
+            trained[arm] = untrained(layout, seed=config.seed)
+            train(bridge, trained[arm], pairs, replace(config, progress=False))
+        values[:, number] = torch.cat([scored[on].under(trained[arm]) for arm, on in measures])
+        done[:, number] = True
+        if saved is not None:
+            saved.write(values, done)
+    real, seen, shuffled = (part.T.reshape(len(rows), len(positions), -1) for part in values.split(sizes))
+    kind = cells[0][0]
+    return ReftMap(
+        held_out=real,
+        trained=seen,
+        control=shuffled,
+        base=scored["held out"].base,
+        base_trained=scored["trained"].base,
+        rows=rows,
+        columns=tuple(positions),
+        score=score_name,
+        budget=f"{intervention.__name__}{'' if rank is None else f' of rank {rank}'}, {kind.n_parameters():,} numbers, "
+        f"{steps} steps on {len(examples)} examples, seed {config.seed}",
+    )
+
+
+class _Scored:
+    """Prompts whose score is wanted under one edit after another, on one recording of the base."""
+
+    def __init__(self, bridge: TransformerBridge, pairs: Pairs, score: Score, memory_bytes: int) -> None:
+        prompts, answers = zip(*pairs, strict=True)
+        self.pairs, self.batch = pairs, encode(bridge, prompts)
+        self.runs = Coalitions(bridge, self.batch, score(bridge, answers), memory_bytes=memory_bytes)
+        self.base: Float[Tensor, " prompt"] = self.runs.unedited.float()
+
+    def require(self, cells: Sequence[tuple[Reft, str]]) -> None:
+        """Refuses a rule that picks no token of some prompt."""
+        for name, reft in {column: reft for reft, column in cells}.items():
+            mask = reft.edits(self.batch)[0].mask
+            for row in (~mask.any(1)).nonzero().flatten().tolist():
+                raise ValueError(f"{name!r} picks no token of {self.pairs[row][0]!r}")
+
+    def under(self, reft: Reft) -> Float[Tensor, " prompt"]:
+        """The score of each prompt under an edit."""
+        edits = reft.edits(self.batch)
+        sets = torch.ones(1, len(edits), dtype=torch.bool)
+        return (self.runs.effects(edits, whole_sites(edits), sets)[0] + self.runs.unedited).float()
+
+
+def _steps(n_examples: int, config: TrainConfig) -> int:
+    batches = -(-n_examples // config.batch_size)
+    return -(-batches // config.gradient_accumulation) * config.epochs
+
+
+def _digest(
+    bridge: TransformerBridge,
+    arms: Mapping[str, Pairs],
+    scored: Mapping[str, _Scored],
+    cells: Sequence[tuple[Reft, str]],
+    config: TrainConfig,
+) -> str:
+    """Of all that values depend on; a score is known by what it says of the base."""
+    digest = hashlib.sha256(fingerprint(bridge).encode())
+    digest.update(json.dumps([*arms.values(), *(one.pairs for one in scored.values())]).encode())
+    digest.update(repr([(column, repr(reft)) for reft, column in cells]).encode())
+    digest.update(repr(replace(config, **_IRRELEVANT)).encode())
+    for one in scored.values():
+        digest.update(one.base.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,75 @@
+"""Where does the base model hold a fact? Causal tracing with symmetric token replacement.
+
+A corrupted prompt asks the same of another subject. One state of the clean run (`hook_resid_pre` of one layer at one
+position) is put into the corrupted run; restored = (p_patched - p_corrupted) / (p_clean - p_corrupted), with p the
+probability of the clean answer. Replacing tokens keeps the model on inputs it knows, where noise does not (Meng et
+al. 2022, arXiv:2202.05262; Zhang & Nanda 2024, arXiv:2309.16042).
+
+The control patches the same cells from an unrelated third subject, which knows nothing of the clean answer. (With a
+logit difference it would not be near zero: it takes the corrupted answer away, half of the difference.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.analysis.metrics import probability_of
+from reftlens.analysis.patch import patch
+from reftlens.analysis.tokens import require_aligned, subject_places
+from reftlens.data import encode
+from reftlens.results import TokenMap
+
+
+def trace(
+    bridge: TransformerBridge,
+    clean: Sequence[str],
+    corrupted: Sequence[str],
+    *,
+    answers: Sequence[str],
+    subjects: Sequence[str],
+    unrelated: Sequence[str] | None = None,
+    progress: bool = True,
+) -> TokenMap:
+    """The restored part of the answer's probability for each layer and position.
+
+    Args:
+        bridge: the model.
+        clean: prompts about one subject each; all prompts have one length in tokens.
+        corrupted: the same prompts about another subject.
+        answers: of the clean prompts, with their leading space.
+        subjects: the clean subjects, starred in plots.
+        unrelated: the same prompts about a third subject, for the control; no control without them.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: if prompts differ in length, or clean and corrupted runs do not differ in their answers.
+    """
+    clean_batch, corrupted_batch = encode(bridge, clean), encode(bridge, corrupted)
+    sources = [clean_batch] + ([encode(bridge, unrelated)] if unrelated is not None else [])
+    for batch in (*sources, corrupted_batch):
+        require_aligned(batch)
+        if batch.tokens.shape != clean_batch.tokens.shape:
+            raise ValueError(
+                f"clean, corrupted and unrelated prompts must have one shape in tokens, got {list(clean_batch.tokens.shape)} "
+                f"and {list(batch.tokens.shape)}"
+            )
+    result = patch(
+        bridge,
+        clean_batch,
+        corrupted_batch,
+        probability_of(bridge, answers),
+        unrelated=sources[1] if unrelated is not None else None,
+        progress=progress,
+    )
+    if float((result.source.mean() - result.base.mean()).abs()) < 1e-6:
+        raise ValueError("clean and corrupted prompts give the clean answers alike: there is nothing to restore")
+    return replace(
+        result.to_token_map(
+            starred=subject_places(bridge, clean[0], subjects[0]),
+            quantity="restored part of the clean answer's probability",
+        ),
+        control_name="the same states from an unrelated subject" if unrelated is not None else "",
+    )

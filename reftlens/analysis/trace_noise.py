@@ -1,0 +1,132 @@
+"""Where does the base model hold a fact? Causal tracing as in ROME: noise on the subject, then one state restored.
+
+The embeddings of the subject's tokens get Gaussian noise of `noise` times sigma, the standard deviation of all
+subject tokens' embeddings (Meng et al. 2022, arXiv:2202.05262, section 2 and appendix B.1). Then one state of
+the clean run, or a window of its attention or MLP outputs, is put back, and the answer's probability read.
+
+The control puts back the same cells of a run under another draw of noise, which does not know the subject either.
+
+Noise takes the model to inputs that it has never seen, and how much of the map is due to that cannot be told
+from the map: replacing tokens (`trace`) is the better default (Zhang & Nanda 2024, arXiv:2309.16042).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.analysis.engine.grid import grid
+from reftlens.analysis.engine.sweep import sweep
+from reftlens.analysis.metrics import probability_of
+from reftlens.analysis.patch import column_labels, metric_of
+from reftlens.cone.recording import Recording, record
+from reftlens.data import Batch, encode
+from reftlens.positions import Span
+from reftlens.results import PatchMap
+
+
+def trace_noise(
+    bridge: TransformerBridge,
+    prompts: Sequence[str],
+    *,
+    answers: Sequence[str],
+    subjects: Sequence[str],
+    point: str = "resid_pre",
+    window: int = 1,
+    noise: float = 3.0,
+    n_draws: int = 10,
+    seed: int = 0,
+    memory_bytes: int = 1 << 30,
+    progress: bool = True,
+) -> PatchMap:
+    """The probability of each answer with one state restored, mean over draws of noise.
+
+    Args:
+        bridge: the model; causal.
+        prompts: that it answers. They may differ in length; columns are counted from the beginning.
+        answers: one for each prompt, with its leading space.
+        subjects: a part of each prompt; its first occurrence is noised.
+        point: what is restored: "resid_pre", "attn_out" or "mlp_out".
+        window: neighbouring layers restored together; ROME takes 10 for attention and MLP, 1 for states.
+        noise: its standard deviation, in units of sigma.
+        n_draws: of noise, for each prompt.
+        seed: draws it.
+        memory_bytes: about what the activations of one run may take.
+        progress: show a progress bar over draws.
+
+    Returns:
+        `values`, `base` (noised) and `control` are means over draws; `source` is the clean run.
+
+    Raises:
+        ValueError: if a prompt does not contain its subject, or noise or draws are not positive.
+    """
+    if noise <= 0 or n_draws < 1:
+        raise ValueError(f"noise must be positive and n_draws at least 1, got {noise} and {n_draws}")
+    if not len(prompts) == len(answers) == len(subjects):
+        raise ValueError(
+            f"wanted one answer and one subject for each prompt, got {len(prompts)}, {len(answers)}, {len(subjects)}"
+        )
+    batch, metric = encode(bridge, prompts), probability_of(bridge, answers)
+    of = grid(bridge, point, "positions", n_pos=batch.tokens.shape[1], window=window)
+    clean = record(bridge, batch, (*of.names, "hook_embed"))
+    where = _subject_mask(bridge, batch, prompts, subjects)
+    sigma = float(clean.activations["hook_embed"][where].float().std())
+    generator = torch.Generator().manual_seed(seed)
+    # One draw more than there are maps: the control of each restores what the next one left.
+    runs = [_noised(bridge, batch, of.names, where, noise * sigma, generator) for _ in range(2)]
+    maps, controls, noised = [], [], []
+    for draw in tqdm(range(n_draws), desc="causal tracing", unit="draw", disable=not progress):
+        base, other = runs
+        maps.append(sweep(bridge, base, clean, of.cells, metric, memory_bytes=memory_bytes))
+        controls.append(sweep(bridge, base, other, of.cells, metric, memory_bytes=memory_bytes))
+        noised.append(metric_of(metric, base))
+        if draw + 1 < n_draws:
+            runs = [other, _noised(bridge, batch, of.names, where, noise * sigma, generator)]
+    shape = (len(batch), len(of.rows), batch.tokens.shape[1])
+    return PatchMap(
+        values=torch.stack(maps).mean(0).view(shape),
+        control=torch.stack(controls).mean(0).view(shape),
+        base=torch.stack(noised).mean(0),
+        source=metric_of(metric, clean),
+        rows=of.rows,
+        columns=column_labels(bridge, batch),
+        axes=of.axes,
+        control_name="the same activations under another draw of noise",
+        direction="denoise",
+    )
+
+
+def _subject_mask(
+    bridge: TransformerBridge, batch: Batch, prompts: Sequence[str], subjects: Sequence[str]
+) -> Bool[Tensor, "batch pos"]:
+    """The first occurrence of each prompt's subject."""
+    mask = torch.zeros_like(batch.prompt_mask)
+    for row, (prompt, subject) in enumerate(zip(prompts, subjects, strict=True)):
+        found = Span(subject, 0).mask(encode(bridge, [prompt]).prompts)[0]
+        mask[row, : len(found)] = found
+    return mask
+
+
+def _noised(
+    bridge: TransformerBridge,
+    batch: Batch,
+    names: Sequence[str],
+    where: Bool[Tensor, "batch pos"],
+    scale: float,
+    generator: torch.Generator,
+) -> Recording:
+    """A run with noise on some tokens' embeddings."""
+    drawn: Float[Tensor, "batch pos d_model"] = torch.randn(*where.shape, bridge.cfg.d_model, generator=generator)
+    added = (scale * drawn).to(where.device) * where[..., None]
+
+    def hook_fn(embed: Tensor, hook: Any) -> Tensor:
+        return embed + added.to(embed.dtype)
+
+    with bridge.hooks(fwd_hooks=[("hook_embed", hook_fn)]):
+        return record(bridge, batch, names)

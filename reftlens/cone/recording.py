@@ -1,0 +1,195 @@
+"""One whole run of the base, of which every cone is a slice.
+
+`cone.hold` runs the base anew for each cone. Sweeps over layers and positions want hundreds of cones of one batch: here
+one run keeps what enters and leaves every block and the keys and values of all positions, and `Recording.cone`
+cuts out of it, with rows repeated as often as cells are run side by side.
+
+    recording = record(bridge, batch)
+    held = recording.cone(boundary=3, start=5, rows=torch.tensor([0, 0, 1]))
+    logits = run_cone(bridge, held, edits)
+
+Rows of one run may begin at different layers: `joining` computes each from its own layer on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import DynamicCache
+
+from reftlens.bridge import blocks_replaced, canonical_hooks, require_causal, unembedded_alone
+from reftlens.cone.run import Held
+from reftlens.data import Batch
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A run of a batch, whole."""
+
+    batch: Batch
+    resid: tuple[Float[Tensor, "batch pos d_model"], ...]
+    """What enters the first block, then what each block puts out."""
+    past: tuple[tuple[Tensor, Tensor], ...]
+    """Keys and values `[batch, kv_head, pos, d_head]` of each block."""
+    logits: Float[Tensor, "batch d_vocab"]
+    """After the last token of each prompt."""
+    activations: Mapping[str, Float[Tensor, "batch pos *axes"]]
+    """What was at the points asked for, by the names asked with."""
+    as_tuple: bool
+    """Whether this architecture's blocks put out a tuple."""
+
+    def cone(self, boundary: int, start: int, rows: Int[Tensor, " n"] | None = None) -> Held:
+        """What `hold` would keep for a cone, of these rows.
+
+        Args:
+            boundary: the last block that is not run; -1 to run all of them, from the embeddings on.
+            start: the cone's first column.
+            rows: of the batch, each as often as it is wanted; all rows once if not given.
+
+        Raises:
+            ValueError: if there is no such block or column.
+        """
+        n_layers, n_pos = len(self.past), self.batch.tokens.shape[1]
+        if not (-1 <= boundary < n_layers and 0 <= start < n_pos):
+            raise ValueError(
+                f"wanted a boundary from -1 to {n_layers - 1} and a start from 0 to {n_pos - 1}, got {boundary} and {start}"
+            )
+        rows = torch.arange(len(self.batch)) if rows is None else rows
+        batch, rows = repeated(self.batch, rows), rows.to(self.batch.tokens.device)
+        resid = self.resid[boundary + 1][:, start:][rows] if boundary >= 0 else None
+        later = self.past[boundary + 1 :] if start else ()
+        past = tuple((keys[..., :start, :][rows], values[..., :start, :][rows]) for keys, values in later)
+        return Held(batch, start, boundary, resid, past, self.as_tuple)
+
+
+@contextmanager
+def joining(
+    bridge: TransformerBridge, recording: Recording, start: int, rows: Int[Tensor, " n"], layers: Int[Tensor, " n"]
+) -> Iterator[Held]:
+    """A cone of which each row is computed from its own layer on; what it puts out before is the recording's.
+
+    Hooks inside a block see the rows that have begun, those at its ends all of them.
+
+    Args:
+        bridge: the model.
+        recording: of the base.
+        start: the cone's first column.
+        rows: of the recording's batch.
+        layers: the first block of each row, in ascending order.
+
+    Yields:
+        What to run while the context is open.
+    """
+    first, n_layers = int(layers[0]), len(recording.past)
+    begun = [int((layers <= layer).sum()) for layer in range(first, n_layers)]
+    rows = rows.to(recording.batch.tokens.device)
+    later = zip(begun, recording.past[first:], strict=True) if start else ()
+    past = tuple((k[..., :start, :][rows[:n]], v[..., :start, :][rows[:n]]) for n, (k, v) in later)
+    resid = recording.resid[first][:, start:][rows] if first else None
+    held = Held(repeated(recording.batch, rows), start, first - 1, resid, past, recording.as_tuple)
+
+    def partly(forward: Any, n: int, layer: int) -> Any:
+        def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            total = len(hidden_states)
+            args, kwargs = (_of_rows(given, n, total) for given in (args, kwargs))
+            output = forward(hidden_states[:n], *args, **kwargs)
+            resid = output[0] if isinstance(output, tuple) else output
+            resid = torch.cat([resid, recording.resid[layer + 1][rows[n:], start:]])
+            return (resid, *output[1:]) if isinstance(output, tuple) else resid
+
+        return run
+
+    forwards = {
+        layer: partly(bridge.blocks[layer].original_component.forward, n, layer)
+        for layer, n in enumerate(begun, start=first)
+        if n < len(rows)
+    }
+    with blocks_replaced(bridge, forwards):
+        yield held
+
+
+def _of_rows(given: Any, n: int, total: int) -> Any:
+    """The first n rows of whatever a block is given that has a line for each row (masks, positions)."""
+    if isinstance(given, Tensor):
+        return given[:n] if given.ndim > 1 and len(given) == total else given
+    if isinstance(given, tuple):
+        return tuple(_of_rows(part, n, total) for part in given)
+    if isinstance(given, dict):
+        return {name: _of_rows(part, n, total) for name, part in given.items()}
+    return given
+
+
+def repeated(batch: Batch, rows: Int[Tensor, " n"]) -> Batch:
+    """These rows of a batch, each as often as it is named; its texts are left behind."""
+    rows = rows.to(batch.tokens.device)
+    tokens, attention, prompt = batch.tokens[rows], batch.attention_mask[rows], batch.prompt_mask[rows]
+    return replace(
+        batch,
+        tokens=tokens,
+        attention_mask=attention,
+        prompt_mask=prompt,
+        labels=batch.labels[rows],
+        texts=None,
+        offsets=None,
+    )
+
+
+@torch.no_grad()
+def record(bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str] = ()) -> Recording:
+    """Runs a batch once and keeps it, with whatever hooks are attached at the time.
+
+    Args:
+        bridge: the model.
+        batch: the inputs.
+        hook_names: points whose activations are wanted too.
+
+    Raises:
+        ValueError: if the model is bidirectional, or a point does not exist or cannot be edited.
+    """
+    require_causal(bridge, "a recording of keys and values")
+    n_layers = bridge.cfg.n_layers
+    seen: dict[str, Any] = {}
+
+    def keep(name: str) -> Any:
+        def hook_fn(activation: Tensor, hook: Any) -> None:
+            seen[name] = activation.clone()
+
+        return hook_fn
+
+    resid_names = ["blocks.0.hook_in", *(f"blocks.{layer}.hook_out" for layer in range(n_layers))]
+    points = zip((*resid_names, *hook_names), canonical_hooks(bridge, [*resid_names, *hook_names]), strict=True)
+    cache = DynamicCache()
+    last = torch.zeros_like(batch.prompt_mask).scatter(1, batch.last_prompt_index[:, None], True)
+    handle = bridge.blocks[0].register_forward_hook(lambda _m, _a, output: seen.update(tuple=isinstance(output, tuple)))
+    try:
+        hooks = [(point, keep(name)) for name, point in points]
+        with bridge.hooks(fwd_hooks=hooks), unembedded_alone(bridge, last):
+            logits = bridge(batch.tokens, attention_mask=batch.attention_mask, past_key_values=cache)[0]
+    finally:
+        handle.remove()
+    return Recording(
+        batch=batch,
+        resid=tuple(seen[name] for name in resid_names),
+        past=tuple((layer.keys, layer.values) for layer in cache.layers),
+        logits=logits,
+        activations={name: seen[name] for name in hook_names},
+        as_tuple=seen["tuple"],
+    )
+
+
+def rows_that_fit(bridge: TransformerBridge, n_pos: int, start: int, memory_bytes: int) -> int:
+    """About how many rows' activations a cone from column `start` on may hold at a time; at least one."""
+    cfg, cone = bridge.cfg, n_pos - start
+    d_mlp = cfg.d_mlp or 4 * cfg.d_model
+    # A block's activations, keys and values of all blocks twice (held, and in the cache), and one line of logits.
+    row = cone * (8 * cfg.d_model + 3 * d_mlp + 3 * cfg.n_heads * n_pos)
+    row += 4 * cfg.n_layers * n_pos * cfg.n_heads * cfg.d_head + 3 * cfg.d_vocab
+    return max(1, memory_bytes // (4 * row))

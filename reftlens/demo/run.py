@@ -1,0 +1,252 @@
+"""The main job: train an edit, save it, load it again, take it apart, draw it. Every number is computed here and now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens import analysis
+from reftlens.edit import checkpoint
+from reftlens.bridge import load_bridge
+from reftlens.data import encode
+from reftlens.dissection import DissectConfig, Dissection, dissect
+from reftlens.interventions import LoReFT
+from reftlens.positions import All, Last
+from reftlens.edit.reft import Reft
+from reftlens.results import DirectionReadout, EditSize, Operator, Outcome, TokenMap
+from reftlens.organisms.landmarks import Question, Story, stay_questions, story_for
+from reftlens.training.train import TrainConfig, TrainLog, train
+
+RESULTS_NAME = "results.json"
+DISSECTION_NAME = "dissection"
+EDIT_NAME = "edit"
+
+
+@final
+@dataclass(frozen=True)
+class DemoConfig:
+    """Settings of the demo."""
+
+    model: str = "facts-small"
+    """An embedded organism, a local directory or a hub name."""
+    rank: int = 4
+    """Rank of the LoReFT at each of two layers, a quarter and three quarters of the way up."""
+    epochs: int = 30
+    batch_size: int = 35
+    lr: float = 4e-3
+    seed: int = 0
+    """Of the edit's first weights, the order of examples, and every control."""
+    progress: bool = True
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class DemoResult:
+    """All that the demo found."""
+
+    config: DemoConfig
+    story: Story
+    layers: tuple[int, ...]
+    n_parameters: int
+    log: TrainLog
+    reload_difference: float
+    """Largest absolute difference of a logit between the trained and the reloaded edit; 0 is equal to the bit."""
+    outcomes: tuple[Outcome, ...]
+    effect: TokenMap
+    sizes: tuple[EditSize, ...]
+    operators: tuple[Operator, ...]
+    readouts: tuple[DirectionReadout, ...]
+    dissection: Dissection
+    """The further analyses, on questions that were mostly never trained on."""
+    tracing: TokenMap | None
+    """The base's own causal trace; None where no two subjects have the same length in tokens."""
+    stamp: dict[str, Any]
+    seconds: dict[str, float]
+    """Wall-clock time of each part."""
+
+
+def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
+    """Runs the demo; the trained edit is saved as `directory / "edit"`.
+
+    Raises:
+        ValueError: for an unknown model.
+        RuntimeError: if the reloaded edit does not give the same logits to the bit.
+    """
+    clock = _Clock()
+    bridge = load_bridge(config.model)
+    story = story_for(config.model)
+    clock.lap("load the model")
+    layers = _two_layers(bridge.cfg.n_layers)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        reft = Reft.at_layers(bridge, layers=layers, positions=All(), intervention=LoReFT, rank=config.rank)
+    log = train(
+        bridge,
+        reft,
+        story.training_examples(),
+        TrainConfig(
+            epochs=config.epochs, batch_size=config.batch_size, lr=config.lr, seed=config.seed, progress=config.progress
+        ),
+    )
+    clock.lap("train the edit")
+    reft.save_pretrained(directory / EDIT_NAME, bridge=bridge)
+    difference = _reload_difference(config.model, directory / EDIT_NAME, bridge, reft, story)
+    clock.lap("save and reload it")
+    outcomes = _outcomes(bridge, reft, story, config.seed)
+    clock.lap("test it")
+    moved = story.moved_questions(story.phrasings, new=False)
+    questions = _one_length(bridge, moved)
+    new = [" " + story.destination[question.subject] for question in questions]
+    effect = analysis.effect_map(
+        bridge,
+        reft,
+        [question.prompt for question in questions],
+        new=new,
+        old=[question.answer for question in questions],
+        subjects=[question.subject for question in questions],
+        seed=config.seed,
+        progress=config.progress,
+    )
+    clock.lap("locate its effect")
+    shown = [questions[0], *stay_questions(story.stay_unseen[:1], story.phrasings[:1])]
+    sizes = tuple(analysis.edit_size(bridge, reft, question.prompt, subject=question.subject) for question in shown)
+    # At the last token of the moved prompts, where the effect is: elsewhere the edit changes much that nothing reads.
+    last = encode(bridge, [question.prompt for question in moved])
+    operators = analysis.decompose(bridge, reft, [last], at=Last(1))
+    cities = tuple(dict.fromkeys(" " + city for city in story.destination.values()))
+    readouts = [
+        readout
+        for operator in operators
+        for readout in analysis.read_directions(bridge, operator, last, watch=cities, seed=config.seed)[:2]
+    ]
+    clock.lap("take it apart")
+    dissection = dissect(
+        bridge,
+        reft,
+        [(question.prompt, question.answer) for question in _dissected(story)],
+        DissectConfig(at=Last(1), max_examples=64, seed=config.seed, progress=config.progress),
+    )
+    dissection.save(directory / DISSECTION_NAME)
+    clock.lap("dissect it further")
+    tracing = _trace(bridge, story, progress=config.progress)
+    clock.lap("trace the base")
+    return DemoResult(
+        config=config,
+        story=story,
+        layers=layers,
+        n_parameters=reft.n_parameters(),
+        log=log,
+        reload_difference=difference,
+        outcomes=outcomes,
+        effect=effect,
+        sizes=sizes,
+        operators=tuple(operators),
+        readouts=tuple(readouts),
+        dissection=dissection,
+        tracing=tracing,
+        stamp=checkpoint.stamp(bridge),
+        seconds=clock.laps,
+    )
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
+
+
+def _two_layers(n_layers: int) -> tuple[int, ...]:
+    """A quarter and three quarters of the way up: where a subject is understood, and where its answer is ready."""
+    return tuple(sorted({n_layers // 4, 3 * n_layers // 4}))
+
+
+@torch.no_grad()
+def _reload_difference(model: str, directory: Path, bridge: TransformerBridge, reft: Reft, story: Story) -> float:
+    """Loads base and edit once more, from their files, and compares logits on every training prompt."""
+    prompts = [prompt for prompt, _ in story.training_examples()]
+
+    def logits(base: TransformerBridge, edit: Reft) -> Tensor:
+        batch = encode(base, prompts)
+        with edit.hooks(base, batch):
+            return base(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
+
+    fresh = load_bridge(model)
+    reloaded = logits(fresh, Reft.from_pretrained(directory, bridge=fresh))
+    difference = float((logits(bridge, reft) - reloaded).abs().max())
+    if difference != 0.0:
+        raise RuntimeError(f"the reloaded edit is not the trained one: a logit differs by {difference:.3g}")
+    return difference
+
+
+def _outcomes(bridge: TransformerBridge, reft: Reft, story: Story, seed: int) -> tuple[Outcome, ...]:
+    unseen = stay_questions(story.stay_unseen, story.phrasings)
+    groups: list[tuple[str, str, Sequence[Question]]] = [
+        ("moved, trained phrasings", "new answer", story.moved_questions(story.phrasings, new=True)),
+        ("moved, new phrasings", "new answer", story.moved_questions(story.new_phrasings, new=True)),
+        ("others, trained to stay", "old answer", stay_questions(story.stay_trained, story.phrasings)),
+        ("others, never trained on", "old answer", unseen),
+        *((name, "old answer", questions) for name, questions in story.other_facts.items()),
+    ]
+    return tuple(
+        analysis.outcome(
+            bridge,
+            reft,
+            [question.prompt for question in questions],
+            [question.answer for question in questions],
+            group=name,
+            wanted=wanted,
+            seed=seed,
+        )
+        for name, wanted, questions in groups
+    )
+
+
+def _dissected(story: Story) -> list[Question]:
+    """Every moved subject in every phrasing, and those that stay and were never trained on."""
+    moved = story.moved_questions((*story.phrasings, *story.new_phrasings), new=True)
+    return [*moved, *stay_questions(story.stay_unseen, story.phrasings)]
+
+
+def _one_length(bridge: TransformerBridge, questions: Sequence[Question]) -> list[Question]:
+    """The largest set of questions in one phrasing whose prompts and subjects have the same number of tokens."""
+    sets: dict[tuple[str, int, int], list[Question]] = {}
+    for question in questions:
+        phrasing = question.prompt.replace(question.subject, "{}")
+        places = analysis.subject_places(bridge, question.prompt, question.subject)
+        sets.setdefault((phrasing, len(places), sum(places)), []).append(question)
+    return max(sets.values(), key=len)
+
+
+def _trace(bridge: TransformerBridge, story: Story, *, progress: bool) -> TokenMap | None:
+    """Traces the base on its own facts: every subject of the largest aligned set against two others."""
+    known = (*story.moved, *story.stay_trained, *story.stay_unseen)
+    clean = _one_length(bridge, stay_questions(known, story.phrasings[:1]))
+    n = len(clean)
+    rows = [
+        (clean[i], clean[(i + 1) % n], clean[(i + 2) % n])
+        for i in range(n)
+        if len({clean[(i + k) % n].answer for k in range(3)}) == 3
+    ]
+    if not rows:
+        return None
+    kept, corrupted, unrelated = (list(column) for column in zip(*rows, strict=True))
+    return analysis.trace(
+        bridge,
+        [question.prompt for question in kept],
+        [question.prompt for question in corrupted],
+        answers=[question.answer for question in kept],
+        subjects=[question.subject for question in kept],
+        unrelated=[question.prompt for question in unrelated],
+        progress=progress,
+    )

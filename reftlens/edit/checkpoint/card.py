@@ -1,0 +1,153 @@
+"""The card of a saved edit: what it is, where it acts and how large it is, for people. Nothing reads it back.
+
+Names come from wherever the edit comes from, so none of them is markup here.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCardData
+
+from reftlens.edit.checkpoint.layout import Pairs
+from reftlens.interventions import Affine, NotAffineError
+from reftlens.results import EditProfile
+
+CARD_NAME = "README.md"
+FIGURE_NAME = "figure.png"
+
+_CARD = """---
+{front}
+---
+
+# A representation edit of {base_model}
+
+{n_edits} at {n_sites} of a frozen language model: {n_parameters:,} trained numbers. Made with reftlens {version};
+`reft.safetensors` holds the tensors, `reft_config.json` the rest.
+
+```python
+import reftlens as rl
+
+bridge = rl.load_bridge({base_literal})
+reft = rl.Reft.from_pretrained("this folder, or its id on the hub", bridge=bridge)
+```
+
+It has a meaning on the model it was trained on alone, and is refused on any other.
+
+## Edits
+
+{edits}
+
+## Base model
+
+{base}
+
+## What it does to an activation
+
+![Gain and constant push of each edit]({figure})
+
+Of h + A h + c, the singular values of A and the length of c, from the weights alone. How far an activation really moves
+also depends on the activation.
+"""
+
+
+def write_card(folder: Path, pairs: Pairs, base: Mapping[str, Any]) -> None:
+    """Writes `README.md` and `figure.png` into a folder.
+
+    Args:
+        folder: of the saved edit.
+        pairs: the edit.
+        base: the stamp of its model.
+    """
+    # Matplotlib takes a second to import, which nobody waits for who does not save.
+    from reftlens import plot
+
+    (folder / FIGURE_NAME).write_bytes(plot.png(plot.edit_profile(profile(pairs))))
+    (folder / CARD_NAME).write_text(_text(pairs, base), encoding="utf-8")
+
+
+@torch.no_grad()
+def profile(pairs: Pairs) -> EditProfile:
+    """The singular values of A and the length of c of each edit, where it is of the form A h + c."""
+    gains: list[torch.Tensor | None] = []
+    pushes: list[float] = []
+    for edit in pairs.interventions:
+        try:
+            affine = edit.affine()
+        except NotAffineError:
+            gains.append(None)
+            pushes.append(float("nan"))
+            continue
+        gains.append(_singular_values(affine).float().cpu())
+        pushes.append(float(affine.constant.norm()))
+    return EditProfile(
+        rows=tuple(site.hook_name + ("" if site.head is None else f" head {site.head}") for site in pairs.sites),
+        gains=tuple(gains[index] for index in pairs.which),
+        push=torch.tensor([pushes[index] for index in pairs.which]),
+    )
+
+
+def _singular_values(affine: Affine) -> torch.Tensor:
+    """Of A, largest first, without making A where it has few ranks."""
+    write, read = affine.write.double(), affine.read.double()
+    if affine.diagonal is None:
+        # A = Q1 (U1 U2^T) Q2^T, and orthonormal Q change no singular value.
+        upper = [torch.linalg.qr(factor.T, mode="r").R for factor in (write, read)]
+        return torch.linalg.svdvals(upper[0] @ upper[1].T)
+    if len(write) == 0:
+        return affine.diagonal.double().abs().sort(descending=True).values
+    return torch.linalg.svdvals(write.T @ read + affine.diagonal.double().diag())
+
+
+def _text(pairs: Pairs, base: Mapping[str, Any]) -> str:
+    # A folder of this machine is no base model that anyone else could look up.
+    on_hub = base["revision"] is not None
+    data = ModelCardData(
+        base_model=base["base_model"] if on_hub else None, library_name="reftlens", tags=["reft", "interpretability"]
+    )
+    n_edits, n_sites = len(pairs.interventions), len(set(pairs.sites))
+    return _CARD.format(
+        front=data.to_yaml(),
+        base_model=plain(base["base_model"]),
+        base_literal=json.dumps(str(base["base_model"])),
+        n_edits=f"{n_edits} edit{'s' * (n_edits > 1)}",
+        n_sites=f"{n_sites} site{'s' * (n_sites > 1)}",
+        n_parameters=sum(edit.n_parameters() for edit in pairs.interventions),
+        version=base["versions"]["reftlens"],
+        edits=_edits(pairs),
+        base=_table(("", ""), [(part, _value(value)) for part, value in base.items()]),
+        figure=FIGURE_NAME,
+    )
+
+
+def _edits(pairs: Pairs) -> str:
+    lines = pairs.lines()
+    return _table(list(lines[0]), [list(line.values()) for line in lines])
+
+
+def _value(value: object) -> str:
+    return ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *([plain(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def plain(text: str, *, longest: int = 200) -> str:
+    r"""Any string as one line of Markdown that shows it and does nothing else.
+
+    >>> print(plain("<script>|a_b|\n[x](y)"))
+    &lt;script&gt;\|a\_b\| \[x\](y)
+    """
+    line = " ".join(text.split())
+    line = line if len(line) <= longest else line[:longest] + "…"
+    # Lone surrogates (tokens that are half a character) have no UTF-8 form.
+    line = html.escape(line.encode("utf-8", "backslashreplace").decode("utf-8"))
+    return re.sub(r"([\\`*_\[\]|~$!])", r"\\\1", line)

@@ -1,0 +1,146 @@
+"""Pairs of site and intervention as plain JSON values, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, final
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.bridge import canonical_hook, width_of
+from reftlens.edit.site import Site
+from reftlens.interventions import Intervention
+from reftlens.positions import from_spec
+
+_MOST_SITES = 8192
+"""An edit for each head of a model with 80 layers of 64 heads has 5120."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """What a `Reft` is made of."""
+
+    sites: tuple[Site, ...]
+    interventions: tuple[Intervention, ...]
+    """Each one once, in the order in which sites first use them."""
+    which: tuple[int, ...]
+    """The intervention of each site."""
+    names: tuple[str, ...]
+    """One for each site."""
+    scales: Mapping[str, float]
+
+    @property
+    def edits(self) -> list[tuple[Site, Intervention]]:
+        """The pairs in order; a shared intervention is one object."""
+        return [(site, self.interventions[index]) for site, index in zip(self.sites, self.which, strict=True)]
+
+    def lines(self) -> list[dict[str, str]]:
+        """One for each site, in words: where, what, and how many trained numbers."""
+        lines = []
+        for name, site, index in zip(self.names, self.sites, self.which, strict=True):
+            edit = self.interventions[index]
+            settings = ", ".join(f"{key}={value}" for key, value in edit.settings().items())
+            shared = self.which.count(index) > 1
+            lines.append(
+                {
+                    "name": name,
+                    "activation": site.hook_name if site.head is None else f"{site.hook_name}, head {site.head}",
+                    "tokens": repr(site.positions),
+                    "edit": f"{type(edit).__name__}({settings})",
+                    "scale": f"{self.scales.get(name, 1.0):g}",
+                    "trained numbers": f"{edit.n_parameters():,}{' (shared)' * shared}",
+                }
+            )
+        return lines
+
+
+def to_document(pairs: Pairs, bridge: TransformerBridge) -> dict[str, Any]:
+    """The pairs as plain JSON values.
+
+    Raises:
+        ValueError: if the model lacks one of the sites.
+    """
+    return {
+        "sites": [
+            {
+                "hook_name": canonical_hook(bridge, site.hook_name),
+                "alias": site.hook_name,
+                "positions": site.positions.spec(),
+                "head": site.head,
+            }
+            for site in pairs.sites
+        ],
+        "interventions": [{"kind": edit.kind, "settings": edit.settings()} for edit in pairs.interventions],
+        "which": list(pairs.which),
+        "names": list(pairs.names),
+        "scales": dict(pairs.scales),
+    }
+
+
+def from_document(config: Mapping[str, Any], bridge: TransformerBridge, family: Sequence[type[Intervention]]) -> Pairs:
+    """The pairs that a config describes, their interventions on the meta device: without numbers, and without memory.
+
+    Args:
+        config: of a saved edit.
+        bridge: the model that it is loaded for.
+        family: classes that it may name.
+
+    Raises:
+        ValueError: if it names a class or a site that does not exist, or things that do not fit together.
+    """
+    try:
+        if len(config["sites"]) > _MOST_SITES:
+            raise ValueError(f"it has {len(config['sites']):,} sites, and no more than {_MOST_SITES:,} are read")
+        sites = tuple(_site(saved) for saved in config["sites"])
+        kinds = {member.kind: member for member in family}
+        which, names, scales = tuple(config["which"]), tuple(config["names"]), config["scales"]
+        _check_sharing(which, n_sites=len(sites), n_interventions=len(config["interventions"]))
+        _check_names(names, scales, n_sites=len(sites))
+        # Many sites are heads of one point, and asking the bridge takes a millisecond.
+        width_at = cache(lambda hook_name, head: width_of(bridge, hook_name, head))
+        widths: dict[int, int] = {}
+        for site, index in zip(sites, which, strict=True):
+            width = width_at(site.hook_name, site.head)
+            if widths.setdefault(index, width) != width:
+                raise ValueError(f"{site!r} is {width} wide, other sites of its edit {widths[index]}")
+        interventions = tuple(
+            _intervention(saved, kinds, widths[index]) for index, saved in enumerate(config["interventions"])
+        )
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError, OverflowError) as error:
+        said = f"{error!s} is missing or unknown" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"the edit is damaged or of an unknown kind: {said:.500}") from error
+    return Pairs(sites, interventions, which, names, scales)
+
+
+def _site(saved: Mapping[str, Any]) -> Site:
+    return Site(saved["alias"], from_spec(saved["positions"]), saved.get("head"))
+
+
+def _intervention(saved: Mapping[str, Any], kinds: Mapping[str, type[Intervention]], width: int) -> Intervention:
+    settings = saved["settings"]
+    # Before anything is made: no setting can then ask for more than the model's own width squared.
+    if settings["d_model"] != width:
+        raise ValueError(f"an edit is {settings['d_model']!r:.80} wide, its site on this model {width}")
+    with torch.device("meta"):
+        return kinds[saved["kind"]](**settings)
+
+
+def _check_sharing(which: Sequence[object], *, n_sites: int, n_interventions: int) -> None:
+    if len(which) != n_sites or any(type(index) is not int for index in which):
+        raise ValueError(f"wanted the number of an intervention for each of {n_sites} sites, got {len(which)} entries")
+    if list(dict.fromkeys(which)) != list(range(n_interventions)):
+        raise ValueError(f"the sites must use all of {n_interventions} interventions, each first one in order")
+
+
+def _check_names(names: Sequence[object], scales: object, *, n_sites: int) -> None:
+    if len(names) != n_sites or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"wanted a string as the name of each of {n_sites} edits")
+    if not isinstance(scales, dict) or not all(type(s) in (int, float) and math.isfinite(s) for s in scales.values()):
+        raise ValueError("scales must be an object of name and finite number")
+    if not set(scales) <= set(names):
+        raise ValueError("scales must be of the names that there are")

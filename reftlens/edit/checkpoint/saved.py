@@ -1,0 +1,74 @@
+"""A whole edit saved to a folder, and loaded from one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.edit.checkpoint.card import write_card
+from reftlens.edit.checkpoint.files import CONFIG_NAME, read_config, read_tensors, write
+from reftlens.edit.checkpoint.hub import fetch
+from reftlens.edit.checkpoint.layout import Pairs, from_document, to_document
+from reftlens.edit.checkpoint.stamp import refuse_mismatch, stamp
+from reftlens.files.folder import Replacement
+from reftlens.interventions import Intervention
+
+
+def save(directory: str | Path, pairs: Pairs, bridge: TransformerBridge, *, card: bool = True) -> Path:
+    """Writes an edit, the stamp of its base model and a card to a folder, whole or not at all.
+
+    Args:
+        directory: the folder.
+        pairs: the edit.
+        bridge: the model that it is of.
+        card: write what people read as well; drawing it takes longer than all the rest.
+
+    Raises:
+        ValueError: if the folder exists and is not a saved edit, or the model lacks one of the sites.
+        OSError: if it cannot be written.
+    """
+    document, base = to_document(pairs, bridge), stamp(bridge)
+    with Replacement(directory, marker=CONFIG_NAME) as folder:
+        if card:
+            write_card(folder, pairs, base)
+        write(folder, document, _state(pairs).state_dict(), base)
+    return Path(directory)
+
+
+def load(
+    source: str | Path,
+    *,
+    bridge: TransformerBridge,
+    family: Sequence[type[Intervention]],
+    revision: str | None = None,
+    allow_mismatch: Collection[str] = (),
+) -> Pairs:
+    """Reads an edit from a folder or the hub; see `Reft.from_pretrained`.
+
+    Raises:
+        ValueError: if it is damaged, or was saved for another model.
+    """
+    folder = fetch(source, revision=revision)
+    config = read_config(folder)
+    refuse_mismatch(config["base"], stamp(bridge), where=str(folder), allow_mismatch=allow_mismatch)
+    try:
+        pairs = from_document(config, bridge, family)
+    except ValueError as error:
+        raise ValueError(f"cannot load {folder}: {error}") from error
+    state = _state(pairs)
+    tensors = read_tensors(folder, config, {name: tensor.shape for name, tensor in state.state_dict().items()})
+    state.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
+    for name, kept in state.state_dict().items():
+        # What an edit does not keep as it is, it did not write: an R that is not orthonormal, say.
+        if not torch.allclose(kept, tensors[name], rtol=0, atol=1e-4):
+            raise ValueError(f"the saved edit in {folder} is damaged: the rows of {name} are not orthonormal")
+    return pairs
+
+
+def _state(pairs: Pairs) -> nn.Module:
+    """The interventions under the names that their tensors have in a file."""
+    return nn.ModuleDict({"interventions": nn.ModuleList(pairs.interventions)})

@@ -1,0 +1,187 @@
+"""Decoding with an edit: prompt tokens are edited in the prefill, generated ones never."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import GenerationConfig
+
+from reftlens.bridge import require_causal
+from reftlens.data import batches_by_length, encode, token_counts
+from reftlens.edit.reft import Reft
+
+
+@final
+@dataclass(frozen=True)
+class Decoding:
+    """How the next tokens are chosen: the most likely one each time, if nothing is set."""
+
+    max_new_tokens: int = 32
+    """Length of a continuation, in tokens, at most; EOS ends it earlier."""
+    num_beams: int = 1
+    """Continuations followed side by side; a prompt is done when as many have ended."""
+    temperature: float | None = None
+    """Tokens are drawn at random at this temperature; None takes the most likely."""
+    top_p: float | None = None
+    """Drawn among the likeliest tokens that together have this probability."""
+    top_k: int | None = None
+    """Drawn among so many of the likeliest tokens."""
+    no_repeat_ngram_size: int | None = None
+    """No run of so many tokens occurs twice, those of the prompt counted in."""
+    repetition_penalty: float = 1.0
+    """Scores of tokens that were there before are divided by it (multiplied where negative)."""
+    seed: int = 42
+    """Of what is drawn; the caller's random state is left as it was."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "num_beams", "top_k", "no_repeat_ngram_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.temperature is None and (self.top_p is not None or self.top_k is not None):
+            raise ValueError("top_p and top_k say what tokens are drawn among: pass a temperature as well")
+        if self.temperature is not None and not self.temperature > 0:
+            raise ValueError(
+                f"temperature must be above 0, got {self.temperature}; leave it out to take the most likely"
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if not self.repetition_penalty > 0:
+            raise ValueError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
+
+    def _config(self, bridge: TransformerBridge, *, use_cache: bool) -> GenerationConfig:
+        """The same in the words of transformers; every value is given, so that none is taken from elsewhere."""
+        tokenizer = bridge.tokenizer
+        return GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            num_beams=self.num_beams,
+            early_stopping=self.num_beams > 1,
+            do_sample=self.temperature is not None,
+            # The neutral values of transformers, which are not None.
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=(50 if self.temperature is None else 0) if self.top_k is None else self.top_k,
+            no_repeat_ngram_size=self.no_repeat_ngram_size or 0,
+            repetition_penalty=self.repetition_penalty,
+            use_cache=use_cache,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        )
+
+
+@torch.no_grad()
+def generate(
+    bridge: TransformerBridge,
+    reft: Reft | None,
+    prompts: Sequence[str],
+    *,
+    decoding: Decoding | None = None,
+    max_new_tokens: int | None = None,
+    batch_size: int = 16,
+    use_cache: bool = True,
+    prepend_bos: bool | None = None,
+    progress: bool = False,
+) -> list[str]:
+    """Continuations of prompts under an edit, on Hugging Face's own decoding loop.
+
+    Prompts of about the same length are decoded together, the longest first.
+
+    Args:
+        bridge: the model. What its own generation config says (a temperature, a penalty) is not used.
+        reft: the edit, or None for the base model.
+        prompts: texts.
+        decoding: how tokens are chosen; greedy, 32 tokens at most, if not given.
+        max_new_tokens: short for `decoding=Decoding(max_new_tokens=...)`.
+        batch_size: prompts decoded together, padded on the left.
+        use_cache: keep keys and values between steps. Without it every step runs the whole prefix again, and
+            gives the same text, slower.
+        prepend_bos: whether each prompt begins with BOS; the model's own habit if not given.
+        progress: show a bar.
+
+    Returns:
+        One text for each prompt, in their order, without the prompt and without special tokens.
+
+    Raises:
+        ValueError: for no prompts, an empty one, one that leaves no room for the new tokens in the context, or a masked
+            language model.
+    """
+    if decoding is not None and max_new_tokens is not None:
+        raise ValueError("pass decoding or max_new_tokens, not both: decoding has a max_new_tokens of its own")
+    if decoding is None:
+        decoding = Decoding() if max_new_tokens is None else Decoding(max_new_tokens=max_new_tokens)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if isinstance(prompts, str):
+        raise TypeError("generate wants a list of prompts, got a single string: write [prompt]")
+    if not len(prompts):
+        raise ValueError("there is nothing to generate from: the list of prompts is empty")
+    require_causal(bridge, "generate")
+    counts = token_counts(bridge, prompts, prepend_bos=prepend_bos)
+    _require_room(bridge, prompts, counts, decoding)
+    texts = [""] * len(prompts)
+    config = decoding._config(bridge, use_cache=use_cache)
+    with (
+        _own_settings(bridge, decoding),
+        tqdm(total=len(prompts), desc="decoding", unit="prompt", disable=not progress) as bar,
+    ):
+        for rows in batches_by_length(counts, batch_size):
+            continued = _continue(bridge, reft, [prompts[row] for row in rows], config, prepend_bos=prepend_bos)
+            for row, text in zip(rows, continued, strict=True):
+                texts[row] = text
+            bar.update(len(rows))
+    return texts
+
+
+def _continue(
+    bridge: TransformerBridge,
+    reft: Reft | None,
+    prompts: Sequence[str],
+    config: GenerationConfig,
+    *,
+    prepend_bos: bool | None,
+) -> list[str]:
+    """Decodes one batch."""
+    # With beams, the prefill already runs each prompt once a beam: the edits are made for these rows.
+    n_beams = int(config.num_beams)
+    beams = [prompt for prompt in prompts for _ in range(n_beams)]
+    batch = encode(bridge, beams, padding_side="left", prepend_bos=prepend_bos)
+    with nullcontext() if reft is None else reft.hooks(bridge, batch):
+        out = bridge.original_model.generate(
+            batch.tokens[::n_beams], attention_mask=batch.attention_mask[::n_beams], generation_config=config
+        )
+    found: list[str] = bridge.tokenizer.batch_decode(out[:, batch.tokens.shape[1] :], skip_special_tokens=True)
+    return found
+
+
+def _require_room(bridge: TransformerBridge, prompts: Sequence[str], counts: Sequence[int], decoding: Decoding) -> None:
+    for row, (prompt, count) in enumerate(zip(prompts, counts, strict=True)):
+        if not count:
+            raise ValueError(f"prompt {row} has no tokens: {prompt!r}")
+        if count + decoding.max_new_tokens > bridge.cfg.n_ctx:
+            raise ValueError(
+                f"prompt {row} has {count} tokens: with {decoding.max_new_tokens} new ones it passes the context of "
+                f"{bridge.cfg.n_ctx}: shorten {prompt[:60]!r}, or lower max_new_tokens"
+            )
+
+
+@contextmanager
+def _own_settings(bridge: TransformerBridge, decoding: Decoding) -> Iterator[None]:
+    """Inside, a model's own generation config is out of sight, and random numbers are those of the seed."""
+    model = bridge.original_model
+    before = model.generation_config
+    devices = range(torch.cuda.device_count()) if decoding.temperature is not None else ()
+    with torch.random.fork_rng(devices=devices):
+        if decoding.temperature is not None:
+            torch.manual_seed(decoding.seed)
+        # transformers fills what a config leaves open from the model's.
+        model.generation_config = GenerationConfig()
+        try:
+            yield
+        finally:
+            model.generation_config = before

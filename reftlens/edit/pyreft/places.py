@@ -1,0 +1,171 @@
+"""Where the edits of a pyreft folder act: its `config.json` and the names of its files, which are keys of pyvene.
+
+No path is made from what a config says: it must name just the files that lie there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+from reftlens.edit.pyreft.archive import read_bytes
+
+CONFIG_NAME = "config.json"
+_MOST_CONFIG = 4 * 2**20
+"""Bytes."""
+_BLOCK_PATH = re.compile(r"(?:model\.layers|transformer\.h|gpt_neox\.layers)\[(\d{1,4})\]\.output")
+_TYPE = re.compile(r"<class 'pyreft\.interventions\.(\w+)'>")
+# Up to pyvene 0.1.6 the parts were joined by dots.
+_KEY = re.compile(
+    r"layer[_.](\d{1,4})[_.]comp[_.]block_output[_.]unit[_.]pos[_.]nunit[_.]1#(\d{1,4})"
+    r"|comp_(?:model_layers|transformer_h|gpt_neox_layers)\[(\d{1,4})\]_output_unit_pos_nunit_1#(\d{1,4})"
+)
+
+
+class Representation(NamedTuple):
+    """pyvene's settings of one edit, in the order of a config; 0.1.2 had not the last one."""
+
+    layer: Any
+    component: Any
+    unit: Any
+    max_number_of_units: Any
+    low_rank_dimension: Any
+    intervention_type: None = None
+    intervention: None = None
+    subspace_partition: None = None
+    group_key: None = None
+    intervention_link_key: Any = None
+    moe_key: None = None
+    source_representation: None = None
+    hidden_source_representation: None = None
+    latent_dim: None = None
+
+
+@final
+@dataclass(frozen=True)
+class Place:
+    """One edit of a folder."""
+
+    key: str
+    layer: int
+    turn: int
+    """0 for the first edit after its layer, 1 for the second."""
+    name: str | None = None
+    """pyreft's class, where there is a config."""
+    rank: int | None = None
+    link: str | int | None = None
+    """Edits of one link share their weights."""
+
+
+def find_places(folder: Path) -> list[Place]:
+    """The edits of a folder in pyreft's order.
+
+    Raises:
+        ValueError: if there are none, or the config is damaged or asks for something else than edits of block outputs.
+    """
+    places = {key: _from_key(key) for key in _keys(folder)}
+    if not places:
+        raise ValueError(f"{folder} is no pyreft checkpoint: it has no intkey_*.bin")
+    if len({key.startswith("comp_") for key in places}) > 1:
+        raise ValueError(
+            f"{folder} names blocks in two ways, as block_output and by a path: which edit is first is not known"
+        )
+    if not (folder / CONFIG_NAME).exists():
+        return sorted(places.values(), key=lambda place: (place.turn, place.layer))
+    try:
+        config = json.loads(read_bytes(folder / CONFIG_NAME, most=_MOST_CONFIG))
+        return _from_config(config, places)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        said = f"it has no {error!s}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{CONFIG_NAME} in {folder}: {said:.500}") from error
+
+
+def make_key(layer: int, turn: int) -> str:
+    """pyvene's key of the edit that comes at this turn after a block."""
+    return f"layer_{layer}_comp_block_output_unit_pos_nunit_1#{turn}"
+
+
+def make_config(
+    names: Sequence[str], layers: Sequence[int], ranks: Sequence[int], keys: Sequence[str], width: int
+) -> str:
+    """The text of `config.json`."""
+    document = {
+        "intervention_constant_sources": [True] * len(names),
+        "intervention_dimensions": [width] * len(names),
+        "intervention_types": [f"<class 'pyreft.interventions.{name}'>" for name in names],
+        "mode": "parallel",
+        "representations": [
+            Representation(layer, "block_output", "pos", 1, rank) for layer, rank in zip(layers, ranks, strict=True)
+        ],
+        "sorted_keys": list(keys),
+    }
+    return json.dumps(document, indent=2, sort_keys=True) + "\n"
+
+
+def _keys(folder: Path) -> list[str]:
+    return sorted(file.name.removeprefix("intkey_").removesuffix(".bin") for file in folder.glob("intkey_*.bin"))
+
+
+def _from_key(key: str) -> Place:
+    found = _KEY.fullmatch(key)
+    if found is None:
+        raise ValueError(
+            f"intkey_{key:.200}.bin is no edit of a block's output at single positions: other components are not read"
+        )
+    layer, turn = (number for number in found.groups() if number is not None)
+    return Place(key, int(layer), int(turn))
+
+
+def _from_config(config: Mapping[str, Any], places: Mapping[str, Place]) -> list[Place]:
+    turns: Counter[int] = Counter()
+    ordered = []
+    types, representations = config["intervention_types"], config["representations"]
+    if len(types) != len(representations):
+        raise ValueError(f"{len(representations)} representations with {len(types)} classes")
+    for type_name, values in zip(types, representations, strict=True):
+        given = _representation(values)
+        layer, by_path = _layer(given)
+        found = _TYPE.fullmatch(type_name)
+        if found is None:
+            raise ValueError(f"the class {type_name!r:.200} is none of pyreft's own")
+        turn = turns[layer]
+        turns[layer] += 1
+        mine = [p for p in places.values() if (p.layer, p.turn, p.key.startswith("comp")) == (layer, turn, by_path)]
+        if not mine:
+            raise ValueError(f"there is no file for edit {turn} after block {layer}")
+        ordered.append(Place(mine[0].key, layer, turn, found[1], given.low_rank_dimension, given.intervention_link_key))
+    if len(ordered) != len(places):
+        raise ValueError(f"it names {len(ordered)} edits, and there are files for {len(places)}")
+    return ordered
+
+
+def _representation(values: object) -> Representation:
+    if not isinstance(values, list) or len(values) not in (13, 14):
+        raise ValueError("a representation must be a list of 13 or 14 settings")
+    given = Representation(*values)
+    if (given.unit, given.max_number_of_units) != ("pos", 1):
+        raise ValueError("only edits of single positions are read: unit 'pos', max_number_of_units 1")
+    others = given._replace(intervention_link_key=None)._asdict()
+    unread = [field for field in Representation._field_defaults if others[field] is not None]
+    if unread:
+        raise ValueError(f"a representation sets {', '.join(unread)}, which has no counterpart here")
+    if type(given.low_rank_dimension) is not int or not isinstance(given.intervention_link_key, str | int | None):
+        raise ValueError("low_rank_dimension must be an integer, and a link key a string or an integer")
+    return given
+
+
+def _layer(given: Representation) -> tuple[int, bool]:
+    """The block, and whether the component is a path of the model instead of pyvene's own name."""
+    if given.component == "block_output" and type(given.layer) is int:
+        return given.layer, False
+    found = _BLOCK_PATH.fullmatch(given.component)
+    if found is None:
+        raise ValueError(
+            f"the component {given.component!r:.200} is not read: only block_output, or a path such as model.layers[3].output"
+        )
+    return int(found[1]), True

@@ -1,0 +1,353 @@
+"""Reft: a set of (site, intervention) pairs that emits TransformerLens hook functions, and nothing more."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Literal, final
+
+import pandas as pd
+from jaxtyping import Bool
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.bridge import width_of
+from reftlens.data import Batch
+from reftlens.display import MOST_LINES, as_html
+from reftlens.edit import checkpoint
+from reftlens.edit.hooks import Edit, HookFunction, attach, hook_functions
+from reftlens.edit.site import Site
+from reftlens.interventions import FAMILY, Intervention, LoReFT
+from reftlens.positions import Positions, Prompts, parse, union_parts
+
+
+@final
+class Reft(nn.Module):
+    """Trained or trainable edits and where they act.
+
+    Sharing is by identity, not by a flag: one pair with `First(5) | Last(5)` is tied, two pairs are untied, and
+    one intervention in two pairs is shared between the sites. Pairs at one hook act in the order given.
+    """
+
+    def __init__(
+        self,
+        edits: Sequence[tuple[Site, Intervention]],
+        *,
+        names: Sequence[str] | None = None,
+        scales: Mapping[str, float] | None = None,
+    ) -> None:
+        """Builds the container; interventions are kept, not copied.
+
+        Args:
+            edits: the pairs, in order.
+            names: one for each pair, to switch and scale them by; several pairs may share one.
+            scales: name -> factor on the changes of its pairs; 1 where none is given.
+        """
+        super().__init__()
+        if not edits:
+            raise ValueError("Reft wants at least one (Site, Intervention) pair, got none")
+        for pair in edits:
+            match pair:
+                case (Site(), Intervention()):
+                    pass
+                case _:
+                    raise TypeError(f"Reft wants (Site, Intervention) pairs, got {pair!r}")
+        unique: dict[int, Intervention] = {}
+        for _, intervention in edits:
+            unique.setdefault(id(intervention), intervention)
+        self.interventions = nn.ModuleList(unique.values())
+        self.sites = tuple(site for site, _ in edits)
+        order = list(unique)
+        self._which = tuple(order.index(id(intervention)) for _, intervention in edits)
+        self.names = ("edit",) * len(edits) if names is None else tuple(names)
+        if len(self.names) != len(edits):
+            raise ValueError(f"wanted one name for each of {len(edits)} edits, got {len(self.names)}")
+        self.scales = {} if scales is None else {name: float(scale) for name, scale in scales.items()}
+        self._require_names(self.scales)
+
+    @classmethod
+    def at_layers(
+        cls,
+        bridge: TransformerBridge,
+        *,
+        layers: Sequence[int] | Literal["all"],
+        positions: Positions | str,
+        intervention: type[Intervention] = LoReFT,
+        rank: int | None = None,
+        tied: bool = True,
+        hook: str = "hook_resid_post",
+        head: int | None = None,
+    ) -> Reft:
+        """The paper's layout: the same kind of edit after several layers.
+
+        Args:
+            bridge: the model; gives the width of the activation, the number of layers and the device.
+            layers: block indices (negative ones count from the end), or "all".
+            positions: a rule, or its short form such as `"f5+l5"`.
+            intervention: the class.
+            rank: of each edit; left out for a class without one, such as RED.
+            tied: one edit for all positions of a layer; if False, one for each part of a union.
+            hook: the activation point inside the block, such as `attn.hook_z`.
+            head: one head of it; all heads as one vector if not given.
+
+        Raises:
+            ValueError: for a layer or head that the model does not have, a rank above the width, a rank that is missing or
+                has no meaning for the class, an unknown hook or one that cannot be edited.
+        """
+        if (rank is None) == ("rank" in intervention.arguments):
+            wants = "needs a rank: pass rank=4, say" if rank is None else f"has no rank, got {rank}: leave it out"
+            raise ValueError(f"{intervention.__name__} {wants}")
+        sizes = {} if rank is None else {"rank": rank}
+        n_layers = bridge.cfg.n_layers
+        wanted: Sequence[int] = range(n_layers) if layers == "all" else layers
+        if (isinstance(layers, str) and layers != "all") or not len(wanted):
+            raise ValueError(f"layers must be a list of block indices or 'all', got {layers!r}")
+        for layer in wanted:
+            if not -n_layers <= layer < n_layers:
+                raise ValueError(f"layer {layer} does not exist: the model has layers 0 to {n_layers - 1}")
+        rule = parse(positions)
+        pairs = []
+        for layer in sorted(layer % n_layers for layer in wanted):
+            hook_name = f"blocks.{layer}.{hook}"
+            width = width_of(bridge, hook_name, head)
+            for part in [rule] if tied else union_parts(rule):
+                pairs.append((Site(hook_name, part, head), intervention(width, **sizes)))
+        return cls(pairs).to(bridge.cfg.device)
+
+    @classmethod
+    def compose(cls, parts: Mapping[str, Reft]) -> Reft:
+        """Several edits as one, each under its name. They keep their weights: training one trains it here too.
+
+        Edits at one hook act in the order given, each on what the ones before it left.
+
+        Args:
+            parts: name -> edit.
+
+        Raises:
+            ValueError: for no edits, or one whose parts have different scales.
+        """
+        if not parts:
+            raise ValueError("there is nothing to compose: pass a name and an edit at least")
+        pairs = [(pair, name, reft.scales.get(old, 1.0)) for name, reft in parts.items() for pair, old in reft._named()]
+        scales = {name: scale for _, name, scale in pairs}
+        for _, name, scale in pairs:
+            if scale != scales[name]:
+                raise ValueError(
+                    f"the parts of {name!r} have different scales: give each its own name, or scale it here"
+                )
+        return cls([pair for pair, _, _ in pairs], names=[name for _, name, _ in pairs], scales=scales)
+
+    def only(self, *names: str) -> Reft:
+        """The same edits with only these names switched on; weights are shared.
+
+        Args:
+            names: those that stay.
+
+        Raises:
+            ValueError: for a name that there is not, or if none stays.
+        """
+        self._require_names(names)
+        return self._keep([name in names for name in self.names])
+
+    def without(self, *names: str) -> Reft:
+        """The same edits with these names switched off; weights are shared.
+
+        Args:
+            names: those that go.
+
+        Raises:
+            ValueError: for a name that there is not, or if none stays.
+        """
+        self._require_names(names)
+        return self._keep([name not in names for name in self.names])
+
+    def scaled(self, scale: float | Mapping[str, float]) -> Reft:
+        """The same edits with their changes multiplied; weights are shared.
+
+        Args:
+            scale: a factor for all, or name -> factor; on top of the scales there are.
+        """
+        factors = scale if isinstance(scale, Mapping) else dict.fromkeys(self.names, scale)
+        self._require_names(factors)
+        scales = {name: self.scales.get(name, 1.0) * factors.get(name, 1.0) for name in self.names}
+        return Reft(list(self), names=self.names, scales=scales)
+
+    def _named(self) -> Iterator[tuple[tuple[Site, Intervention], str]]:
+        yield from zip(self, self.names, strict=True)
+
+    def _keep(self, kept: Sequence[bool]) -> Reft:
+        named = [(pair, name) for (pair, name), keep in zip(self._named(), kept, strict=True) if keep]
+        if not named:
+            raise ValueError("that switches every edit off: use the base model instead")
+        scales = {name: self.scales[name] for _, name in named if name in self.scales}
+        return Reft([pair for pair, _ in named], names=[name for _, name in named], scales=scales)
+
+    def _require_names(self, names: Iterable[str]) -> None:
+        unknown = sorted(set(names) - set(self.names))
+        if unknown:
+            raise ValueError(
+                f"there is no edit named {', '.join(unknown)}; there are {', '.join(sorted(set(self.names)))}"
+            )
+
+    @property
+    def _members(self) -> list[Intervention]:
+        return [member for member in self.interventions if isinstance(member, Intervention)]
+
+    def __iter__(self) -> Iterator[tuple[Site, Intervention]]:
+        for site, index in zip(self.sites, self._which, strict=True):
+            yield site, self._members[index]
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def n_parameters(self) -> int:
+        """Trained numbers; a shared intervention counts once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def edits(self, prompts: Batch | Bool[Tensor, "batch pos"]) -> list[Edit]:
+        """The pairs on one batch, rules resolved to masks.
+
+        Args:
+            prompts: the batch, or the mask of its prompt tokens alone, which is enough for rules that do not read
+                the text.
+
+        Raises:
+            ValueError: if a site's positions exist in no prompt.
+        """
+        if isinstance(prompts, Tensor) and prompts.ndim != 2:
+            raise ValueError(f"prompt_mask must be [batch, pos], got {list(prompts.shape)}")
+        known = prompts.prompts if isinstance(prompts, Batch) else Prompts(prompts.bool())
+        masks = {rule: rule.mask(known) for rule in dict.fromkeys(site.positions for site in self.sites)}
+        edits = []
+        for (site, intervention), name in self._named():
+            mask = masks[site.positions]
+            if not bool(mask.any()) and not site.positions.generated:
+                longest = int(known.length.max()) if known.mask.numel() else 0
+                raise ValueError(
+                    f"no prompt has a token at {site.positions!r} ({site.hook_name}); the longest has {longest}"
+                )
+            scale = self.scales.get(name, 1.0)
+            edits.append(Edit(site.hook_name, intervention, mask, scale, site.positions.generated, site.head))
+        return edits
+
+    def fwd_hooks(self, prompts: Batch | Bool[Tensor, "batch pos"]) -> list[tuple[str, HookFunction]]:
+        """Hooks for `bridge.run_with_hooks(tokens, fwd_hooks=...)`: one run over this batch.
+
+        Args:
+            prompts: the batch, or the mask of its prompt tokens; of the same shape as the tokens.
+
+        No model is asked here, so none refuses a name where an edit would be lost: `hooks` and `check_sites` do.
+        """
+        return hook_functions(self.edits(prompts))
+
+    def hooks(
+        self, bridge: TransformerBridge, prompts: Batch | Bool[Tensor, "batch pos"]
+    ) -> AbstractContextManager[TransformerBridge]:
+        """A context inside which anything that takes the bridge sees the edited model, decoding included.
+
+        Args:
+            bridge: the model.
+            prompts: the batch, or the mask of its prompt tokens. Positions after it are generated ones, and are
+                edited only by `Generated()`.
+
+        Raises:
+            ValueError: for an unknown hook, positions that no prompt has, or a batch of another shape.
+            EditError: if an edit met one activation twice, or none at all.
+        """
+        return attach(bridge, self.edits(prompts))
+
+    def save_pretrained(self, directory: str | Path, *, bridge: TransformerBridge, card: bool = True) -> Path:
+        """Writes the edit, the stamp of its base model and a card to a folder, whole or not at all.
+
+        Args:
+            directory: the folder.
+            bridge: the model that the edit is of.
+            card: write README.md and a figure as well, for people.
+
+        Raises:
+            ValueError: if the folder exists and is not a saved edit, or the model lacks one of the sites.
+            OSError: if it cannot be written.
+        """
+        return checkpoint.save(directory, self._pairs(), bridge, card=card)
+
+    def _pairs(self) -> checkpoint.Pairs:
+        return checkpoint.Pairs(self.sites, tuple(self._members), self._which, self.names, self.scales)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        bridge: TransformerBridge,
+        revision: str | None = None,
+        allow_mismatch: Collection[str] = (),
+        family: Sequence[type[Intervention]] = FAMILY,
+    ) -> Reft:
+        """Loads a saved edit for the model it was trained on.
+
+        Args:
+            source: a folder that `save_pretrained` wrote, or the id of one on the hub.
+            bridge: the base model.
+            revision: branch, tag or commit on the hub.
+            allow_mismatch: parts of the stamp that may differ, such as `["weights"]` for the same model in another dtype.
+            family: classes that the checkpoint may name; add your own here. Each must be constructible on the meta device.
+
+        Raises:
+            ValueError: if the folder is damaged, or was saved for another model; it says what differs.
+        """
+        pairs = checkpoint.load(source, bridge=bridge, family=family, revision=revision, allow_mismatch=allow_mismatch)
+        return cls(pairs.edits, names=pairs.names, scales=pairs.scales).to(bridge.cfg.device)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        bridge: TransformerBridge,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "A representation edit, by reftlens",
+    ) -> str:
+        """Saves the edit to a repository on the Hugging Face Hub, which is made if it does not exist.
+
+        Args:
+            repo_id: such as `"me/moved-landmarks"`.
+            bridge: the base model.
+            private: whether a new repository is private; the account's habit if not given.
+            token: the hub's; the one that `hf auth login` stored if not given.
+            commit_message: of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            OSError: if the hub cannot be reached or refuses.
+        """
+        with tempfile.TemporaryDirectory() as directory:
+            folder = self.save_pretrained(Path(directory) / "reft", bridge=bridge)
+            return checkpoint.upload(folder, repo_id, private=private, token=token, commit_message=commit_message)
+
+    def __repr__(self) -> str:
+        lines = []
+        for place, ((site, intervention), name) in enumerate(self._named()):
+            if place == MOST_LINES:
+                lines.append(f"  ... and {len(self) - place} more")
+                break
+            label = "" if set(self.names) == {"edit"} else f"{name}: "
+            head = "" if site.head is None else f" head {site.head}"
+            scale = f" x {self.scales[name]:g}" if self.scales.get(name, 1.0) != 1.0 else ""
+            settings = ", ".join(f"{key}={value}" for key, value in intervention.settings().items())
+            kind = f"{type(intervention).__name__}({settings}){scale}"
+            lines.append(f"  {label}{site.hook_name}{head} at {site.positions!r}: {kind}")
+        return "\n".join([self._headline(), *lines])
+
+    def _headline(self) -> str:
+        return f"Reft of {len(self)} edits, {self.n_parameters():,} parameters"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each pair: name, activation, tokens, edit, scale, trained numbers."""
+        return pd.DataFrame(self._pairs().lines())
+
+    def _repr_html_(self) -> str:
+        return as_html(self._headline(), self.to_dataframe)

@@ -1,0 +1,69 @@
+"""A comparison on what a run's settings say: its model, task, tests, positions and budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+from reftlens.paper.baselines.base import Method
+from reftlens.paper.baselines.compare import compare
+from reftlens.paper.baselines.edits import EditAt
+from reftlens.paper.baselines.methods import METHODS
+from reftlens.paper.baselines.problem import of_task
+from reftlens.paper.runs.config import RunConfig
+from reftlens.paper.runs.examples import eval_tasks, load, training_task
+from reftlens.paper.runs.folder import load_base
+from reftlens.paper.runs.parameters import method_named
+from reftlens.results import Comparison
+from reftlens.training.train import TrainConfig
+
+
+def compare_configured(
+    config: RunConfig, names: Sequence[str], *, seeds: Sequence[int] = (0, 1, 2), progress: bool = True
+) -> Comparison:
+    """Trains a run's own edit and named methods, edits at the run's layers and positions and of its rank, and tests them on its tests.
+
+    Args:
+        config: the run's settings; its seed is not used, and the last state is tested, not the best on validation.
+        names: of `METHODS`.
+        seeds: one for each run of a method.
+        progress: show a bar.
+
+    Raises:
+        ValueError: for an unknown method, no test, or what `compare` refuses.
+        OSError: if data cannot be read.
+    """
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise ValueError(f"there is no method {unknown[0]!r}; there are {', '.join(METHODS)}")
+    tests = [(test, load(test, config.eval_split, config, limit=config.n_eval)) for test in eval_tasks(config)]
+    if not tests:
+        raise ValueError("there is nothing to test on: name a task, or data of your own")
+    task = training_task(config)
+    train = load(task, config.split, config, limit=config.n_train)
+    bridge = load_base(config)
+    problem = of_task(bridge, task, train, tests, batch_size=config.eval_batch_size)
+    return compare(bridge, problem, _methods(config, names), _settings(config, progress), seeds=seeds)
+
+
+def _methods(config: RunConfig, names: Sequence[str]) -> dict[str, Method]:
+    own = EditAt(intervention=method_named(config.method), rank=config.rank)
+    chosen: dict[str, Method] = {f"{config.method} (of the run)": own, **{name: METHODS[name] for name in names}}
+    return {name: _placed(method, config) if isinstance(method, EditAt) else method for name, method in chosen.items()}
+
+
+def _placed(method: EditAt, config: RunConfig) -> EditAt:
+    return replace(
+        method,
+        layers=config.layers,
+        positions=config.positions,
+        tied=config.tied,
+        hook=config.hook,
+        rank=None if method.rank is None else config.rank or method.rank,
+    )
+
+
+def _settings(config: RunConfig, progress: bool) -> TrainConfig:
+    """Fields of one name, without checkpoints."""
+    shared = {field.name for field in fields(TrainConfig)} & {field.name for field in fields(RunConfig)}
+    return TrainConfig(**{name: getattr(config, name) for name in shared - {"save_every"}}, progress=progress)

@@ -1,0 +1,84 @@
+"""LoRA and DoRA by Hugging Face's `peft`, inside the bridge.
+
+LoRA (Hu et al. 2022, arXiv:2106.09685): W + (alpha / r) B A, with B = 0 at the start. DoRA (Liu et al. 2024,
+arXiv:2402.09353) splits W + (alpha / r) B A into a trained length for each output and a direction. The names of the
+matrices are TransformerLens's, so one setting fits every architecture; a fused query-key-value matrix is adapted in its
+three parts. Without dropout: the base stays in eval mode here, whatever is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import nn
+from transformer_lens.model_bridge import TransformerBridge
+from transformers.pytorch_utils import Conv1D
+
+from reftlens.paper.baselines.base import Method
+from reftlens.training.objectives import Objective
+from reftlens.training.objectives.base import Example
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Method):
+    """Low-rank changes of weight matrices."""
+
+    rank: int = 4
+    alpha: float | None = None
+    """The change is scaled by alpha / rank; 2 * rank if not given."""
+    matrices: tuple[str, ...] = ("attn.q", "attn.v")
+    """Of every block: attn.q, attn.k, attn.v, attn.o, mlp.in, mlp.out and, in gated MLPs, mlp.gate."""
+    dora: bool = False
+    """DoRA instead."""
+
+    @contextmanager
+    def applied(self, bridge: TransformerBridge, objective: Objective, example: Example) -> Iterator[None]:
+        layers = range(bridge.cfg.n_layers)
+        components = [_component(bridge, layer, name) for layer in layers for name in self.matrices]
+        before = [component.original_component for component in components]
+        adapted = self._adapt(before)
+        try:
+            for component, module in zip(components, adapted, strict=True):
+                component.set_original_component(module)
+            yield
+        finally:
+            for component, module in zip(components, before, strict=True):
+                component.set_original_component(module)
+
+    def _adapt(self, linears: list[nn.Module]) -> list[nn.Module]:
+        """Each linear map with an adapter around it, which holds the map itself."""
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise ImportError("LoRA and DoRA are peft's: pip install 'reftlens[peft]'") from error
+        adapted: dict[int, nn.Module] = {}
+        for kind in dict.fromkeys(map(type, linears)):
+            # peft looks inside a module for what it adapts; here it gets one that holds nothing else.
+            places = [place for place, linear in enumerate(linears) if type(linear) is kind]
+            box = nn.ModuleDict({str(place): linears[place] for place in places})
+            config = LoraConfig(
+                r=self.rank,
+                lora_alpha=2 * self.rank if self.alpha is None else self.alpha,
+                target_modules=list(box),
+                use_dora=self.dora,
+                fan_in_fan_out=kind is Conv1D,
+            )
+            inject_adapter_in_model(config, box)
+            adapted |= {place: box[str(place)] for place in places}
+        return [adapted[place] for place in range(len(linears))]
+
+
+def _component(bridge: TransformerBridge, layer: int, name: str) -> Any:
+    """The bridge's wrapper of one linear map of a block."""
+    part, _, matrix = name.partition(".")
+    component = getattr(getattr(bridge.blocks[layer], part, None), matrix, None)
+    if not isinstance(getattr(component, "original_component", None), nn.Linear | Conv1D):
+        raise ValueError(
+            f"block {layer} has no linear map {name!r}: LoRA knows attn.q, attn.k, attn.v, attn.o, mlp.in, mlp.out and "
+            "mlp.gate, where the model has them"
+        )
+    return component

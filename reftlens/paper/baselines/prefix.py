@@ -1,0 +1,82 @@
+"""Prefix tuning: trained keys and values before the prompt, which every token attends to, in every layer.
+
+(Li and Liang 2021, arXiv:2101.00190.) Departures: the keys and values are trained themselves, not through an MLP (as in
+`peft`, where it is off by default); they start as those of random tokens in the base, which the paper found better than
+random numbers; and the prompt's tokens keep their own places, as if the prefix took none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import DynamicCache
+from transformers.utils import ModelOutput
+
+from reftlens.bridge import require_causal
+from reftlens.paper.baselines.base import Method
+from reftlens.training.objectives import Objective
+from reftlens.training.objectives.base import Example
+
+_NAME = "trained_prefix"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PrefixTuning(Method):
+    """A prefix of trained keys and values."""
+
+    length: int = 4
+    """Tokens' worth of them."""
+
+    @contextmanager
+    def applied(self, bridge: TransformerBridge, objective: Objective, example: Example) -> Iterator[None]:
+        require_causal(bridge, "prefix tuning")
+        model = bridge.original_model
+        if any(layer.is_sliding for layer in DynamicCache(config=model.config).layers):
+            raise ValueError("prefix tuning wants every layer to see the prefix, and this model has a sliding window")
+        prefix = self._start(bridge)
+        model.add_module(_NAME, prefix)
+        before = model.register_forward_pre_hook(_prepend, with_kwargs=True)
+        after = model.register_forward_hook(_forget, with_kwargs=True)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+            delattr(model, _NAME)
+
+    @torch.no_grad()
+    def _start(self, bridge: TransformerBridge) -> nn.ParameterList:
+        """Keys and values `[1, kv_head, length, d_head]` of random tokens, layer after layer."""
+        cache = DynamicCache()
+        bridge(torch.randint(bridge.cfg.d_vocab, (1, self.length)).to(bridge.cfg.device), past_key_values=cache)
+        return nn.ParameterList(held.clone() for layer in cache.layers for held in (layer.keys, layer.values))
+
+
+def _prepend(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Before each forward pass: puts the prefix into its cache, unless it is a later step of decoding."""
+    prefix = list(model.get_submodule(_NAME).parameters())
+    tokens: Tensor = args[0] if args else kwargs["input_ids"]
+    batch, pos = tokens.shape
+    cache, mask, places = (kwargs.get(name) for name in ("past_key_values", "attention_mask", "position_ids"))
+    cache = DynamicCache() if cache is None else cache
+    if cache.get_seq_length() == 0:
+        for layer, (keys, values) in enumerate(zip(prefix[::2], prefix[1::2], strict=True)):
+            cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), layer)
+    length = prefix[0].shape[2]
+    mask = tokens.new_ones(batch, cache.get_seq_length() - length + pos) if mask is None else mask
+    places = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -pos:] if places is None else places
+    seen = torch.cat([mask.new_ones(batch, length), mask], dim=1)
+    return args, {**kwargs, "past_key_values": cache, "attention_mask": seen, "position_ids": places}
+
+
+def _forget(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """After it: a cache that was made for the prefix alone is not handed on, or decoding without one would use it."""
+    if kwargs.get("use_cache") is False and isinstance(output, ModelOutput):
+        output["past_key_values"] = None

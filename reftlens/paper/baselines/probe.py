@@ -1,0 +1,35 @@
+"""A linear probe: what a linear map can read off the frozen base's last hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import final
+
+from torch import nn
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.paper.baselines.base import Method
+from reftlens.training.objectives import Objective
+from reftlens.training.objectives.base import Example
+from reftlens.training.objectives.head import Head
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe(Method):
+    """Trains W h + b in place of a classifier's head, and nothing else.
+
+    For heads (labels, real numbers) alone. Of completions the linear map would be the unembedding, which with tied embeddings is no probe.
+    """
+
+    @contextmanager
+    def applied(self, bridge: TransformerBridge, objective: Objective, example: Example) -> Iterator[None]:
+        if not isinstance(objective, Head):
+            raise ValueError(
+                f"a linear probe wants a head, and {type(objective).__name__} has none: leave it out of the methods"
+            )
+        n_outputs = [layer for layer in objective.head if isinstance(layer, nn.Linear)][-1].out_features
+        objective.head = nn.Sequential(nn.Linear(bridge.cfg.d_model, n_outputs)).to(bridge.cfg.device)
+        yield

@@ -1,0 +1,57 @@
+"""Greedy decoding as tokens, of a fixed number whatever they are: what exact recall and timing need, and texts cannot give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import GenerationConfig
+
+from reftlens.data import IGNORE, encode
+from reftlens.edit.reft import Reft
+
+
+@torch.no_grad()
+def greedy_tokens(
+    bridge: TransformerBridge, reft: Reft | None, prompts: Sequence[str], n_new: int
+) -> Int[Tensor, "batch n_new"]:
+    """The n_new most probable tokens after each prompt, one after the other; EOS is a token like any other.
+
+    Raises:
+        ValueError: if the context is too short.
+    """
+    batch = encode(bridge, prompts, padding_side="left")
+    width = batch.tokens.shape[1]
+    if width + n_new > bridge.cfg.n_ctx:
+        raise ValueError(f"{width} prompt tokens and {n_new} new ones pass the context of {bridge.cfg.n_ctx} tokens")
+    pad = bridge.tokenizer.pad_token_id
+    greedy = GenerationConfig(max_new_tokens=n_new, do_sample=False, eos_token_id=None, pad_token_id=pad or 0)
+    with nullcontext() if reft is None else reft.hooks(bridge, batch):
+        out = bridge.original_model.generate(
+            batch.tokens, attention_mask=batch.attention_mask, generation_config=greedy
+        )
+    return out[:, width:]
+
+
+def returned(
+    bridge: TransformerBridge, reft: Reft | None, prompts: Sequence[str], completions: Sequence[str]
+) -> tuple[list[int], list[int]]:
+    """How many tokens of each completion greedy decoding gives before the first wrong one, and how many there are."""
+    batch = encode(bridge, prompts, completions)
+    wanted = [row[labels != IGNORE].tolist() for row, labels in zip(batch.tokens, batch.labels, strict=True)]
+    given = greedy_tokens(bridge, reft, prompts, max(map(len, wanted))).tolist()
+    return [agreement(one, other) for one, other in zip(given, wanted, strict=True)], [len(row) for row in wanted]
+
+
+def agreement(given: Sequence[int], wanted: Sequence[int]) -> int:
+    """Tokens before the first that differs.
+
+    >>> agreement([1, 2, 9, 4], [1, 2, 3, 4])
+    2
+    """
+    differ = [place for place, (one, other) in enumerate(zip(given, wanted, strict=False)) if one != other]
+    return differ[0] if differ else min(len(given), len(wanted))

@@ -1,0 +1,60 @@
+"""What a run trains and tests on: tasks by name, with the run's own lengths and decoding, and their records."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from reftlens.paper.runs.config import RunConfig
+from reftlens.paper.tasks import Record, Task, TextTask, task_named
+from reftlens.paper.tasks.glue import Glue
+from reftlens.paper.tasks.own import Pairs
+
+_DECODING = (
+    "max_new_tokens",
+    "num_beams",
+    "temperature",
+    "top_p",
+    "top_k",
+    "no_repeat_ngram_size",
+    "repetition_penalty",
+)
+"""Settings of a run that a task has as well."""
+
+
+def training_task(config: RunConfig) -> Task:
+    """What a run learns.
+
+    Raises:
+        ValueError: if the settings name nothing, or a task that does not exist.
+    """
+    if config.task is None and config.data is None:
+        raise ValueError("there is nothing to train on: name a task, or data of your own")
+    return _as_configured(task_named(config.task) if config.task is not None else Pairs(str(config.data)), config)
+
+
+def eval_tasks(config: RunConfig) -> list[Task]:
+    """What a run is tested on."""
+    own = [] if config.eval_data is None else [Pairs(config.eval_data)]
+    return [_as_configured(task, config) for task in (*map(task_named, config.eval_tasks), *own)]
+
+
+def _as_configured(task: Task, config: RunConfig) -> Task:
+    """A task with what the run says of lengths and decoding."""
+    decoding = {name: getattr(config, name) for name in _DECODING if getattr(config, name) is not None}
+    if isinstance(task, TextTask):
+        length = task.max_length if config.max_length is None else config.max_length
+        return replace(task, max_length=length, decoding=replace(task.decoding, **decoding))
+    if isinstance(task, Glue) and config.max_length is not None:
+        return replace(task, max_length=config.max_length)
+    return task
+
+
+def load(task: Task, split: str, config: RunConfig, *, limit: int | None) -> list[Record]:
+    """The records of a task; your own come from their file, the others from the run's source."""
+    source = None if isinstance(task, Pairs) else _place(config.source)
+    return task.load(split, source=source, limit=limit)
+
+
+def _place(source: str | None) -> str | Path | None:
+    return Path(source) if source is not None and Path(source).exists() else source

@@ -1,0 +1,135 @@
+"""What is asked of a trained edit afterwards: a task, examples of one's own, or prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from reftlens.edit.generate import generate
+from reftlens.paper.runs.config import RunConfig
+from reftlens.paper.runs.examples import eval_tasks, load, training_task
+from reftlens.paper.runs.folder import config_of, is_run, open_run
+from reftlens.paper.tasks import TASKS, Task, TextTask, evaluate
+from reftlens.results import Evaluation
+
+
+def score_run(
+    directory: Path,
+    settings: Mapping[str, Any],
+    *,
+    base: bool = False,
+    model: str | None = None,
+    progress: bool = True,
+) -> list[Evaluation]:
+    """Tests the edit of a run, or a saved edit.
+
+    Args:
+        directory: the run, or the edit.
+        settings: name -> value, in place of the run's: which tasks, which split, how they are decoded.
+        base: test the base without the edit.
+        model: the base, where it is now somewhere else.
+        progress: show bars.
+
+    Raises:
+        ValueError: if there is nothing to test on, or something does not fit.
+    """
+    config = config_of(directory, model=model).with_values(settings)
+    tests = eval_tasks(config)
+    if not tests:
+        raise ValueError(f"{directory} says of no test: name a task, or data of your own")
+    _require_head(directory, config, tests)
+    # Before the model: what is missing shows at once.
+    loaded = [(task, load(task, config.eval_split, config, limit=config.n_eval)) for task in tests]
+    opened = open_run(directory, settings, model=model)
+    return [
+        evaluate(
+            opened.bridge,
+            None if base else opened.reft,
+            task,
+            records,
+            objective=opened.objective,
+            batch_size=config.eval_batch_size,
+            progress=progress,
+        )
+        for task, records in loaded
+    ]
+
+
+def _require_head(directory: Path, config: RunConfig, tests: Sequence[Task]) -> None:
+    """A head answers what it was trained for, and nothing but a head answers a task with labels."""
+    trained = training_task(config).name if is_run(directory) else None
+    for task in tests:
+        if not isinstance(task, TextTask) and trained != task.name:
+            learned = "is an edit alone" if trained is None else f"learned {trained}"
+            raise ValueError(f"{task.name} is answered by a head that was trained on it, and this {learned}")
+
+
+def answer(
+    directory: Path,
+    prompts: Sequence[str],
+    settings: Mapping[str, Any],
+    *,
+    base: bool = False,
+    model: str | None = None,
+    progress: bool = True,
+) -> list[dict[str, str]]:
+    """Continues prompts under an edit.
+
+    Args:
+        directory: the run, or the edit.
+        prompts: texts, as the model is to see them.
+        settings: name -> value, in place of the run's.
+        base: continue them by the base as well.
+        model: the base, where it is now somewhere else.
+        progress: show a bar.
+
+    Returns:
+        For each prompt: "prompt", "completion", and "base" where asked for.
+    """
+    config = config_of(directory, model=model).with_values(settings)
+    if not is_run(directory):
+        # A bare edit learned nothing that is known here: only its settings of decoding count.
+        config = config.with_values({"data": str(directory)})
+    task = training_task(config)
+    if not isinstance(task, TextTask):
+        raise ValueError(f"{directory} learned {task.name}, which is answered by a head: `reftlens eval` tests it")
+    opened = open_run(directory, settings, model=model)
+    columns = {"prompt": list(prompts)}
+    for name, reft in {"completion": opened.reft, **({"base": None} if base else {})}.items():
+        columns[name] = generate(
+            opened.bridge,
+            reft,
+            prompts,
+            decoding=task.decoding,
+            batch_size=config.eval_batch_size,
+            progress=progress,
+        )
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def training_pairs(config: RunConfig) -> list[tuple[str, str]]:
+    """What a run was trained on, as prompts and completions.
+
+    Raises:
+        ValueError: if it learned labels.
+    """
+    task = training_task(config)
+    if not isinstance(task, TextTask):
+        raise ValueError(f"the run learned {task.name}, which has labels and no completions: pass --examples")
+    records = load(task, config.split, config, limit=config.n_train)
+    return [(record.prompt, record.completion) for record in records]
+
+
+def scores(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    """One line for each task tested."""
+    lines = [(found.task, found.metric, found.score, found.n) for found in evaluations]
+    return pd.DataFrame(lines, columns=["task", "metric", "score", "n"])
+
+
+def write_outputs(folder: Path, evaluations: Sequence[Evaluation]) -> None:
+    """One file of JSON lines a task: what was said to each example."""
+    for found in evaluations:
+        found.save(folder / f"{found.task if found.task in TASKS else 'own'}.jsonl")

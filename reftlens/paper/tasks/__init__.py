@@ -1,0 +1,31 @@
+"""The paper's benchmarks, one family a file: loading, prompts, decoding, scoring (Wu et al. 2024, section 4)."""
+
+from reftlens.paper.tasks import arithmetic, commonsense, glue, instruct
+from reftlens.paper.tasks.base import Family, Record, Task, TextTask, evaluate
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        *commonsense.TASKS,
+        commonsense.TRAINING,
+        *arithmetic.TASKS,
+        arithmetic.TRAINING,
+        *instruct.TASKS,
+        *glue.TASKS,
+    )
+}
+"""Name -> task, training sets among them; in the order of the paper's tables."""
+
+__all__ = ["TASKS", "Family", "Record", "Task", "TextTask", "evaluate", "task_named"]
+
+
+def task_named(name: str) -> Task:
+    """A task by its name, in small letters or capitals.
+
+    Raises:
+        ValueError: if there is none; it lists those there are.
+    """
+    for task in TASKS.values():
+        if task.name.lower() == name.lower():
+            return task
+    raise ValueError(f"there is no task {name!r}; there are {', '.join(TASKS)}")

@@ -1,0 +1,198 @@
+"""What a task is: records, what of them an edit is trained on, what the edited model says to them, and the score.
+
+The same records, objective and scorer serve a trained edit, the base model (`reft=None`), and whatever else has been done
+to the bridge, so that numbers in one table are comparable.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, final
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.data import token_counts
+from reftlens.edit.generate import Decoding, generate
+from reftlens.edit.reft import Reft
+from reftlens.results import Evaluation
+from reftlens.training.objectives import Completion, Objective
+from reftlens.training.objectives.base import Example
+
+GREEDY = Decoding()
+Family = Literal["commonsense", "arithmetic", "instruct", "glue", "own"]
+
+
+@final
+@dataclass(frozen=True)
+class Record:
+    """One example of a task, as the model meets it."""
+
+    prompt: str
+    """The text before the model's part. Of GLUE: the text to classify, or the first of a pair."""
+    completion: str
+    """What the model is trained to say, without EOS; empty where the target is a label, or the file has none."""
+    answer: str
+    """What the scorer compares with. Of GLUE: the label, or the real number, as text."""
+    second: str | None = None
+    """The second text of a pair, which is joined to the first as the model's tokenizer does it; None where there is one."""
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """One benchmark, or one training set. Settings are fields: `dataclasses.replace(task, ...)` gives another one."""
+
+    family: ClassVar[Family]
+    name: str
+    """As the paper's tables have it."""
+
+    @property
+    @abstractmethod
+    def metric(self) -> str:
+        """What `score` computes, in words: "accuracy", "Matthews correlation", ..."""
+
+    @abstractmethod
+    def load(self, split: str, *, source: str | Path | None = None, limit: int | None = None) -> list[Record]:
+        """The records of a split, in their order.
+
+        Args:
+            split: such as "train" or "test"; the task says which it has.
+            source: a local file, or a folder of tasks with `<task>/<split>.json`; where the task's data is published
+                if not given.
+            limit: only so many, the first ones.
+
+        Raises:
+            ValueError: for a split that the task does not have, or a malformed record: it names file, line and fault.
+            FileNotFoundError: if a local source does not exist.
+        """
+
+    @abstractmethod
+    def examples(self, bridge: TransformerBridge, records: Sequence[Record]) -> list[Example]:
+        """What `rl.train` takes with this task's objective.
+
+        Raises:
+            ValueError: if a record has nothing to train on.
+        """
+
+    @abstractmethod
+    def objective(self, bridge: TransformerBridge) -> Objective:
+        """A fresh objective; one with a head of its own is trained with the edit, and needed again by `outputs`."""
+
+    @abstractmethod
+    def outputs(
+        self,
+        bridge: TransformerBridge,
+        reft: Reft | None,
+        records: Sequence[Record],
+        *,
+        objective: Objective | None = None,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> list[str]:
+        """What the model says to each record, or the label it chooses, as text.
+
+        Args:
+            bridge: the model.
+            reft: the edit; None for the base.
+            records: from `load`.
+            objective: the trained one, where it has a head.
+            batch_size: records in one run, of about the same length.
+            progress: show a bar.
+        """
+
+    @abstractmethod
+    def score(self, outputs: Sequence[str], records: Sequence[Record]) -> Evaluation:
+        """Compares outputs, live or stored, with the records' answers.
+
+        Raises:
+            ValueError: for no records, or another number of outputs.
+        """
+
+
+@dataclass(frozen=True)
+class TextTask(Task):
+    """A task that is answered in text: trained on completions, evaluated by decoding.
+
+    Prompt and target are tokenized apart, where the reference implementation tokenizes them joined and counts the prompt's
+    tokens off. With a tokenizer that marks the beginning of a text (LLaMA's) or merges line ends (Llama-3's), the target's first
+    token is another one then; here it is the same in training and in decoding, which there it need not be.
+    """
+
+    decoding: Decoding = GREEDY
+    """How it is answered; greedily, with 32 tokens at most, if not said otherwise."""
+    max_length: int | None = 512
+    """Tokens of prompt and target together, in training: what is longer loses its end and EOS, as in the reference, and a
+    warning says how many records did. None cuts nothing."""
+
+    @final
+    def examples(self, bridge: TransformerBridge, records: Sequence[Record]) -> list[Example]:
+        for number, record in enumerate(records):
+            if not record.completion:
+                raise ValueError(f"record {number} of {self.name} has no text to train on: {record.prompt[:60]!r}")
+        prompts = [record.prompt for record in records]
+        targets = [record.completion + bridge.tokenizer.eos_token for record in records]
+        if self.max_length is not None and records:
+            targets = self._cut(bridge, prompts, targets, self.max_length)
+        return list(zip(prompts, targets, strict=True))
+
+    @final
+    def _cut(
+        self, bridge: TransformerBridge, prompts: Sequence[str], targets: Sequence[str], max_length: int
+    ) -> list[str]:
+        """The targets, as much of each as has room."""
+        n_prompts = token_counts(bridge, prompts)
+        n_targets = token_counts(bridge, targets, prepend_bos=False)
+        kept = list(targets)
+        too_long = [row for row in range(len(kept)) if n_prompts[row] + n_targets[row] > max_length]
+        for row in too_long:
+            room = max_length - n_prompts[row]
+            if room < 1:
+                raise ValueError(
+                    f"record {row} of {self.name}: its prompt alone has {n_prompts[row]} tokens, and max_length {max_length} "
+                    "leaves nothing to train on: raise it, or leave the record out"
+                )
+            places = bridge.tokenizer(kept[row], add_special_tokens=False, return_offsets_mapping=True)
+            kept[row] = kept[row][: places["offset_mapping"][room - 1][1]]
+        if too_long:
+            warnings.warn(
+                f"{len(too_long)} of {len(kept)} records of {self.name} are longer than {max_length} tokens: the ends of their "
+                "targets are cut off, EOS with them (max_length=None keeps them)",
+                stacklevel=3,
+            )
+        return kept
+
+    @final
+    def objective(self, bridge: TransformerBridge) -> Objective:
+        return Completion()
+
+    @final
+    def outputs(
+        self,
+        bridge: TransformerBridge,
+        reft: Reft | None,
+        records: Sequence[Record],
+        *,
+        objective: Objective | None = None,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> list[str]:
+        prompts = [record.prompt for record in records]
+        return generate(bridge, reft, prompts, decoding=self.decoding, batch_size=batch_size, progress=progress)
+
+
+def evaluate(
+    bridge: TransformerBridge,
+    reft: Reft | None,
+    task: Task,
+    records: Sequence[Record],
+    *,
+    objective: Objective | None = None,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> Evaluation:
+    """Runs the model on the records of a task and scores what it says; see `Task.outputs` and `Task.score`."""
+    outputs = task.outputs(bridge, reft, records, objective=objective, batch_size=batch_size, progress=progress)
+    return task.score(outputs, records)

@@ -1,0 +1,300 @@
+"""GLUE: eight tasks of saying something of a sentence or a pair, by a head on one token (Wang et al. 2018, arXiv:1804.07461).
+
+As in Wu et al. 2024 (section 4.4): encoders' first token (a causal model's last), MNLI matched, texts cut to 256 tokens,
+and GLUE's validation set in two, because its test labels are not published: 1,000 records to choose the model by where
+there are more than 5,000, otherwise half, and the rest to report on. The paper reports Matthews correlation of CoLA, Pearson
+correlation of STS-B and accuracy of the others.
+
+Three departures. Which records fall into which part is drawn from `split_seed`, not from the reference's state of random
+numbers, so the parts are as large and not the same. `train(validation=...)` chooses by the loss, where the reference
+goes by the metric. And the reference trains in the base's own dropout and that of transformers' head; here the base stays
+in eval mode, the head is the paper's formula, and `TrainConfig.dropout` is that of the edits alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, final
+
+import numpy as np
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.edit.reft import Reft
+from reftlens.paper.tasks.base import Family, Record, Task
+from reftlens.paper.tasks.pairs import join, tells_texts_apart
+from reftlens.paper.tasks.records import Raw, of_hub, parse
+from reftlens.paper.tasks.scoring import accuracy, is_number, same_text
+from reftlens.paper.tasks.tables import read_csv, read_tsv
+from reftlens.results import Answered, Evaluation
+from reftlens.training.objectives import Classification, Objective, Regression
+from reftlens.training.objectives.base import Example
+
+logger = logging.getLogger(__name__)
+
+HUB = "nyu-mll/glue"
+"""Where the hub has it, a configuration for each task."""
+_SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")
+
+
+@final
+@dataclass(frozen=True)
+class Glue(Task):
+    """One of the eight.
+
+    Local files are those of GLUE's own download (`MNLI/dev_matched.tsv`), or JSON lines, a JSON list or comma-separated
+    values with the columns of the hub. QQP's own file has broken lines: they are refused by number, not passed over.
+    """
+
+    family: ClassVar[Family] = "glue"
+    config: str
+    """Its name on the hub."""
+    columns: tuple[str, ...]
+    """Columns of its one or two texts on the hub, where the label's is "label"."""
+    labels: tuple[str, ...]
+    """Of each class, in the order of the hub's numbers; none where the answer is a number from 0 to 5."""
+    official: tuple[str, ...]
+    """Columns of the texts, and last the label's, in GLUE's own files."""
+    header: tuple[str, ...] = ()
+    """All columns of GLUE's own file, where it does not begin with their names."""
+    metric_name: str = "accuracy"
+    max_length: int = 256
+    """In tokens; what is longer is cut, and the log says how many were."""
+    split_seed: int = 42
+    """Says which records of the validation set are for choosing, and which to report on."""
+
+    @property
+    def metric(self) -> str:
+        return self.metric_name
+
+    def load(self, split: str, *, source: str | Path | None = None, limit: int | None = None) -> list[Record]:
+        """The records of a split, in their order.
+
+        Args:
+            split: "train"; "validation", the part of GLUE's validation set to choose the model by; "test", its rest.
+            source: a file of that set; a folder with such files, or with one folder for each task; a dataset of
+                the hub; GLUE on the hub if not given.
+            limit: only so many, the first ones.
+
+        Raises:
+            ValueError: for another split, or a malformed record: it names file, line and fault.
+            FileNotFoundError: if the source does not exist.
+        """
+        if split not in ("train", "validation", "test"):
+            raise ValueError(f"{self.name} has the splits train, validation and test, not {split!r}")
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1, got {limit}")
+        place = HUB if source is None else source
+        records = [self._record(raw) for raw in self._read(place, train=split == "train")]
+        if not records:
+            raise ValueError(f"{place} holds no records of {self.name}")
+        if split != "train":
+            chosen = set(self._to_choose_by(len(records)))
+            records = [record for row, record in enumerate(records) if (row in chosen) == (split == "validation")]
+        return records[:limit]
+
+    def _to_choose_by(self, n_records: int) -> list[int]:
+        """Rows of the validation set to choose the model by."""
+        if n_records < 2:
+            raise ValueError(f"{self.name}'s validation set is parted in two, and has {n_records} record")
+        order = torch.randperm(n_records, generator=torch.Generator().manual_seed(self.split_seed))
+        rows: list[int] = order[: 1000 if n_records > 5000 else n_records // 2].tolist()
+        return rows
+
+    def _read(self, source: str | Path, *, train: bool) -> Iterator[Raw]:
+        place = Path(source)
+        if place.is_dir():
+            place = self._in_folder(place, train=train)
+        if place.is_file():
+            match place.suffix:
+                case ".tsv":
+                    return read_tsv(place, header=self.header)
+                case ".csv":
+                    return read_csv(place)
+                case _:
+                    return parse(place, shown=str(place))
+        if isinstance(source, str) and source.count("/") <= 1 and place.suffix not in _SUFFIXES:
+            split = "train" if train else "validation_matched" if self.config == "mnli" else "validation"
+            return of_hub(source, split=split, subset=self.config)
+        raise FileNotFoundError(f"there is no file or folder {source}")
+
+    def _in_folder(self, folder: Path, *, train: bool) -> Path:
+        matched = "_matched" if self.config == "mnli" else ""
+        names = ("train",) if train else (f"dev{matched}", f"validation{matched}", "validation")
+        folders = (folder / self.name, folder / self.config, folder)
+        paths = [where / f"{name}{suffix}" for where in folders for name in names for suffix in _SUFFIXES]
+        for path in paths:
+            if path.is_file():
+                return path
+        raise FileNotFoundError(
+            f"{folder} has no {' or '.join(names)} ({', '.join(_SUFFIXES)}), in itself or in a folder {self.name} or "
+            f"{self.config}"
+        )
+
+    def _record(self, raw: Raw) -> Record:
+        as_on_hub = {*self.columns, "label"} <= raw.fields.keys()
+        *columns, label = (*self.columns, "label") if as_on_hub else self.official
+        # QQP has pairs in which a question is empty.
+        first, *second = (raw.text(column, may_be_empty=len(columns) > 1) for column in columns)
+        if label not in raw.fields:
+            raise ValueError(f"{raw.where}: the field {label!r} is missing; there are {', '.join(raw.fields)}")
+        return Record(first, "", self._answer(raw, label), *second)
+
+    def _answer(self, raw: Raw, column: str) -> str:
+        """The label by its name, however the file has it, or the number."""
+        value = str(raw.fields[column]).strip()
+        if not self.labels:
+            if not is_number(value) or not 0 <= float(value) <= 5:
+                raise ValueError(f"{raw.where}: {column!r} must be a number from 0 to 5, got {value!r}")
+            return value
+        if value in self.labels:
+            return value
+        if value not in map(str, range(len(self.labels))):
+            names = ", ".join(f"{number} or {name}" for number, name in enumerate(self.labels))
+            raise ValueError(f"{raw.where}: {column!r} must be {names}, got {value!r}")
+        return self.labels[int(value)]
+
+    def objective(self, bridge: TransformerBridge) -> Objective:
+        return Classification(bridge, len(self.labels)) if self.labels else Regression(bridge)
+
+    def texts(self, bridge: TransformerBridge, records: Sequence[Record]) -> list[str]:
+        """What the model reads of each record: pairs joined, and cut to `max_length`; the log says what was lost.
+
+        Raises:
+            ValueError: if the model's tokenizer cannot join texts; see `pairs`.
+        """
+        texts, cut = join(bridge, [(record.prompt, record.second) for record in records], max_length=self.max_length)
+        if any(cut):
+            logger.warning("%s: %d of %d texts were cut to %d tokens", self.name, sum(cut), len(texts), self.max_length)
+        if len(self.columns) > 1 and tells_texts_apart(bridge):
+            logger.warning(
+                "%s: %s has a token type for the second text, which is not used here",
+                self.name,
+                type(bridge.original_model).__name__,
+            )
+        return texts
+
+    def examples(self, bridge: TransformerBridge, records: Sequence[Record]) -> list[Example]:
+        answers = [self.labels.index(r.answer) if self.labels else float(r.answer) for r in records]
+        return list(zip(self.texts(bridge, records), answers, strict=True))
+
+    def outputs(
+        self,
+        bridge: TransformerBridge,
+        reft: Reft | None,
+        records: Sequence[Record],
+        *,
+        objective: Objective | None = None,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> list[str]:
+        texts = self.texts(bridge, records)
+        match objective:
+            case Classification(n_classes=n) if n == len(self.labels):
+                classes = objective.predict(bridge, reft, texts, batch_size=batch_size, progress=progress)
+                return [self.labels[label] for label in classes]
+            case Regression() if not self.labels:
+                return list(map(str, objective.predict(bridge, reft, texts, batch_size=batch_size, progress=progress)))
+        raise ValueError(
+            f"{self.name} is answered by a trained head: pass the objective that the edit was trained with, a "
+            f"{f'Classification of {len(self.labels)} classes' if self.labels else 'Regression'}, got "
+            f"{'none' if objective is None else objective.identity()}"
+        )
+
+    def score(self, outputs: Sequence[str], records: Sequence[Record]) -> Evaluation:
+        """Compares outputs, live or stored, with the records' answers.
+
+        Where all outputs, or all answers, are the same, neither correlation is defined: Matthews' counts as 0, as it is
+        usual, and Pearson's is NaN.
+
+        Raises:
+            ValueError: for no records, another number of outputs, or an output that is no label or number.
+        """
+        for place, output in enumerate(outputs):
+            if not (output.strip() in self.labels if self.labels else is_number(output)):
+                wanted = " or ".join(self.labels) or "a number"
+                raise ValueError(f"{self.name}: output {place} must be {wanted}, got {output[:60]!r}")
+        plain = accuracy(
+            self.name, outputs, records, judge=lambda output, answer: (output.strip(), same_text(output, answer))
+        )
+        rows = [_shown(row, record, judged=bool(self.labels)) for row, record in zip(plain.rows, records, strict=True)]
+        score = plain.score
+        if self.metric != "accuracy":
+            values = [[self._number(row.prediction) for row in rows], [self._number(row.answer) for row in rows]]
+            undefined = 0.0 if self.labels else math.nan
+            score = undefined if np.ptp(values, axis=1).min() == 0 else float(np.asarray(np.corrcoef(values))[0, 1])
+        return Evaluation(task=self.name, metric=self.metric, score=score, rows=tuple(rows))
+
+    def _number(self, text: str) -> float:
+        return float(self.labels.index(text) if self.labels else text)
+
+
+def _shown(row: Answered, record: Record, *, judged: bool) -> Answered:
+    """A row with both texts; of a real number there is no right and wrong."""
+    prompt = record.prompt if record.second is None else f"{record.prompt}\n{record.second}"
+    return Answered(prompt, row.output, row.prediction, row.answer, row.right if judged else None)
+
+
+_ENTAILS = ("entailment", "not_entailment")
+_SENTENCES = ("sentence1", "sentence2")
+
+TASKS = (
+    Glue(
+        "MNLI",
+        config="mnli",
+        columns=("premise", "hypothesis"),
+        labels=("entailment", "neutral", "contradiction"),
+        official=(*_SENTENCES, "gold_label"),
+    ),
+    Glue(
+        "SST-2",
+        config="sst2",
+        columns=("sentence",),
+        labels=("negative", "positive"),
+        official=("sentence", "label"),
+    ),
+    Glue(
+        "MRPC",
+        config="mrpc",
+        columns=_SENTENCES,
+        labels=("not_equivalent", "equivalent"),
+        official=("#1 String", "#2 String", "Quality"),
+    ),
+    Glue(
+        "CoLA",
+        config="cola",
+        columns=("sentence",),
+        labels=("unacceptable", "acceptable"),
+        official=("sentence", "label"),
+        header=("source", "label", "mark", "sentence"),
+        metric_name="Matthews correlation",
+    ),
+    Glue(
+        "QNLI",
+        config="qnli",
+        columns=("question", "sentence"),
+        labels=_ENTAILS,
+        official=("question", "sentence", "label"),
+    ),
+    Glue(
+        "QQP",
+        config="qqp",
+        columns=("question1", "question2"),
+        labels=("not_duplicate", "duplicate"),
+        official=("question1", "question2", "is_duplicate"),
+    ),
+    Glue("RTE", config="rte", columns=_SENTENCES, labels=_ENTAILS, official=(*_SENTENCES, "label")),
+    Glue(
+        "STS-B",
+        config="stsb",
+        columns=_SENTENCES,
+        labels=(),
+        official=(*_SENTENCES, "score"),
+        metric_name="Pearson correlation",
+    ),
+)
+"""In the order of the paper's tables."""

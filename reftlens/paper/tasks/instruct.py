@@ -1,0 +1,123 @@
+"""Following instructions: Alpaca's and UltraFeedback's records, trained on whole responses.
+
+Prompt: the Alpaca template, with an input where the record has one; target: its `output` (Wu et al. 2024, section 4.3).
+The paper scores by Alpaca-Eval 1.0, where GPT-4 compares each response with text-davinci-003's. No program can do that
+alone: `save_for_alpaca_eval` writes what `alpaca_eval --model_outputs` reads, and the score here is another, much stricter
+one, the part of the responses that equal the record's word for word: what tells whether training records were learned.
+
+Where the reference's data lies, seen in its scripts: `ultrafeedback` on GitHub (130 MB, by Git LFS), `alpaca_data_cleaned` among
+LLM-Adapters' files, `alpaca_eval` on the hub, 805 instructions. None could be fetched without a network, so these addresses are
+not tried. `source="argilla/ultrafeedback-binarized-preferences-cleaned"` reads the dataset that the first was made of, by
+its `prompt` and the last of its `chosen` messages; which of its 61,000 records the paper kept is not known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, final
+
+from reftlens.edit.generate import Decoding
+from reftlens.paper.tasks.base import Family, Record, TextTask
+from reftlens.paper.tasks.llm_adapters import PUBLISHED
+from reftlens.paper.tasks.records import Raw, read
+from reftlens.paper.tasks.scoring import accuracy, same_text
+from reftlens.paper.tasks.templates import alpaca
+from reftlens.results import Evaluation
+
+DECODING = Decoding(max_new_tokens=2048, no_repeat_ngram_size=5, repetition_penalty=1.1)
+"""The paper's; the reference counts the prompt's tokens into the 2,048."""
+
+
+@final
+@dataclass(frozen=True)
+class Instruct(TextTask):
+    """One set of instructions and responses."""
+
+    family: ClassVar[Family] = "instruct"
+    decoding: Decoding = DECODING
+    max_length: int | None = 768
+    split: str = "train"
+    """The one it has."""
+    published: str = ""
+    """Web address of the file."""
+
+    @property
+    def metric(self) -> str:
+        return "exact match"
+
+    def load(self, split: str, *, source: str | Path | None = None, limit: int | None = None) -> list[Record]:
+        if split != self.split:
+            raise ValueError(f"{self.name} has the split {self.split}, not {split!r}")
+        within = (f"{self.name}/{split}.json", f"{self.name}/{split}.jsonl", f"ft-training_set/{self.name}.json")
+        raws = read(self.published if source is None else source, within=within, split=split, limit=limit)
+        return [_record(raw) for raw in raws]
+
+    def score(self, outputs: Sequence[str], records: Sequence[Record]) -> Evaluation:
+        return accuracy(self.name, outputs, records, judge=_judge, metric=self.metric)
+
+
+def _record(raw: Raw) -> Record:
+    if "chosen" in raw.fields:
+        response = _last_message(raw)
+        return Record(alpaca(raw.text("prompt")), response, response)
+    given = raw.text("input", may_be_empty=True) if "input" in raw.fields else ""
+    response = raw.text("output")
+    return Record(alpaca(raw.text("instruction"), given), response, response)
+
+
+def _last_message(raw: Raw) -> str:
+    match raw.fields["chosen"]:
+        case [*_, {"role": "assistant", "content": str(response)}] if response.strip():
+            return response
+        case other:
+            raise ValueError(
+                f"{raw.where}: 'chosen' must be messages (role, content), the last by the assistant, got {str(other)[:60]!r}"
+            )
+
+
+def _judge(output: str, answer: str) -> tuple[str, bool]:
+    return output.strip(), same_text(output, answer)
+
+
+def save_for_alpaca_eval(
+    file: str | Path, instructions: Sequence[str], outputs: Sequence[str], *, generator: str
+) -> Path:
+    """Writes responses as `alpaca_eval --model_outputs FILE` reads them.
+
+    Args:
+        file: where to.
+        instructions: without the template.
+        outputs: one for each.
+        generator: what the model is called in its tables.
+
+    Raises:
+        ValueError: for another number of outputs than instructions.
+        OSError: if it cannot be written.
+    """
+    if len(instructions) != len(outputs):
+        raise ValueError(f"wanted one output for each instruction, got {len(outputs)} for {len(instructions)}")
+    rows = [
+        {"instruction": instruction, "output": output, "dataset": "alpaca_eval", "generator": generator}
+        for instruction, output in zip(instructions, outputs, strict=True)
+    ]
+    place = Path(file)
+    place.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return place
+
+
+TASKS = (
+    Instruct("alpaca_data_cleaned", published=f"{PUBLISHED}/ft-training_set/alpaca_data_cleaned.json"),
+    Instruct(
+        "ultrafeedback",
+        published="https://media.githubusercontent.com/media/frankaging/ultrafeedback-dataset/"
+        "d1b3193643daff9361fe95885ac580e0991f471a/train.json",
+    ),
+    Instruct(
+        "alpaca_eval",
+        split="test",
+        published="https://huggingface.co/datasets/tatsu-lab/alpaca_eval/resolve/main/alpaca_eval.json",
+    ),
+)

@@ -1,0 +1,66 @@
+"""Reading tables: tab-separated without quoting, as GLUE's own files are, or comma-separated with, each row with its line.
+
+Parsed here rather than by pandas, as `datasets` does it, which makes a missing value of a text "NA" or "null".
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from reftlens.paper.tasks.records import Raw
+
+
+def read_tsv(file: Path, *, header: Sequence[str] = ()) -> Iterator[Raw]:
+    """The rows of a tab-separated file, in which a quotation mark is a letter like others.
+
+    Args:
+        file: where it lies.
+        header: names of the columns, where the file's first line does not give them.
+
+    Raises:
+        ValueError: for a file that is not UTF-8, or a row that does not have these columns; it names the line.
+    """
+    # Not splitlines: a text may hold other line separators.
+    rows = [line.removesuffix("\r").split("\t") for line in _text(file).removesuffix("\n").split("\n")]
+    return _named(file, enumerate(rows, start=1), header)
+
+
+def read_csv(file: Path) -> Iterator[Raw]:
+    """The rows of a comma-separated file with a header, in which a quoted text may hold commas and line breaks.
+
+    Raises:
+        ValueError: for a file that is not UTF-8, or a row that does not have its columns; it names the line.
+    """
+    reader = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        line = 1
+        try:
+            for row in reader:
+                yield line, row
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise ValueError(f"{file}, line {line}: not a row of a comma-separated file ({error})") from error
+
+    return _named(file, rows(), ())
+
+
+def _text(file: Path) -> str:
+    raw = file.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{file}, line {line}: not UTF-8 ({error.reason})") from error
+
+
+def _named(file: Path, rows: Iterator[tuple[int, list[str]]], header: Sequence[str]) -> Iterator[Raw]:
+    names = tuple(header) or tuple(next(rows)[1])
+    for number, (line, row) in enumerate(rows, start=1):
+        where = f"{file}, record {number} (line {line})"
+        if len(row) != len(names):
+            raise ValueError(f"{where}: wanted {len(names)} columns ({', '.join(names)}), got {len(row)}: {row[:4]!r}")
+        yield Raw(dict(zip(names, row, strict=True)), where)

@@ -1,0 +1,319 @@
+"""What an edited model does: outcomes, dose curves, interchange, and how natural its states are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import final
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reftlens.results.base import Result
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class Outcome(Result):
+    """How one group of prompts fares under an edit."""
+
+    group: str
+    """What the prompts have in common, as a reader should see it."""
+    wanted: str
+    """What counts as right in this group: "new answer" or "old answer"."""
+    n: int
+    """Prompts."""
+    base: float
+    """Part of the prompts that the base model gets right."""
+    edited: float
+    """Part that the edited model gets right."""
+    control: float
+    """Part under the same edit turned to random directions."""
+    kl: float
+    """Mean KL divergence of the next-token distribution, base to edited, in nats."""
+
+    def headline(self) -> str:
+        return (
+            f"{self.group}, {self.n} prompts, {self.wanted}: base {self.base:.0%}, edited {self.edited:.0%}, random "
+            f"directions {self.control:.0%}, KL {self.kl:.2g} nats"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line."""
+        return outcomes_to_dataframe([self])
+
+
+def outcomes_to_dataframe(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """One line for each group."""
+    return pd.DataFrame([asdict(outcome) for outcome in outcomes])
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class SiteCheck(Result):
+    """Whether an edit at one site reaches the model (see `check_sites`)."""
+
+    site: str
+    """The site as it prints."""
+    fired: int
+    """Runs of its activation point in one forward pass."""
+    logit_change: float
+    """|logits under a push there - logits| / |logits|."""
+    gradient: float
+    """Norm of the gradient that reaches the edit's parameters, for a random sum of the logits."""
+    refused: str = ""
+    """Why the model does not take an edit there; empty where it does."""
+
+    @property
+    def holds(self) -> bool:
+        """Fires once, changes the logits by more than rounding, and carries gradient."""
+        return not self.refused and self.fired == 1 and self.logit_change > 1e-6 and self.gradient > 0
+
+    def headline(self) -> str:
+        found = f"refused, {self.refused}" if self.refused else "holds" if self.holds else "does not hold"
+        return f"{self.site}: {found}; fired {self.fired}, logits change by {self.logit_change:.2g}, gradient {self.gradient:.2g}"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line."""
+        return pd.DataFrame([{**asdict(self), "holds": self.holds}])
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class SiteChecks(Result):
+    """Every site of an edit, checked on one model."""
+
+    sites: tuple[SiteCheck, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether all sites hold."""
+        return all(check.holds for check in self.sites)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each site."""
+        return pd.DataFrame([{**asdict(check), "holds": check.holds} for check in self.sites])
+
+    def headline(self) -> str:
+        failing = [check.site for check in self.sites if not check.holds]
+        held = f"{len(self.sites) - len(failing)} of {len(self.sites)} sites hold"
+        return held + (f"; not {', '.join(failing[:3])}{', ...' * (len(failing) > 3)}" if failing else "")
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Dose(Result):
+    """The model under h + alpha * delta(h), for a range of alpha."""
+
+    alpha: Float[Tensor, " dose"]
+    target: Float[Tensor, " dose"]
+    """Mean log-probability of the wanted answer's first token, in nats."""
+    kl: Float[Tensor, " dose"]
+    """Mean KL divergence base to edited on prompts that should stay, in nats; NaN where none were given."""
+    control_target: Float[Tensor, " dose"]
+    """The target under the same edit turned to random directions, mean over draws."""
+    control_kl: Float[Tensor, " dose"]
+    slope: float
+    """d target / d alpha at alpha = 0, by differentiation: what the edit does where the model is still linear in it."""
+    control_slope: float
+    n_target: int
+    n_kept: int
+    n_control: int
+    """Draws of random directions."""
+
+    def headline(self) -> str:
+        reach = f"alpha {float(self.alpha.min()):g} to {float(self.alpha.max()):g}" if len(self.alpha) else "no alpha"
+        return (
+            f"{reach}; {self.n_target} prompts with a new answer, {self.n_kept} to stay; slope at 0 {self.slope:.3g} nats "
+            f"(random directions {self.control_slope:.3g})"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each alpha; the slope's straight line beside the target."""
+        at_zero = int(self.alpha.abs().argmin())
+        line = self.target[at_zero] + self.slope * (self.alpha - self.alpha[at_zero])
+        columns = {
+            "alpha": self.alpha,
+            "target": self.target,
+            "straight line": line,
+            "control target": self.control_target,
+            "off-target KL": self.kl,
+            "control KL": self.control_kl,
+        }
+        return pd.DataFrame(torch.stack(list(columns.values()), dim=1).tolist(), columns=list(columns))
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class Swap(Result):
+    """One kind of interchange, over all pairs."""
+
+    name: str
+    flips: float
+    """Part of the pairs whose most likely next token becomes the source's."""
+    moved: float
+    """Mean move of logit(source's answer) - logit(base's answer), as a part of the way from base run to source run."""
+
+    def headline(self) -> str:
+        return f"{self.name}: flips {self.flips:.0%}, moves {self.moved:.2f} of the way"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line."""
+        return pd.DataFrame([asdict(self)])
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Interchanged(Result):
+    """A source run's coordinates put into a base run: inside a subspace, and everywhere that it must not matter."""
+
+    hook_name: str
+    rank: int
+    n: int
+    """Pairs whose answers differ; of the others nothing could be learned."""
+    n_given: int
+    whole: Swap
+    """The whole activation: what any subspace here could do at most."""
+    inside: Swap
+    complement: Swap
+    from_read: Swap
+    """Inside, but with only that difference of source and base that later layers read."""
+    from_unread: Swap
+    """Inside, but with only the difference that they do not read: it is turned into what they do."""
+    random: tuple[Swap, ...]
+    """Random subspaces of the same rank."""
+    placebo: tuple[Swap, ...]
+    """Random subspaces, moved as far as the inside interchange moves."""
+
+    @property
+    def p(self) -> float:
+        """Part of the random subspaces that move the answer at least as far, (1 + count) / (1 + draws)."""
+        return self._p(self.random)
+
+    @property
+    def placebo_p(self) -> float:
+        """The same for the placebos."""
+        return self._p(self.placebo)
+
+    def _p(self, null: tuple[Swap, ...]) -> float:
+        return (1 + sum(swap.moved >= self.inside.moved for swap in null)) / (1 + len(null))
+
+    @property
+    def illusory(self) -> bool:
+        """Whether most of what the subspace does comes from a difference that later layers do not read.
+
+        Such a subspace drives the answer through a path that is dormant otherwise, and is no sign that the model keeps
+        the variable there (Makelov et al. 2023, arXiv:2311.17030). Only said of a subspace that does something.
+        """
+        return self.inside.moved > 0.1 and self.from_unread.moved > 0.5 * self.inside.moved
+
+    def headline(self) -> str:
+        flag = ", illusory" if self.illusory else ""
+        return (
+            f"{self.hook_name}, rank {self.rank}, {self.n} pairs: inside moves {self.inside.moved:.2f} of the way{flag}; "
+            f"p = {self.p:.2g} among {len(self.random)} random subspaces, complement {self.complement.moved:.2f}"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each kind of interchange; random ones as their mean and their largest."""
+        lines = [
+            (swap.name, swap.flips, swap.moved, swap.moved, float("nan"))
+            for swap in (self.whole, self.inside, self.complement, self.from_read, self.from_unread)
+        ]
+        for name, swaps, p in (
+            ("random subspaces", self.random, self.p),
+            ("norm-matched placebos", self.placebo, self.placebo_p),
+        ):
+            moved = torch.tensor([swap.moved for swap in swaps])
+            flips = sum(swap.flips for swap in swaps) / len(swaps)
+            lines.append((name, flips, float(moved.mean()), float(moved.max()), p))
+        frame = pd.DataFrame(lines, columns=["interchange", "flips", "moved", "most moved", "p of inside"])
+        frame.insert(0, "hook_name", self.hook_name)
+        return frame
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class ReadSpace(Result):
+    """What later layers read at one point, from gradients of the next-token logits."""
+
+    hook_name: str
+    basis: Float[Tensor, "read d_model"]
+    """Orthonormal rows, most sensitive first; what is perpendicular to all of them is dormant."""
+    sensitivity: Float[Tensor, " direction"]
+    """Singular values of the gradients, of all directions."""
+    tolerance: float
+    """A direction counts as read from this part of the largest sensitivity on."""
+    n_gradients: int
+
+    def headline(self) -> str:
+        read, width = self.basis.shape
+        return f"{self.hook_name}: {read} of {width} directions are read, from {self.n_gradients} gradients"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each direction, most sensitive first."""
+        read = [direction < len(self.basis) for direction in range(len(self.sensitivity))]
+        return pd.DataFrame({"hook_name": self.hook_name, "sensitivity": self.sensitivity.tolist(), "read": read})
+
+    def split(self, rows: Float[Tensor, "k d_model"]) -> Float[Tensor, " k"]:
+        """Part of each row's squared length that is read; a random direction has len(basis) / d_model of it."""
+        unit = torch.nn.functional.normalize(rows.double(), dim=-1)
+        return (unit @ self.basis.double().T).square().sum(dim=-1).float()
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class OffManifold(Result):
+    """Where edited activations of one site lie among natural ones of held-out prompts."""
+
+    hook_name: str
+    norm_ratio: Float[Tensor, " token"]
+    """|h + delta| / |h| of each edited token."""
+    natural: Float[Tensor, " token"]
+    """Percentile of each token's own activation, before the edit, by Mahalanobis distance among natural activations of
+    other prompts. Uniform if the estimate is honest: this is the null."""
+    edited: Float[Tensor, " token"]
+    """The same for h + delta."""
+    control: Float[Tensor, " token"]
+    """The same for h + delta turned to random directions."""
+    shrinkage: float
+    """Weight of the round part in the covariance: 0 for the sample's own, 1 for a multiple of the identity."""
+    n_fit: int
+    """Natural activations that mean and covariance come from."""
+    n_reference: int
+    """Natural activations, of other prompts, that the percentiles refer to."""
+
+    def beyond(self, percentile: float = 95.0) -> tuple[float, float, float]:
+        """Part of the tokens beyond a percentile: natural, edited, control."""
+        parts = [float((values > percentile).float().mean()) for values in (self.natural, self.edited, self.control)]
+        return parts[0], parts[1], parts[2]
+
+    def headline(self) -> str:
+        natural, edited, control = self.beyond()
+        return (
+            f"{self.hook_name}, {len(self.edited)} tokens: beyond the 95th percentile {edited:.0%} edited, {natural:.0%} "
+            f"before, {control:.0%} in random directions"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each of natural, edited and control: median percentile, part beyond the 95th."""
+        named = {"natural (held out)": self.natural, "edited": self.edited, "edit turned at random": self.control}
+        lines = [
+            {
+                "hook_name": self.hook_name,
+                "activations": name,
+                "median percentile": float(values.median()),
+                "beyond the 95th": share,
+                "median |h + delta| / |h|": float(self.norm_ratio.median()) if name == "edited" else float("nan"),
+                "tokens": len(values),
+            }
+            for (name, values), share in zip(named.items(), self.beyond(), strict=True)
+        ]
+        return pd.DataFrame(lines)
+
+    def __post_init__(self) -> None:
+        for values in (self.natural, self.edited, self.control):
+            if bool(torch.isnan(values).any()):
+                raise ValueError(f"percentiles at {self.hook_name} hold NaN: an activation is not finite")

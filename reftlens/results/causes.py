@@ -1,0 +1,243 @@
+"""What carries an effect: ablation, attribution, profiles, and trained maps beside tracing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reftlens.results.base import Result
+from reftlens.results.maps import PatchMap
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Ablation(Result):
+    """The effect of an edit divided up among its sites. Effects are means over examples, edited minus base."""
+
+    whole: float
+    """The effect of the whole edit, in the metric's unit."""
+    sites: tuple[str, ...]
+    alone: Float[Tensor, " site"]
+    """The effect of this site alone."""
+    left_out: Float[Tensor, " site"]
+    """What is lost when this site is left out: the whole effect minus that of all other sites."""
+    shapley: Float[Tensor, " site"]
+    """Shapley values: what a site adds, mean over all orders in which sites can be added. They sum to the whole."""
+    low: Float[Tensor, " site"]
+    """Lower end of the Shapley values' 95% interval over sampled orders; the value itself where all orders are counted."""
+    high: Float[Tensor, " site"]
+    """The upper end."""
+    interaction: Float[Tensor, "site site"]
+    """whole - (without i) - (without j) + (without both): below zero, one site stands in for the other; above, each
+    needs the other. NaN on the diagonal."""
+    control: Float[Tensor, " site"]
+    """The effect of this site alone, its changes turned to random directions; mean over draws."""
+    exact: bool
+    """Whether Shapley values count every order, or sampled ones."""
+    n_examples: int
+
+    def headline(self) -> str:
+        parts = ", ".join(f"{value:.3g}" for value in self.shapley.tolist()[:6]) + ", ..." * (len(self.sites) > 6)
+        kind = "exact" if self.exact else "sampled"
+        return (
+            f"effect {self.whole:.3g} of {len(self.sites)} sites, {self.n_examples} examples; Shapley ({kind}) {parts}"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each site."""
+        columns = {
+            "alone": self.alone,
+            "left out": self.left_out,
+            "shapley": self.shapley,
+            "low": self.low,
+            "high": self.high,
+            "control alone": self.control,
+        }
+        table = pd.DataFrame(torch.stack(list(columns.values()), dim=1).tolist(), columns=list(columns))
+        table.insert(0, "site", list(self.sites))
+        return table
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Attribution(Result):
+    """Estimated changes of the metric under a patch in each cell, and how well they agree with exact ones."""
+
+    values: Float[Tensor, "pair rows columns"]
+    """Estimated metric under the patch minus the base run's; NaN where a pair has no such position."""
+    exact: PatchMap
+    """The exact map of the first pairs."""
+    correlation: Float[Tensor, " checked"]
+    """Pearson correlation over cells of estimated and exact changes, for each of these pairs; NaN if one is constant."""
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+
+    def mean(self) -> Float[Tensor, "rows columns"]:
+        """Over the pairs that have the position."""
+        return self.values.nanmean(0)
+
+    def correlation_interval(
+        self, *, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
+    ) -> tuple[float, float]:
+        """Percentile bootstrap interval of the mean correlation over the checked pairs; NaN with fewer than two.
+
+        Pairs whose correlation is undefined are left out. Of a handful of pairs such an interval comes out too narrow:
+        check more.
+        """
+        from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
+
+        found = self.correlation[self.correlation.isfinite()]
+        if len(found) < 2:
+            return math.nan, math.nan
+        generator = derive_generator(seed, "attribution")
+        low, high = bootstrap_ci(found, confidence=confidence, n_resamples=n_resamples, generator=generator)
+        return float(low), float(high)
+
+    def headline(self) -> str:
+        return (
+            f"{len(self.rows)} x {len(self.columns)} cells, {len(self.values)} pairs; correlation with the exact map "
+            f"{self._agreement()}"
+        )
+
+    def _agreement(self) -> str:
+        n, found = len(self.correlation), self.correlation[self.correlation.isfinite()]
+        if not len(found):
+            return f"undefined in all {n} checked pairs: an estimated or exact map of each is constant"
+        missing = "" if len(found) == n else f", undefined in {n - len(found)} more"
+        if len(found) == 1:
+            return f"{float(found):.2f} in one pair, which gives no interval{missing}"
+        low, high = self.correlation_interval()
+        return f"{float(found.mean()):.2f}, 95% interval {low:.2f} to {high:.2f} over {len(found)} pairs{missing}"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each cell: the estimate over all pairs, and estimate and exact change over the checked ones."""
+        n = len(self.correlation)
+        changes = (self.exact.values - self.exact.base[:, None, None]).nanmean(0)
+        table = torch.stack([self.mean(), self.values[:n].nanmean(0), changes], dim=-1)
+        lines = [
+            (row, place, column, *table[r, place].tolist())
+            for r, row in enumerate(self.rows)
+            for place, column in enumerate(self.columns)
+        ]
+        names = ["row", "column", "label", "estimate", "estimate, checked pairs", "exact, checked pairs"]
+        return pd.DataFrame(lines, columns=names)
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class EditProfile(Result):
+    """An edit h + A h + c by its weights alone, whatever activations it meets; the same for every parametrisation."""
+
+    rows: tuple[str, ...]
+    """Names of the sites, in the order of the edit."""
+    gains: tuple[Float[Tensor, " _k"] | None, ...]
+    """Singular values of A at each site, largest first; none for a constant push, None where the edit is not affine."""
+    push: Float[Tensor, " rows"]
+    """Length of c at each site, in the units of the activation; NaN where the edit is not affine."""
+
+    def headline(self) -> str:
+        pushes = self.push[self.push.isfinite()]
+        longest = f"; longest constant push {float(pushes.max()):.3g}" if len(pushes) else ""
+        return f"{len(self.rows)} sites by their weights alone{longest}"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each site: the number of gains, the largest one, the length of the constant push."""
+        counts = [float("nan") if gain is None else len(gain) for gain in self.gains]
+        largest = [float("nan") if gain is None or not len(gain) else float(gain[0]) for gain in self.gains]
+        return pd.DataFrame({"row": self.rows, "gains": counts, "largest_gain": largest, "push": self.push.numpy()})
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class ReftMap(Result):
+    """How well an edit of one budget learns in each cell."""
+
+    held_out: Float[Tensor, "rows columns prompt"]
+    """The score of each held-out prompt under the edit trained in this cell."""
+    trained: Float[Tensor, "rows columns example"]
+    """The score of each example that it was trained on."""
+    control: Float[Tensor, "rows columns prompt"]
+    """The score of each held-out prompt under an edit trained in this cell on shuffled answers."""
+    base: Float[Tensor, " prompt"]
+    """The score of each held-out prompt in the base."""
+    base_trained: Float[Tensor, " example"]
+    """The score of each training example in the base."""
+    rows: tuple[str, ...]
+    """The points that edits act at."""
+    columns: tuple[str, ...]
+    """Names of the position rules."""
+    score: str
+    """What the score is, with its unit."""
+    budget: str
+    """What each edit had: kind, rank, numbers, steps and seed."""
+
+    def gain(self) -> Float[Tensor, "rows columns"]:
+        """Score on held-out prompts minus the base's, mean over prompts."""
+        return (self.held_out - self.base).mean(-1)
+
+    def control_gain(self) -> Float[Tensor, "rows columns"]:
+        """The same of the edits trained on shuffled answers."""
+        return (self.control - self.base).mean(-1)
+
+    def trained_gain(self) -> Float[Tensor, "rows columns"]:
+        """The same on the examples trained on."""
+        return (self.trained - self.base_trained).mean(-1)
+
+    def headline(self) -> str:
+        best = divmod(int(self.gain().argmax()), len(self.columns))
+        return (
+            f"{len(self.rows)} x {len(self.columns)} cells; gain in {self.score} on {len(self.base)} held-out prompts: best "
+            f"{float(self.gain()[best]):+.2f} at {self.rows[best[0]]}, {self.columns[best[1]]}, with shuffled answers "
+            f"{float(self.control_gain()[best]):+.2f} there; {self.budget}"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each cell: gains on held-out prompts, on training examples, and with shuffled answers."""
+        table = torch.stack([self.gain(), self.trained_gain(), self.control_gain()], dim=-1)
+        lines = [
+            (row, column, *table[r, c].tolist())
+            for r, row in enumerate(self.rows)
+            for c, column in enumerate(self.columns)
+        ]
+        return pd.DataFrame(lines, columns=["row", "column", "gain", "gain on training", "gain, shuffled answers"])
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class BesideTracing(Result):
+    """A map of trained edits beside a tracing map of the same cells."""
+
+    reft: ReftMap
+    tracing: PatchMap
+    """Rows and columns as in `reft`."""
+    correlation: float
+    """Spearman's rank correlation over cells of the edits' gain and the restored part; NaN if one map is constant."""
+    over_cells: tuple[float, float]
+    """Its 95% bootstrap interval with cells drawn anew. Neighbouring cells are alike, so it is too narrow."""
+    over_prompts: tuple[float, float]
+    """Its 95% bootstrap interval with the prompts of both maps drawn anew, each map's own: cells and trained edits stay, so
+    what another seed of training would give is not in it. Drawing anew disturbs ranks, so it lies rather low."""
+    at_traced: float
+    """The gain of the edit in the cell that tracing restores most at."""
+    at_random: float
+    """The mean gain over all cells: what a cell drawn at random gives."""
+    as_good: float
+    """Part of all other cells whose edit gains at least as much as that in the traced one; 0.5 is what chance gives."""
+
+    def headline(self) -> str:
+        cells, prompts = (f"{low:+.2f} to {high:+.2f}" for low, high in (self.over_cells, self.over_prompts))
+        return (
+            f"rank correlation {self.correlation:+.2f} over {self.tracing.mean().numel()} cells, 95% intervals {cells} (cells "
+            f"drawn anew) and {prompts} (prompts drawn anew); gain in tracing's best cell {self.at_traced:+.2f}, in a random one "
+            f"{self.at_random:+.2f}; {self.as_good:.0%} of the others do as well"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each cell: the edits' gains beside the restored part."""
+        return self.reft.to_dataframe().assign(restored=self.tracing.restored().flatten().tolist())

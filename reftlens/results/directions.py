@@ -1,0 +1,268 @@
+"""The directions of one edit: its operator, its ledger, what they write and what they read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reftlens.results.base import Result
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Operator(Result):
+    """A trained edit as an operator on the activations that it really edits (see `analysis.operator`)."""
+
+    hook_name: str
+    write: Float[Tensor, "direction d_model"]
+    """Unit write directions, strongest first; signed so that the mean change along each is not negative."""
+    read: Float[Tensor, "direction d_model"]
+    """The change along write direction i is read_i . h + constant_i."""
+    constant: Float[Tensor, " direction"]
+    spectrum: Float[Tensor, " direction"]
+    """Root-mean-square change along each write direction, in the units of the activation."""
+    constant_share: Float[Tensor, " direction"]
+    """Part of spectrum^2 that the mean change makes up: 1 for a push that does not depend on the input."""
+    rms_norm: float
+    """Root-mean-square norm of the activations themselves, the scale to compare `spectrum` with."""
+    n_tokens: int
+    """Edited tokens that the moments were taken over."""
+    pattern: Float[Tensor, "direction d_model"]
+    """Unit directions of the activations that each reading answers to, S read_i: where `read` also holds what the data
+    never vary, and training never touched, this does not (Haufe et al. 2014). Zero for a push that reads nothing."""
+
+    @property
+    def effective_rank(self) -> float:
+        """Participation ratio of the spectrum's energy, (sum s^2)^2 / sum s^4: 1 if one direction does it all."""
+        energy = self.spectrum.double() ** 2
+        return float(energy.sum() ** 2 / (energy**2).sum())
+
+    def rank_for(self, share: float = 0.99) -> int:
+        """Write directions, strongest first, that together carry this share of the energy.
+
+        Raises:
+            ValueError: for a share outside (0, 1].
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be in (0, 1], got {share}")
+        energy = self.spectrum.double() ** 2
+        # Rounding in float32 must not ask for a direction more.
+        reached = energy.cumsum(dim=0) / energy.sum() >= share - 1e-6
+        return int(reached.int().argmax()) + 1
+
+    def headline(self) -> str:
+        return (
+            f"{self.hook_name}: effective rank {self.effective_rank:.2f} of {len(self.spectrum)}, rms change "
+            f"{float(self.spectrum.square().sum().sqrt()):.3g} of |h| = {self.rms_norm:.3g}, {self.n_tokens} tokens"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each write direction: rms change, its part of the energy, constant share."""
+        energy = self.spectrum**2
+        return pd.DataFrame(
+            {
+                "hook_name": self.hook_name,
+                "direction": range(len(self.spectrum)),
+                "rms_change": self.spectrum.tolist(),
+                "energy": (energy / energy.sum()).tolist(),
+                "constant_share": self.constant_share.tolist(),
+            }
+        )
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class DirectionReadout(Result):
+    """What one write direction promotes and suppresses if it went straight to the unembedding."""
+
+    hook_name: str
+    direction: int
+    promoted: tuple[tuple[str, float], ...]
+    """Tokens whose logits rise most, with the mean change of the logit, largest first."""
+    suppressed: tuple[tuple[str, float], ...]
+    """Tokens whose logits fall most, most negative first."""
+    null_low: float
+    """5th percentile, over random directions of the same length, of their most negative change of a logit."""
+    null_high: float
+    """95th percentile of the largest change: below it, a promoted token is what chance gives."""
+    n_null: int
+    """Random directions drawn."""
+    watched: tuple[tuple[str, float, float], ...] = ()
+    """Tokens named beforehand: change of the logit, and p, the part of random directions that change it as much."""
+
+    def headline(self) -> str:
+        def few(moved: tuple[tuple[str, float], ...]) -> str:
+            return ", ".join(f"{token!r} {change:+.2f}" for token, change in moved[:3]) or "nothing"
+
+        return (
+            f"{self.hook_name}, direction {self.direction}: {few(self.promoted)}; {few(self.suppressed)}; random directions "
+            f"{self.null_low:.2f} to {self.null_high:.2f}"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each extreme token: token, change of its logit, whether it is beyond the null."""
+        where = (self.hook_name, self.direction)
+        lines = [(*where, token, change, change > self.null_high) for token, change in self.promoted]
+        lines += [(*where, token, change, change < self.null_low) for token, change in self.suppressed]
+        return pd.DataFrame(lines, columns=["hook_name", "direction", "token", "logit_change", "beyond_null"])
+
+
+TERMS = ("erase", "write constant", "write from input")
+"""-E^T E h, c, and the rest of A h: three terms that sum to the change."""
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Ledger(Result):
+    """The three terms of an edit at each token of one text. They can cancel, so none of them is a share of the change."""
+
+    gram: Float[Tensor, "rows pos term term"]
+    """Inner products of the terms, in the order of `TERMS`; NaN at tokens that the site does not edit."""
+    norm: Float[Tensor, "rows pos"]
+    """Length of the activation before the edit; NaN where nothing is edited."""
+    change: Float[Tensor, "rows pos"]
+    """Length of the change as the run made it."""
+    gap: Float[Tensor, " rows"]
+    """Largest |sum of terms - change| / |change|: rounding, and nothing else."""
+    null_cosine: Float[Tensor, " rows"]
+    """Root-mean-square cosine of random directions in the space that the site writes to, 1 / sqrt(its dimension): terms
+    share that space, so a cosine of this size is what chance gives."""
+    rows: tuple[str, ...]
+    tokens: tuple[str, ...]
+    starred: tuple[bool, ...]
+    """Whether a position belongs to the subject."""
+
+    @property
+    def length(self) -> Float[Tensor, "rows pos term"]:
+        """Of each term."""
+        return self.gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+
+    @property
+    def cosine(self) -> Float[Tensor, "rows pos term term"]:
+        """Between terms; NaN where one of them is zero."""
+        length = self.length
+        return self.gram / (length[..., :, None] * length[..., None, :])
+
+    def headline(self) -> str:
+        edited = int((~torch.isnan(self.norm)).sum())
+        return (
+            f"{', '.join(TERMS)} of {edited} edited tokens at {len(self.rows)} sites; gap {float(self.gap.max()):.1g}"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each edited token of each site: lengths, cosines, and the cosine that chance gives."""
+        edited = ~torch.isnan(self.norm)
+        length, cosine = self.length, self.cosine
+        lines = [
+            {
+                "site": self.rows[r],
+                "position": p,
+                "token": self.tokens[p],
+                "subject": self.starred[p],
+                **{term: float(length[r, p, t]) for t, term in enumerate(TERMS)},
+                "change": float(self.change[r, p]),
+                "activation": float(self.norm[r, p]),
+                "cos(erase, constant)": float(cosine[r, p, 0, 1]),
+                "cos(erase, from input)": float(cosine[r, p, 0, 2]),
+                "cos(constant, from input)": float(cosine[r, p, 1, 2]),
+                "random cosine": float(self.null_cosine[r]),
+            }
+            for r, p in edited.nonzero().tolist()
+        ]
+        return pd.DataFrame(lines)
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Projection(Result):
+    """The edited tokens of one site along the edit's two strongest write directions."""
+
+    hook_name: str
+    before: Float[Tensor, "token 2"]
+    """Coordinates of h, in the units of the activation."""
+    after: Float[Tensor, "token 2"]
+    """Of h + delta."""
+    control: Float[Tensor, "token 2"]
+    """Of h + delta turned to random directions: how far a change of this size moves here by chance."""
+    groups: tuple[str, ...]
+    """What each token's prompt belongs to."""
+
+    def headline(self) -> str:
+        moved, turned = ((end - self.before).square().sum(1).mean().sqrt() for end in (self.after, self.control))
+        return (
+            f"{self.hook_name}, {len(self.groups)} tokens of {len(set(self.groups))} groups; rms move {float(moved):.3g} "
+            f"along its two directions (random directions {float(turned):.3g})"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each token."""
+        ends = {"before": self.before, "after": self.after, "control": self.control}
+        names = [f"{name} {direction}" for name in ends for direction in (0, 1)]
+        table = pd.DataFrame(torch.cat(list(ends.values()), dim=1).tolist(), columns=names)
+        table.insert(0, "group", list(self.groups))
+        return table
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class Context(Result):
+    """One token in its text, and how strongly a direction is read there."""
+
+    tokens: tuple[str, ...]
+    position: int
+    """Of the token that is read."""
+    z: float
+    """Reading in standard deviations from its mean over all edited tokens."""
+
+    def marked(self, *, before: int = 12, after: int = 4) -> str:
+        """The token in double brackets, with some of its neighbours."""
+        start = max(0, self.position - before)
+        left, right = (
+            "".join(self.tokens[start : self.position]),
+            "".join(self.tokens[self.position + 1 : self.position + 1 + after]),
+        )
+        return f"{left}[[{self.tokens[self.position]}]]{right}"
+
+    def headline(self) -> str:
+        return f"{self.marked()!r}, z = {self.z:.2f}"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line."""
+        return pd.DataFrame([{"context": self.marked(), "position": self.position, "z": self.z}])
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class ReadContexts(Result):
+    """The tokens of a dataset at which an edit moves furthest along one write direction."""
+
+    hook_name: str
+    direction: int
+    contexts: tuple[Context, ...]
+    """Largest first. A direction that is a constant push reads nothing and has none."""
+    null_high: float
+    """95th percentile, over random linear readings of the same activations, of their largest z."""
+    n_tokens: int
+    n_null: int
+    """Random readings drawn."""
+
+    def headline(self) -> str:
+        largest = f"{max(context.z for context in self.contexts):.2f}" if self.contexts else "none"
+        return (
+            f"{self.hook_name}, direction {self.direction}: {len(self.contexts)} of {self.n_tokens} tokens, largest z "
+            f"{largest} (random readings {self.null_high:.2f})"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each context."""
+        lines = [
+            (self.hook_name, self.direction, context.marked(), context.z, self.null_high, context.z > self.null_high)
+            for context in self.contexts
+        ]
+        columns = ["hook_name", "direction", "context", "z", "random readings reach", "beyond_null"]
+        return pd.DataFrame(lines, columns=columns)

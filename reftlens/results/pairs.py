@@ -1,0 +1,113 @@
+"""Two edits side by side: the overlap of their directions and the agreement of their changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import final
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from reftlens.results.base import Result
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Overlap(Result):
+    """Principal angles between two subspaces of one activation space."""
+
+    first: str
+    second: str
+    """Names of the two, for a reader."""
+    angles: Float[Tensor, " angle"]
+    """Principal angles in degrees, smallest first: 0 is a shared direction, 90 a perpendicular one."""
+    score: float
+    """Mean squared cosine of the angles: 1 if the smaller subspace lies inside the larger, 0 if they are perpendicular."""
+    null_scores: dict[str, Float[Tensor, " draw"]]
+    """Null -> scores of random subspaces of the first one's dimension against the second."""
+    null_angles: dict[str, Float[Tensor, " angle"]]
+    """Null -> mean angles of these draws, in degrees."""
+
+    def p(self, null: str) -> float:
+        """Part of the null's draws that overlap at least as much, (1 + count) / (1 + draws).
+
+        Raises:
+            KeyError: for a null that was not drawn.
+        """
+        draws = self.null_scores[null]
+        return (1 + int((draws >= self.score).sum())) / (1 + len(draws))
+
+    def headline(self) -> str:
+        nulls = ", ".join(
+            f"{null} {float(draws.mean()):.3f} (p = {self.p(null):.2g})" for null, draws in self.null_scores.items()
+        )
+        return f"{self.first} with {self.second}: {self.score:.3f}; {nulls}"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each null: the score and the mean angle, measured and under the null, and p."""
+        lines = [
+            {
+                "first": self.first,
+                "second": self.second,
+                "score": self.score,
+                "mean angle": float(self.angles.mean()),
+                "null": null,
+                "null score": float(draws.mean()),
+                "null mean angle": float(self.null_angles[null].mean()),
+                "p": self.p(null),
+            }
+            for null, draws in self.null_scores.items()
+        ]
+        return pd.DataFrame(lines)
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class Agreement(Result):
+    """Two edits compared as functions, in their decompositions, and in their raw matrices."""
+
+    first: str
+    second: str
+    sites: tuple[str, ...]
+    """Hooks where both act on the same tokens: only there can deltas and directions be compared."""
+    relative_error: float
+    """rms |delta_1 - delta_2| over the rms length of both, on held-out activations: 0 is equal, 1.41 unrelated. NaN
+    without a common site, like all that follows but the KL."""
+    cosine: float
+    """Mean cosine of the two changes of a token."""
+    control_error: float
+    """The same with the second edit turned to random directions."""
+    control_cosine: float
+    kl: float
+    """Mean KL divergence between the next-token distributions of the two edited models, in nats."""
+    control_kl: float
+    """The same with the second edit turned."""
+    rank: int
+    """Directions compared by angle."""
+    angle: float
+    """Mean principal angle of the strongest write directions of the decompositions, in degrees."""
+    null_angle: float
+    """Of random subspaces of this dimension (Haar)."""
+    raw_angle: float
+    """Mean principal angle of all that the edits can write, span(R): known to mislead, since what R holds beside the
+    used directions is left from its first weights."""
+    raw_null_angle: float
+    """Of random subspaces of the dimension of R."""
+
+    def headline(self) -> str:
+        return (
+            f"{self.first} and {self.second}: cosine of changes {self.cosine:.2f} (control {self.control_cosine:.2f}), "
+            f"angle {self.angle:.0f} (random {self.null_angle:.0f}), raw R {self.raw_angle:.0f}, KL {self.kl:.2g} nats "
+            f"(control {self.control_kl:.2g})"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line."""
+        return agreements_to_dataframe([self])
+
+
+def agreements_to_dataframe(agreements: Sequence[Agreement]) -> pd.DataFrame:
+    """One line for each pair of edits."""
+    return pd.DataFrame([{**asdict(pair), "sites": ", ".join(pair.sites)} for pair in agreements])

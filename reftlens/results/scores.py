@@ -1,0 +1,204 @@
+"""Scores on a task: one evaluation, and several methods side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, final
+
+import pandas as pd
+
+from reftlens.results.base import Result
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class Answered(Result):
+    """One record of a task, and what a model made of it."""
+
+    prompt: str
+    output: str
+    """What the model said, or the label it chose, as text."""
+    prediction: str
+    """What the scorer read from the output; empty where it found nothing."""
+    answer: str
+    """What it was compared with."""
+    right: bool | None
+    """None where a metric over all records says nothing of a single one (a correlation)."""
+
+    def headline(self) -> str:
+        found = {True: "right", False: "wrong", None: "not judged by itself"}[self.right]
+        return f"{found}: {self.prediction[:60]!r}, wanted {self.answer[:60]!r}; output {self.output[:60]!r}"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line."""
+        return pd.DataFrame([asdict(self)])
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class Evaluation(Result):
+    """One model, base or edited, on one task."""
+
+    task: str
+    metric: str
+    """Such as "accuracy" (a part of 1) or "Matthews correlation"."""
+    score: float
+    rows: tuple[Answered, ...]
+    """One for each record, in their order."""
+
+    @property
+    def n(self) -> int:
+        """Records."""
+        return len(self.rows)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each record."""
+        return pd.DataFrame([asdict(row) for row in self.rows], columns=[field.name for field in fields(Answered)])
+
+    def save(self, file: str | Path) -> Path:
+        """Writes JSON lines, whole or not at all: the task, metric and score first, then one line for each record.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        place = Path(file)
+        head = {"task": self.task, "metric": self.metric, "score": self.score, "n": self.n}
+        lines = [json.dumps(line, ensure_ascii=False) for line in (head, *map(asdict, self.rows))]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{place.name}-", dir=place.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as out:
+                out.write("\n".join(lines) + "\n")
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(place)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        return place
+
+    @classmethod
+    def load(cls, file: str | Path) -> Evaluation:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: if it is not a saved evaluation, or is damaged; it names the line.
+        """
+        # Not splitlines: an output may hold line separators that JSON leaves as they are.
+        lines = Path(file).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        head = _line(file, 1, lines[0], {"task", "metric", "score", "n"})
+        if head["n"] != len(lines) - 1:
+            raise ValueError(f"{file} is damaged: it says {head['n']} records and holds {len(lines) - 1}")
+        names = {field.name for field in fields(Answered)}
+        rows = tuple(Answered(**_line(file, number, text, names)) for number, text in enumerate(lines[1:], start=2))
+        return cls(task=head["task"], metric=head["metric"], score=head["score"], rows=rows)
+
+    def headline(self) -> str:
+        return f"{self.task}: {self.metric} {self.score:.4f} on {self.n:,} records"
+
+
+def _line(file: str | Path, number: int, text: str, names: set[str]) -> Mapping[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}, line {number}: not JSON ({error.msg})") from error
+    if not isinstance(found, dict) or set(found) != names:
+        raise ValueError(
+            f"{file}, line {number}: not of a saved evaluation, which has {', '.join(sorted(names))} there"
+        )
+    return found
+
+
+@final
+@dataclass(frozen=True)
+class ComparedRun:
+    """One method, trained once."""
+
+    method: str
+    seed: int
+    score: float
+    """On examples that were not trained on."""
+    trained: int
+    """Numbers that the optimiser changes, the head of a classifier not counted."""
+    head: int
+    """Numbers of that head; 0 where there is none."""
+    lr: float
+    loss: float
+    """Of the last step."""
+    cpu_seconds: float
+    """Of the process, all its threads together, for training alone; runs of the base that are held for it included."""
+    memory: int | None
+    """Bytes of tensors alive at once, at most, in a first step, beyond what was alive before it; None if not measured."""
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class Comparison(Result):
+    """Methods side by side. What they share is said once; what differs has a line for each method."""
+
+    metric: str
+    n_train: int
+    n_test: int
+    steps: int
+    """Of the optimiser, in every run."""
+    batch_size: int
+    base_parameters: int
+    base_score: float | None
+    """Of the untrained base; None where scoring wants a trained head."""
+    runs: tuple[ComparedRun, ...]
+
+    def _by_method(self) -> dict[str, list[ComparedRun]]:
+        names = dict.fromkeys(run.method for run in self.runs)
+        return {name: [run for run in self.runs if run.method == name] for name in names}
+
+    def runs_to_dataframe(self) -> pd.DataFrame:
+        """One line for each run."""
+        return pd.DataFrame([asdict(run) for run in self.runs])
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each method: means over seeds, and the least and greatest score."""
+        lines = []
+        for method, runs in self._by_method().items():
+            scores = [run.score for run in runs]
+            lines.append(
+                {
+                    "method": method,
+                    "seeds": len(runs),
+                    "score": _mean(scores),
+                    "lowest": min(scores),
+                    "highest": max(scores),
+                    "trained": runs[0].trained,
+                    "percent": 100 * runs[0].trained / self.base_parameters,
+                    "head": runs[0].head,
+                    "lr": runs[0].lr,
+                    "cpu_seconds": _mean([run.cpu_seconds for run in runs]),
+                    "mib": None if runs[0].memory is None else runs[0].memory / 2**20,
+                }
+            )
+        return pd.DataFrame(lines)
+
+    def to_markdown(self) -> str:
+        """The same table for a README: the mean score, in brackets the lowest and the highest of the seeds."""
+        head = ("method", self.metric, "trained", "% of the base", "lr", "CPU s", "MiB")
+        rows = [] if self.base_score is None else [("base, untrained", f"{self.base_score:.3f}", "0", "0", "", "", "")]
+        for line in self.to_dataframe().to_dict("records"):
+            score = f"{line['score']:.3f} ({line['lowest']:.3f}-{line['highest']:.3f})"
+            cost = (
+                f"{line['lr']:g}",
+                f"{line['cpu_seconds']:.1f}",
+                "" if pd.isna(line["mib"]) else f"{line['mib']:.1f}",
+            )
+            rows.append((line["method"], score, f"{line['trained']:,}", f"{line['percent']:.3g}", *cost))
+        return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows))
+
+    def headline(self) -> str:
+        means = {name: _mean([run.score for run in runs]) for name, runs in self._by_method().items()}
+        scores = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+        return f"{self.metric} on {self.n_test} examples, {self.steps} steps of {self.batch_size} on {self.n_train}: {scores}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

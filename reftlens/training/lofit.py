@@ -1,0 +1,88 @@
+"""LoFiT: find the heads that matter by learning to scale them, then learn a push on those alone (arXiv:2406.01563).
+
+    scales = scale_heads(bridge, positions=All())          # a factor for each coordinate of every head
+    train(bridge, scales, examples, TrainConfig(l1=1e-3))  # the loss + l1 times the sum of |factor - 1|
+    heads = strongest_heads(scales, 8)                     # by the length of what was learned
+    pushes = push_heads(bridge, heads, positions=All())
+    train(bridge, pushes, examples)                        # the edit that is kept
+
+(Yin et al. 2024.) The L1 term, whose strength depends on model and data, leaves most factors at 1, so that few heads
+stand out. A large scale is not evidence that a head holds anything: it is where scaling helped this loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.bridge import width_of
+from reftlens.edit.reft import Reft
+from reftlens.edit.site import Site
+from reftlens.interventions import Rescale, SteeringVector
+from reftlens.positions import Positions, parse
+
+Head = tuple[int, int]
+"""(layer, head)."""
+
+
+def scale_heads(
+    bridge: TransformerBridge, *, positions: Positions | str, layers: Sequence[int] | Literal["all"] = "all"
+) -> Reft:
+    """A trainable factor for each coordinate of every head's output (`attn.hook_z`), all 1 at the start.
+
+    Args:
+        bridge: the base.
+        positions: edited tokens.
+        layers: block indices, or "all".
+    """
+    chosen = range(bridge.cfg.n_layers) if layers == "all" else layers
+    heads = [(int(layer), head) for layer in chosen for head in range(bridge.cfg.n_heads)]
+    return _at_heads(bridge, heads, positions, Rescale)
+
+
+def strongest_heads(scales: Reft, k: int) -> list[Head]:
+    """The k heads whose learned factors are furthest from 1, furthest first.
+
+    Args:
+        scales: from `scale_heads`, trained.
+        k: how many.
+
+    Raises:
+        ValueError: if k is not between 1 and the number of scaled heads, or an edit is not a scale of one head.
+    """
+    lengths: list[tuple[float, Head]] = []
+    for site, intervention in scales:
+        if site.head is None or not isinstance(intervention, Rescale):
+            raise ValueError(
+                f"wanted factors of single heads, as scale_heads makes them, got {intervention!r} at {site!r}"
+            )
+        layer = int(site.hook_name.split(".")[1])
+        lengths.append((float(intervention.excess.detach().norm()), (layer, site.head)))
+    if not 1 <= k <= len(lengths):
+        raise ValueError(f"k must be in [1, {len(lengths)}], the number of scaled heads, got {k}")
+    return [head for _, head in sorted(lengths, key=lambda pair: -pair[0])[:k]]
+
+
+def push_heads(bridge: TransformerBridge, heads: Sequence[Head], *, positions: Positions | str) -> Reft:
+    """A trainable push on each of these heads, zero at the start.
+
+    Args:
+        bridge: the base.
+        heads: (layer, head) pairs, from `strongest_heads`.
+        positions: edited tokens.
+
+    Raises:
+        ValueError: if the model has no such head, or none is given.
+    """
+    return _at_heads(bridge, heads, positions, SteeringVector)
+
+
+def _at_heads(
+    bridge: TransformerBridge, heads: Sequence[Head], positions: Positions | str, kind: type[Rescale | SteeringVector]
+) -> Reft:
+    rule = parse(positions)
+    names = [(f"blocks.{layer}.attn.hook_z", head) for layer, head in heads]
+    pairs = [(Site(name, rule, head), kind(width_of(bridge, name, head))) for name, head in names]
+    return Reft(pairs).to(bridge.cfg.device)

@@ -1,0 +1,89 @@
+"""A head on one token's last hidden state: W_o tanh(W_d h + b_d) + b_o (Wu et al. 2024, section 3).
+
+h is the first token of an encoder such as BERT or RoBERTa, whose texts begin with their classification token, and the
+last token of the text in a causal model. Head and edit are trained together; the paper's percentages leave the head out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.bridge import is_causal, watch_last_hidden
+from reftlens.cone.run import Held, hold, run_cone
+from reftlens.data import Batch, batches_by_length, encode, token_counts
+from reftlens.edit.hooks import Edit
+from reftlens.edit.reft import Reft
+from reftlens.training.objectives.base import Objective
+
+
+class Head(Objective):
+    """A loss of what the head says of each text, each text weighed 1. What the outputs mean is the subclass's to say."""
+
+    def __init__(self, bridge: TransformerBridge, n_outputs: int) -> None:
+        """Makes an untrained head.
+
+        Args:
+            bridge: the base; gives the width, the device, and which token is read.
+            n_outputs: numbers that the head gives.
+        """
+        super().__init__()
+        self.reads_last = is_causal(bridge)
+        d_model = bridge.cfg.d_model
+        self.head = nn.Sequential(nn.Linear(d_model, d_model), nn.Tanh(), nn.Linear(d_model, n_outputs))
+        self.to(bridge.cfg.device)
+
+    def check(self, bridge: TransformerBridge) -> None:
+        """Takes any model."""
+
+    def weights(self, batch: Batch) -> Int[Tensor, " examples"]:
+        return torch.ones(len(batch), dtype=torch.long, device=batch.tokens.device)
+
+    def read_at(self, batch: Batch) -> Bool[Tensor, "batch pos"]:
+        """The one token of each text that the head reads."""
+        columns = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+        first = batch.prompt_mask.int().argmax(dim=1)
+        return columns == (batch.last_prompt_index if self.reads_last else first)[:, None]
+
+    def outputs(self, bridge: TransformerBridge, held: Held, edits: Sequence[Edit]) -> Float[Tensor, "batch n_outputs"]:
+        """Of the head, under edits; gradients flow to edits and head."""
+        batch, start = held.batch, held.start
+        nothing = torch.zeros_like(batch.prompt_mask)
+        with watch_last_hidden(bridge) as seen:
+            run_cone(bridge, held, edits, logits_at=nothing)
+        (hidden,) = seen
+        weight = next(self.head.parameters())
+        outputs: Tensor = self.head(hidden[self.read_at(batch)[:, start:].to(hidden.device)].to(weight))
+        return outputs
+
+    @torch.no_grad()
+    def outputs_of(
+        self,
+        bridge: TransformerBridge,
+        reft: Reft | None,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> Float[Tensor, "text n_outputs"]:
+        """The same of whole texts, under an edit or, without one, on the base alone; those of a length run together.
+
+        Raises:
+            ValueError: for no texts, an empty one, one longer than the model's context, or positions that no text has.
+        """
+        if not len(texts):
+            raise ValueError("there is nothing to read: the list of texts is empty")
+        found: dict[int, Tensor] = {}
+        with tqdm(total=len(texts), desc="reading", unit="text", disable=not progress) as bar:
+            for rows in batches_by_length(token_counts(bridge, texts), batch_size):
+                batch = encode(bridge, [texts[row] for row in rows])
+                edits = [] if reft is None else reft.edits(batch)
+                held = hold(bridge, batch, edits, wanted=self.read_at(batch))
+                found |= zip(rows, self.outputs(bridge, held, edits), strict=True)
+                bar.update(len(rows))
+        return torch.stack([found[row] for row in range(len(texts))])

@@ -1,0 +1,114 @@
+"""Preferences: after each prompt a chosen completion and a rejected one.
+
+DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7), with the base without edits as reference:
+    -log sigmoid(beta [(log p(c) - log p_base(c)) - (log p(r) - log p_base(r))])
+RePS (Wu et al. 2025, arXiv:2505.20809), SimPO's length-normalised difference with a factor for each example:
+    -log sigmoid(f / |c| log p(c) - 1 / |r| log p(r)),   f = max(log p_base(r) - log p_base(c), 1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.cone.run import Held, run_cone
+from reftlens.data import IGNORE, Batch, encode
+from reftlens.edit.hooks import Edit
+from reftlens.training.objectives.base import Example, Objective, completion_logprobs, predictions
+
+
+class Preference(Objective):
+    """A loss over pairs of completions, each weighed 1; the base's log-probabilities of both are made once."""
+
+    fields: ClassVar[dict[str, type]] = {"prompt": str, "chosen": str, "rejected": str}
+    unit: ClassVar[str] = "nats per pair"
+
+    def encode(self, bridge: TransformerBridge, example: Example) -> Batch:
+        prompt, chosen, rejected = example
+        return encode(bridge, [prompt, prompt], [chosen, rejected])
+
+    def weights(self, batch: Batch) -> Int[Tensor, " examples"]:
+        return torch.ones(len(batch) // 2, dtype=torch.long, device=batch.tokens.device)
+
+    @torch.no_grad()
+    def reference(self, bridge: TransformerBridge, held: Held, example: Example) -> Float[Tensor, " batch"]:
+        return _logprobs(bridge, held, [])
+
+
+@final
+class DPO(Preference):
+    """Direct preference optimization of an edit, the mean over pairs."""
+
+    def __init__(self, beta: float = 0.1) -> None:
+        """Args: beta: how strongly the edit is held to the base; larger is closer.
+
+        Raises:
+            ValueError: if beta is not above 0.
+        """
+        super().__init__()
+        if not beta > 0:
+            raise ValueError(f"beta must be above 0, got {beta}")
+        self.beta = beta
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta}"
+
+    def losses(
+        self, bridge: TransformerBridge, held: Held, edits: Sequence[Edit], reference: Tensor | None
+    ) -> Float[Tensor, " examples"]:
+        assert reference is not None, "the trainer passes what reference() gave"
+        rewards = (_logprobs(bridge, held, edits) - reference).view(-1, 2)
+        return -logsigmoid(self.beta * (rewards[:, 0] - rewards[:, 1]))
+
+
+@final
+class RePS(Preference):
+    """Reference-free preference steering, in both directions, the mean over pairs.
+
+    The edit is to make the chosen completion more likely, and the edit with its changes multiplied by `suppress` the
+    rejected one. (The paper suppresses by nulling out the direction of its rank-1 vector; here the same edit is turned
+    round, so that it is defined for every member of the family.)
+    """
+
+    def __init__(self, suppress: float | None = -1.0) -> None:
+        """Args: suppress: factor on the edit's changes in the second direction; None leaves that direction out."""
+        super().__init__()
+        self.suppress = suppress
+
+    def extra_repr(self) -> str:
+        return f"suppress={self.suppress}"
+
+    def losses(
+        self, bridge: TransformerBridge, held: Held, edits: Sequence[Edit], reference: Tensor | None
+    ) -> Float[Tensor, " examples"]:
+        assert reference is not None, "the trainer passes what reference() gave"
+        lengths = (held.batch.labels != IGNORE).sum(dim=1).to(reference.device)
+        losses = _preferred(_logprobs(bridge, held, edits), reference, lengths)
+        if self.suppress is None:
+            return losses
+        turned = [replace(edit, scale=edit.scale * self.suppress) for edit in edits]
+        swapped = [
+            pairs.view(-1, 2).flip(1).flatten() for pairs in (_logprobs(bridge, held, turned), reference, lengths)
+        ]
+        return losses + _preferred(*swapped)
+
+
+def _preferred(
+    logprobs: Float[Tensor, " batch"], reference: Float[Tensor, " batch"], lengths: Int[Tensor, " batch"]
+) -> Float[Tensor, " examples"]:
+    """RePS in one direction: the first row of each pair is to win."""
+    (win, lose), (base_win, base_lose) = logprobs.view(-1, 2).T, reference.view(-1, 2).T
+    n_win, n_lose = lengths.view(-1, 2).T
+    factor = (base_lose - base_win).clamp(min=1.0)
+    return -logsigmoid(factor / n_win * win - lose / n_lose)
+
+
+def _logprobs(bridge: TransformerBridge, held: Held, edits: Sequence[Edit]) -> Float[Tensor, " batch"]:
+    return completion_logprobs(run_cone(bridge, held, edits, logits_at=predictions(held.batch)), held.batch)

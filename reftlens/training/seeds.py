@@ -1,0 +1,52 @@
+"""Edits trained again from other first weights and in another order, also of other ranks or at other layers.
+
+trained = train_seeds(bridge, {"rank 2": narrow, "rank 8": wide}, examples, config, seeds=(0, 1))
+agreement(bridge, trained, held_out)                # every pair of the four
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.edit.reft import Reft
+from reftlens.edit.untrained import untrained
+from reftlens.training.train import TrainConfig, train
+
+
+def train_seeds(
+    bridge: TransformerBridge,
+    reft: Reft | Mapping[str, Reft],
+    examples: Sequence[tuple[str, str]],
+    config: TrainConfig = TrainConfig(),
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+) -> dict[str, Reft]:
+    """Trains fresh copies of an edit; compare them by `analysis.agreement`.
+
+    Args:
+        bridge: the frozen base.
+        reft: gives sites, kinds and ranks, and is left as it is, trained or not; or several by name, which differ in rank or
+            layers, say.
+        examples: (prompt, completion) pairs; with `analysis.permuted_labels`, a null.
+        config: settings; its seed is replaced.
+        seeds: one for each copy: of its first weights and of the order of examples.
+
+    Returns:
+        "seed 0" -> the trained copy, and so on; of several edits "name, seed 0".
+
+    Raises:
+        ValueError: if a seed is given twice.
+    """
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"the seeds must differ, got {tuple(seeds)}: a repeated one trains the same edit twice")
+    layouts = {f"{name}, ": layout for name, layout in reft.items()} if isinstance(reft, Mapping) else {"": reft}
+    trained = {}
+    for name, layout in layouts.items():
+        for seed in seeds:
+            copy = untrained(layout, seed=seed)
+            train(bridge, copy, examples, replace(config, seed=seed))
+            trained[f"{name}seed {seed}"] = copy
+    return trained

@@ -1,0 +1,393 @@
+"""Training an edit: the base stays frozen, and each step runs the edit's light cone alone.
+
+The loop is `transformers.Trainer` (see `trainer`), so schedules, accumulation, clipping, mixed precision, several
+processes and callbacks are its own. What the cones need of the base is run once and held between epochs (`base_runs`):
+exact, and several times cheaper when the edit is late or at the last tokens. What is learned is the objective's to say
+(`objectives`): completions after prompts, if no other is given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from reftlens.cone.store import InMemory, OnDisk
+from reftlens.display import as_html
+from reftlens.edit import checkpoint
+from reftlens.edit.reft import Reft
+from reftlens.training.base_runs import BaseRuns
+from reftlens.training.checkpoints import TrainingFolder
+from reftlens.training.objectives import Completion, Objective
+from reftlens.training.objectives.base import Example
+from reftlens.training.trainer import EditTrainer
+
+
+@final
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one training run. The defaults are the paper's (AdamW, linear schedule, clipping at 1)."""
+
+    epochs: int = 3
+    """Passes over the examples."""
+    batch_size: int = 16
+    """Examples in one forward pass, in each process."""
+    lr: float = 9e-4
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """AdamW's decay; of biases and of an orthonormal R there is none."""
+    warmup_ratio: float = 0.0
+    """Part of all steps over which the rate rises from zero."""
+    schedule: str = "linear"
+    """Name of a `transformers` schedule: "linear", "cosine", "constant_with_warmup", ..."""
+    gradient_accumulation: int = 1
+    """Forward passes for each step of the optimiser; the loss is a mean over all of them together."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    dropout: float = 0.0
+    """Part of the coordinates of each edited state that a training step sets to zero (the rest is scaled up). As in the
+    paper's code it falls on the whole state, not on the edit's change; validation and use are without it."""
+    l1: float = 0.0
+    """Factor of the edits' L1 terms (`Intervention.l1`: ReFT-r1's scores, the scales of LoFiT), added to each example's
+    loss per weight, summed over sites. `TrainLog.loss` counts it; validation does not."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """"bfloat16" runs a float32 base under autocast. A base that was loaded in bfloat16 needs nothing here."""
+    hold_bytes: int = 2**30
+    """Memory for base runs, on the base's device and in each process. 0 holds none: slower, the same result."""
+    hold_dir: str | Path | None = None
+    """Folder for base runs instead of memory; kept, and used again by a run on the same model, data and sites."""
+    hold_dir_bytes: int = 2**36
+    """How large that folder may grow."""
+    output_dir: str | Path | None = None
+    """Folder for checkpoints; none are kept without it."""
+    save_every: int | None = None
+    """Steps between checkpoints, and between looks at the validation set; None is once an epoch."""
+    keep_checkpoints: int = 2
+    """How many of the newest are kept, and the best besides."""
+    resume: bool = False
+    """Go on from the newest checkpoint in `output_dir`."""
+    patience: int | None = None
+    """Stop after so many looks at the validation set without a better one; None goes on to the end."""
+    report_to: str = "none"
+    """Where `transformers` logs to: "tensorboard", "wandb", ..."""
+    seed: int = 42
+    """Order of the examples."""
+    progress: bool = True
+    """Show progress bars."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "gradient_accumulation", "save_every", "keep_checkpoints", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be above 0, got {self.lr}")
+        for name in ("hold_bytes", "hold_dir_bytes", "weight_decay", "l1"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("warmup_ratio", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+        if self.resume and self.output_dir is None:
+            raise ValueError("resume wants the output_dir of the run to go on with")
+
+
+_RESULT = (
+    "epochs", "batch_size", "lr", "weight_decay", "warmup_ratio", "schedule", "gradient_accumulation", "max_grad_norm",
+    "dropout", "l1", "precision", "save_every", "patience", "seed",
+)  # fmt: skip
+"""Settings that change what comes out, which a resumed run must share."""
+
+
+@final
+@dataclass(frozen=True)
+class TrainLog:
+    """What happened in a training run."""
+
+    loss: tuple[float, ...]
+    """Mean loss at each step, in `unit`."""
+    lr: tuple[float, ...]
+    """Learning rate at each step."""
+    config: TrainConfig
+    validation: tuple[tuple[int, float], ...] = ()
+    """(step, mean loss) at each look at the validation set."""
+    best_step: int | None = None
+    """The step whose edit was kept, where there was a validation set."""
+    unit: str = "nats per token"
+    """Of the losses: what the objective adds up, and over what it takes the mean."""
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each step; validation where there was a look at it."""
+        seen = dict(self.validation)
+        steps = range(1, len(self.loss) + 1)
+        validation = [seen.get(step, float("nan")) for step in steps]
+        return pd.DataFrame({"step": steps, "loss": self.loss, "lr": self.lr, "validation": validation})
+
+    def __repr__(self) -> str:
+        best = "" if self.best_step is None else f", best on validation after step {self.best_step}"
+        change = f", loss {self.loss[0]:.3f} -> {self.loss[-1]:.3f} {self.unit}" if self.loss else ""
+        return f"TrainLog({len(self.loss)} steps{change}{best})"
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self), self.to_dataframe)
+
+
+def train(
+    bridge: TransformerBridge,
+    reft: Reft | None,
+    examples: Sequence[Example] | Dataset,
+    config: TrainConfig = TrainConfig(),
+    *,
+    objective: Objective | None = None,
+    validation: Sequence[Example] | Dataset | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> TrainLog:
+    """Trains an edit in place.
+
+    Under `torchrun` or `accelerate launch` each process trains on its part of every batch, on CPUs by gloo; call it in
+    each of them, with a bridge on that process's own device. The result is that of one process with batches as large
+    as theirs together, where the number of examples is a multiple of that size.
+
+    Args:
+        bridge: the frozen base.
+        reft: the edit; changed in place. None where something else is trained: the objective's head, or parameters of the
+            base that require gradients.
+        examples: (prompt, completion) pairs, or a `datasets.Dataset` with these columns; other objectives have other
+            `fields`.
+        config: settings.
+        objective: what to learn; `Completion()` if not given. Its own parameters are trained as well.
+        validation: more examples, never trained on. The edit with the lowest loss on them is the one that is kept.
+        callbacks: of `transformers`, besides those of this package.
+
+    Raises:
+        ValueError: for no examples, a malformed or too long one, positions that no prompt has, a model that the
+            objective does not fit, nothing that is trained, or a folder that belongs to another run.
+        FloatingPointError: if a loss or a gradient is not finite; it names the step and the site, and the optimiser
+            has not used it.
+    """
+    objective = Completion() if objective is None else objective
+    objective.check(bridge)
+    _require_trained(bridge, reft, objective, config)
+    if config.patience is not None and validation is None:
+        raise ValueError("patience counts looks at a validation set: pass validation=...")
+    read = objective.read(examples)
+    n_train = len(read)
+    read += objective.read(validation) if validation is not None else []
+    weights = _weigh(bridge, reft, objective, read)
+    progress = _Progress(config)
+    with tempfile.TemporaryDirectory() as unused, _random_state_kept():
+        folder = TrainingFolder(config.output_dir if config.output_dir is not None else Path(unused) / "run")
+        arguments = _arguments(config, bridge, n_train, folder, validates=validation is not None)
+        if arguments.world_size > 1 and validation is not None and config.output_dir is None:
+            raise ValueError("several processes share the best checkpoint: pass output_dir in TrainConfig")
+        identity = _identity(bridge, reft, objective, read)
+        with arguments.main_process_first(desc="run folder"):
+            settings = {name: str(getattr(config, name)) for name in _RESULT}
+            latest = folder.begin({**identity, **settings}, resume=config.resume or arguments.process_index > 0)
+        runs = BaseRuns(bridge, reft, objective, read, store=_store(config, bridge, reft, identity))
+        early = [EarlyStoppingCallback(config.patience)] if config.patience else []
+        trainer = EditTrainer(
+            runs,
+            arguments,
+            weights=weights,
+            train_rows=range(n_train),
+            validation_rows=range(n_train, len(read)),
+            folder=folder,
+            keep=config.keep_checkpoints,
+            dropout=config.dropout,
+            l1=config.l1,
+            callbacks=[progress, *early, *callbacks],
+        )
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        was_training = reft is not None and reft.training
+        try:
+            with trainer.accelerator.autocast():
+                runs.build(
+                    range(arguments.process_index, len(read), arguments.world_size),
+                    progress=config.progress and arguments.process_index == 0,
+                )
+            trainer.accelerator.wait_for_everyone()
+            trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
+        finally:
+            progress.close()
+            if reft is not None:
+                reft.train(was_training)
+    return _log(trainer, config, objective)
+
+
+def _require_trained(bridge: TransformerBridge, reft: Reft | None, objective: Objective, config: TrainConfig) -> None:
+    base = any(parameter.requires_grad for parameter in bridge.parameters())
+    if base and config.hold_dir is not None:
+        raise ValueError(
+            "hold_dir keeps runs of a frozen base, and parameters of this one require gradients: leave it out"
+        )
+    modules = [objective] if reft is None else [objective, reft]
+    if not base and not any(parameter.requires_grad for module in modules for parameter in module.parameters()):
+        raise ValueError("there is nothing to train: no edit, no head, and no parameter of the base requires gradients")
+    if reft is None and (config.dropout or config.l1):
+        raise ValueError("dropout and l1 are of edits, and here is none: leave them at 0")
+
+
+def _weigh(
+    bridge: TransformerBridge, reft: Reft | None, objective: Objective, examples: Sequence[Example]
+) -> list[int]:
+    """What each example counts; refuses a bad one before the first step, by its row."""
+    weights: list[int] = []
+    for row, example in enumerate(examples):
+        try:
+            batch = objective.encode(bridge, example)
+            if reft is not None:
+                reft.edits(batch)
+        except ValueError as error:
+            raise ValueError(f"example {row}: {error}") from error
+        weights += objective.weights(batch).tolist()
+    return weights
+
+
+def _identity(
+    bridge: TransformerBridge, reft: Reft | None, objective: Objective, examples: Sequence[Example]
+) -> dict[str, str]:
+    """What base runs and a resumed training depend on, apart from its settings: digests and descriptions, by name."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps(example).encode())
+    stamp = {name: str(value) for name, value in checkpoint.stamp(bridge).items()}
+    return {
+        **stamp,
+        "dtype": str(bridge.cfg.dtype),
+        "examples": f"{len(examples)}, digest {digest.hexdigest()[:32]}",
+        "objective": objective.identity(),
+        "edit": repr(reft),
+    }
+
+
+def _store(
+    config: TrainConfig, bridge: TransformerBridge, reft: Reft | None, identity: Mapping[str, str]
+) -> InMemory | OnDisk:
+    if config.hold_dir is None:
+        return InMemory(config.hold_bytes)
+    # Which edit it is does not matter to the base, only where it acts.
+    layout = (
+        "; ".join(f"{site.hook_name} at {site.positions.spec()}" for site in reft.sites) if reft is not None else ""
+    )
+    made_for = {**identity, "edit": layout, "precision": config.precision}
+    return OnDisk(config.hold_dir, made_for=made_for, max_bytes=config.hold_dir_bytes, device=bridge.cfg.device)
+
+
+def _arguments(
+    config: TrainConfig, bridge: TransformerBridge, n_examples: int, folder: TrainingFolder, *, validates: bool
+) -> TrainingArguments:
+    on_cpu = torch.device(bridge.cfg.device).type == "cpu"
+    every = "epoch" if config.save_every is None else "steps"
+    arguments = TrainingArguments(
+        output_dir=str(folder.directory),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.lr,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type=config.schedule,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.precision == "bfloat16",
+        seed=config.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy=every if validates or config.output_dir is not None else "no",
+        save_steps=config.save_every or 500,
+        eval_strategy=every if validates else "no",
+        eval_steps=config.save_every,
+        load_best_model_at_end=validates,
+        metric_for_best_model="loss" if validates else None,
+        greater_is_better=False if validates else None,
+        report_to=config.report_to,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        use_cpu=on_cpu,
+        # Accelerate takes a backend as the wish for several processes.
+        ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+    )
+    if arguments.n_gpu > 1:
+        # One process works on one device (or on a base spread by device_map): no copies of the module in threads.
+        arguments._n_gpu = 1
+    batches = math.ceil(n_examples / (config.batch_size * arguments.world_size))
+    steps = math.ceil(batches / config.gradient_accumulation) * config.epochs
+    arguments.warmup_steps = round(config.warmup_ratio * steps)
+    return arguments
+
+
+def _log(trainer: EditTrainer, config: TrainConfig, objective: Objective) -> TrainLog:
+    history = trainer.state.log_history
+    steps = [entry for entry in history if "loss" in entry]
+    return TrainLog(
+        loss=tuple(float(entry["loss"]) for entry in steps),
+        lr=tuple(float(entry["learning_rate"]) for entry in steps),
+        config=config,
+        validation=tuple((int(entry["step"]), float(entry["eval_loss"])) for entry in history if "eval_loss" in entry),
+        best_step=trainer.state.best_global_step,
+        unit=objective.unit,
+    )
+
+
+class _Progress(TrainerCallback):
+    """A bar with the loss of each step."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._shown = config.progress
+        self._bar: tqdm[Any] | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        shown = self._shown and state.is_world_process_zero
+        self._bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc="training the edit", unit="step", disable=not shown
+        )
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        if logs is None or "loss" not in logs or self._bar is None:
+            return
+        self._bar.update(1)
+        self._bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """`Trainer` seeds every global generator; the caller's are put back."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

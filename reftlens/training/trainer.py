@@ -1,0 +1,218 @@
+"""`transformers.Trainer` for an edit: what it trains is the edit and the objective's own parameters.
+
+Of the base it trains what requires gradients, which after `load_bridge` is nothing (`baselines` is who asks for it). Three things differ from its defaults. The loss of a step is a mean over all that the step counts (completion tokens,
+say), however it was cut into accumulated batches and processes. R is never decayed. And a loss or gradient that is not
+finite stops the run before the optimiser uses it, with the step and the site where it began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+
+from reftlens.cone.run import Held
+from reftlens.edit.hooks import Edit, Watch
+from reftlens.interventions import Orthonormal
+from reftlens.training.base_runs import BaseRuns
+from reftlens.training.checkpoints import TrainingFolder
+
+EDIT_NAME = "edit"
+"""Folder inside a checkpoint that `Reft.from_pretrained` loads."""
+
+
+@final
+class EditLoss(nn.Module):
+    """The edit and its objective as a module that gives the loss of each example."""
+
+    def __init__(self, runs: BaseRuns, *, dropout: float, l1: float) -> None:
+        """Args: dropout: of edited states. l1: factor of the edits' L1 terms. Both in train mode alone.
+
+        Raises:
+            ValueError: if l1 is not 0 and an edit has no such term.
+        """
+        super().__init__()
+        self.reft, self.objective = runs.reft, runs.objective
+        self.base = nn.ParameterList(p for p in runs.bridge.parameters() if p.requires_grad)
+        self.dropout, self.l1 = dropout, l1
+        if l1:
+            device = runs.bridge.cfg.device
+            for _, intervention in runs.reft or ():
+                nothing = torch.zeros(0, intervention.d_model, device=device)
+                intervention.l1(nothing, torch.zeros(0, dtype=torch.long, device=device), n_examples=0)
+        # In a tuple, so that nothing of the base could become part of this module.
+        self._runs = (runs,)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        (runs,) = self._runs
+        held, reference = runs.batch(rows.tolist())
+        edits = runs.edits(held.batch)
+        if not self.training:
+            return self.objective.losses(runs.bridge, held, edits, reference)
+        penalties: list[Tensor] = []
+        watched = [replace(edit, dropout=self.dropout, watch=self._penalise(edit, held, penalties)) for edit in edits]
+        losses = self.objective.losses(runs.bridge, held, watched, reference)
+        if not penalties:
+            return losses
+        # An objective may run the cone more than once (RePS); the penalty is the mean of its runs.
+        per_row = torch.stack([penalty.to(losses) for penalty in penalties]).sum(dim=0) * len(edits) / len(penalties)
+        per_example = per_row.view(len(losses), -1).mean(dim=1)
+        return losses + self.l1 * self.objective.weights(held.batch).to(losses) * per_example
+
+    def _penalise(self, edit: Edit, held: Held, penalties: list[Tensor]) -> Watch | None:
+        if not self.l1:
+            return None
+        n_rows = len(held.batch)
+        return lambda tokens, example: penalties.append(edit.intervention.l1(tokens, example, n_rows))
+
+    @torch.no_grad()
+    def first_site_not_finite(self, rows: Tensor) -> str:
+        """Where the loss of these examples stops being finite, as edits are put on one after the other."""
+        (runs,) = self._runs
+        held, reference = runs.batch(rows.tolist())
+        edits = runs.edits(held.batch)
+        for count in range(len(edits) + 1):
+            try:
+                losses = self.objective.losses(runs.bridge, held, edits[:count], reference)
+            except ValueError:
+                break
+            if not bool(losses.isfinite().all()):
+                break
+        return "the base model itself, without any edit" if count == 0 else edits[count - 1].hook_name
+
+
+@final
+class EditTrainer(Trainer):
+    """The loop. Rows of `BaseRuns` are its data set."""
+
+    # The loss is a mean over the whole step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        runs: BaseRuns,
+        arguments: TrainingArguments,
+        *,
+        weights: Sequence[int],
+        train_rows: Sequence[int],
+        validation_rows: Sequence[int],
+        folder: TrainingFolder,
+        keep: int,
+        dropout: float,
+        l1: float,
+        callbacks: Sequence[TrainerCallback],
+    ) -> None:
+        """Args: weights: of each row's loss. folder: for checkpoints. keep: how many of them, the best not counted."""
+        super().__init__(
+            model=EditLoss(runs, dropout=dropout, l1=l1),
+            args=arguments,
+            train_dataset=list(train_rows),
+            eval_dataset=list(validation_rows) or None,
+            data_collator=lambda rows: {"rows": torch.tensor(rows)},
+            compute_metrics=_mean_loss,
+            callbacks=list(callbacks),
+        )
+        self.runs, self.folder, self.keep = runs, folder, keep
+        self.pairs = list(runs.reft or ())
+        self.row_weights = torch.tensor(weights)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        left = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Orthonormal)}
+        # The base's biases and norms, which have no names here.
+        left |= {name for name, value in model.named_parameters() if name.startswith("base.") and value.ndim < 2}
+        return [name for name in super().get_decay_parameter_names(model) if name not in left]
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        rows = torch.cat([batch["rows"].cpu() for batch in batch_samples])
+        return self.accelerator.reduce(self.row_weights[rows].sum().to(device), reduction="sum")
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        losses = model(**inputs)
+        assert num_items_in_batch is not None, "this class counts them"
+        # Processes average their gradients, and the mean is over all of them.
+        loss = losses.sum() * self.accelerator.num_processes / num_items_in_batch
+        return (loss, losses) if return_outputs else loss
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        step = self.state.global_step + 1
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        except ValueError as error:
+            # An R that is not finite says so itself, and knows neither step nor site.
+            if all(bool(p.isfinite().all()) for _, intervention in self.pairs for p in intervention.parameters()):
+                raise
+            raise self._diverged(f"step {step}: {error}", inputs) from error
+        if not bool(loss.isfinite()):
+            raise self._diverged(f"the loss became {loss.item()} at step {step}", inputs)
+        places = [(site.hook_name, intervention) for site, intervention in reversed(self.pairs)]
+        for place, module in (*places, ("the base", self.accelerator.unwrap_model(self.model).base)):
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+                raise FloatingPointError(
+                    f"the gradient is not finite at step {step}, from {place} back: {self._advice()}"
+                )
+        return loss
+
+    def _diverged(self, what: str, inputs: dict[str, Tensor]) -> FloatingPointError:
+        site = self.accelerator.unwrap_model(self.model).first_site_not_finite(inputs["rows"])
+        return FloatingPointError(f"{what}, and it begins at {site}: {self._advice()}")
+
+    def _advice(self) -> str:
+        last = self.folder.last()
+        kept = f"; the last good checkpoint is {last}" if last is not None else ""
+        return f"lower the learning rate{kept}"
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, Tensor, Tensor]:
+        with torch.no_grad():
+            losses = model(**self._prepare_inputs(inputs))
+        return None, losses.double(), self.row_weights[inputs["rows"].cpu()].to(losses.device)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        name = f"checkpoint-{self.state.global_step}"
+        for site, intervention in self.pairs:
+            if not all(bool(parameter.isfinite().all()) for parameter in intervention.parameters()):
+                raise FloatingPointError(
+                    f"the edit at {site.hook_name} is not finite after step {self.state.global_step}: {self._advice()}"
+                )
+        super()._save_checkpoint(model, trial)
+        written = self.folder.writing / name
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(self.folder.directory / f"checkpoint-{self.state.best_global_step}")
+        if self.args.should_save:
+            if self.runs.reft is not None:
+                self.runs.reft.save_pretrained(written / EDIT_NAME, bridge=self.runs.bridge, card=False)
+            self.state.save_to_json(str(written / "trainer_state.json"))
+        # Every process has written its part before the checkpoint gets its name, and goes on after it has it.
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.folder.publish(name)
+            best = self.state.best_model_checkpoint
+            self.folder.prune(self.keep, best=None if best is None else Path(best))
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.folder.writing)
+
+
+def _mean_loss(prediction: EvalPrediction) -> dict[str, float]:
+    losses, weights = prediction.predictions, prediction.label_ids
+    return {"loss": float(losses.sum() / weights.sum())}
