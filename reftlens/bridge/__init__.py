@@ -1,12 +1,14 @@
 """Everything this package knows about TransformerLens's bridge and its quirks: nothing else handles them.
 
 The model is a plain `TransformerBridge`, never wrapped or subclassed. What is kept here: how to load one so that it
-is frozen and in eval mode (`loading`); the names of activation points, and those where a write would be lost or only
+is frozen and in eval mode (`loading`), and how two models are told apart (`identity`); what others have attached to it
+(`attached`); the names of activation points, and those where a write would be lost or only
 half done, refused with the reason (`points`), much of which is measured on the model at hand (`probe`); the middle
 of a block, which has no point of its own (`resid_mid`); the bias behind a point (`biases`); what a forward pass runs:
 from where in a cached sequence, and the logits of which tokens (`forwards`).
 """
 
+from reftlens.bridge.attached import foreign_hooks
 from reftlens.bridge.biases import output_bias
 from reftlens.bridge.forwards import (
     ForwardStart,
@@ -18,18 +20,23 @@ from reftlens.bridge.forwards import (
     watch_forwards,
     watch_last_hidden,
 )
-from reftlens.bridge.loading import fingerprint, freeze, load_bridge, n_parameters, revision
+from reftlens.bridge.identity import EXACT, base_identity, computation, fingerprint, sampled_fingerprint
+from reftlens.bridge.loading import freeze, load_bridge, n_parameters, revision
 from reftlens.bridge.points import activation_shape, canonical_hook, canonical_hooks, layer_of, removed_hooks, width_of
 from reftlens.bridge.resid_mid import EditError, is_resid_mid, resid_pre_inside, written_whole
 
 __all__ = [
+    "EXACT",
     "EditError",
     "ForwardStart",
     "activation_shape",
+    "base_identity",
     "blocks_replaced",
     "canonical_hook",
     "canonical_hooks",
+    "computation",
     "fingerprint",
+    "foreign_hooks",
     "freeze",
     "is_causal",
     "is_resid_mid",
@@ -42,6 +49,7 @@ __all__ = [
     "require_causal",
     "resid_pre_inside",
     "revision",
+    "sampled_fingerprint",
     "unembedded_alone",
     "watch_forwards",
     "watch_last_hidden",

@@ -1,15 +1,12 @@
-"""Loading a model as a `TransformerBridge` that is frozen and in eval mode, and telling models apart."""
+"""Loading a model as a `TransformerBridge` that is frozen and in eval mode."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from accelerate.utils import align_module_device
-from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
     AutoConfig,
@@ -150,31 +147,3 @@ def n_parameters(bridge: TransformerBridge) -> int:
     model = bridge.original_model
     saved = model.state_dict().keys()
     return sum(parameter.numel() for name, parameter in model.named_parameters() if name in saved)
-
-
-def fingerprint(bridge: TransformerBridge) -> str:
-    """A digest of the base's weights: shape, dtype and 64 values spread over each tensor, in the order of names.
-
-    A fast check that two models are the same, not a cryptographic one.
-    """
-    model = bridge.original_model
-    saved = model.state_dict().keys()
-    pieces: dict[str, bytes] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        # What a device_map has put on the disk is read for a moment.
-        with align_module_device(module):
-            own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-            for name, tensor in own:
-                full = f"{prefix}.{name}" if prefix else name
-                if full in saved and tensor.numel():
-                    pieces[full] = f"{full}{tuple(tensor.shape)}{tensor.dtype}".encode() + _sample(tensor)
-    digest = hashlib.sha256()
-    for full in sorted(pieces):
-        digest.update(pieces[full])
-    return digest.hexdigest()[:32]
-
-
-def _sample(tensor: Tensor) -> bytes:
-    flat = tensor.detach().flatten()
-    index = torch.linspace(0, flat.numel() - 1, min(64, flat.numel()), dtype=torch.float64).long().to(flat.device)
-    return flat[index].float().cpu().numpy().tobytes()

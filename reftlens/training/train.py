@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import random
@@ -34,6 +35,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from reftlens.bridge import base_identity, foreign_hooks
 from reftlens.cone.store import InMemory, OnDisk
 from reftlens.display import as_html
 from reftlens.edit import checkpoint
@@ -43,6 +45,8 @@ from reftlens.training.checkpoints import TrainingFolder
 from reftlens.training.objectives import Completion, Objective
 from reftlens.training.objectives.base import Example
 from reftlens.training.trainer import EditTrainer
+
+logger = logging.getLogger(__name__)
 
 
 @final
@@ -197,14 +201,14 @@ def train(
     read = objective.read(examples)
     n_train = len(read)
     read += objective.read(validation) if validation is not None else []
-    weights = _weigh(bridge, reft, objective, read)
+    weights, tokens = _weigh(bridge, reft, objective, read)
     progress = _Progress(config)
     with tempfile.TemporaryDirectory() as unused, _random_state_kept():
         folder = TrainingFolder(config.output_dir if config.output_dir is not None else Path(unused) / "run")
         arguments = _arguments(config, bridge, n_train, folder, validates=validation is not None)
         if arguments.world_size > 1 and validation is not None and config.output_dir is None:
             raise ValueError("several processes share the best checkpoint: pass output_dir in TrainConfig")
-        identity = _identity(bridge, reft, objective, read)
+        identity = {**_identity(bridge, reft, objective, read), "tokens": tokens}
         with arguments.main_process_first(desc="run folder"):
             settings = {name: str(getattr(config, name)) for name in _RESULT}
             latest = folder.begin({**identity, **settings}, resume=config.resume or arguments.process_index > 0)
@@ -255,9 +259,10 @@ def _require_trained(bridge: TransformerBridge, reft: Reft | None, objective: Ob
 
 def _weigh(
     bridge: TransformerBridge, reft: Reft | None, objective: Objective, examples: Sequence[Example]
-) -> list[int]:
-    """What each example counts; refuses a bad one before the first step, by its row."""
+) -> tuple[list[int], str]:
+    """What each example counts, and a digest of all their tokens; refuses a bad one before the first step, by its row."""
     weights: list[int] = []
+    digest = hashlib.sha256()
     for row, example in enumerate(examples):
         try:
             batch = objective.encode(bridge, example)
@@ -266,7 +271,10 @@ def _weigh(
         except ValueError as error:
             raise ValueError(f"example {row}: {error}") from error
         weights += objective.weights(batch).tolist()
-    return weights
+        # Two tokenizers with one vocabulary may still cut a text differently.
+        for part in (batch.tokens, batch.attention_mask, batch.prompt_mask, batch.labels):
+            digest.update(f"{tuple(part.shape)}".encode() + part.cpu().contiguous().numpy().tobytes())
+    return weights, digest.hexdigest()[:32]
 
 
 def _identity(
@@ -291,11 +299,20 @@ def _store(
 ) -> InMemory | OnDisk:
     if config.hold_dir is None:
         return InMemory(config.hold_bytes)
+    attached = foreign_hooks(bridge)
+    if attached:
+        logger.warning(
+            "hold_dir=%s is not used: it keeps runs of the base itself, and this model has hooks on %s. This training holds "
+            "its runs in memory; remove the hooks (bridge.reset_hooks()) to use the folder",
+            config.hold_dir,
+            ", ".join(attached[:3]) + (f" and {len(attached) - 3} more" if len(attached) > 3 else ""),
+        )
+        return InMemory(config.hold_bytes)
     # Which edit it is does not matter to the base, only where it acts.
     layout = (
         "; ".join(f"{site.hook_name} at {site.positions.spec()}" for site in reft.sites) if reft is not None else ""
     )
-    made_for = {**identity, "edit": layout, "precision": config.precision}
+    made_for = {**identity, "edit": layout, "precision": config.precision, "base": base_identity(bridge)}
     return OnDisk(config.hold_dir, made_for=made_for, max_bytes=config.hold_dir_bytes, device=bridge.cfg.device)
 
 

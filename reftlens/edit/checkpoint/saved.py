@@ -54,7 +54,7 @@ def load(
     """
     folder = fetch(source, revision=revision)
     config = read_config(folder)
-    refuse_mismatch(config["base"], stamp(bridge), where=str(folder), allow_mismatch=allow_mismatch)
+    refuse_mismatch(config["base"], bridge, where=str(folder), allow_mismatch=allow_mismatch)
     try:
         pairs = from_document(config, bridge, family)
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -13,11 +14,14 @@ import transformers
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens._version import __version__
-from reftlens.bridge import fingerprint, revision
+from reftlens.bridge import EXACT, computation, fingerprint, revision, sampled_fingerprint
+
+logger = logging.getLogger(__name__)
 
 MUST_MATCH = (
     "architecture",
     "weights",
+    "computation",
     "d_model",
     "n_layers",
     "tokenizer",
@@ -37,6 +41,7 @@ def stamp(bridge: TransformerBridge) -> dict[str, Any]:
         "revision": revision(bridge),
         "architecture": type(bridge.original_model).__name__,
         "weights": fingerprint(bridge),
+        "computation": computation(bridge),
         "d_model": bridge.cfg.d_model,
         "n_layers": bridge.cfg.n_layers,
         "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest()[:32],
@@ -52,13 +57,13 @@ def stamp(bridge: TransformerBridge) -> dict[str, Any]:
 
 
 def refuse_mismatch(
-    saved: Mapping[str, Any], here: Mapping[str, Any], *, where: str, allow_mismatch: Collection[str] = ()
+    saved: Mapping[str, Any], bridge: TransformerBridge, *, where: str, allow_mismatch: Collection[str] = ()
 ) -> None:
     """Compares the stamp of a saved edit with that of a model.
 
     Args:
         saved: what was written with the edit.
-        here: `stamp` of the model that it is loaded for.
+        bridge: the model that it is loaded for.
         where: name of the folder, for the message.
         allow_mismatch: parts that may differ.
 
@@ -70,10 +75,35 @@ def refuse_mismatch(
         raise ValueError(
             f"allow_mismatch names {', '.join(unknown)}, which is no part of the stamp: it has {', '.join(MUST_MATCH)}"
         )
-    differing = [part for part in MUST_MATCH if saved.get(part) != here[part] and part not in allow_mismatch]
+    here = stamp(bridge)
+    if not str(saved.get("weights")).startswith(EXACT):
+        here["weights"] = sampled_fingerprint(bridge)
+        logger.warning(
+            "the edit in %s was saved by an earlier version, which recorded 64 values of each weight matrix of its base: "
+            "only these are compared. Save it again to record all of them",
+            where,
+        )
+    compared = _comparable(saved, here)
+    differing = [part for part in MUST_MATCH if compared.get(part) != here[part] and part not in allow_mismatch]
     if differing:
-        parts = "; ".join(f"{part}: saved {saved.get(part)!r:.80}, this model {here[part]!r}" for part in differing)
+        parts = "; ".join(_difference(part, compared.get(part), here[part]) for part in differing)
         raise ValueError(
             f"the edit in {where} was saved for {saved.get('base_model')!r:.200} and does not fit this model: {parts}. Load "
             f"the model it was saved for, or pass allow_mismatch={differing} if you know why they differ"
         )
+
+
+def _comparable(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """The saved stamp, completed where it cannot say: settings that one version of transformers knows and another not."""
+    settings = saved.get("computation", {})
+    if not isinstance(settings, dict):
+        return dict(saved)
+    known = {name: value for name, value in settings.items() if name in here["computation"]}
+    return {**saved, "computation": {**here["computation"], **known}}
+
+
+def _difference(part: str, saved: object, here: object) -> str:
+    if isinstance(saved, dict) and isinstance(here, dict):
+        names = [name for name in here if saved[name] != here[name]]
+        return ", ".join(f"{name}: saved {saved[name]!r:.80}, this model {here[name]!r:.80}" for name in names)
+    return f"{part}: saved {saved!r:.80}, this model {here!r:.80}"

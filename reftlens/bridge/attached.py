@@ -1,0 +1,43 @@
+"""What others have attached to a model: hooks of TransformerLens and of torch, and replaced forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
+
+_LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.")
+"""Whose own hooks leave a model's numbers as they are."""
+
+
+def foreign_hooks(bridge: TransformerBridge) -> list[str]:
+    """Names of the modules on which something is attached that may change a run; none for the base itself.
+
+    An edit that is attached at the moment counts as well.
+    """
+    everywhere = (*torch_module._global_forward_hooks.values(), *torch_module._global_forward_pre_hooks.values())
+    found = ["every module of torch"] if any(_is_foreign(hook) for hook in everywhere) else []
+    modules = {module: name for part in (bridge, bridge.original_model) for name, module in part.named_modules()}
+    for module, name in modules.items():
+        if any(_is_foreign(hook) for hook in _attached(module)):
+            plain = name.replace("._original_component", "") or type(module).__name__
+            found.append(str(module.name) if isinstance(module, HookPoint) else plain)
+    return list(dict.fromkeys(found))
+
+
+def _attached(module: nn.Module) -> Iterator[object]:
+    if isinstance(module, HookPoint):
+        # Here TransformerLens wraps each hook in a function of its own.
+        yield from (handle.user_hook for handle in module.fwd_hooks)
+        return
+    yield from module._forward_hooks.values()
+    yield from module._forward_pre_hooks.values()
+    if "forward" in vars(module):
+        yield vars(module)["forward"]
+
+
+def _is_foreign(hook: object) -> bool:
+    return not str(getattr(hook, "__module__", "")).startswith(_LIBRARIES)
