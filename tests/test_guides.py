@@ -16,7 +16,17 @@ each = pytest.mark.parametrize("file", GUIDES, ids=lambda file: file.stem)
 
 
 def test_the_guides_are_there() -> None:
-    names = {"architectures", "benchmarks", "from-pyreft", "from-transformerlens", "gotchas", "names", "README", "the-papers-tasks", "training"}
+    names = {
+        "architectures",
+        "benchmarks",
+        "from-pyreft",
+        "from-transformerlens",
+        "gotchas",
+        "names",
+        "README",
+        "the-papers-tasks",
+        "training",
+    }
     assert {file.stem for file in GUIDES} == names | {"which-question-which-function"}
 
 
