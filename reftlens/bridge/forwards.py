@@ -12,6 +12,8 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.bridge.caching import cache_in, mend_attention
+
 
 def is_causal(bridge: TransformerBridge) -> bool:
     """Whether a token sees only those before it; not so in masked language models such as BERT."""
@@ -46,9 +48,10 @@ def watch_forwards(bridge: TransformerBridge) -> Iterator[ForwardStart]:
     "One new position" does not tell them apart: a one-token prompt has a prefill of length one.
     """
     start = ForwardStart()
+    mend_attention(bridge)
 
     def note_offset(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         start.offset = int(cache.get_seq_length()) if cache is not None else 0
 
     handle = bridge.original_model.register_forward_pre_hook(note_offset, with_kwargs=True)

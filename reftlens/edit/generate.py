@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GenerationConfig
 
-from reftlens.bridge import require_causal
+from reftlens.bridge import mend_attention, require_causal
 from reftlens.data import batches_by_length, encode, token_counts
 from reftlens.edit.reft import Reft
 
@@ -122,6 +122,7 @@ def generate(
     if not len(prompts):
         raise ValueError("there is nothing to generate from: the list of prompts is empty")
     require_causal(bridge, "generate")
+    mend_attention(bridge)
     counts = token_counts(bridge, prompts, prepend_bos=prepend_bos)
     _require_room(bridge, prompts, counts, decoding)
     texts = [""] * len(prompts)
