@@ -35,7 +35,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from reftlens.bridge import base_identity, foreign_hooks
+from reftlens.bridge import base_identity, foreign_hooks, one_thread
 from reftlens.cone.store import InMemory, OnDisk
 from reftlens.display import as_html
 from reftlens.edit import checkpoint
@@ -203,7 +203,7 @@ def train(
     read += objective.read(validation) if validation is not None else []
     weights, tokens = _weigh(bridge, reft, objective, read)
     progress = _Progress(config)
-    with tempfile.TemporaryDirectory() as unused, _random_state_kept():
+    with one_thread(bridge), tempfile.TemporaryDirectory() as unused, _random_state_kept():
         folder = TrainingFolder(config.output_dir if config.output_dir is not None else Path(unused) / "run")
         arguments = _arguments(config, bridge, n_train, folder, validates=validation is not None)
         if arguments.world_size > 1 and validation is not None and config.output_dir is None:
