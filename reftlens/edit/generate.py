@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import final
@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import GenerationConfig
 
 from reftlens.bridge import one_thread, require_causal
-from reftlens.data import batches_by_length, encode, token_counts
+from reftlens.data import as_texts, batches_by_length, encode, token_counts
 from reftlens.edit.reft import Reft
 
 
@@ -79,7 +79,7 @@ class Decoding:
 def generate(
     bridge: TransformerBridge,
     reft: Reft | None,
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     *,
     decoding: Decoding | None = None,
     max_new_tokens: int | None = None,
@@ -117,10 +117,7 @@ def generate(
         decoding = Decoding() if max_new_tokens is None else Decoding(max_new_tokens=max_new_tokens)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if isinstance(prompts, str):
-        raise TypeError("generate wants a list of prompts, got a single string: write [prompt]")
-    if not len(prompts):
-        raise ValueError("there is nothing to generate from: the list of prompts is empty")
+    prompts = as_texts(prompts, "prompts")
     require_causal(bridge, "generate")
     counts = token_counts(bridge, prompts, prepend_bos=prepend_bos)
     _require_room(bridge, prompts, counts, decoding)
