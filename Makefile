@@ -28,7 +28,9 @@ $(READY): pyproject.toml constraints.txt
 
 figures: demo  ## the README's pictures
 	mkdir -p figures
-	cp demo/figures/effect.png demo/figures/tracing.png demo/figures/outcomes.png demo/figures/readout.png figures/
+	cp demo/figures/effect.png demo/figures/tracing.png demo/figures/outcomes.png demo/figures/readout.png demo/figures/spectrum.png figures/
+	cp demo/figures/dissect_dose.png figures/dose.png
+	cp demo/figures/dissect_interchange.png figures/interchange.png
 
 # One thread: on models this small a second one waits more than it works, and a rerun gives the same numbers.
 tutorials: $(READY)  ## runs every notebook from start to end; fails on an error or a failed check

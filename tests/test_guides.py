@@ -16,8 +16,18 @@ each = pytest.mark.parametrize("file", GUIDES, ids=lambda file: file.stem)
 
 
 def test_the_guides_are_there() -> None:
-    names = {"from-pyreft", "from-transformerlens", "gotchas", "which-question-which-function", "README"}
-    assert {file.stem for file in GUIDES} == names
+    names = {
+        "architectures",
+        "benchmarks",
+        "from-pyreft",
+        "from-transformerlens",
+        "gotchas",
+        "names",
+        "README",
+        "the-papers-tasks",
+        "training",
+    }
+    assert {file.stem for file in GUIDES} == names | {"which-question-which-function"}
 
 
 @each

@@ -35,6 +35,7 @@ from reftlens.analysis.engine.sweep import sweep
 from reftlens.analysis.mediate import edited_run, require_elsewhere
 from reftlens.analysis.metrics import Metric
 from reftlens.analysis.patch import column_labels, metric_of, require_pairs
+from reftlens.bridge import hooked
 from reftlens.cone.recording import Recording, record
 from reftlens.cone.run import boundary_of, run_cone
 from reftlens.data import Batch
@@ -175,7 +176,7 @@ class _Reader:
         edits = [replace(edit, lands=_only(edit.mask, pos)) for edit in self.edits] if component is None else []
         held = self.base.cone(-1 if component is None else component.layer - 1, 0)
         last = torch.zeros_like(batch.prompt_mask).scatter(1, batch.last_prompt_index[:, None], True)
-        with self.bridge.hooks(fwd_hooks=hooks):
+        with hooked(self.bridge, hooks):
             logits = run_cone(self.bridge, held, edits, logits_at=last)
         return Recording(batch, (), (), logits, seen, self.base.as_tuple)
 

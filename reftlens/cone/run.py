@@ -28,7 +28,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from reftlens.bridge import blocks_replaced, canonical_hooks, is_causal, layer_of, unembedded_alone
+from reftlens.bridge import blocks_replaced, canonical_hooks, hooked, is_causal, layer_of, unembedded_alone
 from reftlens.data import Batch
 from reftlens.edit.hooks import Edit, attach
 
@@ -120,7 +120,7 @@ def hold(
         seen["resid"] = resid[:, start:].clone()
 
     try:
-        with bridge.hooks(fwd_hooks=[(name, keep) for name in names]), unembedded_alone(bridge, no_logits):
+        with hooked(bridge, [(name, keep) for name in names]), unembedded_alone(bridge, no_logits):
             bridge(batch.tokens, attention_mask=batch.attention_mask, **until)
     finally:
         handle.remove()

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GenerationConfig
 
-from reftlens.bridge import require_causal
+from reftlens.bridge import one_thread, require_causal
 from reftlens.data import batches_by_length, encode, token_counts
 from reftlens.edit.reft import Reft
 
@@ -128,6 +128,7 @@ def generate(
     texts = [""] * len(prompts)
     config = decoding._config(bridge, use_cache=use_cache and not _reads_back(reft))
     with (
+        one_thread(bridge),
         _own_settings(bridge, decoding),
         tqdm(total=len(prompts), desc="decoding", unit="prompt", disable=not progress) as bar,
     ):

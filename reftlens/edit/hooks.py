@@ -21,7 +21,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.bridge import (
     EditError,
     canonical_hooks,
+    in_this_thread,
     is_resid_mid,
+    one_thread,
     removed_hooks,
     resid_pre_inside,
     watch_forwards,
@@ -181,6 +183,7 @@ def hook_functions(edits: Sequence[Edit]) -> list[tuple[str, HookFunction]]:
     """The edits as hooks for a run over the whole batch, from its first position."""
 
     def whole_batch(edit: Edit) -> HookFunction:
+        @in_this_thread
         def hook_fn(resid: Tensor, hook: Any) -> Tensor | None:
             if resid.shape[1] != edit.mask.shape[1]:
                 raise ValueError(
@@ -218,13 +221,15 @@ def attach(bridge: TransformerBridge, edits: Sequence[Edit]) -> Iterator[Transfo
 
     Raises:
         ValueError: if a hook does not exist or cannot be edited.
-        EditError: at the end, if an edit never met an activation or was taken off by `reset_hooks`.
+        EditError: on entry, if another thread is using the bridge; at the end, if an edit never met an activation or was
+            taken off by `reset_hooks`.
     """
-    names = canonical_hooks(bridge, [edit.hook_name for edit in edits])
     fired = [0] * len(edits)
-    with watch_forwards(bridge) as start:
+    with one_thread(bridge), watch_forwards(bridge) as start:
+        names = canonical_hooks(bridge, [edit.hook_name for edit in edits])
 
         def counted(index: int, edit: Edit) -> HookFunction:
+            @in_this_thread
             def hook_fn(resid: Tensor, hook: Any) -> Tensor | None:
                 fired[index] += 1
                 return edit.apply(resid, start.offset)

@@ -23,7 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.engine.grid import Cell
 from reftlens.analysis.engine.saved import Saved
 from reftlens.analysis.metrics import Metric
-from reftlens.bridge import last_block_alone, layer_of
+from reftlens.bridge import hooked, last_block_alone, layer_of
 from reftlens.cone.recording import Recording, joining, rows_that_fit
 from reftlens.cone.run import run_cone
 from reftlens.edit.hooks import Edit
@@ -126,7 +126,7 @@ def _run(
         last = torch.zeros_like(held.batch.prompt_mask).scatter(1, held.batch.last_prompt_index[:, None], True)
         # An edit may act inside that MLP, where it wants all tokens.
         alone = nullcontext() if edits else last_block_alone(bridge, last[:, start:])
-        with bridge.hooks(fwd_hooks=hooks), alone:
+        with hooked(bridge, hooks), alone:
             return run_cone(bridge, held, _inside(edits, int(layers[0]), start, pair), logits_at=last)
 
 
