@@ -100,7 +100,8 @@ def generate(
         max_new_tokens: short for `decoding=Decoding(max_new_tokens=...)`.
         batch_size: prompts decoded together, padded on the left.
         use_cache: keep keys and values between steps. Without it every step runs the whole prefix again, and
-            gives the same text, slower.
+            gives the same text, slower. Never used under an edit of generated tokens whose change of one token depends on
+            others (ReFT-r1 at `Generated()`): the strongest token so far may be a new one, and its push is then that of all.
         prepend_bos: whether each prompt begins with BOS; the model's own habit if not given.
         progress: show a bar.
 
@@ -122,7 +123,7 @@ def generate(
     counts = token_counts(bridge, prompts, prepend_bos=prepend_bos)
     _require_room(bridge, prompts, counts, decoding)
     texts = [""] * len(prompts)
-    config = decoding._config(bridge, use_cache=use_cache)
+    config = decoding._config(bridge, use_cache=use_cache and not _reads_back(reft))
     with (
         one_thread(bridge),
         _own_settings(bridge, decoding),
@@ -134,6 +135,12 @@ def generate(
                 texts[row] = text
             bar.update(len(rows))
     return texts
+
+
+def _reads_back(reft: Reft | None) -> bool:
+    """Whether generated tokens are changed by what earlier edited tokens are, which a cached step does not hold."""
+    pairs = () if reft is None else reft
+    return any(site.positions.generated and intervention.across_tokens for site, intervention in pairs)
 
 
 def _continue(
