@@ -2,7 +2,7 @@
 
 The model is a plain `TransformerBridge`, never wrapped or subclassed. What is kept here: how to load one so that it
 is frozen and in eval mode (`loading`), and how two models are told apart (`identity`); what others have attached to it
-(`attached`); the names of activation points, and those where a write would be lost or only
+(`attached`), and that one thread at a time does (`threads`); the names of activation points, and those where a write would be lost or only
 half done, refused with the reason (`points`), much of which is measured on the model at hand (`probe`); the middle
 of a block, which has no point of its own (`resid_mid`); the bias behind a point (`biases`); what a forward pass runs:
 from where in a cached sequence, and the logits of which tokens (`forwards`).
@@ -25,6 +25,7 @@ from reftlens.bridge.identity import EXACT, base_identity, computation, fingerpr
 from reftlens.bridge.loading import freeze, load_bridge, n_parameters, revision
 from reftlens.bridge.points import activation_shape, canonical_hook, canonical_hooks, layer_of, removed_hooks, width_of
 from reftlens.bridge.resid_mid import EditError, is_resid_mid, resid_pre_inside, written_whole
+from reftlens.bridge.threads import hooked, in_this_thread, one_thread
 
 __all__ = [
     "EXACT",
@@ -41,6 +42,8 @@ __all__ = [
     "fingerprint",
     "foreign_hooks",
     "freeze",
+    "hooked",
+    "in_this_thread",
     "is_causal",
     "is_resid_mid",
     "last_block_alone",
@@ -48,6 +51,7 @@ __all__ = [
     "load_bridge",
     "mend_attention",
     "n_parameters",
+    "one_thread",
     "output_bias",
     "removed_hooks",
     "require_causal",

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from reftlens.bridge import blocks_replaced, canonical_hooks, is_causal, layer_of, unembedded_alone, with_cache
+from reftlens.bridge import blocks_replaced, canonical_hooks, hooked, is_causal, layer_of, unembedded_alone, with_cache
 from reftlens.data import Batch
 from reftlens.edit.hooks import Edit, attach
 
@@ -95,9 +95,9 @@ def hold(
     """
     if any(parameter.requires_grad for parameter in bridge.parameters()):
         return Held(batch, 0, -1, None, (), as_tuple=False)
-    if (edits or wanted is None) and not any(bool(edit.mask.any()) for edit in edits):
+    if (edits or wanted is None) and not any(bool(edit.changed.any()) for edit in edits):
         raise ValueError("these edits touch no token, so they have no light cone")
-    masks = [edit.mask for edit in edits] + ([wanted] if wanted is not None else [])
+    masks = [edit.read for edit in edits] + ([wanted] if wanted is not None else [])
     columns = torch.stack([mask.any(dim=0).cpu() for mask in masks]).any(dim=0)
     boundary = boundary_of(bridge, [edit.hook_name for edit in edits])
     start = int(columns.int().argmax())
@@ -120,7 +120,7 @@ def hold(
         seen["resid"] = resid[:, start:].clone()
 
     try:
-        with bridge.hooks(fwd_hooks=[(name, keep) for name in names]), unembedded_alone(bridge, no_logits):
+        with hooked(bridge, [(name, keep) for name in names]), unembedded_alone(bridge, no_logits):
             bridge(batch.tokens, attention_mask=batch.attention_mask, **until)
     finally:
         handle.remove()
@@ -156,7 +156,7 @@ def run_cone(
     batch, start = held.batch, held.start
     if logits_at is not None and bool(logits_at[:, :start].any()):
         raise ValueError(f"logits are wanted before column {start}, where the held cone begins: pass wanted= to hold")
-    early = any(bool(edit.mask[:, :start].any()) for edit in edits)
+    early = any(bool(edit.read[:, :start].any()) for edit in edits)
     if early or (edits and boundary_of(bridge, [edit.hook_name for edit in edits]) < held.boundary):
         names = ", ".join(dict.fromkeys(edit.hook_name for edit in edits))
         raise ValueError(

@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 from transformers.utils import ModelOutput
 
-from reftlens.bridge import cache_in, cache_name, require_causal
+from reftlens.bridge import cache_in, cache_name, in_this_thread, one_thread, require_causal, with_cache
 from reftlens.paper.baselines.base import Method
 from reftlens.training.objectives import Objective
 from reftlens.training.objectives.base import Example
@@ -40,16 +40,17 @@ class PrefixTuning(Method):
         model = bridge.original_model
         if any(layer.is_sliding for layer in DynamicCache(config=model.config).layers):
             raise ValueError("prefix tuning wants every layer to see the prefix, and this model has a sliding window")
-        prefix = self._start(bridge)
-        model.add_module(_NAME, prefix)
-        before = model.register_forward_pre_hook(_prepend, with_kwargs=True)
-        after = model.register_forward_hook(_forget, with_kwargs=True)
-        try:
-            yield
-        finally:
-            before.remove()
-            after.remove()
-            delattr(model, _NAME)
+        with one_thread(bridge):
+            prefix = self._start(bridge)
+            model.add_module(_NAME, prefix)
+            before = model.register_forward_pre_hook(in_this_thread(_prepend), with_kwargs=True)
+            after = model.register_forward_hook(_forget, with_kwargs=True)
+            try:
+                yield
+            finally:
+                before.remove()
+                after.remove()
+                delattr(model, _NAME)
 
     @torch.no_grad()
     def _start(self, bridge: TransformerBridge) -> nn.ParameterList:
