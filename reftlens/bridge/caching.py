@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 from weakref import WeakSet
 
@@ -40,7 +39,6 @@ def cache_in(arguments: Mapping[str, Any]) -> Any:
     return arguments.get(_OLD) if found is None else found
 
 
-@lru_cache
 def cache_name(kind: type[nn.Module]) -> str:
     """What the forward pass of this model class calls its cache.
 
