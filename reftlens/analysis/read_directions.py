@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.tokens import first_tokens
-from reftlens.data import Batch, str_tokens
+from reftlens.data import Batch, as_texts, str_tokens
+from reftlens.data.tokens import continuing, tokenizer_of
 from reftlens.results import DirectionReadout, Operator
 
 
@@ -58,7 +58,7 @@ def read_directions(
     generator = torch.Generator().manual_seed(seed)
     d_model = operator.write.shape[1]
     random = torch.nn.functional.normalize(torch.randn(n_null, d_model, generator=generator), dim=-1)
-    ids = first_tokens(bridge, watch).tolist()
+    ids = [continuing(tokenizer_of(bridge), text)[0] for text in as_texts(watch, "watch")] if len(watch) else []
     readouts = []
     for index, (direction, size) in enumerate(zip(operator.write, operator.spectrum, strict=True)):
         change = _mean_change(bridge, final, direction[None] * size)[0]

@@ -18,8 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens import analysis
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.outcome import next_token_logprobs
-from reftlens.analysis.tokens import first_tokens
-from reftlens.data import Batch, encode
+from reftlens.data import Batch, encode, first_tokens
 from reftlens.dissection.cost import N_CONTROL, READ_OUT, estimate_cost
 from reftlens.dissection.result import DissectConfig, Dissection
 from reftlens.edit.reft import Reft
@@ -108,7 +107,7 @@ class _Work:
             for i in range(0, len(self.examples), size)
         ]
         said = torch.cat([next_token_logprobs(self.bridge, batch, ()).argmax(-1) for batch in self.batches])
-        right = (said == first_tokens(self.bridge, [answer for _, answer in self.examples]).cpu()).tolist()
+        right = (said == first_tokens(self.bridge, *zip(*self.examples, strict=True)).cpu()).tolist()
         self.wanted = [pair for pair, known in zip(self.examples, right, strict=True) if not known]
         self.kept = [pair for pair, known in zip(self.examples, right, strict=True) if known]
 
