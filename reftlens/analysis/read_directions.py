@@ -40,7 +40,8 @@ def read_directions(
         operator: from `decompose`.
         batch: prompts whose last residuals the direction is added to.
         top: tokens listed on each side.
-        watch: answers to test for, chosen beforehand, with their leading space; their first tokens count.
+        watch: answers to test for, chosen beforehand, with their leading space; their first tokens count, and of
+            several that begin alike the first is named.
         n_null: random directions for the null.
         seed: draws them.
 
@@ -58,7 +59,11 @@ def read_directions(
     generator = torch.Generator().manual_seed(seed)
     d_model = operator.write.shape[1]
     random = torch.nn.functional.normalize(torch.randn(n_null, d_model, generator=generator), dim=-1)
-    ids = first_tokens(bridge, watch).tolist()
+    # Answers that begin with the same token are one test, and would be read as several.
+    named: dict[int, str] = {}
+    for token, answer in zip(first_tokens(bridge, watch).tolist(), watch, strict=True):
+        named.setdefault(token, answer)
+    watch, ids = tuple(named.values()), list(named)
     readouts = []
     for index, (direction, size) in enumerate(zip(operator.write, operator.spectrum, strict=True)):
         change = _mean_change(bridge, final, direction[None] * size)[0]

@@ -172,7 +172,9 @@ class _Work:
             return {}
         config, pairs = self.config, self.wanted or self.kept
         batch = encode(self.bridge, [prompt for prompt, _ in pairs[:READ_OUT]])
-        watch = list(dict.fromkeys(answer for _, answer in pairs))[:4]
+        answers = list(dict.fromkeys(answer for _, answer in pairs))
+        tokens = first_tokens(self.bridge, answers).tolist()
+        watch = [answer for place, answer in enumerate(answers) if tokens[place] not in tokens[:place]][:4]
         readouts = []
         for operator in self.found:
             if operator.write.shape[1] != self.bridge.cfg.d_model:
@@ -307,9 +309,13 @@ class _Work:
                 ("seeds", "no training settings were given: pass DissectConfig(retrain=TrainConfig(...))")
             )
             return {}
+        try:
+            shuffled = analysis.permuted_labels(examples, seed=config.seed)
+        except ValueError as error:
+            self.left_out.append(("seeds", f"there are no shuffled answers to compare them with: {error}"))
+            return {}
         training = replace(config.retrain, progress=False)
         copies = train_seeds(self.bridge, self.reft, examples, training, seeds=config.seeds)
-        shuffled = analysis.permuted_labels(examples, seed=config.seed)
         (null,) = train_seeds(self.bridge, self.reft, shuffled, training, seeds=config.seeds[:1]).values()
         compared = {"this edit": self.reft, **copies, "shuffled answers": null}
         pairs = analysis.agreement(
@@ -328,4 +334,5 @@ def _strongest(operator: Operator, n: int) -> Operator:
         spectrum=operator.spectrum[:n],
         constant_share=operator.constant_share[:n],
         pattern=operator.pattern[:n],
+        input_spectrum=None,
     )
