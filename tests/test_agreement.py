@@ -145,6 +145,7 @@ def test_edits_that_share_only_their_site_are_close_as_often_as_p_says(gpt2) -> 
     assert above > 50, "beyond the turned control, which is no null of trained edits"
 
 
+@pytest.mark.slow
 def test_null_edits_are_trained_on_other_answers_from_other_first_weights(gpt2) -> None:
     reft, config = site(make_edit(rl.LoReFT)), rl.TrainConfig(epochs=1, progress=False)
     examples = EXAMPLES * 2
