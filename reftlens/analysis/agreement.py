@@ -26,7 +26,6 @@ from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.outcome import next_token_logprobs
 from reftlens.analysis.overlap import directions, overlap
 from reftlens.data import Batch
-from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft
 from reftlens.interventions import NotAffineError
 from reftlens.positions import Positions
@@ -123,17 +122,13 @@ def _deltas(
     for batch in batches:
         edits = [reft.edits(batch) for reft in refts]
         wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
-        seen = edited_activations(bridge, refts[0].scaled(0.0), batch)
+        # A change is computed from all that its own edit reads, also where only some of its tokens are compared.
+        seen = [[h for _, h in edited_activations(bridge, reft.scaled(0.0), batch)] for reft in refts[:2]]
         for (i, j), parts in zip(common, found, strict=True):
-            a, b, control = edits[0][i], edits[1][j], edits[2][j]
-            both = (a.mask & b.mask & wanted)[a.mask]
-            rows = a.mask.nonzero()[both][:, 0]
-            parts.append(tuple(_change(edit, seen[i][1][both], rows) for edit in (a, b, control)))
+            both = edits[0][i].mask & edits[1][j].mask & wanted
+            three = (edits[0][i], seen[0][i]), (edits[1][j], seen[1][j]), (edits[2][j], seen[1][j])
+            parts.append(tuple(edit.change(h)[both[edit.mask]].double() for edit, h in three))
     return [tuple(torch.cat(column) for column in zip(*parts, strict=True)) for parts in found]
-
-
-def _change(edit: Edit, h: Tensor, rows: Tensor) -> Tensor:
-    return edit.scale * edit.intervention.delta_of(h, rows).double() if len(h) else h.double()
 
 
 def _compare(pairs: Sequence[tuple[Tensor, ...]]) -> tuple[float, float]:
