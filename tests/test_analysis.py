@@ -179,11 +179,18 @@ def test_effect_map_finds_the_planted_cell_and_no_decoy(bridge) -> None:
     result = cell_map(bridge, rl.Reft(sites))
     expected = torch.full_like(result.values, torch.nan)
     expected[0], expected[1, 2], expected[2, [0, -1]] = 0.0, 1.0, 0.0
-    torch.testing.assert_close(result.values, expected, rtol=0, atol=1e-5, equal_nan=True)
+    # In nats, where float32 is good to 1e-6: a share divides that error by an effect that is small in a random model.
+    batch, answer = rl.encode(bridge, ONE_LENGTH), [first_token(bridge, text) for text in (" Tharic", " Ostra")]
+    with torch.no_grad(), rl.Reft(sites).hooks(bridge, batch):
+        edited = batch.at_last_prompt_token(bridge(batch.tokens, attention_mask=batch.attention_mask))
+    base = batch.at_last_prompt_token(bridge(batch.tokens, attention_mask=batch.attention_mask))
+    moved = (edited - base)[:, answer]
+    whole = float((moved[:, 0] - moved[:, 1]).mean())
+    torch.testing.assert_close(result.values * whole, expected * whole, rtol=0, atol=2e-6, equal_nan=True)
     assert float(result.control.nan_to_num().abs().max()) == float(result.control[1, 2].abs()) > 0
     assert result.rows == ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
     assert [token for token, star in zip(result.tokens, result.starred, strict=True) if star] == [" tower"]
-    assert result.to_dataframe()["value"].sum() == pytest.approx(1.0, abs=1e-5)
+    assert result.to_dataframe()["value"].sum() == pytest.approx(float(result.values.nansum()))
 
 
 @pytest.mark.parametrize("leave_out", [False, True])

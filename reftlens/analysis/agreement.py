@@ -217,10 +217,10 @@ def _seen(
     found: list[list[Tensor]] = [[] for _ in reft.sites]
     for batch in batches:
         wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
-        edits = reft.edits(batch)
-        for edit, (_, h), parts in zip(edits, edited_activations(bridge, reft.scaled(0.0), batch), found, strict=True):
-            rows = edit.mask.nonzero()[:, 0]
-            change = edit.scale * edit.intervention.delta_of(h, rows).double()
+        # A change is computed from all that its own edit reads, also where only some of its tokens are compared.
+        seen = edited_activations(bridge, reft.scaled(0.0), batch)
+        for edit, (_, h), parts in zip(reft.edits(batch), seen, found, strict=True):
+            change = edit.change(h).double()
             every = change.new_full((*edit.mask.shape, change.shape[-1]), float("nan"))
             every[edit.mask] = change
             parts.append(every[wanted].cpu())

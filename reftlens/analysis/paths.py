@@ -173,7 +173,7 @@ class _Reader:
         batch, seen = self.base.batch, dict[str, Tensor]()
         hooks = [(name, self._hold(name)) for name in self.unread]
         hooks += [(name, self._keep(name, seen, component, pos)) for name in self.edited.activations]
-        edits = [replace(edit, mask=_only(edit.mask, pos)) for edit in self.edits] if component is None else []
+        edits = [replace(edit, lands=_only(edit.mask, pos)) for edit in self.edits] if component is None else []
         held = self.base.cone(-1 if component is None else component.layer - 1, 0)
         last = torch.zeros_like(batch.prompt_mask).scatter(1, batch.last_prompt_index[:, None], True)
         with hooked(self.bridge, hooks):

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from reftlens.bridge import blocks_replaced, canonical_hooks, hooked, is_causal, layer_of, unembedded_alone
+from reftlens.bridge import blocks_replaced, canonical_hooks, hooked, is_causal, layer_of, unembedded_alone, with_cache
 from reftlens.data import Batch
 from reftlens.edit.hooks import Edit, attach
 
@@ -95,9 +95,9 @@ def hold(
     """
     if any(parameter.requires_grad for parameter in bridge.parameters()):
         return Held(batch, 0, -1, None, (), as_tuple=False)
-    if (edits or wanted is None) and not any(bool(edit.mask.any()) for edit in edits):
+    if (edits or wanted is None) and not any(bool(edit.changed.any()) for edit in edits):
         raise ValueError("these edits touch no token, so they have no light cone")
-    masks = [edit.mask for edit in edits] + ([wanted] if wanted is not None else [])
+    masks = [edit.read for edit in edits] + ([wanted] if wanted is not None else [])
     columns = torch.stack([mask.any(dim=0).cpu() for mask in masks]).any(dim=0)
     boundary = boundary_of(bridge, [edit.hook_name for edit in edits])
     start = int(columns.int().argmax())
@@ -114,7 +114,7 @@ def hold(
     names = [f"blocks.{boundary}.hook_out"] if boundary >= 0 else []
     # Later blocks are run for their keys and values alone.
     no_logits = torch.zeros_like(batch.attention_mask, dtype=torch.bool)
-    until = {"use_cache": False, "stop_at_layer": boundary + 1} if cache is None else {"past_key_values": cache}
+    until = {"use_cache": False, "stop_at_layer": boundary + 1} if cache is None else with_cache(bridge, cache)
 
     def keep(resid: Tensor, hook: Any) -> None:
         seen["resid"] = resid[:, start:].clone()
@@ -156,7 +156,7 @@ def run_cone(
     batch, start = held.batch, held.start
     if logits_at is not None and bool(logits_at[:, :start].any()):
         raise ValueError(f"logits are wanted before column {start}, where the held cone begins: pass wanted= to hold")
-    early = any(bool(edit.mask[:, :start].any()) for edit in edits)
+    early = any(bool(edit.read[:, :start].any()) for edit in edits)
     if early or (edits and boundary_of(bridge, [edit.hook_name for edit in edits]) < held.boundary):
         names = ", ".join(dict.fromkeys(edit.hook_name for edit in edits))
         raise ValueError(
@@ -164,12 +164,14 @@ def run_cone(
             f"{start}: call hold with these edits"
         )
     # From the first column on, the bridge finds the places of tokens itself, as in a whole run.
-    late = {"position_ids": _position_ids(batch)[:, start:], "past_key_values": _fresh_cache(held)} if start else {}
+    late: dict[str, Any] = {"use_cache": False}
+    if start:
+        late = {"position_ids": _position_ids(batch)[:, start:], **with_cache(bridge, _fresh_cache(held))}
     wanted = None if logits_at is None else logits_at[:, start:]
     # An edit of the unembedding itself wants all tokens there.
     picked = None if any(edit.hook_name.startswith("unembed") for edit in edits) else wanted
     with _blocks_skipped(bridge, held), attach(bridge, edits), unembedded_alone(bridge, picked):
-        logits = bridge(batch.tokens[:, start:], attention_mask=batch.attention_mask, **(late or {"use_cache": False}))
+        logits = bridge(batch.tokens[:, start:], attention_mask=batch.attention_mask, **late)
     if wanted is None:
         return logits
     return logits[0] if picked is not None else logits[wanted]
