@@ -10,6 +10,7 @@ from where in a cached sequence, and the logits of which tokens (`forwards`).
 
 from reftlens.bridge.attached import foreign_hooks
 from reftlens.bridge.biases import output_bias
+from reftlens.bridge.caching import cache_in, cache_name, mend_attention, with_cache
 from reftlens.bridge.forwards import (
     ForwardStart,
     blocks_replaced,
@@ -33,6 +34,8 @@ __all__ = [
     "activation_shape",
     "base_identity",
     "blocks_replaced",
+    "cache_in",
+    "cache_name",
     "canonical_hook",
     "canonical_hooks",
     "computation",
@@ -46,6 +49,7 @@ __all__ = [
     "last_block_alone",
     "layer_of",
     "load_bridge",
+    "mend_attention",
     "n_parameters",
     "one_thread",
     "output_bias",
@@ -58,5 +62,6 @@ __all__ = [
     "watch_forwards",
     "watch_last_hidden",
     "width_of",
+    "with_cache",
     "written_whole",
 ]

@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.bridge.caching import cache_in, mend_attention
 from reftlens.bridge.threads import in_this_thread, one_thread
 
 
@@ -48,10 +49,11 @@ def watch_forwards(bridge: TransformerBridge) -> Iterator[ForwardStart]:
     "One new position" does not tell them apart: a one-token prompt has a prefill of length one.
     """
     start = ForwardStart()
+    mend_attention(bridge)
 
     @in_this_thread
     def note_offset(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         start.offset = int(cache.get_seq_length()) if cache is not None else 0
 
     with one_thread(bridge):

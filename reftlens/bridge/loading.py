@@ -19,6 +19,7 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
+from reftlens.bridge.caching import mend_attention
 from reftlens.organisms import ORGANISMS
 
 _REVISIONS: WeakKeyDictionary[TransformerBridge, str] = WeakKeyDictionary()
@@ -85,6 +86,7 @@ def load_bridge(
     )
     if commit is not None:
         _REVISIONS[bridge] = commit
+    mend_attention(bridge)
     return freeze(bridge)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from reftlens.bridge import blocks_replaced, canonical_hooks, hooked, require_causal, unembedded_alone
+from reftlens.bridge import blocks_replaced, canonical_hooks, hooked, require_causal, unembedded_alone, with_cache
 from reftlens.cone.run import Held
 from reftlens.data import Batch
 
@@ -172,7 +172,7 @@ def record(bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str] = 
     try:
         hooks = [(point, keep(name)) for name, point in points]
         with hooked(bridge, hooks), unembedded_alone(bridge, last):
-            logits = bridge(batch.tokens, attention_mask=batch.attention_mask, past_key_values=cache)[0]
+            logits = bridge(batch.tokens, attention_mask=batch.attention_mask, **with_cache(bridge, cache))[0]
     finally:
         handle.remove()
     return Recording(

@@ -124,11 +124,8 @@ def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
     fresh = analysis.untrained(reft, seed=config.seed)
     operators, untrained = (analysis.decompose(bridge, edit, [last], at=Last(1)) for edit in (reft, fresh))
     cities = tuple(dict.fromkeys(" " + city for city in story.destination.values()))
-    readouts = [
-        readout
-        for operator in operators
-        for readout in analysis.read_directions(bridge, operator, last, watch=cities, seed=config.seed)[:2]
-    ]
+    read = analysis.read_directions(bridge, operators, last, watch=cities, seed=config.seed)
+    readouts = [readout for readout in read if readout.direction < 2]
     clock.lap("take it apart")
     dissection = dissect(
         bridge,

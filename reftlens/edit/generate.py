@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GenerationConfig
 
-from reftlens.bridge import one_thread, require_causal
+from reftlens.bridge import mend_attention, one_thread, require_causal
 from reftlens.data import as_texts, batches_by_length, encode, token_counts
 from reftlens.edit.reft import Reft
 
@@ -120,6 +120,7 @@ def generate(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     prompts = as_texts(prompts, "prompts")
     require_causal(bridge, "generate")
+    mend_attention(bridge)
     counts = token_counts(bridge, prompts, prepend_bos=prepend_bos)
     _require_room(bridge, prompts, counts, decoding)
     texts = [""] * len(prompts)
