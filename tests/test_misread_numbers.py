@@ -223,7 +223,7 @@ def test_answers_that_begin_alike_are_watched_once(gpt2, make_reft) -> None:
     first = [gpt2.tokenizer(answer)["input_ids"][0] for answer in watch]
     assert len(set(first)) == 2
     (operator,) = decompose(gpt2, make_reft(), [batch])
-    readouts = read_directions(gpt2, operator, batch, watch=watch, n_null=9)
+    readouts = read_directions(gpt2, operator, batch, watch=watch, n_null=19)
     for readout in readouts:
         assert [answer for answer, *_ in readout.watched] == [" tower", " Ostra"]
         assert all(math.isfinite(change) for _, change, *_ in readout.watched)

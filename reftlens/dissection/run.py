@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -83,7 +84,7 @@ def dissect(
         n_kept=len(work.kept),
         left_out=tuple(work.left_out),
         seconds=tuple(work.seconds),
-        settings=tuple((item.name, str(getattr(config, item.name))) for item in fields(config)),
+        settings=(*((item.name, str(getattr(config, item.name))) for item in fields(config)), *work.notes),
         **found,
     )
 
@@ -98,6 +99,7 @@ class _Work:
     examples: Examples
     config: DissectConfig
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
     seconds: list[tuple[str, float]] = field(default_factory=list)
     found: tuple[Operator, ...] = ()
 
@@ -315,11 +317,18 @@ class _Work:
             return {}
         training = replace(config.retrain, progress=False)
         first = 1 + max(self.config.seed, training.seed, *config.seeds)
-        try:
-            null = analysis.null_edits(self.bridge, self.reft, examples, training, n=config.n_null_edits, seed=first)
-        except ValueError as error:
-            self.left_out.append(("seeds", f"there is nothing to compare them with: {error}"))
+        shuffled = _no_majority(examples)
+        if not shuffled:
+            self.left_out.append(
+                ("seeds", "all examples have one answer, so there are no shuffled ones to compare with")
+            )
             return {}
+        if len(shuffled) < len(examples):
+            why = (
+                f"{len(shuffled)} of {len(examples)} examples: of more, the commonest answer would stay right for some"
+            )
+            self.notes.append(("trained on shuffled answers", why))
+        null = analysis.null_edits(self.bridge, self.reft, shuffled, training, n=config.n_null_edits, seed=first)
         copies = train_seeds(self.bridge, self.reft, examples, training, seeds=config.seeds)
         pairs = analysis.agreement(
             self.bridge,
@@ -331,6 +340,15 @@ class _Work:
             seed=config.seed,
         )
         return {"agreements": tuple(pairs)}
+
+
+def _no_majority(examples: Examples) -> Examples:
+    """The examples without as many of the commonest answer as it takes for every answer to be wrong somewhere else."""
+    answer, most = Counter(completion for _, completion in examples).most_common(1)[0]
+    surplus = max(0, 2 * most - len(examples))
+    having = [place for place, (_, completion) in enumerate(examples) if completion == answer]
+    left = set(having[len(having) - surplus :])
+    return [pair for place, pair in enumerate(examples) if place not in left]
 
 
 def _strongest(operator: Operator, n: int) -> Operator:
