@@ -107,9 +107,7 @@ def test_sampled_orders_agree_with_all_orders_and_still_sum_to_the_whole(gpt2, m
 
 def test_a_site_that_stands_in_for_another_shows_in_their_interaction(gpt2) -> None:
     """Two sites replace the last state by the same one: either does all of it, neither is needed."""
-    edit = rl.LoReFT(32, 32)
-    other = rl.LoReFT(32, 32)
-    other.load_state_dict(edit.state_dict())
+    edit, other = (make_edit(rl.LoReFT, 32, 32) for _ in range(2))
     for one in (edit, other):
         with torch.no_grad():
             one.source.weight.zero_()

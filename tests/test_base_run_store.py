@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 
 import pytest
 import torch
 from conftest import COMPLETIONS, PROMPTS, make_bridge
 
 import reftlens as rl
-from reftlens.cone.store import MARKER, InMemory, OnDisk, Run
+from reftlens.cone.store import MARKER, InMemory, OnDisk, Run, _write_whole
 
 EXAMPLES = [*zip(PROMPTS, COMPLETIONS, strict=True), ("tower of the city", " river"), ("the weaver who", " speaks")]
 MADE_FOR = {"base": "one", "examples": "two"}
@@ -64,18 +66,22 @@ def test_a_folder_of_something_else_is_refused(tmp_path) -> None:
         OnDisk(tmp_path / "runs", made_for=MADE_FOR, max_bytes=100)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "another file", "no checksum"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "another file", "no digest", "of another row"])
 def test_a_damaged_run_is_never_used(tmp_path, damage, caplog) -> None:
     store = OnDisk(tmp_path / "runs", made_for=MADE_FOR, max_bytes=10_000)
     store.put(0, run())
     (file,) = (tmp_path / "runs").rglob("*.safetensors")
     content = file.read_bytes()
+    store.put(1, run())
+    other = file.with_name("00000001.safetensors").read_bytes()
+    file.with_name("00000001.safetensors").unlink()
     changed = {
         "cut": content[:-7],
         "flipped": content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
         "empty": b"",
         "another file": b"hello" * 100,
-        "no checksum": content.replace(b"crc32", b"crc33"),
+        "no digest": content.replace(b"sha256", b"sha255"),
+        "of another row": other,
     }[damage]
     file.write_bytes(changed)
     opened = OnDisk(tmp_path / "runs", made_for=MADE_FOR, max_bytes=10_000)
@@ -86,6 +92,63 @@ def test_a_damaged_run_is_never_used(tmp_path, damage, caplog) -> None:
     assert opened.n_bytes == 0
     assert opened.put(0, run())
     assert opened.get(0) is not None
+
+
+def test_no_flipped_bit_gives_another_run(tmp_path) -> None:
+    """One bit of each byte, header and numbers alike: the run comes back as it was, or is made again."""
+    wanted = Run(
+        {"resid": run().tensors["resid"], "keys.0": torch.ones(1, 2, 3, 4)}, {"start": 8, "boundary": 4, "past": 1}
+    )
+    OnDisk(tmp_path / "runs", made_for=MADE_FOR, max_bytes=10_000).put(0, wanted)
+    (file,) = (tmp_path / "runs").rglob("*.safetensors")
+    content = file.read_bytes()
+    logging.disable(logging.WARNING)
+    try:
+        for place in range(len(content)):
+            changed = bytearray(content)
+            changed[place] ^= 1 << (place * 5 % 8)
+            file.write_bytes(changed)
+            got = OnDisk(tmp_path / "runs", made_for=MADE_FOR, max_bytes=10_000).get(0)
+            assert got is None or (same(got, wanted) and set(got.tensors) == set(wanted.tensors)), place
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize(("when", "hold_bytes"), [("opening", 2**20), ("the third run", 2**20), ("the third run", 0)])
+def test_a_full_disk_stops_no_training(gpt2, tmp_path, monkeypatch, caplog, when, hold_bytes) -> None:
+    def losses(**settings):
+        return rl.train(
+            gpt2, fresh(gpt2), EXAMPLES, rl.TrainConfig(epochs=1, batch_size=2, progress=False, **settings)
+        ).loss
+
+    truth = losses()
+    written = []
+
+    def write(place, content, write=_write_whole):
+        written.append(place)
+        if len(written) > (0 if when == "opening" else 3):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(place, content)
+
+    monkeypatch.setattr("reftlens.cone.store._write_whole", write)
+    with caplog.at_level(logging.WARNING):
+        assert losses(hold_dir=tmp_path / "runs", hold_bytes=hold_bytes) == truth
+    assert caplog.text.count("cannot be written (No space left on device): base runs that are not in it are kept") == 1
+    monkeypatch.undo()
+    assert losses(hold_dir=tmp_path / "runs") == truth
+
+
+def test_runs_follow_the_umask_and_an_unusable_place_is_named(gpt2, tmp_path) -> None:
+    old = os.umask(0o027)
+    try:
+        OnDisk(tmp_path / "runs", made_for=MADE_FOR, max_bytes=10_000).put(0, run())
+    finally:
+        os.umask(old)
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "runs").rglob("*") if file.is_file()}
+    assert modes == {0o640}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file/runs cannot be used: Not a directory; choose another folder"):
+        OnDisk(tmp_path / "file" / "runs", made_for=MADE_FOR, max_bytes=10_000)
 
 
 def test_training_from_a_folder_is_training_from_memory(gpt2, tmp_path, monkeypatch) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import make_hf, make_tokenizer
@@ -34,19 +33,15 @@ FIGURES = [
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The whole command in a process of its own: exit status, output, folder, CPU seconds."""
+    """The whole command in a process of its own: exit status and output, and its folder."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    before, start = os.times(), time.perf_counter()
     command = [sys.executable, "-m", "reftlens", "demo", "--quiet", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    after = os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return done, out, cpu, time.perf_counter() - start
+    return subprocess.run(command, capture_output=True, text=True, check=False), out
 
 
 @pytest.fixture(scope="module")
 def numbers(finished):
-    done, out, _, _ = finished
+    done, out = finished
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((out / "results.json").read_text())
 
@@ -56,13 +51,8 @@ def by_group(numbers, start):
     return found
 
 
-def test_it_takes_less_than_ninety_seconds(finished) -> None:
-    _, _, cpu, _wall = finished
-    assert cpu < 90
-
-
 def test_it_leaves_the_edit_the_figures_the_report_and_the_numbers(finished, numbers) -> None:
-    _, out, _, _ = finished
+    _, out = finished
     assert sorted(path.name for path in out.iterdir()) == [
         "dissection",
         "edit",

@@ -18,7 +18,7 @@ from reftlens.dissection.cost import estimate_cost
 
 WORDS = ("tower", "weaver", "river", "city", "old", "speaks", "lives", "stands", "there", "Ostra")
 EXAMPLES = [(f"The {word} by the {other}", " Ostra") for word in WORDS[:7] for other in WORDS[7:]]
-SMALL = {"batch_size": 8, "n_null": 9, "n_pairs": 16, "n_random": 4, "progress": False}
+SMALL = {"batch_size": 8, "n_null": 19, "n_pairs": 16, "n_random": 4, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def reft():
 
 @pytest.fixture(scope="module")
 def found(bridge, reft):
-    config = rl.DissectConfig(retrain=rl.TrainConfig(epochs=1), seeds=(1,), at=rl.Last(1), **SMALL)
+    config = rl.DissectConfig(retrain=rl.TrainConfig(epochs=1), seeds=(1,), n_null_edits=2, at=rl.Last(1), **SMALL)
     return rl.dissect(bridge, reft, with_kept(bridge), config)
 
 
@@ -55,11 +55,9 @@ def test_every_part_is_there_with_its_control(found) -> None:
     assert len(found.readouts) == len(found.contexts) == 4
     assert all(set(overlap.null_scores) == {"Haar", "covariance-matched"} for overlap in found.overlaps)
     assert found.dose.n_kept == found.n_kept
-    assert [(p.first, p.second) for p in found.agreements] == [
-        ("this edit", "seed 1"),
-        ("this edit", "shuffled answers"),
-        ("seed 1", "shuffled answers"),
-    ]
+    (pair,) = found.agreements
+    assert (pair.first, pair.second, pair.n_null_edits, pair.n_null_pairs) == ("this edit", "seed 1", 2, 6)
+    assert 1 / 6 <= pair.p_cosine <= 1
     assert "effective rank" in repr(found)
 
 
@@ -182,16 +180,12 @@ def test_the_command_takes_a_saved_edit_apart_and_shows_a_dissection(tmp_path, t
 
 
 @pytest.mark.slow
-def test_the_organism_takes_less_than_a_minute() -> None:
-    import time
-
+def test_nothing_but_other_seeds_is_left_out_on_the_organism() -> None:
     organism = rl.load_bridge("facts-small")
     from reftlens.organisms.landmarks import story_for
 
     examples = story_for("facts-small").training_examples()
     reft = rl.Reft.at_layers(organism, layers=[1, 4], positions=rl.All(), rank=4)
     rl.train(organism, reft, examples, rl.TrainConfig(epochs=3, batch_size=35, lr=4e-3, progress=False))
-    start = time.process_time()
     result = rl.dissect(organism, reft, examples, rl.DissectConfig(at=rl.Last(1), progress=False))
-    assert time.process_time() - start < 60
     assert [what for what, _ in result.left_out] == ["seeds"]

@@ -213,7 +213,7 @@ def test_a_prompt_that_cannot_be_continued_is_named(gpt2) -> None:
         rl.generate(gpt2, None, ["x", "The", *PROMPTS[2:]], max_new_tokens=55)
     with pytest.raises(ValueError, match="not both"):
         rl.generate(gpt2, None, PROMPTS, max_new_tokens=5, decoding=BEAMS)
-    with pytest.raises(TypeError, match=r"write \[prompt\]"):
+    with pytest.raises(TypeError, match=r"single string: write"):
         rl.generate(gpt2, None, "The tower")
 
 

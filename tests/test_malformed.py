@@ -125,8 +125,8 @@ LINES: list[tuple[str, Callable, str]] = [
     ("an unknown model", lambda g: rl.load_bridge("no-such-model"), "the embedded organisms are facts-small"),
     # data
     ("no prompts", lambda g: rl.encode(g.bridge, []), "the list of prompts is empty"),
-    ("one string", lambda g: unchecked(rl.encode)(g.bridge, "a prompt"), r"write \[prompt\]"),
-    ("too few completions", lambda g: rl.encode(g.bridge, PROMPTS, [" a"]), "one completion for each prompt, got 3 prompts and 1"),
+    ("one string", lambda g: unchecked(rl.encode)(g.bridge, "a prompt"), r"single string: write"),
+    ("too few completions", lambda g: rl.encode(g.bridge, PROMPTS, [" a"]), "completions must be one for each prompt, got 3 prompts and 1"),
     ("an empty completion", lambda g: rl.encode(g.bridge, ["a"], [""]), "the completion of prompt 0"),
     ("an empty prompt", lambda g: rl.encode(g.bridge, ["a", ""], prepend_bos=False), "prompt 1 has no tokens"),
     ("a prompt too long", lambda g: rl.encode(g.bridge, ["tower " * 99]), "context is 64: shorten"),
@@ -139,7 +139,7 @@ LINES: list[tuple[str, Callable, str]] = [
     ("no learning rate", lambda g: rl.TrainConfig(lr=0.0), "lr must be above 0"),
     ("negative decay", lambda g: rl.TrainConfig(weight_decay=-1.0), "weight_decay must not be negative"),
     ("all warm-up", lambda g: rl.TrainConfig(warmup_ratio=1.0), r"warmup_ratio must be in \[0, 1\)"),
-    ("generate from nothing", lambda g: rl.generate(g.bridge, None, []), "nothing to generate from"),
+    ("generate from nothing", lambda g: rl.generate(g.bridge, None, []), "list of prompts is empty"),
     ("generate nothing", lambda g: rl.generate(g.bridge, None, PROMPTS, max_new_tokens=0), "must be at least 1"),
     ("generate too much", lambda g: rl.generate(g.bridge, None, PROMPTS, max_new_tokens=99), "passes the context of 64"),
     # folders

@@ -20,6 +20,7 @@ from transformer_lens.tools.analysis.attribution_patching import cache_activatio
 from reftlens.analysis.engine.grid import Grid, grid
 from reftlens.analysis.metrics import Metric
 from reftlens.analysis.patch import patch, require_pairs
+from reftlens.bridge import hooked
 from reftlens.cone.recording import repeated
 from reftlens.data import Batch
 from reftlens.results import Attribution
@@ -99,7 +100,7 @@ def _estimate(
         # In a frozen model nothing has a gradient unless the embedding asks for one; and the first point of all has
         # one only if its hook is given the very tensor that the model goes on with, which heads are not.
         asking = ("hook_embed", lambda embed, hook: embed.detach().requires_grad_(gradient))
-        with torch.enable_grad(), bridge.hooks(fwd_hooks=[asking]):
+        with torch.enable_grad(), hooked(bridge, [asking]):
             return cache_activation_and_gradient(
                 bridge, tokens, scalar, names_filter=["blocks.0.hook_resid_pre", *of.names], compute_gradient=gradient
             )

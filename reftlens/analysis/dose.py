@@ -125,6 +125,10 @@ class _Times(Intervention):
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         return self.alpha * self.inner.delta(resid)
 
+    @property
+    def across_tokens(self) -> bool:
+        return self.inner.across_tokens
+
     def delta_of(self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
         return self.alpha * self.inner.delta_of(tokens, example)
 

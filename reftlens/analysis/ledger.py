@@ -43,7 +43,7 @@ def ledger(bridge: TransformerBridge, reft: Reft, prompt: str, *, subject: str =
     gap, null_cosine = torch.zeros(2, n_rows)
     for row, (edit, h) in enumerate(per_site):
         terms = _terms(edit, h.double())
-        measured = edit.scale * edit.intervention.delta(h).double()
+        measured = edit.change(h).double()
         where = edit.mask[0].cpu()
         gram[row, where] = torch.einsum("itd,isd->its", terms, terms).float().cpu()
         norm[row, where], change[row, where] = (t.norm(dim=-1).float().cpu() for t in (h, measured))
@@ -87,7 +87,7 @@ def edit_size(bridge: TransformerBridge, reft: Reft, prompt: str, *, subject: st
     relative = torch.zeros(len(per_site), batch.tokens.shape[1])
     edited = torch.zeros(relative.shape, dtype=torch.bool)
     for row, (edit, h) in enumerate(per_site):
-        size = (edit.scale * edit.intervention.delta(h)).float().norm(dim=-1) / h.float().norm(dim=-1)
+        size = edit.change(h).float().norm(dim=-1) / h.float().norm(dim=-1)
         mask = edit.mask[0].cpu()
         relative[row, mask] = size.cpu()
         edited[row] = mask

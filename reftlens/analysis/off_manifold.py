@@ -118,7 +118,7 @@ def _measure(
     found: list[list[Tensor]] = [[] for _ in factors]
     for batch in batches:
         for i, (edit, h) in enumerate(edited_activations(bridge, reft, batch)):
-            after = h + edit.scale * edit.intervention.delta_of(h, edit.mask.nonzero()[:, 0])
+            after = h + edit.change(h)
             h, after = h.double().cpu(), after.double().cpu()
             mean, root, _ = factors[i]
             distances = [_distance(state, mean, root) for state in (h, after)]

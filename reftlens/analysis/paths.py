@@ -35,6 +35,7 @@ from reftlens.analysis.engine.sweep import sweep
 from reftlens.analysis.mediate import edited_run, require_elsewhere
 from reftlens.analysis.metrics import Metric
 from reftlens.analysis.patch import column_labels, metric_of, require_pairs
+from reftlens.bridge import hooked
 from reftlens.cone.recording import Recording, record
 from reftlens.cone.run import boundary_of, run_cone
 from reftlens.data import Batch
@@ -172,10 +173,10 @@ class _Reader:
         batch, seen = self.base.batch, dict[str, Tensor]()
         hooks = [(name, self._hold(name)) for name in self.unread]
         hooks += [(name, self._keep(name, seen, component, pos)) for name in self.edited.activations]
-        edits = [replace(edit, mask=_only(edit.mask, pos)) for edit in self.edits] if component is None else []
+        edits = [replace(edit, lands=_only(edit.mask, pos)) for edit in self.edits] if component is None else []
         held = self.base.cone(-1 if component is None else component.layer - 1, 0)
         last = torch.zeros_like(batch.prompt_mask).scatter(1, batch.last_prompt_index[:, None], True)
-        with self.bridge.hooks(fwd_hooks=hooks):
+        with hooked(self.bridge, hooks):
             logits = run_cone(self.bridge, held, edits, logits_at=last)
         return Recording(batch, (), (), logits, seen, self.base.as_tuple)
 

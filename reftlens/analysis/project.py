@@ -63,8 +63,7 @@ def project(
             continue
         chosen, row = wanted[edit.mask], edit.mask.nonzero()[:, 0]
         plane = operator.write[:2].double().T.to(h.device)
-        change = edit.scale * edit.intervention.delta_of(h, row)
-        by_chance = control.scale * control.intervention.delta_of(h, row)
+        change, by_chance = edit.change(h), control.change(h)
         before, after, turned_to = (
             (state[chosen].double() @ plane).float().cpu() for state in (h, h + change, h + by_chance)
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.bridge import hooked
 from reftlens.data import Batch
 from reftlens.positions import Last, Positions
 from reftlens.results import ReadSpace
@@ -50,7 +51,7 @@ def read_space(
         kept["h"] = activation.detach().requires_grad_()
         return kept["h"]
 
-    with torch.enable_grad(), bridge.hooks(fwd_hooks=[(hook_name, leaf)]):
+    with torch.enable_grad(), hooked(bridge, [(hook_name, leaf)]):
         whole = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
         logits = batch.at_last_prompt_token(whole).float()
     width, rows = kept["h"].shape[-1], int(mask.sum())

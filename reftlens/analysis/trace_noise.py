@@ -25,6 +25,7 @@ from reftlens.analysis.engine.grid import grid
 from reftlens.analysis.engine.sweep import sweep
 from reftlens.analysis.metrics import probability_of
 from reftlens.analysis.patch import column_labels, metric_of
+from reftlens.bridge import hooked
 from reftlens.cone.recording import Recording, record
 from reftlens.data import Batch, encode
 from reftlens.positions import Span
@@ -128,5 +129,5 @@ def _noised(
     def hook_fn(embed: Tensor, hook: Any) -> Tensor:
         return embed + added.to(embed.dtype)
 
-    with bridge.hooks(fwd_hooks=[("hook_embed", hook_fn)]):
+    with hooked(bridge, [("hook_embed", hook_fn)]):
         return record(bridge, batch, names)

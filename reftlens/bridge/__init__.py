@@ -2,7 +2,7 @@
 
 The model is a plain `TransformerBridge`, never wrapped or subclassed. What is kept here: how to load one so that it
 is frozen and in eval mode (`loading`), and how two models are told apart (`identity`); what others have attached to it
-(`attached`); the names of activation points, and those where a write would be lost or only
+(`attached`), and that one thread at a time does (`threads`); the names of activation points, and those where a write would be lost or only
 half done, refused with the reason (`points`), much of which is measured on the model at hand (`probe`); the middle
 of a block, which has no point of its own (`resid_mid`); the bias behind a point (`biases`); what a forward pass runs:
 from where in a cached sequence, and the logits of which tokens (`forwards`); how shortcuts are proved on a model (`proving`), and
@@ -11,6 +11,7 @@ what padding and a cache do to it (`padding`).
 
 from reftlens.bridge.attached import foreign_hooks
 from reftlens.bridge.biases import output_bias
+from reftlens.bridge.caching import cache_in, cache_name, mend_attention, with_cache
 from reftlens.bridge.forwards import (
     ForwardStart,
     blocks_replaced,
@@ -27,6 +28,7 @@ from reftlens.bridge.padding import caching_holds, last_block_splits, padding_ho
 from reftlens.bridge.points import activation_shape, canonical_hook, canonical_hooks, layer_of, removed_hooks, width_of
 from reftlens.bridge.proving import TOLERANCE, attention_window, difference, made_up, pad_id, proved
 from reftlens.bridge.resid_mid import EditError, is_resid_mid, resid_pre_inside, written_whole
+from reftlens.bridge.threads import hooked, in_this_thread, one_thread
 
 __all__ = [
     "EXACT",
@@ -37,6 +39,8 @@ __all__ = [
     "attention_window",
     "base_identity",
     "blocks_replaced",
+    "cache_in",
+    "cache_name",
     "caching_holds",
     "canonical_hook",
     "canonical_hooks",
@@ -45,6 +49,8 @@ __all__ = [
     "fingerprint",
     "foreign_hooks",
     "freeze",
+    "hooked",
+    "in_this_thread",
     "is_causal",
     "is_resid_mid",
     "last_block_alone",
@@ -52,7 +58,9 @@ __all__ = [
     "layer_of",
     "load_bridge",
     "made_up",
+    "mend_attention",
     "n_parameters",
+    "one_thread",
     "output_bias",
     "pad_id",
     "padding_holds",
@@ -67,5 +75,6 @@ __all__ = [
     "watch_forwards",
     "watch_last_hidden",
     "width_of",
+    "with_cache",
     "written_whole",
 ]

@@ -12,6 +12,9 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.bridge.caching import cache_in, mend_attention
+from reftlens.bridge.threads import in_this_thread, one_thread
+
 
 def is_causal(bridge: TransformerBridge) -> bool:
     """Whether a token sees only those before it; not so in masked language models such as BERT."""
@@ -46,16 +49,19 @@ def watch_forwards(bridge: TransformerBridge) -> Iterator[ForwardStart]:
     "One new position" does not tell them apart: a one-token prompt has a prefill of length one.
     """
     start = ForwardStart()
+    mend_attention(bridge)
 
+    @in_this_thread
     def note_offset(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         start.offset = int(cache.get_seq_length()) if cache is not None else 0
 
-    handle = bridge.original_model.register_forward_pre_hook(note_offset, with_kwargs=True)
-    try:
-        yield start
-    finally:
-        handle.remove()
+    with one_thread(bridge):
+        handle = bridge.original_model.register_forward_pre_hook(note_offset, with_kwargs=True)
+        try:
+            yield start
+        finally:
+            handle.remove()
 
 
 @contextmanager
@@ -73,15 +79,17 @@ def unembedded_alone(bridge: TransformerBridge, mask: Bool[Tensor, "batch pos"] 
         yield
         return
 
+    @in_this_thread
     def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         resid = args[0]
         return (resid[mask.to(resid.device)][None], *args[1:])
 
-    handle = bridge.unembed.register_forward_pre_hook(pick)
-    try:
-        yield
-    finally:
-        handle.remove()
+    with one_thread(bridge):
+        handle = bridge.unembed.register_forward_pre_hook(pick)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 @contextmanager
@@ -98,7 +106,7 @@ def last_block_alone(bridge: TransformerBridge, mask: Bool[Tensor, "batch pos"])
     """
     block = bridge.blocks[-1]
     parts = [part.original_component for part in (block.attn.q, block.attn.o, block.mlp)]
-    with _forwards_replaced([(part, _for_some(part.forward, mask)) for part in parts]):
+    with one_thread(bridge), _forwards_replaced([(part, _for_some(part.forward, mask)) for part in parts]):
         yield
 
 
@@ -123,14 +131,16 @@ def watch_last_hidden(bridge: TransformerBridge) -> Iterator[list[Tensor]]:
     """
     seen: list[Tensor] = []
 
+    @in_this_thread
     def keep(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         seen.append(output[0])
 
-    handle = bridge.original_model.base_model.register_forward_hook(keep)
-    try:
-        yield seen
-    finally:
-        handle.remove()
+    with one_thread(bridge):
+        handle = bridge.original_model.base_model.register_forward_hook(keep)
+        try:
+            yield seen
+        finally:
+            handle.remove()
 
 
 @contextmanager
@@ -143,7 +153,8 @@ def blocks_replaced(bridge: TransformerBridge, forwards: Mapping[int, Callable[.
         bridge: the model.
         forwards: layer -> what that block does, called with its arguments.
     """
-    with _forwards_replaced([(bridge.blocks[layer].original_component, new) for layer, new in forwards.items()]):
+    replaced = [(bridge.blocks[layer].original_component, new) for layer, new in forwards.items()]
+    with one_thread(bridge), _forwards_replaced(replaced):
         yield
 
 
@@ -153,7 +164,7 @@ def _forwards_replaced(modules: Sequence[tuple[nn.Module, Callable[..., Any]]]) 
     before: list[Any] = [module.__dict__.get("forward") for module, _ in modules]
     try:
         for module, forward in modules:
-            module.__dict__["forward"] = forward
+            module.__dict__["forward"] = in_this_thread(forward)
         yield
     finally:
         for (module, _), old in zip(modules, before, strict=True):

@@ -10,6 +10,7 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from reftlens.bridge.caching import mend_attention
 from reftlens.bridge.pretrained import (
     dtype_of,
     is_quantized,
@@ -93,6 +94,7 @@ def load_bridge(
         )
     if commit is not None:
         _REVISIONS[bridge] = commit
+    mend_attention(bridge)
     return freeze(bridge)
 
 

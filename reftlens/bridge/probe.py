@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.bridge.threads import hooked, one_thread
+
 _BATCH = 2
 _SWITCHES = ("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "use_attn_in")
 _KNOWN: WeakKeyDictionary[TransformerBridge, dict[tuple[object, ...], Point]] = WeakKeyDictionary()
@@ -73,8 +75,8 @@ def _run(bridge: TransformerBridge, names: Sequence[str]) -> dict[str, Point]:
         zeros[hook.name] = torch.zeros_like(activation, requires_grad=True)
         return activation + zeros[hook.name]
 
-    with torch.inference_mode(False), torch.enable_grad(), alone(bridge):
-        with bridge.hooks(fwd_hooks=[(name, hook_fn) for name in names]):
+    with one_thread(bridge), torch.inference_mode(False), torch.enable_grad(), alone(bridge):
+        with hooked(bridge, [(name, hook_fn) for name in names]):
             logits = bridge(tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
         gradients: Sequence[Tensor | None] = ()
         if zeros and logits.requires_grad:

@@ -19,6 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge.identity import computation
 from reftlens.bridge.probe import alone
+from reftlens.bridge.threads import one_thread
 
 _T = TypeVar("_T")
 _KNOWN: dict[tuple[object, ...], Any] = {}
@@ -40,7 +41,7 @@ def proved(bridge: TransformerBridge, what: str, prove: Callable[[], _T], *facts
     key = (what, _kind(bridge), *facts)
     if key not in _KNOWN:
         device = torch.device(bridge.cfg.device).type
-        with torch.no_grad(), torch.autocast(device, enabled=False), alone(bridge):
+        with one_thread(bridge), torch.no_grad(), torch.autocast(device, enabled=False), alone(bridge):
             _KNOWN[key] = prove()
     return _KNOWN[key]  # type: ignore[no-any-return]
 

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from reftlens.bridge import blocks_replaced, canonical_hooks, layer_of, unembedded_alone
+from reftlens.bridge import blocks_replaced, canonical_hooks, hooked, layer_of, unembedded_alone, with_cache
 from reftlens.data import IGNORE, Batch
 from reftlens.edit.hooks import Edit, attach
 
@@ -79,13 +79,13 @@ def cut(bridge: TransformerBridge, batch: Batch, *, boundary: int, start: int) -
     names = [f"blocks.{boundary}.hook_out"] if boundary >= 0 else []
     # Later blocks are run for their keys and values alone.
     no_logits = torch.zeros_like(batch.attention_mask, dtype=torch.bool)
-    until = {"use_cache": False, "stop_at_layer": boundary + 1} if cache is None else {"past_key_values": cache}
+    until = {"use_cache": False, "stop_at_layer": boundary + 1} if cache is None else with_cache(bridge, cache)
 
     def keep(resid: Tensor, hook: Any) -> None:
         seen["resid"] = resid[:, start:].clone()
 
     try:
-        with bridge.hooks(fwd_hooks=[(name, keep) for name in names]), unembedded_alone(bridge, no_logits):
+        with hooked(bridge, [(name, keep) for name in names]), unembedded_alone(bridge, no_logits):
             bridge(batch.tokens, attention_mask=batch.attention_mask, **until)
     finally:
         handle.remove()
@@ -126,7 +126,7 @@ def run_cone(
     batch, start = held.batch, held.start
     if logits_at is not None and bool(logits_at[:, :start].any()):
         raise ValueError(f"logits are wanted before column {start}, where the held cone begins: pass wanted= to hold")
-    early = any(bool(edit.mask[:, :start].any()) for edit in edits)
+    early = any(bool(edit.read[:, :start].any()) for edit in edits)
     if early or (edits and boundary_of(bridge, [edit.hook_name for edit in edits]) < held.boundary):
         names = ", ".join(dict.fromkeys(edit.hook_name for edit in edits))
         raise ValueError(
@@ -134,12 +134,14 @@ def run_cone(
             f"{start}: call hold with these edits"
         )
     # From the first column on, the bridge finds the places of tokens itself, as in a whole run.
-    late = {"position_ids": _position_ids(batch)[:, start:], "past_key_values": _fresh_cache(held)} if start else {}
+    late: dict[str, Any] = {"use_cache": False}
+    if start:
+        late = {"position_ids": _position_ids(batch)[:, start:], **with_cache(bridge, _fresh_cache(held))}
     wanted = None if logits_at is None else logits_at[:, start:]
     # An edit of the unembedding itself wants all tokens there.
     picked = None if any(edit.hook_name.startswith("unembed") for edit in edits) else wanted
     with _blocks_skipped(bridge, held), attach(bridge, edits), unembedded_alone(bridge, picked):
-        logits = bridge(batch.tokens[:, start:], attention_mask=batch.attention_mask, **(late or {"use_cache": False}))
+        logits = bridge(batch.tokens[:, start:], attention_mask=batch.attention_mask, **late)
     if wanted is None:
         return logits
     return logits[0] if picked is not None else logits[wanted]

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.bridge import TOLERANCE, attention_window, difference, is_causal, made_up, proved
+from reftlens.bridge import TOLERANCE, attention_window, difference, hooked, is_causal, made_up, proved
 from reftlens.cone.held import Held, cut, join, run_cone
 from reftlens.data import IGNORE, Batch
 
@@ -106,7 +106,7 @@ class _Trial:
             ]
             held = join(helds)
             first = [0, 0] if not from_start else self.starts
-            with self.bridge.hooks(fwd_hooks=[self._pushing(held, first)]):
+            with hooked(self.bridge, [self._pushing(held, first)]):
                 logits = run_cone(self.bridge, held, [])
         except Exception as error:  # whatever an architecture raises where a part of its input is missing
             return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
@@ -125,7 +125,7 @@ class _Trial:
         def push(resid: Tensor, hook: Any) -> Tensor:
             return _pushed(resid, self.pushes[row : row + 1], [start])
 
-        with self.bridge.hooks(fwd_hooks=[(self._point, push)]):
+        with hooked(self.bridge, [(self._point, push)]):
             logits: Tensor = self.bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
         return logits[0, start:]
 

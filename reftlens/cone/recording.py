@@ -29,10 +29,12 @@ from reftlens.bridge import (
     blocks_replaced,
     canonical_hooks,
     difference,
+    hooked,
     made_up,
     proved,
     require_causal,
     unembedded_alone,
+    with_cache,
 )
 from reftlens.cone.held import Held, run_cone
 from reftlens.cone.proof import ALL, Parts, as_batch, parts_of
@@ -203,12 +205,12 @@ def _record(bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str], 
     resid_names = ["blocks.0.hook_in", *(f"blocks.{layer}.hook_out" for layer in range(n_layers))]
     points = zip((*resid_names, *hook_names), canonical_hooks(bridge, [*resid_names, *hook_names]), strict=True)
     cache = DynamicCache() if parts.columns else None
-    caching = {"use_cache": False} if cache is None else {"past_key_values": cache}
+    caching = {"use_cache": False} if cache is None else with_cache(bridge, cache)
     last = torch.zeros_like(batch.prompt_mask).scatter(1, batch.last_prompt_index[:, None], True)
     handle = bridge.blocks[0].register_forward_hook(lambda _m, _a, output: seen.update(tuple=isinstance(output, tuple)))
     try:
         hooks = [(point, keep(name)) for name, point in points]
-        with bridge.hooks(fwd_hooks=hooks), unembedded_alone(bridge, last):
+        with hooked(bridge, hooks), unembedded_alone(bridge, last):
             logits = bridge(batch.tokens, attention_mask=batch.attention_mask, **caching)[0]
     finally:
         handle.remove()
@@ -239,7 +241,7 @@ def rows_join(bridge: TransformerBridge) -> bool:
 
             return f"blocks.{int(layers[row])}.hook_in", hook_fn
 
-        with bridge.hooks(fwd_hooks=[push(0), push(1)]):
+        with hooked(bridge, [push(0), push(1)]):
             expected = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)[last]
             try:
                 with _joining(bridge, recording, 0, torch.arange(2), layers) as held:

@@ -59,9 +59,9 @@ def hold(
     """
     if any(parameter.requires_grad for parameter in bridge.parameters()):
         return whole(batch)
-    if (edits or wanted is None) and not any(bool(edit.mask.any()) for edit in edits):
+    if (edits or wanted is None) and not any(bool(edit.changed.any()) for edit in edits):
         raise ValueError("these edits touch no token, so they have no light cone")
-    masks = [edit.mask for edit in edits] + ([wanted] if wanted is not None else [])
+    masks = [edit.read for edit in edits] + ([wanted] if wanted is not None else [])
     columns = torch.stack([mask.any(dim=0).cpu() for mask in masks]).any(dim=0)
     if not is_causal(bridge) and bridge not in _TOLD:
         _TOLD.add(bridge)

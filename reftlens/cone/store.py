@@ -1,17 +1,19 @@
 """Where base runs are kept between epochs: in memory, or memory-mapped in a folder, each up to a number of bytes.
 
 A folder says which model and data it is for, and is refused for any other. Each run in it is one safetensors file,
-written whole, with a checksum; one that does not fit its checksum is deleted and made again, never used.
+written whole, with a digest of all that is in it, of its row and of what the folder is for. A run that does not have its
+digest is deleted and made again, never used. Where the disk is full, runs are kept in memory instead, and the log says so.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import logging
-import os
-import tempfile
-import zlib
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
@@ -24,6 +26,9 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 MARKER = "base_runs.json"
+_WRITING = ".writing-"
+_DIGEST = "sha256"
+"""Among the numbers of a file."""
 
 
 @final
@@ -66,7 +71,13 @@ class OnDisk:
     """Runs in a folder, memory-mapped when read, kept from one training run to the next."""
 
     def __init__(
-        self, directory: Path | str, *, made_for: Mapping[str, str], max_bytes: int, device: str | torch.device = "cpu"
+        self,
+        directory: Path | str,
+        *,
+        made_for: Mapping[str, str],
+        max_bytes: int,
+        memory_bytes: int = 0,
+        device: str | torch.device = "cpu",
     ) -> None:
         """Opens or makes the folder. Several processes may share one.
 
@@ -74,51 +85,96 @@ class OnDisk:
             directory: the folder.
             made_for: what the runs depend on: digests of model, data and layout, by name.
             max_bytes: of files, in all; for each process, where several write.
+            memory_bytes: of tensors in memory, once the folder cannot be written any more.
             device: where read runs go.
 
         Raises:
             ValueError: if the folder holds base runs of another model or other data, or something else.
-            OSError: if it cannot be written.
+            OSError: if it cannot be made or read. A full disk is not an error.
         """
         self.directory, self.max_bytes, self.device = Path(directory), max_bytes, device
-        self.directory.mkdir(parents=True, exist_ok=True)
-        _claim(self.directory, dict(made_for))
-        self.n_bytes = sum(file.stat().st_size for file in self.directory.rglob("*.safetensors"))
+        self._made_for = json.dumps(dict(made_for), sort_keys=True)
+        self._instead: InMemory | None = None
+        self._memory_bytes = memory_bytes
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            _claim(self.directory, dict(made_for))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(
+                    f"hold_dir={directory} cannot be used: {error.strerror}; choose another folder"
+                ) from error
+            self._go_on_in_memory(error)
+        self.n_bytes = sum(map(_size, self.directory.rglob("*.safetensors")))
         self._checked: set[int] = set()
 
     def get(self, row: int) -> Run | None:
         """The run of an example; None if it is not kept, or was damaged."""
+        kept = self._instead.get(row) if self._instead is not None else None
         place = self._place(row)
-        if not place.exists():
-            return None
+        if kept is not None or not place.exists():
+            return kept
         try:
             with safe_open(place, framework="pt") as file:
-                numbers = {name: int(value) for name, value in (file.metadata() or {}).items()}
+                numbers = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if row not in self._checked and numbers.pop("crc32") != _checksum(tensors):
-                raise ValueError("its checksum is another")
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            digest = numbers.pop(_DIGEST, None)
+            if row not in self._checked and digest != self._digest(row, tensors, numbers):
+                raise ValueError("it does not have its digest")
+            run = Run(
+                {name: tensor.to(self.device) for name, tensor in tensors.items()},
+                {name: int(value) for name, value in numbers.items()},
+            )
+        except PermissionError as error:
+            logger.warning("the base run %s cannot be read (%s): it is made again", place, error.strerror)
+            return None
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             logger.warning("the base run %s is damaged (%s): it is made again", place, error)
-            self.n_bytes -= place.stat().st_size
-            place.unlink()
+            self.n_bytes -= _size(place)
+            # In a folder that cannot be written it stays, and is refused again.
+            with suppress(OSError):
+                place.unlink()
             return None
         self._checked.add(row)
-        numbers.pop("crc32", None)
-        return Run({name: tensor.to(self.device) for name, tensor in tensors.items()}, numbers)
+        return run
 
     def put(self, row: int, run: Run) -> bool:
         """Writes a run, whole or not at all; False if it does not fit any more."""
+        if self._instead is not None:
+            return self._instead.put(row, run)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in run.tensors.items()}
         numbers = {name: str(value) for name, value in run.numbers.items()}
-        content = save(tensors, metadata={**numbers, "crc32": str(_checksum(tensors))})
+        content = save(tensors, metadata={**numbers, _DIGEST: self._digest(row, tensors, numbers)})
         if self.n_bytes + len(content) > self.max_bytes:
             return False
         place = self._place(row)
-        place.parent.mkdir(exist_ok=True)
-        _write_whole(place, content)
+        try:
+            place.parent.mkdir(exist_ok=True)
+            _write_whole(place, content)
+        except OSError as error:
+            return self._go_on_in_memory(error).put(row, run)
         self.n_bytes += len(content)
         self._checked.add(row)
         return True
+
+    def _go_on_in_memory(self, error: OSError) -> InMemory:
+        logger.warning(
+            "hold_dir=%s cannot be written (%s): base runs that are not in it are kept in memory, up to %s bytes, and the "
+            "rest is run again in each epoch. The result is the same",
+            self.directory,
+            error.strerror,
+            f"{self._memory_bytes:,}",
+        )
+        self._instead = InMemory(self._memory_bytes)
+        return self._instead
+
+    def _digest(self, row: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, str]) -> str:
+        """Of everything in a file, and of where it belongs."""
+        digest = hashlib.sha256(json.dumps([self._made_for, row, sorted(numbers.items())]).encode())
+        for name, tensor in sorted(tensors.items()):
+            digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def _place(self, row: int) -> Path:
         return self.directory / f"{row // 1000:05}" / f"{row:08}.safetensors"
@@ -127,7 +183,8 @@ class OnDisk:
 def _claim(directory: Path, made_for: dict[str, str]) -> None:
     marker = directory / MARKER
     if not marker.exists():
-        if any(directory.iterdir()):
+        # Other processes may be about to claim it too.
+        if any(not entry.name.startswith(_WRITING) for entry in directory.iterdir()):
             raise ValueError(f"{directory} is not empty and has no {MARKER}: choose another folder for base runs")
         _write_whole(marker, json.dumps(made_for, indent=2).encode())
     try:
@@ -142,20 +199,19 @@ def _claim(directory: Path, made_for: dict[str, str]) -> None:
         )
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    total = 0
-    for name in sorted(tensors):
-        total = zlib.crc32(name.encode(), total)
-        total = zlib.crc32(tensors[name].contiguous().view(torch.uint8).numpy().data, total)
-    return total
+def _size(file: Path) -> int:
+    """0 for a file that another process has just deleted."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _write_whole(place: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=place.parent)
+    temporary = place.with_name(f"{_WRITING}{uuid.uuid4().hex}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(temporary).replace(place)
+        temporary.write_bytes(content)
+        temporary.replace(place)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.bridge import EditError, canonical_hook
+from reftlens.bridge import EditError, canonical_hook, hooked
 from reftlens.edit.hooks import Edit, attach
 from reftlens.edit.reft import Reft
 from reftlens.interventions import Affine, Intervention, NotAffineError
@@ -70,7 +70,7 @@ def _push(
         count += 1
 
     with (
-        bridge.hooks(fwd_hooks=[(canonical_hook(bridge, edit.hook_name), counter)]),
+        hooked(bridge, [(canonical_hook(bridge, edit.hook_name), counter)]),
         attach(bridge, [replace(edit, intervention=push)]),
     ):
         pushed = _logits(bridge, tokens)

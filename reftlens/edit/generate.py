@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import final
@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GenerationConfig
 
-from reftlens.bridge import caching_holds, pad_id, padding_holds, require_causal
-from reftlens.data import batches_by_length, encode, token_counts
+from reftlens.bridge import caching_holds, mend_attention, one_thread, pad_id, padding_holds, require_causal
+from reftlens.data import as_texts, batches_by_length, encode, token_counts
 from reftlens.edit.reft import Reft
 
 
@@ -79,7 +79,7 @@ class Decoding:
 def generate(
     bridge: TransformerBridge,
     reft: Reft | None,
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     *,
     decoding: Decoding | None = None,
     max_new_tokens: int | None = None,
@@ -101,7 +101,9 @@ def generate(
         batch_size: prompts decoded together, padded on the left; of one length only where padding changes what a model computes.
         use_cache: keep keys and values between steps. Without it every step runs the whole prefix again, and
             gives the same text, slower. Not used on a model on which a cached step was seen to give other logits, or whose
-            cache does not say how many tokens it holds (recurrent models).
+            cache does not say how many tokens it holds (recurrent models), nor under an edit of generated tokens whose change of one
+            token depends on others (ReFT-r1 at `Generated()`): the strongest token so far may be a new one, and its push is then
+            that of all.
         prepend_bos: whether each prompt begins with BOS; the model's own habit if not given.
         progress: show a bar.
 
@@ -118,15 +120,13 @@ def generate(
         decoding = Decoding() if max_new_tokens is None else Decoding(max_new_tokens=max_new_tokens)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if isinstance(prompts, str):
-        raise TypeError("generate wants a list of prompts, got a single string: write [prompt]")
-    if not len(prompts):
-        raise ValueError("there is nothing to generate from: the list of prompts is empty")
+    prompts = as_texts(prompts, "prompts")
     require_causal(bridge, "generate")
+    mend_attention(bridge)
     counts = token_counts(bridge, prompts, prepend_bos=prepend_bos)
     _require_room(bridge, prompts, counts, decoding)
     texts = [""] * len(prompts)
-    config = decoding._config(bridge, use_cache=use_cache and caching_holds(bridge))
+    config = decoding._config(bridge, use_cache=use_cache and not _reads_back(reft) and caching_holds(bridge))
     together = batches_by_length(counts, batch_size)
     if len(set(counts)) > 1 and not padding_holds(bridge, "left"):
         # Only prompts of one length: nothing is padded.
@@ -134,6 +134,7 @@ def generate(
             part for length in sorted(set(counts), reverse=True) for part in _of_length(counts, length, batch_size)
         ]
     with (
+        one_thread(bridge),
         _own_settings(bridge, decoding),
         tqdm(total=len(prompts), desc="decoding", unit="prompt", disable=not progress) as bar,
     ):
@@ -148,6 +149,12 @@ def generate(
 def _of_length(counts: Sequence[int], length: int, batch_size: int) -> list[list[int]]:
     rows = [row for row, count in enumerate(counts) if count == length]
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
+def _reads_back(reft: Reft | None) -> bool:
+    """Whether generated tokens are changed by what earlier edited tokens are, which a cached step does not hold."""
+    pairs = () if reft is None else reft
+    return any(site.positions.generated and intervention.across_tokens for site, intervention in pairs)
 
 
 def _continue(

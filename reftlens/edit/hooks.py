@@ -1,7 +1,8 @@
 """One intervention on the tokens of one batch, as a TransformerLens hook function.
 
-A `Reft` turns its rules into edits once a batch is known; whoever wants another mask or another strength
-(an ablation, a dose curve) replaces that field of the edit, and nothing else changes.
+A `Reft` turns its rules into edits once a batch is known; whoever wants the change at fewer tokens or in another strength
+(an ablation, a dose curve) replaces `lands` or `scale` of the edit, and nothing else changes. Where the change of a token
+depends on the others (ReFT-r1), it is computed from the whole `mask` wherever it lands.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.bridge import (
     EditError,
     canonical_hooks,
+    in_this_thread,
     is_resid_mid,
+    one_thread,
     removed_hooks,
     resid_pre_inside,
     watch_forwards,
@@ -48,7 +51,7 @@ class Edit:
     hook_name: str
     intervention: Intervention
     mask: Bool[Tensor, "batch pos"]
-    """The edited tokens."""
+    """The tokens that the rule picks: the change is computed from these."""
     scale: float = 1.0
     """The edit adds scale * delta."""
     generated: bool = False
@@ -59,6 +62,30 @@ class Edit:
     """Part of each edited state's coordinates that is set to zero, the rest scaled up: in training alone."""
     watch: Watch | None = None
     """Sees what the edit is given."""
+    lands: Bool[Tensor, "batch pos"] | None = None
+    """The tokens that are changed, some of the mask's; None changes all of them."""
+
+    @property
+    def changed(self) -> Bool[Tensor, "batch pos"]:
+        """The tokens that are changed."""
+        return self.mask if self.lands is None else self.mask & self.lands
+
+    @property
+    def read(self) -> Bool[Tensor, "batch pos"]:
+        """The tokens whose activations the changes depend on. A light cone has to begin at the first of them."""
+        if self.lands is None or not self.intervention.across_tokens:
+            return self.changed
+        # A generated token reads the prompt of its row, wherever the change lands in it.
+        return self.mask if self.generated else self.mask & self.changed.any(1, keepdim=True)
+
+    def change(self, tokens: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+        """The change of the tokens that are read, scaled.
+
+        Args:
+            tokens: their activations, row after row.
+        """
+        example = self.read.nonzero()[:, 0].to(tokens.device)
+        return self.scale * self.intervention.delta_of(tokens, example)
 
     def apply(
         self, resid: Float[Tensor, "batch pos *axes"], offset: int = 0
@@ -72,22 +99,25 @@ class Edit:
 
         Raises:
             ValueError: if the activation does not fit the mask or the intervention.
-            EditError: if this intervention has already edited one of these activations.
+            EditError: if this intervention has already edited one of these activations, or reads tokens before `offset`.
         """
         self._check(resid, offset)
-        mask = self._window(offset, resid.shape[1]).to(resid.device)
-        if not bool(mask.any()):
+        landing = self._window(self.changed, offset, resid.shape[1]).to(resid.device)
+        if not bool(landing.any()):
             return None
+        self._require_read(offset)
+        reading = self._window(self.read, offset, resid.shape[1]).to(resid.device)
         # Between two hooks, heads are flattened and split again: the mark is on what this is a view of.
         past = getattr(resid, _MARK, getattr(resid._base, _MARK, ()))
         for intervention, edited, head in past:
             same_head = self.head is None or head is None or head == self.head
-            if intervention is self.intervention and same_head and bool((edited & self.mask).any()):
+            if intervention is self.intervention and same_head and bool((edited & self.changed).any()):
                 raise EditError(
                     f"the same intervention reached one activation twice, at {self.hook_name}: it is attached twice, "
                     "or two of its sites name one point (resid_post of a block is resid_pre of the next)"
                 )
-        rows: tuple[Tensor, ...] = mask.nonzero(as_tuple=True)
+        rows: tuple[Tensor, ...] = reading.nonzero(as_tuple=True)
+        lands = landing[rows]
         if self.head is not None:
             rows = (*rows, torch.full_like(rows[0], self.head))
         # An edit computes in its own precision, also under a bfloat16 autocast.
@@ -103,13 +133,28 @@ class Edit:
             edited_tokens = tokens + (change if self.scale == 1.0 else self.scale * change)
             if self.dropout:
                 edited_tokens = dropout(edited_tokens, self.dropout)
-        edited_resid = resid.index_put(rows, edited_tokens.view_as(there))
-        setattr(edited_resid, _MARK, (*past, (self.intervention, self.mask, self.head)))
+        edited_there = edited_tokens.view_as(there)
+        if self.lands is not None:
+            rows, edited_there = tuple(place[lands] for place in rows), edited_there[lands]
+        edited_resid = resid.index_put(rows, edited_there)
+        setattr(edited_resid, _MARK, (*past, (self.intervention, self.changed, self.head)))
         return edited_resid
 
-    def _window(self, offset: int, length: int) -> Bool[Tensor, "batch length"]:
-        """The mask from `offset` on, generated positions included."""
-        window = self.mask[:, offset : offset + length]
+    def _require_read(self, offset: int) -> None:
+        """Refuses a pass that does not hold all tokens which the changes depend on."""
+        if not (offset and self.intervention.across_tokens):
+            return
+        behind = self.generated and offset >= self.mask.shape[1]
+        if behind or bool(self.read[:, :offset].any()):
+            raise EditError(
+                f"the change that {type(self.intervention).__name__} makes of a token at {self.hook_name} depends on edited "
+                f"tokens before column {offset}, which a pass over cached keys and values does not hold: run whole sequences "
+                "(generate(..., use_cache=False)), or edit prompt tokens only"
+            )
+
+    def _window(self, mask: Bool[Tensor, "batch pos"], offset: int, length: int) -> Bool[Tensor, "batch length"]:
+        """A mask from `offset` on, generated positions included."""
+        window = mask[:, offset : offset + length]
         rest = window.new_full((len(window), length - window.shape[1]), self.generated)
         return torch.cat([window, rest], dim=1)
 
@@ -138,6 +183,7 @@ def hook_functions(edits: Sequence[Edit]) -> list[tuple[str, HookFunction]]:
     """The edits as hooks for a run over the whole batch, from its first position."""
 
     def whole_batch(edit: Edit) -> HookFunction:
+        @in_this_thread
         def hook_fn(resid: Tensor, hook: Any) -> Tensor | None:
             if resid.shape[1] != edit.mask.shape[1]:
                 raise ValueError(
@@ -175,13 +221,15 @@ def attach(bridge: TransformerBridge, edits: Sequence[Edit]) -> Iterator[Transfo
 
     Raises:
         ValueError: if a hook does not exist or cannot be edited.
-        EditError: at the end, if an edit never met an activation or was taken off by `reset_hooks`.
+        EditError: on entry, if another thread is using the bridge; at the end, if an edit never met an activation or was
+            taken off by `reset_hooks`.
     """
-    names = canonical_hooks(bridge, [edit.hook_name for edit in edits])
     fired = [0] * len(edits)
-    with watch_forwards(bridge) as start:
+    with one_thread(bridge), watch_forwards(bridge) as start:
+        names = canonical_hooks(bridge, [edit.hook_name for edit in edits])
 
         def counted(index: int, edit: Edit) -> HookFunction:
+            @in_this_thread
             def hook_fn(resid: Tensor, hook: Any) -> Tensor | None:
                 fired[index] += 1
                 return edit.apply(resid, start.offset)

@@ -110,6 +110,14 @@ class Intervention(nn.Module, ABC):
             NotAffineError: if the change is not of that form; it says why.
         """
 
+    @property
+    def across_tokens(self) -> bool:
+        """Whether the change of one token depends on the other edited tokens of its example: where `delta_of` is overridden.
+
+        All edited tokens of an example are then read, also where the change lands on some of them only.
+        """
+        return type(self).delta_of is not Intervention.delta_of
+
     def delta_of(self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
         """The change of the edited tokens of a batch. An edit that acts token by token leaves this as it is.
 

@@ -22,7 +22,8 @@ class ReFTr1(Intervention):
     """ReFT-r1: h + m v, |v| = 1, m the mean of the k largest ReLU(h . v) of the example (arXiv:2501.17148).
 
     (Wu et al. 2025, AxBench.) The maximum runs over the edited tokens of an example; one that has fewer than k takes
-    the mean of all of them. v is held at length 1 after each step, where the reference code scales it before. Training
+    the mean of all of them. Where generated tokens are edited too, those of a training example's whole completion count, as in
+    the paper's code; in decoding, those so far. v is held at length 1 after each step, where the reference code scales it before. Training
     can add a penalty on the scores that are not among the k largest: see `l1`.
     """
 

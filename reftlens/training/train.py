@@ -35,7 +35,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from reftlens.bridge import base_identity, foreign_hooks
+from reftlens.bridge import base_identity, foreign_hooks, one_thread
 from reftlens.cone.store import InMemory, OnDisk
 from reftlens.display import as_html
 from reftlens.edit import checkpoint
@@ -81,7 +81,8 @@ class TrainConfig:
     hold_bytes: int = 2**30
     """Memory for base runs, on the base's device and in each process. 0 holds none: slower, the same result."""
     hold_dir: str | Path | None = None
-    """Folder for base runs instead of memory; kept, and used again by a run on the same model, data and sites."""
+    """Folder for base runs instead of memory; kept, and used again by a run on the same model, data and sites. Not used
+    while hooks of others are on the model, and not written to any more once the disk is full: the log says so."""
     hold_dir_bytes: int = 2**36
     """How large that folder may grow."""
     output_dir: str | Path | None = None
@@ -206,7 +207,7 @@ def train(
     read += objective.read(validation) if validation is not None else []
     weights, tokens = _weigh(bridge, reft, objective, read)
     progress = _Progress(config)
-    with tempfile.TemporaryDirectory() as unused, _random_state_kept():
+    with one_thread(bridge), tempfile.TemporaryDirectory() as unused, _random_state_kept():
         folder = TrainingFolder(config.output_dir if config.output_dir is not None else Path(unused) / "run")
         arguments = _arguments(config, bridge, n_train, folder, validates=validation is not None)
         if arguments.world_size > 1 and validation is not None and config.output_dir is None:
@@ -321,7 +322,13 @@ def _store(
         "; ".join(f"{site.hook_name} at {site.positions.spec()}" for site in reft.sites) if reft is not None else ""
     )
     made_for = {**identity, "edit": layout, "precision": config.precision, "base": base_identity(bridge)}
-    return OnDisk(config.hold_dir, made_for=made_for, max_bytes=config.hold_dir_bytes, device=bridge.cfg.device)
+    return OnDisk(
+        config.hold_dir,
+        made_for=made_for,
+        max_bytes=config.hold_dir_bytes,
+        memory_bytes=config.hold_bytes,
+        device=bridge.cfg.device,
+    )
 
 
 def _arguments(

@@ -31,7 +31,7 @@ class Part:
     site: int
     """Which of the edits it belongs to."""
     mask: Bool[Tensor, "batch pos"]
-    """The tokens that it edits."""
+    """The tokens that it changes."""
 
 
 def whole_sites(edits: Sequence[Edit]) -> list[Part]:
@@ -93,8 +93,9 @@ class Coalitions:
         """
         n_examples, n_pos = self.base.batch.tokens.shape
         boundary = torch.tensor([boundary_of(self.bridge, [edits[part.site].hook_name]) for part in parts])
+        read = [replace(edits[part.site], lands=part.mask).read for part in parts]
         there = torch.stack([part.mask.any(1) for part in parts], dim=1).cpu()  # [example, part]
-        first = torch.stack([part.mask.int().argmax(1) for part in parts], dim=1).cpu()
+        first = torch.stack([mask.int().argmax(1) for mask in read], dim=1).cpu()
         acts = sets[:, None] & there  # [set, example, part]
         earliest = torch.where(acts, boundary, self.bridge.cfg.n_layers).amin(-1)
         start = torch.where(acts, first, n_pos).amin(-1)
@@ -129,12 +130,12 @@ class Coalitions:
         held = self.base.cone(boundary, start, example)
         kept = []
         for site, edit in enumerate(edits):
-            mask = torch.zeros_like(held.batch.prompt_mask)
+            lands = torch.zeros_like(held.batch.prompt_mask)
             for number, part in enumerate(parts):
                 if part.site == site:
-                    mask |= part.mask[example] & sets[:, number, None].to(mask.device)
-            if bool(mask.any()):
-                kept.append(replace(edit, mask=mask))
+                    lands |= part.mask[example] & sets[:, number, None].to(lands.device)
+            if bool(lands.any()):
+                kept.append(replace(edit, mask=edit.mask[example], lands=lands))
         last = torch.zeros_like(held.batch.prompt_mask).scatter(1, held.batch.last_prompt_index[:, None], True)
         return self._measure(run_cone(self.bridge, held, kept, logits_at=last), example) - self.unedited[example]
 

@@ -23,7 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.engine.grid import Cell
 from reftlens.analysis.engine.saved import Saved
 from reftlens.analysis.metrics import Metric
-from reftlens.bridge import last_block_alone, last_block_splits, layer_of
+from reftlens.bridge import hooked, last_block_alone, last_block_splits, layer_of
 from reftlens.cone.recording import Recording, joining, rows_that_fit
 from reftlens.cone.run import run_cone
 from reftlens.edit.hooks import Edit
@@ -65,7 +65,7 @@ def sweep(
     Returns:
         NaN where a pair has no token at the cell's position.
     """
-    plan = _Plan(bridge, base, source, cells, memory_bytes)
+    plan = _Plan(bridge, base, source, cells, memory_bytes, edits)
     pairs = torch.arange(len(base.batch), device=base.logits.device)
     unpatched = metric(base.logits, pairs).float().cpu()
     values = torch.where(plan.exists, unpatched[:, None], torch.nan)
@@ -127,7 +127,7 @@ def _run(
         # An edit may act inside that MLP, where it wants all tokens.
         splits = not edits and last_block_splits(bridge)
         alone = last_block_alone(bridge, last[:, held.start :]) if splits else nullcontext()
-        with bridge.hooks(fwd_hooks=hooks), alone:
+        with hooked(bridge, hooks), alone:
             return run_cone(bridge, held, _inside(edits, held.boundary + 1, held.start, pair), logits_at=last)
 
 
@@ -137,10 +137,10 @@ def _inside(edits: Sequence[Edit], layer: int, start: int, pair: Int[Tensor, " n
     for edit in edits:
         place = layer_of(edit.hook_name)
         behind = edit.hook_name.startswith(("ln_final", "unembed")) if place is None else place >= layer
-        mask = edit.mask[pair].clone()
-        mask[:, :start] = False
-        if behind and edit.hook_name not in _ENTRY and bool(mask.any()):
-            kept.append(replace(edit, mask=mask))
+        lands = edit.changed[pair].clone()
+        lands[:, :start] = False
+        if behind and edit.hook_name not in _ENTRY and bool(lands.any()):
+            kept.append(replace(edit, mask=edit.mask[pair], lands=lands))
     return kept
 
 
@@ -162,7 +162,13 @@ class _Plan:
     """Which cells change something, from which column on, and which of them are run together."""
 
     def __init__(
-        self, bridge: TransformerBridge, base: Recording, source: Recording, cells: Sequence[Cell], memory_bytes: int
+        self,
+        bridge: TransformerBridge,
+        base: Recording,
+        source: Recording,
+        cells: Sequence[Cell],
+        memory_bytes: int,
+        edits: Sequence[Edit],
     ) -> None:
         prompt = base.batch.prompt_mask.cpu()
         self.width = prompt.shape[1]
@@ -174,6 +180,12 @@ class _Plan:
         self.exists = torch.stack([prompt.any(1) if c.pos is None else prompt[:, c.pos] for c in cells], dim=1)
         self.changes: Bool[Tensor, "pair cell"] = changed.any(-1)
         self.start: Int[Tensor, "pair cell"] = changed.int().argmax(-1)
+        for edit in edits:
+            if edit.intervention.across_tokens:
+                # Its change behind the patch depends on all its tokens, so they are run again, unchanged ones too.
+                read = edit.read.cpu()
+                first = torch.where(read.any(1), read.int().argmax(1), self.width)
+                self.start = torch.minimum(self.start, first[:, None])
 
     def tiles(self, todo: Bool[Tensor, "pair cell"]) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " n"]]]:
         """Pairs and cells of one run after another."""

@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import ModelCardData
 
 from reftlens.edit.checkpoint.layout import Pairs
-from reftlens.interventions import Affine, NotAffineError
+from reftlens.interventions import Affine, NotAffineError, require_agreement
 from reftlens.results import EditProfile
 
 CARD_NAME = "README.md"
@@ -84,6 +84,9 @@ def profile(pairs: Pairs) -> EditProfile:
             gains.append(None)
             pushes.append(float("nan"))
             continue
+        require_agreement(
+            edit, torch.randn(4, edit.d_model, generator=torch.Generator().manual_seed(0)).to(affine.constant)
+        )
         gains.append(_singular_values(affine).float().cpu())
         pushes.append(float(affine.constant.norm()))
     return EditProfile(

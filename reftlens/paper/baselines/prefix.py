@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 from transformers.utils import ModelOutput
 
-from reftlens.bridge import require_causal
+from reftlens.bridge import cache_in, cache_name, in_this_thread, one_thread, require_causal, with_cache
 from reftlens.paper.baselines.base import Method
 from reftlens.training.objectives import Objective
 from reftlens.training.objectives.base import Example
@@ -40,22 +40,23 @@ class PrefixTuning(Method):
         model = bridge.original_model
         if any(layer.is_sliding for layer in DynamicCache(config=model.config).layers):
             raise ValueError("prefix tuning wants every layer to see the prefix, and this model has a sliding window")
-        prefix = self._start(bridge)
-        model.add_module(_NAME, prefix)
-        before = model.register_forward_pre_hook(_prepend, with_kwargs=True)
-        after = model.register_forward_hook(_forget, with_kwargs=True)
-        try:
-            yield
-        finally:
-            before.remove()
-            after.remove()
-            delattr(model, _NAME)
+        with one_thread(bridge):
+            prefix = self._start(bridge)
+            model.add_module(_NAME, prefix)
+            before = model.register_forward_pre_hook(in_this_thread(_prepend), with_kwargs=True)
+            after = model.register_forward_hook(_forget, with_kwargs=True)
+            try:
+                yield
+            finally:
+                before.remove()
+                after.remove()
+                delattr(model, _NAME)
 
     @torch.no_grad()
     def _start(self, bridge: TransformerBridge) -> nn.ParameterList:
         """Keys and values `[1, kv_head, length, d_head]` of random tokens, layer after layer."""
         cache = DynamicCache()
-        bridge(torch.randint(bridge.cfg.d_vocab, (1, self.length)).to(bridge.cfg.device), past_key_values=cache)
+        bridge(torch.randint(bridge.cfg.d_vocab, (1, self.length)).to(bridge.cfg.device), **with_cache(bridge, cache))
         return nn.ParameterList(held.clone() for layer in cache.layers for held in (layer.keys, layer.values))
 
 
@@ -64,8 +65,8 @@ def _prepend(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     prefix = list(model.get_submodule(_NAME).parameters())
     tokens: Tensor = args[0] if args else kwargs["input_ids"]
     batch, pos = tokens.shape
-    cache, mask, places = (kwargs.get(name) for name in ("past_key_values", "attention_mask", "position_ids"))
-    cache = DynamicCache() if cache is None else cache
+    mask, places = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    cache = DynamicCache() if cache_in(kwargs) is None else cache_in(kwargs)
     if cache.get_seq_length() == 0:
         for layer, (keys, values) in enumerate(zip(prefix[::2], prefix[1::2], strict=True)):
             cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), layer)
@@ -73,10 +74,10 @@ def _prepend(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     mask = tokens.new_ones(batch, cache.get_seq_length() - length + pos) if mask is None else mask
     places = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -pos:] if places is None else places
     seen = torch.cat([mask.new_ones(batch, length), mask], dim=1)
-    return args, {**kwargs, "past_key_values": cache, "attention_mask": seen, "position_ids": places}
+    return args, {**kwargs, cache_name(type(model)): cache, "attention_mask": seen, "position_ids": places}
 
 
 def _forget(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """After it: a cache that was made for the prefix alone is not handed on, or decoding without one would use it."""
     if kwargs.get("use_cache") is False and isinstance(output, ModelOutput):
-        output["past_key_values"] = None
+        output[cache_name(type(model))] = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, final
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import pad_id, require_padding
+from reftlens.data.texts import as_texts
 from reftlens.display import as_html
 from reftlens.positions import Prompts
 
@@ -89,8 +90,8 @@ class Batch:
 
 def encode(
     bridge: TransformerBridge,
-    prompts: Sequence[str],
-    completions: Sequence[str] | None = None,
+    prompts: Iterable[str],
+    completions: Iterable[str] | None = None,
     *,
     padding_side: Literal["left", "right"] = "right",
     prepend_bos: bool | None = None,
@@ -108,17 +109,14 @@ def encode(
         prepend_bos: whether each prompt begins with BOS; the model's own habit if not given.
 
     Raises:
-        ValueError: for no prompts, an empty prompt or completion, a text longer than the model's context, a token that the
-            model has no embedding for, or prompts of different lengths on a model whose logits padding on that side changes.
+        TypeError: for a single text where a list is wanted, or items that are not texts.
+        ValueError: for no prompts, another number of completions, an empty prompt or completion, a text longer than the model's
+            context, a token that the model has no embedding for, or prompts of different lengths on a model whose logits padding on that
+            side changes.
     """
-    if isinstance(prompts, str) or isinstance(completions, str):
-        raise TypeError("encode wants lists of strings, got a single string: write [prompt]")
-    if not len(prompts):
-        raise ValueError("there is nothing to encode: the list of prompts is empty")
-    if completions is not None and len(completions) != len(prompts):
-        raise ValueError(
-            f"wanted one completion for each prompt, got {len(prompts)} prompts and {len(completions)} completions"
-        )
+    prompts = as_texts(prompts, "prompts")
+    if completions is not None:
+        completions = as_texts(completions, "completions", count=len(prompts))
     if padding_side not in ("left", "right"):
         raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
     bos = _bos(bridge, prepend_bos)

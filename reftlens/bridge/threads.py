@@ -1,0 +1,87 @@
+"""One thread at a time: a bridge is one model in memory, and what one thread attaches to it, every other thread would run through.
+
+Two guards. A context that attaches something, or a procedure that runs the model, takes the bridge for its thread
+(`one_thread`), and a second thread is refused at its entry. And what is attached refuses to act in any thread but the one
+that made it (`in_this_thread`), so that a bare `bridge(tokens)` elsewhere raises instead of running through another
+thread's edit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.bridge.resid_mid import EditError, HookFunction
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_LOCK = threading.Lock()
+_TAKEN: WeakKeyDictionary[TransformerBridge, list[threading.Thread]] = WeakKeyDictionary()
+"""The thread that has taken each bridge, once for each context that it is in."""
+
+_ONE = (
+    "a bridge holds one edited run at a time. Let one thread finish before the next begins (a lock around both), or load a "
+    "second bridge for it"
+)
+
+
+@contextmanager
+def one_thread(bridge: TransformerBridge) -> Iterator[None]:
+    """Inside, the bridge belongs to this thread, which may enter such contexts as often as it likes.
+
+    Raises:
+        EditError: on entry, if another thread is inside such a context.
+    """
+    here = threading.current_thread()
+    with _LOCK:
+        inside = _TAKEN.setdefault(bridge, [])
+        if inside and inside[0] is not here:
+            raise EditError(f"thread {inside[0].name!r} is using this bridge, and {here.name!r} wants to: {_ONE}")
+        inside.append(here)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            inside.pop()
+
+
+def in_this_thread(function: _Function) -> _Function:
+    """The same function, which refuses to be called in another thread than this one.
+
+    Not while gradients are taken: there torch itself may run a checkpointed block again, in a thread of its own.
+    """
+    home = threading.current_thread()
+
+    @wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        here = threading.current_thread()
+        if here is not home and torch._C._current_graph_task_id() == -1:
+            raise EditError(
+                f"thread {here.name!r} runs a model to which {home.name!r} has attached an edit or another hook: {_ONE}; "
+                "or attach the edit in the thread that runs the model"
+            )
+        return function(*args, **kwargs)
+
+    return guarded  # type: ignore[return-value]
+
+
+@contextmanager
+def hooked(bridge: TransformerBridge, hooks: Sequence[tuple[str, HookFunction]]) -> Iterator[None]:
+    """`bridge.hooks` for one thread: inside, these functions act on the model that this thread runs, and on no other's.
+
+    Args:
+        bridge: the model.
+        hooks: name of a point -> what is done there.
+
+    Raises:
+        EditError: on entry, if another thread is using the bridge.
+    """
+    with one_thread(bridge), bridge.hooks(fwd_hooks=[(name, in_this_thread(hook)) for name, hook in hooks]):
+        yield
