@@ -37,7 +37,7 @@ def require_padding(bridge: TransformerBridge, side: Literal["left", "right"], l
     change = padding_change(bridge, side)
     # Ten times what is tolerated where a slower way exists: in half precision a mixture of experts may route a token elsewhere.
     if not change <= 10 * TOLERANCE[bridge.original_model.dtype]:
-        other = "right" if side == "left" else "left"
+        other: Literal["left", "right"] = "right" if side == "left" else "left"
         instead = f"padding_side={other!r}, or " if padding_holds(bridge, other) else ""
         raise ValueError(
             f"{type(bridge.original_model).__name__} computes other logits for a prompt that is padded on the {side} (they move by "

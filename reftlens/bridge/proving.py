@@ -43,7 +43,8 @@ def proved(bridge: TransformerBridge, what: str, prove: Callable[[], _T], *facts
         device = torch.device(bridge.cfg.device).type
         with one_thread(bridge), torch.no_grad(), torch.autocast(device, enabled=False), alone(bridge):
             _KNOWN[key] = prove()
-    return _KNOWN[key]  # type: ignore[no-any-return]
+    found: _T = _KNOWN[key]
+    return found
 
 
 def difference(ours: Float[Tensor, "*batch d_vocab"], theirs: Float[Tensor, "*batch d_vocab"]) -> float:
