@@ -18,6 +18,7 @@ from reftlens import plot
 from reftlens.demo.run import DISSECTION_NAME, EDIT_NAME, RESULTS_NAME, DemoResult
 from reftlens.dissection.sections import sections
 from reftlens.plot.page import Picture, Report, Section, render
+from reftlens.plot.readout import TWO_QUESTIONS
 from reftlens.results import outcomes_to_dataframe
 
 REPORT_NAME = "report.html"
@@ -135,10 +136,7 @@ def _report(result: DemoResult, pictures: dict[str, Picture], further: list[Sect
         columns=["landmark", "stood in", "now stands in"],
     )
     spectrum = pd.concat([operator.to_dataframe() for operator in result.operators], ignore_index=True)
-    watched = pd.DataFrame(
-        [(r.hook_name, r.direction, *line) for r in result.readouts for line in r.watched],
-        columns=["hook_name", "direction", "new city", "logit_change", "p"],
-    )
+    watched = pd.concat([readout.watched_to_dataframe() for readout in result.readouts], ignore_index=True)
     parts = [
         Section(
             "What changed, and what did not",
@@ -188,16 +186,12 @@ def _report(result: DemoResult, pictures: dict[str, Picture], further: list[Sect
             "What its write directions say",
             (
                 "Each direction is added to real last residuals, at its root-mean-square size, and read through the "
-                "final norm and the unembedding. This is the direct path alone: later layers read the direction too. A "
-                "token inside the grey band is what random directions give.",
+                "final norm and the unembedding. This is only the direct path: later layers read the direction too. A token inside "
+                "the grey band is what random directions reach at the best of all tokens and directions.",
             ),
             (pictures["readout"],),
             (
-                (
-                    "The new cities, named before looking: p is the part of random directions of the same length that "
-                    "change this token's logit as much",
-                    watched,
-                ),
+                (f"The new cities. {TWO_QUESTIONS}", watched),
             ),
         ),
         *further,

@@ -121,11 +121,8 @@ def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
     last = encode(bridge, [question.prompt for question in moved])
     operators = analysis.decompose(bridge, reft, [last], at=Last(1))
     cities = tuple(dict.fromkeys(" " + city for city in story.destination.values()))
-    readouts = [
-        readout
-        for operator in operators
-        for readout in analysis.read_directions(bridge, operator, last, watch=cities, seed=config.seed)[:2]
-    ]
+    read = analysis.read_directions(bridge, operators, last, watch=cities, seed=config.seed)
+    readouts = [readout for readout in read if readout.direction < 2]
     clock.lap("take it apart")
     dissection = dissect(
         bridge,

@@ -50,13 +50,15 @@ class DissectConfig:
     """How to train the edit again from `seeds`, and on shuffled answers. The dearest part, and left out if not given."""
     seeds: tuple[int, ...] = (1, 2)
     """Of the retrained edits."""
+    n_null_edits: int = 6
+    """Edits trained on shuffled answers, the null of their agreement; with n of them p is at least 2 / ((n + 2)(n + 1))."""
     seed: int = 0
     """Of every draw."""
     progress: bool = True
     """Say the cost beforehand, and show a progress bar."""
 
     def __post_init__(self) -> None:
-        for name in ("max_examples", "batch_size", "directions", "n_null", "n_pairs", "n_random"):
+        for name in ("max_examples", "batch_size", "directions", "n_null", "n_pairs", "n_random", "n_null_edits"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 

@@ -25,7 +25,7 @@ from reftlens.dissection.result import DissectConfig, Dissection
 from reftlens.edit.reft import Reft
 from reftlens.interventions import NotAffineError
 from reftlens.positions import Last
-from reftlens.results import Interchanged, Operator, Overlap, ReadSpace
+from reftlens.results import DirectionReadout, Interchanged, Operator, Overlap, ReadSpace
 from reftlens.training.objectives import Completion
 from reftlens.training.seeds import train_seeds
 
@@ -173,15 +173,19 @@ class _Work:
         config, pairs = self.config, self.wanted or self.kept
         batch = encode(self.bridge, [prompt for prompt, _ in pairs[:READ_OUT]])
         watch = list(dict.fromkeys(answer for _, answer in pairs))[:4]
-        readouts = []
+        readable = []
         for operator in self.found:
             if operator.write.shape[1] != self.bridge.cfg.d_model:
                 self.left_out.append((f"readout of {operator.hook_name}", "it is not as wide as the residual stream"))
                 continue
-            few = _strongest(operator, config.directions)
-            readouts += analysis.read_directions(
-                self.bridge, few, batch, watch=watch, n_null=config.n_null, seed=config.seed
+            readable.append(_strongest(operator, config.directions))
+        readouts: list[DirectionReadout] = []
+        try:
+            readouts = analysis.read_directions(
+                self.bridge, readable, batch, watch=watch, n_null=config.n_null, seed=config.seed
             )
+        except ValueError as error:
+            self.left_out.append(("readouts", str(error)))
         contexts = analysis.top_contexts(
             self.bridge,
             self.reft,
@@ -309,11 +313,16 @@ class _Work:
             return {}
         training = replace(config.retrain, progress=False)
         copies = train_seeds(self.bridge, self.reft, examples, training, seeds=config.seeds)
-        shuffled = analysis.permuted_labels(examples, seed=config.seed)
-        (null,) = train_seeds(self.bridge, self.reft, shuffled, training, seeds=config.seeds[:1]).values()
-        compared = {"this edit": self.reft, **copies, "shuffled answers": null}
+        first = 1 + max(self.config.seed, training.seed, *config.seeds)
+        null = analysis.null_edits(self.bridge, self.reft, examples, training, n=config.n_null_edits, seed=first)
         pairs = analysis.agreement(
-            self.bridge, compared, self.batches, at=config.at, n_null=config.n_null, seed=config.seed
+            self.bridge,
+            {"this edit": self.reft, **copies},
+            self.batches,
+            null=null,
+            at=config.at,
+            n_null=config.n_null,
+            seed=config.seed,
         )
         return {"agreements": tuple(pairs)}
 

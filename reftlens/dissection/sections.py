@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from reftlens import plot
 from reftlens.dissection.result import Dissection
 from reftlens.plot.page import Picture, Report, Section
+from reftlens.plot.readout import TWO_QUESTIONS
 from reftlens.results import agreements_to_dataframe, outcomes_to_dataframe
 
 
@@ -128,11 +129,8 @@ def _readouts(result: Dissection) -> Section | None:
         drawn = (
             _picture("dissect_readout", plot.readout(result.readouts), "Write directions, straight to the logits."),
         )
-    watched = pd.DataFrame(
-        [(r.hook_name, r.direction, *line) for r in result.readouts for line in r.watched],
-        columns=["hook_name", "direction", "wanted answer", "logit_change", "p"],
-    )
-    tables = [("Wanted answers: p is the part of random directions that change the logit as much", watched)]
+    watched = _table([readout.watched_to_dataframe() for readout in result.readouts] or [pd.DataFrame()])
+    tables = [(f"Wanted answers. {TWO_QUESTIONS}", watched)]
     if result.contexts:
         contexts = _table([item.to_dataframe() for item in result.contexts])
         tables.append(("Tokens (in brackets) that move furthest along each direction", contexts))
@@ -228,7 +226,8 @@ def _seeds(result: Dissection) -> Section | None:
         "Whether another seed finds the same",
         (
             "Pairs are compared as functions first, then by their strongest write directions; raw R is there to show why it "
-            "misleads. Control: the second edit turned to random directions. One edit was trained on shuffled answers.",
+            "misleads. The null is edits trained on shuffled answers: p is the part of all pairs with or among them, and this "
+            "pair, that are as close. An edit turned to random directions is no null of trained ones.",
         ),
         (_picture("dissect_seeds", plot.agreement(result.agreements), "How far the edits agree, pair by pair."),),
         (("Each pair of edits", agreements_to_dataframe(result.agreements)),),

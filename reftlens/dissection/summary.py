@@ -51,5 +51,10 @@ def _sites(result: Dissection) -> Iterator[Line]:
 def _seeds(result: Dissection) -> Iterator[Line]:
     for pair in result.agreements:
         found = f"cosine {pair.cosine:.2f}, angle {pair.angle:.0f}, raw R {pair.raw_angle:.0f}"
-        beside = f"turned {pair.control_cosine:.2f}, random {pair.null_angle:.0f} and {pair.raw_null_angle:.0f}"
+        beside = f"turned {pair.control_cosine:.2f}, no null edits, so no claim"
+        if pair.n_null_edits:
+            beside = (
+                f"shuffled answers {pair.null_cosine:.2f} (p = {pair.p_cosine:.2g}), {pair.null_trained_angle:.0f} "
+                f"(p = {pair.p_angle:.2g})"
+            )
         yield f"{pair.first} and {pair.second}", "agreement of the changes", found, beside
