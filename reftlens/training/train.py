@@ -44,7 +44,7 @@ from reftlens.training.base_runs import BaseRuns
 from reftlens.training.checkpoints import TrainingFolder
 from reftlens.training.objectives import Completion, Objective
 from reftlens.training.objectives.base import Example
-from reftlens.training.trainer import EditTrainer
+from reftlens.training.trainer import EditTrainer, require_frozen
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +170,7 @@ def train(
     objective: Objective | None = None,
     validation: Sequence[Example] | Dataset | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    train_base: bool = False,
 ) -> TrainLog:
     """Trains an edit in place.
 
@@ -179,24 +180,26 @@ def train(
 
     Args:
         bridge: the frozen base.
-        reft: the edit; changed in place. None where something else is trained: the objective's head, or parameters of the
-            base that require gradients.
+        reft: the edit; changed in place. None where something else is trained: the objective's head, or, with `train_base`,
+            parameters of the base.
         examples: (prompt, completion) pairs, or a `datasets.Dataset` with these columns; other objectives have other
             `fields`.
         config: settings.
         objective: what to learn; `Completion()` if not given. Its own parameters are trained as well.
         validation: more examples, never trained on. The edit with the lowest loss on them is the one that is kept.
         callbacks: of `transformers`, besides those of this package.
+        train_base: also train the parameters of the base that require gradients, as the baselines do. Otherwise a base with
+            such parameters is refused.
 
     Raises:
-        ValueError: for no examples, a malformed or too long one, positions that no prompt has, a model that the
+        ValueError: for a base that is not frozen, no examples, a malformed or too long one, positions that no prompt has, a model that the
             objective does not fit, nothing that is trained, or a folder that belongs to another run.
         FloatingPointError: if a loss or a gradient is not finite; it names the step and the site, and the optimiser
             has not used it.
     """
     objective = Completion() if objective is None else objective
     objective.check(bridge)
-    _require_trained(bridge, reft, objective, config)
+    _require_trained(bridge, reft, objective, config, train_base=train_base)
     if config.patience is not None and validation is None:
         raise ValueError("patience counts looks at a validation set: pass validation=...")
     read = objective.read(examples)
@@ -229,6 +232,7 @@ def train(
             dropout=config.dropout,
             l1=config.l1,
             callbacks=[progress, *early, *callbacks],
+            train_base=train_base,
         )
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
@@ -248,7 +252,11 @@ def train(
     return _log(trainer, config, objective)
 
 
-def _require_trained(bridge: TransformerBridge, reft: Reft | None, objective: Objective, config: TrainConfig) -> None:
+def _require_trained(
+    bridge: TransformerBridge, reft: Reft | None, objective: Objective, config: TrainConfig, *, train_base: bool
+) -> None:
+    if not train_base:
+        require_frozen(bridge)
     base = any(parameter.requires_grad for parameter in bridge.parameters())
     if base and config.hold_dir is not None:
         raise ValueError(

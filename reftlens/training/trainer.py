@@ -1,6 +1,7 @@
 """`transformers.Trainer` for an edit: what it trains is the edit and the objective's own parameters.
 
-Of the base it trains what requires gradients, which after `load_bridge` is nothing (`baselines` is who asks for it). Three things differ from its defaults. The loss of a step is a mean over all that the step counts (completion tokens,
+A base with parameters that require gradients is refused, unless its training is asked for, as the baselines do. Three things
+differ from its defaults. The loss of a step is a mean over all that the step counts (completion tokens,
 say), however it was cut into accumulated batches and processes. R is never decayed. And a loss or gradient that is not
 finite stops the run before the optimiser uses it, with the step and the site where it began.
 """
@@ -17,6 +18,7 @@ from typing import Any, final
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from reftlens.cone.run import Held
@@ -29,17 +31,34 @@ EDIT_NAME = "edit"
 """Folder inside a checkpoint that `Reft.from_pretrained` loads."""
 
 
+def require_frozen(bridge: TransformerBridge) -> None:
+    """Refuses a base that training an edit would change with it.
+
+    Raises:
+        ValueError: If parameters of the base require gradients.
+    """
+    trainable = [name for name, parameter in bridge.named_parameters() if parameter.requires_grad]
+    if trainable:
+        raise ValueError(
+            f"the base is not frozen: {len(trainable)} of its tensors require gradients ({trainable[0]}, ...) and would be "
+            "trained with the edit. Call bridge.requires_grad_(False) after loading and after enable_compatibility_mode, or "
+            "load it with rl.load_bridge; pass train_base=True if the base is to be trained too"
+        )
+
+
 @final
 class EditLoss(nn.Module):
     """The edit and its objective as a module that gives the loss of each example."""
 
-    def __init__(self, runs: BaseRuns, *, dropout: float, l1: float) -> None:
-        """Args: dropout: of edited states. l1: factor of the edits' L1 terms. Both in train mode alone.
+    def __init__(self, runs: BaseRuns, *, dropout: float, l1: float, train_base: bool = False) -> None:
+        """Args: dropout: of edited states. l1: factor of the edits' L1 terms. Both in train mode only.
 
         Raises:
-            ValueError: if l1 is not 0 and an edit has no such term.
+            ValueError: If l1 is not 0 and an edit has no such term, or the base is not frozen and not to be trained.
         """
         super().__init__()
+        if not train_base:
+            require_frozen(runs.bridge)
         self.reft, self.objective = runs.reft, runs.objective
         self.base = nn.ParameterList(p for p in runs.bridge.parameters() if p.requires_grad)
         self.dropout, self.l1 = dropout, l1
@@ -109,10 +128,14 @@ class EditTrainer(Trainer):
         dropout: float,
         l1: float,
         callbacks: Sequence[TrainerCallback],
+        train_base: bool = False,
     ) -> None:
-        """Args: weights: of each row's loss. folder: for checkpoints. keep: how many of them, the best not counted."""
+        """Args: weights: of each row's loss. folder: for checkpoints. keep: how many of them, the best not counted.
+
+        train_base: whether parameters of the base that require gradients are trained too.
+        """
         super().__init__(
-            model=EditLoss(runs, dropout=dropout, l1=l1),
+            model=EditLoss(runs, dropout=dropout, l1=l1, train_base=train_base),
             args=arguments,
             train_dataset=list(train_rows),
             eval_dataset=list(validation_rows) or None,
