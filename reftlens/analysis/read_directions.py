@@ -50,7 +50,8 @@ def read_directions(
         operator: from `decompose`; of several sites, all that is looked at, so that they are corrected for together.
         batch: prompts whose last residuals the direction is added to.
         top: tokens listed on each side.
-        watch: answers to test for, chosen beforehand, with their leading space; their first tokens count.
+        watch: answers to test for, chosen beforehand, with their leading space; their first tokens count, and of
+            several that begin alike the first is named.
         n_null: draws of random directions for each; at least 19, for a 95% band.
         seed: draws them.
 
@@ -73,7 +74,11 @@ def read_directions(
     _, cache = bridge.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=[name])
     final = batch.at_last_prompt_token(cache[name])
     generator = torch.Generator().manual_seed(seed)
-    ids = first_tokens(bridge, watch).tolist()
+    # Answers that begin with the same token are one test, and would be read as several.
+    first: dict[int, str] = {}
+    for token, answer in zip(first_tokens(bridge, watch).tolist(), watch, strict=True):
+        first.setdefault(token, answer)
+    watch, ids = tuple(first.values()), list(first)
     looks = [_look(bridge, final, item, index, ids, n_null, generator) for item in operators for index in _all(item)]
     band = _critical(torch.stack([look.reach for look in looks]).amax(dim=0)) if looks else 0.0
     named = _named_reach(looks, ids)

@@ -72,9 +72,10 @@ def print_table(result: DemoResult, out: Path) -> None:
         "KL: base to edited, in nats.",
         soft_wrap=True,
     )
-    for operator in result.operators:
+    for operator, fresh in zip(result.operators, result.untrained, strict=True):
         console.print(
-            f"{operator.hook_name}: {operator.effective_rank:.1f} of {result.config.rank} directions really used"
+            f"{operator.hook_name}: effective rank {operator.effective_rank:.1f} of {result.config.rank} (untrained "
+            f"{fresh.effective_rank:.1f}), of the input-dependent part {operator.input_rank:.1f} (untrained {fresh.input_rank:.1f})"
         )
     console.print(
         f"{result.n_parameters:,} trained numbers; reloaded edit: largest difference of a logit {result.reload_difference:g}"
@@ -106,8 +107,9 @@ def _pictures(result: DemoResult) -> dict[str, Picture]:
             "so its size alone does not say that it acts.",
         ),
         "spectrum": (
-            plot.spectrum(result.operators),
-            "How far each write direction moves, at the last token of the moved landmarks' prompts.",
+            plot.spectrum(result.operators, null=result.untrained),
+            "How far each write direction moves, at the last token of the moved landmarks' prompts. Control: the same edit with "
+            "fresh weights.",
         ),
         "readout": (
             plot.readout(result.readouts),
@@ -177,7 +179,8 @@ def _report(result: DemoResult, pictures: dict[str, Picture], further: list[Sect
             (
                 "The edit's rank is what it may use. What it does use is the spectrum of its changes on real inputs: "
                 "the raw matrices are known only up to a rotation and say nothing by themselves. Taken at the last token of "
-                "the moved landmarks' prompts, where the map above finds the effect.",
+                "the moved landmarks' prompts, where the map above finds the effect. An untrained edit has a low effective rank "
+                "too, since activations are long in few directions: a rank is a finding only where it is beyond that one's.",
             ),
             (pictures["spectrum"],),
             (("Each write direction", spectrum),),

@@ -95,6 +95,11 @@ class Dissection:
     """Wall-clock time of each part."""
     settings: tuple[tuple[str, str], ...] = ()
 
+    def beside_untrained(self) -> list[tuple[Operator, Operator | None]]:
+        """Each site's operator with the untrained edit's at the same place in the list; None where there is none."""
+        fresh = self.untrained or (None,) * len(self.operators)
+        return list(zip(self.operators, fresh, strict=True))
+
     def save(self, directory: str | Path) -> Path:
         """Writes JSON and safetensors to a folder, whole or not at all; `load_dissection` reads it.
 
@@ -128,7 +133,11 @@ class Dissection:
         return f'<iframe srcdoc="{page}" style="width:100%;height:45em;border:1px solid #8888"></iframe>'
 
     def __repr__(self) -> str:
-        used = ", ".join(f"{op.hook_name}: {op.effective_rank:.1f} of {len(op.spectrum)}" for op in self.operators)
+        used = ", ".join(
+            f"{op.hook_name}: {op.effective_rank:.1f} of {len(op.spectrum)}, input-dependent {op.input_rank:.1f}"
+            + (f" (untrained {fresh.effective_rank:.1f} and {fresh.input_rank:.1f})" if fresh is not None else "")
+            for op, fresh in self.beside_untrained()
+        )
         left = f"; left out: {', '.join(what for what, _ in self.left_out)}" if self.left_out else ""
         return (
             f"Dissection of {self.edit.splitlines()[0]} on {self.model}, {self.n_wanted + self.n_kept} examples"

@@ -63,26 +63,28 @@ def _outcomes(result: Dissection) -> Section | None:
 def _directions(result: Dissection) -> Section | None:
     if not result.operators:
         return None
-    fresh = {operator.hook_name: operator for operator in result.untrained}
     lines = [
         {
             "hook_name": operator.hook_name,
             "effective rank": operator.effective_rank,
-            "untrained": fresh[operator.hook_name].effective_rank if operator.hook_name in fresh else float("nan"),
+            "untrained": float("nan") if fresh is None else fresh.effective_rank,
+            "effective rank of the input-dependent part": operator.input_rank,
+            "of it, untrained": float("nan") if fresh is None else fresh.input_rank,
             "directions for 99% of the energy": operator.rank_for(0.99),
             "rms change / rms |h|": float(operator.spectrum.square().sum().sqrt()) / operator.rms_norm,
-            "untrained change": float(fresh[operator.hook_name].spectrum.square().sum().sqrt()) / operator.rms_norm
-            if operator.hook_name in fresh
-            else float("nan"),
+            "untrained change": float("nan")
+            if fresh is None
+            else float(fresh.spectrum.square().sum().sqrt()) / operator.rms_norm,
         }
-        for operator in result.operators
+        for operator, fresh in result.beside_untrained()
     ]
     return Section(
         "How many directions it really uses",
         (
             "The edit's rank is what it may use. What it does use is the spectrum of its changes on real inputs; R and W are "
-            "known only up to a change of coordinates and say nothing by themselves. Beside it: the same edit with fresh "
-            "weights, on the same inputs.",
+            "known only up to a change of coordinates and say nothing by themselves. A constant push, the same for every input, "
+            "counts in the effective rank of the whole, and may hide how many directions depend on the input: both are given. "
+            "Beside each: the same edit with fresh weights, on the same inputs, which has a low effective rank too.",
         ),
         (
             _picture(

@@ -35,12 +35,25 @@ class Operator(Result):
     pattern: Float[Tensor, "direction d_model"]
     """Unit directions of the activations that each reading answers to, S read_i: where `read` also holds what the data
     never vary, and training never touched, this does not (Haufe et al. 2014). Zero for a push that reads nothing."""
+    input_spectrum: Float[Tensor, " input_direction"] | None = None
+    """The spectrum of the change without its mean, the part that depends on the input; None in files of an earlier version."""
 
     @property
     def effective_rank(self) -> float:
-        """Participation ratio of the spectrum's energy, (sum s^2)^2 / sum s^4: 1 if one direction does it all."""
-        energy = self.spectrum.double() ** 2
-        return float(energy.sum() ** 2 / (energy**2).sum())
+        """Participation ratio of the spectrum's energy, (sum s^2)^2 / sum s^4: 1 if one direction does it all.
+
+        Of the whole change. A large constant push hides how many directions depend on the input: see `input_rank`.
+        """
+        return _participation(self.spectrum.double() ** 2)
+
+    @property
+    def input_rank(self) -> float:
+        """The same of what is left of the change without its mean: 0 for a push that does not depend on the input."""
+        if self.input_spectrum is not None:
+            return _participation(self.input_spectrum.double() ** 2)
+        mean = self.spectrum.double() * self.constant_share.double().sqrt()
+        covariance = torch.diag(self.spectrum.double() ** 2) - torch.outer(mean, mean)
+        return _participation(torch.linalg.eigvalsh(covariance).clamp(min=0))
 
     def rank_for(self, share: float = 0.99) -> int:
         """Write directions, strongest first, that together carry this share of the energy.
@@ -57,7 +70,8 @@ class Operator(Result):
 
     def headline(self) -> str:
         return (
-            f"{self.hook_name}: effective rank {self.effective_rank:.2f} of {len(self.spectrum)}, rms change "
+            f"{self.hook_name}: effective rank {self.effective_rank:.2f} of {len(self.spectrum)}, of its input-dependent part "
+            f"{self.input_rank:.2f}, rms change "
             f"{float(self.spectrum.square().sum().sqrt()):.3g} of |h| = {self.rms_norm:.3g}, {self.n_tokens} tokens"
         )
 
@@ -73,6 +87,10 @@ class Operator(Result):
                 "constant_share": self.constant_share.tolist(),
             }
         )
+
+
+def _participation(energy: Float[Tensor, " direction"]) -> float:
+    return float(energy.sum() ** 2 / (energy**2).sum()) if bool(energy.any()) else 0.0
 
 
 @final

@@ -12,6 +12,7 @@ only what the real one has beyond these is evidence.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,15 +27,33 @@ from reftlens.training.train import TrainConfig, train
 
 
 def permuted_labels(examples: Sequence[tuple[str, str]], *, seed: int) -> list[tuple[str, str]]:
-    """The same prompts with the completions dealt out anew: how often each answer is right stays, which one does not.
+    """The same prompts with the completions dealt out anew, none to a prompt that it is right for.
+
+    Each answer occurs as often as before. (Of two answers dealt out at random, half would stay right.)
 
     Args:
         examples: (prompt, completion) pairs.
         seed: deals.
+
+    Raises:
+        ValueError: if more than half of the examples have one answer, so that some prompt must keep it.
     """
-    completions = [completion for _, completion in examples]
-    random.Random(seed).shuffle(completions)
-    return [(prompt, completion) for (prompt, _), completion in zip(examples, completions, strict=True)]
+    own = [completion for _, completion in examples]
+    answer, most = max(Counter(own).items(), key=lambda item: item[1], default=("", 0))
+    if 2 * most > len(own):
+        raise ValueError(
+            f"{most} of {len(own)} examples have the answer {answer!r}, so no dealing takes it from all of them: leave some of them "
+            "out until each answer belongs to half of the examples at most"
+        )
+    draw = random.Random(seed)
+    dealt = draw.sample(own, len(own))
+    for place in draw.sample(range(len(own)), len(own)):
+        if dealt[place] == own[place]:
+            # The answer is own or dealt at fewer than all places, since it is at most half of them: one can swap.
+            free = [other for other in range(len(own)) if own[place] not in (own[other], dealt[other])]
+            other = draw.choice(free)
+            dealt[place], dealt[other] = dealt[other], dealt[place]
+    return [(prompt, completion) for (prompt, _), completion in zip(examples, dealt, strict=True)]
 
 
 def null_edits(
