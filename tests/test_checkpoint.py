@@ -283,7 +283,7 @@ def test_to_the_hub_and_back(tmp_path, gpt2, make_reft, hub) -> None:
     url = reft.push_to_hub("me/moved", bridge=gpt2, private=True, token="secret")
     assert url == f"https://huggingface.co/me/moved/commit/{'0' * 40}"
     assert (hub.token, hub.private) == ("secret", {"me/moved": True})
-    files = {"README.md", "figure.png", "reft.safetensors", "reft_config.json"}
+    files = {"README.md", "figure.png", "reft.safetensors", "reft_config.json", "digests.json"}
     assert {file.name for file in (tmp_path / "hub" / "me" / "moved").iterdir()} == files
     (tmp_path / "hub" / "me" / "moved" / "evil.py").write_text("raise SystemExit")
     again = rl.Reft.from_pretrained("me/moved", bridge=gpt2, revision="v1")
