@@ -66,6 +66,7 @@ class _Moments:
         used = energy > 1e-12 * energy[0]
         energy, vectors = energy[used], vectors[used]
         vectors = torch.where((vectors @ mean)[:, None] < 0, -vectors, vectors)
+        varying = torch.linalg.eigvalsh(second - torch.outer(mean, mean)).flip(0)
         share = ((vectors @ mean) ** 2 / energy).clamp(max=1)
         pattern = vectors @ (self.cross / self.n - torch.outer(mean, self.total / self.n))
         pattern = torch.nn.functional.normalize(pattern, dim=-1).where(share[:, None] < 1 - 1e-9, 0.0)
@@ -79,6 +80,7 @@ class _Moments:
             rms_norm=(self.energy / self.n) ** 0.5,
             n_tokens=self.n,
             pattern=pattern.float().cpu(),
+            input_spectrum=varying[varying > 1e-12 * energy[0]].sqrt().float().cpu(),
         )
 
 

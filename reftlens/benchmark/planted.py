@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis import decompose, overlap, read_space, untrained
+from reftlens.analysis import decompose, haar, overlap, read_space, untrained
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import load, texts
@@ -119,8 +119,9 @@ def planted_rows(
         students = [fit_student(planted, rank=rank, seed=seed, steps=steps) for seed in seeds]
         operators = [planted.operator(student) for student in students]
         yield from _student_rows(planted, truth, operators, rank, raw=_raw_angle(students))
-    null = overlap(truth.write[:2], torch.randn(2, truth.write.shape[1]), n_null=500).null_angles["haar"]
-    start = planted.operator(_site(planted.bridge, LoReFT(truth.write.shape[1], 2), seed=77))
+    d_model = truth.write.shape[1]
+    null = overlap(truth.write[:2], truth.write[:2], nulls={"haar": haar(d_model)}, n_null=500).null_angles["haar"]
+    start = planted.operator(_site(planted.bridge, LoReFT(d_model, 2), seed=77))
     chance = angles_to(planted, start, truth)
     yield Known(
         f"planted edit, {name}",

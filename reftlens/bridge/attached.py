@@ -9,7 +9,7 @@ from torch.nn.modules import module as torch_module
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-_LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.")
+_LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.", "reftlens.bridge.caching")
 """Whose own hooks leave a model's numbers as they are."""
 
 

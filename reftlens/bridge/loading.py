@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import cached_file
-from transformers.utils.hub import extract_commit_hash
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reftlens.bridge.caching import mend_attention
-from reftlens.organisms import ORGANISMS
+from reftlens.bridge.pretrained import (
+    dtype_of,
+    is_quantized,
+    nothing_installed,
+    plain_model,
+    read_pretrained,
+    require_device,
+)
 
 _REVISIONS: WeakKeyDictionary[TransformerBridge, str] = WeakKeyDictionary()
 """The commit that each bridge was loaded from, where it came from the hub."""
@@ -29,61 +27,71 @@ _REVISIONS: WeakKeyDictionary[TransformerBridge, str] = WeakKeyDictionary()
 def load_bridge(
     name: str | Path | None = None,
     *,
-    hf_model: PreTrainedModel | None = None,
+    hf_model: nn.Module | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device_map: str | dict[str, str | int] | None = None,
     offload_folder: str | Path | None = None,
+    fresh_head: bool = False,
 ) -> TransformerBridge:
     """Loads a model as a frozen `TransformerBridge` in eval mode.
 
     Args:
         name: an embedded organism ("facts-small"), a local directory or a hub name ("gpt2").
-        hf_model: a model already in memory instead of a name. It becomes the bridge's own and changes in place.
+        hf_model: a model already in memory instead of a name. It becomes the bridge's own and changes in place. The adapter
+            of a `peft` model is merged into its weights, and the log says so.
         tokenizer: its tokenizer; needed with `hf_model`, optional with a name.
-        device: where the model goes.
-        dtype: of the weights; as stored in the checkpoint (or as `hf_model` has it) if not given.
+        device: where the model goes. A model in 4 or 8 bits stays where it is.
+        dtype: of the weights, also by its name ("bf16", "float16"); as stored in the checkpoint (or as `hf_model` has it) if
+            not given.
         device_map: spreads a named model over several devices, or the disk, as `from_pretrained` of transformers does;
             `device` is not used then. Edits stay where the embedding is, and their tokens come to them. Tested with
             blocks on the disk and the rest on a CPU, not on several GPUs.
         offload_folder: where a `device_map` puts what goes to the disk.
+        fresh_head: accept random weights where the checkpoint lacks some, as that of a classifier lacks the language-model head.
 
     Raises:
-        ValueError: if the name is none of the three, the arguments do not fit together, or TransformerLens cannot
-            run this architecture in this dtype.
+        TypeError: If `hf_model` is not a model of transformers.
+        ValueError: If the name is none of the three, the checkpoint lacks weights, the arguments do not fit together, there
+            is no such device, or TransformerLens cannot run this architecture in this dtype.
     """
     if (name is None) == (hf_model is None):
         raise ValueError("load_bridge wants either a name or hf_model=..., and not both")
-    commit = None
+    dtype, commit = dtype_of(dtype), None
+    if device_map is None:
+        require_device(device)
     if hf_model is None:
         placed = {"device_map": device_map, "offload_folder": offload_folder} if device_map is not None else {}
-        hf_model, loaded_tokenizer, commit = _load_pretrained(str(name), dtype, placed)
+        hf_model, loaded_tokenizer, commit = read_pretrained(str(name), dtype, fresh_head=fresh_head, placed=placed)
         tokenizer = tokenizer or loaded_tokenizer
     elif tokenizer is None:
         raise ValueError("load_bridge(hf_model=...) also wants its tokenizer: pass tokenizer=...")
     elif device_map is not None:
         raise ValueError("hf_model is where it is: pass device_map to its from_pretrained")
-    if any(type(module).__module__.startswith("transformer_lens.") for module in hf_model.modules()):
-        raise ValueError(
-            "hf_model already belongs to a bridge, and a second one would fire every hook twice: use the first "
-            "bridge, or load the model again"
-        )
-    _require_runnable(hf_model, dtype or hf_model.dtype)
-    spread = getattr(hf_model, "hf_device_map", None) is not None
-    if not spread:
-        hf_model = hf_model.to(device=device, dtype=dtype or hf_model.dtype)
-    hf_model.config.architectures = [type(hf_model).__name__]
+    elif is_quantized(hf_model) and dtype is not None:
+        raise ValueError("hf_model is quantised and keeps the dtype it was loaded with: leave dtype out")
+    model = plain_model(hf_model)
+    _require_runnable(model, dtype or model.dtype)
+    place: str | None = str(device)
+    if getattr(model, "hf_device_map", None) is not None:
+        place = None
+    elif is_quantized(model):
+        place = str(model.device)
+    else:
+        model = model.to(device=device, dtype=dtype or model.dtype)
+    model.config.architectures = [type(model).__name__]
     # The bridge replaces a tokenizer that does not say these two things about itself.
     tokenizer.init_kwargs.setdefault("name_or_path", "")
     tokenizer.init_kwargs["add_bos_token"] = True
-    bridge = TransformerBridge.boot_transformers(
-        str(name or hf_model.config.name_or_path or type(hf_model).__name__),
-        hf_model=hf_model,
-        tokenizer=tokenizer,
-        device=None if spread else str(device),
-        dtype=hf_model.dtype,
-    )
+    with nothing_installed():
+        bridge = TransformerBridge.boot_transformers(
+            str(name or model.config.name_or_path or type(model).__name__),
+            hf_model=model,
+            tokenizer=tokenizer,
+            device=place,
+            dtype=model.dtype,
+        )
     if commit is not None:
         _REVISIONS[bridge] = commit
     mend_attention(bridge)
@@ -117,28 +125,6 @@ def freeze(bridge: TransformerBridge) -> TransformerBridge:
     bridge.eval()
     bridge.requires_grad_(False)
     return bridge
-
-
-def _load_pretrained(
-    name: str, dtype: torch.dtype | None, placed: dict[str, Any]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | None]:
-    """The model, its tokenizer, and the commit on the hub that they are of."""
-    source = str(ORGANISMS.get(name, name))
-    try:
-        # One file first: a name that does not exist should not be looked up once for every kind of file.
-        config_file = cached_file(source, "config.json")
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        architectures = AutoConfig.from_pretrained(source).architectures or []
-        masked = any(architecture.endswith("ForMaskedLM") for architecture in architectures)
-        auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-        model = auto.from_pretrained(source, dtype=dtype or "auto", attn_implementation="eager", **placed)
-    except (OSError, ValueError) as error:
-        where = "the directory could not be read as a model" if Path(source).is_dir() else "there is no such directory"
-        raise ValueError(
-            f"cannot load the model {name!r}: the embedded organisms are {', '.join(sorted(ORGANISMS))}; {where}; and as "
-            f"a hub name it could not be fetched: {str(error).strip().splitlines()[0]}"
-        ) from error
-    return model, tokenizer, extract_commit_hash(config_file, None)
 
 
 def n_parameters(bridge: TransformerBridge) -> int:

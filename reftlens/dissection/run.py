@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -25,7 +26,7 @@ from reftlens.dissection.result import DissectConfig, Dissection
 from reftlens.edit.reft import Reft
 from reftlens.interventions import NotAffineError
 from reftlens.positions import Last
-from reftlens.results import Interchanged, Operator, Overlap, ReadSpace
+from reftlens.results import DirectionReadout, Interchanged, Operator, Overlap, ReadSpace
 from reftlens.training.objectives import Completion
 from reftlens.training.seeds import train_seeds
 
@@ -83,7 +84,7 @@ def dissect(
         n_kept=len(work.kept),
         left_out=tuple(work.left_out),
         seconds=tuple(work.seconds),
-        settings=tuple((item.name, str(getattr(config, item.name))) for item in fields(config)),
+        settings=(*((item.name, str(getattr(config, item.name))) for item in fields(config)), *work.notes),
         **found,
     )
 
@@ -98,6 +99,7 @@ class _Work:
     examples: Examples
     config: DissectConfig
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
     seconds: list[tuple[str, float]] = field(default_factory=list)
     found: tuple[Operator, ...] = ()
 
@@ -172,16 +174,22 @@ class _Work:
             return {}
         config, pairs = self.config, self.wanted or self.kept
         batch = encode(self.bridge, [prompt for prompt, _ in pairs[:READ_OUT]])
-        watch = list(dict.fromkeys(answer for _, answer in pairs))[:4]
-        readouts = []
+        answers = list(dict.fromkeys(answer for _, answer in pairs))
+        tokens = first_tokens(self.bridge, answers).tolist()
+        watch = [answer for place, answer in enumerate(answers) if tokens[place] not in tokens[:place]][:4]
+        readable = []
         for operator in self.found:
             if operator.write.shape[1] != self.bridge.cfg.d_model:
                 self.left_out.append((f"readout of {operator.hook_name}", "it is not as wide as the residual stream"))
                 continue
-            few = _strongest(operator, config.directions)
-            readouts += analysis.read_directions(
-                self.bridge, few, batch, watch=watch, n_null=config.n_null, seed=config.seed
+            readable.append(_strongest(operator, config.directions))
+        readouts: list[DirectionReadout] = []
+        try:
+            readouts = analysis.read_directions(
+                self.bridge, readable, batch, watch=watch, n_null=config.n_null, seed=config.seed
             )
+        except ValueError as error:
+            self.left_out.append(("readouts", str(error)))
         contexts = analysis.top_contexts(
             self.bridge,
             self.reft,
@@ -308,14 +316,39 @@ class _Work:
             )
             return {}
         training = replace(config.retrain, progress=False)
+        first = 1 + max(self.config.seed, training.seed, *config.seeds)
+        shuffled = _no_majority(examples)
+        if not shuffled:
+            self.left_out.append(
+                ("seeds", "all examples have one answer, so there are no shuffled ones to compare with")
+            )
+            return {}
+        if len(shuffled) < len(examples):
+            why = (
+                f"{len(shuffled)} of {len(examples)} examples: of more, the commonest answer would stay right for some"
+            )
+            self.notes.append(("trained on shuffled answers", why))
+        null = analysis.null_edits(self.bridge, self.reft, shuffled, training, n=config.n_null_edits, seed=first)
         copies = train_seeds(self.bridge, self.reft, examples, training, seeds=config.seeds)
-        shuffled = analysis.permuted_labels(examples, seed=config.seed)
-        (null,) = train_seeds(self.bridge, self.reft, shuffled, training, seeds=config.seeds[:1]).values()
-        compared = {"this edit": self.reft, **copies, "shuffled answers": null}
         pairs = analysis.agreement(
-            self.bridge, compared, self.batches, at=config.at, n_null=config.n_null, seed=config.seed
+            self.bridge,
+            {"this edit": self.reft, **copies},
+            self.batches,
+            null=null,
+            at=config.at,
+            n_null=config.n_null,
+            seed=config.seed,
         )
         return {"agreements": tuple(pairs)}
+
+
+def _no_majority(examples: Examples) -> Examples:
+    """The examples without as many of the commonest answer as it takes for every answer to be wrong somewhere else."""
+    answer, most = Counter(completion for _, completion in examples).most_common(1)[0]
+    surplus = max(0, 2 * most - len(examples))
+    having = [place for place, (_, completion) in enumerate(examples) if completion == answer]
+    left = set(having[len(having) - surplus :])
+    return [pair for place, pair in enumerate(examples) if place not in left]
 
 
 def _strongest(operator: Operator, n: int) -> Operator:
@@ -328,4 +361,5 @@ def _strongest(operator: Operator, n: int) -> Operator:
         spectrum=operator.spectrum[:n],
         constant_share=operator.constant_share[:n],
         pattern=operator.pattern[:n],
+        input_spectrum=None,
     )

@@ -27,10 +27,13 @@ def _whole(result: Dissection) -> Iterator[Line]:
 
 
 def _sites(result: Dissection) -> Iterator[Line]:
-    fresh = {operator.hook_name: f"untrained {operator.effective_rank:.2f}" for operator in result.untrained}
-    for operator in result.operators:
-        found = f"{operator.effective_rank:.2f} of {len(operator.write)}"
-        yield operator.hook_name, "effective rank", found, fresh.get(operator.hook_name, "")
+    for operator, fresh in result.beside_untrained():
+        for question, of in (
+            ("effective rank", "effective_rank"),
+            ("effective rank of the input-dependent part", "input_rank"),
+        ):
+            found = f"{getattr(operator, of):.2f} of {len(operator.write)}"
+            yield operator.hook_name, question, found, "" if fresh is None else f"untrained {getattr(fresh, of):.2f}"
     for overlap in result.overlaps:
         beside = ", ".join(
             f"{null} {float(draws.mean()):.3f} (p = {overlap.p(null):.2g})"
@@ -51,5 +54,10 @@ def _sites(result: Dissection) -> Iterator[Line]:
 def _seeds(result: Dissection) -> Iterator[Line]:
     for pair in result.agreements:
         found = f"cosine {pair.cosine:.2f}, angle {pair.angle:.0f}, raw R {pair.raw_angle:.0f}"
-        beside = f"turned {pair.control_cosine:.2f}, random {pair.null_angle:.0f} and {pair.raw_null_angle:.0f}"
+        beside = f"turned {pair.control_cosine:.2f}, no null edits, so no claim"
+        if pair.n_null_edits:
+            beside = (
+                f"shuffled answers {pair.null_cosine:.2f} (p = {pair.p_cosine:.2g}), {pair.null_trained_angle:.0f} "
+                f"(p = {pair.p_angle:.2g})"
+            )
         yield f"{pair.first} and {pair.second}", "agreement of the changes", found, beside

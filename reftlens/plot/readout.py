@@ -16,10 +16,17 @@ _BAR = 0.18
 """Inches a bar and its label take."""
 
 
+TWO_QUESTIONS = (
+    "Named before looking, these have a test of their own: p is the part of random directions that change this one token's logit "
+    "as much, while the grey band is for the best of all tokens, so a token inside the band can have a small p."
+)
+"""What a reader of the figure and of a table of named tokens must be told."""
+
+
 def readout(readouts: Sequence[DirectionReadout]) -> Figure:
     """Draws the tokens that each direction moves most, one panel for each site and direction.
 
-    Bars inside the shaded band are grey: a random direction reaches as far.
+    Bars inside the shaded band are grey: random directions reach as far at the best of all tokens and directions looked at.
 
     Args:
         readouts: from `analysis.read_directions`.
@@ -78,5 +85,5 @@ def _key() -> list[Patch]:
         Patch(color=VERMILLION, label="promoted, beyond the band"),
         Patch(color=BLUE, label="suppressed, beyond the band"),
         Patch(color=GREY, label="inside the band"),
-        Patch(color=PALE, label="what random directions of this length give (5-95%)"),
+        Patch(color=PALE, label="95% of random directions move no token out of it"),
     ]

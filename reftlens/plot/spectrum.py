@@ -80,10 +80,19 @@ def _panel(axes: Axes, operator: Operator, null: Sequence[Operator]) -> None:
     axes.set_xlabel("write direction, strongest first")
     facts = [
         f"{short_name(operator.hook_name)}, {operator.n_tokens} tokens",
-        f"effective rank {operator.effective_rank:.1f} of {len(size)}",
+        f"effective rank {operator.effective_rank:.1f} of {len(size)}{_beside([one.effective_rank for one in null])}",
+        f"input-dependent part {operator.input_rank:.1f}{_beside([one.input_rank for one in null])}",
         f"|h| = {operator.rms_norm:.3g}",
     ]
     axes.set_title("\n".join(facts), loc="left", color=INK)
+
+
+def _beside(ranks: Sequence[float]) -> str:
+    """The control's effective ranks, or their range."""
+    if not ranks:
+        return ""
+    ends = dict.fromkeys(f"{end:.1f}" for end in (min(ranks), max(ranks)))
+    return f" (control {' to '.join(ends)})"
 
 
 def _band(axes: Axes, null: Sequence[Operator]) -> float:
