@@ -17,6 +17,7 @@ from reftlens.bridge.forwards import (
     blocks_replaced,
     is_causal,
     last_block_alone,
+    masked_columns,
     require_causal,
     unembedded_alone,
     watch_forwards,
@@ -27,7 +28,7 @@ from reftlens.bridge.loading import freeze, load_bridge, n_parameters, revision
 from reftlens.bridge.padding import caching_holds, last_block_splits, padding_holds, require_padding
 from reftlens.bridge.points import activation_shape, canonical_hook, canonical_hooks, layer_of, removed_hooks, width_of
 from reftlens.bridge.proving import TOLERANCE, attention_window, difference, made_up, pad_id, proved
-from reftlens.bridge.resid_mid import EditError, is_resid_mid, resid_pre_inside, written_whole
+from reftlens.bridge.resid_mid import EditError, HookFunction, is_resid_mid, resid_pre_inside, written_whole
 from reftlens.bridge.threads import hooked, in_this_thread, one_thread
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "TOLERANCE",
     "EditError",
     "ForwardStart",
+    "HookFunction",
     "activation_shape",
     "attention_window",
     "base_identity",
@@ -58,6 +60,7 @@ __all__ = [
     "layer_of",
     "load_bridge",
     "made_up",
+    "masked_columns",
     "mend_attention",
     "n_parameters",
     "one_thread",

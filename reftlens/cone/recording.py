@@ -30,7 +30,9 @@ from reftlens.bridge import (
     canonical_hooks,
     difference,
     hooked,
+    is_causal,
     made_up,
+    masked_columns,
     proved,
     require_causal,
     unembedded_alone,
@@ -52,18 +54,20 @@ class Recording:
     past: tuple[tuple[Tensor, Tensor], ...]
     """Keys and values `[batch, kv_head, pos, d_head]` of each block."""
     logits: Float[Tensor, "batch d_vocab"]
-    """After the last token of each prompt."""
+    """After the last token of each prompt; of a masked language model, at its mask token."""
     activations: Mapping[str, Float[Tensor, "batch pos *axes"]]
     """What was at the points asked for, by the names asked with."""
     as_tuple: bool
     """Whether this architecture's blocks put out a tuple."""
     parts: Parts = ALL
     """What cones of this model may leave out."""
+    masked: Int[Tensor, " batch"] | None = None
+    """The columns of mask tokens, where those are read."""
 
     @property
     def read(self) -> Int[Tensor, " batch"]:
         """The column whose logits are kept, in each row."""
-        return self.batch.last_prompt_index
+        return self.batch.last_prompt_index if self.masked is None else self.masked
 
     def cone(self, boundary: int, start: int, rows: Int[Tensor, " n"] | None = None) -> Held:
         """What `hold` would keep for a cone, of these rows. It begins earlier on a model whose cones may leave less out.
@@ -177,22 +181,33 @@ def repeated(batch: Batch, rows: Int[Tensor, " n"]) -> Batch:
 
 
 @torch.no_grad()
-def record(bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str] = ()) -> Recording:
+def record(
+    bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str] = (), *, masked: bool = False
+) -> Recording:
     """Runs a batch once and keeps it, with whatever hooks are attached at the time.
 
     Args:
         bridge: the model.
         batch: the inputs.
         hook_names: points whose activations are wanted too.
+        masked: whether a masked language model may be recorded, and its logits read at mask tokens.
 
     Raises:
-        ValueError: if the model is bidirectional, or a point does not exist or cannot be edited.
+        ValueError: if the model is bidirectional and `masked` is False, a prompt does not have one mask token, or a point does not exist or cannot be edited.
     """
-    require_causal(bridge, "a recording of keys and values")
-    return _record(bridge, batch, hook_names, parts_of(bridge, batch))
+    if not masked:
+        require_causal(bridge, "a recording of keys and values")
+    at = None if is_causal(bridge) else masked_columns(bridge, batch.tokens)
+    return _record(bridge, batch, hook_names, parts_of(bridge, batch), at)
 
 
-def _record(bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str], parts: Parts) -> Recording:
+def _record(
+    bridge: TransformerBridge,
+    batch: Batch,
+    hook_names: Sequence[str],
+    parts: Parts,
+    at: Int[Tensor, " batch"] | None = None,
+) -> Recording:
     n_layers = bridge.cfg.n_layers
     seen: dict[str, Any] = {}
 
@@ -206,7 +221,8 @@ def _record(bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str], 
     points = zip((*resid_names, *hook_names), canonical_hooks(bridge, [*resid_names, *hook_names]), strict=True)
     cache = DynamicCache() if parts.columns else None
     caching = {"use_cache": False} if cache is None else with_cache(bridge, cache)
-    last = torch.zeros_like(batch.prompt_mask).scatter(1, batch.last_prompt_index[:, None], True)
+    read = batch.last_prompt_index if at is None else at
+    last = torch.zeros_like(batch.prompt_mask).scatter(1, read[:, None], True)
     handle = bridge.blocks[0].register_forward_hook(lambda _m, _a, output: seen.update(tuple=isinstance(output, tuple)))
     try:
         hooks = [(point, keep(name)) for name, point in points]
@@ -222,6 +238,7 @@ def _record(bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str], 
         activations={name: seen[name] for name in hook_names},
         as_tuple=seen["tuple"],
         parts=parts,
+        masked=at,
     )
 
 

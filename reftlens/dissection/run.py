@@ -276,20 +276,19 @@ class _Work:
                 continue
             try:
                 read = analysis.read_space(self.bridge, site.hook_name, some, seed=self.config.seed)
-                results.append(replace(self._interchange(operator, base, source, read), site=operator.site))
+                results.append(replace(self._interchange(operator, base, source), site=operator.site))
                 spaces.append(replace(read, site=operator.site))
             except ValueError as error:
                 self.left_out.append((what, str(error)))
         return {"interchanges": tuple(results), "read_spaces": tuple(spaces)}
 
-    def _interchange(self, operator: Operator, base: Batch, source: Batch, read: ReadSpace) -> Interchanged:
+    def _interchange(self, operator: Operator, base: Batch, source: Batch) -> Interchanged:
         return analysis.interchange(
             self.bridge,
             operator.hook_name,
             analysis.directions(operator, self.rank(operator)),
             base,
             source,
-            read=read,
             n_random=self.config.n_random,
             n_placebo=self.config.n_random,
             batch_size=self.config.batch_size,

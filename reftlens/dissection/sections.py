@@ -192,8 +192,9 @@ def _interchange(result: Dissection) -> Section | None:
         "Whether the base keeps the answer there",
         (
             "In the unedited model, a source prompt's coordinates inside the edit's strongest write directions are put into "
-            "a base prompt, at its last token. If most of the effect comes from a difference that later layers do not read, "
-            "the subspace works through a path that is dormant otherwise, and is marked illusory (Makelov et al. 2023). An "
+            "a base prompt, at its last token. A subspace is illusory if most of the move comes from a difference that nothing "
+            "reads and passes through units that are dormant otherwise (Makelov et al. 2023). Where a direction made to be "
+            "illusory at this point would not be found either, the verdict is 'no power'. An "
             "edit may well write where the base keeps nothing.",
         ),
         (_picture("dissect_interchange", plot.interchange(result.interchanges), "Interchanges and their controls."),),

@@ -43,7 +43,7 @@ def _sites(result: Dissection) -> Iterator[Line]:
     for swap in result.interchanges:
         random = sum(draw.moved for draw in swap.random) / len(swap.random)
         beside = f"random {random:.2f} (p = {swap.p:.2g}), complement {swap.complement.moved:.2f}"
-        found = f"{swap.inside.moved:.2f}{' (illusory)' if swap.illusory else ''}"
+        found = f"{swap.inside.moved:.2f} ({'illusory: ' * (swap.verdict == 'no power')}{swap.verdict})"
         yield swap.where, "interchange inside it moves the base's answer by", found, beside
     for manifold in result.manifolds:
         natural, edited, control = manifold.beyond()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import final
+from typing import Literal, final
 
 import pandas as pd
 import torch
@@ -179,13 +179,18 @@ class Interchanged(SiteResult):
     inside: Swap
     complement: Swap
     from_read: Swap
-    """Inside, but with only that difference of source and base that later layers read."""
+    """Inside, but with only that difference of source and base that the two answers depend on, by how much they do."""
     from_unread: Swap
-    """Inside, but with only the difference that they do not read: it is turned into what they do."""
+    """Inside, but with only the rest, which is causally disconnected: it is turned into what is read."""
     random: tuple[Swap, ...]
     """Random subspaces of the same rank."""
     placebo: tuple[Swap, ...]
     """Random subspaces, moved as far as the inside interchange moves."""
+    dormant: float = float("nan")
+    """Part of the move inside that passes through units which do not move the answer in the whole interchange; NaN if there
+    are none behind the point, or in results saved by earlier versions."""
+    power: float = float("nan")
+    """The same of a direction made to be illusory at this point: above 0.5 the test can find one."""
     site: str = ""
     """The site's short name; empty where it was asked about by its hook."""
 
@@ -203,18 +208,27 @@ class Interchanged(SiteResult):
         return (1 + sum(swap.moved >= self.inside.moved for swap in null)) / (1 + len(null))
 
     @property
-    def illusory(self) -> bool:
-        """Whether most of what the subspace does comes from a difference that later layers do not read.
+    def verdict(self) -> Literal["illusory", "not illusory", "no power"]:
+        """Whether most of what the subspace does is an illusion, if that can be told here (see `analysis.interchange`).
 
-        Such a subspace drives the answer through a path that is dormant otherwise, and is no sign that the model keeps
-        the variable there (Makelov et al. 2023, arXiv:2311.17030). Only said of a subspace that does something.
+        Illusory: more than half of the move passes through units that are dormant otherwise, and more than half of it comes
+        from a difference that is causally disconnected. No power: a direction made to be illusory would not be found, or
+        the subspace moves the answer by less than a tenth of the way, so that there is nothing to explain.
         """
-        return self.inside.moved > 0.1 and self.from_unread.moved > 0.5 * self.inside.moved
+        if not self.power > 0.5 or not self.inside.moved > 0.1:
+            return "no power"
+        illusory = self.dormant > 0.5 and self.from_unread.moved > 0.5 * self.inside.moved
+        return "illusory" if illusory else "not illusory"
+
+    @property
+    def illusory(self) -> bool:
+        """Whether the verdict is "illusory". False also where there is no power to tell: ask `verdict`."""
+        return self.verdict == "illusory"
 
     def headline(self) -> str:
-        flag = ", illusory" if self.illusory else ""
         return (
-            f"{self.where}, rank {self.rank}, {self.n} pairs: inside moves {self.inside.moved:.2f} of the way{flag}; "
+            f"{self.where}, rank {self.rank}, {self.n} pairs: inside moves {self.inside.moved:.2f} of the way ({self.verdict}"
+            f": {self.dormant:.2f} dormant, {self.power:.2f} of a made illusion); "
             f"p = {self.p:.2g} among {len(self.random)} random subspaces, complement {self.complement.moved:.2f}"
         )
 

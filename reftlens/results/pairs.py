@@ -116,6 +116,14 @@ class Agreement(Result):
     """The same, by the angle of write directions."""
 
     @property
+    def not_identified(self) -> bool:
+        """Whether both say nearly the same (KL below a tenth of the turned control's) by other directions (over 15 degrees).
+
+        What they were trained for then does not fix their directions, and neither edit's can be read as the ones.
+        """
+        return self.kl < 0.1 * self.control_kl and self.angle > 15
+
+    @property
     def n_null_pairs(self) -> int:
         """Pairs that p counts, this one included; 0 without null edits."""
         n = self.n_null_edits + 2
@@ -123,6 +131,7 @@ class Agreement(Result):
 
     def headline(self) -> str:
         found = f"{self.first} and {self.second}: cosine of changes {self.cosine:.2f}, angle {self.angle:.0f}, KL {self.kl:.2g} nats"
+        found += " (outputs agree, directions do not: not identified)" * self.not_identified
         if not self.n_null_edits:
             return (
                 f"{found}; no claim without edits trained on shuffled answers (null=...): turned at random cosine "
@@ -140,4 +149,6 @@ class Agreement(Result):
 
 def agreements_to_dataframe(agreements: Sequence[Agreement]) -> pd.DataFrame:
     """One line for each pair of edits."""
-    return pd.DataFrame([{**asdict(pair), "sites": ", ".join(pair.sites)} for pair in agreements])
+    return pd.DataFrame(
+        [{**asdict(pair), "sites": ", ".join(pair.sites), "not identified": pair.not_identified} for pair in agreements]
+    )

@@ -35,7 +35,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from reftlens.bridge import base_identity, foreign_hooks, one_thread
+from reftlens.bridge import EXACT, base_identity, foreign_hooks, one_thread, sampled_fingerprint
 from reftlens.cone.store import InMemory, OnDisk
 from reftlens.display import as_html
 from reftlens.edit import checkpoint
@@ -92,7 +92,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """How many of the newest are kept, and the best besides."""
     resume: bool = False
-    """Go on from the newest checkpoint in `output_dir`."""
+    """Go on from the newest whole checkpoint in `output_dir`; the log names newer ones that are damaged."""
     patience: int | None = None
     """Stop after so many looks at the validation set without a better one; None goes on to the end."""
     report_to: str = "none"
@@ -213,6 +213,9 @@ def train(
         if arguments.world_size > 1 and validation is not None and config.output_dir is None:
             raise ValueError("several processes share the best checkpoint: pass output_dir in TrainConfig")
         identity = {**_identity(bridge, reft, objective, read), "tokens": tokens}
+        if not folder.identity().get("weights", EXACT).startswith(EXACT):
+            # The run that is there was begun by an earlier version.
+            identity["weights"] = sampled_fingerprint(bridge)
         with arguments.main_process_first(desc="run folder"):
             settings = {name: str(getattr(config, name)) for name in _RESULT}
             latest = folder.begin({**identity, **settings}, resume=config.resume or arguments.process_index > 0)

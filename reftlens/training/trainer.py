@@ -8,12 +8,15 @@ finite stops the run before the optimiser uses it, with the step and the site wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
@@ -138,7 +141,7 @@ class EditTrainer(Trainer):
             eval_dataset=list(validation_rows) or None,
             data_collator=lambda rows: {"rows": torch.tensor(rows)},
             compute_metrics=_mean_loss,
-            callbacks=list(callbacks),
+            callbacks=[_BestInPlace(folder), *callbacks],
         )
         self.runs, self.folder, self.keep = runs, folder, keep
         self.pairs = list(runs.reft or ())
@@ -219,7 +222,7 @@ class EditTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         written = self.folder.writing / name
         if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(self.folder.directory / f"checkpoint-{self.state.best_global_step}")
+            self.state.best_model_checkpoint = str(self.folder.checkpoint(self.state.best_global_step))
         if self.args.should_save:
             if self.runs.reft is not None:
                 self.runs.reft.save_pretrained(written / EDIT_NAME, bridge=self.runs.bridge, card=False)
@@ -232,8 +235,48 @@ class EditTrainer(Trainer):
             self.folder.prune(self.keep, best=None if best is None else Path(best))
         self.accelerator.wait_for_everyone()
 
+    def _load_best_model(self) -> None:
+        self.folder.require_whole(Path(str(self.state.best_model_checkpoint)))
+        super()._load_best_model()
+
+    # The files have the digests that were saved with them, but a folder may come from anywhere, or from an earlier version.
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with _said_clearly(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _said_clearly(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _said_clearly(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.folder.writing)
+
+
+class _BestInPlace(TrainerCallback):
+    """Finds the best checkpoint of a resumed run in a folder that was moved; `Trainer` would forget it."""
+
+    def __init__(self, folder: TrainingFolder) -> None:
+        self._folder = folder
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.best_global_step:
+            state.best_model_checkpoint = str(self._folder.checkpoint(state.best_global_step))
+
+
+@contextmanager
+def _said_clearly(checkpoint: str | None) -> Iterator[None]:
+    """Inside, a checkpoint that cannot be loaded is a ValueError that names it."""
+    try:
+        yield
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, OSError, TypeError) as error:
+        raise ValueError(
+            f"the checkpoint {checkpoint} cannot be loaded ({str(error).splitlines()[0]:.200}): delete that folder to go on from an "
+            "earlier one, or choose another output_dir"
+        ) from error
 
 
 def _mean_loss(prediction: EvalPrediction) -> dict[str, float]:
