@@ -97,9 +97,16 @@ def equal(a, b) -> bool:
 
 def test_what_is_saved_comes_back_whole(found, tmp_path) -> None:
     folder = found.save(tmp_path / "saved")
-    assert sorted(path.name for path in folder.iterdir()) == ["dissection.json", "dissection.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "digests.json",
+        "dissection.json",
+        "dissection.safetensors",
+    ]
     assert equal(rl.load_dissection(folder), found)
     assert not equal(rl.load_dissection(folder), dataclasses.replace(found, n_kept=0)), "the comparison can fail"
+    (folder / "digests.json").unlink()
+    with pytest.raises(ValueError, match=r"digests\.json is missing"):
+        rl.load_dissection(folder)
     (folder / "dissection.json").write_text(json.dumps({"schema": 1, "result": {"type": "os.system", "fields": {}}}))
     with pytest.raises(ValueError, match="is damaged"):
         rl.load_dissection(folder)

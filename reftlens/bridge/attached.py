@@ -28,6 +28,12 @@ def foreign_hooks(bridge: TransformerBridge) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def replaced_forwards(bridge: TransformerBridge) -> tuple[tuple[str, int], ...]:
+    """Modules of the model whose forward is somebody's own function, and which function it is."""
+    forwards = ((name, vars(module).get("forward")) for name, module in bridge.original_model.named_modules())
+    return tuple((name, id(forward)) for name, forward in forwards if forward is not None and _is_foreign(forward))
+
+
 def _attached(module: nn.Module) -> Iterator[object]:
     if isinstance(module, HookPoint):
         # Here TransformerLens wraps each hook in a function of its own.

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.bridge.attached import replaced_forwards
 from reftlens.bridge.identity import computation
 from reftlens.bridge.probe import alone
 from reftlens.bridge.threads import one_thread
@@ -38,7 +39,7 @@ def proved(bridge: TransformerBridge, what: str, prove: Callable[[], _T], *facts
         prove: runs the model.
         facts: what else the result depends on.
     """
-    key = (what, _kind(bridge), *facts)
+    key = (what, _kind(bridge), replaced_forwards(bridge), *facts)
     if key not in _KNOWN:
         device = torch.device(bridge.cfg.device).type
         with one_thread(bridge), torch.no_grad(), torch.autocast(device, enabled=False), alone(bridge):

@@ -96,7 +96,7 @@ def from_document(config: Mapping[str, Any], bridge: TransformerBridge, family: 
     try:
         if len(config["sites"]) > _MOST_SITES:
             raise ValueError(f"it has {len(config['sites']):,} sites, and no more than {_MOST_SITES:,} are read")
-        sites = tuple(_site(saved) for saved in config["sites"])
+        sites = tuple(_site(saved, bridge) for saved in config["sites"])
         kinds = {member.kind: member for member in family}
         which, names, scales = tuple(config["which"]), tuple(config["names"]), config["scales"]
         _check_sharing(which, n_sites=len(sites), n_interventions=len(config["interventions"]))
@@ -117,7 +117,12 @@ def from_document(config: Mapping[str, Any], bridge: TransformerBridge, family: 
     return Pairs(sites, interventions, which, names, scales)
 
 
-def _site(saved: Mapping[str, Any]) -> Site:
+def _site(saved: Mapping[str, Any], bridge: TransformerBridge) -> Site:
+    canonical = canonical_hook(bridge, saved["alias"])
+    if canonical != saved["hook_name"]:
+        raise ValueError(
+            f"a site is saved at {saved['hook_name']!r:.80}, and its name {saved['alias']!r:.80} is {canonical} on this model"
+        )
     return Site(saved["alias"], from_spec(saved["positions"]), saved.get("head"))
 
 
