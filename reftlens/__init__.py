@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         Rescale,
         SplitLoReFT,
         SteeringVector,
+        check_intervention,
     )
     from reftlens.paper import baselines, tasks
     from reftlens.positions import All, AnySpan, At, First, Generated, Last, LastOf, Positions, Span, parse
@@ -95,6 +96,7 @@ _HOME = {
     "Rescale": "interventions",
     "SplitLoReFT": "interventions",
     "SteeringVector": "interventions",
+    "check_intervention": "interventions",
     "All": "positions",
     "AnySpan": "positions",
     "At": "positions",

@@ -22,7 +22,11 @@ CAUSAL = (
     "olmo2",
 )
 MASKED = ("bert", "roberta")
-ARCHITECTURES = CAUSAL + MASKED
+FURTHER = ("mamba2", "falcon_h1", "mixtral", "deepseek_v3")
+"""One of each further kind: recurrent, hybrid, a mixture of experts, and multi-head latent attention."""
+TWELVE = CAUSAL + MASKED
+"""What long tests run on."""
+ARCHITECTURES = TWELVE + FURTHER
 """By the `model_type` of their configs."""
 EVERY_TIME = ("gpt2", "gpt_neox", "llama", "gemma2", "roberta")
 """Those on which long tests run by default; on all others `make test-all` runs them."""
@@ -44,6 +48,11 @@ def make_config(architecture: str, *, n_positions: int = 64, window: int = 4) ->
         return AutoConfig.for_model(
             architecture, n_layer=N_LAYERS, n_embd=D_MODEL, n_head=N_HEADS, n_positions=n_positions, **tokens
         )
+    if architecture == "mamba2":
+        return AutoConfig.for_model(
+            architecture, num_hidden_layers=N_LAYERS, hidden_size=D_MODEL, expand=2, num_heads=N_HEADS, head_dim=16,
+            n_groups=1, state_size=D_HEAD, **tokens,
+        )  # fmt: skip
     size = {
         "num_hidden_layers": N_LAYERS,
         "hidden_size": D_MODEL,
@@ -57,7 +66,21 @@ def make_config(architecture: str, *, n_positions: int = 64, window: int = 4) ->
         size |= {"head_dim": D_HEAD}
     if architecture in ("mistral", "gemma2", "gemma3_text"):
         size |= {"sliding_window": window}
-    return AutoConfig.for_model(architecture, **size, **tokens)
+    return AutoConfig.for_model(architecture, **size, **_FURTHER.get(architecture, {}), **tokens)
+
+
+_EXPERTS = {"num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_FURTHER: dict[str, dict[str, int]] = {
+    "mixtral": {"num_key_value_heads": N_KV_HEADS, **_EXPERTS},
+    "deepseek_v3": {
+        "num_key_value_heads": N_HEADS, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
+        "v_head_dim": 8, "first_k_dense_replace": 1, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, **_EXPERTS,
+    },
+    "falcon_h1": {
+        "num_key_value_heads": N_KV_HEADS, "head_dim": D_HEAD, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8,
+        "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_expand": 1,
+    },
+}  # fmt: skip
 
 
 def make_hf(

@@ -7,6 +7,8 @@ import os
 # No test may need a network: a name that is not here must fail at once, not after retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from pathlib import Path
+
 import pytest
 import torch
 from architectures import make_hf
@@ -15,6 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerFast
 
 import reftlens as rl
+from reftlens.files.seal import SEAL_NAME, seal
 from reftlens.interventions import FAMILY
 
 # The models here are tiny: a second thread waits more than it works, and the tests run in two processes.
@@ -101,3 +104,10 @@ def make_reft():
         return rl.Reft([(rl.Site(name, positions), edit) for name, edit in zip(hook_names, edits, strict=True)])
 
     return make
+
+
+def reseal(folder: Path) -> None:
+    """Seals a folder again as somebody would who changed it on purpose, so that what it says is looked at."""
+    if (folder / SEAL_NAME).is_file():
+        (folder / SEAL_NAME).unlink()
+        seal(folder)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from itertools import combinations
 
 import pytest
 import torch
 from conftest import COMPLETIONS, PROMPTS, make_edit
 
 import reftlens as rl
-from reftlens.analysis import agreement, at_random_sites, permuted_labels, random_model, untrained
+from reftlens.analysis import agreement, at_random_sites, null_edits, permuted_labels, random_model, untrained
 from reftlens.analysis.engine.activations import edited_activations
 
 NAME = "blocks.1.hook_resid_post"
@@ -54,7 +56,8 @@ def test_one_function_in_other_matrices_agrees_and_raw_r_misleads(bridge) -> Non
         "wide": site(padded(edit, 6)),
         "wider": site(padded(edit, 6)),
     }
-    for pair in agreement(bridge, family, batches, n_null=20):
+    found = agreement(bridge, family, batches, n_null=20)
+    for pair in found:
         assert pair.sites == (NAME,)
         assert pair.relative_error < 1e-3
         assert pair.cosine > 0.999
@@ -63,7 +66,7 @@ def test_one_function_in_other_matrices_agrees_and_raw_r_misleads(bridge) -> Non
         assert pair.rank in (1, 2)
         assert pair.control_error > 0.5
         assert pair.control_kl > 100 * pair.kl
-    wide = next(p for p in agreement(bridge, family, batches, n_null=20) if (p.first, p.second) == ("wide", "wider"))
+    wide = next(p for p in found if (p.first, p.second) == ("wide", "wider"))
     assert wide.raw_angle > 20, "what R holds beside the used directions differs"
     assert wide.raw_angle < wide.raw_null_angle
 
@@ -83,6 +86,75 @@ def test_it_equals_the_sums_written_out(gpt2) -> None:
         runs.append(batch.at_last_prompt_token(logits).log_softmax(-1))
     kl = (runs[0].exp() * (runs[0] - runs[1])).sum(-1).mean()
     assert pair.kl == pytest.approx(float(kl), rel=1e-3)
+
+
+def test_p_is_the_rank_among_pairs_with_edits_of_shuffled_answers(gpt2) -> None:
+    a, b, *null = (site(make_edit(rl.LoReFT, seed=seed)) for seed in (1, 2, 3, 4, 5))
+    batch = rl.encode(gpt2, PROMPTS)
+    (pair,) = agreement(gpt2, {"a": a, "b": b}, [batch], null=null, rank=1, n_null=5)
+    ((_, h),) = edited_activations(gpt2, a, batch)
+    edits = [a, b, *null]
+    changes = [next(iter(reft))[1].delta(h).detach().double() for reft in edits]
+    # The strongest write direction is the first right singular vector of the changes.
+    strongest = [torch.linalg.svd(change, full_matrices=False).Vh[0] for change in changes]
+    said = []
+    for reft in edits:
+        logits = gpt2.run_with_hooks(batch.tokens, fwd_hooks=reft.fwd_hooks(batch)).detach()
+        said.append(batch.at_last_prompt_token(logits).double().log_softmax(-1))
+    far = {"cosine": [], "kl": [], "angle": []}
+    for i, j in combinations(range(5), 2):
+        far["cosine"].append(-float(torch.cosine_similarity(changes[i], changes[j], dim=-1).mean()))
+        far["kl"].append(float(((said[i].exp() - said[j].exp()) * (said[i] - said[j])).sum(-1).mean()))
+        far["angle"].append(-float((strongest[i] @ strongest[j]).abs()))
+    for name, p in (("cosine", pair.p_cosine), ("kl", pair.p_kl), ("angle", pair.p_angle)):
+        assert p == pytest.approx(sum(value <= far[name][0] for value in far[name]) / 10), name
+    assert pair.null_cosine == pytest.approx(-sum(far["cosine"][1:]) / 9, abs=1e-5)
+    assert (pair.n_null_edits, pair.n_null_pairs) == (3, 10)
+    (same,) = agreement(gpt2, {"a": a, "b": a}, [batch], null=dict(zip("cde", null, strict=True)), n_null=5)
+    assert same.p_cosine == same.p_kl == same.p_angle == pytest.approx(0.1)
+    assert "smallest p 0.1" in same.headline()
+    (bare,) = agreement(gpt2, {"a": a, "b": a}, [batch], n_null=5)
+    assert "no claim without edits trained on shuffled answers" in bare.headline()
+    assert math.isnan(bare.p_cosine)
+    assert bare.n_null_pairs == 0
+    elsewhere = site(make_edit(rl.LoReFT, seed=3), name="blocks.2.hook_resid_post")
+    with pytest.raises(ValueError, match="null edits of a and b must act where these do"):
+        agreement(gpt2, {"a": a, "b": b}, [batch], null=[elsewhere], n_null=5)
+
+
+def test_a_change_that_depends_on_other_tokens_is_computed_under_the_whole_mask(gpt2) -> None:
+    edit = site(make_edit(rl.ReFTr1), rl.All())
+    (pair,) = agreement(gpt2, {"a": edit, "b": edit}, [rl.encode(gpt2, PROMPTS)], at=rl.Last(1), n_null=5)
+    assert pair.cosine == pytest.approx(1.0)
+    assert pair.relative_error == 0.0
+
+
+@pytest.mark.slow
+def test_edits_that_share_only_their_site_are_close_as_often_as_p_says(gpt2) -> None:
+    """All edits have one push in common, as training at one site gives it; nothing else."""
+    generator, batch, common = torch.Generator().manual_seed(0), rl.encode(gpt2, PROMPTS[:1]), torch.ones(32)
+    low = above = 0
+    for draw in range(80):
+        pushes = [common + torch.randn(32, generator=generator) for _ in range(7)]
+        a, b, *null = (site(rl.SteeringVector.of(push), rl.Last(1)) for push in pushes)
+        (pair,) = agreement(gpt2, {"a": a, "b": b}, [batch], null=null, n_null=1, seed=draw)
+        low += pair.p_cosine <= 0.05
+        above += pair.cosine > pair.control_cosine + 0.2
+    # 1/21 of pairs are the closest of theirs; up to 10 of 80 are within 99%.
+    assert low <= 10
+    assert above > 50, "beyond the turned control, which is no null of trained edits"
+
+
+@pytest.mark.slow
+def test_null_edits_are_trained_on_other_answers_from_other_first_weights(gpt2) -> None:
+    reft, config = site(make_edit(rl.LoReFT)), rl.TrainConfig(epochs=1, progress=False)
+    examples = EXAMPLES * 2
+    _, edit = null_edits(gpt2, reft, examples, config, n=2, seed=7)
+    again = untrained(reft, seed=8)
+    rl.train(gpt2, again, permuted_labels(examples, seed=8), dataclasses.replace(config, seed=8))
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in edit.state_dict().items())
+    with pytest.raises(ValueError, match=f"seeds other than {config.seed}"):
+        null_edits(gpt2, reft, examples, config, n=2, seed=config.seed - 1)
 
 
 def test_it_can_look_at_some_tokens_alone(gpt2) -> None:

@@ -11,6 +11,7 @@ from reftlens.analysis.controls.turned import Turned
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.tokens import logit_difference
 from reftlens.interventions import FAMILY
+from reftlens.results import Operator
 
 NAME = "blocks.1.hook_resid_post"
 ONE_LENGTH = ["The tower stands in the city of", "The weaver stands in the city of"]
@@ -189,9 +190,10 @@ def test_effect_map_finds_the_planted_cell_and_no_decoy(bridge) -> None:
     base = batch.at_last_prompt_token(bridge(batch.tokens, attention_mask=batch.attention_mask))
     moved = (edited - base)[:, answer]
     whole = float((moved[:, 0] - moved[:, 1]).mean())
-    torch.testing.assert_close(result.values * whole, expected * whole, rtol=0, atol=2e-6, equal_nan=True)
+    unit = whole if "/ effect of the whole" in result.quantity else 1.0
+    torch.testing.assert_close(result.values * unit, expected * whole, rtol=0, atol=2e-6, equal_nan=True)
     assert float(result.control.nan_to_num().abs().max()) == float(result.control[1, 2].abs()) > 0
-    assert result.rows == ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
+    assert result.rows == ("L0 resid_post @ all", "L1 resid_post @ at 2", "L2 resid_post @ at 0 + at -1")
     assert [token for token, star in zip(result.tokens, result.starred, strict=True) if star] == [" tower"]
     assert result.to_dataframe()["value"].sum() == pytest.approx(float(result.values.nansum()))
 
@@ -222,7 +224,8 @@ def test_effect_map_equals_a_plain_hook(gpt2, make_reft, leave_out) -> None:
     whole = effect(columns)
     for pos in columns:
         expected = whole - effect([p for p in columns if p != pos]) if leave_out else effect([pos])
-        assert float(result.values[0, pos]) == pytest.approx(expected / whole, abs=1e-4)
+        unit = whole if "/ effect of the whole" in result.quantity else 1.0
+        assert float(result.values[0, pos]) == pytest.approx(expected / unit, abs=1e-4)
 
 
 def test_effect_map_refuses_what_it_cannot_compare(gpt2, make_reft) -> None:
@@ -330,6 +333,58 @@ def test_random_directions_pass_the_null_as_often_as_it_says(gpt2) -> None:
     assert beyond <= 9, f"{beyond} of 60 random directions pass a 5% null"
     uniform = torch.arange(1, 61) / 60
     assert float((torch.tensor(p_values).sort().values - uniform).abs().max()) < 0.21, "p-values are not uniform"
+
+
+def random_operator(name: str, *, generator: torch.Generator, d: int = 32) -> Operator:
+    """Two perpendicular directions that have nothing to do with any token, of lengths 3 and 1."""
+    write = torch.linalg.qr(torch.randn(d, 2, generator=generator)).Q.T
+    zeros, sizes = torch.zeros(2), torch.tensor([3.0, 1.0])
+    return Operator(name, write, 0 * write, sizes, sizes, zeros + 1, 10.0, 1, 0 * write)
+
+
+def test_all_that_is_looked_at_together_passes_as_often_as_one_test_should(gpt2) -> None:
+    """Four directions of two sites, all tokens, both signs: today's two 5% tails of each had a third of all draws."""
+    generator, batch, draws = torch.Generator().manual_seed(4), rl.encode(gpt2, PROMPTS[:1]), 60
+    beyond = named = 0
+    for _ in range(draws):
+        operators = [random_operator(name, generator=generator) for name in ("one", "two")]
+        found = rl.analysis.read_directions(gpt2, operators, batch, top=1, n_null=19, watch=[" tower", " city", " old"])
+        beyond += any(r.promoted[0][1] > r.null_high or r.suppressed[0][1] < r.null_low for r in found)
+        named += min(p for r in found for p in r.p_all) <= 0.05
+    # Up to 8 of 60 are within 99% of the binomial distribution at 5%.
+    assert beyond <= 8
+    assert named <= 8
+    assert [(r.hook_name, r.direction) for r in found] == [("one", 0), ("one", 1), ("two", 0), ("two", 1)]
+    assert all((r.n_directions, r.n_watched, r.n_tokens) == (4, 3, gpt2.cfg.d_vocab_out) for r in found)
+    assert f"band of all {gpt2.cfg.d_vocab_out} tokens x 4 directions" in found[0].headline()
+    assert "p of 12 looks" in found[0].watched_to_dataframe().columns
+    with pytest.raises(ValueError, match="wants at least 19 draws, got n_null = 18"):
+        rl.analysis.read_directions(gpt2, operators, batch, n_null=18)
+
+
+def test_the_corrected_p_counts_the_best_of_all_named_tokens_in_each_draw(gpt2) -> None:
+    operators = [random_operator("one", generator=torch.Generator().manual_seed(1))]
+    batch, words, n = rl.encode(gpt2, PROMPTS[:1]), [" tower", " city"], 59
+    found = rl.analysis.read_directions(gpt2, operators, batch, watch=words, n_null=n, seed=5)
+    generator, ids = torch.Generator().manual_seed(5), [first_token(gpt2, word) for word in words]
+    state = gpt2.run_with_cache(batch.tokens)[1]["blocks.2.hook_resid_post"][:, -1].detach()
+
+    def change(push: torch.Tensor) -> torch.Tensor:
+        logits = [gpt2.unembed(gpt2.ln_final(h[:, None]))[0, 0] for h in (state + push, state)]
+        return (logits[0] - logits[1]).detach()[ids]
+
+    scaled, own = [], []
+    for row, size in zip(operators[0].write, operators[0].spectrum, strict=True):
+        null = torch.stack([change(size * u / u.norm()) for u in torch.randn(n, 32, generator=generator)])
+        moved = change(size * row)
+        rms = ((null.square().sum(0) + moved.square()) / (n + 1)).sqrt()
+        scaled.append((null.abs() / rms).amax(1))
+        own.append(moved.abs() / rms)
+    best = torch.stack(scaled).amax(0)
+    for readout, values in zip(found, own, strict=True):
+        expected = [(1 + int((best >= value * (1 - 1e-5)).sum())) / (1 + n) for value in values]
+        assert readout.p_all == pytest.approx(expected, abs=1.5 / (1 + n))
+        assert all(p <= q for (_, _, p), q in zip(readout.watched, readout.p_all, strict=True))
 
 
 # Causal tracing.

@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, CAUSAL, MASKED, N_LAYERS, make_hf
+from architectures import ARCHITECTURES, CAUSAL, FURTHER, MASKED, N_LAYERS, TWELVE, make_hf
 from conftest import COMPLETIONS, PROMPTS, make_bridge, make_tokenizer
 
 import reftlens as rl
 from reftlens.bridge import width_of
+from reftlens.cone.proof import parts_of
 
 bridge_of = functools.cache(make_bridge)
 
@@ -85,7 +86,7 @@ def test_logits_and_gradients_equal_a_plain_hook(architecture) -> None:
     assert max(against_plain_hook(architecture)) < 1e-5
 
 
-@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "olmo2"])
+@pytest.mark.parametrize("architecture", [a for a in TWELVE if a != "olmo2"])
 def test_in_bfloat16_they_are_equal_up_to_its_rounding(architecture) -> None:
     """Its unit is 2^-8 = 0.4%; a few layers of it."""
     assert max(against_plain_hook(architecture, torch.bfloat16)) < 2e-2
@@ -101,7 +102,7 @@ def test_olmo2_in_half_precision_is_refused() -> None:
     assert bridge(rl.encode(bridge, PROMPTS).tokens).dtype == torch.float32
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", TWELVE)
 def test_float64_runs_or_is_refused(architecture) -> None:
     if architecture not in ("gpt2", "gpt_neox", "bert", "roberta"):
         with pytest.raises(ValueError, match=r"cannot be run in float64.*NaN"):
@@ -119,7 +120,7 @@ def test_a_padded_batch_equals_single_prompts(architecture, side) -> None:
     assert batched_against_single(architecture, side) < 1e-5
 
 
-@pytest.mark.parametrize("architecture", CAUSAL)
+@pytest.mark.parametrize("architecture", CAUSAL + FURTHER)
 def test_cached_equals_uncached_generation(architecture) -> None:
     assert cached_equals_uncached(architecture)
 
@@ -157,6 +158,13 @@ def editable(architecture: str, points: tuple[str, ...]) -> str:
     return "yes" if len(found) == len(points) else ", ".join(found) or "no"
 
 
+def saved_by_cones(architecture: str) -> str:
+    """What `train` and the analyses leave out on this model."""
+    bridge = bridge_of(architecture)
+    parts = parts_of(bridge, rl.encode(bridge, PROMPTS))
+    return " and ".join(["tokens"] * parts.columns + ["layers"] * parts.layers) or "nothing"
+
+
 EXACT: tuple[tuple[str, Callable[[str], float]], ...] = (
     ("logits", lambda a: against_plain_hook(a)[0]),
     ("gradients", lambda a: against_plain_hook(a)[1]),
@@ -168,14 +176,24 @@ EXACT: tuple[tuple[str, Callable[[str], float]], ...] = (
 
 def table() -> str:
     """The README's table, one line for each architecture."""
-    heads = [name for name, _ in EXACT] + ["decoding", "q, k, v, z", "MLP neurons", "`attn_out`", "`resid_mid`"]
+    heads = [name for name, _ in EXACT] + [
+        "decoding",
+        "cone saves",
+        "q, k, v, z",
+        "MLP neurons",
+        "`attn_out`",
+        "`resid_mid`",
+    ]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for architecture in ARCHITECTURES:
         cells = [
             "refused" if (name, architecture) == ("bf16", "olmo2") else f"{measure(architecture):.0e}"
             for name, measure in EXACT
         ]
-        cells.append(("yes" if cached_equals_uncached(architecture) else "no") if architecture in CAUSAL else "none")
+        cells.append(
+            ("yes" if cached_equals_uncached(architecture) else "no") if architecture not in MASKED else "none"
+        )
+        cells.append(saved_by_cones(architecture))
         cells.append(editable(architecture, ("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z")))
         cells += [
             editable(architecture, (point,)).replace(point, "yes")

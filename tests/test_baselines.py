@@ -215,7 +215,7 @@ def test_full_fine_tuning_equals_a_hand_written_loop_on_the_plain_model() -> Non
         optimiser.step()
     config = replace(CONFIG, epochs=4, lr=1e-3)
     with FullFineTuning().applied(bridge, Completion(), pairs[0]) as reft:
-        log = rl.train(bridge, reft, pairs, config)
+        log = rl.train(bridge, reft, pairs, config, train_base=True)
         ours = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
     expected = twin(batch.tokens, attention_mask=batch.attention_mask).logits
     real = batch.attention_mask.bool()

@@ -7,11 +7,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from reftlens.benchmark import PARTS, run
+from reftlens.benchmark import PARTS, run, units
 from reftlens.benchmark.equality import answer, quadruples
+from reftlens.benchmark.kept import run_kept
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import MODELS, load
 from reftlens.benchmark.planted import angles_to, fit_student, plant
+from reftlens.benchmark.rates import alarm_row, interval
 from reftlens.benchmark.sites import site_rows
 from reftlens.cli import app
 
@@ -45,18 +47,79 @@ def test_the_variable_of_the_equality_task_is_counted_half_of_the_time() -> None
     assert torch.equal(swapped.bool(), equal == (objects[:, 2] == objects[:, 3]))
 
 
-def test_the_command_writes_the_table_and_refuses_what_it_does_not_know(tmp_path) -> None:
+@pytest.mark.slow
+def test_the_command_writes_the_table(tmp_path) -> None:
     done = CliRunner().invoke(app, ["benchmark", "--only", "handmade", "--out", str(tmp_path / "known.csv")])
     assert done.exit_code == 0, done.output
     assert "Makelov" in done.output
     frame = pd.read_csv(tmp_path / "known.csv")
-    assert frame["found?"].tolist() == ["yes"] * 7
-    assert "7 of 7 found" in done.output
+    assert frame["found?"].tolist() == ["yes"] * 21
+    assert "21 of 21 found" in done.output
+
+
+def test_unknown_parts_and_models_are_refused() -> None:
     wrong = CliRunner().invoke(app, ["benchmark", "--only", "nothing"])
     assert wrong.exit_code == 1
     assert "the parts are" in wrong.output + wrong.stderr
     with pytest.raises(ValueError, match="wanted one of"):
         load("random no such model")
+
+
+def test_lines_are_printed_as_they_are_found_and_an_interrupted_run_goes_on(tmp_path) -> None:
+    made, file = [], tmp_path / "known.jsonl"
+
+    def unit(name: str, *, breaks: bool = False):
+        def rows():
+            for number in range(2):
+                if breaks and number:
+                    raise KeyboardInterrupt
+                made.append(f"{name} {number}")
+                yield Known(name, f"line {number}", "found", 0.0, 0.0, "share")
+
+        return rows
+
+    lines = run_kept({"a": unit("a"), "b": unit("b", breaks=True)}, file)
+    assert next(lines).planted == "line 0"
+    assert made == ["a 0"], "the next line was not waited for"
+    with pytest.raises(KeyboardInterrupt):
+        list(lines)
+    made.clear()
+    rows = list(run_kept({"a": unit("a"), "b": unit("b")}, file))
+    assert made == ["b 0", "b 1"], "what was finished is read, what was not is run again"
+    assert [(row.group, row.planted) for row in rows] == [(n, f"line {i}") for n in "ab" for i in range(2)]
+    made.clear()
+    assert list(run_kept({"a": unit("a"), "b": unit("b")}, file)) == rows
+    assert made == []
+    file.write_text("group,planted\n")
+    with pytest.raises(ValueError, match="line 1, is no line of a benchmark that can go on"):
+        list(run_kept({"a": unit("a")}, file))
+
+
+def test_the_interval_of_a_rate_is_clopper_and_pearsons() -> None:
+    # For no hit in n the upper end solves (1 - r)^n = 0.005; for all hits the lower one r^n = 0.005.
+    assert interval(0, 200) == (0.0, pytest.approx(1 - 0.005 ** (1 / 200)))
+    assert interval(200, 200) == (pytest.approx(0.005 ** (1 / 200)), 1.0)
+    low, high = interval(10, 200)
+    draws = torch.distributions.Binomial(200, torch.tensor([low, high], dtype=torch.float64)).sample((200_000,))
+    assert float((draws[:, 0] >= 10).double().mean()) == pytest.approx(0.005, abs=8e-4)
+    assert float((draws[:, 1] <= 10).double().mean()) == pytest.approx(0.005, abs=8e-4)
+    assert alarm_row("x", [True] * 10 + [False] * 190, level=0.05).holds
+    assert not alarm_row("x", [True] * 60 + [False] * 140, level=0.05).holds
+    assert not alarm_row("x", [False] * 200, level=0.05).holds, "too few is no 5% either"
+    assert alarm_row("x", [False] * 200, level=0.05, at_most=True).holds
+
+
+@pytest.mark.slow
+def test_false_alarms_are_as_many_as_nulls_say_and_wrong_nulls_miss() -> None:
+    rows = [row for make in units(("false-alarms",)).values() for row in make()]
+    named = {row.planted: row.holds for row in rows}
+    right = [name for name in named if "among edits" in name or ("p of all shifts" in name and "smooth" in name)]
+    right += [name for name in named if "of its band" in name or "corrected p" in name or "illusory" in name]
+    assert len(right) >= 8
+    assert [name for name in right if not named[name]] == []
+    wrong = [name for name in named if "Haar" in name or "uncorrected" in name or "not a test" in name]
+    assert len(wrong) >= 6
+    assert not any(named[name] for name in wrong if "Haar" in name or "uncorrected" in name)
 
 
 @pytest.mark.slow

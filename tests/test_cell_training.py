@@ -102,8 +102,9 @@ def test_a_map_refuses_what_it_cannot_compare(gpt2, tmp_path) -> None:
         small_map(gpt2, positions={"far": rl.At(9)})
     with pytest.raises(ValueError, match="'none' picks no token of"):
         small_map(gpt2, positions={"none": rl.First(3) - rl.First(2) - rl.Last(1)})
-    with pytest.raises(ValueError, match="seed 5 leaves every answer at its prompt"):
-        small_map(gpt2, config=replace(CONFIG, seed=5))
+    alike = [(prompt, " Ostra") for prompt, _ in EXAMPLES]
+    with pytest.raises(ValueError, match="3 of 3 examples have the answer ' Ostra'"):
+        rl.reft_map(gpt2, alike, HELD_OUT, positions=COLUMNS, config=CONFIG)
     with pytest.raises(ValueError, match="leave output_dir out"):
         small_map(gpt2, config=rl.TrainConfig(output_dir=tmp_path / "run"))
 
@@ -199,6 +200,46 @@ def test_alike_maps_are_found_and_unlike_ones_are_not() -> None:
         inside.append(low < 0 < high)
     # 95% is promised for independent cells; four in sixty may be missed by chance three times over.
     assert sum(inside) >= 51
+
+
+def smooth(draw: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """Noise averaged over five neighbouring layers: what maps of real models are like."""
+    noise = draw.standard_normal((rows + 4, columns))
+    return np.stack([noise[row : row + 5].mean(0) for row in range(rows)])
+
+
+def test_unrelated_smooth_maps_are_taken_for_related_as_often_as_p_says() -> None:
+    draw, ps, outside = np.random.default_rng(0), [], 0
+    for number in range(150):
+        one, other = (torch.tensor(smooth(draw, 12, 4)) for _ in range(2))
+        result = rl.analysis.beside_tracing(*made(one, other, n=2), n_resamples=40 if number < 50 else 1)
+        ps.append(result.p)
+        outside += number < 50 and not result.over_cells[0] < 0 < result.over_cells[1]
+    # Of 150 draws at 5%, 2 to 14 are within 99% of the binomial distribution.
+    assert 2 <= sum(p <= 0.05 for p in ps) <= 14
+    assert outside > 7, "the interval over cells is no test of unrelated maps"
+
+
+def test_p_counts_every_shift_and_shuffled_answers_have_their_own_correlation() -> None:
+    draw = np.random.default_rng(3)
+    gain, restored, shuffled = (torch.tensor(draw.standard_normal((4, 3))) for _ in range(3))
+    reft, traced = made(gain, restored)
+    reft = replace(reft, control=shuffled[..., None].expand(-1, -1, 12))
+    result = rl.analysis.beside_tracing(reft, traced, n_resamples=5)
+
+    def rho(a, b) -> float:
+        return float(pd.Series(a.flatten().numpy()).rank().corr(pd.Series(b.flatten().numpy()).rank()))
+
+    high = sum(
+        rho(torch.roll(gain, (-row, -column), (0, 1)), restored) >= rho(gain, restored) - 1e-9
+        for row in range(4)
+        for column in range(3)
+    )
+    assert result.p == pytest.approx(high / 12)
+    assert result.shuffled_correlation == pytest.approx(rho(shuffled, restored), abs=1e-9)
+    planted, (same, traced) = made(gain, gain), made(gain, gain)
+    assert rl.analysis.beside_tracing(*planted).p == pytest.approx(1 / 12)
+    assert "p = 0.083 of 12 shifts (smallest possible 0.083)" in rl.analysis.beside_tracing(same, traced).headline()
 
 
 def test_a_map_over_positions_is_cut_down_to_one_token_of_each_prompt(gpt2) -> None:

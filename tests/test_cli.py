@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import make_hf, make_tokenizer
+from conftest import make_hf, make_tokenizer, reseal
 from typer.testing import CliRunner
 
 import reftlens as rl
@@ -251,7 +251,7 @@ def test_a_glue_preset_on_an_encoder_and_its_head_comes_back(tmp_path) -> None:
     )
     assert "learned CoLA, which is answered by a head" in refused("generate", tmp_path / "run", "a", "--quiet")
     assert "CoLA, which has labels" in refused("inspect", tmp_path / "run", "--out", tmp_path / "i", "--quiet")
-    for text, message in (("x", "head.safetensors is damaged"), (None, "head.safetensors, the head that answers")):
+    for text, message in (("x", "head.safetensors is not what was saved"), (None, "head.safetensors is missing")):
         head = tmp_path / "run" / "head.safetensors"
         head.unlink() if text is None else head.write_text(text)
         assert message in refused("eval", tmp_path / "run", "--quiet")
@@ -382,8 +382,11 @@ def test_a_damaged_run_is_refused(run, place) -> None:
     folder = place / "damaged"
     shutil.copytree(run[0], folder)
     (folder / "config.toml").write_text("model = 3\n")
+    assert "config.toml is not what was saved" in refused("eval", folder, "--quiet")
+    reseal(folder)
     assert "model must be text, got 3" in refused("eval", folder, "--quiet")
     shutil.copy(run[0] / "config.toml", folder)
+    reseal(folder)
     (folder / "edit" / "reft_config.json").write_text("{")
     assert "error: " in call("eval", folder, "--quiet", code=1).stderr
     shutil.rmtree(folder / "edit")

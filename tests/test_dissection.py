@@ -18,7 +18,7 @@ from reftlens.dissection.cost import estimate_cost
 
 WORDS = ("tower", "weaver", "river", "city", "old", "speaks", "lives", "stands", "there", "Ostra")
 EXAMPLES = [(f"The {word} by the {other}", " Ostra") for word in WORDS[:7] for other in WORDS[7:]]
-SMALL = {"batch_size": 8, "n_null": 9, "n_pairs": 16, "n_random": 4, "progress": False}
+SMALL = {"batch_size": 8, "n_null": 19, "n_pairs": 16, "n_random": 4, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def reft():
 
 @pytest.fixture(scope="module")
 def found(bridge, reft):
-    config = rl.DissectConfig(retrain=rl.TrainConfig(epochs=1), seeds=(1,), at=rl.Last(1), **SMALL)
+    config = rl.DissectConfig(retrain=rl.TrainConfig(epochs=1), seeds=(1,), n_null_edits=2, at=rl.Last(1), **SMALL)
     return rl.dissect(bridge, reft, with_kept(bridge), config)
 
 
@@ -55,11 +55,9 @@ def test_every_part_is_there_with_its_control(found) -> None:
     assert len(found.readouts) == len(found.contexts) == 4
     assert all(set(overlap.null_scores) == {"Haar", "covariance-matched"} for overlap in found.overlaps)
     assert found.dose.n_kept == found.n_kept
-    assert [(p.first, p.second) for p in found.agreements] == [
-        ("this edit", "seed 1"),
-        ("this edit", "shuffled answers"),
-        ("seed 1", "shuffled answers"),
-    ]
+    (pair,) = found.agreements
+    assert (pair.first, pair.second, pair.n_null_edits, pair.n_null_pairs) == ("this edit", "seed 1", 2, 6)
+    assert 1 / 6 <= pair.p_cosine <= 1
     assert "effective rank" in repr(found)
 
 
@@ -99,9 +97,16 @@ def equal(a, b) -> bool:
 
 def test_what_is_saved_comes_back_whole(found, tmp_path) -> None:
     folder = found.save(tmp_path / "saved")
-    assert sorted(path.name for path in folder.iterdir()) == ["dissection.json", "dissection.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "digests.json",
+        "dissection.json",
+        "dissection.safetensors",
+    ]
     assert equal(rl.load_dissection(folder), found)
     assert not equal(rl.load_dissection(folder), dataclasses.replace(found, n_kept=0)), "the comparison can fail"
+    (folder / "digests.json").unlink()
+    with pytest.raises(ValueError, match=r"digests\.json is missing"):
+        rl.load_dissection(folder)
     (folder / "dissection.json").write_text(json.dumps({"schema": 1, "result": {"type": "os.system", "fields": {}}}))
     with pytest.raises(ValueError, match="is damaged"):
         rl.load_dissection(folder)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_bridge, make_edit
+from conftest import make_bridge, make_edit, reseal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -186,6 +186,7 @@ def test_saved_edits_that_mean_harm(tmp_path, pristine, damage, message) -> None
     folder = tmp_path / "edit"
     shutil.copytree(pristine / "saved", folder)
     damage(folder)
+    reseal(folder)
     with bounded(), pytest.raises(ValueError, match=message) as caught:
         load_saved(folder)
     assert type(caught.value) is ValueError
@@ -445,6 +446,7 @@ def fuzz(
             folder = Path(directory) / "x"
             shutil.copytree(pristine, folder)
             damage(folder, chance)
+            reseal(folder)
             with bounded():
                 found = outcome(load, folder)
             if isinstance(found, ValueError):

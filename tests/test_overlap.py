@@ -49,7 +49,7 @@ def test_planted_angles_are_found_whatever_the_rows() -> None:
 
 
 def test_haar_scores_have_their_known_mean() -> None:
-    result = overlap(frame(seed=0)[:4], frame(seed=1)[:4], n_null=2000)
+    result = overlap(frame(seed=0)[:4], frame(seed=1)[:4], nulls={"haar": haar(D)}, n_null=2000)
     draws = result.null_scores["haar"].double()
     # E |U^T V|^2 = k m / d, and score divides by min(k, m).
     assert float(draws.mean()) == pytest.approx(4 / D, abs=4 * float(draws.std()) / 2000**0.5)
@@ -98,6 +98,24 @@ def test_a_planted_overlap_is_beyond_every_null() -> None:
     frame_of = result.to_dataframe()
     assert list(frame_of["p"]) == [pytest.approx(1 / 200)] * 3
     assert set(frame_of["null"]) == set(nulls)
+
+
+def test_the_null_of_given_activations_is_the_matched_one_and_without_them_nothing_is_claimed() -> None:
+    activations, generator = stretched(), torch.Generator().manual_seed(5)
+    fixed, false = stretched(2, seed=3), 0
+    for draw in range(40):
+        own = covariance_matched(activations)(2, generator)
+        result = overlap(own, fixed, activations, n_null=99, seed=draw)
+        assert list(result.null_scores) == ["covariance-matched"]
+        false += result.p("covariance-matched") < 0.05
+    # Up to 6 of 40 are within 99% of the binomial distribution; against Haar over 30 of them passed.
+    assert false <= 6
+    bare = overlap(fixed, fixed)
+    assert bare.null_scores == {}
+    assert "no null was given" in bare.headline()
+    assert bare.to_dataframe()["null"].tolist() == ["none"]
+    with pytest.raises(ValueError, match="activations or nulls, got both"):
+        overlap(fixed, fixed, activations, nulls={"haar": haar(D)})
 
 
 def test_directions_of_an_edit_are_orthonormal_and_limited(gpt2, make_reft) -> None:

@@ -286,14 +286,14 @@ def test_patching_refuses_what_it_cannot_do(gpt2) -> None:
     with pytest.raises(ValueError, match="no heads to patch over"):
         patch(point="mlp_out", over="heads")
     with pytest.raises(ValueError, match="point must be one of resid_pre"):
-        patch(point="resid_post")
+        patch(point="resid_pots")
     with pytest.raises(ValueError, match="at least 1 layer"):
         patch(window=0)
     completed = [rl.encode(gpt2, prompts, ANSWERS) for prompts in (CLEAN, CORRUPTED)]
     with pytest.raises(ValueError, match="without completions"):
         rl.analysis.patch(gpt2, *completed, metric)
     bert = make_bridge("bert")
-    with pytest.raises(ValueError, match="predicts the next token"):
+    with pytest.raises(ValueError, match=r"must hold its mask token .*row 0 has it 0 times"):
         rl.analysis.patch(bert, *batches(bert)[:2], metric)
 
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 
 import torch
-from architectures import ARCHITECTURES, CAUSAL
+from architectures import CAUSAL, TWELVE
 from conftest import PROMPTS, make_bridge, make_edit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -68,7 +68,7 @@ POSITIONS = st.one_of(
 
 CASES = st.fixed_dictionaries(
     {
-        "architecture": st.sampled_from(ARCHITECTURES),
+        "architecture": st.sampled_from(TWELVE),
         "double": st.booleans(),
         "kind": st.sampled_from(FAMILY),
         "rank": st.integers(1, 6),

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, COMPLETIONS, PROMPTS, make_bridge
+from conftest import ARCHITECTURES, COMPLETIONS, PROMPTS, make_bridge, reseal
 from safetensors.torch import load_file, save_file
 
 import reftlens as rl
@@ -113,6 +113,7 @@ def damage_config(folder, change) -> None:
     config = json.loads((folder / "reft_config.json").read_text())
     change(config)
     (folder / "reft_config.json").write_text(json.dumps(config))
+    reseal(folder)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +154,7 @@ def test_a_folder_that_is_not_ours_is_never_touched(tmp_path, gpt2, make_reft) -
 def test_a_failed_save_leaves_the_previous_edit(tmp_path, gpt2, make_reft, monkeypatch) -> None:
     first = make_reft(seed=1)
     first.save_pretrained(tmp_path / "edit", bridge=gpt2)
-    monkeypatch.setattr(
-        "reftlens.edit.checkpoint.files.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
-    )
+    monkeypatch.setattr("reftlens.edit.checkpoint.files.save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         make_reft(seed=2).save_pretrained(tmp_path / "edit", bridge=gpt2)
     assert [path.name for path in tmp_path.iterdir()] == ["edit"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import random
 import shutil
 import signal
@@ -18,6 +20,8 @@ from safetensors.torch import load_file
 from transformers.trainer_utils import sort_checkpoints
 
 import reftlens as rl
+from reftlens.bridge import sampled_fingerprint
+from reftlens.files.seal import seal
 from reftlens.training import train as training
 from reftlens.training.checkpoints import TrainingFolder
 
@@ -146,6 +150,175 @@ def test_the_best_on_validation_is_kept_and_patience_ends(gpt2, tmp_path) -> Non
         rl.train(gpt2, fresh(gpt2), EXAMPLES, replace(config, output_dir=None))
 
 
+# Damage.
+
+
+@pytest.fixture(scope="module")
+def three_checkpoints(tmp_path_factory):
+    """A run of 4 epochs with the last three checkpoints (6, 9, 12), what it ended at, and its losses."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    bridge = make_bridge("gpt2")
+    reft = fresh(bridge)
+    log = rl.train(bridge, reft, EXAMPLES, replace(CONFIG, keep_checkpoints=3, output_dir=folder))
+    return folder, values(reft), log.loss
+
+
+@pytest.fixture
+def damaged_run(three_checkpoints, tmp_path):
+    return shutil.copytree(three_checkpoints[0], tmp_path / "run")
+
+
+def found(folder) -> str:
+    """The name of the checkpoint that a run in this folder would go on from."""
+    training_folder = TrainingFolder(folder)
+    place = training_folder.begin(training_folder.identity(), resume=True)
+    return place.name
+
+
+def test_a_checkpoint_with_any_damage_is_passed_over(damaged_run, caplog) -> None:
+    newest = damaged_run / "checkpoint-12"
+    assert found(damaged_run) == newest.name
+    files = sorted(file for file in newest.rglob("*") if file.is_file())
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "digests.json"} <= {file.name for file in files}
+    for file in files:
+        content = file.read_bytes()
+        flipped = bytearray(content)
+        flipped[len(content) // 2] ^= 4
+        for damage in (None, bytes(flipped), content[: len(content) // 2], b"", content + b"x"):
+            file.unlink() if damage is None else file.write_bytes(damage)
+            assert found(damaged_run) == "checkpoint-9", file
+            file.write_bytes(content)
+    (newest / "pytorch_model.bin").write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        assert found(damaged_run) == "checkpoint-9"
+    said = "checkpoint-12 is damaged (pytorch_model.bin was not saved with it): training goes on from checkpoint-9"
+    assert said in caplog.text
+    (newest / "pytorch_model.bin").unlink()
+    (newest / ".nfs0001").write_bytes(b"")
+    assert found(damaged_run) == newest.name
+
+
+def flip(file, place=-100, bit=2) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1 << bit
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["a bit of the optimiser", pytest.param("no scheduler", marks=_SLOW)])
+def test_training_from_the_checkpoint_before_is_the_same_training(gpt2, damaged_run, three_checkpoints, damage) -> None:
+    if damage == "no scheduler":
+        (damaged_run / "checkpoint-12" / "scheduler.pt").unlink()
+    else:
+        flip(damaged_run / "checkpoint-12" / "optimizer.pt")
+    reft = fresh(gpt2)
+    log = rl.train(gpt2, reft, EXAMPLES, replace(CONFIG, keep_checkpoints=3, output_dir=damaged_run, resume=True))
+    assert log.loss == three_checkpoints[2]
+    assert all(torch.equal(a, b) for a, b in zip(values(reft), three_checkpoints[1], strict=True))
+    assert found(damaged_run) == "checkpoint-12", "made again, whole"
+
+
+def test_where_all_are_damaged_it_says_so(gpt2, damaged_run) -> None:
+    for place in damaged_run.glob("checkpoint-*"):
+        flip(place / "model.safetensors")
+    before = {file: file.read_bytes() for file in damaged_run.rglob("*") if file.is_file()}
+    with pytest.raises(
+        ValueError, match=r"all checkpoints in .* are damaged \(checkpoint-12: model.safetensors has changed"
+    ):
+        rl.train(gpt2, fresh(gpt2), EXAMPLES, replace(CONFIG, output_dir=damaged_run, resume=True))
+    assert {file: file.read_bytes() for file in damaged_run.rglob("*") if file.is_file()} == before
+
+
+def test_a_damaged_best_checkpoint_is_never_the_result(gpt2, tmp_path) -> None:
+    against = [(prompt, " river tower") for prompt, _ in EXAMPLES]
+    config = replace(CONFIG, lr=3e-2, warmup_ratio=0.0, output_dir=tmp_path / "run")
+    log = rl.train(gpt2, fresh(gpt2), EXAMPLES, config, validation=against)
+    name = f"checkpoint-{log.best_step}"
+    assert log.best_step < 12, "it is not the newest"
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    again = fresh(gpt2)
+    config = replace(config, output_dir=moved, resume=True)
+    rl.train(gpt2, again, EXAMPLES, config, validation=against)
+    best = rl.Reft.from_pretrained(moved / name / "edit", bridge=gpt2)
+    assert all(torch.equal(a, b) for a, b in zip(values(again), values(best), strict=True)), "found after a move"
+    flip(moved / name / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"its best one, {name}, is: model\.safetensors has changed"):
+        rl.train(gpt2, fresh(gpt2), EXAMPLES, config, validation=against)
+
+
+def as_before(folder, bridge) -> None:
+    """A run as earlier versions left it: without digests, and with the fingerprint of 64 values."""
+    identity = json.loads((folder / "training.json").read_text())
+    for name in ("computation", "tokens", "checkpoints"):
+        del identity[name]
+    identity["weights"] = sampled_fingerprint(bridge)
+    (folder / "training.json").write_text(json.dumps(identity))
+    for place in folder.glob("checkpoint-*"):
+        (place / "digests.json").unlink()
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_says_that_it_is_not_checked(
+    gpt2, damaged_run, three_checkpoints, caplog
+) -> None:
+    as_before(damaged_run, gpt2)
+    (damaged_run / "checkpoint-12" / "rng_state.pth").unlink()
+    reft = fresh(gpt2)
+    config = replace(CONFIG, keep_checkpoints=3, output_dir=damaged_run, resume=True)
+    with caplog.at_level(logging.WARNING):
+        rl.train(gpt2, reft, EXAMPLES, config)
+    assert "checkpoint-12 is damaged (rng_state*.pth is missing): training goes on from checkpoint-9" in caplog.text
+    assert "checkpoint-9 is of an earlier version, without digests: it is not checked for damage" in caplog.text
+    assert all(torch.equal(a, b) for a, b in zip(values(reft), three_checkpoints[1], strict=True))
+
+
+class Touch:
+    def __init__(self, place) -> None:
+        self.place = place
+
+    def __reduce__(self):
+        return (Path.touch, (self.place,))
+
+
+def test_nothing_in_a_checkpoint_is_executed(gpt2, damaged_run, tmp_path) -> None:
+    shutil.rmtree(damaged_run / "checkpoint-12")
+    newest = damaged_run / "checkpoint-9"
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        content = (newest / name).read_bytes()
+        torch.save({"state": Touch(tmp_path / "executed")}, newest / name)
+        (newest / "digests.json").unlink()
+        seal(newest)
+        with pytest.raises(ValueError, match="checkpoint-9 cannot be loaded"):
+            rl.train(gpt2, fresh(gpt2), EXAMPLES, replace(CONFIG, output_dir=damaged_run, resume=True))
+        assert not (tmp_path / "executed").exists()
+        (newest / name).write_bytes(content)
+    torch.load(newest / "training_args.bin", weights_only=False)  # Written by transformers, and read by nobody here.
+
+
+@pytest.mark.slow
+def test_damage_at_random_is_always_noticed(damaged_run) -> None:
+    """1,000 flipped bits and 200 truncations of the newest checkpoint, and of what says which run this is."""
+    draw = random.Random(0)
+    identity = TrainingFolder(damaged_run).identity()
+    newest = damaged_run / "checkpoint-12"
+    files = [*sorted(file for file in newest.rglob("*") if file.is_file()), damaged_run / "training.json"]
+    outcomes = {"passed over": 0, "refused": 0}
+    for turn in range(1200):
+        file = draw.choice(files)
+        content = file.read_bytes()
+        if turn < 1000:
+            flip(file, draw.randrange(len(content)), draw.randrange(8))
+        else:
+            file.write_bytes(content[: draw.randrange(len(content))])
+        try:
+            assert TrainingFolder(damaged_run).begin(identity, resume=True).name == "checkpoint-9", file
+            outcomes["passed over"] += 1
+        except ValueError:
+            assert file.name == "training.json"
+            outcomes["refused"] += 1
+        file.write_bytes(content)
+    assert sum(outcomes.values()) == 1200
+    assert min(outcomes.values()) > 50
+
+
 # A process that saves all the time, to be killed.
 SAVING = """
 import sys
@@ -153,6 +326,8 @@ sys.path.insert(0, {tests!r})
 from dataclasses import replace
 from conftest import make_bridge
 import reftlens as rl
+from reftlens.bridge import sampled_fingerprint
+from reftlens.files.seal import seal
 from test_resume import CONFIG, EXAMPLES, fresh
 bridge = make_bridge("gpt2")
 config = replace(CONFIG, epochs=200, save_every=1, output_dir={out!r}, resume=True)
@@ -188,6 +363,7 @@ def kill_and_look(tmp_path, kills) -> None:
                 "optimizer.pt",
                 "trainer_state.json",
             }
+        assert found(out) == TrainingFolder(out).last().name, "the newest is whole"
         last = int(TrainingFolder(out).last().name.split("-")[1])
         assert last > newest, "a kill lost a checkpoint"
         newest = last

@@ -9,7 +9,8 @@ from conftest import COMPLETIONS, PROMPTS, make_edit
 import reftlens as rl
 from reftlens.analysis import decompose, dose, interchange, off_manifold, read_space, top_contexts
 from reftlens.analysis.engine.activations import edited_activations
-from reftlens.benchmark.handmade import attention_reads_it, illusion
+from reftlens.analysis.engine.pathways import dormant_share
+from reftlens.benchmark.handmade import attention_reads_it, illusion, illusion_in_residual
 from reftlens.benchmark.nulls import uniform_p
 from reftlens.data import first_tokens
 
@@ -101,8 +102,58 @@ def test_makelovs_illusion_is_flagged_and_the_truth_is_not(toy) -> None:
     assert fake.p < 0.1
     assert fake.illusory
     assert not true.illusory
-    assert fake.from_read.moved == pytest.approx(0.0, abs=1e-4)
-    assert true.from_unread.moved == pytest.approx(0.0, abs=1e-4)
+    # A reading counts by how much it is read: a hair of the true one is lost, nothing of the fake one is found.
+    assert fake.from_read.moved == pytest.approx(0.0, abs=0.01)
+    assert true.from_unread.moved == pytest.approx(0.0, abs=0.03)
+
+
+@pytest.mark.parametrize("make", [illusion, illusion_in_residual])
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_faint_irrelevant_readings_change_no_verdict(make, weight) -> None:
+    toy = make(n_pairs=8, weight=weight)
+    point = "blocks.0.mlp.hook_post" if make is illusion else "blocks.0.hook_resid_post"
+    true, fake = (
+        interchange(toy.bridge, point, direction, toy.base, toy.source, n_random=1, n_placebo=1)
+        for direction in (toy.true, toy.illusory)
+    )
+    assert true.inside.flips == fake.inside.flips == 1.0
+    # By hand: the fake one moves only neurons that stand still in a whole interchange, the true one only those that move.
+    assert (true.dormant, fake.dormant) == (pytest.approx(0.0, abs=1e-3), pytest.approx(1.0, abs=1e-3))
+    assert (true.verdict, fake.verdict) == ("not illusory", "illusory")
+    assert fake.power > 0.5
+
+
+def test_where_an_illusion_would_take_the_natural_way_there_is_no_verdict() -> None:
+    """The same neurons read what varies and what does not, so no way tells the two apart."""
+    toy = illusion_in_residual(n_pairs=8)
+    mlp = toy.bridge.original_model.transformer.h[1].mlp
+    both = toy.read[0] + 2 * toy.read[1]
+    with torch.no_grad():
+        weight = dict(mlp.named_parameters())
+        name = next(name for name in weight if name.endswith("weight") and weight[name].shape == (16, 64))
+        weight[name][:, :4] = torch.stack([both, -both, 0 * both, 0 * both], dim=1)
+    for direction in (toy.true, toy.illusory):
+        result = interchange(
+            toy.bridge, "blocks.0.hook_resid_post", direction, toy.base, toy.source, n_random=1, n_placebo=1
+        )
+        assert result.inside.moved > 0.9
+        assert result.verdict == "no power"
+        assert "no power" in result.headline()
+    last = interchange(
+        toy.bridge, "blocks.1.hook_resid_post", toy.read[2:], toy.base, toy.source, n_random=1, n_placebo=1
+    )
+    assert last.verdict == "no power", "no unit lies behind the last block"
+
+
+def test_the_dormant_share_is_counted_unit_by_unit() -> None:
+    natural, found = torch.tensor([3.0, 1.0, -1.0, 0.0]), torch.tensor([1.0, 1.0, 1.0, 1.0])
+    # Scaled by 1: units 0 and 1 are covered, 2 goes the other way naturally, 3 stands still.
+    assert dormant_share(natural, found) == pytest.approx(0.5)
+    # Twice as far in all: scaled down to the natural sum of 4.
+    assert dormant_share(natural, 2 * found) == pytest.approx(0.5)
+    assert dormant_share(natural, natural) == pytest.approx(0.0)
+    assert dormant_share(natural, torch.tensor([-1.0, 0.0, 0.0, 2.0])) == pytest.approx(1.0)
+    assert dormant_share(0 * natural, found) != dormant_share(0 * natural, found), "nan: nothing moves the answer"
 
 
 def test_what_cannot_be_interchanged_is_refused(variable) -> None:

@@ -4,7 +4,7 @@ from reftlens.analysis.ablate import ablate
 from reftlens.analysis.agreement import agreement
 from reftlens.analysis.attribute import attribute
 from reftlens.analysis.beside_tracing import at_rules, beside_tracing
-from reftlens.analysis.controls.retraining import at_random_sites, permuted_labels, random_model
+from reftlens.analysis.controls.retraining import at_random_sites, null_edits, permuted_labels, random_model
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
 from reftlens.analysis.dose import dose
@@ -49,6 +49,7 @@ __all__ = [
     "logit_difference_of",
     "loss_of",
     "mediate",
+    "null_edits",
     "off_manifold",
     "outcome",
     "overlap",

@@ -4,14 +4,19 @@ Three answers, in the order of what they are worth: as functions, on held-out ac
 and cosine of delta; KL between the two edited models); in the data-weighted decomposition (angles of the strongest
 write directions); and in raw R, which is shown so that a reader sees why it misleads.
 
+The null is edits of the same sites trained on shuffled answers from other first weights (`null_edits`). Edits that share
+nothing still resemble each other: they are trained at one site of one model, which is read in few directions. Turned edits
+and random subspaces do not have that in common, and no claim can rest on them. Under the null hypothesis that two edits
+share no more than that, they and the null edits are exchangeable, so p = part of all pairs that are as close is exact.
+
 Layers do not share a basis: edits without a common site are compared by what the models then say, and by nothing else.
 Agreement is not evidence of truth: two seeds can agree on a shortcut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import final
 
@@ -24,15 +29,12 @@ from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.outcome import next_token_logprobs
-from reftlens.analysis.overlap import directions, overlap
+from reftlens.analysis.overlap import directions, haar, overlap
 from reftlens.data import Batch
 from reftlens.edit.reft import Reft
 from reftlens.interventions import NotAffineError
 from reftlens.positions import Positions
 from reftlens.results import Agreement, Operator
-
-_Deltas = tuple[Float[Tensor, "tokens d_model"], ...]
-"""Changes by the first edit, the second, and the second turned, at the tokens that both act on."""
 
 
 @torch.no_grad()
@@ -41,6 +43,7 @@ def agreement(
     refts: Mapping[str, Reft],
     batches: Sequence[Batch],
     *,
+    null: Mapping[str, Reft] | Sequence[Reft] = (),
     at: Positions | None = None,
     rank: int | None = None,
     n_null: int = 200,
@@ -52,50 +55,142 @@ def agreement(
         bridge: the base.
         refts: name -> trained edit; at least two.
         batches: held-out inputs.
+        null: edits of the same layout trained on shuffled answers from other first weights, from `null_edits`; five or
+            more, for p = .05 to be within reach. Without them nothing is claimed.
         at: compare changes and directions at these of the edited tokens alone, such as `Last(1)`; an edit changes much
             that nothing reads.
-        rank: directions compared by angle; if not given, the rounded effective rank of the edit that uses fewer.
-        n_null: random subspaces for the null angles.
-        seed: draws controls and nulls.
+        rank: directions compared by angle; if not given, the rounded effective rank of the edit that uses fewest, null
+            edits included.
+        n_null: random subspaces for the angles that chance gives untrained ones.
+        seed: draws controls and random subspaces.
 
     Raises:
-        ValueError: for fewer than two edits, or no batches.
+        ValueError: for fewer than two edits, no batches, or null edits at other sites.
     """
     if len(refts) < 2 or not batches:
         raise ValueError(f"wanted two edits and one batch at least, got {len(refts)} and {len(batches)}")
-    controls = {name: turned(reft, seed=seed) for name, reft in refts.items()}
-    said = {name: _said(bridge, reft, batches) for name, reft in refts.items()}
-    said_controls = {name: _said(bridge, reft, batches) for name, reft in controls.items()}
-    operators = {name: _operators(bridge, reft, batches, at) for name, reft in refts.items()}
-    pairs = []
-    for first, second in combinations(refts, 2):
-        a, b = refts[first], refts[second]
-        common = _common(a, b)
-        deltas = list(_deltas(bridge, (a, b, controls[second]), batches, common, at))
-        shared = [index for index, (one, _, _) in enumerate(deltas) if len(one)]
-        error, cosine = _compare([deltas[i][:2] for i in shared])
-        control_error, control_cosine = _compare([(deltas[i][0], deltas[i][2]) for i in shared])
-        here = [common[i] for i in shared]
-        angles = _angles(a, b, operators[first], operators[second], here, rank=rank, n_null=n_null, seed=seed)
-        pairs.append(
-            Agreement(
-                first=first,
-                second=second,
-                sites=tuple(a.sites[i].hook_name for i, _ in here),
-                relative_error=error,
-                cosine=cosine,
-                control_error=control_error,
-                control_cosine=control_cosine,
-                kl=_kl(said[first], said[second]),
-                control_kl=_kl(said[first], said_controls[second]),
-                rank=angles.rank,
-                angle=angles.used,
-                null_angle=angles.used_null,
-                raw_angle=angles.raw,
-                raw_null_angle=angles.raw_null,
-            )
-        )
-    return pairs
+    nulls = list(null.values() if isinstance(null, Mapping) else null)
+    seen = {name: _seen(bridge, reft, batches, at) for name, reft in refts.items()}
+    controls = {
+        name: _seen(bridge, turned(reft, seed=seed), batches, at, decomposed=False) for name, reft in refts.items()
+    }
+    null_seen = [_seen(bridge, reft, batches, at) for reft in nulls]
+    among = list(combinations(null_seen, 2))
+    ranked = _Ranked(rank=rank, n_null=n_null, seed=seed)
+    return [
+        _pair((first, second), seen[first], seen[second], controls[second], null_seen, among, ranked)
+        for first, second in combinations(refts, 2)
+    ]
+
+
+@final
+@dataclass(frozen=True)
+class _Ranked:
+    """How many directions are compared, and with how many random ones."""
+
+    rank: int | None
+    n_null: int
+    seed: int
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """All that is compared of one edit, from one pass over the batches."""
+
+    reft: Reft
+    changes: tuple[Float[Tensor, "tokens d_model"], ...]
+    """Of each site, at every wanted token; NaN where it does not edit."""
+    said: Float[Tensor, "prompts d_vocab"]
+    operators: list[Operator] | None
+
+
+@final
+@dataclass(frozen=True)
+class _Likeness:
+    error: float
+    cosine: float
+    kl: float
+    kl_both: float
+    """In both directions."""
+
+
+def _pair(
+    names: tuple[str, str],
+    a: _Seen,
+    b: _Seen,
+    control: _Seen,
+    nulls: Sequence[_Seen],
+    among: Sequence[tuple[_Seen, _Seen]],
+    ranked: _Ranked,
+) -> Agreement:
+    here, like = _like(a, b)
+    _, turned_like = _like(a, control)
+    others = [*((one, n) for one in (a, b) for n in nulls), *among]
+    operators = [op for one in (a, b, *nulls) for op in one.operators or ()]
+    rank = ranked.rank or min((round(op.effective_rank) for op in operators), default=0)
+    angles = _angles(a, b, here, rank=rank, n_null=ranked.n_null, seed=ranked.seed)
+    found = [_like(one, other) for one, other in others]
+    if any(len(places) < len(here) for places, _ in found):
+        raise ValueError(f"the null edits of {names[0]} and {names[1]} must act where these do, at {_hooks(a, here)}")
+    null_cosines = [likeness.cosine for _, likeness in found]
+    null_kls = [likeness.kl_both for _, likeness in found]
+    null_angles = [
+        _angles(one, other, places, rank=rank, n_null=1, seed=0).used
+        for (one, other), (places, _) in zip(others, found, strict=True)
+    ]
+    return Agreement(
+        first=names[0],
+        second=names[1],
+        sites=_hooks(a, here),
+        relative_error=like.error,
+        cosine=like.cosine,
+        control_error=turned_like.error,
+        control_cosine=turned_like.cosine,
+        kl=like.kl,
+        control_kl=turned_like.kl,
+        rank=angles.rank,
+        angle=angles.used,
+        null_angle=angles.used_null,
+        raw_angle=angles.raw,
+        raw_null_angle=angles.raw_null,
+        n_null_edits=len(nulls),
+        null_cosine=_mean(null_cosines),
+        null_kl=_mean([likeness.kl for _, likeness in found]),
+        null_trained_angle=_mean(null_angles),
+        p_cosine=_p([-value for value in null_cosines], -like.cosine),
+        p_kl=_p(null_kls, like.kl_both),
+        p_angle=_p(null_angles, angles.used),
+    )
+
+
+def _p(null: Sequence[float], value: float) -> float:
+    """Part of the pairs, this one included, with a distance at most as large; NaN without null pairs or distance."""
+    if not null or value != value:
+        return float("nan")
+    return (1 + sum(other <= value for other in null)) / (1 + len(null))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _hooks(a: _Seen, common: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+    return tuple(a.reft.sites[i].hook_name for i, _ in common)
+
+
+def _like(a: _Seen, b: _Seen) -> tuple[list[tuple[int, int]], _Likeness]:
+    """The sites where both act on some token, and how like they are as functions."""
+    here, pairs = [], []
+    for i, j in _common(a.reft, b.reft):
+        one, other = a.changes[i], b.changes[j]
+        both = ~(one.isnan().any(-1) | other.isnan().any(-1))
+        if bool(both.any()):
+            here.append((i, j))
+            pairs.append((one[both], other[both]))
+    error, cosine = _compare(pairs)
+    kl, back = _kl(a.said, b.said), _kl(b.said, a.said)
+    return here, _Likeness(error, cosine, kl, kl + back)
 
 
 def _common(a: Reft, b: Reft) -> list[tuple[int, int]]:
@@ -110,25 +205,31 @@ def _common(a: Reft, b: Reft) -> list[tuple[int, int]]:
     return pairs
 
 
-def _deltas(
+def _seen(
     bridge: TransformerBridge,
-    refts: tuple[Reft, ...],
+    reft: Reft,
     batches: Sequence[Batch],
-    common: Sequence[tuple[int, int]],
     at: Positions | None,
-) -> Iterable[_Deltas]:
-    """For each common site the changes at activations of the base, which no edit has touched."""
-    found: list[list[_Deltas]] = [[] for _ in common]
+    *,
+    decomposed: bool = True,
+) -> _Seen:
+    """Changes are of activations of the base, which no edit has touched."""
+    found: list[list[Tensor]] = [[] for _ in reft.sites]
     for batch in batches:
-        edits = [reft.edits(batch) for reft in refts]
         wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
         # A change is computed from all that its own edit reads, also where only some of its tokens are compared.
-        seen = [[h for _, h in edited_activations(bridge, reft.scaled(0.0), batch)] for reft in refts[:2]]
-        for (i, j), parts in zip(common, found, strict=True):
-            both = edits[0][i].mask & edits[1][j].mask & wanted
-            three = (edits[0][i], seen[0][i]), (edits[1][j], seen[1][j]), (edits[2][j], seen[1][j])
-            parts.append(tuple(edit.change(h)[both[edit.mask]].double() for edit, h in three))
-    return [tuple(torch.cat(column) for column in zip(*parts, strict=True)) for parts in found]
+        seen = edited_activations(bridge, reft.scaled(0.0), batch)
+        for edit, (_, h), parts in zip(reft.edits(batch), seen, found, strict=True):
+            change = edit.change(h).double()
+            every = change.new_full((*edit.mask.shape, change.shape[-1]), float("nan"))
+            every[edit.mask] = change
+            parts.append(every[wanted].cpu())
+    return _Seen(
+        reft,
+        tuple(torch.cat(parts) for parts in found),
+        _said(bridge, reft, batches),
+        _operators(bridge, reft, batches, at) if decomposed else None,
+    )
 
 
 def _compare(pairs: Sequence[tuple[Tensor, ...]]) -> tuple[float, float]:
@@ -168,34 +269,22 @@ class _Angles:
     raw_null: float = float("nan")
 
 
-def _angles(
-    a: Reft,
-    b: Reft,
-    first: list[Operator] | None,
-    second: list[Operator] | None,
-    common: Sequence[tuple[int, int]],
-    *,
-    rank: int | None,
-    n_null: int,
-    seed: int,
-) -> _Angles:
+def _angles(a: _Seen, b: _Seen, common: Sequence[tuple[int, int]], *, rank: int, n_null: int, seed: int) -> _Angles:
     """Mean angles over the common sites, of the decompositions and of the raw spans."""
-    if first is None or second is None or not common:
+    if a.operators is None or b.operators is None or not common:
         return _Angles()
-    spans_a, spans_b = ([intervention.basis().cpu() for _, intervention in reft] for reft in (a, b))
-    if rank is None:
-        rank = min(round(op.effective_rank) for i, j in common for op in (first[i], second[j]))
-    used = [
-        overlap(directions(first[i], rank), directions(second[j], rank), n_null=n_null, seed=seed) for i, j in common
-    ]
-    raw = [overlap(spans_a[i], spans_b[j], n_null=n_null, seed=seed) for i, j in common]
-    means = [
-        sum(float(value) for value in values) / len(common)
-        for values in (
-            [result.angles.mean() for result in used],
-            [result.null_angles["haar"].mean() for result in used],
-            [result.angles.mean() for result in raw],
-            [result.null_angles["haar"].mean() for result in raw],
-        )
-    ]
-    return replace(_Angles(rank), used=means[0], used_null=means[1], raw=means[2], raw_null=means[3])
+    first, second = a.operators, b.operators
+    spans_a, spans_b = ([intervention.basis().cpu() for _, intervention in one.reft] for one in (a, b))
+    pairs = {
+        "used": [(directions(first[i], rank), directions(second[j], rank)) for i, j in common],
+        "raw": [(spans_a[i], spans_b[j]) for i, j in common],
+    }
+    found = {
+        name: [overlap(*pair, nulls={"haar": haar(pair[0].shape[1])}, n_null=n_null, seed=seed) for pair in spans]
+        for name, spans in pairs.items()
+    }
+    angle = {name: _mean([float(result.angles.mean()) for result in results]) for name, results in found.items()}
+    chance = {
+        name: _mean([float(result.null_angles["haar"].mean()) for result in results]) for name, results in found.items()
+    }
+    return _Angles(rank, angle["used"], chance["used"], angle["raw"], chance["raw"])

@@ -3,7 +3,8 @@
 Effect = mean over prompts of (logit of the new answer - logit of the old one), edited minus base. A cell's value is its
 effect alone, or what is lost without it, as a part of the whole effect; the control is the same with every change turned
 to random directions of the same length. Cells need not sum to one: edits interact, and later ones can stand in for
-earlier ones.
+earlier ones. Where the whole effect is small beside single cells (they cancel) or beside its spread over prompts, its part
+would say nothing, and cells are given in nats.
 """
 
 from __future__ import annotations
@@ -72,15 +73,18 @@ def effect_map(
     kept = torch.eye(len(cells), dtype=torch.bool)
     sets = torch.cat([torch.ones_like(kept[:1]), ~kept if leave_out else kept])
 
-    def parts(of: Sequence[Edit], doing: str) -> tuple[float, Float[Tensor, " cell"]]:
-        """The effect of all cells, and of each."""
-        total, *effects = runs.effects(of, cells, sets, progress=doing if progress else "").mean(1)
-        each = torch.stack(effects)
-        return float(total), total - each if leave_out else each
+    def parts(of: Sequence[Edit], doing: str) -> tuple[Float[Tensor, " prompt"], Float[Tensor, " cell"]]:
+        """The effect of all cells on each prompt, and the mean effect of each cell."""
+        effects = runs.effects(of, cells, sets, progress=doing if progress else "")
+        total, each = effects[0], effects[1:].mean(1)
+        return total, total.mean() - each if leave_out else each
 
-    whole, measured = parts(edits, "locating the effect")
-    if abs(whole) < 1e-6:
+    by_prompt, measured = parts(edits, "locating the effect")
+    whole, largest = float(by_prompt.mean()), float(measured.abs().max())
+    if max(abs(whole), largest) < 1e-6:
         raise ValueError("the edit does not move these answers at all: there is no effect to locate")
+    small = _why_small(by_prompt, largest)
+    unit = 1.0 if small else whole
     generator = torch.Generator().manual_seed(seed)
     draws = []
     for _ in range(n_control):
@@ -88,16 +92,27 @@ def effect_map(
         draws.append(parts(turned, "control")[1])
     values, control = torch.full((2, len(edits), batch.tokens.shape[1]), torch.nan)
     row, column = torch.tensor([(cell.site, int(cell.mask.any(0).int().argmax())) for cell in cells]).T
-    values[row, column] = (measured / whole).float()
-    control[row, column] = (torch.stack(draws).mean(0) / whole).float()
+    values[row, column] = (measured / unit).float()
+    control[row, column] = (torch.stack(draws).mean(0) / unit).float()
     what = "lost without this cell" if leave_out else "effect of this cell alone"
+    beside = f", in nats: {small}" if small else f" / effect of the whole edit ({whole:+.2f} nats)"
     return TokenMap(
         values=values,
         control=control,
-        rows=tuple(edit.hook_name for edit in edits),
+        rows=reft.site_names,
         tokens=str_tokens(bridge, batch.tokens[0]),
         starred=subject_places(bridge, prompts[0], subjects[0]),
-        quantity=f"{what} / effect of the whole edit ({whole:+.2f} nats)",
+        quantity=f"{what}{beside}",
         control_name=f"the same change turned to random directions, mean of {n_control}",
         n_prompts=len(prompts),
     )
+
+
+def _why_small(by_prompt: Float[Tensor, " prompt"], largest: float) -> str:
+    """Why the whole effect is too small to divide by; empty if it is not."""
+    whole, spread = float(by_prompt.mean()), float(by_prompt.std()) if len(by_prompt) > 1 else 0.0
+    if largest > 2 * abs(whole):
+        return f"the whole edit's effect ({whole:+.2f}) is small beside that of single cells (up to {largest:.2f})"
+    if spread > abs(whole):
+        return f"the whole edit's effect ({whole:+.2f}) is small beside its spread over prompts (sd {spread:.2f})"
+    return ""

@@ -4,9 +4,17 @@ h' = h_base + (h_source - h_base) B B^T at one token of each prompt, in the uned
 different answers. Beside the subspace stand its complement, random subspaces of the same rank, and placebos that move as
 far as it does in random directions (`tools.analysis.interchange` of TransformerLens runs them all).
 
-The move is split by what later layers read (`read_space`): (h_source - h_base) = read + unread, each put in along B. If
-the unread part does most of the work, the subspace turns a difference that the model ignores into one that it
-obeys: an illusion (Makelov et al. 2023, arXiv:2311.17030), and flagged as one.
+An illusion (Makelov et al. 2023, arXiv:2311.17030) takes its coordinate from a difference that nothing reads, and turns it
+into a change along a direction that is read but does not vary in natural runs. Both halves are measured, apart:
+
+- causally disconnected: (h_source - h_base) = read + unread, each put in along B. What is read is weighed by the units that
+  the two answers depend on (`engine.pathways`), not counted, so a faint reading by other tokens is no reading.
+- dormant: the part of the move that passes through neurons and heads which do not move the answer when the whole
+  activation is the source's.
+
+A subspace is illusory if most of its move is both. To say that one is not, the test must be able to find one: the same is
+measured of a direction made to be illusory at this very point. Where that one is not found (nothing unread varies, or its
+way is the natural one, or no unit lies behind the point), the verdict is "no power", and nothing is said either way.
 
 Success is not evidence by itself: a subspace fitted to these pairs (`fit_das`) can succeed on arbitrary labels and on
 random models, so fit it there as well (`arbitrary_targets`, `analysis.random_model`).
@@ -21,10 +29,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.read_space import read_space
+from reftlens.analysis.engine.pathways import Pathways, dormant_share, reference_illusion, weight_of
 from reftlens.data import Batch
 from reftlens.positions import Last, Positions
-from reftlens.results import Interchanged, ReadSpace, Swap
+from reftlens.results import Interchanged, Swap
 
 _Move = Callable[[Tensor, Tensor], Tensor]
 """(base activations, source activations) -> new base activations."""
@@ -38,7 +46,6 @@ def interchange(
     source: Batch,
     *,
     at: Positions = Last(1),
-    read: ReadSpace | None = None,
     n_random: int = 20,
     n_placebo: int = 20,
     batch_size: int = 64,
@@ -53,7 +60,6 @@ def interchange(
         base: prompts that are run.
         source: prompts that give the coordinates, one for each of `base`.
         at: the one token of each prompt that is interchanged.
-        read: from `read_space` at this point; measured on the bases if not given.
         n_random: random subspaces of the same rank.
         n_placebo: random subspaces moved as far as the given one moves.
         batch_size: prompts in one forward pass.
@@ -67,10 +73,9 @@ def interchange(
 
     if len(base) != len(source):
         raise ValueError(f"wanted one source for each base, got {len(base)} bases and {len(source)} sources")
-    read = read or read_space(bridge, hook_name, base, at=at, seed=seed)
     runner = _Runner(bridge, hook_name, base, source, at, batch_size)
     B = torch.linalg.qr(subspace.detach().double().cpu().T).Q.float()
-    P = (read.basis.T @ read.basis).to(B)
+    P, dormant, power = _ways(runner, B, seed)
     inside = SubspaceInterchange(B)
 
     def along(part: Callable[[Tensor], Tensor]) -> _Move:
@@ -92,6 +97,34 @@ def interchange(
         placebo=tuple(
             runner.swap("norm-matched placebo", NormMatchedPlacebo(inside, basis)) for basis in bases[n_random:]
         ),
+        dormant=dormant,
+        power=power,
+    )
+
+
+def _ways(runner: _Runner, B: Float[Tensor, "width rank"], seed: int) -> tuple[Tensor, float, float]:
+    """What is read, as a soft projector; the dormant share of the move inside B, and that of a made illusion."""
+    rows = runner.differ.nonzero().flatten()
+    ways = Pathways(
+        runner.bridge,
+        runner.hook_name,
+        runner.base,
+        runner.places,
+        runner.pair,
+        rows=rows,
+        batch_size=runner.batch_size,
+        seed=seed,
+    )
+    h, gap = runner.bases.double(), (runner.sources - runner.bases).double()
+    start, whole, inside = (ways.under(h + move) for move in (0 * gap, gap, gap @ B.double() @ B.double().T))
+    natural = start.parts(whole)
+    read = (start.read + whole.read) / 2
+    fake = reference_illusion(gap[rows], (start.own + whole.own) / 2, read)
+    made = ways.under(h + (gap @ fake)[:, None] * fake)
+    return (
+        weight_of(read).to(B),
+        dormant_share(natural, start.parts(inside)),
+        dormant_share(natural, start.parts(made)),
     )
 
 
@@ -105,13 +138,16 @@ class _Runner:
 
         self.bridge, self.hook_name, self.base, self.batch_size = bridge, hook_name, base, batch_size
         self.places = _one_token(base, at)
-        self.sources: Tensor = collect_activations(
-            bridge,
-            hook_name,
-            torch.arange(len(source)),
-            self._logits(source),
-            positions=_one_token(source, at),
-            batch_size=batch_size,
+        self.bases, self.sources = (
+            collect_activations(
+                bridge,
+                hook_name,
+                torch.arange(len(batch)),
+                self._logits(batch),
+                positions=_one_token(batch, at),
+                batch_size=batch_size,
+            )
+            for batch in (base, source)
         )
         said, wanted = (self._all(batch) for batch in (base, source))
         self.pair = torch.stack([wanted.argmax(-1), said.argmax(-1)], dim=1)

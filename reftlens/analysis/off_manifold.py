@@ -6,8 +6,13 @@ distances that percentiles refer to, the third is tested: before the edit, after
 random directions. Distances of the activations that S was fitted to would be too small, and every edit would look
 strange beside them.
 
+mu, S and the percentiles are those of a token's own kind: the first of its prompt, massive ones (a natural norm above four times
+the median, as BOS and some delimiters have), and the rest. One massive activation among the others would stretch S, and
+with it the round part, until no push shows. A kind of few tokens, or without spread of its own, is measured by the S of the most
+frequent kind.
+
 Not evidence of harm: an activation may be unusual in a direction that nothing reads. One Cholesky factor of S, d x d,
-is needed for each site; the activations are not kept.
+is needed for each site and kind; the activations are not kept.
 """
 
 from __future__ import annotations
@@ -15,15 +20,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.data import Batch
+from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft
 from reftlens.results import OffManifold
+
+_MASSIVE = 4.0
+"""Norm of a massive activation, in medians."""
+
+_Factor = tuple[Tensor, Tensor, float]
+"""Mean, Cholesky factor of the shrunk covariance, and how far it was shrunk."""
 
 
 class _Natural:
@@ -40,13 +52,23 @@ class _Natural:
         self.total += h.sum(dim=0)
         self.second += h.T @ h
 
-    def factor(self) -> tuple[Tensor, Tensor, float]:
-        """Mean, Cholesky factor of the shrunk covariance, and how far it was shrunk."""
-        mean = self.total / self.n
+    @property
+    def mean(self) -> Float[Tensor, " d_model"]:
+        return self.total / self.n
+
+    def varies(self) -> bool:
+        """Whether these activations differ by more than rounding."""
+        if not self.n:
+            return False
+        # Float32 leaves about 1e-14 of |h|^2 where all activations are equal, as those of a BOS token are.
+        trace = float(self.second.trace()) / self.n - float(self.mean.square().sum())
+        return trace > 1e-10 * float(self.mean.square().sum())
+
+    def factor(self) -> _Factor:
+        mean = self.mean
         covariance = self.second / self.n - torch.outer(mean, mean)
         p, trace, square = len(mean), float(covariance.trace()), float(covariance.square().sum())
-        # Float32 leaves about 1e-14 of |h|^2 where all activations are equal, as those of a BOS token are.
-        if not trace > 1e-10 * float(mean.square().sum()):
+        if not self.varies():
             raise ValueError("the natural activations are all alike: there is no spread to measure distances by")
         gap = square - trace**2 / p
         wanted = ((1 - 2 / p) * square + trace**2) / ((self.n + 1 - 2 / p) * gap) if gap > 0 else 1.0
@@ -54,6 +76,54 @@ class _Natural:
         shrinkage = min(1.0, max(wanted, 1e-6))
         shrunk = (1 - shrinkage) * covariance + shrinkage * trace / p * torch.eye(p, dtype=torch.float64)
         return mean, torch.linalg.cholesky(shrunk), shrinkage
+
+
+class _Kinds:
+    """The natural activations of one site by the kind of their token."""
+
+    def __init__(self, d_model: int) -> None:
+        self.massive: float | None = None
+        self.natural = [_Natural(d_model) for _ in range(3)]
+
+    def of(self, edit: Edit, batch: Batch, h: Float[Tensor, "tokens d_model"]) -> Int[Tensor, " tokens"]:
+        """0, 1 for the first token of a prompt, 2 for other massive ones, by the activation before the edit."""
+        norm = h.double().norm(dim=-1).cpu()
+        if self.massive is None:
+            self.massive = _MASSIVE * float(norm.median())
+        first = (batch.prompts.place[edit.mask] == 0).cpu()
+        return torch.where(first, 1, 2 * (norm > self.massive).long())
+
+    def add(self, kinds: Int[Tensor, " tokens"], h: Float[Tensor, "tokens d_model"]) -> None:
+        for kind, natural in enumerate(self.natural):
+            natural.add(h.cpu()[kinds == kind])
+
+    @property
+    def n(self) -> int:
+        return sum(natural.n for natural in self.natural)
+
+    def factors(self) -> list[_Factor]:
+        """Of each kind, the most frequent kind's standing in where there is too little; the last is the most frequent kind's."""
+        varying = [natural for natural in self.natural if natural.varies()]
+        if not varying:
+            # Each kind is one activation (BOS, and the first word of a template): they differ from each other at most.
+            return [self._pooled().factor()] * (len(self.natural) + 1)
+        of_main = max(varying, key=lambda natural: natural.n).factor()
+        return [*(self._factor(natural, of_main) for natural in self.natural), of_main]
+
+    def _pooled(self) -> _Natural:
+        pooled = _Natural(len(self.natural[0].total))
+        for natural in self.natural:
+            pooled.n += natural.n
+            pooled.total += natural.total
+            pooled.second += natural.second
+        return pooled
+
+    @staticmethod
+    def _factor(natural: _Natural, of_main: _Factor) -> _Factor:
+        if not natural.n:
+            return of_main
+        own = natural.n >= 2 * len(of_main[0]) and natural.varies()
+        return natural.factor() if own else (natural.mean, *of_main[1:])
 
 
 @torch.no_grad()
@@ -79,50 +149,92 @@ def off_manifold(
         )
     fit, reference, test = (batches[part::3] for part in range(3))
     base = reft.scaled(0.0)
-    natural = [_Natural(intervention.d_model) for _, intervention in reft]
+    sites = [_Kinds(intervention.d_model) for _, intervention in reft]
     for batch in fit:
-        for moments, (_, h) in zip(natural, edited_activations(bridge, base, batch), strict=True):
-            moments.add(h)
-    factors = [moments.factor() for moments in natural]
-    known = _measure(bridge, base, reference, factors)
-    edited, control = (_measure(bridge, run, test, factors) for run in (reft, turned(reft, seed=seed)))
-    own = _measure(bridge, base, test, factors)
+        for site, (edit, h) in zip(sites, edited_activations(bridge, base, batch), strict=True):
+            site.add(site.of(edit, batch, h), h)
+    factors = [site.factors() for site in sites]
+    kinds = _kinds(bridge, base, reference, sites), _kinds(bridge, base, test, sites)
+    # A kind that the reference lacks has no percentiles of its own.
+    lacking = [[kind not in of.tolist() for kind in range(3)] for of in kinds[0]]
+    shown = [_where(of, lacks) for of, lacks in zip(kinds[1], lacking, strict=True)]
+    known = _measure(bridge, base, reference, factors, kinds[0])
+    own, edited, control = (
+        _measure(bridge, run, test, factors, shown) for run in (base, reft, turned(reft, seed=seed))
+    )
     results = []
-    for i, site in enumerate(reft.sites):
-        scale = known[i][0].sort().values
+    for i, at in enumerate(reft.sites):
 
-        def percentile(distance: Tensor, scale: Tensor = scale) -> Tensor:
-            # Equal distances (a BOS token is the same everywhere) count half.
-            below, upto = (torch.searchsorted(scale, distance, right=right) for right in (False, True))
-            return (50 * (below + upto) / len(scale)).float()
+        def percentile(distance: Tensor, i: int = i) -> Float[Tensor, " token"]:
+            return _percentile(distance, shown[i], known[i][0], kinds[0][i])
 
         results.append(
             OffManifold(
-                hook_name=site.hook_name,
+                hook_name=at.hook_name,
+                site=reft.site_names[i],
                 norm_ratio=edited[i][2].float(),
                 natural=percentile(own[i][0]),
                 edited=percentile(edited[i][1]),
                 control=percentile(control[i][1]),
-                shrinkage=factors[i][2],
-                n_fit=natural[i].n,
-                n_reference=len(scale),
+                shrinkage=factors[i][-1][2],
+                n_fit=sites[i].n,
+                n_reference=len(known[i][0]),
             )
         )
     return results
 
 
+def _kinds(
+    bridge: TransformerBridge, base: Reft, batches: Sequence[Batch], sites: Sequence[_Kinds]
+) -> list[Int[Tensor, " _tokens"]]:
+    """The kind of every token at each site, as the base has it."""
+    found: list[list[Tensor]] = [[] for _ in sites]
+    for batch in batches:
+        for kinds, site, (edit, h) in zip(found, sites, edited_activations(bridge, base, batch), strict=True):
+            kinds.append(site.of(edit, batch, h))
+    return [torch.cat(parts) for parts in found]
+
+
+def _where(kinds: Int[Tensor, " tokens"], lacks: Sequence[bool]) -> Int[Tensor, " tokens"]:
+    """The kinds, 3 (the most frequent one's measure) for those that are lacking."""
+    return torch.where(torch.tensor(lacks)[kinds], 3, kinds)
+
+
+def _percentile(
+    distance: Float[Tensor, " token"], kinds: Tensor, known: Float[Tensor, " reference"], of: Int[Tensor, " reference"]
+) -> Float[Tensor, " token"]:
+    """Among the reference tokens of the same kind; among all of them for kind 3."""
+    out = torch.full(distance.shape, torch.nan)
+    for kind in kinds.unique().tolist():
+        scale = (known if kind == 3 else known[of == kind]).sort().values
+        # Equal distances (a BOS token is the same everywhere) count half.
+        below, upto = (torch.searchsorted(scale, distance[kinds == kind], right=right) for right in (False, True))
+        out[kinds == kind] = (50 * (below + upto) / len(scale)).float()
+    return out
+
+
 def _measure(
-    bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch], factors: Sequence[tuple[Tensor, Tensor, float]]
-) -> list[Float[Tensor, "3 tokens"]]:
+    bridge: TransformerBridge,
+    reft: Reft,
+    batches: Sequence[Batch],
+    factors: Sequence[Sequence[_Factor]],
+    kinds: Sequence[Int[Tensor, " _tokens"]],
+) -> list[Float[Tensor, "3 _tokens"]]:
     """For each site: distance before and after the edit, and norm ratio, of every edited token."""
     found: list[list[Tensor]] = [[] for _ in factors]
+    begun = [0] * len(factors)
     for batch in batches:
         for i, (edit, h) in enumerate(edited_activations(bridge, reft, batch)):
             after = h + edit.change(h)
             h, after = h.double().cpu(), after.double().cpu()
-            mean, root, _ = factors[i]
-            distances = [_distance(state, mean, root) for state in (h, after)]
-            found[i].append(torch.stack([*distances, after.norm(dim=-1) / h.norm(dim=-1)]))
+            those = kinds[i][begun[i] : begun[i] + len(h)]
+            begun[i] += len(h)
+            measured = (after.norm(dim=-1) / h.norm(dim=-1)).repeat(3, 1)
+            for kind in those.unique().tolist():
+                mean, root, _ = factors[i][kind]
+                here = those == kind
+                measured[:2, here] = torch.stack([_distance(state[here], mean, root) for state in (h, after)])
+            found[i].append(measured)
     return [torch.cat(parts, dim=1) for parts in found]
 
 

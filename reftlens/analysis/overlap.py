@@ -3,14 +3,16 @@
 score = |U^T V|_F^2 / min(rank) = mean cos^2 of the principal angles (`projection_kernel` of TransformerLens). The
 first subspace is redrawn many times under a null, the second stays:
 
-- `haar`: a random subspace, every direction alike. Right for what was never trained.
-- `covariance_matched`: spanned by S^(1/2) g, random but as long in each direction as the activations are. Activations
-  are far from round, so two subspaces that both follow their large directions beat a Haar null without having
-  anything else in common.
+- `covariance_matched`, the null of given activations unless others are named: spanned by S^(1/2) g, random but as long in
+  each direction as the activations are. Activations are far from round, so two subspaces that both follow their large
+  directions beat a Haar null without having anything else in common.
+- `haar`: a random subspace, every direction alike. Right for what was never trained, such as R as it is drawn. Trained
+  edits that share nothing beat it most of the time: it says nothing about them.
 - `random_readings`: spanned by S g, what random linear readings of the activations answer to (`Operator.pattern`).
 
-Only subspaces of one activation space can be compared: the same hook of the same model. Not evidence of a shared
-function: `agreement` compares what edits do.
+Only subspaces of one activation space can be compared: the same hook of the same model. Training at one site of one model
+makes edits alike in more than their activations explain, so of two trained edits no null here is quite right:
+`agreement` compares what they do, with edits trained on shuffled answers as its null.
 """
 
 from __future__ import annotations
@@ -81,6 +83,7 @@ def random_readings(activations: Float[Tensor, "n d_model"]) -> Null:
 def overlap(
     first: Float[Tensor, "k d_first"],
     second: Float[Tensor, "m d_second"],
+    activations: Float[Tensor, "n d_model"] | None = None,
     *,
     nulls: Mapping[str, Null] | None = None,
     n_null: int = 999,
@@ -92,13 +95,16 @@ def overlap(
     Args:
         first: rows, of any length; its span is what the nulls redraw.
         second: rows of the other.
-        nulls: name -> null; Haar alone if not given.
+        activations: natural ones, of the site that is asked about; for the covariance-matched null.
+        nulls: name -> null, in place of the covariance-matched one. Without these and without activations, angles and score
+            come without a null, which is no evidence of anything shared.
         n_null: draws from each.
         names: of the two, for a reader.
         seed: draws the nulls.
 
     Raises:
-        ValueError: for rows of different widths, or a subspace whose rows are not independent.
+        ValueError: for rows of different widths, or a subspace whose rows are not independent, or activations as well as
+            nulls.
     """
     from transformer_lens.tools.analysis.projection_kernel import orthonormal_subspace, projection_kernel
 
@@ -106,10 +112,14 @@ def overlap(
         raise ValueError(
             f"wanted two subspaces of one space, rows [k, d_model], got {list(first.shape)} and {list(second.shape)}"
         )
+    if activations is not None and nulls is not None:
+        raise ValueError("wanted activations or nulls, got both: put covariance_matched(activations) into nulls")
     # An explicit rank makes it refuse rows that are not independent.
     bases = [orthonormal_subspace(r.detach().cpu().double().T, rank=len(r), rtol=1e-9) for r in (first, second)]
     cosines = projection_kernel(*bases).cosines
-    chosen = {"haar": haar(first.shape[1])} if nulls is None else nulls
+    chosen = nulls or {}
+    if activations is not None:
+        chosen = {"covariance-matched": covariance_matched(activations)}
     scores, angles = {}, {}
     for name, null in chosen.items():
         generator = torch.Generator().manual_seed(seed)

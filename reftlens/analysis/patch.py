@@ -54,13 +54,14 @@ def patch(
     """The metric under a patch of every cell, for every pair.
 
     Args:
-        bridge: the model; causal.
+        bridge: the model. A masked language model is read at the one mask token that each prompt has.
         clean: prompts without completions. Pairs may differ in length from one another: columns are those of the batch,
             so `encode(..., padding_side="left")` lines up the ends of prompts and "right" their beginnings.
         corrupted: row for row of the same length as `clean`.
-        metric: of the logits after each prompt.
-        point: what is patched: "resid_pre", the residual stream before a block; "attn_out" or "mlp_out", what its attention or
-            MLP adds; "z", what its heads put out before they are mixed.
+        metric: of the logits after each prompt, or at its mask token.
+        point: what is patched: "resid_pre", "resid_mid" or "resid_post", the residual stream before, inside or after a block;
+            "attn_out" or "mlp_out", what its attention or MLP adds; "q", "k" or "v", what its heads compare and move; "z", what
+            they put out before they are mixed.
         over: what a cell is, in each layer: "positions", "heads" (each at all positions) or "heads and positions".
         direction: "denoise" puts clean activations into the corrupted run, "noise" the reverse.
         window: neighbouring layers that are patched together, the cell's own in the middle.
@@ -79,10 +80,10 @@ def patch(
     require_pairs(clean, corrupted=corrupted, unrelated=unrelated)
     of = grid(bridge, point, over, n_pos=clean.tokens.shape[1], window=window)
     into, out_of = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
-    base = record(bridge, into, of.names)
+    base = record(bridge, into, of.names, masked=True)
     # Of a source nothing is run again: what it would need for that is let go.
     sources = [
-        replace(record(bridge, batch, of.names), resid=(), past=())
+        replace(record(bridge, batch, of.names, masked=True), resid=(), past=())
         for batch in (out_of, unrelated)
         if batch is not None
     ]

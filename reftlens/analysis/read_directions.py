@@ -2,8 +2,13 @@
 
 A direction u with its root-mean-square size s is added to real final residuals: mean over prompts of
 logits(h + s u) - logits(h), through the model's own final norm. Beside it, the same for random directions of that
-length: a direct readout of any direction has some largest token. Tokens that were named before looking have a sharper
-test, against their own change under random directions.
+length: a direct readout of any direction has some largest token.
+
+Two questions, two tests. Is any token moved further than chance? Then all tokens, directions and sites were looked at, and
+the band holds what random directions reach at the best of all of them: in 95% of draws no token of any direction leaves it
+(a max-statistic, each direction in units of its own null). Is a token that was named before looking moved? Then only its
+own change under random directions counts, p; several named tokens or directions are again several looks, for which
+`p_all` corrects in the same way (Westfall & Young 1993). A named token can have a small p inside the band.
 
 Not evidence of the path: later layers read the direction too, and may do most of the work.
 """
@@ -11,6 +16,8 @@ Not evidence of the path: later layers read the direction too, and may do most o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -21,11 +28,14 @@ from reftlens.data import Batch, as_texts, str_tokens
 from reftlens.data.tokens import continuing, tokenizer_of
 from reftlens.results import DirectionReadout, Operator
 
+LEVEL = 0.05
+"""Chance that any token of any direction leaves its band where there is nothing."""
+
 
 @torch.no_grad()
 def read_directions(
     bridge: TransformerBridge,
-    operator: Operator,
+    operator: Operator | Sequence[Operator],
     batch: Batch,
     *,
     top: int = 6,
@@ -33,50 +43,143 @@ def read_directions(
     n_null: int = 200,
     seed: int = 0,
 ) -> list[DirectionReadout]:
-    """Reads each write direction of a decomposed edit through the unembedding.
+    """Reads the write directions of a decomposed edit through the unembedding.
 
     Args:
         bridge: the base.
-        operator: from `decompose`.
+        operator: from `decompose`; of several sites, all that is looked at, so that they are corrected for together.
         batch: prompts whose last residuals the direction is added to.
         top: tokens listed on each side.
-        watch: answers to test for, chosen beforehand, with their leading space; their first tokens count.
-        n_null: random directions for the null.
+        watch: answers to test for, chosen beforehand, with their leading space; their first tokens count, and of
+            several that begin alike the first is named.
+        n_null: draws of random directions for each; at least 19, for a 95% band.
         seed: draws them.
 
+    Returns:
+        One readout for each direction, site by site.
+
     Raises:
-        ValueError: if the edit is not as wide as the residual stream.
+        ValueError: if an edit is not as wide as the residual stream, or there are too few draws.
     """
-    if operator.write.shape[1] != bridge.cfg.d_model:
-        raise ValueError(
-            f"the directions of {operator.hook_name} are {operator.write.shape[1]} wide, and only those of the residual "
-            f"stream, {bridge.cfg.d_model} wide, can be read through the unembedding"
-        )
+    operators = [operator] if isinstance(operator, Operator) else list(operator)
+    for item in operators:
+        if item.write.shape[1] != bridge.cfg.d_model:
+            raise ValueError(
+                f"the directions of {item.where} are {item.write.shape[1]} wide, and only those of the residual "
+                f"stream, {bridge.cfg.d_model} wide, can be read through the unembedding"
+            )
+    if round(LEVEL * (n_null + 1), 9) < 1:
+        raise ValueError(f"a {1 - LEVEL:.0%} band wants at least 19 draws, got n_null = {n_null}")
     name = f"blocks.{bridge.cfg.n_layers - 1}.hook_resid_post"
     _, cache = bridge.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=[name])
     final = batch.at_last_prompt_token(cache[name])
     generator = torch.Generator().manual_seed(seed)
-    d_model = operator.write.shape[1]
-    random = torch.nn.functional.normalize(torch.randn(n_null, d_model, generator=generator), dim=-1)
-    ids = [continuing(tokenizer_of(bridge), text)[0] for text in as_texts(watch, "watch")] if len(watch) else []
-    readouts = []
-    for index, (direction, size) in enumerate(zip(operator.write, operator.spectrum, strict=True)):
-        change = _mean_change(bridge, final, direction[None] * size)[0]
-        null = _mean_change(bridge, final, random * size)
-        high, low = change.topk(top), (-change).topk(top)
-        readouts.append(
-            DirectionReadout(
-                hook_name=operator.hook_name,
-                direction=index,
-                promoted=_named(bridge, high.indices, high.values),
-                suppressed=_named(bridge, low.indices, -low.values),
-                null_low=float(null.amin(dim=1).quantile(0.05)),
-                null_high=float(null.amax(dim=1).quantile(0.95)),
-                n_null=n_null,
-                watched=_watched(watch, ids, change, null),
-            )
+    # Answers that begin with the same token are one test, and would be read as several.
+    first: dict[int, str] = {}
+    named = as_texts(watch, "watch") if len(watch) else []
+    for answer in named:
+        token = continuing(tokenizer_of(bridge), answer)[0]
+        first.setdefault(token, answer)
+    watch, ids = tuple(first.values()), list(first)
+    looks = [_look(bridge, final, item, index, ids, n_null, generator) for item in operators for index in _all(item)]
+    band = _critical(torch.stack([look.reach for look in looks]).amax(dim=0)) if looks else 0.0
+    furthest = _named_reach(looks, ids)
+    return [
+        DirectionReadout(
+            hook_name=look.hook_name,
+            site=look.site,
+            direction=look.direction,
+            promoted=_named(bridge, *_top(look.change, top)),
+            suppressed=_named(bridge, *_top(look.change, top, sign=-1)),
+            null_low=band * look.low,
+            null_high=band * look.high,
+            n_null=n_null,
+            watched=_watched(watch, look),
+            p_all=tuple(_p(furthest, float(value)) for value in look.watched_size()),
+            n_tokens=len(look.change),
+            n_directions=len(looks),
+            n_watched=len(set(ids)),
         )
-    return readouts
+        for look in looks
+    ]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """One direction: its changes of the logits, and what random directions of its length give."""
+
+    hook_name: str
+    site: str
+    direction: int
+    change: Float[Tensor, " d_vocab"]
+    low: float
+    """Median over draws of the most negative change of any token."""
+    high: float
+    reach: Float[Tensor, " draw"]
+    """The furthest token of each draw, in units of `low` and `high`."""
+    watched: Float[Tensor, " answer"]
+    watched_null: Float[Tensor, "draw answer"]
+
+    def watched_size(self) -> Float[Tensor, " answer"]:
+        """|change| of named tokens in units that make them comparable."""
+        return self.watched.abs() / self._unit()
+
+    def null_size(self) -> Float[Tensor, "draw answer"]:
+        """The same of each draw."""
+        return self.watched_null.abs() / self._unit()
+
+    def _unit(self) -> Float[Tensor, " answer"]:
+        # The direction itself is one of the draws here, or few draws would make it look large.
+        return torch.cat([self.watched[None], self.watched_null]).square().mean(dim=0).sqrt()
+
+
+def _all(operator: Operator) -> range:
+    return range(len(operator.write))
+
+
+def _look(
+    bridge: TransformerBridge,
+    final: Float[Tensor, "batch d_model"],
+    operator: Operator,
+    index: int,
+    ids: Sequence[int],
+    n_null: int,
+    generator: torch.Generator,
+) -> _Look:
+    size = operator.spectrum[index]
+    change = _mean_change(bridge, final, operator.write[index][None] * size)[0]
+    random = torch.nn.functional.normalize(torch.randn(n_null, operator.write.shape[1], generator=generator), dim=-1)
+    null = _mean_change(bridge, final, random * size)
+    lows, highs = null.amin(dim=1), null.amax(dim=1)
+    low = min(float(torch.cat([change.amin()[None], lows]).median()), -1e-30)
+    high = max(float(torch.cat([change.amax()[None], highs]).median()), 1e-30)
+    reach = torch.maximum(lows / low, highs / high)
+    return _Look(
+        operator.hook_name, operator.site, index, change, low, high, reach, change[list(ids)], null[:, list(ids)]
+    )
+
+
+def _critical(reach: Float[Tensor, " draw"]) -> float:
+    """The value that a further draw of the null exceeds with a chance of at most `LEVEL`."""
+    allowed = int(LEVEL * (len(reach) + 1) + 1e-9)
+    return float(reach.sort(descending=True).values[allowed - 1])
+
+
+def _named_reach(looks: Sequence[_Look], ids: Sequence[int]) -> Float[Tensor, " draw"]:
+    """The largest named token of each draw, over all directions."""
+    if not looks or not ids:
+        return torch.zeros(0)
+    return torch.stack([look.null_size().amax(dim=1) for look in looks]).amax(dim=0)
+
+
+def _p(null: Float[Tensor, " draw"], size: float) -> float:
+    return (1 + int((null >= size).sum())) / (1 + len(null))
+
+
+def _top(change: Float[Tensor, " d_vocab"], top: int, *, sign: int = 1) -> tuple[Tensor, Tensor]:
+    found = (sign * change).topk(top)
+    return found.indices, sign * found.values
 
 
 def _mean_change(
@@ -93,15 +196,12 @@ def _mean_change(
     return total / len(final)
 
 
-def _watched(
-    watch: Sequence[str], ids: Sequence[int], change: Float[Tensor, " d_vocab"], null: Float[Tensor, "n d_vocab"]
-) -> tuple[tuple[str, float, float], ...]:
+def _watched(watch: Sequence[str], look: _Look) -> tuple[tuple[str, float, float], ...]:
     """Two-sided permutation p-values of single tokens: (1 + draws at least as far from zero) / (1 + draws)."""
-    beyond = [int((null[:, token].abs() >= change[token].abs()).sum()) for token in ids]
-    return tuple(
-        (answer, float(change[token]), (1 + count) / (1 + len(null)))
-        for answer, token, count in zip(watch, ids, beyond, strict=True)
-    )
+    p_values = [
+        _p(null.abs(), float(value.abs())) for value, null in zip(look.watched, look.watched_null.T, strict=True)
+    ]
+    return tuple(zip(watch, look.watched.tolist(), p_values, strict=True))
 
 
 def _named(bridge: TransformerBridge, ids: Tensor, values: Tensor) -> tuple[tuple[str, float], ...]:

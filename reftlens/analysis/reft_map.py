@@ -5,7 +5,7 @@ gain(cell) = mean over held-out prompts of (score under the edit trained in this
 Rank, first weights, examples, their order and the number of steps are the same in every cell, so cells differ by where they
 are alone. The control is trained in the same cells, as long, on the same prompts with their answers dealt out anew: an
 edit can write an answer anywhere it reaches the last token from, and what is beyond the control is what it could read
-there. (Of few different answers many stay right by chance, which the control then gains.) Columns are position rules, each edit acting on what its rule picks in each prompt, so that ragged prompts line up.
+there. Columns are position rules, each edit acting on what its rule picks in each prompt, so that ragged prompts line up.
 
 What such a map says beside a tracing map, and what it does not, is in `analysis.beside_tracing`:
 
@@ -88,8 +88,8 @@ def reft_map(
         save_to: a file that keeps finished cells, from which an interrupted map goes on. Deleting it is up to you.
 
     Raises:
-        ValueError: if there is nothing to train, score or compare, a prompt lacks the tokens of a rule, shuffling changes
-            no answer, training keeps checkpoints, or the file is of another map.
+        ValueError: if there is nothing to train, score or compare, a prompt lacks the tokens of a rule, more than
+            half of the examples have one answer, training keeps checkpoints, or the file is of another map.
     """
     require_causal(bridge, "a map of trained edits")
     if not examples or not held_out or not positions:
@@ -116,11 +116,6 @@ def reft_map(
     for one in scored.values():
         one.require(cells)
     arms = {"real": list(examples), "shuffled": permuted_labels(examples, seed=config.seed)}
-    if arms["shuffled"] == arms["real"]:
-        raise ValueError(
-            f"shuffling with seed {config.seed} leaves every answer at its prompt, which is no control: pass another seed, or "
-            "more examples with different answers"
-        )
     measures = [("real", "held out"), ("real", "trained"), ("shuffled", "held out")]
     sizes = [len(scored[on].pairs) for _, on in measures]
     shape = torch.Size((sum(sizes), len(cells)))

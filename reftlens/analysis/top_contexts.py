@@ -1,7 +1,8 @@
 """Which tokens does a read direction answer to? The places of a dataset where an edit moves furthest along it.
 
 Reading i is read_i . h + constant_i, the change along write direction i (see `operator`), at every edited token, in
-standard deviations from its mean. Beside it stands the largest z of random linear readings of the same activations:
+standard deviations from its mean. Beside it stands the largest z of random linear readings of the same activations,
+each coordinate divided by its standard deviation (one that is much larger than the others would make all readings the same one):
 every direction has some token that it answers to most, and in a small dataset the same odd tokens win often. Of
 tokens with the same text before them, whose activations are equal in a causal model, one is listed.
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import final
 
 import torch
@@ -55,23 +57,59 @@ def top_contexts(
     Raises:
         ValueError: unless there is one operator for each site.
     """
-    if [operator.hook_name for operator in operators] != [site.hook_name for site in reft.sites]:
+    # An operator that an earlier version saved has no name.
+    hooks = [site.hook_name for site in reft.sites]
+    if [operator.where for operator in operators] not in (list(reft.site_names), hooks):
         raise ValueError("wanted one operator for each site of the edit, in its order: pass what decompose returned")
     generator = torch.Generator().manual_seed(seed)
+    seen = partial(_seen, bridge, reft, at=at)
+    moments = [_Moments() for _ in operators]
+    for batch in batches:
+        for moment, (h, _) in zip(moments, seen(batch), strict=True):
+            moment.add(h)
     readings = []
-    for operator in operators:
-        random = torch.randn(n_null, operator.read.shape[1], generator=generator)
-        readings.append(_Readings(torch.cat([operator.read[:directions], random]).double(), top, n_null))
+    for operator, moment in zip(operators, moments, strict=True):
+        random = torch.randn(n_null, operator.read.shape[1], generator=generator).double() * moment.weight()
+        readings.append(_Readings(torch.cat([operator.read[:directions].double(), random]), top, n_null))
     for index, batch in enumerate(batches):
-        wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
-        for reading, (edit, h) in zip(readings, edited_activations(bridge, reft, batch), strict=True):
-            places = torch.nn.functional.pad((edit.mask & wanted).nonzero().cpu(), (1, 0), value=index)
-            reading.add(h[wanted[edit.mask]], places, batch)
+        for reading, (h, places) in zip(readings, seen(batch), strict=True):
+            reading.add(h, torch.nn.functional.pad(places, (1, 0), value=index), batch)
     return [
         found
         for reading, operator in zip(readings, operators, strict=True)
         for found in reading.results(bridge, operator, batches)
     ]
+
+
+def _seen(
+    bridge: TransformerBridge, reft: Reft, batch: Batch, *, at: Positions | None
+) -> list[tuple[Float[Tensor, "tokens d_model"], Int[Tensor, "tokens 2"]]]:
+    """The activations that each site meets, and their rows and positions."""
+    wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
+    return [
+        (h[wanted[edit.mask]], (edit.mask & wanted).nonzero().cpu())
+        for edit, h in edited_activations(bridge, reft, batch)
+    ]
+
+
+@final
+class _Moments:
+    """Running moments of each coordinate, in float64."""
+
+    def __init__(self) -> None:
+        self.n, self.total, self.square = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, h: Float[Tensor, "tokens d_model"]) -> None:
+        h = h.double().cpu()
+        self.n += len(h)
+        self.total = self.total + h.sum(0)
+        self.square = self.square + h.square().sum(0)
+
+    def weight(self) -> Float[Tensor, " d_model"]:
+        """One over the standard deviation; 0 for a coordinate that does not vary."""
+        mean, square = self.total / self.n, self.square / self.n
+        variance = square - mean.square()
+        return torch.where(variance > 1e-12 * square, variance.clamp(min=0).rsqrt(), 0.0)
 
 
 @final
@@ -123,7 +161,13 @@ class _Readings:
             ]
             results.append(
                 ReadContexts(
-                    operator.hook_name, index, tuple(contexts) if reads else (), null_high, self.n, self.n_null
+                    operator.hook_name,
+                    index,
+                    tuple(contexts) if reads else (),
+                    null_high,
+                    self.n,
+                    self.n_null,
+                    operator.site,
                 )
             )
         return results

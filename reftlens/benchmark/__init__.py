@@ -1,6 +1,6 @@
 """Known answers: truths planted in models, and what the analyses make of them, as one table with its misses.
 
-    reftlens benchmark                     # all of it, minutes
+    reftlens benchmark --out known.csv     # all of it; an interrupted run goes on where it was
     reftlens benchmark --only handmade
 
 Importing this package does not import torch.
@@ -8,41 +8,56 @@ Importing this package does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from reftlens.benchmark.known import Known
 
-PARTS = ("handmade", "sites", "planted", "equality", "nulls")
+PARTS = ("handmade", "sites", "planted", "equality", "nulls", "false-alarms")
 """What `run` can be asked for."""
 
 
-def run(parts: tuple[str, ...] = PARTS) -> Iterator[Known]:
-    """The table's lines, as they are found.
+def units(parts: tuple[str, ...] = PARTS) -> Mapping[str, Callable[[], Iterator[Known]]]:
+    """The pieces that are run, and kept, whole: name -> what yields their lines.
+
+    Args:
+        parts: of `PARTS`.
 
     Raises:
-        ValueError: for a part that there is not.
+        ValueError: for an unknown part.
     """
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         raise ValueError(f"there is no part {', '.join(unknown)}: the parts are {', '.join(PARTS)}")
     from reftlens.benchmark.equality import equality_rows
+    from reftlens.benchmark.false_alarms import map_rows, readout_rows, trained_edit_rows, verdict_rows
     from reftlens.benchmark.handmade_rows import handmade_rows
     from reftlens.benchmark.models import MODELS
     from reftlens.benchmark.nulls import null_rows
     from reftlens.benchmark.planted import planted_rows
     from reftlens.benchmark.sites import site_rows
 
-    if "handmade" in parts:
-        yield from handmade_rows()
-    if "sites" in parts:
-        for model in ("facts-small", "random gpt2"):
-            yield from site_rows(model)
-    if "planted" in parts:
-        for model in MODELS:
-            yield from planted_rows(model)
-    if "equality" in parts:
-        yield from equality_rows()
-    if "nulls" in parts:
-        yield from null_rows()
+    every: dict[str, Callable[[], Iterator[Known]]] = {"handmade": handmade_rows}
+    every |= {f"sites: {model}": partial(site_rows, model) for model in ("facts-small", "random gpt2")}
+    every |= {f"planted: {model}": partial(planted_rows, model) for model in MODELS}
+    every |= {f"equality: seed {seed}": partial(equality_rows, seeds=(seed,)) for seed in (0, 1)}
+    every |= {
+        "nulls": null_rows,
+        "false-alarms: maps": map_rows,
+        "false-alarms: readouts": readout_rows,
+        "false-alarms: trained edits": trained_edit_rows,
+        "false-alarms: verdicts": verdict_rows,
+    }
+    return {name: make for name, make in every.items() if name.split(":")[0] in parts}
+
+
+def run(parts: tuple[str, ...] = PARTS) -> Iterator[Known]:
+    """The table's lines, as they are found.
+
+    Raises:
+        ValueError: for an unknown part.
+    """
+    for make in units(parts).values():
+        yield from make()

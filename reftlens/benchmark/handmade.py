@@ -35,6 +35,8 @@ class Handmade:
     """Unit row `[1, width]` that carries the variable to the answer."""
     illusory: Tensor
     """Unit row that drives the answer without carrying anything to it; the true one where there is none."""
+    read: Tensor
+    """Orthonormal rows of all that the answers depend on at the first point."""
 
 
 def attention_reads_it(*, n_pairs: int = 64, seed: int = 0) -> Handmade:
@@ -86,12 +88,45 @@ def _linear(mlp: Any, *, reads: Tensor, writes: Tensor) -> None:
     mlp.c_proj.weight[0], mlp.c_proj.weight[1] = writes, -writes
 
 
-def illusion(*, n_pairs: int = 64, seed: int = 0) -> Handmade:
+def illusion_in_residual(*, n_pairs: int = 64, seed: int = 0, weight: float = 0.01) -> Handmade:
+    """The same illusion in the residual stream: an MLP reads what follows the variable, and twice as much what never varies.
+
+    Direction u follows the variable and only tokens that are no answers read it, by `weight`; s is always zero and neurons of
+    block 1 of its own would read it; v follows the variable, and other neurons make the answer of it. Swapping along
+    (u + s) moves the answer all the way.
+
+    Args:
+        n_pairs: of prompts.
+        seed: draws directions and prompts.
+        weight: how strongly irrelevant tokens read u.
+    """
+    model, Q = _blank(n_layer=2, seed=seed, n_free=4)
+    v, u, s, answer = Q
+    with torch.no_grad():
+        model.transformer.wte.weight += 2 * _variable()[:, None] * (v + u)
+        mlp = model.transformer.h[1].mlp
+        _linear(mlp, reads=v, writes=answer)
+        mlp.c_fc.weight[:, 2], mlp.c_fc.weight[:, 3] = 2 * s, -2 * s
+        mlp.c_proj.weight[2], mlp.c_proj.weight[3] = answer, -answer
+        model.lm_head.weight[:2] = torch.stack([answer, -answer])
+        model.lm_head.weight[13:] = weight * torch.randn(N_TOKENS - 13, 1, generator=_generator(seed)) * u
+    fake = torch.nn.functional.normalize(u + s, dim=0)
+    return _with_pairs(
+        model, true=v[None], illusory=fake[None], read=torch.stack([v, s, answer]), n_pairs=n_pairs, seed=seed, length=1
+    )
+
+
+def illusion(*, n_pairs: int = 64, seed: int = 0, weight: float = 0.01) -> Handmade:
     """Makelov et al. 2023 (arXiv:2311.17030), section 3: three hidden units, of which the first two make an illusion.
 
     Unit 0 follows the variable and is read by nothing; unit 1 is always zero and would be read twice as strongly as
     unit 2, which follows the variable and makes the answer. Swapping along (1, 1, 0) moves the answer all the way.
     The question token carries the variable here, so that no attention is needed.
+
+    Args:
+        n_pairs: of prompts.
+        seed: draws directions and prompts.
+        weight: how strongly irrelevant tokens read the outputs of units 1 and 2, each in its own way; 0 in the paper's toy.
     """
     model, Q = _blank(n_layer=1, seed=seed)
     v, read = Q[0], Q[1:3]
@@ -105,10 +140,10 @@ def illusion(*, n_pairs: int = 64, seed: int = 0) -> Handmade:
         mlp.c_fc.bias[[0, 2]] = 0
         mlp.c_proj.weight[1], mlp.c_proj.weight[2] = 2 * read[0], read[1]
         mlp.c_proj.bias -= 4 * read[1]
-        # The answers read the two outputs alike; other tokens tell them apart, so that both are read.
+        # The answers read the two outputs alike; other tokens tell them apart.
         both = read.sum(dim=0)
         model.lm_head.weight[:2] = torch.stack([both, -both])
-        model.lm_head.weight[13:] = 0.01 * torch.randn(N_TOKENS - 13, 2, generator=_generator(seed)) @ read
+        model.lm_head.weight[13:] = weight * torch.randn(N_TOKENS - 13, 2, generator=_generator(seed)) @ read
     units = torch.eye(4 * D_MODEL)
     fake = (units[:1] + units[1:2]) / 2**0.5
     return _with_pairs(model, true=units[2:3], illusory=fake, n_pairs=n_pairs, seed=seed, length=1)
@@ -158,7 +193,14 @@ def _norm_of_embedding(model: GPT2LMHeadModel) -> float:
 
 
 def _with_pairs(
-    model: GPT2LMHeadModel, *, true: Tensor, illusory: Tensor, n_pairs: int, seed: int, length: int = LENGTH
+    model: GPT2LMHeadModel,
+    *,
+    true: Tensor,
+    illusory: Tensor,
+    read: Tensor | None = None,
+    n_pairs: int,
+    seed: int,
+    length: int = LENGTH,
 ) -> Handmade:
     """Pairs whose variables differ and whose other tokens do as well."""
     generator = _generator(seed + 2)
@@ -174,7 +216,9 @@ def _with_pairs(
     ]
     tokenizer = AutoTokenizer.from_pretrained(ORGANISMS["facts-small"])
     base, source = (_batch(t) for t in tokens)
-    return Handmade(load_bridge(hf_model=model, tokenizer=tokenizer), base, source, true, illusory)
+    return Handmade(
+        load_bridge(hf_model=model, tokenizer=tokenizer), base, source, true, illusory, true if read is None else read
+    )
 
 
 def _batch(tokens: Tensor) -> Batch:

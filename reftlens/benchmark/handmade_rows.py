@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from reftlens.analysis import interchange, paths
-from reftlens.benchmark.handmade import attention_reads_it, illusion, two_steps
+from reftlens.benchmark.handmade import attention_reads_it, illusion, illusion_in_residual, two_steps
 from reftlens.benchmark.known import Known
 from reftlens.edit.reft import Reft
 from reftlens.edit.site import Site
@@ -49,18 +49,36 @@ def handmade_rows() -> Iterator[Known]:
         yield Known(
             group, f"{name} change few", f"{mean:.0%} on average, {max(flips):.0%} at most", mean, 0.25, "share"
         )
-    toy = illusion()
-    for name, direction, wanted in (("illusory", toy.illusory, True), ("true", toy.true, False)):
-        result = interchange(toy.bridge, "blocks.0.mlp.hook_post", direction, toy.base, toy.source)
-        yield Known(
-            "Makelov's toy",
-            f"the {name} direction changes every answer, and is {'' if wanted else 'not '}flagged",
-            f"{_flips(result.inside.flips)}, {'flagged' if result.illusory else 'not flagged'} ({_parts(result)})",
-            float(result.illusory is not wanted) + 1 - result.inside.flips,
-            0.0,
-            "share",
-        )
+    yield from illusion_rows()
     yield _path_row()
+
+
+WEIGHTS = (0.0, 0.001, 0.01, 0.1)
+"""How strongly tokens that are no answers read what carries nothing."""
+
+
+def illusion_rows() -> Iterator[Known]:
+    """Two toys: the illusory direction is flagged where the test has power, the true one never."""
+    toys = (
+        ("Makelov's toy", illusion, "blocks.0.mlp.hook_post"),
+        ("illusion in the residual stream", illusion_in_residual, "blocks.0.hook_resid_post"),
+    )
+    for group, make, point in toys:
+        for weight in WEIGHTS:
+            toy = make(n_pairs=16, weight=weight)
+            for name, direction, wrong in (
+                ("illusory", toy.illusory, "not illusory"),
+                ("true", toy.true, "illusory"),
+            ):
+                result = interchange(toy.bridge, point, direction, toy.base, toy.source, n_random=1, n_placebo=1)
+                yield Known(
+                    group,
+                    f"irrelevant readings {weight:g}: the {name} direction changes every answer, and is not called {wrong}",
+                    f"{_flips(result.inside.flips)}, {result.verdict} ({_parts(result)})",
+                    float(result.verdict == wrong) + 1 - result.inside.flips,
+                    0.0,
+                    "share",
+                )
 
 
 def _path_row() -> Known:
@@ -97,4 +115,4 @@ def _flips(share: float) -> str:
 
 def _parts(result: Interchanged) -> str:
     unread = result.from_unread.moved / result.inside.moved
-    return f"{unread:.0%} of it from what is not read"
+    return f"{unread:.0%} of it from what is not read, {result.dormant:.0%} by a dormant way"

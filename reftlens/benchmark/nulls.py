@@ -23,7 +23,6 @@ from reftlens.analysis import (
     overlap,
     random_readings,
     read_directions,
-    read_space,
 )
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.benchmark.handmade import attention_reads_it
@@ -103,7 +102,6 @@ def _readout_p(bridge: TransformerBridge, point: str) -> list[float]:
 def _interchange_p() -> list[float]:
     model = attention_reads_it(n_pairs=16)
     generator, p_values = torch.Generator().manual_seed(5), []
-    read = read_space(model.bridge, "blocks.0.hook_resid_post", model.base, at=First(1))
     for draw in range(N_DRAWS):
         subspace = torch.randn(2, model.true.shape[1], generator=generator)
         result = interchange(
@@ -113,7 +111,6 @@ def _interchange_p() -> list[float]:
             model.base,
             model.source,
             at=First(1),
-            read=read,
             n_random=39,
             n_placebo=1,
             seed=draw,

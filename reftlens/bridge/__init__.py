@@ -5,7 +5,8 @@ is frozen and in eval mode (`loading`), and how two models are told apart (`iden
 (`attached`), and that one thread at a time does (`threads`); the names of activation points, and those where a write would be lost or only
 half done, refused with the reason (`points`), much of which is measured on the model at hand (`probe`); the middle
 of a block, which has no point of its own (`resid_mid`); the bias behind a point (`biases`); what a forward pass runs:
-from where in a cached sequence, and the logits of which tokens (`forwards`).
+from where in a cached sequence, and the logits of which tokens (`forwards`); how shortcuts are proved on a model (`proving`), and
+what padding and a cache do to it (`padding`).
 """
 
 from reftlens.bridge.attached import foreign_hooks
@@ -16,6 +17,7 @@ from reftlens.bridge.forwards import (
     blocks_replaced,
     is_causal,
     last_block_alone,
+    masked_columns,
     require_causal,
     unembedded_alone,
     watch_forwards,
@@ -23,22 +25,29 @@ from reftlens.bridge.forwards import (
 )
 from reftlens.bridge.identity import EXACT, base_identity, computation, fingerprint, sampled_fingerprint
 from reftlens.bridge.loading import freeze, load_bridge, n_parameters, revision
+from reftlens.bridge.padding import caching_holds, last_block_splits, padding_holds, require_padding
 from reftlens.bridge.points import activation_shape, canonical_hook, canonical_hooks, layer_of, removed_hooks, width_of
-from reftlens.bridge.resid_mid import EditError, is_resid_mid, resid_pre_inside, written_whole
+from reftlens.bridge.proving import TOLERANCE, attention_window, difference, made_up, pad_id, proved
+from reftlens.bridge.resid_mid import EditError, HookFunction, is_resid_mid, resid_pre_inside, written_whole
 from reftlens.bridge.threads import hooked, in_this_thread, one_thread
 
 __all__ = [
     "EXACT",
+    "TOLERANCE",
     "EditError",
     "ForwardStart",
+    "HookFunction",
     "activation_shape",
+    "attention_window",
     "base_identity",
     "blocks_replaced",
     "cache_in",
     "cache_name",
+    "caching_holds",
     "canonical_hook",
     "canonical_hooks",
     "computation",
+    "difference",
     "fingerprint",
     "foreign_hooks",
     "freeze",
@@ -47,14 +56,21 @@ __all__ = [
     "is_causal",
     "is_resid_mid",
     "last_block_alone",
+    "last_block_splits",
     "layer_of",
     "load_bridge",
+    "made_up",
+    "masked_columns",
     "mend_attention",
     "n_parameters",
     "one_thread",
     "output_bias",
+    "pad_id",
+    "padding_holds",
+    "proved",
     "removed_hooks",
     "require_causal",
+    "require_padding",
     "resid_pre_inside",
     "revision",
     "sampled_fingerprint",

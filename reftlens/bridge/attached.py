@@ -9,7 +9,7 @@ from torch.nn.modules import module as torch_module
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-_LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.")
+_LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.", "reftlens.bridge.caching")
 """Whose own hooks leave a model's numbers as they are."""
 
 
@@ -26,6 +26,12 @@ def foreign_hooks(bridge: TransformerBridge) -> list[str]:
             plain = name.replace("._original_component", "") or type(module).__name__
             found.append(str(module.name) if isinstance(module, HookPoint) else plain)
     return list(dict.fromkeys(found))
+
+
+def replaced_forwards(bridge: TransformerBridge) -> tuple[tuple[str, int], ...]:
+    """Modules of the model whose forward is somebody's own function, and which function it is."""
+    forwards = ((name, vars(module).get("forward")) for name, module in bridge.original_model.named_modules())
+    return tuple((name, id(forward)) for name, forward in forwards if forward is not None and _is_foreign(forward))
 
 
 def _attached(module: nn.Module) -> Iterator[object]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -20,6 +20,24 @@ def is_causal(bridge: TransformerBridge) -> bool:
     """Whether a token sees only those before it; not so in masked language models such as BERT."""
     direction = getattr(bridge.cfg, "attention_dir", "causal")
     return bool(bridge.adapter.supports_causal_loss) and direction == "causal"
+
+
+def masked_columns(bridge: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, " batch"]:
+    """Where each row has its mask token, which a masked language model fills in.
+
+    Raises:
+        ValueError: If a row has none, or several.
+    """
+    mask_id = bridge.tokenizer.mask_token_id
+    there = tokens == (-1 if mask_id is None else mask_id)
+    wrong = (there.sum(dim=1) != 1).nonzero().flatten().tolist()
+    if wrong:
+        raise ValueError(
+            f"{type(bridge.original_model).__name__} predicts masked tokens, so each prompt must hold its mask token "
+            f"({bridge.tokenizer.mask_token!r}) once, where the logits are read; row {wrong[0]} has it "
+            f"{int(there[wrong[0]].sum())} times"
+        )
+    return there.int().argmax(dim=1)
 
 
 def require_causal(bridge: TransformerBridge, what: str) -> None:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import cached_file
-from transformers.utils.hub import extract_commit_hash
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reftlens.bridge.caching import mend_attention
-from reftlens.organisms import ORGANISMS
+from reftlens.bridge.pretrained import (
+    dtype_of,
+    is_quantized,
+    nothing_installed,
+    plain_model,
+    read_pretrained,
+    require_device,
+)
 
 _REVISIONS: WeakKeyDictionary[TransformerBridge, str] = WeakKeyDictionary()
 """The commit that each bridge was loaded from, where it came from the hub."""
@@ -30,22 +28,25 @@ _REVISIONS: WeakKeyDictionary[TransformerBridge, str] = WeakKeyDictionary()
 def load_bridge(
     name: str | Path | None = None,
     *,
-    hf_model: PreTrainedModel | None = None,
+    hf_model: nn.Module | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device_map: str | dict[str, str | int] | None = None,
     offload_folder: str | Path | None = None,
     prepend_bos: bool | None = None,
+    fresh_head: bool = False,
 ) -> TransformerBridge:
     """Loads a model as a frozen `TransformerBridge` in eval mode.
 
     Args:
         name: an embedded organism ("facts-small"), a local directory or a hub name ("gpt2").
-        hf_model: a model already in memory instead of a name. It becomes the bridge's own and changes in place.
+        hf_model: a model already in memory instead of a name. It becomes the bridge's own and changes in place. The adapter
+            of a `peft` model is merged into its weights, and the log says so.
         tokenizer: its tokenizer; needed with `hf_model`, optional with a name.
-        device: where the model goes.
-        dtype: of the weights; as stored in the checkpoint (or as `hf_model` has it) if not given.
+        device: where the model goes. A model in 4 or 8 bits stays where it is.
+        dtype: of the weights, also by its name ("bf16", "float16"); as stored in the checkpoint (or as `hf_model` has it) if
+            not given.
         device_map: spreads a named model over several devices, or the disk, as `from_pretrained` of transformers does;
             `device` is not used then. Edits stay where the embedding is, and their tokens come to them. Tested with
             blocks on the disk and the rest on a CPU, not on several GPUs.
@@ -53,41 +54,48 @@ def load_bridge(
         prepend_bos: whether every text begins with BOS. If not given, TransformerLens's habit for the architecture, and
             False for a tokenizer without BOS. It is kept in `bridge.cfg.default_prepend_bos`, which everything here and
             in TransformerLens reads; a saved edit records it.
+        fresh_head: accept random weights where the checkpoint lacks some, as that of a classifier lacks the language-model head.
 
     Raises:
-        ValueError: if the name is none of the three, the arguments do not fit together, or TransformerLens cannot
-            run this architecture in this dtype.
+        TypeError: If `hf_model` is not a model of transformers.
+        ValueError: If the name is none of the three, the checkpoint lacks weights, the arguments do not fit together, there
+            is no such device, or TransformerLens cannot run this architecture in this dtype.
     """
     if (name is None) == (hf_model is None):
         raise ValueError("load_bridge wants either a name or hf_model=..., and not both")
-    commit = None
+    dtype, commit = dtype_of(dtype), None
+    if device_map is None:
+        require_device(device)
     if hf_model is None:
         placed = {"device_map": device_map, "offload_folder": offload_folder} if device_map is not None else {}
-        hf_model, loaded_tokenizer, commit = _load_pretrained(str(name), dtype, placed)
+        hf_model, loaded_tokenizer, commit = read_pretrained(str(name), dtype, fresh_head=fresh_head, placed=placed)
         tokenizer = tokenizer or loaded_tokenizer
     elif tokenizer is None:
         raise ValueError("load_bridge(hf_model=...) also wants its tokenizer: pass tokenizer=...")
     elif device_map is not None:
         raise ValueError("hf_model is where it is: pass device_map to its from_pretrained")
-    if any(type(module).__module__.startswith("transformer_lens.") for module in hf_model.modules()):
-        raise ValueError(
-            "hf_model already belongs to a bridge, and a second one would fire every hook twice: use the first "
-            "bridge, or load the model again"
-        )
-    _require_runnable(hf_model, dtype or hf_model.dtype)
-    spread = getattr(hf_model, "hf_device_map", None) is not None
-    if not spread:
-        hf_model = hf_model.to(device=device, dtype=dtype or hf_model.dtype)
-    hf_model.config.architectures = [type(hf_model).__name__]
+    elif is_quantized(hf_model) and dtype is not None:
+        raise ValueError("hf_model is quantised and keeps the dtype it was loaded with: leave dtype out")
+    model = plain_model(hf_model)
+    _require_runnable(model, dtype or model.dtype)
+    place: str | None = str(device)
+    if getattr(model, "hf_device_map", None) is not None:
+        place = None
+    elif is_quantized(model):
+        place = str(model.device)
+    else:
+        model = model.to(device=device, dtype=dtype or model.dtype)
+    model.config.architectures = [type(model).__name__]
     if prepend_bos and _first_token(tokenizer) is None:
         raise ValueError("prepend_bos=True wants a tokenizer with a BOS token, and this one has none: leave it out")
-    bridge = TransformerBridge.boot_transformers(
-        str(name or hf_model.config.name_or_path or type(hf_model).__name__),
-        hf_model=hf_model,
-        tokenizer=_bootable(tokenizer),
-        device=None if spread else str(device),
-        dtype=hf_model.dtype,
-    )
+    with nothing_installed():
+        bridge = TransformerBridge.boot_transformers(
+            str(name or model.config.name_or_path or type(model).__name__),
+            hf_model=model,
+            tokenizer=_bootable(tokenizer),
+            device=place,
+            dtype=model.dtype,
+        )
     # Booting makes EOS the BOS of a tokenizer that has none, and puts it before every text.
     bridge.tokenizer.bos_token, bridge.tokenizer.eos_token = tokenizer.bos_token, tokenizer.eos_token
     if prepend_bos is not None or _first_token(tokenizer) is None:
@@ -142,28 +150,6 @@ def freeze(bridge: TransformerBridge) -> TransformerBridge:
     bridge.eval()
     bridge.requires_grad_(False)
     return bridge
-
-
-def _load_pretrained(
-    name: str, dtype: torch.dtype | None, placed: dict[str, Any]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | None]:
-    """The model, its tokenizer, and the commit on the hub that they are of."""
-    source = str(ORGANISMS.get(name, name))
-    try:
-        # One file first: a name that does not exist should not be looked up once for every kind of file.
-        config_file = cached_file(source, "config.json")
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        architectures = AutoConfig.from_pretrained(source).architectures or []
-        masked = any(architecture.endswith("ForMaskedLM") for architecture in architectures)
-        auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-        model = auto.from_pretrained(source, dtype=dtype or "auto", attn_implementation="eager", **placed)
-    except (OSError, ValueError) as error:
-        where = "the directory could not be read as a model" if Path(source).is_dir() else "there is no such directory"
-        raise ValueError(
-            f"cannot load the model {name!r}: the embedded organisms are {', '.join(sorted(ORGANISMS))}; {where}; and as "
-            f"a hub name it could not be fetched: {str(error).strip().splitlines()[0]}"
-        ) from error
-    return model, tokenizer, extract_commit_hash(config_file, None)
 
 
 def n_parameters(bridge: TransformerBridge) -> int:

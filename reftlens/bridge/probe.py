@@ -75,7 +75,7 @@ def _run(bridge: TransformerBridge, names: Sequence[str]) -> dict[str, Point]:
         zeros[hook.name] = torch.zeros_like(activation, requires_grad=True)
         return activation + zeros[hook.name]
 
-    with one_thread(bridge), torch.inference_mode(False), torch.enable_grad(), _alone(bridge):
+    with one_thread(bridge), torch.inference_mode(False), torch.enable_grad(), alone(bridge):
         with hooked(bridge, [(name, hook_fn) for name in names]):
             logits = bridge(tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
         gradients: Sequence[Tensor | None] = ()
@@ -98,7 +98,7 @@ def _describe(activations: list[Any], batch_pos: tuple[int, int], read: bool) ->
 
 
 @contextmanager
-def _alone(bridge: TransformerBridge) -> Iterator[None]:
+def alone(bridge: TransformerBridge) -> Iterator[None]:
     """Takes hooks off the model's points, and puts them back as they were.
 
     Not permanent ones: by such a hook TransformerLens itself passes an activation from one point to another.

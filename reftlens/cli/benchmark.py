@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reftlens.cli.options import AsJson, Quiet
 
+if TYPE_CHECKING:
+    from reftlens.benchmark.known import Known
+
 
 def benchmark(
     only: Annotated[
-        list[str] | None, typer.Option(help="handmade, sites, planted, equality or nulls; all of them if not given.")
+        list[str] | None,
+        typer.Option(help="handmade, sites, planted, equality, nulls or false-alarms; all of them if not given."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="A CSV file for the table.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A CSV file for the table. Beside it a .jsonl keeps finished pieces; the same command goes on."
+        ),
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Plant truths in small models, and print what the analyses find of them, misses included (minutes)."""
+    """Plant truths in small models, and print what the analyses find of them, line by line, misses included."""
     import torch
-    from tqdm import tqdm
 
-    from reftlens.benchmark import PARTS, run
+    from reftlens.benchmark import PARTS, units
+    from reftlens.benchmark.kept import run_kept
     from reftlens.benchmark.known import known_to_dataframe
-    from reftlens.cli.output import print_frame, print_json
+    from reftlens.cli.output import print_json
 
     torch.set_num_threads(1)
-    rows = list(tqdm(run(tuple(only or PARTS)), desc="planting and finding", unit="answer", disable=quiet))
+    kept = None if out is None else out.with_suffix(".jsonl")
+    rows, group = [], ""
+    for row in run_kept(units(tuple(only or PARTS)), kept):
+        rows.append(row)
+        if not as_json and not quiet:
+            group = _print(row, group)
     frame = known_to_dataframe(rows)
     if as_json:
         print_json(frame.to_dict("records"))
@@ -35,7 +49,14 @@ def benchmark(
     frame["found?"] = frame.pop("holds").map({True: "yes", False: "MISSED"})
     if out is not None:
         frame.to_csv(out, index=False)
-    frame["group"] = frame["group"].where(frame["group"] != frame["group"].shift(), "")
-    print_frame(frame)
     missed = sum(not row.holds for row in rows)
     typer.echo(f"{len(rows) - missed} of {len(rows)} found; {missed} missed")
+
+
+def _print(row: Known, group: str) -> str:
+    """One line at once, under its group's name where that is new; the name."""
+    if row.group != group:
+        typer.echo(row.group)
+    mark = "found " if row.holds else "MISSED"
+    typer.echo(f"  {mark}  {row.planted}: {row.found} (off by {row.error:.3g} {row.unit}, {row.allowed:g} allowed)")
+    return row.group

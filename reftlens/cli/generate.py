@@ -61,7 +61,7 @@ def _prompts(given: list[str], file: Path | None) -> list[str]:
 
         return [raw.text("prompt") for raw in read(file, within=(), split="")]
     text = file.read_text(encoding="utf-8") if file is not None else sys.stdin.read()
-    found = [line for line in text.splitlines() if line.strip()]
+    found = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
     if not found:
         raise ValueError(f"{file or 'standard input'} holds no prompts")
     return found

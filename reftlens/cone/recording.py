@@ -24,8 +24,22 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from reftlens.bridge import blocks_replaced, canonical_hooks, hooked, require_causal, unembedded_alone, with_cache
-from reftlens.cone.run import Held
+from reftlens.bridge import (
+    TOLERANCE,
+    blocks_replaced,
+    canonical_hooks,
+    difference,
+    hooked,
+    is_causal,
+    made_up,
+    masked_columns,
+    proved,
+    require_causal,
+    unembedded_alone,
+    with_cache,
+)
+from reftlens.cone.held import Held, run_cone
+from reftlens.cone.proof import ALL, Parts, as_batch, parts_of
 from reftlens.data import Batch
 
 
@@ -40,14 +54,23 @@ class Recording:
     past: tuple[tuple[Tensor, Tensor], ...]
     """Keys and values `[batch, kv_head, pos, d_head]` of each block."""
     logits: Float[Tensor, "batch d_vocab"]
-    """After the last token of each prompt."""
+    """After the last token of each prompt; of a masked language model, at its mask token."""
     activations: Mapping[str, Float[Tensor, "batch pos *axes"]]
     """What was at the points asked for, by the names asked with."""
     as_tuple: bool
     """Whether this architecture's blocks put out a tuple."""
+    parts: Parts = ALL
+    """What cones of this model may leave out."""
+    masked: Int[Tensor, " batch"] | None = None
+    """The columns of mask tokens, where those are read."""
+
+    @property
+    def read(self) -> Int[Tensor, " batch"]:
+        """The column whose logits are kept, in each row."""
+        return self.batch.last_prompt_index if self.masked is None else self.masked
 
     def cone(self, boundary: int, start: int, rows: Int[Tensor, " n"] | None = None) -> Held:
-        """What `hold` would keep for a cone, of these rows.
+        """What `hold` would keep for a cone, of these rows. It begins earlier on a model whose cones may leave less out.
 
         Args:
             boundary: the last block that is not run; -1 to run all of them, from the embeddings on.
@@ -57,11 +80,12 @@ class Recording:
         Raises:
             ValueError: if there is no such block or column.
         """
-        n_layers, n_pos = len(self.past), self.batch.tokens.shape[1]
+        n_layers, n_pos = len(self.resid) - 1, self.batch.tokens.shape[1]
         if not (-1 <= boundary < n_layers and 0 <= start < n_pos):
             raise ValueError(
                 f"wanted a boundary from -1 to {n_layers - 1} and a start from 0 to {n_pos - 1}, got {boundary} and {start}"
             )
+        boundary, start = boundary if self.parts.layers else -1, start if self.parts.columns else 0
         rows = torch.arange(len(self.batch)) if rows is None else rows
         batch, rows = repeated(self.batch, rows), rows.to(self.batch.tokens.device)
         resid = self.resid[boundary + 1][:, start:][rows] if boundary >= 0 else None
@@ -76,7 +100,8 @@ def joining(
 ) -> Iterator[Held]:
     """A cone of which each row is computed from its own layer on; what it puts out before is the recording's.
 
-    Hooks inside a block see the rows that have begun, those at its ends all of them.
+    On a model whose cones may leave less out, or whose blocks cannot run for some rows only, it begins earlier, for all rows
+    together: `held.start` and `held.boundary` say where. Hooks inside a block see the rows that have begun, those at its ends all of them.
 
     Args:
         bridge: the model.
@@ -88,7 +113,20 @@ def joining(
     Yields:
         What to run while the context is open.
     """
-    first, n_layers = int(layers[0]), len(recording.past)
+    start = start if recording.parts.columns else 0
+    if not recording.parts.layers:
+        layers = torch.zeros_like(layers)
+    elif not rows_join(bridge):
+        layers = layers[:1].expand_as(layers)
+    with _joining(bridge, recording, start, rows, layers) as held:
+        yield held
+
+
+@contextmanager
+def _joining(
+    bridge: TransformerBridge, recording: Recording, start: int, rows: Int[Tensor, " n"], layers: Int[Tensor, " n"]
+) -> Iterator[Held]:
+    first, n_layers = int(layers[0]), len(recording.resid) - 1
     begun = [int((layers <= layer).sum()) for layer in range(first, n_layers)]
     rows = rows.to(recording.batch.tokens.device)
     later = zip(begun, recording.past[first:], strict=True) if start else ()
@@ -143,18 +181,33 @@ def repeated(batch: Batch, rows: Int[Tensor, " n"]) -> Batch:
 
 
 @torch.no_grad()
-def record(bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str] = ()) -> Recording:
+def record(
+    bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str] = (), *, masked: bool = False
+) -> Recording:
     """Runs a batch once and keeps it, with whatever hooks are attached at the time.
 
     Args:
         bridge: the model.
         batch: the inputs.
         hook_names: points whose activations are wanted too.
+        masked: whether a masked language model may be recorded, and its logits read at mask tokens.
 
     Raises:
-        ValueError: if the model is bidirectional, or a point does not exist or cannot be edited.
+        ValueError: if the model is bidirectional and `masked` is False, a prompt does not have one mask token, or a point does not exist or cannot be edited.
     """
-    require_causal(bridge, "a recording of keys and values")
+    if not masked:
+        require_causal(bridge, "a recording of keys and values")
+    at = None if is_causal(bridge) else masked_columns(bridge, batch.tokens)
+    return _record(bridge, batch, hook_names, parts_of(bridge, batch), at)
+
+
+def _record(
+    bridge: TransformerBridge,
+    batch: Batch,
+    hook_names: Sequence[str],
+    parts: Parts,
+    at: Int[Tensor, " batch"] | None = None,
+) -> Recording:
     n_layers = bridge.cfg.n_layers
     seen: dict[str, Any] = {}
 
@@ -166,23 +219,55 @@ def record(bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str] = 
 
     resid_names = ["blocks.0.hook_in", *(f"blocks.{layer}.hook_out" for layer in range(n_layers))]
     points = zip((*resid_names, *hook_names), canonical_hooks(bridge, [*resid_names, *hook_names]), strict=True)
-    cache = DynamicCache()
-    last = torch.zeros_like(batch.prompt_mask).scatter(1, batch.last_prompt_index[:, None], True)
+    cache = DynamicCache() if parts.columns else None
+    caching = {"use_cache": False} if cache is None else with_cache(bridge, cache)
+    read = batch.last_prompt_index if at is None else at
+    last = torch.zeros_like(batch.prompt_mask).scatter(1, read[:, None], True)
     handle = bridge.blocks[0].register_forward_hook(lambda _m, _a, output: seen.update(tuple=isinstance(output, tuple)))
     try:
         hooks = [(point, keep(name)) for name, point in points]
         with hooked(bridge, hooks), unembedded_alone(bridge, last):
-            logits = bridge(batch.tokens, attention_mask=batch.attention_mask, **with_cache(bridge, cache))[0]
+            logits = bridge(batch.tokens, attention_mask=batch.attention_mask, **caching)[0]
     finally:
         handle.remove()
     return Recording(
         batch=batch,
         resid=tuple(seen[name] for name in resid_names),
-        past=tuple((layer.keys, layer.values) for layer in cache.layers),
+        past=() if cache is None else tuple((layer.keys, layer.values) for layer in cache.layers),
         logits=logits,
         activations={name: seen[name] for name in hook_names},
         as_tuple=seen["tuple"],
+        parts=parts,
+        masked=at,
     )
+
+
+def rows_join(bridge: TransformerBridge) -> bool:
+    """Whether blocks of this model can run for some rows of a batch only; proved once for all models like it."""
+
+    def prove() -> bool:
+        batch = as_batch(made_up(bridge, 2, min(bridge.cfg.n_ctx, 8)))
+        recording = _record(bridge, batch, (), Parts(columns=False, layers=True))
+        last = torch.zeros_like(batch.prompt_mask)
+        last[:, -1] = True
+        layers = torch.tensor([0, bridge.cfg.n_layers - 1])
+
+        def push(row: int) -> Any:
+            def hook_fn(resid: Tensor, hook: Any) -> Tensor:
+                return resid.index_put((torch.tensor([row]), torch.tensor([-1])), -resid[row, -1])
+
+            return f"blocks.{int(layers[row])}.hook_in", hook_fn
+
+        with hooked(bridge, [push(0), push(1)]):
+            expected = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)[last]
+            try:
+                with _joining(bridge, recording, 0, torch.arange(2), layers) as held:
+                    found = run_cone(bridge, held, [], logits_at=last)
+            except Exception:  # whatever an architecture raises where a block gets fewer rows than were announced
+                return False
+        return difference(found, expected) <= TOLERANCE[bridge.original_model.dtype]
+
+    return proved(bridge, "rows of a run", prove)
 
 
 def rows_that_fit(bridge: TransformerBridge, n_pos: int, start: int, memory_bytes: int) -> int:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.bridge import pad_id, require_padding
 from reftlens.data.chat import completion_text, prompt_text
 from reftlens.data.texts import Prompt, as_prompts
 from reftlens.data.tokens import continuations, first_token_of_texts, tokenize, tokenizer_of
@@ -114,7 +115,9 @@ def encode(
 
     Raises:
         TypeError: for a single text where a list is wanted, or items that are not texts.
-        ValueError: for no prompts, another number of completions, an empty prompt or completion, or a text longer than the model's context.
+        ValueError: for no prompts, another number of completions, an empty prompt or completion, a text longer than the model's
+            context, a token that the model has no embedding for, or prompts of different lengths on a model whose logits padding on that
+            side changes.
     """
     given = as_prompts(prompts)
     wants_tail = completions is not None
@@ -128,6 +131,7 @@ def encode(
         if not rows.ids[row]:
             raise ValueError(f"prompt {row} has no tokens: {rows.texts[row]!r}")
         _check_row(bridge, row, rows.texts[row], head, tail, wants_tail=wants_tail)
+    require_padding(bridge, padding_side, [len(head) + len(tail) for head, tail in zip(heads, tails, strict=True)])
     batch = _pad(bridge, heads, tails, left=padding_side == "left")
     batch = replace(batch, texts=tuple(rows.texts))
     if rows.offsets is not None:
@@ -241,6 +245,13 @@ def _check_row(
 ) -> None:
     if wants_tail and not tail:
         raise ValueError(f"the completion of prompt {row} ({prompt!r}) has no tokens")
+    unknown = sorted({token for token in (*head, *tail) if token >= bridge.cfg.d_vocab})
+    if unknown:
+        pieces = ", ".join(f"{token} ({bridge.tokenizer.convert_ids_to_tokens(token)!r})" for token in unknown[:4])
+        raise ValueError(
+            f"prompt {row} or its completion has tokens that the model has no embedding for, which has {bridge.cfg.d_vocab}: "
+            f"{pieces}. Call hf_model.resize_token_embeddings(len(tokenizer)) before load_bridge, or take them out of the tokenizer"
+        )
     limit = bridge.cfg.n_ctx
     if len(head) + len(tail) > limit:
         raise ValueError(
@@ -251,9 +262,7 @@ def _check_row(
 
 def _pad(bridge: TransformerBridge, heads: list[list[int]], tails: list[list[int]], *, left: bool) -> Batch:
     width = max(len(head) + len(tail) for head, tail in zip(heads, tails, strict=True))
-    # A model without a pad token may be padded with anything: those positions are masked out.
-    pad = bridge.tokenizer.pad_token_id
-    tokens = torch.full((len(heads), width), pad if pad is not None else 0)
+    tokens = torch.full((len(heads), width), pad_id(bridge))
     attention_mask = torch.zeros_like(tokens)
     prompt_mask = torch.zeros_like(tokens, dtype=torch.bool)
     labels = torch.full_like(tokens, IGNORE)

@@ -18,6 +18,7 @@ from reftlens import plot
 from reftlens.demo.run import DISSECTION_NAME, EDIT_NAME, RESULTS_NAME, DemoResult
 from reftlens.dissection.sections import sections
 from reftlens.plot.page import Picture, Report, Section, render
+from reftlens.plot.readout import TWO_QUESTIONS
 from reftlens.results import outcomes_to_dataframe
 
 REPORT_NAME = "report.html"
@@ -71,9 +72,10 @@ def print_table(result: DemoResult, out: Path) -> None:
         "KL: base to edited, in nats.",
         soft_wrap=True,
     )
-    for operator in result.operators:
+    for operator, fresh in zip(result.operators, result.untrained, strict=True):
         console.print(
-            f"{operator.hook_name}: {operator.effective_rank:.1f} of {result.config.rank} directions really used"
+            f"{operator.where}: effective rank {operator.effective_rank:.1f} of {result.config.rank} (untrained "
+            f"{fresh.effective_rank:.1f}), of the input-dependent part {operator.input_rank:.1f} (untrained {fresh.input_rank:.1f})"
         )
     console.print(
         f"{result.n_parameters:,} trained numbers; reloaded edit: largest difference of a logit {result.reload_difference:g}"
@@ -105,8 +107,9 @@ def _pictures(result: DemoResult) -> dict[str, Picture]:
             "so its size alone does not say that it acts.",
         ),
         "spectrum": (
-            plot.spectrum(result.operators),
-            "How far each write direction moves, at the last token of the moved landmarks' prompts.",
+            plot.spectrum(result.operators, null=result.untrained),
+            "How far each write direction moves, at the last token of the moved landmarks' prompts. Control: the same edit with "
+            "fresh weights.",
         ),
         "readout": (
             plot.readout(result.readouts),
@@ -135,10 +138,7 @@ def _report(result: DemoResult, pictures: dict[str, Picture], further: list[Sect
         columns=["landmark", "stood in", "now stands in"],
     )
     spectrum = pd.concat([operator.to_dataframe() for operator in result.operators], ignore_index=True)
-    watched = pd.DataFrame(
-        [(r.hook_name, r.direction, *line) for r in result.readouts for line in r.watched],
-        columns=["hook_name", "direction", "new city", "logit_change", "p"],
-    )
+    watched = pd.concat([readout.watched_to_dataframe() for readout in result.readouts], ignore_index=True)
     parts = [
         Section(
             "What changed, and what did not",
@@ -179,7 +179,8 @@ def _report(result: DemoResult, pictures: dict[str, Picture], further: list[Sect
             (
                 "The edit's rank is what it may use. What it does use is the spectrum of its changes on real inputs: "
                 "the raw matrices are known only up to a rotation and say nothing by themselves. Taken at the last token of "
-                "the moved landmarks' prompts, where the map above finds the effect.",
+                "the moved landmarks' prompts, where the map above finds the effect. An untrained edit has a low effective rank "
+                "too, since activations are long in few directions: a rank is a finding only where it is beyond that one's.",
             ),
             (pictures["spectrum"],),
             (("Each write direction", spectrum),),
@@ -188,16 +189,12 @@ def _report(result: DemoResult, pictures: dict[str, Picture], further: list[Sect
             "What its write directions say",
             (
                 "Each direction is added to real last residuals, at its root-mean-square size, and read through the "
-                "final norm and the unembedding. This is the direct path alone: later layers read the direction too. A "
-                "token inside the grey band is what random directions give.",
+                "final norm and the unembedding. This is only the direct path: later layers read the direction too. A token inside "
+                "the grey band is what random directions reach at the best of all tokens and directions.",
             ),
             (pictures["readout"],),
             (
-                (
-                    "The new cities, named before looking: p is the part of random directions of the same length that "
-                    "change this token's logit as much",
-                    watched,
-                ),
+                (f"The new cities. {TWO_QUESTIONS}", watched),
             ),
         ),
         *further,

@@ -62,6 +62,8 @@ class DemoResult:
     effect: TokenMap
     sizes: tuple[EditSize, ...]
     operators: tuple[Operator, ...]
+    untrained: tuple[Operator, ...]
+    """The same edit with fresh weights on the same inputs."""
     readouts: tuple[DirectionReadout, ...]
     dissection: Dissection
     """The further analyses, on questions that were mostly never trained on."""
@@ -119,13 +121,11 @@ def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
     sizes = tuple(analysis.edit_size(bridge, reft, question.prompt, subject=question.subject) for question in shown)
     # At the last token of the moved prompts, where the effect is: elsewhere the edit changes much that nothing reads.
     last = encode(bridge, [question.prompt for question in moved])
-    operators = analysis.decompose(bridge, reft, [last], at=Last(1))
+    fresh = analysis.untrained(reft, seed=config.seed)
+    operators, untrained = (analysis.decompose(bridge, edit, [last], at=Last(1)) for edit in (reft, fresh))
     cities = tuple(dict.fromkeys(" " + city for city in story.destination.values()))
-    readouts = [
-        readout
-        for operator in operators
-        for readout in analysis.read_directions(bridge, operator, last, watch=cities, seed=config.seed)[:2]
-    ]
+    read = analysis.read_directions(bridge, operators, last, watch=cities, seed=config.seed)
+    readouts = [readout for readout in read if readout.direction < 2]
     clock.lap("take it apart")
     dissection = dissect(
         bridge,
@@ -148,6 +148,7 @@ def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
         effect=effect,
         sizes=sizes,
         operators=tuple(operators),
+        untrained=tuple(untrained),
         readouts=tuple(readouts),
         dissection=dissection,
         tracing=tracing,

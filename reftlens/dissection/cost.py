@@ -70,7 +70,7 @@ def estimate_cost(
         steps = -(-len(examples) // config.retrain.batch_size) * config.retrain.epochs
         # Twice a pass of the example batch for the backward part, and the comparison of every pair.
         share = config.retrain.batch_size / config.batch_size
-        passes += (len(config.seeds) + 1) * (steps * share * (1 + BACKWARD) + 6 * batches)
+        passes += (len(config.seeds) + config.n_null_edits) * (steps * share * (1 + BACKWARD) + 6 * batches)
     prompts = [prompt for prompt, _ in examples[: config.batch_size]]
     batch = encode(bridge, prompts)
     taken = []

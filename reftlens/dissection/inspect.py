@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from reftlens.dissection.saving import JSON_NAME, load_dissection
 from reftlens.dissection.sections import report
 from reftlens.edit.checkpoint import CONFIG_NAME
 from reftlens.edit.reft import Reft
+from reftlens.files.reading import json_lines, read_json
 from reftlens.plot.page import render
 
 REPORT_NAME = "report.html"
@@ -47,8 +47,8 @@ def inspect(
         )
     pairs = read_lines(examples) if isinstance(examples, Path) else examples
     try:
-        stamp = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))["base"]["base_model"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        stamp = read_json(directory / CONFIG_NAME)["base"]["base_model"]
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the saved edit in {directory} is damaged: {error}") from error
     bridge = load_bridge(model or stamp)
     return dissect(bridge, Reft.from_pretrained(directory, bridge=bridge), pairs, config)
@@ -62,15 +62,12 @@ def read_lines(file: Path) -> list[tuple[str, str]]:
         OSError: if the file cannot be read.
     """
     pairs = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            prompt, completion = (json.loads(line)[key] for key in ("prompt", "completion"))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+    for number, line in json_lines(file):
+        prompt, completion = (line.get("prompt"), line.get("completion")) if isinstance(line, dict) else (None, None)
+        if not isinstance(prompt, str) or not isinstance(completion, str):
             raise ValueError(
-                f'line {number} of {file} must be an object with "prompt" and "completion", got {line[:80]!r}'
-            ) from error
+                f'line {number} of {file} must be an object with the texts "prompt" and "completion", got {line!r:.80}'
+            )
         pairs.append((prompt, completion))
     return pairs
 

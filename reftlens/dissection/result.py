@@ -50,13 +50,15 @@ class DissectConfig:
     """How to train the edit again from `seeds`, and on shuffled answers. The dearest part, and left out if not given."""
     seeds: tuple[int, ...] = (1, 2)
     """Of the retrained edits."""
+    n_null_edits: int = 6
+    """Edits trained on shuffled answers, the null of their agreement; with n of them p is at least 2 / ((n + 2)(n + 1))."""
     seed: int = 0
     """Of every draw."""
     progress: bool = True
     """Say the cost beforehand, and show a progress bar."""
 
     def __post_init__(self) -> None:
-        for name in ("max_examples", "batch_size", "directions", "n_null", "n_pairs", "n_random"):
+        for name in ("max_examples", "batch_size", "directions", "n_null", "n_pairs", "n_random", "n_null_edits"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -93,6 +95,11 @@ class Dissection:
     """Wall-clock time of each part."""
     settings: tuple[tuple[str, str], ...] = ()
 
+    def beside_untrained(self) -> list[tuple[Operator, Operator | None]]:
+        """Each site's operator with the untrained edit's at the same place in the list; None where there is none."""
+        fresh = self.untrained or (None,) * len(self.operators)
+        return list(zip(self.operators, fresh, strict=True))
+
     def save(self, directory: str | Path) -> Path:
         """Writes JSON and safetensors to a folder, whole or not at all; `load_dissection` reads it.
 
@@ -126,7 +133,11 @@ class Dissection:
         return f'<iframe srcdoc="{page}" style="width:100%;height:45em;border:1px solid #8888"></iframe>'
 
     def __repr__(self) -> str:
-        used = ", ".join(f"{op.hook_name}: {op.effective_rank:.1f} of {len(op.spectrum)}" for op in self.operators)
+        used = ", ".join(
+            f"{op.where}: {op.effective_rank:.1f} of {len(op.spectrum)}, input-dependent {op.input_rank:.1f}"
+            + (f" (untrained {fresh.effective_rank:.1f} and {fresh.input_rank:.1f})" if fresh is not None else "")
+            for op, fresh in self.beside_untrained()
+        )
         left = f"; left out: {', '.join(what for what, _ in self.left_out)}" if self.left_out else ""
         return (
             f"Dissection of {self.edit.splitlines()[0]} on {self.model}, {self.n_wanted + self.n_kept} examples"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -24,7 +25,7 @@ from reftlens.dissection.result import DissectConfig, Dissection
 from reftlens.edit.reft import Reft
 from reftlens.interventions import NotAffineError
 from reftlens.positions import Last
-from reftlens.results import Interchanged, Operator, Overlap, ReadSpace
+from reftlens.results import DirectionReadout, Interchanged, Operator, Overlap, ReadSpace
 from reftlens.training.objectives import Completion
 from reftlens.training.seeds import train_seeds
 
@@ -82,7 +83,7 @@ def dissect(
         n_kept=len(work.kept),
         left_out=tuple(work.left_out),
         seconds=tuple(work.seconds),
-        settings=tuple((item.name, str(getattr(config, item.name))) for item in fields(config)),
+        settings=(*((item.name, str(getattr(config, item.name))) for item in fields(config)), *work.notes),
         **found,
     )
 
@@ -97,6 +98,7 @@ class _Work:
     examples: Examples
     config: DissectConfig
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
     seconds: list[tuple[str, float]] = field(default_factory=list)
     found: tuple[Operator, ...] = ()
 
@@ -171,16 +173,23 @@ class _Work:
             return {}
         config, pairs = self.config, self.wanted or self.kept
         batch = encode(self.bridge, [prompt for prompt, _ in pairs[:READ_OUT]])
-        watch = list(dict.fromkeys(answer for _, answer in pairs))[:4]
-        readouts = []
+        asked = {answer: prompt for prompt, answer in reversed(pairs)}
+        answers = list(dict.fromkeys(answer for _, answer in pairs))
+        tokens = first_tokens(self.bridge, [asked[answer] for answer in answers], answers).tolist()
+        watch = [answer for place, answer in enumerate(answers) if tokens[place] not in tokens[:place]][:4]
+        readable = []
         for operator in self.found:
             if operator.write.shape[1] != self.bridge.cfg.d_model:
-                self.left_out.append((f"readout of {operator.hook_name}", "it is not as wide as the residual stream"))
+                self.left_out.append((f"readout of {operator.where}", "it is not as wide as the residual stream"))
                 continue
-            few = _strongest(operator, config.directions)
-            readouts += analysis.read_directions(
-                self.bridge, few, batch, watch=watch, n_null=config.n_null, seed=config.seed
+            readable.append(_strongest(operator, config.directions))
+        readouts: list[DirectionReadout] = []
+        try:
+            readouts = analysis.read_directions(
+                self.bridge, readable, batch, watch=watch, n_null=config.n_null, seed=config.seed
             )
+        except ValueError as error:
+            self.left_out.append(("readouts", str(error)))
         contexts = analysis.top_contexts(
             self.bridge,
             self.reft,
@@ -204,7 +213,7 @@ class _Work:
             centred = (h - h.mean(dim=0)).double()
             if float(centred.norm()) < 1e-5 * float(h.norm()):
                 why = "the activations at the last edited token are alike in all prompts"
-                self.left_out.append((f"overlaps at {operator.hook_name}", why))
+                self.left_out.append((f"overlaps at {operator.where}", why))
                 continue
             _, _, principal = torch.linalg.svd(centred, full_matrices=False)
             others = {"largest directions of the activations": principal[: len(written)]}
@@ -219,7 +228,7 @@ class _Work:
                     other,
                     nulls=nulls,
                     n_null=self.config.n_null,
-                    names=(f"{operator.hook_name}, {len(written)} write directions", name),
+                    names=(f"{operator.where}, {len(written)} write directions", name),
                     seed=self.config.seed,
                 )
                 for name, other in others.items()
@@ -258,7 +267,7 @@ class _Work:
         spaces: list[ReadSpace] = []
         results: list[Interchanged] = []
         for index, (operator, site) in enumerate(zip(self.found, self.reft.sites, strict=False)):
-            what = f"interchange at {site.hook_name}"
+            what = f"interchange at {operator.where}"
             if site.head is not None or operator.write.shape[1] != self.bridge.cfg.d_model:
                 self.left_out.append((what, "only whole activations as wide as the residual stream are interchanged"))
                 continue
@@ -267,20 +276,19 @@ class _Work:
                 continue
             try:
                 read = analysis.read_space(self.bridge, site.hook_name, some, seed=self.config.seed)
-                results.append(self._interchange(operator, base, source, read))
-                spaces.append(read)
+                results.append(replace(self._interchange(operator, base, source), site=operator.site))
+                spaces.append(replace(read, site=operator.site))
             except ValueError as error:
                 self.left_out.append((what, str(error)))
         return {"interchanges": tuple(results), "read_spaces": tuple(spaces)}
 
-    def _interchange(self, operator: Operator, base: Batch, source: Batch, read: ReadSpace) -> Interchanged:
+    def _interchange(self, operator: Operator, base: Batch, source: Batch) -> Interchanged:
         return analysis.interchange(
             self.bridge,
             operator.hook_name,
             analysis.directions(operator, self.rank(operator)),
             base,
             source,
-            read=read,
             n_random=self.config.n_random,
             n_placebo=self.config.n_random,
             batch_size=self.config.batch_size,
@@ -307,14 +315,39 @@ class _Work:
             )
             return {}
         training = replace(config.retrain, progress=False)
+        first = 1 + max(self.config.seed, training.seed, *config.seeds)
+        shuffled = _no_majority(examples)
+        if not shuffled:
+            self.left_out.append(
+                ("seeds", "all examples have one answer, so there are no shuffled ones to compare with")
+            )
+            return {}
+        if len(shuffled) < len(examples):
+            why = (
+                f"{len(shuffled)} of {len(examples)} examples: of more, the commonest answer would stay right for some"
+            )
+            self.notes.append(("trained on shuffled answers", why))
+        null = analysis.null_edits(self.bridge, self.reft, shuffled, training, n=config.n_null_edits, seed=first)
         copies = train_seeds(self.bridge, self.reft, examples, training, seeds=config.seeds)
-        shuffled = analysis.permuted_labels(examples, seed=config.seed)
-        (null,) = train_seeds(self.bridge, self.reft, shuffled, training, seeds=config.seeds[:1]).values()
-        compared = {"this edit": self.reft, **copies, "shuffled answers": null}
         pairs = analysis.agreement(
-            self.bridge, compared, self.batches, at=config.at, n_null=config.n_null, seed=config.seed
+            self.bridge,
+            {"this edit": self.reft, **copies},
+            self.batches,
+            null=null,
+            at=config.at,
+            n_null=config.n_null,
+            seed=config.seed,
         )
         return {"agreements": tuple(pairs)}
+
+
+def _no_majority(examples: Examples) -> Examples:
+    """The examples without as many of the commonest answer as it takes for every answer to be wrong somewhere else."""
+    answer, most = Counter(completion for _, completion in examples).most_common(1)[0]
+    surplus = max(0, 2 * most - len(examples))
+    having = [place for place, (_, completion) in enumerate(examples) if completion == answer]
+    left = set(having[len(having) - surplus :])
+    return [pair for place, pair in enumerate(examples) if place not in left]
 
 
 def _strongest(operator: Operator, n: int) -> Operator:
@@ -327,4 +360,5 @@ def _strongest(operator: Operator, n: int) -> Operator:
         spectrum=operator.spectrum[:n],
         constant_share=operator.constant_share[:n],
         pattern=operator.pattern[:n],
+        input_spectrum=None,
     )

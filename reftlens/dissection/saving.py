@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from reftlens import results
 from reftlens.dissection.result import Dissection
 from reftlens.files.folder import Replacement
+from reftlens.files.reading import consistently, digests_in, read_bytes, read_json, warn_unchecked
+from reftlens.files.seal import SEAL_NAME, seal
 
-SCHEMA = 1
+SCHEMA = 2
+"""Version 1 had no seal."""
+_MOST_BYTES = 2**30
+"""Of each file."""
 JSON_NAME = "dissection.json"
 TENSORS_NAME = "dissection.safetensors"
 _TYPES: dict[str, type[Any]] = {
@@ -31,9 +36,10 @@ def save_dissection(result: Dissection, directory: Path) -> Path:
     tensors: dict[str, Tensor] = {}
     document = {"schema": SCHEMA, "result": _encode(result, "result", tensors)}
     with Replacement(directory, marker=JSON_NAME) as folder:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS_NAME)
+        (folder / TENSORS_NAME).write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
         text = json.dumps(document, indent=1, allow_nan=False)
         (folder / JSON_NAME).write_text(text + "\n", encoding="utf-8")
+        seal(folder)
     return directory
 
 
@@ -45,22 +51,35 @@ def load_dissection(directory: str | Path) -> Dissection:
 
     Raises:
         ValueError: if it is not a saved dissection, or is damaged.
+        OSError: if it cannot be opened.
     """
     folder = Path(directory)
     if not (folder / JSON_NAME).is_file():
         raise ValueError(f"{folder} is not a saved dissection: it has no {JSON_NAME}")
+    return consistently(folder, lambda: _load(folder))
+
+
+def _load(folder: Path) -> Dissection:
     try:
-        document = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
+        digests = digests_in(folder)
+        document = read_json(folder / JSON_NAME, most=_MOST_BYTES, digests=digests)
         schema = document["schema"]
-        tensors = load_file(folder / TENSORS_NAME)
-        if schema == SCHEMA:
-            result = _decode(document["result"], tensors)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"the saved dissection in {folder} is damaged: {error}") from error
-    if schema != SCHEMA:
-        raise ValueError(f"{folder} has schema {schema!r}; this version of reftlens reads schema {SCHEMA}")
-    if not isinstance(result, Dissection):
-        raise ValueError(f"the saved dissection in {folder} is damaged: it holds a {type(result).__name__}")
+        if schema == SCHEMA and digests is None:
+            raise ValueError(f"{SEAL_NAME} is missing")
+        if type(schema) is not int or not 1 <= schema <= SCHEMA:
+            raise ValueError(f"it has schema {schema!r:.80}; this version of reftlens reads schemas 1 to {SCHEMA}")
+        tensors = load(read_bytes(folder / TENSORS_NAME, most=_MOST_BYTES, digests=digests))
+        result = _decode(document["result"], tensors)
+        if not isinstance(result, Dissection):
+            raise ValueError(f"it holds a {type(result).__name__}")
+        repr(result)
+    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        said = f"{error!s} is missing or unknown" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"the saved dissection in {folder} is damaged: {said:.500}") from error
+    except OSError as error:
+        raise OSError(error.errno, f"{folder} cannot be read: {error.strerror}") from error
+    if digests is None:
+        warn_unchecked(folder)
     return result
 
 

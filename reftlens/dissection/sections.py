@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from reftlens import plot
 from reftlens.dissection.result import Dissection
 from reftlens.plot.page import Picture, Report, Section
+from reftlens.plot.readout import TWO_QUESTIONS
 from reftlens.results import agreements_to_dataframe, outcomes_to_dataframe
 
 
@@ -62,26 +63,28 @@ def _outcomes(result: Dissection) -> Section | None:
 def _directions(result: Dissection) -> Section | None:
     if not result.operators:
         return None
-    fresh = {operator.hook_name: operator for operator in result.untrained}
     lines = [
         {
-            "hook_name": operator.hook_name,
+            "site": operator.where,
             "effective rank": operator.effective_rank,
-            "untrained": fresh[operator.hook_name].effective_rank if operator.hook_name in fresh else float("nan"),
+            "untrained": float("nan") if fresh is None else fresh.effective_rank,
+            "effective rank of the input-dependent part": operator.input_rank,
+            "of it, untrained": float("nan") if fresh is None else fresh.input_rank,
             "directions for 99% of the energy": operator.rank_for(0.99),
             "rms change / rms |h|": float(operator.spectrum.square().sum().sqrt()) / operator.rms_norm,
-            "untrained change": float(fresh[operator.hook_name].spectrum.square().sum().sqrt()) / operator.rms_norm
-            if operator.hook_name in fresh
-            else float("nan"),
+            "untrained change": float("nan")
+            if fresh is None
+            else float(fresh.spectrum.square().sum().sqrt()) / operator.rms_norm,
         }
-        for operator in result.operators
+        for operator, fresh in result.beside_untrained()
     ]
     return Section(
         "How many directions it really uses",
         (
             "The edit's rank is what it may use. What it does use is the spectrum of its changes on real inputs; R and W are "
-            "known only up to a change of coordinates and say nothing by themselves. Beside it: the same edit with fresh "
-            "weights, on the same inputs.",
+            "known only up to a change of coordinates and say nothing by themselves. A constant push, the same for every input, "
+            "counts in the effective rank of the whole, and may hide how many directions depend on the input: both are given. "
+            "Beside each: the same edit with fresh weights, on the same inputs, which has a low effective rank too.",
         ),
         (
             _picture(
@@ -128,11 +131,8 @@ def _readouts(result: Dissection) -> Section | None:
         drawn = (
             _picture("dissect_readout", plot.readout(result.readouts), "Write directions, straight to the logits."),
         )
-    watched = pd.DataFrame(
-        [(r.hook_name, r.direction, *line) for r in result.readouts for line in r.watched],
-        columns=["hook_name", "direction", "wanted answer", "logit_change", "p"],
-    )
-    tables = [("Wanted answers: p is the part of random directions that change the logit as much", watched)]
+    watched = _table([readout.watched_to_dataframe() for readout in result.readouts] or [pd.DataFrame()])
+    tables = [(f"Wanted answers. {TWO_QUESTIONS}", watched)]
     if result.contexts:
         contexts = _table([item.to_dataframe() for item in result.contexts])
         tables.append(("Tokens (in brackets) that move furthest along each direction", contexts))
@@ -181,19 +181,20 @@ def _interchange(result: Dissection) -> Section | None:
     if not result.interchanges:
         return None
     shares = [
-        (space.hook_name, index, float(share), len(space.basis) / operator.write.shape[1])
+        (space.where, index, float(share), len(space.basis) / operator.write.shape[1])
         for space in result.read_spaces
         for operator in result.operators
-        if operator.hook_name == space.hook_name
+        if operator.where == space.where
         for index, share in enumerate(space.split(operator.write))
     ]
-    columns = ["hook_name", "direction", "part that later layers read", "of a random direction"]
+    columns = ["site", "direction", "part that later layers read", "of a random direction"]
     return Section(
         "Whether the base keeps the answer there",
         (
             "In the unedited model, a source prompt's coordinates inside the edit's strongest write directions are put into "
-            "a base prompt, at its last token. If most of the effect comes from a difference that later layers do not read, "
-            "the subspace works through a path that is dormant otherwise, and is marked illusory (Makelov et al. 2023). An "
+            "a base prompt, at its last token. A subspace is illusory if most of the move comes from a difference that nothing "
+            "reads and passes through units that are dormant otherwise (Makelov et al. 2023). Where a direction made to be "
+            "illusory at this point would not be found either, the verdict is 'no power'. An "
             "edit may well write where the base keeps nothing.",
         ),
         (_picture("dissect_interchange", plot.interchange(result.interchanges), "Interchanges and their controls."),),
@@ -228,7 +229,8 @@ def _seeds(result: Dissection) -> Section | None:
         "Whether another seed finds the same",
         (
             "Pairs are compared as functions first, then by their strongest write directions; raw R is there to show why it "
-            "misleads. Control: the second edit turned to random directions. One edit was trained on shuffled answers.",
+            "misleads. The null is edits trained on shuffled answers: p is the part of all pairs with or among them, and this "
+            "pair, that are as close. An edit turned to random directions is no null of trained ones.",
         ),
         (_picture("dissect_seeds", plot.agreement(result.agreements), "How far the edits agree, pair by pair."),),
         (("Each pair of edits", agreements_to_dataframe(result.agreements)),),

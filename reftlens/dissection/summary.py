@@ -27,10 +27,13 @@ def _whole(result: Dissection) -> Iterator[Line]:
 
 
 def _sites(result: Dissection) -> Iterator[Line]:
-    fresh = {operator.hook_name: f"untrained {operator.effective_rank:.2f}" for operator in result.untrained}
-    for operator in result.operators:
-        found = f"{operator.effective_rank:.2f} of {len(operator.write)}"
-        yield operator.hook_name, "effective rank", found, fresh.get(operator.hook_name, "")
+    for operator, fresh in result.beside_untrained():
+        for question, of in (
+            ("effective rank", "effective_rank"),
+            ("effective rank of the input-dependent part", "input_rank"),
+        ):
+            found = f"{getattr(operator, of):.2f} of {len(operator.write)}"
+            yield operator.where, question, found, "" if fresh is None else f"untrained {getattr(fresh, of):.2f}"
     for overlap in result.overlaps:
         beside = ", ".join(
             f"{null} {float(draws.mean()):.3f} (p = {overlap.p(null):.2g})"
@@ -40,16 +43,21 @@ def _sites(result: Dissection) -> Iterator[Line]:
     for swap in result.interchanges:
         random = sum(draw.moved for draw in swap.random) / len(swap.random)
         beside = f"random {random:.2f} (p = {swap.p:.2g}), complement {swap.complement.moved:.2f}"
-        found = f"{swap.inside.moved:.2f}{' (illusory)' if swap.illusory else ''}"
-        yield swap.hook_name, "interchange inside it moves the base's answer by", found, beside
+        found = f"{swap.inside.moved:.2f} ({'illusory: ' * (swap.verdict == 'no power')}{swap.verdict})"
+        yield swap.where, "interchange inside it moves the base's answer by", found, beside
     for manifold in result.manifolds:
         natural, edited, control = manifold.beyond()
         beside = f"natural {natural:.0%}, random directions {control:.0%}"
-        yield manifold.hook_name, "edited tokens beyond the 95th percentile", f"{edited:.0%}", beside
+        yield manifold.where, "edited tokens beyond the 95th percentile", f"{edited:.0%}", beside
 
 
 def _seeds(result: Dissection) -> Iterator[Line]:
     for pair in result.agreements:
         found = f"cosine {pair.cosine:.2f}, angle {pair.angle:.0f}, raw R {pair.raw_angle:.0f}"
-        beside = f"turned {pair.control_cosine:.2f}, random {pair.null_angle:.0f} and {pair.raw_null_angle:.0f}"
+        beside = f"turned {pair.control_cosine:.2f}, no null edits, so no claim"
+        if pair.n_null_edits:
+            beside = (
+                f"shuffled answers {pair.null_cosine:.2f} (p = {pair.p_cosine:.2g}), {pair.null_trained_angle:.0f} "
+                f"(p = {pair.p_angle:.2g})"
+            )
         yield f"{pair.first} and {pair.second}", "agreement of the changes", found, beside

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GenerationConfig
 
-from reftlens.bridge import mend_attention, one_thread, require_causal
+from reftlens.bridge import caching_holds, mend_attention, one_thread, pad_id, padding_holds, require_causal
 from reftlens.data import Prompt, as_prompts, batches_by_length, encode, token_counts
 from reftlens.data.tokens import continued_text
 from reftlens.edit.reft import Reft
@@ -72,7 +72,7 @@ class Decoding:
             repetition_penalty=self.repetition_penalty,
             use_cache=use_cache,
             eos_token_id=stops or None,
-            pad_token_id=next((token for token in (tokenizer.pad_token_id, *stops) if token is not None), None),
+            pad_token_id=pad_id(bridge) if tokenizer.pad_token_id is not None or not stops else stops[0],
         )
 
 
@@ -111,10 +111,12 @@ def generate(
         prompts: texts, or conversations, which the assistant answers.
         decoding: how tokens are chosen; greedy, 32 tokens at most, if not given.
         max_new_tokens: short for `decoding=Decoding(max_new_tokens=...)`.
-        batch_size: prompts decoded together, padded on the left.
+        batch_size: prompts decoded together, padded on the left; of one length only where padding changes what a model computes.
         use_cache: keep keys and values between steps. Without it every step runs the whole prefix again, and
-            gives the same text, slower. Never used under an edit of generated tokens whose change of one token depends on
-            others (ReFT-r1 at `Generated()`): the strongest token so far may be a new one, and its push is then that of all.
+            gives the same text, slower. Not used on a model on which a cached step was seen to give other logits, or whose
+            cache does not say how many tokens it holds (recurrent models), nor under an edit of generated tokens whose change of one
+            token depends on others (ReFT-r1 at `Generated()`): the strongest token so far may be a new one, and its push is then
+            that of all.
         prepend_bos: as in `encode`.
         progress: show a bar.
 
@@ -137,18 +139,29 @@ def generate(
     counts = token_counts(bridge, prompts, prepend_bos=prepend_bos)
     _require_room(bridge, prompts, counts, decoding)
     texts = [""] * len(prompts)
-    config = decoding._config(bridge, use_cache=use_cache and not _reads_back(reft))
+    config = decoding._config(bridge, use_cache=use_cache and not _reads_back(reft) and caching_holds(bridge))
+    together = batches_by_length(counts, batch_size)
+    if len(set(counts)) > 1 and not padding_holds(bridge, "left"):
+        # Only prompts of one length: nothing is padded.
+        together = [
+            part for length in sorted(set(counts), reverse=True) for part in _of_length(counts, length, batch_size)
+        ]
     with (
         one_thread(bridge),
         _own_settings(bridge, decoding),
         tqdm(total=len(prompts), desc="decoding", unit="prompt", disable=not progress) as bar,
     ):
-        for rows in batches_by_length(counts, batch_size):
+        for rows in together:
             continued = _continue(bridge, reft, [prompts[row] for row in rows], config, prepend_bos=prepend_bos)
             for row, text in zip(rows, continued, strict=True):
                 texts[row] = text
             bar.update(len(rows))
     return texts
+
+
+def _of_length(counts: Sequence[int], length: int, batch_size: int) -> list[list[int]]:
+    rows = [row for row, count in enumerate(counts) if count == length]
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
 def _reads_back(reft: Reft | None) -> bool:

@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.bridge import output_bias
 from reftlens.edit.reft import Reft
 from reftlens.edit.site import Site
-from reftlens.interventions import Intervention, NotAffineError, SteeringVector
+from reftlens.interventions import Intervention, NotAffineError, SteeringVector, require_agreement
 from reftlens.positions import All, Generated, union_parts
 
 _EVERYWHERE = All() | Generated()
@@ -59,6 +59,8 @@ def _constant(site: Site, intervention: Intervention) -> Tensor:
         affine = intervention.affine()
     except NotAffineError as error:
         raise ValueError(f"the edit at {site!r} cannot be merged: {error}") from error
+    probes = torch.randn(4, intervention.d_model, generator=torch.Generator().manual_seed(0))
+    require_agreement(intervention, probes.to(affine.constant))
     if len(affine.write) or (affine.diagonal is not None and bool(affine.diagonal.any())):
         raise ValueError(
             f"the edit at {site!r} cannot be merged: the change of {type(intervention).__name__} depends on the activation, and a bias "

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import secrets
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import final
@@ -54,8 +54,9 @@ class Replacement:
             )
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            self._temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-            self._temporary.chmod(0o755)
+            self._temporary = place.parent / f".{place.name}-{secrets.token_hex(8)}"
+            # Not tempfile.mkdtemp, whose folders nobody else can read: this one follows the umask.
+            self._temporary.mkdir()
         except OSError as error:
             raise OSError(f"{place} cannot be written: {error.strerror}; choose another folder") from error
         return self._temporary
@@ -73,6 +74,30 @@ class Replacement:
         finally:
             # Under this name there is now what was replaced, what failed, or nothing.
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, readable by whom the umask allows.
+
+    Args:
+        file: the place; an earlier file is replaced.
+        content: all of its bytes.
+
+    Raises:
+        OSError: if it cannot be written; it names the file.
+    """
+    temporary = file.with_name(f".{file.name}-{secrets.token_hex(8)}")
+    try:
+        try:
+            with temporary.open("xb") as handle:
+                handle.write(content)
+                handle.flush()
+                os.fsync(handle.fileno())
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"{file} cannot be written: {error.strerror}") from error
 
 
 def _put(new: Path, place: Path) -> None:

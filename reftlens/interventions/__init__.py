@@ -1,6 +1,8 @@
 """The family of edits: one idea a file, each class opening with its equation."""
 
+from reftlens.interventions.agreement import require_agreement, require_within
 from reftlens.interventions.base import Affine, Intervention, NotAffineError
+from reftlens.interventions.check import check_intervention
 from reftlens.interventions.direft import DiReFT, NoReFT
 from reftlens.interventions.interchange import Interchange
 from reftlens.interventions.loreft import AdditiveLoReFT, ConsReFT, LobiReFT, LoReFT
@@ -43,4 +45,7 @@ __all__ = [
     "Rescale",
     "SplitLoReFT",
     "SteeringVector",
+    "check_intervention",
+    "require_agreement",
+    "require_within",
 ]

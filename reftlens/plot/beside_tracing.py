@@ -128,9 +128,11 @@ def _subtitle(result: BesideTracing) -> str:
     cells, prompts = (
         f"{number(low, 2)} to {number(high, 2)}" for low, high in (result.over_cells, result.over_prompts)
     )
+    count = result.tracing.mean().numel()
     return (
-        f"rank correlation {number(result.correlation, 2)} over {result.tracing.mean().numel()} cells (95% interval {cells} with "
-        f"cells drawn anew, {prompts} with prompts drawn anew); the edit in tracing's best cell gains "
+        f"rank correlation {number(result.correlation, 2)} over {count} cells: p = {result.p:.2g} of {count} shifts of one map "
+        f"against the other, {number(result.shuffled_correlation, 2)} for shuffled answers; 95% intervals, which are not tests: "
+        f"{cells} with cells drawn anew, {prompts} with prompts drawn anew; the edit in tracing's best cell gains "
         f"{number(result.at_traced, 2)}, in a random cell {number(result.at_random, 2)}, and {result.as_good:.0%} of the others do as "
         f"well; {result.reft.budget}; {len(result.reft.base)} held-out prompts, {len(result.tracing.base)} traced pairs"
     )

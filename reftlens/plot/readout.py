@@ -16,10 +16,17 @@ _BAR = 0.18
 """Inches a bar and its label take."""
 
 
+TWO_QUESTIONS = (
+    "Named before looking, these have a test of their own: p is the part of random directions that change this one token's logit "
+    "as much, while the grey band is for the best of all tokens, so a token inside the band can have a small p."
+)
+"""What a reader of the figure and of a table of named tokens must be told."""
+
+
 def readout(readouts: Sequence[DirectionReadout]) -> Figure:
     """Draws the tokens that each direction moves most, one panel for each site and direction.
 
-    Bars inside the shaded band are grey: a random direction reaches as far.
+    Bars inside the shaded band are grey: random directions reach as far at the best of all tokens and directions looked at.
 
     Args:
         readouts: from `analysis.read_directions`.
@@ -50,7 +57,7 @@ def readout(readouts: Sequence[DirectionReadout]) -> Figure:
 
 def _columns(readouts: Sequence[DirectionReadout]) -> int:
     """As many as each site has directions, so that a site is a line of panels; else three."""
-    counts = {sum(item.hook_name == name for item in readouts) for name in {item.hook_name for item in readouts}}
+    counts = {sum(item.where == name for item in readouts) for name in {item.where for item in readouts}}
     count = counts.pop() if len(counts) == 1 else 3
     return min(count if 1 < count <= 3 else 2 if count == 4 else 3, len(readouts))
 
@@ -70,7 +77,7 @@ def _panel(axes: Axes, item: DirectionReadout, *, bars: int, width: float) -> No
     axes.locator_params(axis="x", nbins=5)
     axes.margins(x=0.05)
     axes.set_xlabel("mean change of the logit")
-    panel_title(axes, f"{short_name(item.hook_name)}, direction {item.direction}", width=width)
+    panel_title(axes, f"{short_name(item.where)}, direction {item.direction}", width=width)
 
 
 def _key() -> list[Patch]:
@@ -78,5 +85,5 @@ def _key() -> list[Patch]:
         Patch(color=VERMILLION, label="promoted, beyond the band"),
         Patch(color=BLUE, label="suppressed, beyond the band"),
         Patch(color=GREY, label="inside the band"),
-        Patch(color=PALE, label="what random directions of this length give (5-95%)"),
+        Patch(color=PALE, label="95% of random directions move no token out of it"),
     ]

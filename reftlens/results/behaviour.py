@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import final
+from typing import Literal, final
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reftlens.results.base import Result
+from reftlens.results.base import Result, SiteResult
 
 
 @final
@@ -166,7 +166,7 @@ class Swap(Result):
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class Interchanged(Result):
+class Interchanged(SiteResult):
     """A source run's coordinates put into a base run: inside a subspace, and everywhere that it must not matter."""
 
     hook_name: str
@@ -179,13 +179,20 @@ class Interchanged(Result):
     inside: Swap
     complement: Swap
     from_read: Swap
-    """Inside, but with only that difference of source and base that later layers read."""
+    """Inside, but with only that difference of source and base that the two answers depend on, by how much they do."""
     from_unread: Swap
-    """Inside, but with only the difference that they do not read: it is turned into what they do."""
+    """Inside, but with only the rest, which is causally disconnected: it is turned into what is read."""
     random: tuple[Swap, ...]
     """Random subspaces of the same rank."""
     placebo: tuple[Swap, ...]
     """Random subspaces, moved as far as the inside interchange moves."""
+    dormant: float = float("nan")
+    """Part of the move inside that passes through units which do not move the answer in the whole interchange; NaN if there
+    are none behind the point, or in results saved by earlier versions."""
+    power: float = float("nan")
+    """The same of a direction made to be illusory at this point: above 0.5 the test can find one."""
+    site: str = ""
+    """The site's short name; empty where it was asked about by its hook."""
 
     @property
     def p(self) -> float:
@@ -201,18 +208,27 @@ class Interchanged(Result):
         return (1 + sum(swap.moved >= self.inside.moved for swap in null)) / (1 + len(null))
 
     @property
-    def illusory(self) -> bool:
-        """Whether most of what the subspace does comes from a difference that later layers do not read.
+    def verdict(self) -> Literal["illusory", "not illusory", "no power"]:
+        """Whether most of what the subspace does is an illusion, if that can be told here (see `analysis.interchange`).
 
-        Such a subspace drives the answer through a path that is dormant otherwise, and is no sign that the model keeps
-        the variable there (Makelov et al. 2023, arXiv:2311.17030). Only said of a subspace that does something.
+        Illusory: more than half of the move passes through units that are dormant otherwise, and more than half of it comes
+        from a difference that is causally disconnected. No power: a direction made to be illusory would not be found, or
+        the subspace moves the answer by less than a tenth of the way, so that there is nothing to explain.
         """
-        return self.inside.moved > 0.1 and self.from_unread.moved > 0.5 * self.inside.moved
+        if not self.power > 0.5 or not self.inside.moved > 0.1:
+            return "no power"
+        illusory = self.dormant > 0.5 and self.from_unread.moved > 0.5 * self.inside.moved
+        return "illusory" if illusory else "not illusory"
+
+    @property
+    def illusory(self) -> bool:
+        """Whether the verdict is "illusory". False also where there is no power to tell: ask `verdict`."""
+        return self.verdict == "illusory"
 
     def headline(self) -> str:
-        flag = ", illusory" if self.illusory else ""
         return (
-            f"{self.hook_name}, rank {self.rank}, {self.n} pairs: inside moves {self.inside.moved:.2f} of the way{flag}; "
+            f"{self.where}, rank {self.rank}, {self.n} pairs: inside moves {self.inside.moved:.2f} of the way ({self.verdict}"
+            f": {self.dormant:.2f} dormant, {self.power:.2f} of a made illusion); "
             f"p = {self.p:.2g} among {len(self.random)} random subspaces, complement {self.complement.moved:.2f}"
         )
 
@@ -230,13 +246,13 @@ class Interchanged(Result):
             flips = sum(swap.flips for swap in swaps) / len(swaps)
             lines.append((name, flips, float(moved.mean()), float(moved.max()), p))
         frame = pd.DataFrame(lines, columns=["interchange", "flips", "moved", "most moved", "p of inside"])
-        frame.insert(0, "hook_name", self.hook_name)
+        frame.insert(0, "site", self.where)
         return frame
 
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class ReadSpace(Result):
+class ReadSpace(SiteResult):
     """What later layers read at one point, from gradients of the next-token logits."""
 
     hook_name: str
@@ -247,15 +263,17 @@ class ReadSpace(Result):
     tolerance: float
     """A direction counts as read from this part of the largest sensitivity on."""
     n_gradients: int
+    site: str = ""
+    """The site's short name; empty where it was asked about by its hook."""
 
     def headline(self) -> str:
         read, width = self.basis.shape
-        return f"{self.hook_name}: {read} of {width} directions are read, from {self.n_gradients} gradients"
+        return f"{self.where}: {read} of {width} directions are read, from {self.n_gradients} gradients"
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each direction, most sensitive first."""
         read = [direction < len(self.basis) for direction in range(len(self.sensitivity))]
-        return pd.DataFrame({"hook_name": self.hook_name, "sensitivity": self.sensitivity.tolist(), "read": read})
+        return pd.DataFrame({"site": self.where, "sensitivity": self.sensitivity.tolist(), "read": read})
 
     def split(self, rows: Float[Tensor, "k d_model"]) -> Float[Tensor, " k"]:
         """Part of each row's squared length that is read; a random direction has len(basis) / d_model of it."""
@@ -265,7 +283,7 @@ class ReadSpace(Result):
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class OffManifold(Result):
+class OffManifold(SiteResult):
     """Where edited activations of one site lie among natural ones of held-out prompts."""
 
     hook_name: str
@@ -284,6 +302,8 @@ class OffManifold(Result):
     """Natural activations that mean and covariance come from."""
     n_reference: int
     """Natural activations, of other prompts, that the percentiles refer to."""
+    site: str = ""
+    """The site's short name; empty where it was asked about by its hook."""
 
     def beyond(self, percentile: float = 95.0) -> tuple[float, float, float]:
         """Part of the tokens beyond a percentile: natural, edited, control."""
@@ -293,7 +313,7 @@ class OffManifold(Result):
     def headline(self) -> str:
         natural, edited, control = self.beyond()
         return (
-            f"{self.hook_name}, {len(self.edited)} tokens: beyond the 95th percentile {edited:.0%} edited, {natural:.0%} "
+            f"{self.where}, {len(self.edited)} tokens: beyond the 95th percentile {edited:.0%} edited, {natural:.0%} "
             f"before, {control:.0%} in random directions"
         )
 
@@ -302,7 +322,7 @@ class OffManifold(Result):
         named = {"natural (held out)": self.natural, "edited": self.edited, "edit turned at random": self.control}
         lines = [
             {
-                "hook_name": self.hook_name,
+                "site": self.where,
                 "activations": name,
                 "median percentile": float(values.median()),
                 "beyond the 95th": share,
@@ -316,4 +336,4 @@ class OffManifold(Result):
     def __post_init__(self) -> None:
         for values in (self.natural, self.edited, self.control):
             if bool(torch.isnan(values).any()):
-                raise ValueError(f"percentiles at {self.hook_name} hold NaN: an activation is not finite")
+                raise ValueError(f"percentiles at {self.where} hold NaN: an activation is not finite")

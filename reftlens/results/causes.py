@@ -218,11 +218,17 @@ class BesideTracing(Result):
     """Rows and columns as in `reft`."""
     correlation: float
     """Spearman's rank correlation over cells of the edits' gain and the restored part; NaN if one map is constant."""
+    p: float
+    """Part of all shifts of one map by rows and columns, round the edge, with a rank correlation at least as high. The one
+    number here that is a test of unrelated maps; NaN if one map is constant."""
+    shuffled_correlation: float
+    """Rank correlation of tracing with the gain of edits trained on shuffled answers: what they share without any fact."""
     over_cells: tuple[float, float]
-    """Its 95% bootstrap interval with cells drawn anew. Neighbouring cells are alike, so it is too narrow."""
+    """Its 95% bootstrap interval with cells drawn anew. Neighbouring cells are alike, so it is too narrow and not a test."""
     over_prompts: tuple[float, float]
     """Its 95% bootstrap interval with the prompts of both maps drawn anew, each map's own: cells and trained edits stay, so
-    what another seed of training would give is not in it. Drawing anew disturbs ranks, so it lies rather low."""
+    what another seed of training would give is not in it. It says how firmly the prompts fix this rho, not whether unrelated
+    maps would have it. Drawing anew disturbs ranks, so it lies rather low."""
     at_traced: float
     """The gain of the edit in the cell that tracing restores most at."""
     at_random: float
@@ -232,10 +238,12 @@ class BesideTracing(Result):
 
     def headline(self) -> str:
         cells, prompts = (f"{low:+.2f} to {high:+.2f}" for low, high in (self.over_cells, self.over_prompts))
+        count = self.tracing.mean().numel()
         return (
-            f"rank correlation {self.correlation:+.2f} over {self.tracing.mean().numel()} cells, 95% intervals {cells} (cells "
-            f"drawn anew) and {prompts} (prompts drawn anew); gain in tracing's best cell {self.at_traced:+.2f}, in a random one "
-            f"{self.at_random:+.2f}; {self.as_good:.0%} of the others do as well"
+            f"rank correlation {self.correlation:+.2f} over {count} cells, p = {self.p:.2g} of {count} shifts (smallest possible "
+            f"{1 / count:.2g}); with shuffled answers {self.shuffled_correlation:+.2f}; gain in tracing's best cell "
+            f"{self.at_traced:+.2f}, in a random one {self.at_random:+.2f}; {self.as_good:.0%} of the others do as well; 95% "
+            f"intervals, neither a test of unrelated maps: {cells} for the choice of cells, {prompts} for that of prompts"
         )
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reftlens.results.base import Result
+from reftlens.results.base import Result, SiteResult
 
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class Operator(Result):
+class Operator(SiteResult):
     """A trained edit as an operator on the activations that it really edits (see `analysis.operator`)."""
 
     hook_name: str
@@ -35,12 +35,27 @@ class Operator(Result):
     pattern: Float[Tensor, "direction d_model"]
     """Unit directions of the activations that each reading answers to, S read_i: where `read` also holds what the data
     never vary, and training never touched, this does not (Haufe et al. 2014). Zero for a push that reads nothing."""
+    input_spectrum: Float[Tensor, " input_direction"] | None = None
+    """The spectrum of the change without its mean, the part that depends on the input; None in files of an earlier version."""
+    site: str = ""
+    """The site's short name; empty where it was asked about by its hook."""
 
     @property
     def effective_rank(self) -> float:
-        """Participation ratio of the spectrum's energy, (sum s^2)^2 / sum s^4: 1 if one direction does it all."""
-        energy = self.spectrum.double() ** 2
-        return float(energy.sum() ** 2 / (energy**2).sum())
+        """Participation ratio of the spectrum's energy, (sum s^2)^2 / sum s^4: 1 if one direction does it all.
+
+        Of the whole change. A large constant push hides how many directions depend on the input: see `input_rank`.
+        """
+        return _participation(self.spectrum.double() ** 2)
+
+    @property
+    def input_rank(self) -> float:
+        """The same of what is left of the change without its mean: 0 for a push that does not depend on the input."""
+        if self.input_spectrum is not None:
+            return _participation(self.input_spectrum.double() ** 2)
+        mean = self.spectrum.double() * self.constant_share.double().sqrt()
+        covariance = torch.diag(self.spectrum.double() ** 2) - torch.outer(mean, mean)
+        return _participation(torch.linalg.eigvalsh(covariance).clamp(min=0))
 
     def rank_for(self, share: float = 0.99) -> int:
         """Write directions, strongest first, that together carry this share of the energy.
@@ -57,7 +72,8 @@ class Operator(Result):
 
     def headline(self) -> str:
         return (
-            f"{self.hook_name}: effective rank {self.effective_rank:.2f} of {len(self.spectrum)}, rms change "
+            f"{self.where}: effective rank {self.effective_rank:.2f} of {len(self.spectrum)}, of its input-dependent part "
+            f"{self.input_rank:.2f}, rms change "
             f"{float(self.spectrum.square().sum().sqrt()):.3g} of |h| = {self.rms_norm:.3g}, {self.n_tokens} tokens"
         )
 
@@ -66,7 +82,7 @@ class Operator(Result):
         energy = self.spectrum**2
         return pd.DataFrame(
             {
-                "hook_name": self.hook_name,
+                "site": self.where,
                 "direction": range(len(self.spectrum)),
                 "rms_change": self.spectrum.tolist(),
                 "energy": (energy / energy.sum()).tolist(),
@@ -75,9 +91,13 @@ class Operator(Result):
         )
 
 
+def _participation(energy: Float[Tensor, " direction"]) -> float:
+    return float(energy.sum() ** 2 / (energy**2).sum()) if bool(energy.any()) else 0.0
+
+
 @final
 @dataclass(frozen=True, repr=False)
-class DirectionReadout(Result):
+class DirectionReadout(SiteResult):
     """What one write direction promotes and suppresses if it went straight to the unembedding."""
 
     hook_name: str
@@ -87,29 +107,48 @@ class DirectionReadout(Result):
     suppressed: tuple[tuple[str, float], ...]
     """Tokens whose logits fall most, most negative first."""
     null_low: float
-    """5th percentile, over random directions of the same length, of their most negative change of a logit."""
+    """Lower end of the band: of sets of random directions, one for each that was looked at, 95% move no token out of its
+    band, on either side."""
     null_high: float
-    """95th percentile of the largest change: below it, a promoted token is what chance gives."""
+    """Upper end: below it, a promoted token is what chance gives somewhere among all that was looked at."""
     n_null: int
-    """Random directions drawn."""
+    """Sets of random directions drawn."""
     watched: tuple[tuple[str, float, float], ...] = ()
-    """Tokens named beforehand: change of the logit, and p, the part of random directions that change it as much."""
+    """Tokens named beforehand: change of the logit, and p, the part of random directions that change it as much. A question
+    of one token: the band is one of all tokens, so a small p inside the band is not a contradiction."""
+    p_all: tuple[float, ...] = ()
+    """For each of `watched`, p corrected for all named tokens in all directions that were looked at."""
+    n_tokens: int = 0
+    """Tokens looked at in each direction; 0 in results saved by earlier versions, as in the two below."""
+    n_directions: int = 0
+    """Directions looked at together, of all sites."""
+    n_watched: int = 0
+    """Different tokens named beforehand."""
+    site: str = ""
+    """The site's short name; empty where it was asked about by its hook."""
 
     def headline(self) -> str:
         def few(moved: tuple[tuple[str, float], ...]) -> str:
             return ", ".join(f"{token!r} {change:+.2f}" for token, change in moved[:3]) or "nothing"
 
         return (
-            f"{self.hook_name}, direction {self.direction}: {few(self.promoted)}; {few(self.suppressed)}; random directions "
-            f"{self.null_low:.2f} to {self.null_high:.2f}"
+            f"{self.where}, direction {self.direction}: {few(self.promoted)}; {few(self.suppressed)}; band of all "
+            f"{self.n_tokens} tokens x {self.n_directions} directions {self.null_low:.2f} to {self.null_high:.2f}"
         )
+
+    def watched_to_dataframe(self) -> pd.DataFrame:
+        """One line for each token named beforehand, with p for it by itself and among all that were named."""
+        looks = f"p of {self.n_watched * self.n_directions} looks"
+        corrected = self.p_all or (float("nan"),) * len(self.watched)
+        lines = [(self.where, self.direction, *line, p) for line, p in zip(self.watched, corrected, strict=True)]
+        return pd.DataFrame(lines, columns=["site", "direction", "token", "logit_change", "p", looks])
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each extreme token: token, change of its logit, whether it is beyond the null."""
-        where = (self.hook_name, self.direction)
+        where = (self.where, self.direction)
         lines = [(*where, token, change, change > self.null_high) for token, change in self.promoted]
         lines += [(*where, token, change, change < self.null_low) for token, change in self.suppressed]
-        return pd.DataFrame(lines, columns=["hook_name", "direction", "token", "logit_change", "beyond_null"])
+        return pd.DataFrame(lines, columns=["site", "direction", "token", "logit_change", "beyond_null"])
 
 
 TERMS = ("erase", "write constant", "write from input")
@@ -179,7 +218,7 @@ class Ledger(Result):
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class Projection(Result):
+class Projection(SiteResult):
     """The edited tokens of one site along the edit's two strongest write directions."""
 
     hook_name: str
@@ -191,11 +230,13 @@ class Projection(Result):
     """Of h + delta turned to random directions: how far a change of this size moves here by chance."""
     groups: tuple[str, ...]
     """What each token's prompt belongs to."""
+    site: str = ""
+    """The site's short name; empty where it was asked about by its hook."""
 
     def headline(self) -> str:
         moved, turned = ((end - self.before).square().sum(1).mean().sqrt() for end in (self.after, self.control))
         return (
-            f"{self.hook_name}, {len(self.groups)} tokens of {len(set(self.groups))} groups; rms move {float(moved):.3g} "
+            f"{self.where}, {len(self.groups)} tokens of {len(set(self.groups))} groups; rms move {float(moved):.3g} "
             f"along its two directions (random directions {float(turned):.3g})"
         )
 
@@ -238,7 +279,7 @@ class Context(Result):
 
 @final
 @dataclass(frozen=True, repr=False)
-class ReadContexts(Result):
+class ReadContexts(SiteResult):
     """The tokens of a dataset at which an edit moves furthest along one write direction."""
 
     hook_name: str
@@ -250,19 +291,21 @@ class ReadContexts(Result):
     n_tokens: int
     n_null: int
     """Random readings drawn."""
+    site: str = ""
+    """The site's short name; empty where it was asked about by its hook."""
 
     def headline(self) -> str:
         largest = f"{max(context.z for context in self.contexts):.2f}" if self.contexts else "none"
         return (
-            f"{self.hook_name}, direction {self.direction}: {len(self.contexts)} of {self.n_tokens} tokens, largest z "
+            f"{self.where}, direction {self.direction}: {len(self.contexts)} of {self.n_tokens} tokens, largest z "
             f"{largest} (random readings {self.null_high:.2f})"
         )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each context."""
         lines = [
-            (self.hook_name, self.direction, context.marked(), context.z, self.null_high, context.z > self.null_high)
+            (self.where, self.direction, context.marked(), context.z, self.null_high, context.z > self.null_high)
             for context in self.contexts
         ]
-        columns = ["hook_name", "direction", "context", "z", "random readings reach", "beyond_null"]
+        columns = ["site", "direction", "context", "z", "random readings reach", "beyond_null"]
         return pd.DataFrame(lines, columns=columns)

@@ -43,7 +43,9 @@ class Overlap(Result):
         nulls = ", ".join(
             f"{null} {float(draws.mean()):.3f} (p = {self.p(null):.2g})" for null, draws in self.null_scores.items()
         )
-        return f"{self.first} with {self.second}: {self.score:.3f}; {nulls}"
+        return (
+            f"{self.first} with {self.second}: {self.score:.3f}; {nulls or 'no null was given, so this is no evidence'}"
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each null: the score and the mean angle, measured and under the null, and p."""
@@ -60,6 +62,9 @@ class Overlap(Result):
             }
             for null, draws in self.null_scores.items()
         ]
+        if not lines:
+            alone = {"first": self.first, "second": self.second, "score": self.score}
+            lines = [{**alone, "mean angle": float(self.angles.mean()), "null": "none"}]
         return pd.DataFrame(lines)
 
 
@@ -78,7 +83,8 @@ class Agreement(Result):
     cosine: float
     """Mean cosine of the two changes of a token."""
     control_error: float
-    """The same with the second edit turned to random directions."""
+    """The same with the second edit turned to random directions: what edits of these lengths have that know neither model nor
+    data. Trained edits that share nothing have more in common, so this is not a null of them."""
     control_cosine: float
     kl: float
     """Mean KL divergence between the next-token distributions of the two edited models, in nats."""
@@ -89,18 +95,51 @@ class Agreement(Result):
     angle: float
     """Mean principal angle of the strongest write directions of the decompositions, in degrees."""
     null_angle: float
-    """Of random subspaces of this dimension (Haar)."""
+    """Of random subspaces of this dimension (Haar), which trained edits that share nothing fall below."""
     raw_angle: float
     """Mean principal angle of all that the edits can write, span(R): known to mislead, since what R holds beside the
     used directions is left from its first weights."""
     raw_null_angle: float
     """Of random subspaces of the dimension of R."""
+    n_null_edits: int = 0
+    """Edits trained on shuffled answers from other first weights that were given as the null; 0 for none."""
+    null_cosine: float = float("nan")
+    """Mean cosine of the pairs with or among the null edits, which have nothing in common but site, model and prompts."""
+    null_kl: float = float("nan")
+    null_trained_angle: float = float("nan")
+    p_cosine: float = float("nan")
+    """Part of all pairs among this pair's edits and the null edits, this pair included, that are as close. Where nothing is
+    shared, each pair is as likely to be the closest, so p is exact; it is at least 1 / the number of pairs."""
+    p_kl: float = float("nan")
+    """The same, by KL in both directions."""
+    p_angle: float = float("nan")
+    """The same, by the angle of write directions."""
+
+    @property
+    def not_identified(self) -> bool:
+        """Whether both say nearly the same (KL below a tenth of the turned control's) by other directions (over 15 degrees).
+
+        What they were trained for then does not fix their directions, and neither edit's can be read as the ones.
+        """
+        return self.kl < 0.1 * self.control_kl and self.angle > 15
+
+    @property
+    def n_null_pairs(self) -> int:
+        """Pairs that p counts, this one included; 0 without null edits."""
+        n = self.n_null_edits + 2
+        return n * (n - 1) // 2 if self.n_null_edits else 0
 
     def headline(self) -> str:
+        found = f"{self.first} and {self.second}: cosine of changes {self.cosine:.2f}, angle {self.angle:.0f}, KL {self.kl:.2g} nats"
+        found += " (outputs agree, directions do not: not identified)" * self.not_identified
+        if not self.n_null_edits:
+            return (
+                f"{found}; no claim without edits trained on shuffled answers (null=...): turned at random cosine "
+                f"{self.control_cosine:.2f}, KL {self.control_kl:.2g}"
+            )
         return (
-            f"{self.first} and {self.second}: cosine of changes {self.cosine:.2f} (control {self.control_cosine:.2f}), "
-            f"angle {self.angle:.0f} (random {self.null_angle:.0f}), raw R {self.raw_angle:.0f}, KL {self.kl:.2g} nats "
-            f"(control {self.control_kl:.2g})"
+            f"{found}; edits of shuffled answers {self.null_cosine:.2f} (p = {self.p_cosine:.2g}), {self.null_trained_angle:.0f} "
+            f"(p = {self.p_angle:.2g}), {self.null_kl:.2g} (p = {self.p_kl:.2g}), smallest p {1 / self.n_null_pairs:.2g}"
         )
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -110,4 +149,6 @@ class Agreement(Result):
 
 def agreements_to_dataframe(agreements: Sequence[Agreement]) -> pd.DataFrame:
     """One line for each pair of edits."""
-    return pd.DataFrame([{**asdict(pair), "sites": ", ".join(pair.sites)} for pair in agreements])
+    return pd.DataFrame(
+        [{**asdict(pair), "sites": ", ".join(pair.sites), "not identified": pair.not_identified} for pair in agreements]
+    )

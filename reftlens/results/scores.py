@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any, final
 
 import pandas as pd
 
+from reftlens.files.folder import write_whole
 from reftlens.results.base import Result
 
 
@@ -70,14 +69,7 @@ class Evaluation(Result):
         head = {"task": self.task, "metric": self.metric, "score": self.score, "n": self.n}
         lines = [json.dumps(line, ensure_ascii=False) for line in (head, *map(asdict, self.rows))]
         place.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{place.name}-", dir=place.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                out.write("\n".join(lines) + "\n")
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(place)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        write_whole(place, ("\n".join(lines) + "\n").encode())
         return place
 
     @classmethod

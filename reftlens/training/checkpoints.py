@@ -1,12 +1,14 @@
 """The folder of a training run: what was trained (`training.json`) and its checkpoints, each written whole or not at all.
 
 A checkpoint is written under another name and renamed when it is complete, and renamed away before it is deleted. So
-whatever is called `checkpoint-N` can be resumed from, at whatever moment a process was killed.
+whatever is called `checkpoint-N` can be resumed from, at whatever moment a process was killed. It is published with the
+digests of its files (`files.seal`), and training goes on only from one that still has them.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,8 +17,17 @@ from typing import final
 
 from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 
+from reftlens.files.seal import SEAL_NAME, seal, why_broken
+
+logger = logging.getLogger(__name__)
+
 IDENTITY_NAME = "training.json"
 _WRITING, _DELETING = ".writing", ".deleting"
+_SEALED = {"checkpoints": "sealed"}
+"""In `training.json`: a checkpoint without its digests is then a damaged one."""
+_ADDED = ("computation", "tokens", *_SEALED)
+"""Parts of an identity that runs of earlier versions do not have."""
+_NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state*.pth")
 
 
 @final
@@ -32,13 +43,13 @@ class TrainingFolder:
 
         Args:
             identity: what a resumed run must have in common with the interrupted one, by name.
-            resume: go on from the newest checkpoint, or from the start where there is none.
+            resume: go on from the newest whole checkpoint, or from the start where there is none at all.
 
         Returns:
-            The newest checkpoint; None to begin at the start.
+            That checkpoint; None to begin at the start. The log names newer ones that are damaged.
 
         Raises:
-            ValueError: if another run is there, or one that is not to be resumed.
+            ValueError: if another run is there, one that is not to be resumed, or one whose checkpoints are all damaged.
             OSError: if it cannot be written.
         """
         known = self.directory / IDENTITY_NAME
@@ -49,18 +60,87 @@ class TrainingFolder:
                 raise ValueError(
                     f"{self.directory} holds a training run: pass resume=True, or choose another output_dir"
                 )
-            self._require_same(known, dict(identity))
+            self._require_same(dict(identity))
         self.directory.mkdir(parents=True, exist_ok=True)
         for leftover in (_WRITING, _DELETING):
             shutil.rmtree(self.directory / leftover, ignore_errors=True)
         if not known.exists():
             unfinished = known.with_suffix(".writing")
-            unfinished.write_text(json.dumps(dict(identity), indent=2) + "\n", encoding="utf-8")
+            unfinished.write_text(json.dumps({**identity, **_SEALED}, indent=2) + "\n", encoding="utf-8")
             unfinished.replace(known)
-        return self.last()
+        return self._newest_whole()
+
+    def identity(self) -> dict[str, str]:
+        """What the run that is there recorded of itself; empty where there is none.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        known = self.directory / IDENTITY_NAME
+        if not known.is_file():
+            return {}
+        try:
+            return dict(json.loads(known.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{known} is damaged: choose another output_dir") from error
+
+    def require_whole(self, place: Path) -> None:
+        """Refuses a damaged checkpoint.
+
+        Raises:
+            ValueError: if it is one.
+        """
+        reason = self._why_broken(place)
+        if reason is not None:
+            raise ValueError(f"the checkpoint {place} is damaged: {reason}. Train again, in another output_dir")
+
+    def _newest_whole(self) -> Path | None:
+        reasons: list[tuple[Path, str]] = []
+        for place in map(Path, reversed(sort_checkpoints(str(self.directory)))):
+            reason = self._why_broken(place) or self._why_best_is_broken(place)
+            if reason is None:
+                for other, why in reasons:
+                    logger.warning(
+                        "the checkpoint %s is damaged (%s): training goes on from %s", other, why, place.name
+                    )
+                return place
+            reasons.append((place, reason))
+        if reasons:
+            said = "; ".join(f"{place.name}: {why}" for place, why in reasons)
+            raise ValueError(
+                f"all checkpoints in {self.directory} are damaged ({said:.500}): delete that folder to train from the start, or "
+                "choose another output_dir"
+            )
+        return None
+
+    def _why_broken(self, place: Path) -> str | None:
+        if (place / SEAL_NAME).exists() or self.identity().get("checkpoints") == "sealed":
+            return why_broken(place)
+        missing = [name for name in _NEEDED if not any(place.glob(name))]
+        if missing:
+            return f"{missing[0]} is missing"
+        logger.warning(
+            "the checkpoint %s is of an earlier version, without digests: it is not checked for damage", place
+        )
+        return None
+
+    def _why_best_is_broken(self, place: Path) -> str | None:
+        """A run with a validation set ends with its best checkpoint, and needs that one too."""
+        try:
+            step = json.loads((place / "trainer_state.json").read_text(encoding="utf-8")).get("best_global_step")
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
+            return f"trainer_state.json cannot be read ({error!s:.200})"
+        if not isinstance(step, int) or self.checkpoint(step) == place:
+            return None
+        reason = self._why_broken(self.checkpoint(step))
+        return None if reason is None else f"its best one, checkpoint-{step}, is: {reason}"
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or was."""
+        return self.directory / f"checkpoint-{step}"
 
     def last(self) -> Path | None:
-        """The newest checkpoint; None if there is none."""
+        """The newest checkpoint, whole or not; None if there is none."""
         found = get_last_checkpoint(str(self.directory)) if self.directory.is_dir() else None
         return None if found is None else Path(found)
 
@@ -70,7 +150,8 @@ class TrainingFolder:
         return self.directory / _WRITING
 
     def publish(self, name: str) -> Path:
-        """Gives a complete checkpoint in `writing` its place."""
+        """Gives a complete checkpoint in `writing` its digests and its place."""
+        seal(self.writing / name)
         for file in (self.writing / name).rglob("*"):
             if file.is_file():
                 with file.open("rb") as handle:
@@ -92,15 +173,12 @@ class TrainingFolder:
             place.rename(self.directory / _DELETING)
             shutil.rmtree(self.directory / _DELETING)
 
-    def _require_same(self, known: Path, identity: dict[str, str]) -> None:
-        try:
-            before = dict(json.loads(known.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{known} is damaged: choose another output_dir") from error
+    def _require_same(self, identity: dict[str, str]) -> None:
+        before, now = self.identity(), {**identity, **_SEALED}
         differing = [
-            f"{name}: it was {before.get(name)}, now it is {identity.get(name)}"
-            for name in sorted(before.keys() | identity.keys())
-            if before.get(name) != identity.get(name)
+            f"{name}: it was {before.get(name)}, now it is {now.get(name)}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name) and (name in before or name not in _ADDED)
         ]
         if differing:
             raise ValueError(

@@ -35,7 +35,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from reftlens.bridge import base_identity, foreign_hooks, one_thread
+from reftlens.bridge import EXACT, base_identity, foreign_hooks, one_thread, sampled_fingerprint
 from reftlens.cone.store import InMemory, OnDisk
 from reftlens.display import as_html
 from reftlens.edit import checkpoint
@@ -44,7 +44,7 @@ from reftlens.training.base_runs import BaseRuns
 from reftlens.training.checkpoints import TrainingFolder
 from reftlens.training.objectives import Completion, Objective
 from reftlens.training.objectives.base import Example
-from reftlens.training.trainer import EditTrainer
+from reftlens.training.trainer import EditTrainer, require_frozen
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """How many of the newest are kept, and the best besides."""
     resume: bool = False
-    """Go on from the newest checkpoint in `output_dir`."""
+    """Go on from the newest whole checkpoint in `output_dir`; the log names newer ones that are damaged."""
     patience: int | None = None
     """Stop after so many looks at the validation set without a better one; None goes on to the end."""
     report_to: str = "none"
@@ -170,6 +170,7 @@ def train(
     objective: Objective | None = None,
     validation: Sequence[Example] | Dataset | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    train_base: bool = False,
 ) -> TrainLog:
     """Trains an edit in place.
 
@@ -179,24 +180,26 @@ def train(
 
     Args:
         bridge: the frozen base.
-        reft: the edit; changed in place. None where something else is trained: the objective's head, or parameters of the
-            base that require gradients.
+        reft: the edit; changed in place. None where something else is trained: the objective's head, or, with `train_base`,
+            parameters of the base.
         examples: (prompt, completion) pairs, or a `datasets.Dataset` with these columns; other objectives have other
             `fields`.
         config: settings.
         objective: what to learn; `Completion()` if not given. Its own parameters are trained as well.
         validation: more examples, never trained on. The edit with the lowest loss on them is the one that is kept.
         callbacks: of `transformers`, besides those of this package.
+        train_base: also train the parameters of the base that require gradients, as the baselines do. Otherwise a base with
+            such parameters is refused.
 
     Raises:
-        ValueError: for no examples, a malformed or too long one, positions that no prompt has, a model that the
+        ValueError: for a base that is not frozen, no examples, a malformed or too long one, positions that no prompt has, a model that the
             objective does not fit, nothing that is trained, or a folder that belongs to another run.
         FloatingPointError: if a loss or a gradient is not finite; it names the step and the site, and the optimiser
             has not used it.
     """
     objective = Completion() if objective is None else objective
     objective.check(bridge)
-    _require_trained(bridge, reft, objective, config)
+    _require_trained(bridge, reft, objective, config, train_base=train_base)
     if config.patience is not None and validation is None:
         raise ValueError("patience counts looks at a validation set: pass validation=...")
     read = objective.read(examples)
@@ -210,6 +213,9 @@ def train(
         if arguments.world_size > 1 and validation is not None and config.output_dir is None:
             raise ValueError("several processes share the best checkpoint: pass output_dir in TrainConfig")
         identity = {**_identity(bridge, reft, objective, read), "tokens": tokens}
+        if not folder.identity().get("weights", EXACT).startswith(EXACT):
+            # The run that is there was begun by an earlier version.
+            identity["weights"] = sampled_fingerprint(bridge)
         with arguments.main_process_first(desc="run folder"):
             settings = {name: str(getattr(config, name)) for name in _RESULT}
             latest = folder.begin({**identity, **settings}, resume=config.resume or arguments.process_index > 0)
@@ -226,6 +232,7 @@ def train(
             dropout=config.dropout,
             l1=config.l1,
             callbacks=[progress, *early, *callbacks],
+            train_base=train_base,
         )
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
@@ -245,7 +252,11 @@ def train(
     return _log(trainer, config, objective)
 
 
-def _require_trained(bridge: TransformerBridge, reft: Reft | None, objective: Objective, config: TrainConfig) -> None:
+def _require_trained(
+    bridge: TransformerBridge, reft: Reft | None, objective: Objective, config: TrainConfig, *, train_base: bool
+) -> None:
+    if not train_base:
+        require_frozen(bridge)
     base = any(parameter.requires_grad for parameter in bridge.parameters())
     if base and config.hold_dir is not None:
         raise ValueError(

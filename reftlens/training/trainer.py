@@ -1,19 +1,24 @@
 """`transformers.Trainer` for an edit: what it trains is the edit and the objective's own parameters.
 
-Of the base it trains what requires gradients, which after `load_bridge` is nothing (`baselines` is who asks for it). Three things differ from its defaults. The loss of a step is a mean over all that the step counts (completion tokens,
+A base with parameters that require gradients is refused, unless its training is asked for, as the baselines do. Three things
+differ from its defaults. The loss of a step is a mean over all that the step counts (completion tokens,
 say), however it was cut into accumulated batches and processes. R is never decayed. And a loss or gradient that is not
 finite stops the run before the optimiser uses it, with the step and the site where it began.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from reftlens.cone.run import Held
@@ -26,17 +31,34 @@ EDIT_NAME = "edit"
 """Folder inside a checkpoint that `Reft.from_pretrained` loads."""
 
 
+def require_frozen(bridge: TransformerBridge) -> None:
+    """Refuses a base that training an edit would change with it.
+
+    Raises:
+        ValueError: If parameters of the base require gradients.
+    """
+    trainable = [name for name, parameter in bridge.named_parameters() if parameter.requires_grad]
+    if trainable:
+        raise ValueError(
+            f"the base is not frozen: {len(trainable)} of its tensors require gradients ({trainable[0]}, ...) and would be "
+            "trained with the edit. Call bridge.requires_grad_(False) after loading and after enable_compatibility_mode, or "
+            "load it with rl.load_bridge; pass train_base=True if the base is to be trained too"
+        )
+
+
 @final
 class EditLoss(nn.Module):
     """The edit and its objective as a module that gives the loss of each example."""
 
-    def __init__(self, runs: BaseRuns, *, dropout: float, l1: float) -> None:
-        """Args: dropout: of edited states. l1: factor of the edits' L1 terms. Both in train mode alone.
+    def __init__(self, runs: BaseRuns, *, dropout: float, l1: float, train_base: bool = False) -> None:
+        """Args: dropout: of edited states. l1: factor of the edits' L1 terms. Both in train mode only.
 
         Raises:
-            ValueError: if l1 is not 0 and an edit has no such term.
+            ValueError: If l1 is not 0 and an edit has no such term, or the base is not frozen and not to be trained.
         """
         super().__init__()
+        if not train_base:
+            require_frozen(runs.bridge)
         self.reft, self.objective = runs.reft, runs.objective
         self.base = nn.ParameterList(p for p in runs.bridge.parameters() if p.requires_grad)
         self.dropout, self.l1 = dropout, l1
@@ -106,16 +128,20 @@ class EditTrainer(Trainer):
         dropout: float,
         l1: float,
         callbacks: Sequence[TrainerCallback],
+        train_base: bool = False,
     ) -> None:
-        """Args: weights: of each row's loss. folder: for checkpoints. keep: how many of them, the best not counted."""
+        """Args: weights: of each row's loss. folder: for checkpoints. keep: how many of them, the best not counted.
+
+        train_base: whether parameters of the base that require gradients are trained too.
+        """
         super().__init__(
-            model=EditLoss(runs, dropout=dropout, l1=l1),
+            model=EditLoss(runs, dropout=dropout, l1=l1, train_base=train_base),
             args=arguments,
             train_dataset=list(train_rows),
             eval_dataset=list(validation_rows) or None,
             data_collator=lambda rows: {"rows": torch.tensor(rows)},
             compute_metrics=_mean_loss,
-            callbacks=list(callbacks),
+            callbacks=[_BestInPlace(folder), *callbacks],
         )
         self.runs, self.folder, self.keep = runs, folder, keep
         self.pairs = list(runs.reft or ())
@@ -196,7 +222,7 @@ class EditTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         written = self.folder.writing / name
         if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(self.folder.directory / f"checkpoint-{self.state.best_global_step}")
+            self.state.best_model_checkpoint = str(self.folder.checkpoint(self.state.best_global_step))
         if self.args.should_save:
             if self.runs.reft is not None:
                 self.runs.reft.save_pretrained(written / EDIT_NAME, bridge=self.runs.bridge, card=False)
@@ -209,8 +235,48 @@ class EditTrainer(Trainer):
             self.folder.prune(self.keep, best=None if best is None else Path(best))
         self.accelerator.wait_for_everyone()
 
+    def _load_best_model(self) -> None:
+        self.folder.require_whole(Path(str(self.state.best_model_checkpoint)))
+        super()._load_best_model()
+
+    # The files have the digests that were saved with them, but a folder may come from anywhere, or from an earlier version.
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with _said_clearly(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _said_clearly(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _said_clearly(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.folder.writing)
+
+
+class _BestInPlace(TrainerCallback):
+    """Finds the best checkpoint of a resumed run in a folder that was moved; `Trainer` would forget it."""
+
+    def __init__(self, folder: TrainingFolder) -> None:
+        self._folder = folder
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.best_global_step:
+            state.best_model_checkpoint = str(self._folder.checkpoint(state.best_global_step))
+
+
+@contextmanager
+def _said_clearly(checkpoint: str | None) -> Iterator[None]:
+    """Inside, a checkpoint that cannot be loaded is a ValueError that names it."""
+    try:
+        yield
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, OSError, TypeError) as error:
+        raise ValueError(
+            f"the checkpoint {checkpoint} cannot be loaded ({str(error).splitlines()[0]:.200}): delete that folder to go on from an "
+            "earlier one, or choose another output_dir"
+        ) from error
 
 
 def _mean_loss(prediction: EvalPrediction) -> dict[str, float]:

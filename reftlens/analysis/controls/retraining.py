@@ -2,9 +2,8 @@
 
 Each function makes one ingredient; the caller trains with it as with the real one and compares, for example
 
-    null = untrained(reft, seed=1)
-    train(bridge, null, permuted_labels(examples, seed=1), config)
-    agreement(bridge, {"trained": reft, "shuffled answers": null}, held_out)
+    seeds = train_seeds(bridge, reft, examples, config, seeds=(1, 2))
+    agreement(bridge, seeds, held_out, null=null_edits(bridge, reft, examples, config))
 
 An edit trained on noise still has directions, and a site that holds nothing can still be edited to give an answer:
 only what the real one has beyond these is evidence.
@@ -13,7 +12,9 @@ only what the real one has beyond these is evidence.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
@@ -22,18 +23,76 @@ from reftlens.bridge import layer_of, load_bridge
 from reftlens.edit.reft import Reft
 from reftlens.edit.site import Site
 from reftlens.edit.untrained import untrained
+from reftlens.training.train import TrainConfig, train
 
 
 def permuted_labels(examples: Sequence[tuple[str, str]], *, seed: int) -> list[tuple[str, str]]:
-    """The same prompts with the completions dealt out anew: how often each answer is right stays, which one does not.
+    """The same prompts with the completions dealt out anew, none to a prompt that it is right for.
+
+    Each answer occurs as often as before. (Of two answers dealt out at random, half would stay right.)
 
     Args:
         examples: (prompt, completion) pairs.
         seed: deals.
+
+    Raises:
+        ValueError: if more than half of the examples have one answer, so that some prompt must keep it.
     """
-    completions = [completion for _, completion in examples]
-    random.Random(seed).shuffle(completions)
-    return [(prompt, completion) for (prompt, _), completion in zip(examples, completions, strict=True)]
+    own = [completion for _, completion in examples]
+    answer, most = max(Counter(own).items(), key=lambda item: item[1], default=("", 0))
+    if 2 * most > len(own):
+        raise ValueError(
+            f"{most} of {len(own)} examples have the answer {answer!r}, so no dealing takes it from all of them: leave some of them "
+            "out until each answer belongs to half of the examples at most"
+        )
+    draw = random.Random(seed)
+    dealt = draw.sample(own, len(own))
+    for place in draw.sample(range(len(own)), len(own)):
+        if dealt[place] == own[place]:
+            # The answer is own or dealt at fewer than all places, since it is at most half of them: one can swap.
+            free = [other for other in range(len(own)) if own[place] not in (own[other], dealt[other])]
+            other = draw.choice(free)
+            dealt[place], dealt[other] = dealt[other], dealt[place]
+    return [(prompt, completion) for (prompt, _), completion in zip(examples, dealt, strict=True)]
+
+
+def null_edits(
+    bridge: TransformerBridge,
+    reft: Reft,
+    examples: Sequence[tuple[str, str]],
+    config: TrainConfig = TrainConfig(),
+    *,
+    n: int = 6,
+    seed: int = 1000,
+) -> list[Reft]:
+    """Edits of the same layout that share nothing but site, model and prompts: the null of `agreement`.
+
+    Each is trained from first weights of its own on answers shuffled anew. n of them make (n + 2)(n + 1) / 2 pairs with a
+    pair of real edits, so six can give p = 1/28 at best.
+
+    Args:
+        bridge: the frozen base.
+        reft: gives sites, kinds and ranks; left as it is.
+        examples: (prompt, completion) pairs, those that the real edits were trained on.
+        config: of their training too.
+        n: how many.
+        seed: of the first of them, of first weights, order and shuffle; the next ones count on. Must not be that of a real
+            edit, which would give both the same first weights.
+
+    Raises:
+        ValueError: for no edits, or the seed of `config` among theirs.
+    """
+    seeds = range(seed, seed + n)
+    if n < 1 or config.seed in seeds:
+        raise ValueError(
+            f"wanted at least one null edit, and seeds other than {config.seed}, of the real one: got n={n}, seed={seed}"
+        )
+    made = []
+    for number in seeds:
+        fresh = untrained(reft, seed=number)
+        train(bridge, fresh, permuted_labels(examples, seed=number), replace(config, seed=number))
+        made.append(fresh)
+    return made
 
 
 def at_random_sites(bridge: TransformerBridge, reft: Reft, *, seed: int) -> Reft:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reftlens.edit.reft import Reft
-from reftlens.interventions import Affine, Intervention
+from reftlens.interventions import Affine, Intervention, require_within
 
 
 class Turned(Intervention):
@@ -30,14 +30,14 @@ class Turned(Intervention):
         self.frame = torch.linalg.qr(random).Q.T.to(self.written)
 
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        return self._turn(self.inner.delta(resid))
+        return self._turn(self.inner.delta(resid), resid)
 
     @property
     def across_tokens(self) -> bool:
         return self.inner.across_tokens
 
     def delta_of(self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
-        return self._turn(self.inner.delta_of(tokens, example))
+        return self._turn(self.inner.delta_of(tokens, example), tokens)
 
     def affine(self) -> Affine:
         gain, push = self.inner.affine().along(self.written)
@@ -46,7 +46,11 @@ class Turned(Intervention):
     def basis(self) -> Float[Tensor, "k d_model"]:
         return self.frame
 
-    def _turn(self, change: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+    def _turn(
+        self, change: Float[Tensor, "... d_model"], tokens: Float[Tensor, "... d_model"]
+    ) -> Float[Tensor, "... d_model"]:
+        # What lies outside of the basis would be lost, and the control smaller than the edit.
+        require_within(change.detach(), self.written, tokens.detach(), type(self.inner).__name__)
         return (change.to(self.written) @ self.written.T @ self.frame).to(change.dtype)
 
 

@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.data import Batch
 from reftlens.edit.hooks import Edit, Watch, attach
 from reftlens.edit.reft import Reft
+from reftlens.interventions import require_agreement
 
 
 @torch.no_grad()
@@ -23,13 +24,19 @@ def edited_activations(
     Returns:
         For each site, in order: its edit on this batch (whose mask says which tokens, row by row) and the
         activations before it, one line for each edited token.
+
+    Raises:
+        ValueError: if an intervention's `affine` or `basis` is not that of the change it makes.
     """
     edits = reft.edits(batch)
-    seen: dict[int, Tensor] = {}
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def keep(place: int) -> Watch:
-        return lambda tokens, _example: seen.update({place: tokens.detach()})
+        return lambda tokens, example: seen.update({place: (tokens.detach(), example)})
 
     with attach(bridge, [replace(edit, watch=keep(place)) for place, edit in enumerate(edits)]):
         bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
-    return [(edit, seen[place]) for place, edit in enumerate(edits)]
+    # Analyses go on with affine() and basis(); an outside class may have them wrong.
+    for place, edit in enumerate(edits):
+        require_agreement(edit.intervention, *seen[place])
+    return [(edit, seen[place][0]) for place, edit in enumerate(edits)]

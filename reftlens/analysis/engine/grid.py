@@ -7,14 +7,20 @@ from typing import final
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.bridge import layer_of
+from reftlens.bridge import activation_shape, layer_of
 
 _POINTS = {
     "resid_pre": "hook_resid_pre",
+    "resid_mid": "hook_resid_mid",
+    "resid_post": "hook_resid_post",
     "attn_out": "hook_attn_out",
     "mlp_out": "hook_mlp_out",
+    "q": "attn.hook_q",
+    "k": "attn.hook_k",
+    "v": "attn.hook_v",
     "z": "attn.hook_z",
 }
+_WITH_HEADS = ("q", "k", "v", "z")
 _AXES = {
     "positions": ("layer", "pos"),
     "heads": ("layer", "head"),
@@ -59,7 +65,7 @@ def grid(bridge: TransformerBridge, point: str, over: str, *, n_pos: int, window
 
     Args:
         bridge: the model.
-        point: "resid_pre", "attn_out", "mlp_out" or "z".
+        point: "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v" or "z".
         over: "positions", "heads" (each at all positions) or "heads and positions".
         n_pos: columns of the batch.
         window: neighbouring layers that are written together, the row's own in the middle.
@@ -70,14 +76,16 @@ def grid(bridge: TransformerBridge, point: str, over: str, *, n_pos: int, window
     for name, value, known in (("point", point, tuple(_POINTS)), ("over", over, tuple(_AXES))):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    if over != "positions" and point != "z":
-        raise ValueError(f"{point} has no heads to patch over: use point='z', or over='positions'")
+    if over != "positions" and point not in _WITH_HEADS:
+        raise ValueError(f"{point} has no heads to patch over: use point='z', 'q', 'k' or 'v', or over='positions'")
     if window < 1:
         raise ValueError(f"window must be at least 1 layer, got {window}")
     names = tuple(f"blocks.{layer}.{_POINTS[point]}" for layer in range(bridge.cfg.n_layers))
     # As in ROME: of an even window, the larger half lies before the row's own layer.
     windows = [names[max(0, i - window // 2) : i - window // 2 + window] for i in range(len(names))]
-    heads, columns = range(bridge.cfg.n_heads), range(n_pos)
+    # Keys and values may have fewer heads than queries.
+    heads = range(activation_shape(bridge, names[0])[0]) if over != "positions" else range(0)
+    columns = range(n_pos)
     rows = names
     if over == "positions":
         cells = [Cell(group, pos=pos) for group in windows for pos in columns]

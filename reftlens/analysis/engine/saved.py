@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import hashlib
 from pathlib import Path
 from typing import final
 
@@ -12,6 +11,8 @@ from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from reftlens.files.folder import write_whole
 
 
 @final
@@ -32,15 +33,17 @@ class Saved:
             return torch.zeros(shape, dtype=torch.bool), torch.full(shape, torch.nan)
         try:
             with safe_open(self.file, framework="pt") as found:
-                made_for, done, values = (
-                    (found.metadata() or {}).get("made_for"),
-                    found.get_tensor("done"),
-                    found.get_tensor("values"),
-                )
-        except (SafetensorError, OSError) as error:
+                said = found.metadata() or {}
+                done, values = found.get_tensor("done"), found.get_tensor("values")
+        except SafetensorError as error:
             raise ValueError(
-                f"{self.file} cannot be read as cells of a sweep ({error}): choose another file"
+                f"{self.file} cannot be read as cells of a sweep ({error}): choose another file, or delete it"
             ) from error
+        made_for = said.get("made_for")
+        if said.get("sha256") != _digest(str(made_for), done, values):
+            raise ValueError(
+                f"{self.file} is damaged: its cells are not what was saved. Delete it, and the sweep begins anew"
+            )
         if made_for != self.made_for or done.shape != shape:
             raise ValueError(
                 f"{self.file} holds cells of another sweep (another model, other prompts, points or metric): choose another "
@@ -50,12 +53,13 @@ class Saved:
 
     def write(self, values: Float[Tensor, "pair cell"], done: Bool[Tensor, "pair cell"]) -> None:
         """Replaces the file by one with these cells."""
-        content = save({"values": values, "done": done}, metadata={"made_for": self.made_for})
-        descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=self.file.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            Path(temporary).replace(self.file)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        said = {"made_for": self.made_for, "sha256": _digest(self.made_for, done, values)}
+        write_whole(self.file, save({"values": values.contiguous(), "done": done.contiguous()}, metadata=said))
+
+
+def _digest(made_for: str, done: Tensor, values: Tensor) -> str:
+    digest = hashlib.sha256(made_for.encode())
+    for tensor in (done, values):
+        digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -23,7 +23,16 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.engine.grid import Cell
 from reftlens.analysis.engine.saved import Saved
 from reftlens.analysis.metrics import Metric, require_pairs_of
-from reftlens.bridge import hooked, last_block_alone, layer_of
+from reftlens.bridge import (
+    HookFunction,
+    hooked,
+    is_resid_mid,
+    last_block_alone,
+    last_block_splits,
+    layer_of,
+    resid_pre_inside,
+    written_whole,
+)
 from reftlens.cone.recording import Recording, joining, rows_that_fit
 from reftlens.cone.run import run_cone
 from reftlens.edit.hooks import Edit
@@ -108,27 +117,36 @@ def _run(
             (row, column, *(() if cell.head is None else (cell.head,)))
             for row, cell in enumerate(cells)
             if name in cell.hook_names
-            for column in (range(start, held.batch.tokens.shape[1]) if cell.pos is None else (cell.pos,))
+            for column in (range(held.start, held.batch.tokens.shape[1]) if cell.pos is None else (cell.pos,))
         ]
         row, column, *head = torch.tensor(places, device=pair.device).T
         written = source.activations[name][(pair[row], column, *head)]
 
         def hook_fn(activation: Tensor, hook: Any) -> Tensor:
-            return activation.index_put((row, column - start, *head), written)
+            return activation.index_put((row, column - held.start, *head), written)
 
         return hook_fn
 
     with joining(bridge, base, start, pair, layers) as held:
-        hooks = [(name, patching(name)) for name in dict.fromkeys(name for cell in cells for name in cell.hook_names)]
-        if layers[0] == 0:
+        names = dict.fromkeys(name for cell in cells for name in cell.hook_names)
+        hooks = [hook for name in names for hook in _writing(bridge, name, patching(name))]
+        if held.boundary < 0:
             # The base run may have been noised or edited before its first block.
-            entering = base.resid[0][pair, start:]
+            entering = base.resid[0][pair, held.start :]
             hooks.insert(0, ("blocks.0.hook_in", lambda resid, hook: entering))
-        last = torch.zeros_like(held.batch.prompt_mask).scatter(1, held.batch.last_prompt_index[:, None], True)
+        last = torch.zeros_like(held.batch.prompt_mask).scatter(1, base.read[pair][:, None], True)
         # An edit may act inside that MLP, where it wants all tokens.
-        alone = nullcontext() if edits else last_block_alone(bridge, last[:, start:])
+        splits = not edits and last_block_splits(bridge)
+        alone = last_block_alone(bridge, last[:, held.start :]) if splits else nullcontext()
         with hooked(bridge, hooks), alone:
-            return run_cone(bridge, held, _inside(edits, int(layers[0]), start, pair), logits_at=last)
+            return run_cone(bridge, held, _inside(edits, held.boundary + 1, held.start, pair), logits_at=last)
+
+
+def _writing(bridge: TransformerBridge, name: str, write: HookFunction) -> list[tuple[str, HookFunction]]:
+    """Hooks by which all readers of a point see what is written there."""
+    if is_resid_mid(name):
+        return written_whole(name, [write], read_at=resid_pre_inside(bridge, name))
+    return [(name, write)]
 
 
 def _inside(edits: Sequence[Edit], layer: int, start: int, pair: Int[Tensor, " n"]) -> list[Edit]:

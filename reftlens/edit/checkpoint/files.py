@@ -15,75 +15,92 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
-SCHEMA = 2
-"""Version 1 had no revision of the base and no digest of the tensors."""
+from reftlens.files.reading import MOST_TEXT, digests_in, read_json, require_sealed
+from reftlens.files.seal import SEAL_NAME, seal
+
+SCHEMA = 3
+"""Version 1 had no revision of the base and no digest of the tensors, version 2 no seal over the whole folder."""
 CONFIG_NAME = "reft_config.json"
 TENSORS_NAME = "reft.safetensors"
 
-_MOST_TEXT = 4 * 2**20
-"""Bytes of a config, and of the header of a file of tensors."""
 _MOST_BYTES_EACH = 8
 """Bytes of one number."""
 
 
 def write(folder: Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Mapping[str, Any]) -> None:
-    """Writes both files into a folder, the config last: a folder that has it is whole.
+    """Writes both files into a folder and seals it; the config is the last of the two.
 
     Args:
-        folder: an empty folder.
+        folder: a folder that holds nothing but the card.
         document: what `layout.to_document` gives.
         tensors: the state of the edit.
         base: the stamp of its model.
+
+    Raises:
+        ValueError: if a tensor is not finite, since such an edit could not be loaded.
     """
-    path = folder / TENSORS_NAME
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    config = {"schema": SCHEMA, **document, "tensors_sha256": digest, "base": dict(base)}
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} holds NaN or infinite values, and such an edit cannot be loaded: train it again")
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    (folder / TENSORS_NAME).write_bytes(data)
+    config = {"schema": SCHEMA, **document, "tensors_sha256": hashlib.sha256(data).hexdigest(), "base": dict(base)}
+    text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+    (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
+    seal(folder)
 
 
-def read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
     """Reads the config of a saved edit, of this schema or an older one.
+
+    Returns:
+        The config; the digests of the folder, which older ones do not have.
 
     Raises:
         ValueError: if there is none, or it is damaged, too large, or of a newer schema.
+        OSError: if it cannot be opened.
     """
-    path = directory / CONFIG_NAME
-    if not path.is_file():
+    if not (directory / CONFIG_NAME).is_file():
         raise ValueError(f"{directory} is not a saved edit: it has no {CONFIG_NAME}")
     try:
-        size = path.stat().st_size
-        if size > _MOST_TEXT:
-            raise ValueError(f"{CONFIG_NAME} has {size:,} bytes, and no config has more than {_MOST_TEXT:,}")
-        config = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        digests = digests_in(directory)
+        config = read_json(directory / CONFIG_NAME, digests=digests)
         schema = config["schema"]
         if not isinstance(config["base"], dict):
             raise ValueError(f"the stamp must be an object, got {type(config['base']).__name__}")
-    # A JSONDecodeError and a UnicodeDecodeError are ValueErrors; deep nesting is a RecursionError.
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        if schema == SCHEMA and digests is None:
+            raise ValueError(f"{SEAL_NAME} is missing")
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the saved edit in {directory} is damaged: {error!s:.500}") from error
-    if schema not in (1, SCHEMA):
+    except OSError as error:
+        raise OSError(error.errno, f"{directory} cannot be read: {error.strerror}") from error
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise ValueError(f"{directory} has schema {schema!r:.80}; this version of reftlens reads schemas 1 to {SCHEMA}")
-    return config
+    return config, digests
 
 
-def read_tensors(directory: Path, config: Mapping[str, Any], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+def read_tensors(
+    directory: Path, config: Mapping[str, Any], shapes: Mapping[str, torch.Size], digests: Mapping[str, str] | None
+) -> dict[str, Tensor]:
     """Reads the tensors of a saved edit.
 
     Args:
         directory: the folder.
         config: what `read_config` gave.
         shapes: of every tensor that the config calls for.
+        digests: what `read_config` gave.
 
     Raises:
         ValueError: if the file is damaged, or holds anything else than these tensors, as finite floats.
+        OSError: if it cannot be opened.
     """
     path = directory / TENSORS_NAME
     try:
         data = _read_bounded(path, sum(math.prod(shape) for shape in shapes.values()) * _MOST_BYTES_EACH)
+        require_sealed(TENSORS_NAME, data, digests)
         digest = config.get("tensors_sha256")
         if config["schema"] > 1 and hashlib.sha256(data).hexdigest() != digest:
             raise ValueError(f"{TENSORS_NAME} does not have the SHA-256 that {CONFIG_NAME} gives for it")
@@ -93,13 +110,11 @@ def read_tensors(directory: Path, config: Mapping[str, Any], shapes: Mapping[str
             raise ValueError(f"tensors that are missing or too many: {different:.300}")
         for name, tensor in tensors.items():
             _check_tensor(name, tensor, shapes[name])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"the saved edit in {directory} is damaged: {error!s:.500}") from error
+    except OSError as error:
+        raise OSError(error.errno, f"{directory} cannot be read: {error.strerror}") from error
     return tensors
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of a config")
 
 
 def _read_bounded(path: Path, most: int) -> bytes:
@@ -109,7 +124,7 @@ def _read_bounded(path: Path, most: int) -> bytes:
     with path.open("rb") as handle:
         header = int.from_bytes(handle.read(8), "little")
         size = path.stat().st_size
-        if header > _MOST_TEXT or size > 8 + header + most:
+        if header > MOST_TEXT or size > 8 + header + most:
             raise ValueError(
                 f"{path.name} has {size:,} bytes, and a header of {header:,}: more than the {most:,} bytes of numbers that "
                 f"{CONFIG_NAME} calls for"

@@ -7,6 +7,7 @@ from pathlib import Path
 import huggingface_hub
 
 from reftlens.edit.checkpoint.files import CONFIG_NAME, TENSORS_NAME
+from reftlens.files.seal import SEAL_NAME
 
 
 def fetch(source: str | Path, *, revision: str | None = None) -> Path:
@@ -23,9 +24,9 @@ def fetch(source: str | Path, *, revision: str | None = None) -> Path:
     if folder.is_dir():
         return folder
     try:
-        # These two alone: whatever else lies there is not for us.
+        # Only these: whatever else lies there is not read.
         path = huggingface_hub.snapshot_download(
-            str(source), revision=revision, allow_patterns=[CONFIG_NAME, TENSORS_NAME]
+            str(source), revision=revision, allow_patterns=[CONFIG_NAME, TENSORS_NAME, SEAL_NAME]
         )
     except (OSError, ValueError) as error:
         raise ValueError(

@@ -12,7 +12,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import canonical_hook, width_of
-from reftlens.edit.site import Site
+from reftlens.edit.site import Site, site_names
 from reftlens.interventions import Intervention
 from reftlens.positions import from_spec
 
@@ -42,13 +42,15 @@ class Pairs:
     def lines(self) -> list[dict[str, str]]:
         """One for each site, in words: where, what, and how many trained numbers."""
         lines = []
-        for name, site, index in zip(self.names, self.sites, self.which, strict=True):
+        shown = site_names(self.sites, self.names)
+        for name, short, site, index in zip(self.names, shown, self.sites, self.which, strict=True):
             edit = self.interventions[index]
             settings = ", ".join(f"{key}={value}" for key, value in edit.settings().items())
             shared = self.which.count(index) > 1
             lines.append(
                 {
                     "name": name,
+                    "site": short,
                     "activation": site.hook_name if site.head is None else f"{site.hook_name}, head {site.head}",
                     "tokens": repr(site.positions),
                     "edit": f"{type(edit).__name__}({settings})",
@@ -96,7 +98,7 @@ def from_document(config: Mapping[str, Any], bridge: TransformerBridge, family: 
     try:
         if len(config["sites"]) > _MOST_SITES:
             raise ValueError(f"it has {len(config['sites']):,} sites, and no more than {_MOST_SITES:,} are read")
-        sites = tuple(_site(saved) for saved in config["sites"])
+        sites = tuple(_site(saved, bridge) for saved in config["sites"])
         kinds = {member.kind: member for member in family}
         which, names, scales = tuple(config["which"]), tuple(config["names"]), config["scales"]
         _check_sharing(which, n_sites=len(sites), n_interventions=len(config["interventions"]))
@@ -117,7 +119,12 @@ def from_document(config: Mapping[str, Any], bridge: TransformerBridge, family: 
     return Pairs(sites, interventions, which, names, scales)
 
 
-def _site(saved: Mapping[str, Any]) -> Site:
+def _site(saved: Mapping[str, Any], bridge: TransformerBridge) -> Site:
+    canonical = canonical_hook(bridge, saved["alias"])
+    if canonical != saved["hook_name"]:
+        raise ValueError(
+            f"a site is saved at {saved['hook_name']!r:.80}, and its name {saved['alias']!r:.80} is {canonical} on this model"
+        )
     return Site(saved["alias"], from_spec(saved["positions"]), saved.get("head"))
 
 

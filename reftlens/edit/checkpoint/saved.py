@@ -15,6 +15,7 @@ from reftlens.edit.checkpoint.hub import fetch
 from reftlens.edit.checkpoint.layout import Pairs, from_document, to_document
 from reftlens.edit.checkpoint.stamp import refuse_mismatch, stamp
 from reftlens.files.folder import Replacement
+from reftlens.files.reading import consistently, warn_unchecked
 from reftlens.interventions import Intervention
 
 
@@ -53,14 +54,22 @@ def load(
         ValueError: if it is damaged, or was saved for another model.
     """
     folder = fetch(source, revision=revision)
-    config = read_config(folder)
+    return consistently(folder, lambda: _load(folder, bridge, family, allow_mismatch))
+
+
+def _load(
+    folder: Path, bridge: TransformerBridge, family: Sequence[type[Intervention]], allow_mismatch: Collection[str]
+) -> Pairs:
+    config, digests = read_config(folder)
+    if digests is None:
+        warn_unchecked(folder)
     refuse_mismatch(config["base"], bridge, where=str(folder), allow_mismatch=allow_mismatch)
     try:
         pairs = from_document(config, bridge, family)
     except ValueError as error:
         raise ValueError(f"cannot load {folder}: {error}") from error
     state = _state(pairs)
-    tensors = read_tensors(folder, config, {name: tensor.shape for name, tensor in state.state_dict().items()})
+    tensors = read_tensors(folder, config, {name: tensor.shape for name, tensor in state.state_dict().items()}, digests)
     state.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     for name, kept in state.state_dict().items():
         # What an edit does not keep as it is, it did not write: an R that is not orthonormal, say.

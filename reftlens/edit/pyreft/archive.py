@@ -84,6 +84,8 @@ def describe(data: bytes) -> dict[str, StoredTensor]:
         ValueError: if it is not the archive of a plain state dict.
     """
     try:
+        if not data.startswith(b"PK\x03\x04"):
+            raise ValueError("it does not begin as a zip does")
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             records = {info.filename: info for info in archive.infolist()}
             unpacked = sum(info.file_size for info in archive.infolist())
@@ -92,6 +94,9 @@ def describe(data: bytes) -> dict[str, StoredTensor]:
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
                 raise ValueError("torch does not compress its archives, and this one is compressed")
             root = next((name.removesuffix("/data.pkl") for name in records if name.endswith("/data.pkl")), None)
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"{damaged} does not have its checksum")
             if root is None or records[f"{root}/data.pkl"].file_size > _MOST_PICKLE:
                 raise ValueError("it has no pickle of a state dict")
             state = _unpickle(archive.read(f"{root}/data.pkl"))

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
-from reftlens.edit.pyreft.archive import read_bytes
+from reftlens.files.reading import read_json
 
 CONFIG_NAME = "config.json"
-_MOST_CONFIG = 4 * 2**20
-"""Bytes."""
 _BLOCK_PATH = re.compile(r"(?:model\.layers|transformer\.h|gpt_neox\.layers)\[(\d{1,4})\]\.output")
 _TYPE = re.compile(r"<class 'pyreft\.interventions\.(\w+)'>")
 # Up to pyvene 0.1.6 the parts were joined by dots.
@@ -78,7 +76,7 @@ def find_places(folder: Path) -> list[Place]:
     if not (folder / CONFIG_NAME).exists():
         return sorted(places.values(), key=lambda place: (place.turn, place.layer))
     try:
-        config = json.loads(read_bytes(folder / CONFIG_NAME, most=_MOST_CONFIG))
+        config = read_json(folder / CONFIG_NAME)
         return _from_config(config, places)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         said = f"it has no {error!s}" if isinstance(error, KeyError) else str(error)

@@ -96,7 +96,7 @@ def _run(
         objective = problem.objective()
         with method.applied(bridge, objective, problem.examples[0]) as reft:
             begin = time.process_time()
-            log = train(bridge, reft, problem.examples, _settings(config, reft), objective=objective)
+            log = train(bridge, reft, problem.examples, _settings(config, reft), objective=objective, train_base=True)
             seconds = time.process_time() - begin
             run = ComparedRun(
                 method=name,
@@ -119,7 +119,8 @@ def _memory(bridge: TransformerBridge, problem: Problem, method: Method, config:
         torch.manual_seed(config.seed)
         objective = problem.objective()
         with method.applied(bridge, objective, first[0]) as reft, PeakMemory() as memory:
-            train(bridge, reft, first, replace(_settings(config, reft), epochs=1), objective=objective)
+            settings = replace(_settings(config, reft), epochs=1)
+            train(bridge, reft, first, settings, objective=objective, train_base=True)
     return memory.peak
 
 

@@ -11,7 +11,6 @@ result.json      scores, sizes, times
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.bridge import load_bridge
 from reftlens.edit.checkpoint import CONFIG_NAME as EDIT_CONFIG_NAME
 from reftlens.edit.reft import Reft
+from reftlens.files.reading import digests_in, read_bytes, read_json, warn_unchecked
 from reftlens.paper.runs.config import CONFIG_NAME, RunConfig, read_config
 from reftlens.paper.runs.examples import training_task
 from reftlens.training.objectives import Objective
@@ -34,6 +34,8 @@ RESULT_NAME = "result.json"
 EDIT_NAME = "edit"
 HEAD_NAME = "head.safetensors"
 OUTPUTS_NAME = "outputs"
+_MOST_BYTES = 2**30
+"""Of each file."""
 
 
 @final
@@ -52,6 +54,24 @@ class Opened:
 def is_run(directory: Path) -> bool:
     """Whether a folder is that of a finished run."""
     return (directory / RESULT_NAME).is_file() and (directory / CONFIG_NAME).is_file()
+
+
+def require_whole(directory: Path) -> None:
+    """Compares the settings, the result and the head of a run with its seal. The edit has a seal of its own.
+
+    Raises:
+        ValueError: if one of them is not what the run wrote.
+    """
+    try:
+        digests = digests_in(directory)
+        if digests is None:
+            warn_unchecked(directory)
+            return
+        for name in (CONFIG_NAME, RESULT_NAME, HEAD_NAME):
+            if name in digests or (directory / name).exists():
+                read_bytes(directory / name, most=_MOST_BYTES, digests=digests)
+    except ValueError as error:
+        raise ValueError(f"the run in {directory} is damaged: {error}") from error
 
 
 def edit_in(directory: Path) -> Path:
@@ -78,11 +98,12 @@ def config_of(directory: Path, *, model: str | None = None) -> RunConfig:
         ValueError: if the folder is neither, or damaged.
     """
     if is_run(directory):
+        require_whole(directory)
         config = RunConfig.from_values(read_config(directory / CONFIG_NAME))
         return config if model is None else config.with_values({"model": model})
     place = edit_in(directory) / EDIT_CONFIG_NAME
     try:
-        stamped = json.loads(place.read_text(encoding="utf-8"))["base"]["base_model"]
+        stamped = read_json(place)["base"]["base_model"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the saved edit in {directory} is damaged: {error}") from error
     return RunConfig(model=model or str(stamped))

@@ -14,12 +14,13 @@ from typing import Any, final
 
 import pandas as pd
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.edit import checkpoint
 from reftlens.edit.reft import Reft
 from reftlens.files.folder import Replacement
+from reftlens.files.seal import seal
 from reftlens.paper.runs.config import CONFIG_NAME, RunConfig
 from reftlens.paper.runs.examples import eval_tasks, load, training_task
 from reftlens.paper.runs.folder import EDIT_NAME, HEAD_NAME, OUTPUTS_NAME, RESULT_NAME, load_base
@@ -243,8 +244,9 @@ def _write(folder: Path, config: RunConfig, ready: _Ready, result: RunResult) ->
     ready.reft.save_pretrained(folder / EDIT_NAME, bridge=ready.bridge)
     head = {name: tensor.detach().cpu().contiguous() for name, tensor in ready.objective.state_dict().items()}
     if head:
-        save_file(head, folder / HEAD_NAME)
+        (folder / HEAD_NAME).write_bytes(save(head))
     write_outputs(folder / OUTPUTS_NAME, result.evaluations)
+    seal(folder)
 
 
 def _log_lines(log: TrainLog) -> list[dict[str, int | float]]:

@@ -193,6 +193,8 @@ def _decode(text: str, place: int, where: str, line: int) -> tuple[Any, int]:
     except json.JSONDecodeError as error:
         fault = line + text.count("\n", place, error.pos)
         raise ValueError(f"{where}: not JSON, in line {fault} ({error.msg})") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: it has too many levels of lists and objects") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     return value, end

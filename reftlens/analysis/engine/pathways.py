@@ -1,0 +1,194 @@
+"""Through which units a write at one point reaches an answer, and which directions there those units read.
+
+Units are MLP neurons (`mlp.hook_post`) and heads (`attn.hook_z`) behind the point, and the point's own coordinates where it
+is one of these. A unit's part in a run is its change times the gradient of D = logit(new answer) - logit(old answer), the
+gradient averaged over both runs: for parts that meet D in a line this is exact, otherwise first order. Parts of one layer
+pass through those of the next, so they are compared unit by unit and never summed to an effect.
+
+The read of a direction is weighed: G = E[g g^T] for gradients g of sums of units with random signs, each unit with its
+gradient of D, so that what only other tokens' logits depend on does not count, and what D hardly depends on hardly counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.bridge import canonical_hook, hooked
+from reftlens.data import Batch
+
+UNITS = ("mlp.hook_post", "attn.hook_z")
+SOFT = 1e-3
+"""Part of the largest eigenvalue at which a direction counts as half read, or half active."""
+PROBES = 8
+"""Random sums of units for each run."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Passed:
+    """One write of all pairs: each unit's value and gradient of D, and gradients at the point itself."""
+
+    units: Float[Tensor, "pair unit"]
+    gradients: Float[Tensor, "pair unit"]
+    own: Float[Tensor, "pair width"]
+    """Gradient of D at the point."""
+    read: Float[Tensor, "width width"]
+    """G of this run."""
+
+    def parts(self, other: Passed) -> Float[Tensor, " unit"]:
+        """Each unit's part in going from this run to another, mean over pairs."""
+        return ((other.units - self.units) * (self.gradients + other.gradients) / 2).mean(0)
+
+
+@final
+class Pathways:
+    """Runs of one set of prompts under writes at one token of each."""
+
+    def __init__(
+        self,
+        bridge: TransformerBridge,
+        hook_name: str,
+        batch: Batch,
+        places: Int[Tensor, " pair"],
+        answers: Int[Tensor, "pair 2"],
+        *,
+        rows: Int[Tensor, " some"],
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        """Args: rows: the pairs that are looked at. answers: new and old token of every pair."""
+        self.bridge, self.hook_name, self.batch = bridge, hook_name, batch
+        self.places, self.answers, self.rows, self.batch_size = places, answers, rows, batch_size
+        names = [f"blocks.{layer}.{unit}" for layer in range(bridge.cfg.n_layers) for unit in UNITS]
+        self.names = [name for name in names if name in bridge.hook_dict]
+        here = canonical_hook(bridge, hook_name)
+        self.is_unit = any(canonical_hook(bridge, name) == here for name in self.names)
+        self.names = [name for name in self.names if canonical_hook(bridge, name) != here]
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def under(self, written: Float[Tensor, "pair width"]) -> Passed:
+        """The runs with these activations written at the token; of the rows that are looked at."""
+        found = [self._run(some, written) for some in self.rows.split(self.batch_size)]
+        units, gradients, own, read = (torch.cat(column) for column in zip(*found, strict=True))
+        return Passed(units, gradients, own, read.T @ read / len(read))
+
+    def _run(self, rows: Tensor, written: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        kept: dict[str, Tensor] = {}
+        inside = torch.arange(len(rows))
+
+        def write(activation: Tensor, hook: Any) -> Tensor:
+            kept["leaf"] = (
+                written[rows].to(activation).reshape(len(rows), *activation.shape[2:]).detach().requires_grad_()
+            )
+            return activation.detach().index_put((inside, self.places[rows]), kept["leaf"])
+
+        def keep(name: str) -> Any:
+            def hook_fn(activation: Tensor, hook: Any) -> Tensor:
+                # Given back, since a hook may see a reshaped copy, which the run goes on with only then.
+                kept[name] = activation
+                return activation
+
+            return hook_fn
+
+        tokens, attention = self.batch.tokens[rows], self.batch.attention_mask[rows]
+        hooks = [(self.hook_name, write), *((name, keep(name)) for name in self.names)]
+        with torch.enable_grad(), hooked(self.bridge, hooks):
+            logits = self.bridge(tokens, attention_mask=attention, use_cache=False)
+            pair = (
+                logits[inside, self.batch.last_prompt_index[rows]]
+                .float()
+                .gather(1, self.answers[rows].to(logits.device))
+            )
+            D = (pair[:, 0] - pair[:, 1]).sum()
+            behind = [kept[name] for name in self.names if kept[name].requires_grad]
+            leaf = kept["leaf"]
+            own, *slopes = torch.autograd.grad(D, [leaf, *behind], retain_graph=True, allow_unused=True)
+            slopes = [
+                torch.zeros_like(unit) if slope is None else slope for unit, slope in zip(behind, slopes, strict=True)
+            ]
+            reads = [own.flatten(1)]
+            for _ in range(PROBES):
+                reads.append(self._probe(leaf, own, behind, slopes))
+        values, gradients = [], []
+        if self.is_unit:
+            values.append(leaf.detach().flatten(1))
+            gradients.append(own.flatten(1))
+        for unit, slope in zip(behind, slopes, strict=True):
+            for kind, tensor in ((values, unit.detach()), (gradients, slope)):
+                kind.append(tensor.flatten(1))
+        if not values:
+            values, gradients = [torch.zeros(len(rows), 0)], [torch.zeros(len(rows), 0)]
+        shaped = (torch.cat(kind, 1).double().cpu() for kind in (values, gradients))
+        return (*shaped, own.flatten(1).double().cpu(), torch.cat(reads).double().cpu())  # type: ignore[return-value]
+
+    def _probe(self, leaf: Tensor, own: Tensor, behind: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
+        """Gradient at the point of a sum of units with random signs, each by its slope of D."""
+        read = self._signs(leaf) * own if self.is_unit else torch.zeros_like(leaf)
+        if behind:
+            total = sum(
+                (self._signs(unit[:1]) * slope.detach() * unit).sum()
+                for unit, slope in zip(behind, slopes, strict=True)
+            )
+            assert isinstance(total, Tensor)
+            (through,) = torch.autograd.grad(total, leaf, retain_graph=True)
+            read = read + through
+        return read.flatten(1)
+
+    def _signs(self, like: Tensor) -> Tensor:
+        return (2 * torch.randint(2, like.shape, generator=self.generator) - 1).to(like)
+
+
+def dormant_share(natural: Float[Tensor, " unit"], found: Float[Tensor, " unit"]) -> float:
+    """Part of what moves the answer in `found` that passes through units which do not move it in `natural`.
+
+    max(part, 0) of each unit, scaled down to the natural sum where it is larger, is covered as far as the natural part of
+    that unit goes. NaN where nothing moves the answer, or no unit lies behind the point.
+
+    Args:
+        natural: parts of the units when the whole activation is the source's.
+        found: parts of the units under the write in question.
+    """
+    toward, known = found.clamp(min=0), natural.clamp(min=0)
+    if not float(toward.sum()) > 0 or not float(known.sum()) > 0:
+        return float("nan")
+    toward = toward * min(1.0, float(known.sum() / toward.sum()))
+    return float(1 - torch.minimum(toward, known).sum() / toward.sum())
+
+
+def weight_of(moments: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
+    """The soft projector M (M + SOFT max I)^-1: about 1 on what M holds much of, about 0 on what it does not.
+
+    Args:
+        moments: symmetric and positive: what is read (G), or what varies.
+    """
+    values, vectors = torch.linalg.eigh(moments)
+    values = values.clamp(min=0)
+    return vectors * (values / (values + SOFT * values[-1].clamp(min=1e-30))) @ vectors.T
+
+
+def reference_illusion(
+    gap: Float[Tensor, "pair width"], own: Float[Tensor, "pair width"], read: Float[Tensor, "width width"]
+) -> Float[Tensor, "width"]:
+    """A direction made to be illusory here: half of it varies and is not read, half of it is read and does not vary.
+
+    From the strongest pair of a direction that varies and a gradient that goes with it, E[gap own^T]: of the one what is
+    not read, of the other what does not vary.
+
+    Args:
+        gap: source minus base at the point.
+        own: gradient of D there.
+        read: G.
+    """
+    left, _, right = torch.linalg.svd(gap.T @ own / len(gap))
+    eye = torch.eye(gap.shape[1], dtype=gap.dtype)
+    unread = (eye - weight_of(read)) @ left[:, 0]
+    still = (eye - weight_of(gap.T @ gap / len(gap))) @ right[0]
+    mixed = torch.nn.functional.normalize(unread, dim=0) + torch.nn.functional.normalize(still, dim=0)
+    return torch.nn.functional.normalize(mixed, dim=0)

@@ -1,0 +1,143 @@
+"""A small GPT-2 trained on modular addition, and many edits of it trained side by side on answers drawn at random.
+
+The edits share the model, the site and the prompts, and nothing else: what they have in common is what training gives.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from reftlens.bridge import load_bridge
+from reftlens.data import IGNORE, Batch
+from reftlens.edit.reft import Reft
+from reftlens.edit.site import Site
+from reftlens.interventions import LoReFT
+from reftlens.organisms import ORGANISMS
+from reftlens.positions import Last
+
+P = 13
+"""Numbers 0 to 12 are tokens 1 to 13; token 0 begins."""
+POINT, RANK = "blocks.1.hook_resid_post", 4
+
+
+def train_addition(*, seed: int = 0, max_steps: int = 500) -> tuple[GPT2LMHeadModel, float]:
+    """Three blocks, 64 wide, trained on all sums until they are right; and the share that is."""
+    config = GPT2Config(
+        vocab_size=P + 1,
+        n_positions=8,
+        n_embd=64,
+        n_layer=3,
+        n_head=4,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.05,
+        attn_implementation="eager",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(config)
+    tokens = sums()
+    wanted = 1 + tokens[:, 1:].sub(1).sum(1) % P
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.02)
+    right = 0.0
+    for _ in range(max_steps):
+        logits = model(tokens, use_cache=False).logits[:, -1]
+        loss = nn.functional.cross_entropy(logits, wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        right = float((logits.argmax(-1) == wanted).float().mean())
+        if float(loss.detach()) < 0.02:
+            break
+    return model.eval().requires_grad_(False), right
+
+
+def bridge_of(model: GPT2LMHeadModel) -> TransformerBridge:
+    """A bridge of a copy, which leaves the model itself as its library made it."""
+    tokenizer = AutoTokenizer.from_pretrained(ORGANISMS["facts-small"])
+    return load_bridge(hf_model=deepcopy(model), tokenizer=tokenizer)
+
+
+def sums() -> Int[Tensor, "prompt 3"]:
+    """All pairs of numbers, after the token that begins."""
+    pairs = torch.cartesian_prod(torch.arange(P), torch.arange(P)) + 1
+    return torch.cat([torch.zeros(len(pairs), 1, dtype=torch.long), pairs], dim=1)
+
+
+def batch_of(tokens: Int[Tensor, "prompt 3"]) -> Batch:
+    """Prompts without completions."""
+    ones = torch.ones_like(tokens)
+    return Batch(tokens, ones, ones.bool(), torch.full_like(tokens, IGNORE))
+
+
+def unrelated_edits(
+    model: GPT2LMHeadModel, n: int, *, seed: int, n_examples: int = 24, steps: int = 40, at_once: int = 140
+) -> list[Reft]:
+    """LoReFTs of the last token, each trained on the same prompts with random answers of its own.
+
+    Args:
+        model: from `train_addition`.
+        n: how many.
+        seed: draws prompts, answers and first weights.
+        n_examples: prompts.
+        steps: of Adam.
+        at_once: edits in one forward pass.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(P * P, generator=generator)[:n_examples]
+    with torch.no_grad():
+        h = model.transformer(sums()[chosen], output_hidden_states=True, use_cache=False).hidden_states[2].clone()
+    edits = []
+    for start in range(0, n, at_once):
+        many = min(at_once, n - start)
+        answers = torch.randint(1, P + 1, (many, n_examples), generator=generator)
+        edits += _fit(model, h, answers, steps, generator)
+    return edits
+
+
+def _fit(
+    model: GPT2LMHeadModel,
+    h: Float[Tensor, "example 3 d"],
+    answers: Int[Tensor, "edit example"],
+    steps: int,
+    generator: torch.Generator,
+) -> list[Reft]:
+    n, d = len(answers), h.shape[-1]
+    raw = torch.randn(n, d, RANK, generator=generator).requires_grad_()
+    weight = ((2 * torch.rand(n, RANK, d, generator=generator) - 1) / d**0.5).requires_grad_()
+    bias = torch.zeros(n, RANK, requires_grad=True)
+    optimizer = torch.optim.Adam([raw, weight, bias], lr=2e-2)
+    for _ in range(steps):
+        R = torch.linalg.qr(raw).Q.mT
+        last = h[:, -1]
+        inside = torch.einsum("nrd,ed->ner", weight - R, last) + bias[:, None]
+        edited = last + torch.einsum("ner,nrd->ned", inside, R)
+        resid = torch.cat([h[:, :-1].expand(n, -1, -1, -1), edited[:, :, None]], dim=2).flatten(0, 1)
+        out = model.transformer.h[2](resid)
+        states = out[0] if isinstance(out, tuple) else out
+        logits = model.lm_head(model.transformer.ln_f(states[:, -1]))
+        # Summed over edits, so that each has the gradient it has by itself.
+        loss = nn.functional.cross_entropy(logits, answers.flatten()) * n
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    R = torch.linalg.qr(raw.detach()).Q.mT
+    return [_reft(R[i], weight[i].detach(), bias[i].detach()) for i in range(n)]
+
+
+def _reft(R: Tensor, weight: Tensor, bias: Tensor) -> Reft:
+    edit = LoReFT(R.shape[1], RANK)
+    with torch.no_grad():
+        edit.rotation.weight.copy_(R)
+        edit.source.weight.copy_(weight)
+        edit.source.bias.copy_(bias)
+    return Reft([(Site(POINT, Last(1)), edit)])

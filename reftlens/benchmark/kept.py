@@ -1,0 +1,60 @@
+"""Lines of the table in a file as they are found, one JSON object a line, from which an interrupted run goes on.
+
+A piece counts as done when its last line says so; what an interruption left of one is run again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from reftlens._version import __version__
+from reftlens.benchmark.known import Known
+
+
+def run_kept(units: Mapping[str, Callable[[], Iterator[Known]]], file: Path | None) -> Iterator[Known]:
+    """The lines of all units: those in the file at once, the others as they are found.
+
+    Args:
+        units: name -> what yields its lines.
+        file: where lines are kept; None keeps none.
+
+    Raises:
+        ValueError: if the file holds something else, or is of another version.
+    """
+    done = {} if file is None else _read(file)
+    for name, make in units.items():
+        if name in done:
+            yield from done[name]
+            continue
+        rows = []
+        for row in make():
+            rows.append(row)
+            yield row
+        if file is not None:
+            lines = [*({"piece": name, **vars(row)} for row in rows), {"done": name, "version": __version__}]
+            with file.open("a", encoding="utf-8") as kept:
+                kept.write("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _read(file: Path) -> dict[str, list[Known]]:
+    """Finished units only."""
+    if not file.exists():
+        return {}
+    rows: dict[str, list[Known]] = {}
+    done = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            found = json.loads(line)
+            if "done" in found:
+                if found["version"] != __version__:
+                    raise ValueError(f"version {found['version']}, and this is {__version__}")
+                done.append(found["done"])
+            else:
+                rows.setdefault(found.pop("piece"), []).append(Known(**found))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{file}, line {number}, is no line of a benchmark that can go on ({error}): delete it, or choose another --out"
+            ) from error
+    return {name: rows.get(name, []) for name in done}

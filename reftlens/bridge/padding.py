@@ -1,0 +1,137 @@
+"""Do padding and a key-value cache leave a model's numbers alone? Measured on the model at hand, once for all models alike.
+
+Attention skips padding by its mask. A recurrent state may pass through it, and then a padded row is not the prompt by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import GenerationConfig
+
+from reftlens.bridge.forwards import last_block_alone, watch_forwards
+from reftlens.bridge.proving import TOLERANCE, difference, made_up, pad_id, proved
+
+_LENGTHS = (12, 7)
+_NEW = 4
+"""Tokens decoded."""
+
+
+def require_padding(bridge: TransformerBridge, side: Literal["left", "right"], lengths: Sequence[int]) -> None:
+    """Refuses to pad rows of different lengths where padding changes what the model computes for them.
+
+    Args:
+        bridge: the model.
+        side: where rows are padded.
+        lengths: of the rows, in tokens.
+
+    Raises:
+        ValueError: If the lengths differ and padding on that side changes the logits.
+    """
+    if len(set(lengths)) < 2:
+        return
+    change = padding_change(bridge, side)
+    # Ten times what is tolerated where a slower way exists: in half precision a mixture of experts may route a token elsewhere.
+    if not change <= 10 * TOLERANCE[bridge.original_model.dtype]:
+        other: Literal["left", "right"] = "right" if side == "left" else "left"
+        instead = f"padding_side={other!r}, or " if padding_holds(bridge, other) else ""
+        raise ValueError(
+            f"{type(bridge.original_model).__name__} computes other logits for a prompt that is padded on the {side} (they move by "
+            f"{change:.1g} of their spread): its state passes through padding. Pass {instead}prompts of one length together"
+        )
+
+
+def padding_holds(bridge: TransformerBridge, side: Literal["left", "right"]) -> bool:
+    """Whether a prompt that is padded on this side has the logits that it has by itself."""
+    return padding_change(bridge, side) <= TOLERANCE[bridge.original_model.dtype]
+
+
+def padding_change(bridge: TransformerBridge, side: Literal["left", "right"]) -> float:
+    """How far padding moves the logits of a prompt, by `difference`."""
+
+    def prove() -> float:
+        long, short = (min(length, bridge.cfg.n_ctx) for length in _LENGTHS)
+        tokens = made_up(bridge, 2, long)
+        mask = torch.ones_like(tokens)
+        kept = slice(long - short, long) if side == "left" else slice(0, short)
+        mask[1] = 0
+        mask[1, kept] = 1
+        together = bridge(tokens.where(mask.bool(), pad_id(bridge)), attention_mask=mask, use_cache=False)[1, kept]
+        alone = bridge(tokens[1:, kept], attention_mask=mask[1:, kept], use_cache=False)[0]
+        return difference(together, alone)
+
+    return proved(bridge, f"padding on the {side}", prove)
+
+
+def caching_holds(bridge: TransformerBridge) -> bool:
+    """Whether decoding with a key-value cache gives the logits that whole runs give, and tells how many tokens it holds."""
+
+    def prove() -> bool:
+        long, short = (min(length, bridge.cfg.n_ctx - _NEW) for length in _LENGTHS)
+        if short < 1:
+            return True
+        tokens = made_up(bridge, 2, long)
+        mask = torch.ones_like(tokens)
+        if padding_holds(bridge, "left"):
+            mask[1, : long - short] = 0
+        runs, offsets = [], list[int]()
+        try:
+            for use_cache in (True, False):
+                with watch_forwards(bridge) as start:
+                    handle = bridge.original_model.register_forward_hook(lambda *_: offsets.append(start.offset))
+                    try:
+                        runs.append(
+                            _decode(bridge, tokens.where(mask.bool(), pad_id(bridge)), mask, use_cache=use_cache)
+                        )
+                    finally:
+                        handle.remove()
+        except Exception:  # whatever an architecture's own cache may raise
+            return False
+        tells = offsets[:_NEW] == [0, *range(long, long + _NEW - 1)]
+        return tells and difference(*runs) <= TOLERANCE[bridge.original_model.dtype]
+
+    return proved(bridge, "decoding with a cache", prove)
+
+
+def _decode(bridge: TransformerBridge, tokens: torch.Tensor, mask: torch.Tensor, *, use_cache: bool) -> torch.Tensor:
+    """Logits of a few greedy steps."""
+    model = bridge.original_model
+    config = GenerationConfig(
+        max_new_tokens=_NEW,
+        min_new_tokens=_NEW,
+        do_sample=False,
+        use_cache=use_cache,
+        output_logits=True,
+        return_dict_in_generate=True,
+        pad_token_id=pad_id(bridge),
+    )
+    before = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        found = model.generate(tokens, attention_mask=mask, generation_config=config)
+    finally:
+        model.generation_config = before
+    return torch.stack(found.logits)
+
+
+def last_block_splits(bridge: TransformerBridge) -> bool:
+    """Whether `last_block_alone` leaves the logits of its tokens alone on this model."""
+
+    def prove() -> bool:
+        tokens = made_up(bridge, 2, min(_LENGTHS[0], bridge.cfg.n_ctx))
+        wanted = torch.zeros_like(tokens, dtype=torch.bool)
+        wanted[0, -1] = wanted[1, -1] = True
+        runs = []
+        try:
+            for inside in (nullcontext(), last_block_alone(bridge, wanted)):
+                with inside:
+                    runs.append(bridge(tokens, attention_mask=torch.ones_like(tokens), use_cache=False)[wanted])
+        except Exception:  # a block that is built of other parts, or in which they are called otherwise
+            return False
+        return difference(*runs) <= TOLERANCE[bridge.original_model.dtype]
+
+    return proved(bridge, "the last block for some tokens", prove)

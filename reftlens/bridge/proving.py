@@ -1,0 +1,101 @@
+"""What a model shows before a shortcut is taken on it: made-up inputs, a fair comparison, and one answer for all models alike.
+
+Models are alike if they have the same classes of modules, the same settings in their config, the same dtype and kind of device. The
+weights do not matter. Answers live as long as the process, so each release of the libraries proves anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.bridge.attached import replaced_forwards
+from reftlens.bridge.identity import computation
+from reftlens.bridge.probe import alone
+from reftlens.bridge.threads import one_thread
+
+_T = TypeVar("_T")
+_KNOWN: dict[tuple[object, ...], Any] = {}
+_KINDS: WeakKeyDictionary[TransformerBridge, tuple[bool, str]] = WeakKeyDictionary()
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+"""Largest `difference` of two ways to compute the same logits, by the dtype of the weights."""
+
+
+def proved(bridge: TransformerBridge, what: str, prove: Callable[[], _T], *facts: object) -> _T:
+    """The result of a proof on this model, or on one like it that was proved before.
+
+    Args:
+        bridge: the model. Hooks that others have attached do not run during a proof.
+        what: the name of the proof.
+        prove: runs the model.
+        facts: what else the result depends on.
+    """
+    key = (what, _kind(bridge), replaced_forwards(bridge), *facts)
+    if key not in _KNOWN:
+        device = torch.device(bridge.cfg.device).type
+        with one_thread(bridge), torch.no_grad(), torch.autocast(device, enabled=False), alone(bridge):
+            _KNOWN[key] = prove()
+    found: _T = _KNOWN[key]
+    return found
+
+
+def difference(ours: Float[Tensor, "*batch d_vocab"], theirs: Float[Tensor, "*batch d_vocab"]) -> float:
+    """The distance of two sets of logits, in units of their spread over the vocabulary. A shift of all logits changes nothing."""
+    ours, theirs = (logits.double() - logits.double().mean(-1, keepdim=True) for logits in (ours, theirs))
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def made_up(bridge: TransformerBridge, n_rows: int, length: int) -> Int[Tensor, "batch pos"]:
+    """Random tokens, the same each time, padding tokens not among them."""
+    generator = torch.Generator().manual_seed(0)
+    lowest = min(3, bridge.cfg.d_vocab - 2)
+    tokens = torch.randint(lowest, bridge.cfg.d_vocab, (n_rows, length), generator=generator)
+    # Some models take the places of tokens from which of them are padding (RoBERTa).
+    pad = pad_id(bridge)
+    tokens[tokens == pad] = lowest if lowest != pad else lowest + 1
+    return tokens.to(bridge.cfg.device)
+
+
+def pad_id(bridge: TransformerBridge) -> int:
+    """The token that rows are padded with. Without one, any will do: padding is masked out."""
+    pad = None if bridge.tokenizer is None else bridge.tokenizer.pad_token_id
+    return pad if pad is not None and pad < bridge.cfg.d_vocab else 0
+
+
+def attention_window(bridge: TransformerBridge) -> int | None:
+    """The shortest distance, in tokens, at which some layer stops attending; None if all layers see everything."""
+    config = bridge.original_model.config.get_text_config().to_dict()
+    sizes = [
+        value
+        for name, value in config.items()
+        if ("window" in name or "attention_chunk" in name or "local_attention" in name)
+        and isinstance(value, int)
+        and not isinstance(value, bool)
+        and value > 1
+    ]
+    return min(sizes, default=None)
+
+
+def _kind(bridge: TransformerBridge) -> str:
+    known = _KINDS.get(bridge)
+    if known is None or known[0] != bool(bridge.compatibility_mode):
+        modules = (f"{type(m).__module__}.{type(m).__qualname__}" for m in bridge.original_model.modules())
+        facts = [
+            *modules,
+            json.dumps(computation(bridge)),
+            str(bridge.original_model.dtype),
+            str(torch.device(bridge.cfg.device).type),
+            str(bool(bridge.compatibility_mode)),
+        ]
+        known = bool(bridge.compatibility_mode), hashlib.sha256("\n".join(facts).encode()).hexdigest()
+        _KINDS[bridge] = known
+    return known[1]

@@ -1,0 +1,200 @@
+"""Reading files that may be damaged, or made by somebody else: bounded, strict, and against their seal.
+
+Everything here raises `ValueError` with one line that says what is wrong with the file. An OSError stays one where the file
+cannot be opened at all (no permission, say): that is not damage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from reftlens.files.seal import SEAL_NAME
+
+MOST_TEXT = 4 * 2**20
+"""Bytes of a JSON document that describes something."""
+_MOST_DEPTH = 64
+"""Levels of lists and objects in such a document."""
+_READS = 20
+"""Attempts to read a folder that other processes keep replacing."""
+
+T = TypeVar("T")
+
+
+class UncheckedWarning(UserWarning):
+    """A folder from an earlier version has no digests, so damage to it cannot be seen."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A JSON value, read strictly.
+
+    Raises:
+        ValueError: for text that is not JSON, a repeated key, NaN or infinity, or deep nesting.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        _require_shallow(value)
+    except RecursionError as error:
+        raise ValueError(f"it has more than {_MOST_DEPTH} levels of lists and objects") from error
+    return value
+
+
+def read_json(file: Path, *, most: int = MOST_TEXT, digests: Mapping[str, str] | None = None) -> Any:
+    """The JSON document in a file.
+
+    Args:
+        file: the file.
+        most: bytes that it may have.
+        digests: from `digests_in` its folder; the file must then be what was sealed.
+
+    Raises:
+        ValueError: if it is too large, not strict JSON, or not what was sealed.
+        OSError: if it cannot be opened.
+    """
+    data = read_bytes(file, most=most, digests=digests)
+    try:
+        return parse_json(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file.name} is not UTF-8 text: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{file.name} is not JSON as it is written here: {error!s:.300}") from error
+
+
+def read_bytes(file: Path, *, most: int, digests: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a file.
+
+    Args:
+        file: the file.
+        most: bytes that it may have; a larger one is refused unread.
+        digests: as in `read_json`.
+
+    Raises:
+        ValueError: if it is missing, too large, or not what was sealed.
+        OSError: if it cannot be opened.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file.name} is missing, or not a file")
+    with file.open("rb") as handle:
+        data = handle.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{file.name} has {file.stat().st_size:,} bytes, more than the {most:,} that it may have")
+    require_sealed(file.name, data, digests)
+    return data
+
+
+def require_sealed(name: str, data: bytes, digests: Mapping[str, str] | None) -> None:
+    """Compares bytes with their digest.
+
+    Args:
+        name: of the file, relative to its sealed folder.
+        data: its content.
+        digests: from `digests_in`; None checks nothing.
+
+    Raises:
+        ValueError: if they differ, or the file was not sealed.
+    """
+    if digests is not None and hashlib.sha256(data).hexdigest() != digests.get(name):
+        raise ValueError(f"{name} is not what was saved: its SHA-256 differs from the one in {SEAL_NAME}")
+
+
+def digests_in(folder: Path) -> dict[str, str] | None:
+    """The digests of a sealed folder, by file; None if it has no seal.
+
+    Raises:
+        ValueError: if the seal itself is damaged.
+        OSError: if it cannot be opened.
+    """
+    if not (folder / SEAL_NAME).exists():
+        return None
+    said = read_json(folder / SEAL_NAME)
+    digests = said.get("files") if isinstance(said, dict) else None
+    if not isinstance(digests, dict) or not all(isinstance(value, str) for value in digests.values()):
+        raise ValueError(f"{SEAL_NAME} is damaged: it lists no files")
+    if hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest() != said.get("sha256"):
+        raise ValueError(f"{SEAL_NAME} is damaged: it does not have its own SHA-256")
+    return digests
+
+
+def warn_unchecked(folder: Path) -> None:
+    """Says that a folder has no seal."""
+    message = (
+        f"{folder} was saved by an earlier version without {SEAL_NAME}, so damage to it cannot be seen: save it again"
+    )
+    warnings.warn(message, UncheckedWarning, stacklevel=3)
+
+
+def consistently(folder: Path, read: Callable[[], T]) -> T:
+    """What `read` makes of a folder, read again if the folder was replaced meanwhile.
+
+    Args:
+        folder: the folder.
+        read: reads all that is wanted of it.
+    """
+    for _ in range(_READS):
+        before = _version(folder)
+        try:
+            result = read()
+        except (OSError, ValueError):
+            if _version(folder) == before:
+                raise
+        else:
+            if _version(folder) == before:
+                return result
+    raise OSError(f"{folder} was replaced {_READS} times while it was read: wait until nothing saves to it")
+
+
+def json_lines(file: Path) -> Iterator[tuple[int, Any]]:
+    """Number (from 1) and value of each line of a file of JSON lines; empty lines are passed over.
+
+    Lines end at a line feed and nowhere else: text may hold other separators, such as U+2028.
+
+    Raises:
+        ValueError: for a line that is not strict JSON, or a file that is not UTF-8; it names file and line.
+        OSError: if the file cannot be opened.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text: {error}") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = parse_json(line)
+        except ValueError as error:
+            raise ValueError(f"line {number} of {file} is not JSON: {error!s:.200}; it begins {line[:80]!r}") from error
+        yield number, value
+
+
+def _version(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_ctime_ns
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r:.80} stands there twice")
+    return found
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _require_shallow(value: Any, depth: int = 0) -> None:
+    if depth > _MOST_DEPTH:
+        raise ValueError(f"it has more than {_MOST_DEPTH} levels of lists and objects")
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            if isinstance(part, dict | list):
+                _require_shallow(part, depth + 1)

@@ -1,0 +1,103 @@
+"""Do `affine` and `basis` say what the change is? Compared on activations that an analysis has at hand anyway.
+
+Analyses read these two instead of the change itself. A class whose sides disagree would give wrong numbers in all of them:
+a decomposition ten times too large, or a control smaller than the edit and still called the same change turned.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reftlens.interventions.base import Affine, Intervention, NotAffineError
+
+_MOST_TOKENS = 64
+"""Tokens of each batch that are compared."""
+_RELATIVE = 1e-3
+_SEE = "Analyses and controls would get wrong numbers from it: mend the class, and try it with rl.check_intervention"
+
+
+@torch.no_grad()
+def require_agreement(
+    intervention: Intervention, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"] | None = None
+) -> None:
+    """Refuses an intervention whose `affine` or `basis` is not that of its change of these activations.
+
+    Args:
+        intervention: of any kind; one that is not affine is compared by its basis, and one that has neither is not.
+        tokens: activations before the edit.
+        example: row of the batch that each belongs to; all of one if not given.
+
+    Raises:
+        ValueError: if one of them disagrees.
+    """
+    affine = _affine(intervention)
+    # A basis that is not written by hand follows from affine.
+    by_hand = type(intervention).basis is not Intervention.basis
+    if not len(tokens) or (affine is None and not by_hand):
+        return
+    example = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device) if example is None else example
+    with torch.autocast(tokens.device.type, enabled=False):
+        precise = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        change = intervention.delta_of(precise, example)
+    picked = torch.linspace(0, len(tokens) - 1, min(_MOST_TOKENS, len(tokens))).long().to(tokens.device)
+    h, change = precise[picked].double(), change[picked].double()
+    if affine is not None:
+        said = _in_float64(affine).delta(h)
+        name = type(intervention).__name__
+        _require_close(change, said, h, f"{name}.affine() gives {{said}} where its delta() changes a token by {{is_}}")
+    if by_hand:
+        require_within(change, intervention.basis(), h, type(intervention).__name__)
+
+
+@torch.no_grad()
+def require_within(
+    change: Float[Tensor, "... d_model"],
+    basis: Float[Tensor, "k d_model"],
+    tokens: Float[Tensor, "... d_model"],
+    name: str,
+) -> None:
+    """Refuses a basis that is not orthonormal, or that does not span these changes.
+
+    Args:
+        change: of each token.
+        basis: what `basis()` gave.
+        tokens: before the edit, which say what rounding is.
+        name: of the class, for the message.
+
+    Raises:
+        ValueError: if it does not hold.
+    """
+    h = tokens.double()
+    # In bfloat16 each change is rounded by itself, and leaves the span a little.
+    relative = max(_RELATIVE, 4 * torch.finfo(change.dtype).eps)
+    basis, change = basis.to(h), change.to(h)
+    if not torch.allclose(basis @ basis.T, torch.eye(len(basis)).to(h), rtol=0, atol=1e-4):
+        raise ValueError(f"the rows of {name}.basis() must be orthonormal; use torch.linalg.qr(rows.T).Q.T. {_SEE}")
+    what = f"{name}.basis() spans {{said}} of a change of length {{is_}} that its delta() makes"
+    _require_close(change, change @ basis.T @ basis, h, what, relative=relative)
+
+
+def _require_close(change: Tensor, said: Tensor, h: Tensor, what: str, *, relative: float = _RELATIVE) -> None:
+    """Token by token, with room for float32: a change may be a small difference of terms as large as the activation."""
+    off, lengths = (change - said).norm(dim=-1).flatten(), [one.norm(dim=-1).flatten() for one in (said, change, h)]
+    rounding = 1e-5 if torch.get_float32_matmul_precision() == "highest" else 1e-2
+    room = relative * torch.maximum(lengths[0], lengths[1]) + rounding * lengths[2]
+    if not bool((off <= room).all()):
+        worst = int((off - room).nan_to_num(torch.inf).argmax())
+        said_length, is_length = (f"{float(length[worst]):.3g}" for length in lengths[:2])
+        text = what.format(said=said_length, is_=is_length)
+        raise ValueError(f"{text} (they are {float(off[worst]):.3g} apart). {_SEE}")
+
+
+def _affine(intervention: Intervention) -> Affine | None:
+    try:
+        return intervention.affine()
+    except NotAffineError:
+        return None
+
+
+def _in_float64(affine: Affine) -> Affine:
+    optional = [None if part is None else part.double() for part in (affine.diagonal, affine.erase)]
+    return Affine(affine.write.double(), affine.read.double(), affine.constant.double(), *optional)

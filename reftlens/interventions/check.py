@@ -1,0 +1,237 @@
+"""Does a class of interventions do what it says? Its change against its affine form and its span, and what training and
+saving need of it, tried before anything is trained."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reftlens.interventions.agreement import require_agreement
+from reftlens.interventions.base import Intervention
+
+_WIDTH, _RANK, _TOKENS = 16, 3, 6
+
+
+def check_intervention(
+    kind: type,
+    *,
+    settings: Mapping[str, object] | None = None,
+    prepare: Callable[[Intervention], object] | None = None,
+) -> tuple[str, ...]:
+    """Tries a class of interventions: everything that training, analyses and saving rely on.
+
+    Args:
+        kind: the class, such as one of your own.
+        settings: arguments of its constructor; `d_model=16` and `rank=3` where it takes these, and its defaults, if not
+            given.
+        prepare: called with each instance before use, where the class needs more than its constructor (the source of
+            an `Interchange`).
+
+    Returns:
+        What was found to hold, one line each.
+
+    Raises:
+        ValueError: if anything does not hold; it lists all that does not.
+    """
+    held: list[str] = []
+    failed: list[str] = []
+    trial = _Trial(kind, settings, prepare)
+    for name, check in trial.checks().items():
+        try:
+            check()
+        except Exception as error:  # An outside class may raise anything, and all of its faults belong in one message.
+            failed.append(f"- {name}: {type(error).__name__}: {error}")
+            if name in _NEEDED:
+                break
+        else:
+            held.append(name)
+    if failed:
+        raise ValueError(f"{getattr(kind, '__name__', kind)} cannot be used as an intervention:\n" + "\n".join(failed))
+    return tuple(held)
+
+
+_NEEDED = ("it is a class of Intervention with a kind of its own", "its settings are plain JSON and make it again")
+"""Without these there is nothing to try the others on."""
+
+
+class _Trial:
+    """One class under trial: untrained, and after a few steps of training, in which all of its parts differ from zero."""
+
+    def __init__(
+        self,
+        kind: type,
+        settings: Mapping[str, object] | None,
+        prepare: Callable[[Intervention], object] | None,
+    ) -> None:
+        self.kind: Any = kind
+        self.prepare = prepare
+        self.wanted = settings
+
+    def checks(self) -> dict[str, Callable[[], None]]:
+        return {
+            _NEEDED[0]: self.identity,
+            _NEEDED[1]: self.settings,
+            "its change has the shape and dtype of the activation, and leaves that as it was": self.shapes,
+            "each token is edited by itself, or delta_of says otherwise": self.tokenwise,
+            "gradients reach all of its parameters and the activation": self.gradients,
+            "affine and basis are those of its change": self.agreement,
+            "it is made on the meta device and takes its numbers afterwards": self.meta,
+        }
+
+    def identity(self) -> None:
+        if not (isinstance(self.kind, type) and issubclass(self.kind, Intervention)):
+            raise TypeError(f"wanted a class of rl.Intervention, got {self.kind!r}")
+        name = getattr(self.kind, "kind", None)
+        if not isinstance(name, str) or (not name.isidentifier() and not name.replace("-", "_").isidentifier()):
+            raise ValueError(f"give it kind = 'a-short-name', by which a saved edit names it, got {name!r}")
+        taken = [other for other in _subclasses(Intervention) if getattr(other, "kind", None) == name]
+        if any(other is not self.kind and other.__module__.startswith("reftlens.") for other in taken):
+            raise ValueError(f"kind = {name!r} is that of {taken[0].__name__}: give it another")
+        missing = sorted(getattr(self.kind, "__abstractmethods__", ()))
+        if missing:
+            raise ValueError(f"write {', '.join(missing)}")
+        if self.kind.forward is not Intervention.forward:
+            raise ValueError("write delta, and leave forward as it is: analyses read delta")
+
+    def settings(self) -> None:
+        wanted = self._settings()
+        edit = self.kind(**wanted)
+        said = edit.settings()
+        try:
+            again = json.loads(json.dumps(said, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"settings() must be plain JSON values, got {said!r:.200}: {error}") from error
+        if again != said or list(again) != list(self.kind.arguments):
+            raise ValueError(f"settings() must survive JSON and have the keys {self.kind.arguments}, got {said!r:.200}")
+        other = self.kind(**again)
+        shapes = [{name: value.shape for name, value in one.state_dict().items()} for one in (edit, other)]
+        if other.settings() != said or shapes[0] != shapes[1]:
+            raise ValueError("made from its own settings(), it is another")
+
+    def shapes(self) -> None:
+        edit = self._made()
+        for shape in ((_TOKENS, edit.d_model), (2, _TOKENS, edit.d_model)):
+            for dtype in (torch.float32, torch.bfloat16):
+                h = self._tokens(edit, shape).to(dtype)
+                before = h.clone()
+                change = edit.delta(h)
+                if change.shape != h.shape or change.dtype != dtype:
+                    raise ValueError(
+                        f"delta of {list(shape)} in {dtype} must be of the same shape and dtype, got {list(change.shape)} in "
+                        f"{change.dtype}"
+                    )
+                if not torch.equal(h, before):
+                    raise ValueError("delta must not write into the activation: return the change")
+                if not bool(change.isfinite().all()):
+                    raise ValueError("delta gives NaN or infinite values")
+
+    def tokenwise(self) -> None:
+        edit = self._trained()
+        h = self._tokens(edit, (_TOKENS, edit.d_model))
+        example = torch.arange(_TOKENS) // 2
+        with torch.no_grad():
+            together = edit.delta_of(h, example)
+            alone = torch.cat(
+                [edit.delta_of(h[example == row], example[example == row] * 0) for row in range(_TOKENS // 2)]
+            )
+            rows = h.view(_TOKENS // 2, 2, edit.d_model)
+            by_delta = edit.delta(rows).reshape_as(h)
+        for other, what in (
+            (alone, "an example's change depends on its neighbours in the batch"),
+            (by_delta, "delta_of and delta disagree"),
+        ):
+            if not torch.allclose(together, other, rtol=1e-4, atol=1e-5):
+                raise ValueError(
+                    f"{what} (by up to {float((together - other).abs().max()):.3g}); write delta_of for it"
+                )
+
+    def gradients(self) -> None:
+        edit = self._made()
+        h = self._tokens(edit, (_TOKENS, edit.d_model)).requires_grad_()
+        weights = torch.randn(h.shape, generator=torch.Generator().manual_seed(2))
+        (edit(h) * weights).sum().backward()
+        without = [
+            name for name, parameter in edit.named_parameters() if parameter.requires_grad and parameter.grad is None
+        ]
+        if without or h.grad is None:
+            raise ValueError(
+                f"no gradient reaches {', '.join(without) or 'the activation'}: a part of delta is detached"
+            )
+
+    def agreement(self) -> None:
+        for edit in (self._made(), self._trained()):
+            h = self._tokens(edit, (_TOKENS, edit.d_model))
+            require_agreement(edit, h)
+
+    def meta(self) -> None:
+        edit = self._trained()
+        with torch.device("meta"):
+            loaded = self.kind(**self._settings())
+        loaded.load_state_dict({name: value.clone() for name, value in edit.state_dict().items()}, assign=True)
+        if self.prepare is not None:
+            self.prepare(loaded)
+        h = self._tokens(edit, (_TOKENS, edit.d_model))
+        with torch.no_grad():
+            if not torch.allclose(loaded.delta(h), edit.delta(h), rtol=1e-5, atol=1e-6):
+                raise ValueError("loaded from its own state, it makes another change: keep all numbers in parameters")
+
+    def _settings(self) -> dict[str, object]:
+        if self.wanted is not None:
+            return dict(self.wanted)
+        known: dict[str, object] = {"d_model": _WIDTH, "rank": _RANK}
+        parameters = inspect.signature(self.kind).parameters
+        unknown = [
+            name
+            for name in self.kind.arguments
+            if name not in known and (name not in parameters or parameters[name].default is inspect.Parameter.empty)
+        ]
+        if unknown:
+            raise ValueError(f"pass settings={{...}} with a value for {', '.join(unknown)}")
+        return {name: known[name] for name in self.kind.arguments if name in known}
+
+    def _made(self) -> Intervention:
+        with _seeded():
+            edit = self.kind(**self._settings())
+        if self.prepare is not None:
+            self.prepare(edit)
+        return edit
+
+    def _trained(self) -> Intervention:
+        """After steps towards random activations: at its start, many an edit changes nothing."""
+        edit = self._made()
+        parameters = [parameter for parameter in edit.parameters() if parameter.requires_grad]
+        if not parameters:
+            return edit
+        h = self._tokens(edit, (2, _TOKENS, edit.d_model))
+        goal = torch.randn(h.shape, generator=torch.Generator().manual_seed(1))
+        optimiser = torch.optim.Adam(parameters, lr=0.1)
+        for _ in range(5):
+            optimiser.zero_grad()
+            loss = (edit(h) - goal).square().sum()
+            if not loss.requires_grad:
+                break
+            loss.backward()
+            optimiser.step()
+        return edit
+
+    def _tokens(self, edit: Intervention, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def _subclasses(kind: Any) -> Iterator[Any]:
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)

@@ -1,0 +1,184 @@
+"""An outside intervention that says one thing and does another is refused by whoever would believe it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from conftest import PROMPTS, make_bridge
+from torch import nn
+
+import reftlens as rl
+from reftlens.analysis.controls.turned import turned
+from reftlens.edit.checkpoint.card import profile
+from reftlens.interventions import FAMILY, Affine, Orthonormal
+
+POST = "blocks.1.hook_resid_post"
+
+
+class Shift(rl.Intervention):
+    """h + R^T b, as in CONTRIBUTING."""
+
+    kind = "shift"
+
+    def __init__(self, d_model, rank):
+        super().__init__(d_model, rank)
+        self.rotation = Orthonormal(rank, d_model)
+        self.target = nn.Parameter(torch.ones(rank))
+
+    def delta(self, resid):
+        return (self.target @ self.rotation()).to(resid.dtype).expand_as(resid)
+
+    def affine(self):
+        R = self.rotation()
+        return Affine(write=R[:0], read=R[:0], constant=self.target @ R)
+
+
+def variant(**members):
+    """The same class with some members written anew."""
+    return type("Variant", (Shift,), {"kind": "variant", **members})
+
+
+def times_ten(self):
+    affine = Shift.affine(self)
+    return affine._replace(constant=affine.constant * 10)
+
+
+class Gate(Shift):
+    """Not affine: which says so, and whose basis is written by hand."""
+
+    kind = "gate"
+
+    def delta(self, resid):
+        R = self.rotation()
+        return torch.relu(resid.to(R) @ R.T + self.target).matmul(R).to(resid.dtype)
+
+    def affine(self):
+        raise rl.NotAffineError("a gate is not of the form A h + c")
+
+    def basis(self):
+        return self.rotation().detach().double()
+
+
+def edit_of(kind):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return rl.Reft([(rl.Site(POST, "f1+l2"), kind(32, 2))])
+
+
+USES = {
+    "decompose": lambda b, r: rl.analysis.decompose(b, r, [rl.encode(b, PROMPTS)]),
+    "ledger": lambda b, r: rl.analysis.ledger(b, r, PROMPTS[0]),
+    "edit_size": lambda b, r: rl.analysis.edit_size(b, r, PROMPTS[0]),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_analyses_refuse_an_affine_that_is_not_the_change(gpt2, use) -> None:
+    USES[use](gpt2, edit_of(Shift))
+    with pytest.raises(ValueError, match=r"Variant.affine\(\) gives 14.1 where its delta\(\) changes a token by 1.41"):
+        USES[use](gpt2, edit_of(variant(affine=times_ten)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_control_refuses_a_basis_that_does_not_span_the_change(dtype) -> None:
+    """Today's fault: the control is smaller than the edit, and called the same change turned."""
+    bridge = make_bridge("gpt2", dtype=dtype)
+    batch = rl.encode(bridge, PROMPTS)
+    norms = []
+    for kind in (Shift, Gate):
+        reft = edit_of(kind)
+        (edit,), (control,) = reft.edits(batch), turned(reft, seed=0).edits(batch)
+        h = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+        norms += [edit.intervention.delta(h).float().norm(dim=-1), control.intervention.delta(h).float().norm(dim=-1)]
+        torch.testing.assert_close(norms[-1], norms[-2], rtol=0.02, atol=1e-5)
+    short = type("Short", (Gate,), {"kind": "short", "basis": lambda self: Gate.basis(self)[:1]})
+    smaller = r"Short.basis\(\) spans [\d.]+ of a change of length [\d.]+ that its delta"
+    with pytest.raises(ValueError, match=smaller), turned(edit_of(short), seed=0).hooks(bridge, batch):
+        bridge(batch.tokens, attention_mask=batch.attention_mask)
+    skew = type("Skew", (Gate,), {"kind": "skew", "basis": lambda self: Gate.basis(self) * 2})
+    with pytest.raises(ValueError, match=r"rows of Skew.basis\(\) must be orthonormal"):
+        rl.analysis.edit_size(bridge, edit_of(skew), PROMPTS[0])
+
+
+def test_merging_and_cards_refuse_it_too(gpt2) -> None:
+    everywhere = rl.Site("blocks.1.hook_mlp_out", rl.All() | rl.Generated())
+    wrong = rl.Reft([(everywhere, variant(affine=times_ten)(32, 2))])
+    with pytest.raises(ValueError, match=r"Variant.affine\(\) gives"):
+        rl.merge(gpt2, wrong)
+    with pytest.raises(ValueError, match=r"Variant.affine\(\) gives"):
+        profile(wrong._pairs())
+    rl.merge(gpt2, rl.Reft([(everywhere, Shift(32, 2))]))
+
+
+@pytest.mark.parametrize("kind", [*FAMILY, Shift, Gate], ids=lambda kind: kind.__name__)
+def test_every_member_passes(kind) -> None:
+    settings = {"d_model": 16, "parts": {"first": 1, "second": 2}} if kind is rl.SplitLoReFT else None
+    source = torch.ones(16)
+    prepare = (lambda edit: edit.take(source)) if kind is rl.Interchange else None
+    assert len(rl.check_intervention(kind, settings=settings, prepare=prepare)) == 7
+
+
+def detached(self, resid):
+    return Shift.delta(self, resid).detach()
+
+
+def half_detached(self, resid):
+    return (self.target.detach() @ self.rotation()).to(resid.dtype).expand_as(resid)
+
+
+def in_place(self, resid):
+    return resid.add_(1.0) * 0
+
+
+def double(self, resid):
+    return Shift.delta(self, resid).double()
+
+
+def mean_of_all(self, resid):
+    return resid.mean(dim=-2, keepdim=True).expand_as(resid)
+
+
+def not_a_parameter(self, d_model, rank):
+    Shift.__init__(self, d_model, rank)
+    self.hidden = torch.randn(d_model)
+
+
+def with_hidden(self, resid):
+    return Shift.delta(self, resid) + self.hidden.to(resid.dtype)
+
+
+def late(self, d_model, rank):
+    Shift.__init__(self, d_model, rank)
+    if bool(self.target.sum() > 100):
+        raise ValueError("unlikely")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (nn.Linear, "wanted a class of rl.Intervention"),
+        (type("Bare", (rl.Intervention,), {"kind": "bare"}), "write affine, delta"),
+        (variant(kind="loreft"), "kind = 'loreft' is that of LoReFT: give it another"),
+        (variant(kind="not a name"), "give it kind = 'a-short-name'"),
+        (variant(forward=lambda self, resid: resid), "leave forward as it is"),
+        (variant(arguments=("d_model", "rank", "extra")), "pass settings="),
+        (variant(settings=lambda self: {"d_model": self.d_model, "rank": {3}}), "must be plain JSON values"),
+        (variant(settings=lambda self: {"d_model": self.d_model}), "survive JSON and have the keys"),
+        (variant(settings=lambda self: {"d_model": self.d_model, "rank": 1}), "from its own settings"),
+        (variant(delta=double), "of the same shape and dtype"),
+        (variant(delta=in_place), "must not write into the activation"),
+        (variant(delta=mean_of_all), "write delta_of for it"),
+        (variant(delta=detached), "no gradient reaches target, rotation.weight"),
+        (variant(delta=half_detached), "no gradient reaches target"),
+        (variant(affine=times_ten), r"affine\(\) gives"),
+        (variant(basis=lambda self: Shift.basis(self)[:0]), r"basis\(\) spans 0 of"),
+        (variant(__init__=not_a_parameter, delta=with_hidden), "keep all numbers in parameters|meta"),
+        (variant(__init__=late), "meta device"),
+    ],
+)
+def test_each_fault_of_a_class_is_named(kind, message) -> None:
+    with pytest.raises(ValueError, match="cannot be used as an intervention") as caught:
+        rl.check_intervention(kind)
+    assert re.search(message, str(caught.value)), str(caught.value)
