@@ -62,7 +62,7 @@ def dose(
         (encode(bridge, prompts[i : i + batch_size]), answers[i : i + batch_size])
         for i in range(0, len(prompts), batch_size)
     ]
-    others = as_prompts(kept, "kept") if kept != () else []
+    others = [] if isinstance(kept, list | tuple) and not kept else as_prompts(kept, "kept")
     stay = [encode(bridge, others[i : i + batch_size]) for i in range(0, len(others), batch_size)]
     base = [next_token_logprobs(bridge, batch, ()) for batch in stay]
     grid = torch.tensor(sorted({0.0, *alphas}))
