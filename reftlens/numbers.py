@@ -21,7 +21,12 @@ def require_whole_number(name: str, value: object, *, least: int) -> None:
 
 
 def require_number(
-    name: str, value: object, *, least: float | None = None, above: float | None = None, below: float | None = None
+    name: str,
+    value: object,
+    *,
+    least: int | float | None = None,
+    above: int | float | None = None,
+    below: int | float | None = None,
 ) -> None:
     """Refuses anything but a finite number in a range.
 
@@ -47,7 +52,7 @@ def require_number(
         raise ValueError(f"{name} must be {_range(least, above, below)}, got {value!r}")
 
 
-def _range(least: float | None, above: float | None, below: float | None) -> str:
+def _range(least: int | float | None, above: int | float | None, below: int | float | None) -> str:
     if below is not None:
         return f"in [{least}, {below})"
     return f"above {above} and finite" if above is not None else f"finite and at least {least}"

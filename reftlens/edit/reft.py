@@ -5,8 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from numbers import Integral
 from pathlib import Path
-from typing import Literal, SupportsIndex, final
+from typing import Literal, final
 
 import pandas as pd
 import torch
@@ -389,15 +390,15 @@ def _layers(layers: object, n_layers: int) -> list[int]:
     """Block indices in ascending order."""
     if layers == "all":
         return list(range(n_layers))
-    wanted = [layers] if isinstance(layers, int) else layers
+    wanted = [layers] if isinstance(layers, Integral) else layers
     if isinstance(wanted, str | bytes) or not isinstance(wanted, Iterable) or not (wanted := list(wanted)):
         raise ValueError(f"layers must be a block index, a list of them or 'all', got {layers!r}")
     for layer in wanted:
-        if isinstance(layer, bool) or not isinstance(layer, SupportsIndex):
+        if isinstance(layer, bool) or not isinstance(layer, Integral):
             raise TypeError(f"a layer is a block index, an integer, got {layer!r}")
-        if not -n_layers <= layer.__index__() < n_layers:
+        if not -n_layers <= int(layer) < n_layers:
             raise ValueError(f"layer {layer!r} does not exist: the model has layers 0 to {n_layers - 1}")
-    return sorted(layer.__index__() % n_layers for layer in wanted)
+    return sorted(int(layer) % n_layers for layer in wanted)
 
 
 def _class_named(intervention: type[Intervention] | str) -> type[Intervention]:
