@@ -186,9 +186,10 @@ def test_effect_map_finds_the_planted_cell_and_no_decoy(bridge) -> None:
     base = batch.at_last_prompt_token(bridge(batch.tokens, attention_mask=batch.attention_mask))
     moved = (edited - base)[:, answer]
     whole = float((moved[:, 0] - moved[:, 1]).mean())
-    torch.testing.assert_close(result.values * whole, expected * whole, rtol=0, atol=2e-6, equal_nan=True)
+    unit = whole if "/ effect of the whole" in result.quantity else 1.0
+    torch.testing.assert_close(result.values * unit, expected * whole, rtol=0, atol=2e-6, equal_nan=True)
     assert float(result.control.nan_to_num().abs().max()) == float(result.control[1, 2].abs()) > 0
-    assert result.rows == ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
+    assert result.rows == ("L0 resid_post @ all", "L1 resid_post @ at 2", "L2 resid_post @ at 0 + at -1")
     assert [token for token, star in zip(result.tokens, result.starred, strict=True) if star] == [" tower"]
     assert result.to_dataframe()["value"].sum() == pytest.approx(float(result.values.nansum()))
 
@@ -219,7 +220,8 @@ def test_effect_map_equals_a_plain_hook(gpt2, make_reft, leave_out) -> None:
     whole = effect(columns)
     for pos in columns:
         expected = whole - effect([p for p in columns if p != pos]) if leave_out else effect([pos])
-        assert float(result.values[0, pos]) == pytest.approx(expected / whole, abs=1e-4)
+        unit = whole if "/ effect of the whole" in result.quantity else 1.0
+        assert float(result.values[0, pos]) == pytest.approx(expected / unit, abs=1e-4)
 
 
 def test_effect_map_refuses_what_it_cannot_compare(gpt2, make_reft) -> None:

@@ -86,7 +86,7 @@ def ablate(
         shapley, (low, high) = added.mean(0), bootstrap_ci(added, dim=0, generator=generator)
     return Ablation(
         whole=value[everything],
-        sites=tuple(edit.hook_name for edit in edits),
+        sites=reft.site_names,
         alone=torch.tensor([value[frozenset([i])] for i in range(n)]),
         left_out=torch.tensor([value[everything] - value[everything - {i}] for i in range(n)]),
         shapley=shapley.float(),

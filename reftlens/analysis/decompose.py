@@ -32,8 +32,8 @@ from reftlens.results import Operator
 class _Moments:
     """Running moments of a site's changes and activations in float64, so that no activation is kept."""
 
-    def __init__(self, hook_name: str, intervention: Intervention, scale: float) -> None:
-        self.hook_name = hook_name
+    def __init__(self, hook_name: str, site: str, intervention: Intervention, scale: float) -> None:
+        self.hook_name, self.site = hook_name, site
         affine = intervention.affine()
         self.basis = affine.basis()
         # In the basis of the written space: change = gain h + push, with gain [k, d].
@@ -58,7 +58,7 @@ class _Moments:
     def result(self) -> Operator:
         mean, second = self.first / self.n, self.second / self.n
         if not bool(second.any()):
-            raise ValueError(f"the edit at {self.hook_name} changes nothing here: there is nothing to decompose")
+            raise ValueError(f"the edit at {self.site} changes nothing here: there is nothing to decompose")
         energy, vectors = torch.linalg.eigh(second)
         order = energy.argsort(descending=True)
         energy, vectors = energy[order].clamp(min=0), vectors[:, order].T
@@ -80,6 +80,7 @@ class _Moments:
             rms_norm=(self.energy / self.n) ** 0.5,
             n_tokens=self.n,
             pattern=pattern.float().cpu(),
+            site=self.site,
             input_spectrum=varying[varying > 1e-12 * energy[0]].sqrt().float().cpu(),
         )
 
@@ -108,7 +109,8 @@ def decompose(
         raise ValueError("decompose needs at least one batch of inputs to weight the edit by")
     scales = [reft.scales.get(name, 1.0) for name in reft.names]
     moments = [
-        _Moments(site.hook_name, intervention, scale) for (site, intervention), scale in zip(reft, scales, strict=True)
+        _Moments(site.hook_name, name, intervention, scale)
+        for (site, intervention), name, scale in zip(reft, reft.site_names, scales, strict=True)
     ]
     for batch in batches:
         wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
@@ -116,5 +118,5 @@ def decompose(
             moment.add(h[wanted[edit.mask]])
     for moment in moments:
         if moment.n == 0:
-            raise ValueError(f"no token at {at!r} is edited at {moment.hook_name}")
+            raise ValueError(f"no token at {at!r} is edited at {moment.site}")
     return [moment.result() for moment in moments]

@@ -97,7 +97,7 @@ def effect_map(
     return TokenMap(
         values=values,
         control=control,
-        rows=tuple(edit.hook_name for edit in edits),
+        rows=reft.site_names,
         tokens=str_tokens(bridge, batch.tokens[0]),
         starred=subject_places(bridge, prompts[0], subjects[0]),
         quantity=f"{what}{beside}",

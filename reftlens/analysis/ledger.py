@@ -55,7 +55,7 @@ def ledger(bridge: TransformerBridge, reft: Reft, prompt: str, *, subject: str =
         change=change,
         gap=gap,
         null_cosine=null_cosine,
-        rows=tuple(edit.hook_name for edit, _ in per_site),
+        rows=reft.site_names,
         tokens=str_tokens(bridge, batch.tokens[0]),
         starred=subject_places(bridge, prompt, subject),
     )
@@ -94,7 +94,7 @@ def edit_size(bridge: TransformerBridge, reft: Reft, prompt: str, *, subject: st
     return EditSize(
         relative=relative,
         edited=edited,
-        rows=tuple(edit.hook_name for edit, _ in per_site),
+        rows=reft.site_names,
         tokens=str_tokens(bridge, batch.tokens[0]),
         starred=subject_places(bridge, prompt, subject),
     )

@@ -58,6 +58,8 @@ class _Natural:
 
     def varies(self) -> bool:
         """Whether these activations differ by more than rounding."""
+        if not self.n:
+            return False
         # Float32 leaves about 1e-14 of |h|^2 where all activations are equal, as those of a BOS token are.
         trace = float(self.second.trace()) / self.n - float(self.mean.square().sum())
         return trace > 1e-10 * float(self.mean.square().sum())
@@ -101,9 +103,20 @@ class _Kinds:
 
     def factors(self) -> list[_Factor]:
         """Of each kind, the most frequent kind's standing in where there is too little; the last is the most frequent kind's."""
-        main = max(self.natural, key=lambda natural: natural.n)
-        of_main = main.factor()
+        varying = [natural for natural in self.natural if natural.varies()]
+        if not varying:
+            # Each kind is one activation (BOS, and the first word of a template): they differ from each other at most.
+            return [self._pooled().factor()] * (len(self.natural) + 1)
+        of_main = max(varying, key=lambda natural: natural.n).factor()
         return [*(self._factor(natural, of_main) for natural in self.natural), of_main]
+
+    def _pooled(self) -> _Natural:
+        pooled = _Natural(len(self.natural[0].total))
+        for natural in self.natural:
+            pooled.n += natural.n
+            pooled.total += natural.total
+            pooled.second += natural.second
+        return pooled
 
     @staticmethod
     def _factor(natural: _Natural, of_main: _Factor) -> _Factor:
@@ -158,6 +171,7 @@ def off_manifold(
         results.append(
             OffManifold(
                 hook_name=at.hook_name,
+                site=reft.site_names[i],
                 norm_ratio=edited[i][2].float(),
                 natural=percentile(own[i][0]),
                 edited=percentile(edited[i][1]),
@@ -172,7 +186,7 @@ def off_manifold(
 
 def _kinds(
     bridge: TransformerBridge, base: Reft, batches: Sequence[Batch], sites: Sequence[_Kinds]
-) -> list[Int[Tensor, " tokens"]]:
+) -> list[Int[Tensor, " _tokens"]]:
     """The kind of every token at each site, as the base has it."""
     found: list[list[Tensor]] = [[] for _ in sites]
     for batch in batches:
@@ -204,8 +218,8 @@ def _measure(
     reft: Reft,
     batches: Sequence[Batch],
     factors: Sequence[Sequence[_Factor]],
-    kinds: Sequence[Int[Tensor, " tokens"]],
-) -> list[Float[Tensor, "3 tokens"]]:
+    kinds: Sequence[Int[Tensor, " _tokens"]],
+) -> list[Float[Tensor, "3 _tokens"]]:
     """For each site: distance before and after the edit, and norm ratio, of every edited token."""
     found: list[list[Tensor]] = [[] for _ in factors]
     begun = [0] * len(factors)

@@ -68,7 +68,7 @@ def project(
             (state[chosen].double() @ plane).float().cpu() for state in (h, h + change, h + by_chance)
         )
         groups_of = tuple(names[index] for index in row[chosen].tolist())
-        found.append(Projection(operator.hook_name, before, after, turned_to, groups_of))
+        found.append(Projection(operator.hook_name, before, after, turned_to, groups_of, operator.site))
     if not found:
         raise ValueError("no site of this edit has two write directions: there is no plane to project onto")
     return found

@@ -65,7 +65,7 @@ def read_directions(
     for item in operators:
         if item.write.shape[1] != bridge.cfg.d_model:
             raise ValueError(
-                f"the directions of {item.hook_name} are {item.write.shape[1]} wide, and only those of the residual "
+                f"the directions of {item.where} are {item.write.shape[1]} wide, and only those of the residual "
                 f"stream, {bridge.cfg.d_model} wide, can be read through the unembedding"
             )
     if round(LEVEL * (n_null + 1), 9) < 1:
@@ -85,6 +85,7 @@ def read_directions(
     return [
         DirectionReadout(
             hook_name=look.hook_name,
+            site=look.site,
             direction=look.direction,
             promoted=_named(bridge, *_top(look.change, top)),
             suppressed=_named(bridge, *_top(look.change, top, sign=-1)),
@@ -107,6 +108,7 @@ class _Look:
     """One direction: its changes of the logits, and what random directions of its length give."""
 
     hook_name: str
+    site: str
     direction: int
     change: Float[Tensor, " d_vocab"]
     low: float
@@ -151,7 +153,9 @@ def _look(
     low = min(float(torch.cat([change.amin()[None], lows]).median()), -1e-30)
     high = max(float(torch.cat([change.amax()[None], highs]).median()), 1e-30)
     reach = torch.maximum(lows / low, highs / high)
-    return _Look(operator.hook_name, index, change, low, high, reach, change[list(ids)], null[:, list(ids)])
+    return _Look(
+        operator.hook_name, operator.site, index, change, low, high, reach, change[list(ids)], null[:, list(ids)]
+    )
 
 
 def _critical(reach: Float[Tensor, " draw"]) -> float:

@@ -40,7 +40,7 @@ def first_token(bridge: TransformerBridge, answer: str) -> int:
 
 def first_tokens(bridge: TransformerBridge, answers: Sequence[str]) -> Int[Tensor, " answer"]:
     """The first token of each answer, on the model's device."""
-    return torch.tensor([first_token(bridge, answer) for answer in answers], device=bridge.cfg.device)
+    return torch.tensor([first_token(bridge, answer) for answer in answers], dtype=torch.long, device=bridge.cfg.device)
 
 
 def logit_difference(

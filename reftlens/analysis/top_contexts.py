@@ -57,7 +57,9 @@ def top_contexts(
     Raises:
         ValueError: unless there is one operator for each site.
     """
-    if [operator.hook_name for operator in operators] != [site.hook_name for site in reft.sites]:
+    # An operator that an earlier version saved has no name.
+    hooks = [site.hook_name for site in reft.sites]
+    if [operator.where for operator in operators] not in (list(reft.site_names), hooks):
         raise ValueError("wanted one operator for each site of the edit, in its order: pass what decompose returned")
     generator = torch.Generator().manual_seed(seed)
     seen = partial(_seen, bridge, reft, at=at)
@@ -159,7 +161,13 @@ class _Readings:
             ]
             results.append(
                 ReadContexts(
-                    operator.hook_name, index, tuple(contexts) if reads else (), null_high, self.n, self.n_null
+                    operator.hook_name,
+                    index,
+                    tuple(contexts) if reads else (),
+                    null_high,
+                    self.n,
+                    self.n_null,
+                    operator.site,
                 )
             )
         return results

@@ -74,7 +74,7 @@ def print_table(result: DemoResult, out: Path) -> None:
     )
     for operator, fresh in zip(result.operators, result.untrained, strict=True):
         console.print(
-            f"{operator.hook_name}: effective rank {operator.effective_rank:.1f} of {result.config.rank} (untrained "
+            f"{operator.where}: effective rank {operator.effective_rank:.1f} of {result.config.rank} (untrained "
             f"{fresh.effective_rank:.1f}), of the input-dependent part {operator.input_rank:.1f} (untrained {fresh.input_rank:.1f})"
         )
     console.print(

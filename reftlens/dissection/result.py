@@ -134,7 +134,7 @@ class Dissection:
 
     def __repr__(self) -> str:
         used = ", ".join(
-            f"{op.hook_name}: {op.effective_rank:.1f} of {len(op.spectrum)}, input-dependent {op.input_rank:.1f}"
+            f"{op.where}: {op.effective_rank:.1f} of {len(op.spectrum)}, input-dependent {op.input_rank:.1f}"
             + (f" (untrained {fresh.effective_rank:.1f} and {fresh.input_rank:.1f})" if fresh is not None else "")
             for op, fresh in self.beside_untrained()
         )

@@ -180,7 +180,7 @@ class _Work:
         readable = []
         for operator in self.found:
             if operator.write.shape[1] != self.bridge.cfg.d_model:
-                self.left_out.append((f"readout of {operator.hook_name}", "it is not as wide as the residual stream"))
+                self.left_out.append((f"readout of {operator.where}", "it is not as wide as the residual stream"))
                 continue
             readable.append(_strongest(operator, config.directions))
         readouts: list[DirectionReadout] = []
@@ -213,7 +213,7 @@ class _Work:
             centred = (h - h.mean(dim=0)).double()
             if float(centred.norm()) < 1e-5 * float(h.norm()):
                 why = "the activations at the last edited token are alike in all prompts"
-                self.left_out.append((f"overlaps at {operator.hook_name}", why))
+                self.left_out.append((f"overlaps at {operator.where}", why))
                 continue
             _, _, principal = torch.linalg.svd(centred, full_matrices=False)
             others = {"largest directions of the activations": principal[: len(written)]}
@@ -228,7 +228,7 @@ class _Work:
                     other,
                     nulls=nulls,
                     n_null=self.config.n_null,
-                    names=(f"{operator.hook_name}, {len(written)} write directions", name),
+                    names=(f"{operator.where}, {len(written)} write directions", name),
                     seed=self.config.seed,
                 )
                 for name, other in others.items()
@@ -267,7 +267,7 @@ class _Work:
         spaces: list[ReadSpace] = []
         results: list[Interchanged] = []
         for index, (operator, site) in enumerate(zip(self.found, self.reft.sites, strict=False)):
-            what = f"interchange at {site.hook_name}"
+            what = f"interchange at {operator.where}"
             if site.head is not None or operator.write.shape[1] != self.bridge.cfg.d_model:
                 self.left_out.append((what, "only whole activations as wide as the residual stream are interchanged"))
                 continue
@@ -276,8 +276,8 @@ class _Work:
                 continue
             try:
                 read = analysis.read_space(self.bridge, site.hook_name, some, seed=self.config.seed)
-                results.append(self._interchange(operator, base, source))
-                spaces.append(read)
+                results.append(replace(self._interchange(operator, base, source), site=operator.site))
+                spaces.append(replace(read, site=operator.site))
             except ValueError as error:
                 self.left_out.append((what, str(error)))
         return {"interchanges": tuple(results), "read_spaces": tuple(spaces)}

@@ -65,7 +65,7 @@ def _directions(result: Dissection) -> Section | None:
         return None
     lines = [
         {
-            "hook_name": operator.hook_name,
+            "site": operator.where,
             "effective rank": operator.effective_rank,
             "untrained": float("nan") if fresh is None else fresh.effective_rank,
             "effective rank of the input-dependent part": operator.input_rank,
@@ -181,13 +181,13 @@ def _interchange(result: Dissection) -> Section | None:
     if not result.interchanges:
         return None
     shares = [
-        (space.hook_name, index, float(share), len(space.basis) / operator.write.shape[1])
+        (space.where, index, float(share), len(space.basis) / operator.write.shape[1])
         for space in result.read_spaces
         for operator in result.operators
-        if operator.hook_name == space.hook_name
+        if operator.where == space.where
         for index, share in enumerate(space.split(operator.write))
     ]
-    columns = ["hook_name", "direction", "part that later layers read", "of a random direction"]
+    columns = ["site", "direction", "part that later layers read", "of a random direction"]
     return Section(
         "Whether the base keeps the answer there",
         (

@@ -33,7 +33,7 @@ def _sites(result: Dissection) -> Iterator[Line]:
             ("effective rank of the input-dependent part", "input_rank"),
         ):
             found = f"{getattr(operator, of):.2f} of {len(operator.write)}"
-            yield operator.hook_name, question, found, "" if fresh is None else f"untrained {getattr(fresh, of):.2f}"
+            yield operator.where, question, found, "" if fresh is None else f"untrained {getattr(fresh, of):.2f}"
     for overlap in result.overlaps:
         beside = ", ".join(
             f"{null} {float(draws.mean()):.3f} (p = {overlap.p(null):.2g})"
@@ -44,11 +44,11 @@ def _sites(result: Dissection) -> Iterator[Line]:
         random = sum(draw.moved for draw in swap.random) / len(swap.random)
         beside = f"random {random:.2f} (p = {swap.p:.2g}), complement {swap.complement.moved:.2f}"
         found = f"{swap.inside.moved:.2f} ({'illusory: ' * (swap.verdict == 'no power')}{swap.verdict})"
-        yield swap.hook_name, "interchange inside it moves the base's answer by", found, beside
+        yield swap.where, "interchange inside it moves the base's answer by", found, beside
     for manifold in result.manifolds:
         natural, edited, control = manifold.beyond()
         beside = f"natural {natural:.0%}, random directions {control:.0%}"
-        yield manifold.hook_name, "edited tokens beyond the 95th percentile", f"{edited:.0%}", beside
+        yield manifold.where, "edited tokens beyond the 95th percentile", f"{edited:.0%}", beside
 
 
 def _seeds(result: Dissection) -> Iterator[Line]:

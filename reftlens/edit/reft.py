@@ -20,7 +20,7 @@ from reftlens.data import Batch
 from reftlens.display import MOST_LINES, as_html
 from reftlens.edit import checkpoint
 from reftlens.edit.hooks import Edit, HookFunction, attach, hook_functions
-from reftlens.edit.site import Site
+from reftlens.edit.site import Site, site_names
 from reftlens.interventions import FAMILY, Intervention, LoReFT
 from reftlens.positions import Positions, Prompts, parse, union_parts
 
@@ -221,6 +221,11 @@ class Reft(nn.Module):
         if not -len(self) <= index < len(self):
             raise IndexError(f"there is no pair {index}: this edit has {len(self)}")
         return list(self)[index]
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """A short name of each pair's site, such as `L3 resid_post @ first 2`, no two alike: what results call it."""
+        return site_names(self.sites, self.names)
 
     def n_parameters(self) -> int:
         """Trained numbers; a shared intervention counts once."""

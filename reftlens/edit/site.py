@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -37,6 +40,41 @@ class Site:
         object.__setattr__(self, "positions", parse(positions))
         object.__setattr__(self, "head", head)
 
+    @property
+    def name(self) -> str:
+        """Block, point, head and tokens in few words.
+
+        >>> Site("blocks.3.hook_resid_post", "f2+l2").name
+        'L3 resid_post @ f2 + l2'
+        """
+        head = "" if self.head is None else f" head {self.head}"
+        return f"{_point(self.hook_name)}{head} @ {self.positions.short}"
+
     def __repr__(self) -> str:
         head = "" if self.head is None else f", head={self.head}"
         return f"Site({self.hook_name!r}, {self.positions!r}{head})"
+
+
+def _point(hook_name: str) -> str:
+    """`blocks.3.hook_resid_post` -> `L3 resid_post`."""
+    block = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)
+    where, point = (f"L{block[1]} ", block[2]) if block else ("", hook_name)
+    return where + point.replace("hook_", "")
+
+
+def site_names(sites: Sequence[Site], parts: Sequence[str]) -> tuple[str, ...]:
+    """A name for each site of an edit, no two alike.
+
+    Args:
+        sites: those of an edit, in order.
+        parts: the name that each is switched by; shown where it is not the one of all plain edits, "edit".
+    """
+    plain = set(parts) == {"edit"}
+    names = [site.name if plain else f"{part}: {site.name}" for site, part in zip(sites, parts, strict=True)]
+    counts = Counter(names)
+    seen: Counter[str] = Counter()
+    unique = []
+    for name in names:
+        seen[name] += 1
+        unique.append(f"{name} #{seen[name]}" if counts[name] > 1 else name)
+    return tuple(unique)

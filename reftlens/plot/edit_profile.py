@@ -70,4 +70,5 @@ def _gains(axes: Axes, profile: EditProfile, shown: int) -> None:
 
 def _label(row: str) -> str:
     hook_name, _, head = row.partition(" ")
-    return f"{short_name(hook_name)} {head}".strip()
+    # The card of an earlier version names hooks.
+    return short_name(row) if " @ " in row else f"{short_name(hook_name)} {head}".strip()

@@ -68,5 +68,5 @@ def _panel(axes: Axes, result: Interchanged, *, names: bool) -> None:
     axes.tick_params(axis="x", labelbottom=True)
     axes.set_xlabel("part of the way to the source")
     flag = "; illusory" if result.illusory else ""
-    facts = f"{short_name(result.hook_name)}, rank {result.rank}\n{result.n} pairs, p = {result.p:.2g}{flag}"
+    facts = f"{short_name(result.where)}, rank {result.rank}\n{result.n} pairs, p = {result.p:.2g}{flag}"
     axes.set_title(facts, loc="left", color=INK)

@@ -19,6 +19,8 @@ FONT = "DejaVu Sans"
 
 SPACE, NEWLINE, TAB = "·", "⏎", "⇥"
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_SITE = re.compile(r"L(\d+) (.+ @ .+)")
+_LONGEST_SITE = 48
 
 
 def visible(token: str) -> str:
@@ -62,11 +64,16 @@ def star(tokens: Sequence[str], starred: Sequence[bool]) -> list[str]:
 
 
 def short_name(hook_name: str) -> str:
-    """A hook name as a reader says it.
+    """A hook name as a reader says it; a site's own short name stays.
 
     >>> short_name("blocks.3.hook_resid_post"), short_name("blocks.0.attn.hook_z")
     ('3 resid_post', '0 attn.z')
+    >>> short_name("L3 resid_post @ first 2")
+    'L3 resid_post @ first 2'
     """
+    if " @ " in hook_name:
+        shown = drawn(" ".join(hook_name.split()))
+        return shown if len(shown) <= _LONGEST_SITE else shown[: _LONGEST_SITE - 1] + "…"
     block = _BLOCK.fullmatch(hook_name)
     if block is None:
         return drawn_token(hook_name, longest=24)
@@ -91,7 +98,12 @@ def short_rows(rows: Sequence[str]) -> tuple[list[str], str]:
 
     >>> short_rows(["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"])
     (['0', '1'], 'layer (mlp_out)')
+    >>> short_rows(["L1 resid_post @ all", "L4 resid_post @ all"])
+    (['1', '4'], 'layer (resid_post @ all)')
     """
+    sites = [_SITE.fullmatch(row) for row in rows]
+    if sites and all(sites) and len({site[2] for site in sites if site}) == 1:
+        return [site[1] for site in sites if site], f"layer ({short_name(rows[0]).split(maxsplit=1)[1]})"
     blocks = [_BLOCK.fullmatch(row) for row in rows]
     kinds = {block[2] if block else None for block in blocks}
     if len(kinds) == 1 and None not in kinds:

@@ -59,4 +59,4 @@ def _panel(axes: Axes, result: OffManifold) -> None:
         axes.step(ordered, share, where="post", color=colour, linestyle=style, label=name)
     axes.set_xlabel("percentile")
     ratio = float(result.norm_ratio.median())
-    axes.set_title(f"{short_name(result.hook_name)}\nmedian |h + Δ| / |h| = {ratio:.2f}", loc="left", color=INK)
+    axes.set_title(f"{short_name(result.where)}\nmedian |h + Δ| / |h| = {ratio:.2f}", loc="left", color=INK)

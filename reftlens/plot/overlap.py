@@ -69,9 +69,10 @@ def _pair(axes: Axes, place: int, result: Overlap, nulls: list[str]) -> None:
 
 
 def _label(result: Overlap) -> str:
-    hook_name, comma, rest = result.first.partition(",")
+    hook_name, comma, rest = result.first.rpartition(",")
     angles = ", ".join(f"{angle:.0f}" for angle in result.angles[:4].tolist()) + ", ..." * (len(result.angles) > 4)
-    names = f"{short_name(hook_name)}{comma}{drawn(rest)} and {drawn(result.second)}"
+    first = f"{short_name(hook_name)}{comma}{drawn(rest)}" if comma else short_name(rest)
+    names = f"{first} and {drawn(result.second)}"
     return f"{wrap(names, width=2.6, size=SMALL)}\nat {angles} degrees"
 
 

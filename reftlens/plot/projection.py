@@ -43,9 +43,7 @@ def projection(results: Sequence[Projection] | Projection) -> Figure:
         grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
         for axes, result in zip(grid, results, strict=False):
             _panel(axes, result, groups)
-            panel_title(
-                axes, f"{short_name(result.hook_name)}, {len(result.groups)} tokens", width=width / columns - 0.6
-            )
+            panel_title(axes, f"{short_name(result.where)}, {len(result.groups)} tokens", width=width / columns - 0.6)
         for axes in grid[len(results) :]:
             axes.remove()
         figure.legend(handles=_key(groups), loc="outside lower center", ncols=3, frameon=False)

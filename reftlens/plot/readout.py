@@ -58,7 +58,7 @@ def readout(readouts: Sequence[DirectionReadout] | DirectionReadout) -> Figure:
 
 def _columns(readouts: Sequence[DirectionReadout]) -> int:
     """As many as each site has directions, so that a site is a line of panels; else three."""
-    counts = {sum(item.hook_name == name for item in readouts) for name in {item.hook_name for item in readouts}}
+    counts = {sum(item.where == name for item in readouts) for name in {item.where for item in readouts}}
     count = counts.pop() if len(counts) == 1 else 3
     return min(count if 1 < count <= 3 else 2 if count == 4 else 3, len(readouts))
 
@@ -78,7 +78,7 @@ def _panel(axes: Axes, item: DirectionReadout, *, bars: int, width: float) -> No
     axes.locator_params(axis="x", nbins=5)
     axes.margins(x=0.05)
     axes.set_xlabel("mean change of the logit")
-    panel_title(axes, f"{short_name(item.hook_name)}, direction {item.direction}", width=width)
+    panel_title(axes, f"{short_name(item.where)}, direction {item.direction}", width=width)
 
 
 def _key() -> list[Patch]:

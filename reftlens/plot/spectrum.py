@@ -49,7 +49,7 @@ def spectrum(operators: Sequence[Operator] | Operator, *, null: Sequence[Operato
         figure = sheet(width, 2.5 * lines + 0.35, title="Change along each write direction", subtitle=subtitle)
         grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
         for axes, operator in zip(grid, operators, strict=False):
-            _panel(axes, operator, [one for one in null if one.hook_name == operator.hook_name])
+            _panel(axes, operator, [one for one in null if one.where == operator.where])
         for axes in grid[len(operators) :]:
             axes.remove()
         for axes in grid[: len(operators) : columns]:
@@ -80,7 +80,7 @@ def _panel(axes: Axes, operator: Operator, null: Sequence[Operator]) -> None:
     axes.set_ylim(0, (max(float(size.max(initial=0.0)), top) or 1.0) * 1.15)
     axes.set_xlabel("write direction, strongest first")
     facts = [
-        f"{short_name(operator.hook_name)}, {operator.n_tokens} tokens",
+        f"{short_name(operator.where)}, {operator.n_tokens} tokens",
         f"effective rank {operator.effective_rank:.1f} of {len(size)}{_beside([one.effective_rank for one in null])}",
         f"input-dependent part {operator.input_rank:.1f}{_beside([one.input_rank for one in null])}",
         f"|h| = {operator.rms_norm:.3g}",

@@ -56,6 +56,11 @@ class Positions(ABC):
         """Whether the rule also picks the tokens that a model generates."""
         return False
 
+    @property
+    def short(self) -> str:
+        """The rule in few words, for tables and figures: `first 2`; a rule of your own is shown as it prints."""
+        return repr(self)
+
     @abstractmethod
     def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
         """True at the picked tokens.
@@ -100,6 +105,9 @@ class Positions(ABC):
         return "".join("■" if edited else "□" for edited in picked) + " and each generated one" * self.generated
 
 
+_JOINED = {"union": "+", "difference": "-"}
+
+
 @dataclass(frozen=True)
 class _Pair(Positions):
     """Two rules, joined."""
@@ -111,6 +119,11 @@ class _Pair(Positions):
 
     def spec(self) -> dict[str, object]:
         return {"rule": self.rule, "left": self.left.spec(), "right": self.right.spec()}
+
+    @property
+    def short(self) -> str:
+        right = f"({self.right.short})" if isinstance(self.right, _Pair) else self.right.short
+        return f"{self.left.short} {_JOINED[self.rule]} {right}"
 
     def __repr__(self) -> str:
         right = f"({self.right!r})" if isinstance(self.right, _Pair) else repr(self.right)

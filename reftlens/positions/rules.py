@@ -38,6 +38,10 @@ def _require_text(rule: str, text: object) -> None:
         raise ValueError(f"{rule} needs a text that can be written down, got {text!r}: {error}") from error
 
 
+def _cut(text: str, longest: int = 20) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
 @final
 @dataclass(frozen=True)
 class First(Positions):
@@ -57,6 +61,10 @@ class First(Positions):
 
     def spec(self) -> dict[str, object]:
         return {"rule": "first", "count": self.count, "half": self.half}
+
+    @property
+    def short(self) -> str:
+        return f"f{self.count}" if self.half else f"first {self.count}"
 
     def __repr__(self) -> str:
         return f"First({self.count}{', half=True' if self.half else ''})"
@@ -83,6 +91,11 @@ class Last(Positions):
     def spec(self) -> dict[str, object]:
         return {"rule": "last", "count": self.count, "half": self.half}
 
+    @property
+    def short(self) -> str:
+        # One token is the last of the second half of any prompt.
+        return f"l{self.count}" if self.half and self.count > 1 else f"last {self.count}"
+
     def __repr__(self) -> str:
         return f"Last({self.count}{', half=True' if self.half else ''})"
 
@@ -97,6 +110,10 @@ class All(Positions):
 
     def spec(self) -> dict[str, object]:
         return {"rule": "all"}
+
+    @property
+    def short(self) -> str:
+        return "all"
 
     def __repr__(self) -> str:
         return "All()"
@@ -129,6 +146,10 @@ class At(Positions):
 
     def spec(self) -> dict[str, object]:
         return {"rule": "at", "index": self.index}
+
+    @property
+    def short(self) -> str:
+        return f"at {self.index}"
 
     def __repr__(self) -> str:
         return f"At({self.index})"
@@ -174,6 +195,10 @@ class Span(Positions):
     def spec(self) -> dict[str, object]:
         return {"rule": "span", "text": self.text, "occurrence": self.occurrence}
 
+    @property
+    def short(self) -> str:
+        return repr(_cut(self.text)) + ("" if self.occurrence is None else f"[{self.occurrence}]")
+
     def __repr__(self) -> str:
         return f"Span({self.text!r}{'' if self.occurrence is None else f', {self.occurrence}'})"
 
@@ -212,6 +237,10 @@ class AnySpan(Positions):
     def spec(self) -> dict[str, object]:
         return {"rule": "any_span", "texts": list(self.texts)}
 
+    @property
+    def short(self) -> str:
+        return f"any of {len(self.texts)} texts"
+
     def __repr__(self) -> str:
         return f"AnySpan({self.texts!r})"
 
@@ -235,6 +264,10 @@ class LastOf(Positions):
     def spec(self) -> dict[str, object]:
         return {"rule": "last_of", "of": self.rule.spec()}
 
+    @property
+    def short(self) -> str:
+        return f"last of ({self.rule.short})"
+
     def __repr__(self) -> str:
         return f"LastOf({self.rule!r})"
 
@@ -253,6 +286,10 @@ class Generated(Positions):
 
     def spec(self) -> dict[str, object]:
         return {"rule": "generated"}
+
+    @property
+    def short(self) -> str:
+        return "generated"
 
     def __repr__(self) -> str:
         return "Generated()"

@@ -25,3 +25,15 @@ class Result(ABC):
 
     def _repr_html_(self) -> str:
         return as_html(repr(self), self.to_dataframe)
+
+
+class SiteResult(Result):
+    """What was found at one site of an edit."""
+
+    hook_name: str
+    site: str
+
+    @property
+    def where(self) -> str:
+        """The site's short name; the hook's where it was asked about without an edit, or by an earlier version."""
+        return self.site or self.hook_name

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reftlens.results.base import Result
+from reftlens.results.base import Result, SiteResult
 
 
 @final
@@ -166,7 +166,7 @@ class Swap(Result):
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class Interchanged(Result):
+class Interchanged(SiteResult):
     """A source run's coordinates put into a base run: inside a subspace, and everywhere that it must not matter."""
 
     hook_name: str
@@ -191,6 +191,8 @@ class Interchanged(Result):
     are none behind the point, or in results saved by earlier versions."""
     power: float = float("nan")
     """The same of a direction made to be illusory at this point: above 0.5 the test can find one."""
+    site: str = ""
+    """The site's short name; empty where it was asked about by its hook."""
 
     @property
     def p(self) -> float:
@@ -225,7 +227,7 @@ class Interchanged(Result):
 
     def headline(self) -> str:
         return (
-            f"{self.hook_name}, rank {self.rank}, {self.n} pairs: inside moves {self.inside.moved:.2f} of the way ({self.verdict}"
+            f"{self.where}, rank {self.rank}, {self.n} pairs: inside moves {self.inside.moved:.2f} of the way ({self.verdict}"
             f": {self.dormant:.2f} dormant, {self.power:.2f} of a made illusion); "
             f"p = {self.p:.2g} among {len(self.random)} random subspaces, complement {self.complement.moved:.2f}"
         )
@@ -244,13 +246,13 @@ class Interchanged(Result):
             flips = sum(swap.flips for swap in swaps) / len(swaps)
             lines.append((name, flips, float(moved.mean()), float(moved.max()), p))
         frame = pd.DataFrame(lines, columns=["interchange", "flips", "moved", "most moved", "p of inside"])
-        frame.insert(0, "hook_name", self.hook_name)
+        frame.insert(0, "site", self.where)
         return frame
 
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class ReadSpace(Result):
+class ReadSpace(SiteResult):
     """What later layers read at one point, from gradients of the next-token logits."""
 
     hook_name: str
@@ -261,15 +263,17 @@ class ReadSpace(Result):
     tolerance: float
     """A direction counts as read from this part of the largest sensitivity on."""
     n_gradients: int
+    site: str = ""
+    """The site's short name; empty where it was asked about by its hook."""
 
     def headline(self) -> str:
         read, width = self.basis.shape
-        return f"{self.hook_name}: {read} of {width} directions are read, from {self.n_gradients} gradients"
+        return f"{self.where}: {read} of {width} directions are read, from {self.n_gradients} gradients"
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each direction, most sensitive first."""
         read = [direction < len(self.basis) for direction in range(len(self.sensitivity))]
-        return pd.DataFrame({"hook_name": self.hook_name, "sensitivity": self.sensitivity.tolist(), "read": read})
+        return pd.DataFrame({"site": self.where, "sensitivity": self.sensitivity.tolist(), "read": read})
 
     def split(self, rows: Float[Tensor, "k d_model"]) -> Float[Tensor, " k"]:
         """Part of each row's squared length that is read; a random direction has len(basis) / d_model of it."""
@@ -279,7 +283,7 @@ class ReadSpace(Result):
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class OffManifold(Result):
+class OffManifold(SiteResult):
     """Where edited activations of one site lie among natural ones of held-out prompts."""
 
     hook_name: str
@@ -298,6 +302,8 @@ class OffManifold(Result):
     """Natural activations that mean and covariance come from."""
     n_reference: int
     """Natural activations, of other prompts, that the percentiles refer to."""
+    site: str = ""
+    """The site's short name; empty where it was asked about by its hook."""
 
     def beyond(self, percentile: float = 95.0) -> tuple[float, float, float]:
         """Part of the tokens beyond a percentile: natural, edited, control."""
@@ -307,7 +313,7 @@ class OffManifold(Result):
     def headline(self) -> str:
         natural, edited, control = self.beyond()
         return (
-            f"{self.hook_name}, {len(self.edited)} tokens: beyond the 95th percentile {edited:.0%} edited, {natural:.0%} "
+            f"{self.where}, {len(self.edited)} tokens: beyond the 95th percentile {edited:.0%} edited, {natural:.0%} "
             f"before, {control:.0%} in random directions"
         )
 
@@ -316,7 +322,7 @@ class OffManifold(Result):
         named = {"natural (held out)": self.natural, "edited": self.edited, "edit turned at random": self.control}
         lines = [
             {
-                "hook_name": self.hook_name,
+                "site": self.where,
                 "activations": name,
                 "median percentile": float(values.median()),
                 "beyond the 95th": share,
@@ -330,4 +336,4 @@ class OffManifold(Result):
     def __post_init__(self) -> None:
         for values in (self.natural, self.edited, self.control):
             if bool(torch.isnan(values).any()):
-                raise ValueError(f"percentiles at {self.hook_name} hold NaN: an activation is not finite")
+                raise ValueError(f"percentiles at {self.where} hold NaN: an activation is not finite")

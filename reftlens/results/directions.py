@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reftlens.results.base import Result
+from reftlens.results.base import Result, SiteResult
 
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class Operator(Result):
+class Operator(SiteResult):
     """A trained edit as an operator on the activations that it really edits (see `analysis.operator`)."""
 
     hook_name: str
@@ -37,6 +37,8 @@ class Operator(Result):
     never vary, and training never touched, this does not (Haufe et al. 2014). Zero for a push that reads nothing."""
     input_spectrum: Float[Tensor, " input_direction"] | None = None
     """The spectrum of the change without its mean, the part that depends on the input; None in files of an earlier version."""
+    site: str = ""
+    """The site's short name; empty where it was asked about by its hook."""
 
     @property
     def effective_rank(self) -> float:
@@ -70,7 +72,7 @@ class Operator(Result):
 
     def headline(self) -> str:
         return (
-            f"{self.hook_name}: effective rank {self.effective_rank:.2f} of {len(self.spectrum)}, of its input-dependent part "
+            f"{self.where}: effective rank {self.effective_rank:.2f} of {len(self.spectrum)}, of its input-dependent part "
             f"{self.input_rank:.2f}, rms change "
             f"{float(self.spectrum.square().sum().sqrt()):.3g} of |h| = {self.rms_norm:.3g}, {self.n_tokens} tokens"
         )
@@ -80,7 +82,7 @@ class Operator(Result):
         energy = self.spectrum**2
         return pd.DataFrame(
             {
-                "hook_name": self.hook_name,
+                "site": self.where,
                 "direction": range(len(self.spectrum)),
                 "rms_change": self.spectrum.tolist(),
                 "energy": (energy / energy.sum()).tolist(),
@@ -95,7 +97,7 @@ def _participation(energy: Float[Tensor, " direction"]) -> float:
 
 @final
 @dataclass(frozen=True, repr=False)
-class DirectionReadout(Result):
+class DirectionReadout(SiteResult):
     """What one write direction promotes and suppresses if it went straight to the unembedding."""
 
     hook_name: str
@@ -122,13 +124,15 @@ class DirectionReadout(Result):
     """Directions looked at together, of all sites."""
     n_watched: int = 0
     """Different tokens named beforehand."""
+    site: str = ""
+    """The site's short name; empty where it was asked about by its hook."""
 
     def headline(self) -> str:
         def few(moved: tuple[tuple[str, float], ...]) -> str:
             return ", ".join(f"{token!r} {change:+.2f}" for token, change in moved[:3]) or "nothing"
 
         return (
-            f"{self.hook_name}, direction {self.direction}: {few(self.promoted)}; {few(self.suppressed)}; band of all "
+            f"{self.where}, direction {self.direction}: {few(self.promoted)}; {few(self.suppressed)}; band of all "
             f"{self.n_tokens} tokens x {self.n_directions} directions {self.null_low:.2f} to {self.null_high:.2f}"
         )
 
@@ -136,15 +140,15 @@ class DirectionReadout(Result):
         """One line for each token named beforehand, with p for it by itself and among all that were named."""
         looks = f"p of {self.n_watched * self.n_directions} looks"
         corrected = self.p_all or (float("nan"),) * len(self.watched)
-        lines = [(self.hook_name, self.direction, *line, p) for line, p in zip(self.watched, corrected, strict=True)]
-        return pd.DataFrame(lines, columns=["hook_name", "direction", "token", "logit_change", "p", looks])
+        lines = [(self.where, self.direction, *line, p) for line, p in zip(self.watched, corrected, strict=True)]
+        return pd.DataFrame(lines, columns=["site", "direction", "token", "logit_change", "p", looks])
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each extreme token: token, change of its logit, whether it is beyond the null."""
-        where = (self.hook_name, self.direction)
+        where = (self.where, self.direction)
         lines = [(*where, token, change, change > self.null_high) for token, change in self.promoted]
         lines += [(*where, token, change, change < self.null_low) for token, change in self.suppressed]
-        return pd.DataFrame(lines, columns=["hook_name", "direction", "token", "logit_change", "beyond_null"])
+        return pd.DataFrame(lines, columns=["site", "direction", "token", "logit_change", "beyond_null"])
 
 
 TERMS = ("erase", "write constant", "write from input")
@@ -214,7 +218,7 @@ class Ledger(Result):
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class Projection(Result):
+class Projection(SiteResult):
     """The edited tokens of one site along the edit's two strongest write directions."""
 
     hook_name: str
@@ -226,11 +230,13 @@ class Projection(Result):
     """Of h + delta turned to random directions: how far a change of this size moves here by chance."""
     groups: tuple[str, ...]
     """What each token's prompt belongs to."""
+    site: str = ""
+    """The site's short name; empty where it was asked about by its hook."""
 
     def headline(self) -> str:
         moved, turned = ((end - self.before).square().sum(1).mean().sqrt() for end in (self.after, self.control))
         return (
-            f"{self.hook_name}, {len(self.groups)} tokens of {len(set(self.groups))} groups; rms move {float(moved):.3g} "
+            f"{self.where}, {len(self.groups)} tokens of {len(set(self.groups))} groups; rms move {float(moved):.3g} "
             f"along its two directions (random directions {float(turned):.3g})"
         )
 
@@ -273,7 +279,7 @@ class Context(Result):
 
 @final
 @dataclass(frozen=True, repr=False)
-class ReadContexts(Result):
+class ReadContexts(SiteResult):
     """The tokens of a dataset at which an edit moves furthest along one write direction."""
 
     hook_name: str
@@ -285,19 +291,21 @@ class ReadContexts(Result):
     n_tokens: int
     n_null: int
     """Random readings drawn."""
+    site: str = ""
+    """The site's short name; empty where it was asked about by its hook."""
 
     def headline(self) -> str:
         largest = f"{max(context.z for context in self.contexts):.2f}" if self.contexts else "none"
         return (
-            f"{self.hook_name}, direction {self.direction}: {len(self.contexts)} of {self.n_tokens} tokens, largest z "
+            f"{self.where}, direction {self.direction}: {len(self.contexts)} of {self.n_tokens} tokens, largest z "
             f"{largest} (random readings {self.null_high:.2f})"
         )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each context."""
         lines = [
-            (self.hook_name, self.direction, context.marked(), context.z, self.null_high, context.z > self.null_high)
+            (self.where, self.direction, context.marked(), context.z, self.null_high, context.z > self.null_high)
             for context in self.contexts
         ]
-        columns = ["hook_name", "direction", "context", "z", "random readings reach", "beyond_null"]
+        columns = ["site", "direction", "context", "z", "random readings reach", "beyond_null"]
         return pd.DataFrame(lines, columns=columns)

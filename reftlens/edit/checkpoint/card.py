@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import ModelCardData
 
 from reftlens.edit.checkpoint.layout import Pairs
+from reftlens.edit.site import site_names
 from reftlens.interventions import Affine, NotAffineError, require_agreement
 from reftlens.results import EditProfile
 
@@ -90,7 +91,7 @@ def profile(pairs: Pairs) -> EditProfile:
         gains.append(_singular_values(affine).float().cpu())
         pushes.append(float(affine.constant.norm()))
     return EditProfile(
-        rows=tuple(site.hook_name + ("" if site.head is None else f" head {site.head}") for site in pairs.sites),
+        rows=site_names(pairs.sites, pairs.names),
         gains=tuple(gains[index] for index in pairs.which),
         push=torch.tensor([pushes[index] for index in pairs.which]),
     )

@@ -12,7 +12,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import canonical_hook, width_of
-from reftlens.edit.site import Site
+from reftlens.edit.site import Site, site_names
 from reftlens.interventions import Intervention
 from reftlens.positions import from_spec
 
@@ -42,13 +42,15 @@ class Pairs:
     def lines(self) -> list[dict[str, str]]:
         """One for each site, in words: where, what, and how many trained numbers."""
         lines = []
-        for name, site, index in zip(self.names, self.sites, self.which, strict=True):
+        shown = site_names(self.sites, self.names)
+        for name, short, site, index in zip(self.names, shown, self.sites, self.which, strict=True):
             edit = self.interventions[index]
             settings = ", ".join(f"{key}={value}" for key, value in edit.settings().items())
             shared = self.which.count(index) > 1
             lines.append(
                 {
                     "name": name,
+                    "site": short,
                     "activation": site.hook_name if site.head is None else f"{site.hook_name}, head {site.head}",
                     "tokens": repr(site.positions),
                     "edit": f"{type(edit).__name__}({settings})",
