@@ -15,6 +15,7 @@ ROOT = Path(reftlens.__file__).parent
 ORDER = [
     "_version",
     "display",
+    "numbers",
     "files",
     "positions",
     "interventions",

@@ -16,6 +16,22 @@ from reftlens.bridge.caching import cache_in, mend_attention
 from reftlens.bridge.threads import in_this_thread, one_thread
 
 
+def require_bridge(bridge: object, what: str) -> None:
+    """Refuses anything but a `TransformerBridge`.
+
+    Raises:
+        TypeError: if it is something else; of a Hugging Face model it says how to make a bridge.
+    """
+    if isinstance(bridge, TransformerBridge):
+        return
+    how = (
+        "rl.load_bridge(hf_model=model, tokenizer=tokenizer)"
+        if isinstance(bridge, nn.Module)
+        else "rl.load_bridge(name)"
+    )
+    raise TypeError(f"{what} wants a TransformerBridge, got {type(bridge).__name__}: make one with {how}")
+
+
 def is_causal(bridge: TransformerBridge) -> bool:
     """Whether a token sees only those before it; not so in masked language models such as BERT."""
     direction = getattr(bridge.cfg, "attention_dir", "causal")

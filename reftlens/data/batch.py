@@ -170,7 +170,7 @@ def completion_tokens(
     for row, tail in enumerate(tails):
         if not tail:
             raise ValueError(
-                f"{name} must have tokens, got {texts[row]!r} for prompt {row} ({rows.texts[row][-60:]!r})"
+                f"{name} has an answer that has no tokens: {texts[row]!r} for prompt {row} ({rows.texts[row][-60:]!r})"
             )
     return tails
 

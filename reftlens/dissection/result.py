@@ -9,6 +9,7 @@ from typing import final
 
 import pandas as pd
 
+from reftlens.numbers import require_whole_number
 from reftlens.positions import Positions
 from reftlens.results import (
     Agreement,
@@ -59,8 +60,7 @@ class DissectConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_examples", "batch_size", "directions", "n_null", "n_pairs", "n_random", "n_null_edits"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            require_whole_number(name, getattr(self, name), least=1)
 
 
 @final

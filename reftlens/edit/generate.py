@@ -16,6 +16,7 @@ from reftlens.bridge import caching_holds, mend_attention, one_thread, pad_id, p
 from reftlens.data import Prompt, as_prompts, batches_by_length, encode, token_counts
 from reftlens.data.tokens import continued_text
 from reftlens.edit.reft import Reft
+from reftlens.numbers import require_number, require_whole_number
 
 
 @final
@@ -43,18 +44,16 @@ class Decoding:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "num_beams", "top_k", "no_repeat_ngram_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is not None:
+                require_whole_number(name, value, least=1)
         if self.temperature is None and (self.top_p is not None or self.top_k is not None):
             raise ValueError("top_p and top_k say what tokens are drawn among: pass a temperature as well")
-        if self.temperature is not None and not self.temperature > 0:
-            raise ValueError(
-                f"temperature must be above 0, got {self.temperature}; leave it out to take the most likely"
-            )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if not self.repetition_penalty > 0:
-            raise ValueError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
+        if self.temperature is not None:
+            require_number("temperature (leave it out to take the most likely token)", self.temperature, above=0)
+        if self.top_p is not None and not (isinstance(self.top_p, int | float) and 0 < self.top_p <= 1):
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p!r}")
+        require_number("repetition_penalty", self.repetition_penalty, above=0)
+        require_whole_number("seed", self.seed, least=0)
 
     def _config(self, bridge: TransformerBridge, *, use_cache: bool) -> GenerationConfig:
         """The same in the words of transformers; every value is given, so that none is taken from elsewhere."""

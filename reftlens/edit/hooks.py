@@ -25,6 +25,7 @@ from reftlens.bridge import (
     is_resid_mid,
     one_thread,
     removed_hooks,
+    require_bridge,
     resid_pre_inside,
     watch_forwards,
     written_whole,
@@ -224,6 +225,7 @@ def attach(bridge: TransformerBridge, edits: Sequence[Edit]) -> Iterator[Transfo
         EditError: on entry, if another thread is using the bridge; at the end, if an edit never met an activation or was
             taken off by `reset_hooks`.
     """
+    require_bridge(bridge, "attach")
     fired = [0] * len(edits)
     with one_thread(bridge), watch_forwards(bridge) as start:
         names = canonical_hooks(bridge, [edit.hook_name for edit in edits])

@@ -5,15 +5,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, final
 
 import pandas as pd
+import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.bridge import width_of
+from reftlens.bridge import require_bridge, width_of
 from reftlens.data import Batch
 from reftlens.display import MOST_LINES, as_html
 from reftlens.edit import checkpoint
@@ -72,48 +74,50 @@ class Reft(nn.Module):
         cls,
         bridge: TransformerBridge,
         *,
-        layers: Sequence[int] | Literal["all"],
-        positions: Positions | str,
-        intervention: type[Intervention] = LoReFT,
+        layers: int | Iterable[int] | Literal["all"],
+        positions: Positions | str | int,
+        intervention: type[Intervention] | str = LoReFT,
         rank: int | None = None,
         tied: bool = True,
         hook: str = "hook_resid_post",
         head: int | None = None,
+        seed: int | None = None,
     ) -> Reft:
         """The paper's layout: the same kind of edit after several layers.
 
         Args:
             bridge: the model; gives the width of the activation, the number of layers and the device.
-            layers: block indices (negative ones count from the end), or "all".
-            positions: a rule, or its short form such as `"f5+l5"`.
-            intervention: the class.
+            layers: a block index or several (negative ones count from the end), or "all".
+            positions: a rule, or its short form such as `"f5+l5"`, `"all"` or `"last"`.
+            intervention: the class, or its name such as `"LoReFT"`.
             rank: of each edit; left out for a class without one, such as RED.
             tied: one edit for all positions of a layer; if False, one for each part of a union.
             hook: the activation point inside the block, such as `attn.hook_z`.
             head: one head of it; all heads as one vector if not given.
+            seed: draws the first weights, and leaves the caller's random state as it was. Without it, they come from
+                torch's own random state.
 
         Raises:
             ValueError: for a layer or head that the model does not have, a rank above the width, a rank that is missing or
                 has no meaning for the class, an unknown hook or one that cannot be edited.
         """
+        require_bridge(bridge, "Reft.at_layers")
+        intervention = _class_named(intervention)
         if (rank is None) == ("rank" in intervention.arguments):
             wants = "needs a rank: pass rank=4, say" if rank is None else f"has no rank, got {rank}: leave it out"
             raise ValueError(f"{intervention.__name__} {wants}")
         sizes = {} if rank is None else {"rank": rank}
         n_layers = bridge.cfg.n_layers
-        wanted: Sequence[int] = range(n_layers) if layers == "all" else layers
-        if (isinstance(layers, str) and layers != "all") or not len(wanted):
-            raise ValueError(f"layers must be a list of block indices or 'all', got {layers!r}")
-        for layer in wanted:
-            if not -n_layers <= layer < n_layers:
-                raise ValueError(f"layer {layer} does not exist: the model has layers 0 to {n_layers - 1}")
-        rule = parse(positions)
+        chosen, rule = _layers(layers, n_layers), parse(positions)
         pairs = []
-        for layer in sorted(layer % n_layers for layer in wanted):
-            hook_name = f"blocks.{layer}.{hook}"
-            width = width_of(bridge, hook_name, head)
-            for part in [rule] if tied else union_parts(rule):
-                pairs.append((Site(hook_name, part, head), intervention(width, **sizes)))
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            for layer in chosen:
+                hook_name = f"blocks.{layer}.{hook}"
+                width = width_of(bridge, hook_name, head)
+                for part in [rule] if tied else union_parts(rule):
+                    pairs.append((Site(hook_name, part, head), intervention(width, **sizes)))
         return cls(pairs).to(bridge.cfg.device)
 
     @classmethod
@@ -202,6 +206,22 @@ class Reft(nn.Module):
     def __len__(self) -> int:
         return len(self.sites)
 
+    def __getitem__(self, index: int) -> tuple[Site, Intervention]:
+        """The pair at a place in the list.
+
+        Args:
+            index: of the pair; negative ones count from the end.
+
+        Raises:
+            TypeError: for anything but an integer; `only` takes names.
+            IndexError: if there is no such pair.
+        """
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise TypeError(f"an edit is indexed by the number of a pair, got {index!r}: reft.only(name) takes names")
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there is no pair {index}: this edit has {len(self)}")
+        return list(self)[index]
+
     @property
     def site_names(self) -> tuple[str, ...]:
         """A short name of each pair's site, such as `L3 resid_post @ first 2`, no two alike: what results call it."""
@@ -221,9 +241,7 @@ class Reft(nn.Module):
         Raises:
             ValueError: if a site's positions exist in no prompt.
         """
-        if isinstance(prompts, Tensor) and prompts.ndim != 2:
-            raise ValueError(f"prompt_mask must be [batch, pos], got {list(prompts.shape)}")
-        known = prompts.prompts if isinstance(prompts, Batch) else Prompts(prompts.bool())
+        known = prompts.prompts if isinstance(prompts, Batch) else Prompts(_mask(prompts))
         masks = {rule: rule.mask(known) for rule in dict.fromkeys(site.positions for site in self.sites)}
         edits = []
         for (site, intervention), name in self._named():
@@ -356,3 +374,46 @@ class Reft(nn.Module):
 
     def _repr_html_(self) -> str:
         return as_html(self._headline(), self.to_dataframe)
+
+
+def _mask(prompts: object) -> Bool[Tensor, "batch pos"]:
+    """A mask of prompt tokens; refuses everything that only looks like one."""
+    right = "pass the batch of rl.encode(bridge, prompts), or its prompt_mask"
+    if not isinstance(prompts, Tensor):
+        raise TypeError(f"wanted a batch or the mask of its prompt tokens, got {type(prompts).__name__}: {right}")
+    if prompts.dtype is not torch.bool:
+        raise TypeError(
+            f"wanted a mask of prompt tokens (torch.bool), got {str(prompts.dtype).removeprefix('torch.')} "
+            f"{list(prompts.shape)}, which may be token ids: {right}"
+        )
+    if prompts.ndim != 2:
+        raise ValueError(f"prompt_mask must be [batch, pos], got {list(prompts.shape)}: {right}")
+    return prompts
+
+
+def _layers(layers: object, n_layers: int) -> list[int]:
+    """Block indices in ascending order."""
+    if layers == "all":
+        return list(range(n_layers))
+    wanted = [layers] if isinstance(layers, Integral) else layers
+    if isinstance(wanted, str | bytes) or not isinstance(wanted, Iterable) or not (wanted := list(wanted)):
+        raise ValueError(f"layers must be a block index, a list of them or 'all', got {layers!r}")
+    for layer in wanted:
+        if isinstance(layer, bool) or not isinstance(layer, Integral):
+            raise TypeError(f"a layer is a block index, an integer, got {layer!r}")
+        if not -n_layers <= int(layer) < n_layers:
+            raise ValueError(f"layer {layer!r} does not exist: the model has layers 0 to {n_layers - 1}")
+    return sorted(int(layer) % n_layers for layer in wanted)
+
+
+def _class_named(intervention: type[Intervention] | str) -> type[Intervention]:
+    """A class by its name or its kind."""
+    if isinstance(intervention, type) and issubclass(intervention, Intervention):
+        return intervention
+    names = {name: kind for kind in FAMILY for name in (kind.__name__, kind.kind)}
+    if isinstance(intervention, str) and intervention in names:
+        return names[intervention]
+    raise ValueError(
+        f"intervention must be a class of interventions or one of {', '.join(kind.__name__ for kind in FAMILY)}, "
+        f"got {intervention!r}"
+    )

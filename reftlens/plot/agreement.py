@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reftlens.plot.canvas import PALE, SMALL, colour_at, house_style, ink_on, number, sheet, text_width
+from reftlens.plot.canvas import PALE, SMALL, colour_at, house_style, ink_on, listed, number, sheet, text_width
 from reftlens.plot.labels import wrap
 from reftlens.results import Agreement
 
@@ -19,7 +19,7 @@ _CELL = 0.62
 Quantity = Callable[[Agreement], float]
 
 
-def agreement(results: Sequence[Agreement]) -> Figure:
+def agreement(results: Sequence[Agreement] | Agreement) -> Figure:
     """Draws cosines of changes, and mean principal angles of the used directions and of raw R, between all pairs.
 
     Darker is closer in every panel. What chance gives stands above each.
@@ -30,6 +30,7 @@ def agreement(results: Sequence[Agreement]) -> Figure:
     Raises:
         ValueError: if there are no pairs.
     """
+    results = listed(results, Agreement)
     if not results:
         raise ValueError("agreement needs at least one pair of edits, got none")
     names = list(dict.fromkeys(name for pair in results for name in (pair.first, pair.second)))

@@ -6,10 +6,10 @@ A figure's look does not depend on the user's matplotlib settings, and drawing i
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import final
+from typing import TypeVar, final
 
 import matplotlib.style
 from matplotlib.axes import Axes
@@ -69,6 +69,9 @@ class Sheet(Figure):
         # Shown at its size in inches, of 96 dots on a page: the others keep letters sharp. PNG says its size at byte 16.
         width, height = (int.from_bytes(image[at : at + 4], "big") * 96 // _DPI for at in (16, 20))
         return image, {"width": width, "height": height}
+
+
+R = TypeVar("R")
 
 
 def sheet(width: float, height: float, *, title: str, subtitle: str = "") -> Figure:
@@ -180,3 +183,23 @@ def png(figure: Figure) -> bytes:
 def panel_title(axes: Axes, text: str, *, width: float) -> None:
     """A left-aligned title above one panel, broken to its width in inches."""
     axes.set_title(wrap(text, width=width, size=LABEL), loc="left", size=LABEL, color=INK)
+
+
+def listed(results: Sequence[R] | R, kind: type[R]) -> list[R]:
+    """One result or several, as a list.
+
+    Args:
+        results: what a plot was given.
+        kind: the class that it draws.
+
+    Raises:
+        TypeError: if it is something else.
+        ValueError: for an empty list.
+    """
+    found = [results] if isinstance(results, kind) else list(results) if isinstance(results, Iterable) else [results]
+    for result in found:
+        if not isinstance(result, kind):
+            raise TypeError(f"this plot draws one {kind.__name__} or a list of them, got {type(result).__name__}")
+    if not found:
+        raise ValueError(f"there is nothing to draw: wanted at least one {kind.__name__}")
+    return found

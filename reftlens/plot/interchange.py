@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reftlens.plot.canvas import BLUE, GREY, INK, SMALL, VERMILLION, house_style, number, sheet
+from reftlens.plot.canvas import BLUE, GREY, INK, SMALL, VERMILLION, house_style, listed, number, sheet
 from reftlens.plot.labels import short_name
 from reftlens.results import Interchanged, Swap
 
 
-def interchange(results: Sequence[Interchanged]) -> Figure:
+def interchange(results: Sequence[Interchanged] | Interchanged) -> Figure:
     """Draws one panel for each site: bars for single interchanges, dots for each random subspace and placebo.
 
     Args:
@@ -21,6 +21,7 @@ def interchange(results: Sequence[Interchanged]) -> Figure:
     Raises:
         ValueError: for no results.
     """
+    results = listed(results, Interchanged)
     if not results:
         raise ValueError("interchange needs at least one result, got none")
     width = max(6.5, 3.2 * min(len(results), 3))

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
-from reftlens.plot.canvas import BLUE, GREY, INK, LABEL, SMALL, VERMILLION, house_style, number, sheet
+from reftlens.plot.canvas import BLUE, GREY, INK, LABEL, SMALL, VERMILLION, house_style, listed, number, sheet
 from reftlens.plot.labels import component, drawn, drawn_token
 from reftlens.results import PatchMap
 
@@ -49,7 +49,11 @@ class _Way:
 
 
 def mediation(
-    maps: Sequence[PatchMap], *, direct: Float[Tensor, " example"] | None = None, most: int = 8, title: str = ""
+    maps: Sequence[PatchMap] | PatchMap,
+    *,
+    direct: Float[Tensor, " example"] | None = None,
+    most: int = 8,
+    title: str = "",
 ) -> Figure:
     """Draws the strongest ways of an edit's effect; widths by size, colours by sign, dashed where chance gives as much.
 
@@ -63,6 +67,7 @@ def mediation(
     Raises:
         ValueError: if there is no way to draw.
     """
+    maps = listed(maps, PatchMap)
     ways = [way for one in maps for way in _ways(one)]
     if direct is not None and maps:
         values, axes = (maps[0].base + direct)[:, None, None], ("sender", "receiver")

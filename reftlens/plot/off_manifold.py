@@ -8,12 +8,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reftlens.plot.canvas import BLUE, GREY, INK, VERMILLION, house_style, sheet
+from reftlens.plot.canvas import BLUE, GREY, INK, VERMILLION, house_style, listed, sheet
 from reftlens.plot.labels import short_name
 from reftlens.results import OffManifold
 
 
-def off_manifold(results: Sequence[OffManifold]) -> Figure:
+def off_manifold(results: Sequence[OffManifold] | OffManifold) -> Figure:
     """Draws cumulative shares, one panel for each site; natural activations should follow the diagonal.
 
     Args:
@@ -22,6 +22,7 @@ def off_manifold(results: Sequence[OffManifold]) -> Figure:
     Raises:
         ValueError: for no results.
     """
+    results = listed(results, OffManifold)
     if not results:
         raise ValueError("off_manifold needs at least one result, got none")
     columns = min(3, len(results))

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reftlens.plot.canvas import BLUE, GREY, SMALL, VERMILLION, house_style, number, sheet
+from reftlens.plot.canvas import BLUE, GREY, SMALL, VERMILLION, house_style, listed, number, sheet
 from reftlens.plot.labels import wrap
 from reftlens.results import Outcome
 
@@ -16,7 +16,7 @@ _BAR = 0.26
 """Of the unit that one group takes."""
 
 
-def outcomes(results: Sequence[Outcome]) -> Figure:
+def outcomes(results: Sequence[Outcome] | Outcome) -> Figure:
     """Draws, for each group, the part of its prompts that the base, the edited and the control model get right.
 
     Args:
@@ -25,6 +25,7 @@ def outcomes(results: Sequence[Outcome]) -> Figure:
     Raises:
         ValueError: for no groups.
     """
+    results = listed(results, Outcome)
     if not results:
         raise ValueError("outcomes needs at least one group, got none")
     subtitle = "KL: mean divergence of the next-token distribution, base to edited, in nats"

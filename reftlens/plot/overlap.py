@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from reftlens.plot.canvas import BLUE, GREY, ORANGE, SMALL, VERMILLION, house_style, sheet
+from reftlens.plot.canvas import BLUE, GREY, ORANGE, SMALL, VERMILLION, house_style, listed, sheet
 from reftlens.plot.labels import drawn, short_name, wrap
 from reftlens.results import Overlap
 
@@ -19,7 +19,7 @@ _NULLS = ((GREY, ""), (BLUE, "////"), (ORANGE, "...."))
 _LINE = 0.24
 
 
-def overlap(results: Sequence[Overlap]) -> Figure:
+def overlap(results: Sequence[Overlap] | Overlap) -> Figure:
     """Draws the score of each pair over the 5-95% range of its nulls; p is the part of a null that shares as much.
 
     Args:
@@ -28,6 +28,7 @@ def overlap(results: Sequence[Overlap]) -> Figure:
     Raises:
         ValueError: if there are none, or more nulls than can be told apart.
     """
+    results = listed(results, Overlap)
     if not results:
         raise ValueError("overlap needs at least one result, got none")
     nulls = list(dict.fromkeys(null for result in results for null in result.null_scores))

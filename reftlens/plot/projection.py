@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from reftlens.plot.canvas import BLUE, GREEN, GREY, ORANGE, SMALL, VERMILLION, house_style, panel_title, sheet
+from reftlens.plot.canvas import BLUE, GREEN, GREY, ORANGE, SMALL, VERMILLION, house_style, listed, panel_title, sheet
 from reftlens.plot.labels import short_name, wrap
 from reftlens.results import Projection
 
@@ -19,7 +19,7 @@ _STYLES = ((VERMILLION, "o"), (BLUE, "s"), (ORANGE, "^"), (GREEN, "D"))
 _COLUMNS = 3
 
 
-def projection(results: Sequence[Projection]) -> Figure:
+def projection(results: Sequence[Projection] | Projection) -> Figure:
     """Draws open marks before the edit, filled ones after it, and a line between; crosses are the control.
 
     Args:
@@ -28,6 +28,7 @@ def projection(results: Sequence[Projection]) -> Figure:
     Raises:
         ValueError: if there is nothing to draw, or more groups than can be told apart.
     """
+    results = listed(results, Projection)
     if not results:
         raise ValueError("projection needs at least one site, got none")
     groups = list(dict.fromkeys(group for result in results for group in result.groups))

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from reftlens.plot.canvas import BLUE, GREY, INK, PALE, VERMILLION, house_style, panel_title, sheet
+from reftlens.plot.canvas import BLUE, GREY, INK, PALE, VERMILLION, house_style, listed, panel_title, sheet
 from reftlens.plot.labels import drawn_token, short_name
 from reftlens.results import DirectionReadout
 
@@ -23,7 +23,7 @@ TWO_QUESTIONS = (
 """What a reader of the figure and of a table of named tokens must be told."""
 
 
-def readout(readouts: Sequence[DirectionReadout]) -> Figure:
+def readout(readouts: Sequence[DirectionReadout] | DirectionReadout) -> Figure:
     """Draws the tokens that each direction moves most, one panel for each site and direction.
 
     Bars inside the shaded band are grey: random directions reach as far at the best of all tokens and directions looked at.
@@ -34,6 +34,7 @@ def readout(readouts: Sequence[DirectionReadout]) -> Figure:
     Raises:
         ValueError: for no directions.
     """
+    readouts = listed(readouts, DirectionReadout)
     if not readouts:
         raise ValueError("readout needs at least one direction, got none")
     columns = _columns(readouts)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from reftlens.plot.canvas import BLUE, INK, ORANGE, SMALL, house_style, sheet
+from reftlens.plot.canvas import BLUE, INK, ORANGE, SMALL, house_style, listed, sheet
 from reftlens.plot.labels import short_name
 from reftlens.results import Operator
 
@@ -22,7 +22,7 @@ _VARYING: dict[str, Any] = {"facecolor": BLUE, "hatch": "///", "edgecolor": "whi
 _NULL: dict[str, Any] = {"facecolor": "none", "edgecolor": INK, "linewidth": 1.2, "linestyle": (0, (3, 1.5))}
 
 
-def spectrum(operators: Sequence[Operator], *, null: Sequence[Operator] = ()) -> Figure:
+def spectrum(operators: Sequence[Operator] | Operator, *, null: Sequence[Operator] = ()) -> Figure:
     """Draws the rms change along each write direction, one panel for each site.
 
     A bar is split in proportion to the energy (the square of the change) that the mean change makes up.
@@ -35,6 +35,7 @@ def spectrum(operators: Sequence[Operator], *, null: Sequence[Operator] = ()) ->
     Raises:
         ValueError: if there is nothing to draw.
     """
+    operators = listed(operators, Operator)
     if not operators:
         raise ValueError("spectrum needs at least one operator, got none")
     columns = min(_COLUMNS, len(operators))

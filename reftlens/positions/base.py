@@ -86,10 +86,10 @@ class Positions(ABC):
         return self.pick(prompts if isinstance(prompts, Prompts) else Prompts(prompts))
 
     def __or__(self, other: Positions) -> Positions:
-        return Union(self, other)
+        return Union(self, other) if isinstance(other, Positions) else NotImplemented
 
     def __sub__(self, other: Positions) -> Positions:
-        return Difference(self, other)
+        return Difference(self, other) if isinstance(other, Positions) else NotImplemented
 
     def _repr_html_(self) -> str:
         """The rule, and which tokens it picks of a short and a long prompt: there rules overlap, or fall short."""

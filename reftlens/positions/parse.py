@@ -15,20 +15,29 @@ def union_parts(positions: Positions) -> list[Positions]:
     return [positions]
 
 
-def parse(text: str | Positions) -> Positions:
+_WORDS: dict[str, Positions] = {"all": All(), "first": First(1), "last": Last(1)}
+
+
+def parse(text: str | int | Positions) -> Positions:
     """Reads the field's short form: `"f7+l7"`, `"f5"`, `"l1"`, with the paper's rule for short prompts.
 
     The first n tokens stop at floor(len / 2) and the last n at ceil(len / 2), so the two never overlap
-    (Wu et al. 2024, arXiv:2404.03592). A `Positions` is returned as it is.
+    (Wu et al. 2024, arXiv:2404.03592). `"all"`, `"first"` and `"last"` are words for `All()`, `First(1)` and `Last(1)`,
+    and an integer is an index. A `Positions` is returned as it is.
 
     Args:
-        text: the short form, or a rule.
+        text: the short form, a word, an index, or a rule.
 
     Raises:
-        ValueError: for anything else, saying what was wrong.
+        ValueError: for a text that is none of these; it says what was wrong.
+        TypeError: for anything else.
     """
     if isinstance(text, Positions):
         return text
+    if isinstance(text, int) and not isinstance(text, bool):
+        return At(text)
+    if isinstance(text, str) and text in _WORDS:
+        return _WORDS[text]
     if not isinstance(text, str):
         raise TypeError(
             f"positions must be a rule such as First(5) | Last(5) or a string such as 'f5+l5', got {text!r}"
@@ -39,7 +48,7 @@ def parse(text: str | Positions) -> Positions:
         if match is None:
             raise ValueError(
                 f"cannot read positions {text!r} at {part!r}: wanted 'f<n>', 'l<n>' or both joined by '+', "
-                "with n >= 1, for example 'f5+l5'"
+                "with n >= 1, for example 'f5+l5', or 'all', 'first' or 'last'"
             )
         kind, count = match[1], int(match[2])
         if kind in rules:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
@@ -12,10 +13,29 @@ from torch import Tensor
 
 from reftlens.positions.base import Positions, Prompts
 
+_MOST = 2**31 - 1
+"""Tokens: more than any prompt has, and small enough for a tensor."""
+
 
 def _require_count(rule: str, count: object) -> None:
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"{rule} needs a number of tokens >= 1, got {count!r}")
+    if count > _MOST:
+        raise ValueError(f"{rule} needs a number of tokens up to {_MOST:,}, got {count:,}; All() is every token")
+
+
+def _require_bool(rule: str, half: object) -> None:
+    if not isinstance(half, bool):
+        raise ValueError(f"{rule} needs half=True or half=False, got {half!r}")
+
+
+def _require_text(rule: str, text: object) -> None:
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"{rule} needs a text to look for, got {text!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{rule} needs a text that can be written down, got {text!r}: {error}") from error
 
 
 def _cut(text: str, longest: int = 20) -> str:
@@ -33,6 +53,7 @@ class First(Positions):
 
     def __post_init__(self) -> None:
         _require_count("First", self.count)
+        _require_bool("First", self.half)
 
     def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
         most = prompts.length // 2 if self.half else prompts.length
@@ -61,6 +82,7 @@ class Last(Positions):
 
     def __post_init__(self) -> None:
         _require_count("Last", self.count)
+        _require_bool("Last", self.half)
 
     def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
         most = (prompts.length + 1) // 2 if self.half else prompts.length
@@ -107,6 +129,8 @@ class At(Positions):
     def __post_init__(self) -> None:
         if not isinstance(self.index, int) or isinstance(self.index, bool):
             raise ValueError(f"At needs an integer index, got {self.index!r}")
+        if abs(self.index) > _MOST:
+            raise ValueError(f"At needs an index up to {_MOST:,}, got {self.index:,}")
 
     def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
         length = prompts.length
@@ -141,8 +165,9 @@ class Span(Positions):
     """Which occurrence: 0 is the first, -1 the last, None is all of them. Occurrences do not overlap."""
 
     def __post_init__(self) -> None:
-        if not self.text:
-            raise ValueError("Span needs a text to look for, got an empty one")
+        _require_text("Span", self.text)
+        if self.occurrence is not None and (isinstance(self.occurrence, bool) or not isinstance(self.occurrence, int)):
+            raise ValueError(f"Span needs occurrence=None or an integer, got {self.occurrence!r}")
 
     def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
         if prompts.texts is None or prompts.offsets is None:
@@ -189,8 +214,11 @@ class AnySpan(Positions):
     texts: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if isinstance(self.texts, str) or not self.texts or not all(self.texts):
+        if isinstance(self.texts, str) or not isinstance(self.texts, Iterable) or not (texts := tuple(self.texts)):
             raise ValueError(f"AnySpan needs a tuple of texts to look for, got {self.texts!r}")
+        for text in texts:
+            _require_text("AnySpan", text)
+        object.__setattr__(self, "texts", texts)
 
     def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
         if prompts.texts is None or prompts.offsets is None:
@@ -223,6 +251,10 @@ class LastOf(Positions):
     """The last token that another rule picks in each prompt: `LastOf(Span("the tower"))`."""
 
     rule: Positions
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rule, Positions):
+            raise TypeError(f"LastOf needs a rule such as Span('the tower'), got {self.rule!r}")
 
     def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
         picked = self.rule.pick(prompts)

@@ -31,15 +31,17 @@ from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
     ProgressCallback,
+    SchedulerType,
     TrainerCallback,
     TrainingArguments,
 )
 
-from reftlens.bridge import EXACT, base_identity, foreign_hooks, one_thread, sampled_fingerprint
+from reftlens.bridge import EXACT, base_identity, foreign_hooks, one_thread, require_bridge, sampled_fingerprint
 from reftlens.cone.store import InMemory, OnDisk
 from reftlens.display import as_html
 from reftlens.edit import checkpoint
 from reftlens.edit.reft import Reft
+from reftlens.numbers import require_number, require_whole_number
 from reftlens.training.base_runs import BaseRuns
 from reftlens.training.checkpoints import TrainingFolder
 from reftlens.training.objectives import Completion, Objective
@@ -103,18 +105,25 @@ class TrainConfig:
     """Show progress bars."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "gradient_accumulation", "save_every", "keep_checkpoints", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be above 0, got {self.lr}")
-        for name in ("hold_bytes", "hold_dir_bytes", "weight_decay", "l1"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "gradient_accumulation", "keep_checkpoints"):
+            require_whole_number(name, getattr(self, name), least=1)
+        for name in ("save_every", "patience"):
+            if getattr(self, name) is not None:
+                require_whole_number(name, getattr(self, name), least=1)
+        for name in ("hold_bytes", "hold_dir_bytes", "seed"):
+            require_whole_number(name, getattr(self, name), least=0)
+        for name in ("lr", "max_grad_norm"):
+            require_number(name, getattr(self, name), above=0)
+        for name in ("weight_decay", "l1"):
+            require_number(name, getattr(self, name), least=0)
         for name in ("warmup_ratio", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+            require_number(name, getattr(self, name), least=0, below=1)
+        for name in ("resume", "progress"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        schedules = [schedule.value for schedule in SchedulerType]
+        if self.schedule not in schedules:
+            raise ValueError(f"schedule must be one of {', '.join(schedules)}, got {self.schedule!r}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
         if self.resume and self.output_dir is None:
@@ -197,6 +206,7 @@ def train(
         FloatingPointError: if a loss or a gradient is not finite; it names the step and the site, and the optimiser
             has not used it.
     """
+    require_bridge(bridge, "train")
     objective = Completion() if objective is None else objective
     objective.check(bridge)
     _require_trained(bridge, reft, objective, config, train_base=train_base)
@@ -249,7 +259,18 @@ def train(
             progress.close()
             if reft is not None:
                 reft.train(was_training)
+    _require_finite(reft, objective)
     return _log(trainer, config, objective)
+
+
+def _require_finite(reft: Reft | None, objective: Objective) -> None:
+    """Refuses the result of a last update that went wrong: no later step has looked at it."""
+    sites = [] if reft is None else [(f"the edit at {site.hook_name}", edit) for site, edit in reft]
+    for what, module in [*sites, ("the objective's head", objective)]:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
+            raise FloatingPointError(
+                f"the last update left {what} with NaN or infinite weights: lower lr and train again"
+            )
 
 
 def _require_trained(

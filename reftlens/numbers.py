@@ -1,0 +1,58 @@
+"""Checks of the numbers in settings. Ints count as floats; bools do not."""
+
+from __future__ import annotations
+
+import math
+
+
+def require_whole_number(name: str, value: object, *, least: int) -> None:
+    """Refuses anything but an integer of at least this size.
+
+    Args:
+        name: of the setting, for the message.
+        value: what was given.
+        least: the smallest that is allowed.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be at least {least}, a whole number, got {value!r}")
+
+
+def require_number(
+    name: str,
+    value: object,
+    *,
+    least: int | float | None = None,
+    above: int | float | None = None,
+    below: int | float | None = None,
+) -> None:
+    """Refuses anything but a finite number in a range.
+
+    Args:
+        name: of the setting, for the message.
+        value: what was given.
+        least: the smallest that is allowed.
+        above: it must be larger than this.
+        below: it must be smaller than this.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    fits = (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
+    if not fits:
+        raise ValueError(f"{name} must be {_range(least, above, below)}, got {value!r}")
+
+
+def _range(least: int | float | None, above: int | float | None, below: int | float | None) -> str:
+    if below is not None:
+        return f"in [{least}, {below})"
+    return f"above {above} and finite" if above is not None else f"finite and at least {least}"

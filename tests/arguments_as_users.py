@@ -1,0 +1,203 @@
+"""What a person tries first works, and what only looks right is refused with the call that is right.
+
+`test_arguments.py` runs this file without the check of annotations that the other tests run under: users have none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import PROMPTS, make_hf
+
+import reftlens as rl
+from reftlens.training.train import _require_finite
+
+POST = "blocks.1.hook_resid_post"
+
+
+def weights(reft: rl.Reft) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in reft.parameters()]
+
+
+# Masks.
+
+
+def test_token_ids_are_not_a_mask(gpt2, make_reft) -> None:
+    """A reflex of TransformerLens users: the ids were taken as a mask in silence, and edited every token."""
+    reft, tokens = make_reft(), gpt2.to_tokens(PROMPTS[0])
+    for use in (reft.fwd_hooks, reft.edits, lambda ids: reft.hooks(gpt2, ids)):
+        with pytest.raises(
+            TypeError, match=r"got int64 \[1, \d+\], which may be token ids: pass the batch of rl\.encode"
+        ):
+            reft.edits(tokens) if use == reft.fwd_hooks else use(tokens)
+    batch = rl.encode(gpt2, PROMPTS[:1])
+    for wrong in (batch.prompt_mask.float(), batch.prompt_mask.long(), batch.prompt_mask.numpy(), PROMPTS[0], None):
+        with pytest.raises(TypeError, match=r"batch of rl\.encode"):
+            reft.edits(wrong)
+    with pytest.raises(ValueError, match=r"must be \[batch, pos\], got \[\d+\]"):
+        reft.edits(batch.prompt_mask[0])
+    assert len(reft.fwd_hooks(batch.prompt_mask)) == 1
+
+
+# Layers, classes, positions.
+
+
+@pytest.mark.parametrize("layers", [1, [1], (1,), range(1, 2), iter([1]), np.array([1]), np.int64(1), -2])
+def test_layers_as_people_write_them(gpt2, layers) -> None:
+    reft = rl.Reft.at_layers(gpt2, layers=layers, positions="last", rank=2)
+    assert [site.hook_name for site in reft.sites] == [POST]
+
+
+@pytest.mark.parametrize("layers", ["1", b"1", [], True, [True], [1.0], None, {"a": 1}, 3, [-4]])
+def test_layers_that_are_refused(gpt2, layers) -> None:
+    with pytest.raises((TypeError, ValueError), match="layer"):
+        rl.Reft.at_layers(gpt2, layers=layers, positions="last", rank=2)
+
+
+def test_classes_by_name(gpt2) -> None:
+    for name in ("LoReFT", "loreft", rl.LoReFT):
+        reft = rl.Reft.at_layers(gpt2, layers=1, positions="all", intervention=name, rank=2)
+        assert type(reft[0][1]) is rl.LoReFT
+    for wrong in ("LoRA", int, None, rl.LoReFT(32, 2)):
+        with pytest.raises(ValueError, match=r"one of LoReFT, .*got "):
+            rl.Reft.at_layers(gpt2, layers=1, positions="all", intervention=wrong, rank=2)
+
+
+def test_positions_by_word_and_number() -> None:
+    assert rl.parse("all") == rl.All()
+    assert rl.parse("last") == rl.Last(1)
+    assert rl.parse("first") == rl.First(1)
+    assert rl.parse(-1) == rl.At(-1)
+    assert rl.Site(POST, "all").positions == rl.All()
+    with pytest.raises(ValueError, match="'all', 'first' or 'last'"):
+        rl.parse("every")
+    with pytest.raises(TypeError):
+        rl.parse(True)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: rl.First(2, half="x"),
+        lambda: rl.Last(2, half=1),
+        lambda: rl.First(2**70),
+        lambda: rl.At(-(2**70)),
+        lambda: rl.Span(3),
+        lambda: rl.Span(""),
+        lambda: rl.Span("\ud800"),
+        lambda: rl.Span("a", occurrence="first"),
+        lambda: rl.Span("a", occurrence=True),
+        lambda: rl.AnySpan((1, 2)),
+        lambda: rl.AnySpan("ab"),
+        lambda: rl.AnySpan(3),
+        lambda: rl.LastOf("l1"),
+        lambda: rl.All() | "f1",
+        lambda: rl.All() - 3,
+    ],
+)
+def test_rules_that_could_not_be_loaded_are_not_made(make) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        make()
+
+
+def test_a_pair_by_its_number(gpt2) -> None:
+    reft = rl.Reft.at_layers(gpt2, layers="all", positions="last", rank=2)
+    site, intervention = reft[-1]
+    assert site == reft.sites[-1]
+    assert intervention is list(reft)[-1][1]
+    with pytest.raises(IndexError, match="there is no pair 3: this edit has 3"):
+        _ = reft[3]
+    with pytest.raises(TypeError, match="only\\(name\\)"):
+        _ = reft["edit"]
+
+
+def test_a_seed_draws_the_first_weights_and_nothing_else(gpt2) -> None:
+    before = torch.random.get_rng_state()
+    one, same, other = (rl.Reft.at_layers(gpt2, layers=[0, 1], positions="l1", rank=2, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(weights(one), weights(same), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
+
+
+# Models.
+
+
+def test_a_hugging_face_model_is_no_bridge(gpt2, make_reft) -> None:
+    model, reft = make_hf("gpt2"), make_reft()
+    batch = rl.encode(gpt2, PROMPTS)
+    uses = (
+        lambda: rl.Reft.at_layers(model, layers=1, positions="last", rank=2),
+        lambda: rl.train(model, reft, [("a", " b")]),
+        lambda: rl.attach(model, reft.edits(batch)).__enter__(),
+    )
+    for use in uses:
+        with pytest.raises(TypeError, match=r"got GPT2LMHeadModel: make one with rl\.load_bridge\(hf_model=model"):
+            use()
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_grad_norm", -1),
+        ("max_grad_norm", 0),
+        ("max_grad_norm", float("nan")),
+        ("lr", float("inf")),
+        ("lr", "1e-3"),
+        ("lr", True),
+        ("weight_decay", float("inf")),
+        ("weight_decay", float("nan")),
+        ("l1", -0.1),
+        ("epochs", 2.5),
+        ("epochs", True),
+        ("batch_size", "8"),
+        ("save_every", 0),
+        ("seed", -1),
+        ("seed", 1.5),
+        ("hold_bytes", float("inf")),
+        ("schedule", "linnear"),
+        ("warmup_ratio", float("nan")),
+        ("dropout", 1),
+        ("resume", "yes"),
+    ],
+)
+def test_settings_that_only_look_valid(name, value) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        rl.TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", float("inf")), ("max_new_tokens", 2.5), ("num_beams", True), ("repetition_penalty", float("nan"))],
+)
+def test_decoding_that_only_looks_valid(name, value) -> None:
+    with pytest.raises(ValueError, match=f"{name}.* must be"):
+        rl.Decoding(**{name: value})
+
+
+def test_a_last_update_that_is_not_finite_raises(gpt2, make_reft) -> None:
+    reft, objective = make_reft(), rl.objectives.Completion()
+    _require_finite(reft, objective)
+    with torch.no_grad():
+        next(iter(reft.parameters())).view(-1)[0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"the edit at blocks\.1\.hook_resid_post with NaN"):
+        _require_finite(reft, objective)
+
+
+# Plots.
+
+
+def test_plots_take_one_result_or_several(gpt2, make_reft) -> None:
+    (operator,) = rl.analysis.decompose(gpt2, make_reft(positions=rl.All()), [rl.encode(gpt2, PROMPTS)])
+    one, several = rl.plot.png(rl.plot.spectrum(operator)), rl.plot.png(rl.plot.spectrum([operator]))
+    assert one == several
+    assert rl.plot.spectrum(replace(operator) for _ in range(2))
+    with pytest.raises(TypeError, match="draws one Operator or a list of them, got str"):
+        rl.plot.spectrum("operator")
+    with pytest.raises(ValueError, match="at least one Operator"):
+        rl.plot.spectrum([])
