@@ -129,8 +129,8 @@ def test_what_cannot_be_done_is_said(bridge) -> None:
     first = rl.Reft([(rl.Site("blocks.1.hook_resid_post", rl.First(1)), make_edit(rl.LoReFT))])
     result = rl.dissect(bridge, first, EXAMPLES[:6], rl.DissectConfig(**SMALL))
     reasons = dict(result.left_out)
-    assert "does not edit the last token" in reasons["interchange at blocks.1.hook_resid_post"]
-    assert "alike in all prompts" in reasons["overlaps at blocks.1.hook_resid_post"], "BOS is the same everywhere"
+    assert "does not edit the last token" in reasons["interchange at L1 resid_post @ first 1"]
+    assert "alike in all prompts" in reasons["overlaps at L1 resid_post @ first 1"], "BOS is the same everywhere"
     assert "no spread" in reasons["off-manifold"]
     with pytest.raises(ValueError, match="needs the columns 'prompt' and 'completion'"):
         rl.dissect(bridge, first, Dataset.from_dict({"prompt": ["The tower"] * 3, "text": ["a"] * 3}))
