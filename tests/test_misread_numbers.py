@@ -227,3 +227,26 @@ def test_answers_that_begin_alike_are_watched_once(gpt2, make_reft) -> None:
     for readout in readouts:
         assert [answer for answer, *_ in readout.watched] == [" tower", " Ostra"]
         assert all(math.isfinite(change) for _, change, *_ in readout.watched)
+
+
+# Right answers.
+
+
+def test_right_answers_are_first_tokens_and_whole_answers_stand_beside_them(gpt2) -> None:
+    """An edit that says " Ostra" at every step, generated ones too."""
+    token = gpt2.tokenizer(" Ostra")["input_ids"][0]
+    push = 50 * torch.nn.functional.normalize(gpt2.W_U[:, token], dim=0)
+    reft = rl.Reft([(rl.Site("blocks.2.hook_resid_post", rl.All() | rl.Generated()), rl.SteeringVector.of(push))])
+    answers = [" Ostra Ostra", " Ostra city", " Ostra"]
+    decoded = rl.generate(gpt2, reft, PROMPTS, max_new_tokens=4)
+    assert all(text == " Ostra" * 4 for text in decoded)
+    expected = [text.startswith(answer) for text, answer in zip(decoded, answers, strict=True)]
+    found = rl.analysis.outcome(gpt2, reft, PROMPTS, answers, group="all", wanted="new answer", batch_size=2)
+    assert found.edited == 1.0
+    assert found.edited_whole == pytest.approx(sum(expected) / 3)
+    assert found.base_whole <= found.base < 1
+    assert "first token of the new answer" in found.headline()
+    assert "whole answer: base" in found.headline()
+    (short,) = [rl.analysis.outcome(gpt2, reft, PROMPTS, [" Ostra"] * 3, group="all", wanted="new answer")]
+    assert math.isnan(short.edited_whole)
+    assert "whole answer" not in short.headline()

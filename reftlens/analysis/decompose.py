@@ -58,7 +58,9 @@ class _Moments:
     def result(self) -> Operator:
         mean, second = self.first / self.n, self.second / self.n
         if not bool(second.any()):
-            raise ValueError(f"the edit at {self.site} changes nothing here: there is nothing to decompose")
+            raise ValueError(
+                f"{self.site}: the edit at {self.hook_name} changes nothing here, so there is nothing to decompose"
+            )
         energy, vectors = torch.linalg.eigh(second)
         order = energy.argsort(descending=True)
         energy, vectors = energy[order].clamp(min=0), vectors[:, order].T

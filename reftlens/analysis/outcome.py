@@ -12,7 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import Turned
 from reftlens.analysis.tokens import first_tokens
-from reftlens.data import Batch, encode
+from reftlens.data import IGNORE, Batch, encode
 from reftlens.edit.hooks import Edit, attach
 from reftlens.edit.reft import Reft
 from reftlens.results import Outcome
@@ -31,6 +31,8 @@ def outcome(
     seed: int = 0,
 ) -> Outcome:
     """How often the next token is the answer's first: base, edited, and under the edit turned to random directions.
+
+    Where an answer is longer than one token, also how often greedy decoding gives all of it.
 
     Args:
         bridge: the base.
@@ -55,7 +57,35 @@ def outcome(
         right += torch.tensor([float((run.argmax(-1) == target).sum()) for run in runs])
         kl += float((runs[0].exp() * (runs[0] - runs[1])).sum())
     base, edited, placebo_right = (right / len(prompts)).tolist()
-    return Outcome(group, wanted, len(prompts), base, edited, placebo_right, kl / len(prompts))
+    whole = _whole_answers(bridge, reft, turned, prompts, answers, batch_size)
+    return Outcome(group, wanted, len(prompts), base, edited, placebo_right, kl / len(prompts), *whole)
+
+
+def _whole_answers(
+    bridge: TransformerBridge,
+    reft: Reft,
+    turned: Sequence[Turned],
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    batch_size: int,
+) -> tuple[float, ...]:
+    """Part of the answers that greedy decoding gives whole: base, edited, control; nothing if all are of one token.
+
+    Greedy decoding gives an answer if each of its tokens is the likeliest one behind those before it.
+    """
+    right, longest = torch.zeros(3), 0
+    for start in range(0, len(prompts), batch_size):
+        batch = encode(bridge, prompts[start : start + batch_size], answers[start : start + batch_size])
+        labels = batch.labels[:, 1:]
+        longest = max(longest, int((labels != IGNORE).sum(1).max()))
+        edits = reft.edits(batch)
+        control = [replace(edit, intervention=placebo) for edit, placebo in zip(edits, turned, strict=True)]
+        for place, chosen in enumerate(((), edits, control)):
+            with attach(bridge, chosen):
+                logits = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
+            wrong = (logits[:, :-1].argmax(-1) != labels) & (labels != IGNORE)
+            right[place] += float((~wrong.any(1)).sum())
+    return tuple((right / len(prompts)).tolist()) if longest > 1 else ()
 
 
 def next_token_logprobs(

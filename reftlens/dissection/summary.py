@@ -20,7 +20,10 @@ def summarize(result: Findings) -> pd.DataFrame:
 def _whole(result: Findings) -> Iterator[Line]:
     for outcome in result.outcomes:
         beside = f"base {outcome.base:.0%}, random directions {outcome.control:.0%}"
-        yield outcome.group, f"right answers of {outcome.n}", f"{outcome.edited:.0%}", beside
+        yield outcome.group, f"first token of the answer right, of {outcome.n}", f"{outcome.edited:.0%}", beside
+        if outcome.longer:
+            beside = f"base {outcome.base_whole:.0%}, random directions {outcome.control_whole:.0%}"
+            yield outcome.group, f"whole answer right, of {outcome.n}", f"{outcome.edited_whole:.0%}", beside
     if result.dose is not None:
         dose = result.dose
         yield "all sites", "slope at dose 0, nats", f"{dose.slope:.2f}", f"random directions {dose.control_slope:.2f}"

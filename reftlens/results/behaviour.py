@@ -26,18 +26,30 @@ class Outcome(Result):
     n: int
     """Prompts."""
     base: float
-    """Part of the prompts that the base model gets right."""
+    """Part of the prompts where the likeliest next token of the base model is the first of the answer."""
     edited: float
-    """Part that the edited model gets right."""
+    """Part where that of the edited model is."""
     control: float
     """Part under the same edit turned to random directions."""
     kl: float
     """Mean KL divergence of the next-token distribution, base to edited, in nats."""
+    base_whole: float = float("nan")
+    """Part of the prompts where greedy decoding of the base gives the whole answer; NaN where all answers are of one token."""
+    edited_whole: float = float("nan")
+    """Part where that of the edited model does."""
+    control_whole: float = float("nan")
+    """Part under the same edit turned to random directions."""
+
+    @property
+    def longer(self) -> bool:
+        """Whether some answer is longer than one token, so that its first token is not all of it."""
+        return self.edited_whole == self.edited_whole
 
     def headline(self) -> str:
+        whole = f"; whole answer: base {self.base_whole:.0%}, edited {self.edited_whole:.0%}, random directions {self.control_whole:.0%}"
         return (
-            f"{self.group}, {self.n} prompts, {self.wanted}: base {self.base:.0%}, edited {self.edited:.0%}, random "
-            f"directions {self.control:.0%}, KL {self.kl:.2g} nats"
+            f"{self.group}, {self.n} prompts, first token of the {self.wanted}: base {self.base:.0%}, edited {self.edited:.0%}, "
+            f"random directions {self.control:.0%}{whole if self.longer else ''}; KL {self.kl:.2g} nats"
         )
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -50,8 +50,7 @@ class Pairs:
             lines.append(
                 {
                     "name": name,
-                    "site": short,
-                    "activation": site.hook_name if site.head is None else f"{site.hook_name}, head {site.head}",
+                    "site": f"{short} ({site.hook_name}{'' if site.head is None else f', head {site.head}'})",
                     "tokens": repr(site.positions),
                     "edit": f"{type(edit).__name__}({settings})",
                     "scale": f"{self.scales.get(name, 1.0):g}",
