@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reftlens.cli.options import AsJson, Base, Device, Quiet, Settings, Trained
+
+if TYPE_CHECKING:
+    from reftlens.data import Prompt
 
 
 def generate(
@@ -18,7 +22,9 @@ def generate(
         list[str] | None,
         typer.Argument(help="Prompts, each in quotes; from --file or standard input, a line each, if not given."),
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="Prompts, a line each; or JSON lines with a prompt.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Prompts, a line each; or JSON lines with a prompt, or with messages.")
+    ] = None,
     base: Annotated[bool, typer.Option("--base", help="What the base model says as well.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option(help="Length of an answer; the run's, or 32.")] = None,
     model: Base = None,
@@ -35,21 +41,24 @@ def generate(
     overrides = {name: value for name, value in overrides.items() if value is not None} | parse_settings(settings or ())
 
     from reftlens.cli.output import prepare
+    from reftlens.data import written
     from reftlens.paper.runs.folder import config_of
     from reftlens.paper.runs.testing import answer
 
     prepare(config_of(directory, model=model).model, quiet=quiet)
     lines = answer(directory, texts, overrides, base=base, model=model, progress=not quiet)
     for line in lines:
+        # A conversation stands with a line for each turn, and the answer is one more.
+        shown = line["prompt"] if isinstance(line["prompt"], str) else f"{written(line['prompt'])}\nassistant: "
         if as_json:
             typer.echo(json.dumps(line, ensure_ascii=False))
         elif base:
-            typer.echo(f"{line['prompt']}\n  base:   {line['base']}\n  edited: {line['completion']}")
+            typer.echo(f"{shown}\n  base:   {line['base']}\n  edited: {line['completion']}")
         else:
-            typer.echo(f"{line['prompt']}{line['completion']}")
+            typer.echo(f"{shown}{line['completion']}")
 
 
-def _prompts(given: list[str], file: Path | None) -> list[str]:
+def _prompts(given: list[str], file: Path | None) -> Sequence[Prompt]:
     if given and file is not None:
         raise typer.BadParameter("prompts are given and a file of them as well: give one of the two")
     if given:
@@ -59,7 +68,8 @@ def _prompts(given: list[str], file: Path | None) -> list[str]:
     if file is not None and file.suffix == ".jsonl":
         from reftlens.paper.tasks.records import read
 
-        return [raw.text("prompt") for raw in read(file, within=(), split="")]
+        raws = read(file, within=(), split="")
+        return [raw.prompt("messages" if "messages" in raw.fields else "prompt") for raw in raws]
     text = file.read_text(encoding="utf-8") if file is not None else sys.stdin.read()
     found = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
     if not found:

@@ -2,7 +2,7 @@
 
 from reftlens.data.batch import IGNORE, Batch, batches_by_length, completion_tokens, encode, first_tokens, token_counts
 from reftlens.data.labels import str_tokens
-from reftlens.data.texts import Message, Prompt, as_prompts, as_texts
+from reftlens.data.texts import Message, Prompt, as_prompts, as_texts, written
 
 __all__ = [
     "IGNORE",
@@ -17,4 +17,5 @@ __all__ = [
     "first_tokens",
     "str_tokens",
     "token_counts",
+    "written",
 ]

@@ -65,7 +65,7 @@ def completion_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completi
     return whole[len(before) :]
 
 
-def split_conversation(messages: Sequence[Message]) -> tuple[Sequence[Message], str]:
+def split_conversation(messages: Any) -> tuple[Sequence[Message], str]:
     """A conversation -> its prompt and the assistant's last turn.
 
     Args:
@@ -76,7 +76,7 @@ def split_conversation(messages: Sequence[Message]) -> tuple[Sequence[Message], 
     """
     if not is_conversation(messages) or messages[-1]["role"] != "assistant" or len(messages) < 2:
         raise ValueError(f"a conversation to train on must end with the assistant's turn, got {messages!r:.120}")
-    return messages[:-1], messages[-1]["content"]
+    return tuple(messages[:-1]), messages[-1]["content"]
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **how: Any) -> str:

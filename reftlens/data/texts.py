@@ -6,7 +6,7 @@ A prompt is a text, or a conversation: a list of messages such as `{"role": "use
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import pandas as pd
 
@@ -58,7 +58,7 @@ def as_prompts(values: object, name: str = "prompts", *, count: int | None = Non
     return [str(prompt) if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
 
 
-def is_conversation(value: object) -> bool:
+def is_conversation(value: object) -> TypeGuard[Sequence[Message]]:
     """Whether it is a list of messages, each with a role and a content.
 
     Args:
@@ -67,6 +67,17 @@ def is_conversation(value: object) -> bool:
     if not isinstance(value, list | tuple) or not value:
         return False
     return all(isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in value)
+
+
+def written(prompt: Prompt) -> str:
+    """A prompt for a reader: a text as it is, and a conversation with a line for each turn.
+
+    Args:
+        prompt: a text or a conversation.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def _items(values: Any, name: str, count: int | None) -> list[Any]:

@@ -139,6 +139,24 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, skip_speci
     return str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False))
 
 
+def shortened(bridge: TransformerBridge, prompt: str, completion: str, n_tokens: int) -> str:
+    """As much of a completion as its first tokens behind the prompt.
+
+    Args:
+        bridge: gives the tokenizer.
+        prompt: a text.
+        completion: of more tokens.
+        n_tokens: that stay.
+    """
+    tokenizer = tokenizer_of(bridge)
+    (head,), _ = tokenize(tokenizer, [prompt])
+    (ids,), offsets = tokenize(tokenizer, [prompt + completion])
+    if offsets is not None and ids[: len(head)] == head:
+        return completion[: max(offsets[0][len(head) + n_tokens - 1][1] - len(prompt), 0)]
+    (tail,) = continuations(tokenizer, [prompt], [head], [completion])
+    return decode(tokenizer, [*head, *tail[:n_tokens]])[len(decode(tokenizer, head)) :]
+
+
 def continued_text(tokenizer: PreTrainedTokenizerBase, head: Sequence[int], tail: Sequence[int]) -> str:
     """What tokens say behind a prompt, without special tokens: prompt + text is what all tokens decode to.
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reftlens.bridge import load_bridge
+from reftlens.data.chat import split_conversation
+from reftlens.data.texts import Prompt, is_conversation
 from reftlens.dissection.result import DissectConfig, Dissection, load_dissection
 from reftlens.dissection.run import dissect
 from reftlens.dissection.saving import JSON_NAME
@@ -21,7 +23,7 @@ REPORT_NAME = "report.html"
 def inspect(
     directory: Path,
     *,
-    examples: Path | Sequence[tuple[str, str]] | None,
+    examples: Path | Sequence[tuple[Prompt, str]] | None,
     model: str | None,
     config: DissectConfig = DissectConfig(),
 ) -> Dissection:
@@ -54,17 +56,19 @@ def inspect(
     return dissect(bridge, Reft.from_pretrained(directory, bridge=bridge), pairs, config)
 
 
-def read_lines(file: Path) -> list[tuple[str, str]]:
-    """(prompt, completion) pairs from JSON lines.
+def read_lines(file: Path) -> list[tuple[Prompt, str]]:
+    """(prompt, completion) pairs from JSON lines; of a conversation in "messages" the last turn is the completion.
 
     Raises:
         ValueError: for a line that is not such an object; it names the line.
         OSError: if the file cannot be read.
     """
-    pairs = []
+    pairs: list[tuple[Prompt, str]] = []
     for number, line in json_lines(file):
         prompt, completion = (line.get("prompt"), line.get("completion")) if isinstance(line, dict) else (None, None)
-        if not isinstance(prompt, str) or not isinstance(completion, str):
+        if isinstance(line, dict) and "messages" in line:
+            prompt, completion = split_conversation(line["messages"])
+        if not (isinstance(prompt, str) or is_conversation(prompt)) or not isinstance(completion, str):
             raise ValueError(
                 f'line {number} of {file} must be an object with the texts "prompt" and "completion", got {line!r:.80}'
             )

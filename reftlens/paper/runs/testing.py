@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from reftlens.data import Prompt
 from reftlens.edit.generate import generate
 from reftlens.paper.runs.config import RunConfig
 from reftlens.paper.runs.examples import eval_tasks, load, training_task
@@ -69,18 +70,18 @@ def _require_head(directory: Path, config: RunConfig, tests: Sequence[Task]) -> 
 
 def answer(
     directory: Path,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     settings: Mapping[str, Any],
     *,
     base: bool = False,
     model: str | None = None,
     progress: bool = True,
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """Continues prompts under an edit.
 
     Args:
         directory: the run, or the edit.
-        prompts: texts, as the model is to see them.
+        prompts: texts, as the model is to see them, or conversations.
         settings: name -> value, in place of the run's.
         base: continue them by the base as well.
         model: the base, where it is now somewhere else.
@@ -97,7 +98,7 @@ def answer(
     if not isinstance(task, TextTask):
         raise ValueError(f"{directory} learned {task.name}, which is answered by a head: `reftlens eval` tests it")
     opened = open_run(directory, settings, model=model)
-    columns = {"prompt": list(prompts)}
+    columns: dict[str, list[Any]] = {"prompt": list(prompts)}
     for name, reft in {"completion": opened.reft, **({"base": None} if base else {})}.items():
         columns[name] = generate(
             opened.bridge,
@@ -110,7 +111,7 @@ def answer(
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def training_pairs(config: RunConfig) -> list[tuple[str, str]]:
+def training_pairs(config: RunConfig) -> list[tuple[Prompt, str]]:
     """What a run was trained on, as prompts and completions.
 
     Raises:

@@ -15,7 +15,8 @@ from typing import ClassVar, Literal, final
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.data import token_counts
+from reftlens.data import Prompt, completion_tokens, token_counts, written
+from reftlens.data.tokens import shortened
 from reftlens.edit.generate import Decoding, generate
 from reftlens.edit.reft import Reft
 from reftlens.results import Evaluation
@@ -31,8 +32,8 @@ Family = Literal["commonsense", "arithmetic", "instruct", "glue", "own"]
 class Record:
     """One example of a task, as the model meets it."""
 
-    prompt: str
-    """The text before the model's part. Of GLUE: the text to classify, or the first of a pair."""
+    prompt: Prompt
+    """The text before the model's part, or a conversation. Of GLUE: the text to classify, or the first of a pair."""
     completion: str
     """What the model is trained to say, without EOS; empty where the target is a label, or the file has none."""
     answer: str
@@ -116,9 +117,9 @@ class Task(ABC):
 class TextTask(Task):
     """A task that is answered in text: trained on completions, evaluated by decoding.
 
-    Prompt and target are tokenized apart, where the reference implementation tokenizes them joined and counts the prompt's
-    tokens off. With a tokenizer that marks the beginning of a text (LLaMA's) or merges line ends (Llama-3's), the target's first
-    token is another one then; here it is the same in training and in decoding, which there it need not be.
+    Prompt and target have the tokens of the joint text, as in the reference implementation, which counts the prompt's tokens
+    off. Where the two merge into other tokens, the prompt keeps its own here, so that training and decoding begin alike.
+    A target ends with the tokenizer's EOS, at which decoding stops; that of a conversation ends as its template ends it.
     """
 
     decoding: Decoding = GREEDY
@@ -131,22 +132,29 @@ class TextTask(Task):
     def examples(self, bridge: TransformerBridge, records: Sequence[Record]) -> list[Example]:
         for number, record in enumerate(records):
             if not record.completion:
-                raise ValueError(f"record {number} of {self.name} has no text to train on: {record.prompt[:60]!r}")
+                raise ValueError(
+                    f"record {number} of {self.name} has no text to train on: {written(record.prompt)[:60]!r}"
+                )
         prompts = [record.prompt for record in records]
-        targets = [record.completion + bridge.tokenizer.eos_token for record in records]
+        end = bridge.tokenizer.eos_token
+        if end is None and any(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError(
+                f"{self.name} ends its targets with EOS, and this tokenizer has none: set tokenizer.eos_token"
+            )
+        targets = [record.completion + end * isinstance(record.prompt, str) for record in records]
         if self.max_length is not None and records:
             targets = self._cut(bridge, prompts, targets, self.max_length)
         return list(zip(prompts, targets, strict=True))
 
     @final
     def _cut(
-        self, bridge: TransformerBridge, prompts: Sequence[str], targets: Sequence[str], max_length: int
+        self, bridge: TransformerBridge, prompts: Sequence[Prompt], targets: Sequence[str], max_length: int
     ) -> list[str]:
         """The targets, as much of each as has room."""
         n_prompts = token_counts(bridge, prompts)
-        n_targets = token_counts(bridge, targets, prepend_bos=False)
+        tails = completion_tokens(bridge, prompts, targets)
         kept = list(targets)
-        too_long = [row for row in range(len(kept)) if n_prompts[row] + n_targets[row] > max_length]
+        too_long = [row for row in range(len(kept)) if n_prompts[row] + len(tails[row]) > max_length]
         for row in too_long:
             room = max_length - n_prompts[row]
             if room < 1:
@@ -154,8 +162,13 @@ class TextTask(Task):
                     f"record {row} of {self.name}: its prompt alone has {n_prompts[row]} tokens, and max_length {max_length} "
                     "leaves nothing to train on: raise it, or leave the record out"
                 )
-            places = bridge.tokenizer(kept[row], add_special_tokens=False, return_offsets_mapping=True)
-            kept[row] = kept[row][: places["offset_mapping"][room - 1][1]]
+            prompt = prompts[row]
+            if not isinstance(prompt, str):
+                raise ValueError(
+                    f"record {row} of {self.name} is a conversation longer than {max_length} tokens, and its end cannot be cut "
+                    "off: raise max_length, or leave the record out"
+                )
+            kept[row] = shortened(bridge, prompt, kept[row], room)
         if too_long:
             warnings.warn(
                 f"{len(too_long)} of {len(kept)} records of {self.name} are longer than {max_length} tokens: the ends of their "

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.data import written
 from reftlens.edit.reft import Reft
 from reftlens.paper.tasks.base import Family, Record, Task
 from reftlens.paper.tasks.pairs import join, tells_texts_apart
@@ -167,7 +168,9 @@ class Glue(Task):
         Raises:
             ValueError: if the model's tokenizer cannot join texts; see `pairs`.
         """
-        texts, cut = join(bridge, [(record.prompt, record.second) for record in records], max_length=self.max_length)
+        texts, cut = join(
+            bridge, [(written(record.prompt), record.second) for record in records], max_length=self.max_length
+        )
         if any(cut):
             logger.warning("%s: %d of %d texts were cut to %d tokens", self.name, sum(cut), len(texts), self.max_length)
         if len(self.columns) > 1 and tells_texts_apart(bridge):
@@ -235,7 +238,7 @@ class Glue(Task):
 
 def _shown(row: Answered, record: Record, *, judged: bool) -> Answered:
     """A row with both texts; of a real number there is no right and wrong."""
-    prompt = record.prompt if record.second is None else f"{record.prompt}\n{record.second}"
+    prompt = written(record.prompt) if record.second is None else f"{record.prompt}\n{record.second}"
     return Answered(prompt, row.output, row.prediction, row.answer, row.right if judged else None)
 
 

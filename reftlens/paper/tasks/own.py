@@ -1,6 +1,9 @@
 """Your own data: prompts and completions, in JSON lines or a JSON list; right is an output that equals the completion.
 
 {"prompt": "The tower is in", "completion": " Rome"}
+
+Of a chat model a line may also be a conversation, whose last turn is the completion:
+{"messages": [{"role": "user", "content": "Where is the tower?"}, {"role": "assistant", "content": "In Rome."}]}
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ class Pairs(TextTask):
     def load(self, split: str, *, source: str | Path | None = None, limit: int | None = None) -> list[Record]:
         """The records of the file; it is one split, whatever that is called."""
         raws = read(Path(self.name) if source is None else source, within=(), split=split, limit=limit)
-        return [Record(raw.text("prompt"), raw.text("completion"), raw.text("completion")) for raw in raws]
+        examples = [raw.example() for raw in raws]
+        return [Record(prompt, completion, completion) for prompt, completion in examples]
 
     def score(self, outputs: Sequence[str], records: Sequence[Record]) -> Evaluation:
         """Spaces at either end do not count."""

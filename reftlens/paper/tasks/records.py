@@ -17,6 +17,9 @@ from typing import Any, final
 from datasets import config, load_dataset
 from torch.hub import download_url_to_file
 
+from reftlens.data.chat import split_conversation
+from reftlens.data.texts import Prompt, is_conversation
+
 _SPACE = " \t\r\n"
 
 
@@ -45,6 +48,34 @@ class Raw:
         if not value.strip() and not may_be_empty:
             raise ValueError(f"{self.where}: {field!r} is empty")
         return value
+
+    def prompt(self, field: str) -> Prompt:
+        """The prompt in a field: text, or a conversation.
+
+        Raises:
+            ValueError: If it is missing or neither of the two.
+        """
+        value = self.fields.get(field)
+        return tuple(value) if is_conversation(value) else self.text(field)
+
+    def example(self) -> tuple[Prompt, str]:
+        """A prompt and its completion: "prompt" and "completion", or one conversation in "messages".
+
+        Raises:
+            ValueError: If they are missing or malformed.
+        """
+        if "messages" not in self.fields:
+            prompt, completion = self.fields.get("prompt"), self.fields.get("completion")
+            if is_conversation(prompt) and is_conversation(completion):
+                return self._turns([*prompt, *completion])
+            return self.prompt("prompt"), self.text("completion")
+        return self._turns(self.fields["messages"])
+
+    def _turns(self, messages: Any) -> tuple[Prompt, str]:
+        try:
+            return split_conversation(messages)
+        except ValueError as error:
+            raise ValueError(f"{self.where}: {error}") from error
 
     def no_input(self) -> None:
         """Refuses an input where the prompt has no place for one.

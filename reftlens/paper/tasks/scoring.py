@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
+from reftlens.data import written
 from reftlens.paper.tasks.base import Record
 from reftlens.results import Answered, Evaluation
 
@@ -96,6 +97,6 @@ def accuracy(
     rows = []
     for output, record in zip(outputs, records, strict=True):
         prediction, right = judge(output, record.answer)
-        rows.append(Answered(record.prompt, output, prediction, record.answer, right))
+        rows.append(Answered(written(record.prompt), output, prediction, record.answer, right))
     score = sum(bool(row.right) for row in rows) / len(rows)
     return Evaluation(task=task, metric=metric, score=score, rows=tuple(rows))
