@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from architectures import make_hf
+from architectures import ARCHITECTURES, make_hf
 from conftest import make_bridge
+from datasets import Dataset
 from tokenizers_made import ALL, byte_bpe, sentencepiece_bpe
 
 import reftlens as rl
+from reftlens.cli.generate import _prompts as asked
 from reftlens.data import first_tokens, str_tokens
 from reftlens.data.labels import labels_of
-from reftlens.data.tokens import continuations, continued_text
+from reftlens.data.tokens import continuations, continued_text, shortened
+from reftlens.dissection.inspect import read_lines
+from reftlens.paper.tasks.base import Record
+from reftlens.paper.tasks.own import Pairs
 
 PIECES = [
     "The tower",
@@ -251,3 +258,62 @@ def test_decoding_stops_where_the_model_says(make_reft) -> None:
         with reft.hooks(bridge, batch):
             plainly = generate(batch.tokens, attention_mask=batch.attention_mask, generation_config=config)
         assert plainly.shape[1] == lengths[0]
+
+
+def test_a_conversation_is_trained_on_in_every_form(make_reft, tmp_path) -> None:
+    tokenizer = chat_tokenizer()
+    bridge = small(tokenizer=tokenizer)
+    turn = [*MESSAGES, {"role": "assistant", "content": "Rome"}]
+    right = tokenizer.apply_chat_template(turn, return_dict=False)
+    file = tmp_path / "chat.jsonl"
+    lines = [
+        {"messages": turn},
+        {"prompt": MESSAGES, "completion": turn[-1:]},
+        {"prompt": MESSAGES, "completion": "Rome"},
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    task = Pairs(str(file))
+    records = task.load("train")
+    given = [
+        task.examples(bridge, records),
+        [(tuple(MESSAGES), "Rome")],
+        [turn],
+        Dataset.from_dict({"messages": [turn]}),
+        Dataset.from_dict({"prompt": [MESSAGES], "completion": ["Rome"]}),
+    ]
+    objective = rl.objectives.Completion()
+    for examples in given:
+        for example in objective.read(examples):
+            assert objective.encode(bridge, example).tokens[0].tolist() == right
+    assert read_lines(file)[0] == (tuple(MESSAGES), "Rome")
+    outputs = task.outputs(bridge, None, records, progress=False)
+    score = task.score(outputs, records)
+    assert score.n == 3
+    assert asked([], file) == [tuple(MESSAGES)] * 3
+    file.write_text(json.dumps({"messages": MESSAGES}) + "\n")
+    with pytest.raises(ValueError, match=r"line 1.* must end with the assistant's turn"):
+        task.load("train")
+
+
+def test_a_target_is_cut_to_its_first_tokens_behind_the_prompt() -> None:
+    for kind in ("prepend", "byte-level"):
+        bridge = small(tokenizer=ALL[kind]())
+        tokenizer, prompt, completion = bridge.tokenizer, "The tower is in", " Rome of the city of Oslo"
+        head, joint = alone(tokenizer, prompt), alone(tokenizer, prompt + completion)
+        for n in (1, 2, 4):
+            kept = shortened(bridge, prompt, completion, n)
+            assert completion.startswith(kept)
+            assert alone(tokenizer, prompt + kept) == joint[: len(head) + n]
+    (record,) = [Record("The tower is in", " Rome", " Rome")]
+    ((_, target),) = Pairs("x").examples(bridge, [record])
+    assert target == " Rome" + bridge.tokenizer.eos_token
+
+
+@pytest.mark.slow
+def test_the_table_of_defaults_is_what_is_measured() -> None:
+    text = (Path(__file__).parents[1] / "tutorials" / "gotchas.md").read_text()
+    rows = [line.split("|")[1:4] for line in text.splitlines() if line.startswith("| ") and "default here" not in line]
+    told = {name.strip(): default.strip() for names, default, _ in rows for name in names.split(",")}
+    assert set(told) == set(ARCHITECTURES)
+    for name, default in told.items():
+        assert make_bridge(name).cfg.default_prepend_bos == (default != "nothing"), name

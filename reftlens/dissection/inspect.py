@@ -66,8 +66,14 @@ def read_lines(file: Path) -> list[tuple[Prompt, str]]:
     pairs: list[tuple[Prompt, str]] = []
     for number, line in json_lines(file):
         prompt, completion = (line.get("prompt"), line.get("completion")) if isinstance(line, dict) else (None, None)
-        if isinstance(line, dict) and "messages" in line:
-            prompt, completion = split_conversation(line["messages"])
+        turns = line.get("messages") if isinstance(line, dict) else None
+        if is_conversation(prompt) and is_conversation(completion):
+            turns = [*prompt, *completion]
+        if turns is not None:
+            try:
+                prompt, completion = split_conversation(turns)
+            except ValueError as error:
+                raise ValueError(f"line {number} of {file}: {error}") from error
         if not (isinstance(prompt, str) or is_conversation(prompt)) or not isinstance(completion, str):
             raise ValueError(
                 f'line {number} of {file} must be an object with the texts "prompt" and "completion", got {line!r:.80}'

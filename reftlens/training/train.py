@@ -38,6 +38,7 @@ from transformers import (
 
 from reftlens.bridge import EXACT, base_identity, foreign_hooks, one_thread, require_bridge, sampled_fingerprint
 from reftlens.cone.store import InMemory, OnDisk
+from reftlens.data import Message
 from reftlens.display import as_html
 from reftlens.edit import checkpoint
 from reftlens.edit.reft import Reft
@@ -173,7 +174,7 @@ class TrainLog:
 def train(
     bridge: TransformerBridge,
     reft: Reft | None,
-    examples: Sequence[Example] | Dataset,
+    examples: Sequence[Example | Sequence[Message]] | Dataset,
     config: TrainConfig = TrainConfig(),
     *,
     objective: Objective | None = None,

@@ -19,7 +19,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.bridge import require_causal
 from reftlens.cone.run import Held
 from reftlens.data import IGNORE, Batch
-from reftlens.data.texts import is_conversation
+from reftlens.data.chat import split_conversation
+from reftlens.data.texts import Message, is_conversation
 from reftlens.edit.hooks import Edit
 
 Example = tuple[Any, ...]
@@ -34,23 +35,27 @@ class Objective(nn.Module, ABC):
     unit: ClassVar[str] = "per example"
     """Of the loss, for readers of a log."""
 
-    def read(self, examples: Sequence[Example] | Dataset) -> list[Example]:
+    def read(self, examples: Sequence[Example | Sequence[Message]] | Dataset) -> list[Example]:
         """The examples as tuples.
 
         Args:
-            examples: tuples with these fields in order, or a `Dataset` with these columns.
+            examples: tuples with these fields in order, or a `Dataset` with these columns. Where the fields are a prompt and
+                a completion, also conversations, or a `Dataset` of them in "messages": the last turn is the completion.
 
         Raises:
             ValueError: if there are none, a column is missing, or an example has other fields; it names the first.
         """
         names, types = tuple(self.fields), tuple(self.fields.values())
+        pairs = names == ("prompt", "completion")
+        if pairs and isinstance(examples, Dataset) and "messages" in examples.column_names:
+            examples = list(examples["messages"])
         if isinstance(examples, Dataset):
             if set(names) - set(examples.column_names):
                 raise ValueError(
                     f"the dataset needs the columns {_listed(names)}, and has {examples.column_names}: rename them"
                 )
             examples = list(zip(*(examples[name] for name in names), strict=True))
-        found = list(examples)
+        found = [split_conversation(one) if pairs and is_conversation(one) else one for one in examples]
         if not found:
             raise ValueError("there are no examples to train on")
         for row, example in enumerate(found):
