@@ -69,7 +69,7 @@ def _prompts(given: list[str], file: Path | None) -> Sequence[Prompt]:
         from reftlens.paper.tasks.records import read
 
         raws = read(file, within=(), split="")
-        return [raw.prompt("messages" if "messages" in raw.fields else "prompt") for raw in raws]
+        return [raw.asked() for raw in raws]
     text = file.read_text(encoding="utf-8") if file is not None else sys.stdin.read()
     found = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
     if not found:

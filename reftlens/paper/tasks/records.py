@@ -58,6 +58,17 @@ class Raw:
         value = self.fields.get(field)
         return tuple(value) if is_conversation(value) else self.text(field)
 
+    def asked(self) -> Prompt:
+        """The prompt of a line: "prompt", or the conversation in "messages" up to the assistant's last turn.
+
+        Raises:
+            ValueError: If it is missing or malformed.
+        """
+        if "messages" not in self.fields:
+            return self.prompt("prompt")
+        turns = self.prompt("messages")
+        return turns[:-1] if not isinstance(turns, str) and turns[-1]["role"] == "assistant" else turns
+
     def example(self) -> tuple[Prompt, str]:
         """A prompt and its completion: "prompt" and "completion", or one conversation in "messages".
 
