@@ -27,7 +27,9 @@ def four_sites(positions=("f2", "l2", "f1+l1", "l1")):
 
 
 def metric_on(bridge):
-    return rl.analysis.logit_difference_of(bridge, [" Ostra", " Tharic", " river"], [" weaver", " city", " tower"])
+    return rl.analysis.logit_difference_of(
+        bridge, PROMPTS, [" Ostra", " Tharic", " river"], [" weaver", " city", " tower"]
+    )
 
 
 def whole_runs(bridge, reft, batch, metric, parts, sets):

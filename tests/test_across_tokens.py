@@ -206,7 +206,7 @@ def test_effect_map(every_kind, leave_out, monkeypatch) -> None:
 @pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
 def test_ablate(kind, side, memory_bytes) -> None:
     bridge, batch, reft, plain, edits, masks, answers, difference = setting(kind, side, late="f2+l2")
-    metric = rl.analysis.logit_difference_of(bridge, *answers)
+    metric = rl.analysis.logit_difference_of(bridge, batch.texts, *answers)
     found = rl.analysis.ablate(bridge, reft, batch, metric, memory_bytes=memory_bytes, n_control=1, progress=False)
     base, *runs = (
         difference(plain.run(edits([mask & kept for mask, kept in zip(masks, sites, strict=True)]))[0]).mean()
@@ -229,7 +229,7 @@ def test_ablate(kind, side, memory_bytes) -> None:
 def test_mediate(kind, side, point, over, memory_bytes) -> None:
     """The edit that reads all tokens lies between the component that is moved and the answer."""
     bridge, batch, reft, plain, edits, _, answers, difference = setting(kind, side)
-    metric = rl.analysis.logit_difference_of(bridge, *answers)
+    metric = rl.analysis.logit_difference_of(bridge, batch.texts, *answers)
     keys = [(point, layer) for layer in range(3)]
     base, edited = (plain.run(run, keep=keys)[1] for run in ((), edits()))
 
@@ -262,7 +262,7 @@ def test_mediate(kind, side, point, over, memory_bytes) -> None:
 def test_direct_effect_and_paths(kind, memory_bytes) -> None:
     """From the edit at one token, and from a component, with every attention and MLP held as in the base."""
     bridge, batch, reft, plain, edits, masks, answers, difference = setting(kind)
-    metric = rl.analysis.logit_difference_of(bridge, *answers)
+    metric = rl.analysis.logit_difference_of(bridge, batch.texts, *answers)
     keys = [(point, layer) for layer in range(3) for point in ("attn_out", "mlp_out")]
     base_logits, base = plain.run(keep=[*keys, ("z", 2)])
 

@@ -9,12 +9,16 @@ from conftest import AFFINE, PROMPTS, make_bridge, make_edit, make_hf
 import reftlens as rl
 from reftlens.analysis.controls.turned import Turned
 from reftlens.analysis.engine.activations import edited_activations
-from reftlens.analysis.tokens import first_token, logit_difference
+from reftlens.analysis.tokens import logit_difference
 from reftlens.interventions import FAMILY
 from reftlens.results import Operator
 
 NAME = "blocks.1.hook_resid_post"
 ONE_LENGTH = ["The tower stands in the city of", "The weaver stands in the city of"]
+
+
+def first_token(bridge, answer) -> int:
+    return bridge.tokenizer(answer, add_special_tokens=False)["input_ids"][0]
 
 
 def one_site(intervention, positions=None, name=NAME) -> rl.Reft:

@@ -17,7 +17,7 @@ CORRUPTED = ["The river stands in the old of", "The tower lives"]
 
 
 def metric_on(bridge):
-    return rl.analysis.logit_difference_of(bridge, [" Ostra", " Tharic"], [" weaver", " city"])
+    return rl.analysis.logit_difference_of(bridge, CLEAN, [" Ostra", " Tharic"], [" weaver", " city"])
 
 
 @pytest.mark.parametrize(

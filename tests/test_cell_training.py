@@ -250,7 +250,7 @@ def test_a_map_over_positions_is_cut_down_to_one_token_of_each_prompt(gpt2) -> N
         "The old weaver lives by the tower in the river of",
     ]
     batches = [rl.encode(gpt2, prompts) for prompts in (clean, corrupted)]
-    metric = rl.analysis.probability_of(gpt2, ANSWERS)
+    metric = rl.analysis.probability_of(gpt2, clean, ANSWERS)
     result = rl.analysis.patch(gpt2, *batches, metric, unrelated=batches[0], progress=False)
     rules = {"subject": rl.LastOf(rl.AnySpan(("tower", "weaver"))), "last": rl.Last(1)}
     cut = rl.analysis.at_rules(result, batches[0], rules)

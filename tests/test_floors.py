@@ -66,6 +66,36 @@ def test_a_module_imports_from_lower_floors_alone(file) -> None:
         assert ORDER.index(other) < ORDER.index(module), f"{place} imports {other}, which is not on a lower floor"
 
 
+def arrows() -> dict[str, set[str]]:
+    """Each module of the package, with the modules that it imports anywhere but for type checkers."""
+    names = {file: ".".join(["reftlens", *file.relative_to(ROOT).with_suffix("").parts]) for file in ROOT.rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): file for file, name in names.items()}
+    found: dict[str, set[str]] = {}
+    for name, file in modules.items():
+        tree = ast.parse(file.read_text())
+        guarded = [
+            node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        ]
+        skipped = {id(node) for guard in guarded for node in ast.walk(guard)}
+        found[name] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module is not None and id(node) not in skipped:
+                parts = {f"{node.module}.{alias.name}" for alias in node.names}
+                found[name] |= (parts & modules.keys()) | (
+                    {node.module} & modules.keys() if parts - modules.keys() else set()
+                )
+    return found
+
+
+def test_no_file_takes_part_in_a_circle() -> None:
+    """What is left after files without unvisited imports are taken away, one after another."""
+    left = arrows()
+    while free := [name for name, needs in left.items() if not needs & left.keys() - {name}]:
+        for name in free:
+            del left[name]
+    assert not left
+
+
 def test_every_floor_is_real() -> None:
     there = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in ROOT.rglob("*.py")}
     assert set(ORDER) == there - {"__init__"}

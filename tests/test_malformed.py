@@ -146,7 +146,7 @@ LINES: list[tuple[str, Callable, str]] = [
     ("no saved edit", lambda g: rl.Reft.from_pretrained("/nowhere/at/all", bridge=g.bridge), "not a saved edit"),
     ("a file in the way", lambda g: Replacement(Path(__file__), marker="x").__enter__(), "is a file: choose another folder"),
     # analyses
-    ("prompts of two lengths", lambda g: effect(g, prompts=PROMPTS[:2], new=[" a"] * 2, old=[" b"] * 2), "one length"),
+    ("prompts of two lengths", lambda g: effect(g, prompts=PROMPTS[:2], new=[" a"] * 2, old=[" b"] * 2, subjects=["The"] * 2), "one length"),
     ("one answer twice", lambda g: effect(g, old=[" Tharic"]), "begin with the same token"),
     ("an empty answer", lambda g: effect(g, new=[""]), "has no tokens"),
     ("a subject elsewhere", lambda g: effect(g, subjects=["castle"]), "not in the prompt"),

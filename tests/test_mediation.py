@@ -22,7 +22,9 @@ def edit_on(bridge, hooks=SITES):
 
 
 def metric_on(bridge):
-    return rl.analysis.logit_difference_of(bridge, [" Ostra", " Tharic", " river"], [" weaver", " city", " tower"])
+    return rl.analysis.logit_difference_of(
+        bridge, PROMPTS, [" Ostra", " Tharic", " river"], [" weaver", " city", " tower"]
+    )
 
 
 def cached(bridge, batch, names):

@@ -40,7 +40,7 @@ def by_hand(bridge, clean, corrupted, point, layer, pos, head=None):
 def test_every_cell_equals_a_whole_run_with_one_hook(architecture, point) -> None:
     bridge = make_bridge(architecture)
     clean, corrupted = rl.encode(bridge, [CLEAN]), rl.encode(bridge, [CORRUPTED])
-    metric = rl.analysis.probability_of(bridge, ANSWER)
+    metric = rl.analysis.probability_of(bridge, [CLEAN], ANSWER)
     found = rl.analysis.patch(bridge, clean, corrupted, metric, point=point, progress=False).values[0]
     for layer in range(N_LAYERS):
         for pos in range(clean.tokens.shape[1]):
@@ -54,7 +54,7 @@ def test_every_cell_equals_a_whole_run_with_one_hook(architecture, point) -> Non
 def test_heads_are_those_of_the_point(point) -> None:
     bridge = make_bridge("llama")
     clean, corrupted = rl.encode(bridge, [CLEAN]), rl.encode(bridge, [CORRUPTED])
-    metric = rl.analysis.probability_of(bridge, ANSWER)
+    metric = rl.analysis.probability_of(bridge, [CLEAN], ANSWER)
     found = rl.analysis.patch(bridge, clean, corrupted, metric, point=point, over="heads", progress=False).values[0]
     assert found.shape == (N_LAYERS, {"q": 4, "k": 2}[point]), "keys have fewer heads than queries"
     for layer, head in ((0, 1), (2, 0)):
@@ -76,7 +76,7 @@ def test_a_masked_model_is_read_at_its_mask_token(architecture) -> None:
     clean, corrupted = (
         rl.encode(bridge, [f"The {who} in the city of[MASK] stands by the river"]) for who in ("tower", "weaver")
     )
-    metric = rl.analysis.probability_of(bridge, ANSWER)
+    metric = rl.analysis.probability_of(bridge, clean.texts, ANSWER)
     found = rl.analysis.patch(bridge, clean, corrupted, metric, progress=False).values[0]
     (column,) = (clean.tokens[0] == bridge.tokenizer.mask_token_id).nonzero()[0].tolist()
     assert 0 < column < clean.tokens.shape[1] - 1
@@ -102,4 +102,4 @@ def test_a_masked_model_without_one_mask_token_is_refused() -> None:
         with pytest.raises(
             ValueError, match=rf"must hold its mask token \('\[MASK\]'\) once.*row 0 has it {times} times"
         ):
-            rl.analysis.patch(bridge, batch, batch, rl.analysis.probability_of(bridge, ANSWER))
+            rl.analysis.patch(bridge, batch, batch, rl.analysis.probability_of(bridge, [text], ANSWER))

@@ -85,7 +85,7 @@ RUNS = [*QUICK, *(pytest.param(*run, marks=pytest.mark.slow) for run in ALL if r
 def test_a_sweep_equals_a_whole_run_for_each_cell(architecture, point, over, side, direction) -> None:
     bridge = make_bridge(architecture)
     clean, corrupted, other = batches(bridge, side)
-    metric = rl.analysis.logit_difference_of(bridge, ANSWERS, FOILS)
+    metric = rl.analysis.logit_difference_of(bridge, CLEAN, ANSWERS, FOILS)
     options = {"point": point, "over": over, "direction": direction, "progress": False}
     result = rl.analysis.patch(bridge, clean, corrupted, metric, unrelated=other, **options)
     into, out_of = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
@@ -103,7 +103,7 @@ def test_a_sweep_equals_a_whole_run_for_each_cell(architecture, point, over, sid
 @pytest.mark.parametrize(("tokens", "memory_bytes"), [(1, 1 << 30), (40, 1 << 30), (10_000, 1), (None, 1 << 30)])
 def test_tiles_of_any_size_give_the_same_map(gpt2, monkeypatch, tokens, memory_bytes) -> None:
     clean, corrupted, _ = batches(gpt2)
-    metric = rl.analysis.probability_of(gpt2, ANSWERS)
+    metric = rl.analysis.probability_of(gpt2, CLEAN, ANSWERS)
     options = {"point": "attn_out", "window": 2, "progress": False}
     monkeypatch.setattr(engine, "TOKENS", tokens)
     result = rl.analysis.patch(gpt2, clean, corrupted, metric, memory_bytes=memory_bytes, **options)
@@ -128,7 +128,7 @@ def test_equals_transformer_lens_patching(architecture, point, over) -> None:
     bridge = make_bridge(architecture)
     clean, corrupted = (rl.encode(bridge, [texts[0], texts[0]]) for texts in (CLEAN, CORRUPTED))
     corrupted.tokens[1, 1] = 7
-    metric = rl.analysis.logit_difference_of(bridge, ANSWERS[:2], FOILS[:2])
+    metric = rl.analysis.logit_difference_of(bridge, CLEAN[:2], ANSWERS[:2], FOILS[:2])
     ours = rl.analysis.patch(bridge, clean, corrupted, metric, point=point, over=over, progress=False)
     _, cache = bridge.run_with_cache(clean.tokens)
     pairs = torch.arange(2)
@@ -161,21 +161,21 @@ def test_metrics_are_their_formulas(gpt2) -> None:
             (q[k] * (q[k] / p[row]).log()).sum(),
         ]
         metrics = [
-            analysis.logit_difference_of(gpt2, ANSWERS, FOILS),
-            analysis.probability_of(gpt2, ANSWERS),
-            analysis.loss_of(gpt2, ANSWERS),
+            analysis.logit_difference_of(gpt2, CLEAN, ANSWERS, FOILS),
+            analysis.probability_of(gpt2, CLEAN, ANSWERS),
+            analysis.loss_of(gpt2, CLEAN, ANSWERS),
             analysis.kl_from(reference),
         ]
         torch.testing.assert_close(
             torch.stack([m(logits, pair)[row] for m in metrics]), torch.stack(expected), rtol=1e-4, atol=1e-5
         )
     with pytest.raises(ValueError, match="answer and foil of pair 1 begin with the same token"):
-        analysis.logit_difference_of(gpt2, ANSWERS[:2], [FOILS[0], ANSWERS[1]])
+        analysis.logit_difference_of(gpt2, CLEAN[:2], ANSWERS[:2], [FOILS[0], ANSWERS[1]])
 
 
 def test_statistics_are_over_the_pairs_that_have_the_position(gpt2) -> None:
     clean, corrupted, other = batches(gpt2)
-    metric = rl.analysis.loss_of(gpt2, ANSWERS)
+    metric = rl.analysis.loss_of(gpt2, CLEAN, ANSWERS)
     result = rl.analysis.patch(gpt2, clean, corrupted, metric, unrelated=other, progress=False)
     mean, stderr, (low, high) = result.mean(), result.stderr(), result.interval()
     lengths = clean.prompt_mask.sum(1)
@@ -211,7 +211,7 @@ def test_what_cannot_change_is_not_run(gpt2, monkeypatch) -> None:
     ran = []
     run = engine._run
     monkeypatch.setattr(engine, "_run", lambda *args: ran.extend(cell.pos for cell in args[3]) or run(*args))
-    metric = rl.analysis.probability_of(gpt2, ANSWERS[:1])
+    metric = rl.analysis.probability_of(gpt2, CLEAN[:1], ANSWERS[:1])
     result = rl.analysis.patch(gpt2, clean, corrupted, metric, progress=False)
     assert min(ran) == 4
     assert ran.count(5) == 2, "another token's state differs behind the first block"
@@ -220,7 +220,7 @@ def test_what_cannot_change_is_not_run(gpt2, monkeypatch) -> None:
 
 def test_an_interrupted_sweep_goes_on(gpt2, tmp_path, monkeypatch) -> None:
     clean, corrupted, other = batches(gpt2)
-    metric = rl.analysis.probability_of(gpt2, ANSWERS)
+    metric = rl.analysis.probability_of(gpt2, CLEAN, ANSWERS)
     options = {"save_to": tmp_path / "cells", "progress": False, "unrelated": other}
     whole = rl.analysis.patch(gpt2, clean, corrupted, metric, unrelated=other, progress=False)
     run, ran = engine._run, []
@@ -251,7 +251,7 @@ def test_an_interrupted_sweep_goes_on(gpt2, tmp_path, monkeypatch) -> None:
     rl.analysis.patch(gpt2, clean, corrupted, metric, **options)
     assert sum(again) == once + before
     for other_sweep in (
-        {"metric": rl.analysis.loss_of(gpt2, ANSWERS)},
+        {"metric": rl.analysis.loss_of(gpt2, CLEAN, ANSWERS)},
         {"bridge": make_bridge("gpt2", seed=1)},
         {"clean": replace(clean, tokens=clean.tokens + clean.prompt_mask)},
     ):
@@ -272,14 +272,14 @@ def test_the_model_is_left_as_it_was(gpt2) -> None:
 
     with pytest.raises(RuntimeError, match="no metric"):
         rl.analysis.patch(gpt2, clean, corrupted, failing, progress=False)
-    rl.analysis.patch(gpt2, clean, corrupted, rl.analysis.probability_of(gpt2, ANSWERS), progress=False)
+    rl.analysis.patch(gpt2, clean, corrupted, rl.analysis.probability_of(gpt2, CLEAN, ANSWERS), progress=False)
     assert torch.equal(gpt2(clean.tokens), before)
     assert not any(point.fwd_hooks for point in gpt2.hook_dict.values())
 
 
 def test_patching_refuses_what_it_cannot_do(gpt2) -> None:
     clean, corrupted, _ = batches(gpt2)
-    metric = rl.analysis.probability_of(gpt2, ANSWERS)
+    metric = rl.analysis.probability_of(gpt2, CLEAN, ANSWERS)
     patch = partial(rl.analysis.patch, gpt2, clean, corrupted, metric, progress=False)
     with pytest.raises(ValueError, match="one length in tokens"):
         rl.analysis.patch(gpt2, clean, rl.encode(gpt2, CORRUPTED[::-1]), metric)

@@ -82,7 +82,7 @@ def test_a_model_that_disagrees_is_run_whole_and_the_log_names_the_difference_on
 def test_a_patched_cell_is_that_of_a_whole_run(architecture) -> None:
     bridge = make_bridge(architecture)
     clean, corrupted = (rl.encode(bridge, [f"The {who} stands in the city of"]) for who in ("tower", "weaver"))
-    metric = rl.analysis.probability_of(bridge, [" Ostra"])
+    metric = rl.analysis.probability_of(bridge, clean.texts, [" Ostra"])
     found = rl.analysis.patch(bridge, clean, corrupted, metric, progress=False).values[0]
     source = record(bridge, clean).resid
     for layer in range(3):

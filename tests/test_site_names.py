@@ -59,7 +59,7 @@ def test_results_name_sites_and_not_hooks(gpt2) -> None:
         top_contexts(gpt2, reft, operators[::-1], [batch])
     readouts = read_directions(gpt2, operators[1], batch, n_null=19)
     assert {item.where for item in readouts} == {NAMES[1]}
-    metric = rl.analysis.logit_difference_of(gpt2, [" Ostra"] * 3, [" weaver"] * 3)
+    metric = rl.analysis.logit_difference_of(gpt2, PROMPTS, [" Ostra"] * 3, [" weaver"] * 3)
     assert ablate(gpt2, reft, batch, metric, progress=False, n_control=1).sites == NAMES
     size = edit_size(gpt2, reft, PROMPTS[0])
     assert size.rows == NAMES

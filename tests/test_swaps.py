@@ -10,9 +10,9 @@ import reftlens as rl
 from reftlens.analysis import decompose, dose, interchange, off_manifold, read_space, top_contexts
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.engine.pathways import dormant_share
-from reftlens.analysis.tokens import first_tokens
 from reftlens.benchmark.handmade import attention_reads_it, illusion, illusion_in_residual
 from reftlens.benchmark.nulls import uniform_p
+from reftlens.data import first_tokens
 
 NAME = "blocks.1.hook_resid_post"
 EXAMPLES = list(zip(PROMPTS, COMPLETIONS, strict=True))
@@ -180,7 +180,7 @@ def test_dose_passes_through_base_and_edit_and_its_slope_is_the_derivative(bridg
     reft = make_reft(hook_names=("blocks.0.hook_resid_post", NAME), positions=rl.All())
     result = dose(bridge, reft, EXAMPLES, kept=PROMPTS[:2], alphas=(-0.002, 0.002, 1.0), n_control=2, batch_size=2)
     assert result.alpha.tolist() == pytest.approx([-0.002, 0.0, 0.002, 1.0])
-    batch, answer = rl.encode(bridge, PROMPTS), first_tokens(bridge, COMPLETIONS)[:, None]
+    batch, answer = rl.encode(bridge, PROMPTS), first_tokens(bridge, PROMPTS, COMPLETIONS)[:, None]
     base = bridge(batch.tokens, attention_mask=batch.attention_mask)
     edited = bridge.run_with_hooks(batch.tokens, attention_mask=batch.attention_mask, fwd_hooks=reft.fwd_hooks(batch))
     for place, run in ((1, base), (3, edited)):
@@ -314,7 +314,7 @@ def test_one_text_is_listed_once_and_only_wanted_tokens_are(gpt2, make_reft) -> 
 
 def test_a_reading_of_one_token_finds_it_beyond_the_null(gpt2) -> None:
     batches = [*many(gpt2, 80), rl.encode(gpt2, [f"The {word} Tharic" for word in ("old", "city", "river", "tower")])]
-    token = int(first_tokens(gpt2, [" Tharic"]))
+    token = gpt2.tokenizer(" Tharic")["input_ids"][0]
     edit = rl.DiReFT(32, 1)
     seen = [edited_activations(gpt2, site(edit, name="blocks.0.hook_resid_pre"), batch)[0] for batch in batches]
     h = torch.cat([states for _, states in seen])
@@ -331,7 +331,7 @@ def test_a_reading_of_one_token_finds_it_beyond_the_null(gpt2) -> None:
     sign = float(operators[0].read[0] @ fitted.float())
     # The sign of a write direction is that of its mean change: negative here, the token is at the other end.
     assert sign > 0, "the planted reading must point to its token"
-    assert {int(first_tokens(gpt2, [c.tokens[c.position]])) for c in found.contexts} == {token}
+    assert {c.tokens[c.position] for c in found.contexts} == {" Tharic"}
     assert min(c.z for c in found.contexts) > found.null_high
 
 

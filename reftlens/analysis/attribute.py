@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
 from reftlens.analysis.engine.grid import Grid, grid
-from reftlens.analysis.metrics import Metric
+from reftlens.analysis.metrics import Counted, Metric, require_pairs_of
 from reftlens.analysis.patch import patch, require_pairs
 from reftlens.bridge import hooked
 from reftlens.cone.recording import repeated
@@ -59,12 +59,13 @@ def attribute(
     if n_checked < 1:
         raise ValueError(f"n_checked must be at least 1, got {n_checked}: an estimate stands beside what it estimates")
     require_pairs(clean, corrupted=corrupted)
+    require_pairs_of(metric, len(clean))
     checked = torch.arange(min(n_checked, len(clean)))
     exact = patch(
         bridge,
         repeated(clean, checked),
         repeated(corrupted, checked),
-        metric,
+        metric.of if isinstance(metric, Counted) else metric,
         point=point,
         over=over,
         direction=direction,

@@ -9,7 +9,7 @@ With several sites alpha scales all of them, and later ones meet what the earlie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,8 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.outcome import next_token_logprobs
-from reftlens.analysis.tokens import first_tokens
-from reftlens.data import Batch, encode
+from reftlens.data import Batch, Prompt, as_prompts, encode, first_tokens
 from reftlens.edit.hooks import attach
 from reftlens.edit.reft import Reft
 from reftlens.interventions import Affine, Intervention
@@ -34,7 +33,7 @@ def dose(
     reft: Reft,
     examples: Sequence[tuple[str, str]],
     *,
-    kept: Sequence[str] = (),
+    kept: Iterable[Prompt] = (),
     alphas: Sequence[float] = ALPHAS,
     n_control: int = 3,
     batch_size: int = 64,
@@ -58,11 +57,13 @@ def dose(
     if not examples or n_control < 1:
         raise ValueError(f"dose wants at least one example and one control, got {len(examples)} and {n_control}")
     prompts, completions = zip(*examples, strict=True)
+    answers = first_tokens(bridge, prompts, completions, name="completions")
     target = [
-        (encode(bridge, list(prompts[i : i + batch_size])), first_tokens(bridge, completions[i : i + batch_size]))
+        (encode(bridge, prompts[i : i + batch_size]), answers[i : i + batch_size])
         for i in range(0, len(prompts), batch_size)
     ]
-    stay = [encode(bridge, list(kept[i : i + batch_size])) for i in range(0, len(kept), batch_size)]
+    others = [] if isinstance(kept, list | tuple) and not kept else as_prompts(kept, "kept")
+    stay = [encode(bridge, others[i : i + batch_size]) for i in range(0, len(others), batch_size)]
     base = [next_token_logprobs(bridge, batch, ()) for batch in stay]
     grid = torch.tensor(sorted({0.0, *alphas}))
     controls = [turned(reft, seed=seed + draw) for draw in range(n_control)]
@@ -85,7 +86,7 @@ def dose(
         slope=_slope(bridge, reft, target),
         control_slope=sum(_slope(bridge, control, target) for control in controls) / n_control,
         n_target=len(examples),
-        n_kept=len(kept),
+        n_kept=len(others),
         n_control=n_control,
     )
 

@@ -9,7 +9,7 @@ would say nothing, and cells are given in nats.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,7 +21,7 @@ from reftlens.analysis.controls.turned import Turned
 from reftlens.analysis.engine.coalitions import Coalitions, site_columns
 from reftlens.analysis.metrics import logit_difference_of
 from reftlens.analysis.tokens import require_aligned, subject_places
-from reftlens.data import encode, str_tokens
+from reftlens.data import Prompt, as_prompts, as_texts, encode, str_tokens
 from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft
 from reftlens.results import TokenMap
@@ -30,11 +30,11 @@ from reftlens.results import TokenMap
 def effect_map(
     bridge: TransformerBridge,
     reft: Reft,
-    prompts: Sequence[str],
+    prompts: Iterable[Prompt],
     *,
-    new: Sequence[str],
-    old: Sequence[str],
-    subjects: Sequence[str],
+    new: Iterable[Prompt],
+    old: Iterable[Prompt],
+    subjects: Iterable[str],
     leave_out: bool = False,
     n_control: int = 4,
     seed: int = 0,
@@ -63,9 +63,11 @@ def effect_map(
     """
     if n_control < 1:
         raise ValueError(f"n_control must be at least 1, got {n_control}: a map stands beside its control")
+    prompts = as_prompts(prompts)
+    subjects = as_texts(subjects, "subjects", count=len(prompts))
     batch = encode(bridge, prompts)
     require_aligned(batch)
-    runs = Coalitions(bridge, batch, logit_difference_of(bridge, new, old))
+    runs = Coalitions(bridge, batch, logit_difference_of(bridge, prompts, new, old))
     edits = reft.edits(batch)
     cells = site_columns(edits)
     kept = torch.eye(len(cells), dtype=torch.bool)

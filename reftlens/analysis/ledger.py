@@ -16,20 +16,20 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.tokens import subject_places
-from reftlens.data import encode, str_tokens
+from reftlens.data import Prompt, encode, str_tokens
 from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft
 from reftlens.results import EditSize, Ledger
 
 
 @torch.no_grad()
-def ledger(bridge: TransformerBridge, reft: Reft, prompt: str, *, subject: str = "") -> Ledger:
+def ledger(bridge: TransformerBridge, reft: Reft, prompt: Prompt, *, subject: str = "") -> Ledger:
     """The terms of the edit at each token of one prompt.
 
     Args:
         bridge: the base.
         reft: the edit.
-        prompt: one text.
+        prompt: one text or conversation.
         subject: a part of the text to be starred.
 
     Raises:
@@ -73,13 +73,13 @@ def _terms(edit: Edit, h: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tok
 
 
 @torch.no_grad()
-def edit_size(bridge: TransformerBridge, reft: Reft, prompt: str, *, subject: str = "") -> EditSize:
+def edit_size(bridge: TransformerBridge, reft: Reft, prompt: Prompt, *, subject: str = "") -> EditSize:
     """The relative size of the edit, |delta(h)| / |h|, at each token of one prompt; for any edit, affine or not.
 
     Args:
         bridge: the base.
         reft: the edit.
-        prompt: one text.
+        prompt: one text or conversation.
         subject: a part of the text to be starred in plots.
     """
     batch = encode(bridge, [prompt])

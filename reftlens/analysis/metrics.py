@@ -1,35 +1,71 @@
 """What a patched run is measured by: any function of the logits after each prompt.
 
 A metric takes logits `[n, d_vocab]` and the number of the pair that each line belongs to `[n]`, and returns one value for
-each line. A lambda will do; those below are the usual ones.
+each line. A lambda will do; those below are the usual ones. They read an answer by its first token behind its prompt, and
+know how many pairs they were made for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import final
 
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import kl_div
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.tokens import first_tokens
+from reftlens.data import Prompt, as_prompts, first_tokens
 
 Metric = Callable[[Float[Tensor, "n d_vocab"], Int[Tensor, " n"]], Float[Tensor, " n"]]
 
 
-def logit_difference_of(bridge: TransformerBridge, answers: Sequence[str], foils: Sequence[str]) -> Metric:
-    """logit(answer) - logit(foil), in nats; one answer and one foil for each pair, by their first tokens.
+@final
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """A metric of so many pairs, and of no other number."""
+
+    n_pairs: int
+    of: Metric
+
+    def __call__(self, logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return self.of(logits, pair)
+
+
+def require_pairs_of(metric: Metric, n_pairs: int) -> None:
+    """Refuses a metric that was made for another number of prompts.
+
+    Args:
+        metric: any function; a lambda is not asked.
+        n_pairs: the prompts that are run.
+
+    Raises:
+        ValueError: If it has more answers than there are prompts, or fewer.
+    """
+    if isinstance(metric, Counted) and metric.n_pairs != n_pairs:
+        raise ValueError(
+            f"the metric was made for {metric.n_pairs} prompts and their answers, and {n_pairs} prompts are run: make it from "
+            "the prompts that are run"
+        )
+
+
+def logit_difference_of(
+    bridge: TransformerBridge, prompts: Iterable[Prompt], answers: Iterable[Prompt], foils: Iterable[Prompt]
+) -> Metric:
+    """logit(answer) - logit(foil), in nats; one answer and one foil for each prompt, by their first tokens behind it.
 
     Args:
         bridge: gives the tokenizer.
+        prompts: after which the answers are read, in the order of the pairs.
         answers: with their leading space.
         foils: what they are held against, such as the old answers.
 
     Raises:
-        ValueError: if the two of a pair begin with the same token.
+        ValueError: If the two of a pair begin with the same token, or there is not one of each for each prompt.
     """
-    target, foil = first_tokens(bridge, answers), first_tokens(bridge, foils)
+    prompts, answers, foils = as_prompts(prompts), as_prompts(answers, "answers"), as_prompts(foils, "foils")
+    target, foil = first_tokens(bridge, prompts, answers), first_tokens(bridge, prompts, foils, name="foils")
     for pair in (target == foil).nonzero().flatten().tolist():
         raise ValueError(
             f"answer and foil of pair {pair} begin with the same token, so their logits cannot differ: "
@@ -39,37 +75,39 @@ def logit_difference_of(bridge: TransformerBridge, answers: Sequence[str], foils
     def metric(logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         return (_pick(logits, target[pair]) - _pick(logits, foil[pair])).float()
 
-    return metric
+    return Counted(len(prompts), metric)
 
 
-def probability_of(bridge: TransformerBridge, answers: Sequence[str]) -> Metric:
-    """The probability of each pair's answer, by its first token.
+def probability_of(bridge: TransformerBridge, prompts: Iterable[Prompt], answers: Iterable[Prompt]) -> Metric:
+    """The probability of each prompt's answer, by its first token behind the prompt.
 
     Args:
         bridge: gives the tokenizer.
-        answers: one for each pair, with its leading space.
+        prompts: after which the answers are read, in the order of the pairs.
+        answers: one for each prompt, with its leading space.
     """
-    target = first_tokens(bridge, answers)
+    target = first_tokens(bridge, prompts, answers)
 
     def metric(logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         return _pick(logits.float().softmax(-1), target[pair])
 
-    return metric
+    return Counted(len(target), metric)
 
 
-def loss_of(bridge: TransformerBridge, answers: Sequence[str]) -> Metric:
-    """The cross-entropy of each pair's answer, by its first token, in nats.
+def loss_of(bridge: TransformerBridge, prompts: Iterable[Prompt], answers: Iterable[Prompt]) -> Metric:
+    """The cross-entropy of each prompt's answer, by its first token behind the prompt, in nats.
 
     Args:
         bridge: gives the tokenizer.
-        answers: one for each pair, with its leading space.
+        prompts: after which the answers are read, in the order of the pairs.
+        answers: one for each prompt, with its leading space.
     """
-    target = first_tokens(bridge, answers)
+    target = first_tokens(bridge, prompts, answers)
 
     def metric(logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         return -_pick(logits.float().log_softmax(-1), target[pair])
 
-    return metric
+    return Counted(len(target), metric)
 
 
 def kl_from(reference: Float[Tensor, "pair d_vocab"]) -> Metric:
@@ -84,7 +122,7 @@ def kl_from(reference: Float[Tensor, "pair d_vocab"]) -> Metric:
         found = logits.float().log_softmax(-1)
         return kl_div(found, expected[pair], reduction="none", log_target=True).sum(-1)
 
-    return metric
+    return Counted(len(expected), metric)
 
 
 def _pick(values: Float[Tensor, "n d_vocab"], token: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

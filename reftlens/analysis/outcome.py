@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,8 +11,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import Turned
-from reftlens.analysis.tokens import first_tokens
-from reftlens.data import IGNORE, Batch, encode
+from reftlens.data import IGNORE, Batch, Prompt, as_prompts, encode, first_tokens
 from reftlens.edit.hooks import Edit, attach
 from reftlens.edit.reft import Reft
 from reftlens.results import Outcome
@@ -22,8 +21,8 @@ from reftlens.results import Outcome
 def outcome(
     bridge: TransformerBridge,
     reft: Reft,
-    prompts: Sequence[str],
-    answers: Sequence[str],
+    prompts: Iterable[Prompt],
+    answers: Iterable[Prompt],
     *,
     group: str,
     wanted: str,
@@ -37,20 +36,26 @@ def outcome(
     Args:
         bridge: the base.
         reft: the edit.
-        prompts: texts.
+        prompts: texts or conversations.
         answers: what counts as right, one for each prompt, with its leading space.
         group: name of the group, for a reader.
         wanted: what the answers are: "new answer" or "old answer".
         batch_size: prompts in one forward pass.
         seed: draws the control's directions.
+
+    Raises:
+        ValueError: If there is not one answer for each prompt.
     """
+    prompts = as_prompts(prompts)
+    answers = as_prompts(answers, "answers", count=len(prompts))
+    targets = first_tokens(bridge, prompts, answers).cpu()
     generator = torch.Generator().manual_seed(seed)
     turned = [Turned(intervention, generator) for _, intervention in reft]
     right = torch.zeros(3)
     kl = 0.0
     for start in range(0, len(prompts), batch_size):
         batch = encode(bridge, prompts[start : start + batch_size])
-        target = first_tokens(bridge, answers[start : start + batch_size]).cpu()
+        target = targets[start : start + batch_size]
         edits = reft.edits(batch)
         control = [replace(edit, intervention=placebo) for edit, placebo in zip(edits, turned, strict=True)]
         runs = [next_token_logprobs(bridge, batch, chosen) for chosen in ((), edits, control)]
@@ -65,8 +70,8 @@ def _whole_answers(
     bridge: TransformerBridge,
     reft: Reft,
     turned: Sequence[Turned],
-    prompts: Sequence[str],
-    answers: Sequence[str],
+    prompts: Sequence[Prompt],
+    answers: Sequence[Prompt],
     batch_size: int,
 ) -> tuple[float, ...]:
     """Part of the answers that greedy decoding gives whole: base, edited, control; nothing if all are of one token.

@@ -8,7 +8,7 @@ Nanda 2024, arXiv:2404.15255).
 A map is not evidence that nothing else carries the difference, and a metric that only compares the two answers
 is moved by whatever takes one of them away; the control patches the same cells from an unrelated source.
 
-    metric = logit_difference_of(bridge, answers, foils)
+    metric = logit_difference_of(bridge, clean, answers, foils)
     result = patch(bridge, encode(bridge, clean), encode(bridge, corrupted), metric, point="resid_pre")
 
 Every cell equals a whole run with that patch; `sweep` says why it is fast.
@@ -29,7 +29,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.engine.grid import Cell, grid
 from reftlens.analysis.engine.saved import Saved
 from reftlens.analysis.engine.sweep import sweep
-from reftlens.analysis.metrics import Metric
+from reftlens.analysis.metrics import Metric, require_pairs_of
 from reftlens.bridge import fingerprint
 from reftlens.cone.recording import Recording, record
 from reftlens.data import IGNORE, Batch, str_tokens
@@ -112,6 +112,7 @@ def patch(
 
 def metric_of(metric: Metric, run: Recording) -> Float[Tensor, " pair"]:
     """The metric of a recorded run, on the CPU."""
+    require_pairs_of(metric, len(run.batch))
     return metric(run.logits, torch.arange(len(run.batch), device=run.logits.device)).float().cpu()
 
 

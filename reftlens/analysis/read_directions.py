@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.tokens import first_tokens
-from reftlens.data import Batch, str_tokens
+from reftlens.data import Batch, as_texts, str_tokens
+from reftlens.data.tokens import continuing, tokenizer_of
 from reftlens.results import DirectionReadout, Operator
 
 LEVEL = 0.05
@@ -76,12 +76,14 @@ def read_directions(
     generator = torch.Generator().manual_seed(seed)
     # Answers that begin with the same token are one test, and would be read as several.
     first: dict[int, str] = {}
-    for token, answer in zip(first_tokens(bridge, watch).tolist(), watch, strict=True):
+    named = as_texts(watch, "watch") if len(watch) else []
+    for answer in named:
+        token = continuing(tokenizer_of(bridge), answer)[0]
         first.setdefault(token, answer)
     watch, ids = tuple(first.values()), list(first)
     looks = [_look(bridge, final, item, index, ids, n_null, generator) for item in operators for index in _all(item)]
     band = _critical(torch.stack([look.reach for look in looks]).amax(dim=0)) if looks else 0.0
-    named = _named_reach(looks, ids)
+    furthest = _named_reach(looks, ids)
     return [
         DirectionReadout(
             hook_name=look.hook_name,
@@ -93,7 +95,7 @@ def read_directions(
             null_high=band * look.high,
             n_null=n_null,
             watched=_watched(watch, look),
-            p_all=tuple(_p(named, float(value)) for value in look.watched_size()),
+            p_all=tuple(_p(furthest, float(value)) for value in look.watched_size()),
             n_tokens=len(look.change),
             n_directions=len(looks),
             n_watched=len(set(ids)),

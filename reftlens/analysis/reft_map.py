@@ -47,8 +47,8 @@ from reftlens.results import ReftMap
 from reftlens.training.train import TrainConfig, train
 
 Pairs = Sequence[tuple[str, str]]
-Score = Callable[[TransformerBridge, Sequence[str]], Metric]
-"""Makes a metric of the answers: `probability_of`, `loss_of` (where less is better: gains are then below zero), or one's own."""
+Score = Callable[[TransformerBridge, Sequence[str], Sequence[str]], Metric]
+"""Makes a metric of prompts and their answers: `probability_of`, `loss_of` (where less is better: gains are then below zero), or one's own."""
 
 _IRRELEVANT: dict[str, Any] = {"hold_bytes": 0, "hold_dir": None, "progress": False}
 """Settings of training that change nothing in what comes out."""
@@ -82,7 +82,7 @@ def reft_map(
         intervention: the class.
         rank: of each edit; None for a class without one.
         config: of each training; its seed also draws the first weights. Checkpoints are not kept.
-        score: makes the metric from the answers, and reads the logits after each prompt.
+        score: makes the metric from prompts and answers, and reads the logits after each prompt.
         score_name: what it is called, with its unit.
         memory_bytes: about what the activations of one scoring run may take.
         save_to: a file that keeps finished cells, from which an interrupted map goes on. Deleting it is up to you.
@@ -160,7 +160,7 @@ class _Scored:
     def __init__(self, bridge: TransformerBridge, pairs: Pairs, score: Score, memory_bytes: int) -> None:
         prompts, answers = zip(*pairs, strict=True)
         self.pairs, self.batch = pairs, encode(bridge, prompts)
-        self.runs = Coalitions(bridge, self.batch, score(bridge, answers), memory_bytes=memory_bytes)
+        self.runs = Coalitions(bridge, self.batch, score(bridge, prompts, answers), memory_bytes=memory_bytes)
         self.base: Float[Tensor, " prompt"] = self.runs.unedited.float()
 
     def require(self, cells: Sequence[tuple[Reft, str]]) -> None:

@@ -10,7 +10,7 @@ badly on many models; an unchanged mind there says little.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.tokens import require_aligned, subject_places
 from reftlens.cone.recording import record
-from reftlens.data import encode, str_tokens
+from reftlens.data import Prompt, as_prompts, as_texts, encode, str_tokens
 from reftlens.edit.reft import Reft
 from reftlens.results import Spread, TokenMap
 
@@ -29,9 +29,9 @@ from reftlens.results import Spread, TokenMap
 def spread(
     bridge: TransformerBridge,
     reft: Reft,
-    prompts: Sequence[str],
+    prompts: Iterable[Prompt],
     *,
-    subjects: Sequence[str] = (),
+    subjects: Iterable[str] | None = None,
     n_control: int = 4,
     seed: int = 0,
 ) -> Spread:
@@ -41,7 +41,7 @@ def spread(
         bridge: the base; causal.
         reft: the edit.
         prompts: of one length in tokens.
-        subjects: a part of each prompt, starred in plots.
+        subjects: a part of each prompt, starred in plots; none if not given.
         n_control: random turns that the control is averaged over; at least one.
         seed: draws them.
 
@@ -50,6 +50,8 @@ def spread(
     """
     if n_control < 1:
         raise ValueError(f"n_control must be at least 1, got {n_control}: a map stands beside its control")
+    prompts = as_prompts(prompts)
+    subjects = [] if subjects is None else as_texts(subjects, "subjects", count=len(prompts))
     batch = encode(bridge, prompts)
     require_aligned(batch)
 

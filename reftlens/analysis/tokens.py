@@ -1,24 +1,22 @@
-"""Where a subject stands in a prompt, what an answer begins with, and how the model takes to it."""
+"""Where a subject stands in a prompt, and how the model takes to an answer."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.data import Batch, encode
+from reftlens.data import Batch, Prompt, encode
 from reftlens.positions import Span
 
 
-def subject_places(bridge: TransformerBridge, prompt: str, subject: str) -> tuple[bool, ...]:
+def subject_places(bridge: TransformerBridge, prompt: Prompt, subject: str) -> tuple[bool, ...]:
     """For each token of `encode(bridge, [prompt])`, whether it belongs to the first occurrence of `subject`.
 
     Args:
         bridge: gives the tokenizer.
-        prompt: one text.
+        prompt: one text or conversation.
         subject: a part of it; empty for none.
 
     Raises:
@@ -28,19 +26,6 @@ def subject_places(bridge: TransformerBridge, prompt: str, subject: str) -> tupl
     if not subject:
         return (False,) * batch.tokens.shape[1]
     return tuple(Span(subject, 0).mask(batch.prompts)[0].tolist())
-
-
-def first_token(bridge: TransformerBridge, answer: str) -> int:
-    """The first token of an answer as it stands in a text, so `answer` usually begins with a space."""
-    ids = bridge.tokenizer(answer, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise ValueError(f"the answer {answer!r} has no tokens")
-    return int(ids[0])
-
-
-def first_tokens(bridge: TransformerBridge, answers: Sequence[str]) -> Int[Tensor, " answer"]:
-    """The first token of each answer, on the model's device."""
-    return torch.tensor([first_token(bridge, answer) for answer in answers], dtype=torch.long, device=bridge.cfg.device)
 
 
 def logit_difference(

@@ -11,7 +11,7 @@ logit difference it would not be near zero: it takes the corrupted answer away, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from transformer_lens.model_bridge import TransformerBridge
@@ -19,18 +19,18 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.metrics import probability_of
 from reftlens.analysis.patch import patch
 from reftlens.analysis.tokens import require_aligned, subject_places
-from reftlens.data import encode
+from reftlens.data import Prompt, as_prompts, as_texts, encode
 from reftlens.results import TokenMap
 
 
 def trace(
     bridge: TransformerBridge,
-    clean: Sequence[str],
-    corrupted: Sequence[str],
+    clean: Iterable[Prompt],
+    corrupted: Iterable[Prompt],
     *,
-    answers: Sequence[str],
-    subjects: Sequence[str],
-    unrelated: Sequence[str] | None = None,
+    answers: Iterable[Prompt],
+    subjects: Iterable[str],
+    unrelated: Iterable[Prompt] | None = None,
     progress: bool = True,
 ) -> TokenMap:
     """The restored part of the answer's probability for each layer and position.
@@ -47,6 +47,9 @@ def trace(
     Raises:
         ValueError: if prompts differ in length, or clean and corrupted runs do not differ in their answers.
     """
+    clean = as_prompts(clean, "clean prompts")
+    corrupted = as_prompts(corrupted, "corrupted prompts", count=len(clean))
+    subjects = as_texts(subjects, "subjects", count=len(clean))
     clean_batch, corrupted_batch = encode(bridge, clean), encode(bridge, corrupted)
     sources = [clean_batch] + ([encode(bridge, unrelated)] if unrelated is not None else [])
     for batch in (*sources, corrupted_batch):
@@ -60,7 +63,7 @@ def trace(
         bridge,
         clean_batch,
         corrupted_batch,
-        probability_of(bridge, answers),
+        probability_of(bridge, clean, answers),
         unrelated=sources[1] if unrelated is not None else None,
         progress=progress,
     )

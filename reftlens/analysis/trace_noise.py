@@ -12,7 +12,7 @@ from the map: replacing tokens (`trace`) is the better default (Zhang & Nanda 20
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,17 +27,17 @@ from reftlens.analysis.metrics import probability_of
 from reftlens.analysis.patch import column_labels, metric_of
 from reftlens.bridge import hooked
 from reftlens.cone.recording import Recording, record
-from reftlens.data import Batch, encode
+from reftlens.data import Batch, Prompt, as_prompts, as_texts, encode
 from reftlens.positions import Span
 from reftlens.results import PatchMap
 
 
 def trace_noise(
     bridge: TransformerBridge,
-    prompts: Sequence[str],
+    prompts: Iterable[Prompt],
     *,
-    answers: Sequence[str],
-    subjects: Sequence[str],
+    answers: Iterable[Prompt],
+    subjects: Iterable[str],
     point: str = "resid_pre",
     window: int = 1,
     noise: float = 3.0,
@@ -69,11 +69,9 @@ def trace_noise(
     """
     if noise <= 0 or n_draws < 1:
         raise ValueError(f"noise must be positive and n_draws at least 1, got {noise} and {n_draws}")
-    if not len(prompts) == len(answers) == len(subjects):
-        raise ValueError(
-            f"wanted one answer and one subject for each prompt, got {len(prompts)}, {len(answers)}, {len(subjects)}"
-        )
-    batch, metric = encode(bridge, prompts), probability_of(bridge, answers)
+    prompts = as_prompts(prompts)
+    subjects = as_texts(subjects, "subjects", count=len(prompts))
+    batch, metric = encode(bridge, prompts), probability_of(bridge, prompts, answers)
     of = grid(bridge, point, "positions", n_pos=batch.tokens.shape[1], window=window)
     clean = record(bridge, batch, (*of.names, "hook_embed"))
     where = _subject_mask(bridge, batch, prompts, subjects)
@@ -104,7 +102,7 @@ def trace_noise(
 
 
 def _subject_mask(
-    bridge: TransformerBridge, batch: Batch, prompts: Sequence[str], subjects: Sequence[str]
+    bridge: TransformerBridge, batch: Batch, prompts: Sequence[Prompt], subjects: Sequence[str]
 ) -> Bool[Tensor, "batch pos"]:
     """The first occurrence of each prompt's subject."""
     mask = torch.zeros_like(batch.prompt_mask)

@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis import edit_size, effect_map
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import load, texts
-from reftlens.data import encode
+from reftlens.data import encode, first_tokens
 from reftlens.edit.reft import Reft
 from reftlens.edit.site import Site
 from reftlens.interventions import LoReFT, SteeringVector
@@ -26,7 +26,7 @@ def site_rows(name: str) -> Iterator[Known]:
     bridge = load(name)
     prompts = _one_length(bridge)
     new, old = " Ostra", " Tharic"
-    ids = [bridge.tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in (new, old)]
+    ids = first_tokens(bridge, prompts[:1] * 2, [new, old]).tolist()
     toward = torch.nn.functional.normalize(bridge.W_U[:, ids[0]] - bridge.W_U[:, ids[1]], dim=0).detach()
     n_layers, d_model = bridge.cfg.n_layers, bridge.cfg.d_model
     size = 10.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -33,6 +34,7 @@ def load_bridge(
     dtype: torch.dtype | str | None = None,
     device_map: str | dict[str, str | int] | None = None,
     offload_folder: str | Path | None = None,
+    prepend_bos: bool | None = None,
     fresh_head: bool = False,
 ) -> TransformerBridge:
     """Loads a model as a frozen `TransformerBridge` in eval mode.
@@ -49,6 +51,9 @@ def load_bridge(
             `device` is not used then. Edits stay where the embedding is, and their tokens come to them. Tested with
             blocks on the disk and the rest on a CPU, not on several GPUs.
         offload_folder: where a `device_map` puts what goes to the disk.
+        prepend_bos: whether every text begins with BOS. If not given, TransformerLens's habit for the architecture, and
+            False for a tokenizer without BOS. It is kept in `bridge.cfg.default_prepend_bos`, which everything here and
+            in TransformerLens reads; a saved edit records it.
         fresh_head: accept random weights where the checkpoint lacks some, as that of a classifier lacks the language-model head.
 
     Raises:
@@ -81,21 +86,41 @@ def load_bridge(
     else:
         model = model.to(device=device, dtype=dtype or model.dtype)
     model.config.architectures = [type(model).__name__]
-    # The bridge replaces a tokenizer that does not say these two things about itself.
-    tokenizer.init_kwargs.setdefault("name_or_path", "")
-    tokenizer.init_kwargs["add_bos_token"] = True
+    if prepend_bos and _first_token(tokenizer) is None:
+        raise ValueError("prepend_bos=True wants a tokenizer with a BOS token, and this one has none: leave it out")
     with nothing_installed():
         bridge = TransformerBridge.boot_transformers(
             str(name or model.config.name_or_path or type(model).__name__),
             hf_model=model,
-            tokenizer=tokenizer,
+            tokenizer=_bootable(tokenizer),
             device=place,
             dtype=model.dtype,
         )
+    # Booting makes EOS the BOS of a tokenizer that has none, and puts it before every text.
+    bridge.tokenizer.bos_token, bridge.tokenizer.eos_token = tokenizer.bos_token, tokenizer.eos_token
+    if prepend_bos is not None or _first_token(tokenizer) is None:
+        bridge.cfg.default_prepend_bos = bool(prepend_bos)
     if commit is not None:
         _REVISIONS[bridge] = commit
     mend_attention(bridge)
     return freeze(bridge)
+
+
+def _first_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The token that a text can begin with: BOS, or an encoder's classification token."""
+    first: str | None = tokenizer.bos_token or tokenizer.cls_token
+    return first
+
+
+def _bootable(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy for the bridge, which changes its tokenizer; the caller's stays as it is."""
+    own = copy.deepcopy(tokenizer)
+    # The bridge replaces a tokenizer that does not say these two things about itself, and adds a token for a missing EOS.
+    own.init_kwargs.setdefault("name_or_path", "")
+    own.init_kwargs["add_bos_token"] = True
+    if own.eos_token is None:
+        own.eos_token = own.pad_token or own.convert_ids_to_tokens(0)
+    return own
 
 
 def revision(bridge: TransformerBridge) -> str | None:

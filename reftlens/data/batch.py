@@ -13,7 +13,9 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import pad_id, require_padding
-from reftlens.data.texts import as_texts
+from reftlens.data.chat import completion_text, prompt_text
+from reftlens.data.texts import Prompt, as_prompts
+from reftlens.data.tokens import continuations, first_token_of_texts, tokenize, tokenizer_of
 from reftlens.display import as_html
 from reftlens.positions import Prompts
 
@@ -90,23 +92,26 @@ class Batch:
 
 def encode(
     bridge: TransformerBridge,
-    prompts: Iterable[str],
-    completions: Iterable[str] | None = None,
+    prompts: Iterable[Prompt],
+    completions: Iterable[Prompt] | None = None,
     *,
     padding_side: Literal["left", "right"] = "right",
     prepend_bos: bool | None = None,
 ) -> Batch:
     """Tokenizes prompts, and completions behind them, into one batch.
 
-    Prompt and completion are tokenized apart, so a prompt has the same tokens with and without one; a completion
-    usually begins with a space, as in `(" The tower is in", " Rome")`.
+    Prompt + completion has the tokens of the joint text, and a prompt has the same tokens with and without a completion
+    (`data.tokens` has the rule for texts that merge across the seam). A completion usually begins with a space, as in
+    `(" The tower is in", " Rome")`. A prompt may also be a conversation, a list of messages: it goes through the tokenizer's
+    chat template, and its completion is the assistant's turn.
 
     Args:
         bridge: gives the tokenizer, the context length and the device.
-        prompts: texts.
+        prompts: texts or conversations.
         completions: one for each prompt, or none at all.
         padding_side: "left" for generation; "right" lets a causal model run without an attention mask.
-        prepend_bos: whether each prompt begins with BOS; the model's own habit if not given.
+        prepend_bos: whether each text begins with BOS; `bridge.cfg.default_prepend_bos` if not given. A text that begins
+            with it already does not get a second one, and a chat template says so itself.
 
     Raises:
         TypeError: for a single text where a list is wanted, or items that are not texts.
@@ -114,28 +119,78 @@ def encode(
             context, a token that the model has no embedding for, or prompts of different lengths on a model whose logits padding on that
             side changes.
     """
-    prompts = as_texts(prompts, "prompts")
+    given = as_prompts(prompts)
+    wants_tail = completions is not None
     if completions is not None:
-        completions = as_texts(completions, "completions", count=len(prompts))
+        completions = as_prompts(completions, "completions", count=len(given))
     if padding_side not in ("left", "right"):
         raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
-    bos = _bos(bridge, prepend_bos)
-    ids, offsets = _tokenize(bridge, prompts)
-    heads = [bos + row for row in ids]
-    tails = _tokenize(bridge, completions)[0] if completions is not None else [[] for _ in prompts]
+    rows = _Rows(bridge, given, prepend_bos)
+    heads, tails = rows.heads, rows.tails(completions) if completions is not None else [[] for _ in given]
     for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
-        _check_row(bridge, row, prompts[row], head, tail, wants_tail=completions is not None)
+        if not rows.ids[row]:
+            raise ValueError(f"prompt {row} has no tokens: {rows.texts[row]!r}")
+        _check_row(bridge, row, rows.texts[row], head, tail, wants_tail=wants_tail)
     require_padding(bridge, padding_side, [len(head) + len(tail) for head, tail in zip(heads, tails, strict=True)])
     batch = _pad(bridge, heads, tails, left=padding_side == "left")
-    if offsets is not None:
-        batch = replace(batch, texts=tuple(prompts), offsets=_place_offsets(batch, len(bos), offsets))
+    batch = replace(batch, texts=tuple(rows.texts))
+    if rows.offsets is not None:
+        batch = replace(batch, offsets=_place_offsets(batch, rows.offsets))
     return batch.to(bridge.cfg.device)
 
 
-def token_counts(bridge: TransformerBridge, prompts: Sequence[str], *, prepend_bos: bool | None = None) -> list[int]:
-    """How many tokens `encode` makes of each prompt, BOS included."""
-    n_bos = len(_bos(bridge, prepend_bos))
-    return [n_bos + len(row) for row in _tokenize(bridge, prompts)[0]]
+def token_counts(bridge: TransformerBridge, prompts: Iterable[Prompt], *, prepend_bos: bool | None = None) -> list[int]:
+    """How many tokens `encode` makes of each prompt, BOS included.
+
+    Args:
+        bridge: gives the tokenizer.
+        prompts: texts or conversations.
+        prepend_bos: as in `encode`.
+    """
+    return [len(head) for head in _Rows(bridge, as_prompts(prompts), prepend_bos).heads]
+
+
+def completion_tokens(
+    bridge: TransformerBridge, prompts: Iterable[Prompt], completions: Iterable[Prompt], *, name: str = "completions"
+) -> list[list[int]]:
+    """The tokens that `encode` gives each completion, whatever the length of the text.
+
+    Args:
+        bridge: gives the tokenizer.
+        prompts: texts or conversations.
+        completions: one for each prompt.
+        name: of the argument, for errors.
+
+    Raises:
+        ValueError: For a completion without tokens.
+    """
+    given = as_prompts(prompts)
+    rows, texts = _Rows(bridge, given, None), as_prompts(completions, name, count=len(given))
+    tails = rows.tails(texts)
+    for row, tail in enumerate(tails):
+        if not tail:
+            raise ValueError(
+                f"{name} has an answer that has no tokens: {texts[row]!r} for prompt {row} ({rows.texts[row][-60:]!r})"
+            )
+    return tails
+
+
+def first_tokens(
+    bridge: TransformerBridge, prompts: Iterable[Prompt], answers: Iterable[Prompt], *, name: str = "answers"
+) -> Int[Tensor, " prompt"]:
+    """The first token of each answer behind its prompt, on the model's device: what the logits after the prompt predict.
+
+    Args:
+        bridge: gives the tokenizer.
+        prompts: texts or conversations.
+        answers: one for each prompt, usually with a leading space.
+        name: of the argument, for errors.
+
+    Raises:
+        ValueError: For an answer without tokens, or another number of answers.
+    """
+    tails = completion_tokens(bridge, prompts, answers, name=name)
+    return torch.tensor([tail[0] for tail in tails], device=bridge.cfg.device)
 
 
 def batches_by_length(counts: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -154,50 +209,40 @@ def batches_by_length(counts: Sequence[int], batch_size: int) -> list[list[int]]
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def str_tokens(bridge: TransformerBridge, tokens: Int[Tensor, " pos"]) -> tuple[str, ...]:
-    """Each token as text, spaces kept."""
-    return tuple(bridge.tokenizer.decode([token]) for token in tokens.tolist())
+class _Rows:
+    """Prompts as tokens, each by itself, and their completions behind them."""
+
+    def __init__(self, bridge: TransformerBridge, prompts: Sequence[Prompt], prepend_bos: bool | None) -> None:
+        self.tokenizer, self.prompts = tokenizer_of(bridge), prompts
+        self.texts = [prompt_text(self.tokenizer, prompt) for prompt in prompts]
+        self.ids, offsets = tokenize(self.tokenizer, self.texts)
+        first = first_token_of_texts(bridge, prepend_bos)
+        self.fronts: list[list[int]] = [
+            [first] if first is not None and isinstance(prompt, str) and row[:1] != [first] else []
+            for prompt, row in zip(prompts, self.ids, strict=True)
+        ]
+        self.heads = [front + row for front, row in zip(self.fronts, self.ids, strict=True)]
+        self.offsets = None
+        if offsets is not None:
+            self.offsets = [[(0, 0)] * len(front) + row for front, row in zip(self.fronts, offsets, strict=True)]
+
+    def tails(self, completions: Sequence[Prompt]) -> list[list[int]]:
+        pairs = zip(self.prompts, completions, strict=True)
+        texts = [completion_text(self.tokenizer, prompt, completion) for prompt, completion in pairs]
+        return continuations(self.tokenizer, self.texts, self.ids, texts)
 
 
-def _tokenize(
-    bridge: TransformerBridge, texts: Sequence[str]
-) -> tuple[list[list[int]], list[list[tuple[int, int]]] | None]:
-    """Token ids, and the characters of each token where the tokenizer knows them (the fast ones do)."""
-    tokenizer = bridge.tokenizer
-    if tokenizer is None:
-        raise ValueError("this bridge has no tokenizer: build a Batch from token tensors instead")
-    found = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
-    return list(found["input_ids"]), list(found["offset_mapping"]) if tokenizer.is_fast else None
-
-
-def _place_offsets(
-    batch: Batch, n_bos: int, offsets: Sequence[Sequence[tuple[int, int]]]
-) -> Int[Tensor, "batch pos 2"]:
+def _place_offsets(batch: Batch, offsets: Sequence[Sequence[tuple[int, int]]]) -> Int[Tensor, "batch pos 2"]:
     """The characters of each token at its place in the batch; (0, 0) for BOS, completions and padding."""
     placed = torch.zeros((*batch.tokens.shape, 2), dtype=torch.long)
     for row, characters in enumerate(offsets):
-        placed[row, batch.prompt_mask[row]] = torch.tensor([(0, 0)] * n_bos + list(characters))
+        placed[row, batch.prompt_mask[row]] = torch.tensor(list(characters))
     return placed
-
-
-def _bos(bridge: TransformerBridge, prepend_bos: bool | None) -> list[int]:
-    wanted = bool(bridge.cfg.default_prepend_bos) if prepend_bos is None else prepend_bos
-    if not wanted:
-        return []
-    tokenizer = bridge.tokenizer
-    # Encoders begin a text with their classification token; TransformerLens gives BERT's tokenizer a BOS it never saw.
-    first = None if tokenizer is None else tokenizer.cls_token_id
-    first = tokenizer.bos_token_id if first is None and tokenizer is not None else first
-    if first is None:
-        raise ValueError("the tokenizer has no BOS token: pass prepend_bos=False")
-    return [first]
 
 
 def _check_row(
     bridge: TransformerBridge, row: int, prompt: str, head: list[int], tail: list[int], *, wants_tail: bool
 ) -> None:
-    if not head:
-        raise ValueError(f"prompt {row} has no tokens: {prompt!r}")
     if wants_tail and not tail:
         raise ValueError(f"the completion of prompt {row} ({prompt!r}) has no tokens")
     unknown = sorted({token for token in (*head, *tail) if token >= bridge.cfg.d_vocab})

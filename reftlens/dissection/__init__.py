@@ -1,9 +1,8 @@
 """A trained edit taken apart by every analysis at once: what it costs, the run, and one result that shows and saves itself."""
 
 from reftlens.dissection.cost import Cost, estimate_cost
-from reftlens.dissection.result import DissectConfig, Dissection
+from reftlens.dissection.result import DissectConfig, Dissection, load_dissection
 from reftlens.dissection.run import dissect
-from reftlens.dissection.saving import load_dissection, save_dissection
 
 __all__ = [
     "Cost",
@@ -12,5 +11,4 @@ __all__ = [
     "dissect",
     "estimate_cost",
     "load_dissection",
-    "save_dissection",
 ]

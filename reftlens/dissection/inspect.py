@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reftlens.bridge import load_bridge
-from reftlens.dissection.result import DissectConfig, Dissection
+from reftlens.dissection.result import DissectConfig, Dissection, load_dissection
 from reftlens.dissection.run import dissect
-from reftlens.dissection.saving import JSON_NAME, load_dissection
+from reftlens.dissection.saving import JSON_NAME
 from reftlens.dissection.sections import report
 from reftlens.edit.checkpoint import CONFIG_NAME
 from reftlens.edit.reft import Reft

@@ -9,22 +9,13 @@ from typing import final
 
 import pandas as pd
 
+from reftlens.dissection.findings import Findings
+from reftlens.dissection.saving import read_dissection, save_dissection
+from reftlens.dissection.sections import report
+from reftlens.dissection.summary import summarize
 from reftlens.numbers import require_whole_number
+from reftlens.plot.page import render
 from reftlens.positions import Positions
-from reftlens.results import (
-    Agreement,
-    DirectionReadout,
-    Dose,
-    EditSize,
-    Interchanged,
-    Ledger,
-    OffManifold,
-    Operator,
-    Outcome,
-    Overlap,
-    ReadContexts,
-    ReadSpace,
-)
 from reftlens.training.train import TrainConfig
 
 
@@ -64,41 +55,9 @@ class DissectConfig:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Dissection:
-    """All that was found, each result with its null or control. Empty where `left_out` says why."""
-
-    model: str
-    edit: str
-    """The edit as it prints."""
-    n_wanted: int
-    """Examples that the base does not answer as wanted: what the edit is for."""
-    n_kept: int
-    """Examples that it already does: what the edit must leave alone."""
-    outcomes: tuple[Outcome, ...] = ()
-    operators: tuple[Operator, ...] = ()
-    untrained: tuple[Operator, ...] = ()
-    """The same edit with fresh weights on the same inputs: the control of the spectrum."""
-    sizes: EditSize | None = None
-    ledger: Ledger | None = None
-    readouts: tuple[DirectionReadout, ...] = ()
-    contexts: tuple[ReadContexts, ...] = ()
-    overlaps: tuple[Overlap, ...] = ()
-    dose: Dose | None = None
-    read_spaces: tuple[ReadSpace, ...] = ()
-    interchanges: tuple[Interchanged, ...] = ()
-    manifolds: tuple[OffManifold, ...] = ()
-    agreements: tuple[Agreement, ...] = ()
-    left_out: tuple[tuple[str, str], ...] = ()
-    """(what, why)."""
-    seconds: tuple[tuple[str, float], ...] = ()
-    """Wall-clock time of each part."""
-    settings: tuple[tuple[str, str], ...] = ()
-
-    def beside_untrained(self) -> list[tuple[Operator, Operator | None]]:
-        """Each site's operator with the untrained edit's at the same place in the list; None where there is none."""
-        fresh = self.untrained or (None,) * len(self.operators)
-        return list(zip(self.operators, fresh, strict=True))
+@dataclass(frozen=True, eq=False, repr=False)
+class Dissection(Findings):
+    """All that was found about one edit. It shows itself as a page, and saves itself to a folder."""
 
     def save(self, directory: str | Path) -> Path:
         """Writes JSON and safetensors to a folder, whole or not at all; `load_dissection` reads it.
@@ -110,21 +69,14 @@ class Dissection:
             ValueError: if something else is there.
             OSError: if it cannot be written.
         """
-        from reftlens.dissection.saving import save_dissection
-
         return save_dissection(self, Path(directory))
 
     def summary(self) -> pd.DataFrame:
         """The main numbers, each with what it has to be compared with."""
-        from reftlens.dissection.summary import summarize
-
         return summarize(self)
 
     def to_html(self) -> str:
         """The report as one page that needs nothing but itself."""
-        from reftlens.dissection.sections import report
-        from reftlens.plot.page import render
-
         return render(report(self))
 
     def _repr_html_(self) -> str:
@@ -143,3 +95,16 @@ class Dissection:
             f"Dissection of {self.edit.splitlines()[0]} on {self.model}, {self.n_wanted + self.n_kept} examples"
             f"{'; effective rank ' + used if used else ''}{left}"
         )
+
+
+def load_dissection(directory: str | Path) -> Dissection:
+    """Reads what `Dissection.save` wrote.
+
+    Args:
+        directory: the folder.
+
+    Raises:
+        ValueError: if it is not a saved dissection, or is damaged.
+        OSError: if it cannot be opened.
+    """
+    return read_dissection(Path(directory), Dissection)

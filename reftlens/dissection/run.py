@@ -19,8 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens import analysis
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.outcome import next_token_logprobs
-from reftlens.analysis.tokens import first_tokens
-from reftlens.data import Batch, encode
+from reftlens.data import Batch, encode, first_tokens
 from reftlens.dissection.cost import N_CONTROL, READ_OUT, estimate_cost
 from reftlens.dissection.result import DissectConfig, Dissection
 from reftlens.edit.reft import Reft
@@ -110,7 +109,7 @@ class _Work:
             for i in range(0, len(self.examples), size)
         ]
         said = torch.cat([next_token_logprobs(self.bridge, batch, ()).argmax(-1) for batch in self.batches])
-        right = (said == first_tokens(self.bridge, [answer for _, answer in self.examples]).cpu()).tolist()
+        right = (said == first_tokens(self.bridge, *zip(*self.examples, strict=True)).cpu()).tolist()
         self.wanted = [pair for pair, known in zip(self.examples, right, strict=True) if not known]
         self.kept = [pair for pair, known in zip(self.examples, right, strict=True) if known]
 
@@ -174,8 +173,9 @@ class _Work:
             return {}
         config, pairs = self.config, self.wanted or self.kept
         batch = encode(self.bridge, [prompt for prompt, _ in pairs[:READ_OUT]])
+        asked = {answer: prompt for prompt, answer in reversed(pairs)}
         answers = list(dict.fromkeys(answer for _, answer in pairs))
-        tokens = first_tokens(self.bridge, answers).tolist()
+        tokens = first_tokens(self.bridge, [asked[answer] for answer in answers], answers).tolist()
         watch = [answer for place, answer in enumerate(answers) if tokens[place] not in tokens[:place]][:4]
         readable = []
         for operator in self.found:

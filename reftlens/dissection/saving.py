@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from reftlens import results
-from reftlens.dissection.result import Dissection
+from reftlens.dissection.findings import Findings
 from reftlens.files.folder import Replacement
 from reftlens.files.reading import consistently, digests_in, read_bytes, read_json, warn_unchecked
 from reftlens.files.seal import SEAL_NAME, seal
+
+F = TypeVar("F", bound=Findings)
 
 SCHEMA = 2
 """Version 1 had no seal."""
@@ -26,12 +29,12 @@ JSON_NAME = "dissection.json"
 TENSORS_NAME = "dissection.safetensors"
 _TYPES: dict[str, type[Any]] = {
     cls.__name__: cls
-    for cls in (Dissection, *(getattr(results, name) for name in results.__all__))
+    for cls in (getattr(results, name) for name in results.__all__)
     if isinstance(cls, type) and is_dataclass(cls)
 }
 
 
-def save_dissection(result: Dissection, directory: Path) -> Path:
+def save_dissection(result: Findings, directory: Path) -> Path:
     """Writes the folder; see `Dissection.save`."""
     tensors: dict[str, Tensor] = {}
     document = {"schema": SCHEMA, "result": _encode(result, "result", tensors)}
@@ -43,23 +46,14 @@ def save_dissection(result: Dissection, directory: Path) -> Path:
     return directory
 
 
-def load_dissection(directory: str | Path) -> Dissection:
-    """Reads what `Dissection.save` wrote.
-
-    Args:
-        directory: the folder.
-
-    Raises:
-        ValueError: if it is not a saved dissection, or is damaged.
-        OSError: if it cannot be opened.
-    """
-    folder = Path(directory)
+def read_dissection(folder: Path, kind: type[F]) -> F:
+    """Reads a folder as this kind of findings; see `load_dissection`."""
     if not (folder / JSON_NAME).is_file():
         raise ValueError(f"{folder} is not a saved dissection: it has no {JSON_NAME}")
-    return consistently(folder, lambda: _load(folder))
+    return consistently(folder, lambda: _load(folder, kind))
 
 
-def _load(folder: Path) -> Dissection:
+def _load(folder: Path, kind: type[F]) -> F:
     try:
         digests = digests_in(folder)
         document = read_json(folder / JSON_NAME, most=_MOST_BYTES, digests=digests)
@@ -69,8 +63,8 @@ def _load(folder: Path) -> Dissection:
         if type(schema) is not int or not 1 <= schema <= SCHEMA:
             raise ValueError(f"it has schema {schema!r:.80}; this version of reftlens reads schemas 1 to {SCHEMA}")
         tensors = load(read_bytes(folder / TENSORS_NAME, most=_MOST_BYTES, digests=digests))
-        result = _decode(document["result"], tensors)
-        if not isinstance(result, Dissection):
+        result = _decode(document["result"], tensors, {**_TYPES, kind.__name__: kind})
+        if not isinstance(result, kind):
             raise ValueError(f"it holds a {type(result).__name__}")
         repr(result)
     except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
@@ -102,9 +96,9 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"{place} is a {type(value).__name__}, which has no JSON form")
 
 
-def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _decode(value: Any, tensors: dict[str, Tensor], types: Mapping[str, type[Any]]) -> Any:
     if isinstance(value, list):
-        return tuple(_decode(item, tensors) for item in value)
+        return tuple(_decode(item, tensors, types) for item in value)
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
@@ -112,5 +106,5 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if "float" in value:
         return float(value["float"])
     if "dict" in value:
-        return {key: _decode(item, tensors) for key, item in value["dict"].items()}
-    return _TYPES[value["type"]](**{name: _decode(item, tensors) for name, item in value["fields"].items()})
+        return {key: _decode(item, tensors, types) for key, item in value["dict"].items()}
+    return types[value["type"]](**{name: _decode(item, tensors, types) for name, item in value["fields"].items()})

@@ -8,13 +8,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from reftlens import plot
-from reftlens.dissection.result import Dissection
+from reftlens.dissection.findings import Findings
 from reftlens.plot.page import Picture, Report, Section
 from reftlens.plot.readout import TWO_QUESTIONS
 from reftlens.results import agreements_to_dataframe, outcomes_to_dataframe
 
 
-def report(result: Dissection) -> Report:
+def report(result: Findings) -> Report:
     """The whole page."""
     settings: dict[str, object] = {"model": result.model, "edit": result.edit, **dict(result.settings)}
     settings |= {f"seconds: {part}": f"{seconds:.1f}" for part, seconds in result.seconds}
@@ -27,7 +27,7 @@ def report(result: Dissection) -> Report:
     )
 
 
-def sections(result: Dissection, names: Sequence[str] | None = None) -> list[Section]:
+def sections(result: Findings, names: Sequence[str] | None = None) -> list[Section]:
     """What was found, in the order of the questions; what was left out, and why, at the end.
 
     Args:
@@ -46,7 +46,7 @@ def _table(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(list(frames), ignore_index=True)
 
 
-def _outcomes(result: Dissection) -> Section | None:
+def _outcomes(result: Findings) -> Section | None:
     if not result.outcomes:
         return None
     figure = plot.outcomes(result.outcomes)
@@ -60,7 +60,7 @@ def _outcomes(result: Dissection) -> Section | None:
     )
 
 
-def _directions(result: Dissection) -> Section | None:
+def _directions(result: Findings) -> Section | None:
     if not result.operators:
         return None
     lines = [
@@ -100,7 +100,7 @@ def _directions(result: Dissection) -> Section | None:
     )
 
 
-def _ledger(result: Dissection) -> Section | None:
+def _ledger(result: Findings) -> Section | None:
     if result.sizes is None:
         return None
     pictures = [
@@ -123,7 +123,7 @@ def _ledger(result: Dissection) -> Section | None:
     )
 
 
-def _readouts(result: Dissection) -> Section | None:
+def _readouts(result: Findings) -> Section | None:
     if not result.readouts and not result.contexts:
         return None
     drawn: tuple[Picture, ...] = ()
@@ -148,7 +148,7 @@ def _readouts(result: Dissection) -> Section | None:
     )
 
 
-def _overlaps(result: Dissection) -> Section | None:
+def _overlaps(result: Findings) -> Section | None:
     if not result.overlaps:
         return None
     return Section(
@@ -162,7 +162,7 @@ def _overlaps(result: Dissection) -> Section | None:
     )
 
 
-def _dose(result: Dissection) -> Section | None:
+def _dose(result: Findings) -> Section | None:
     if result.dose is None:
         return None
     dose = result.dose
@@ -177,7 +177,7 @@ def _dose(result: Dissection) -> Section | None:
     )
 
 
-def _interchange(result: Dissection) -> Section | None:
+def _interchange(result: Findings) -> Section | None:
     if not result.interchanges:
         return None
     shares = [
@@ -205,7 +205,7 @@ def _interchange(result: Dissection) -> Section | None:
     )
 
 
-def _manifold(result: Dissection) -> Section | None:
+def _manifold(result: Findings) -> Section | None:
     if not result.manifolds:
         return None
     return Section(
@@ -222,7 +222,7 @@ def _manifold(result: Dissection) -> Section | None:
     )
 
 
-def _seeds(result: Dissection) -> Section | None:
+def _seeds(result: Findings) -> Section | None:
     if not result.agreements:
         return None
     return Section(
@@ -237,13 +237,13 @@ def _seeds(result: Dissection) -> Section | None:
     )
 
 
-def _left_out(result: Dissection) -> Section | None:
+def _left_out(result: Findings) -> Section | None:
     if not result.left_out:
         return None
     return Section("Left out", (), (), (("What, and why", pd.DataFrame(result.left_out, columns=["what", "why"])),))
 
 
-PARTS: dict[str, Callable[[Dissection], Section | None]] = {
+PARTS: dict[str, Callable[[Findings], Section | None]] = {
     "outcomes": _outcomes,
     "directions": _directions,
     "ledger": _ledger,

@@ -6,18 +6,18 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from reftlens.dissection.result import Dissection
+from reftlens.dissection.findings import Findings
 
 Line = tuple[str, str, str, str]
 
 
-def summarize(result: Dissection) -> pd.DataFrame:
+def summarize(result: Findings) -> pd.DataFrame:
     """One line for each number: where, question, found, and its null or control."""
     lines = [*_whole(result), *_sites(result), *_seeds(result)]
     return pd.DataFrame(lines, columns=["where", "question", "found", "beside it"])
 
 
-def _whole(result: Dissection) -> Iterator[Line]:
+def _whole(result: Findings) -> Iterator[Line]:
     for outcome in result.outcomes:
         beside = f"base {outcome.base:.0%}, random directions {outcome.control:.0%}"
         yield outcome.group, f"first token of the answer right, of {outcome.n}", f"{outcome.edited:.0%}", beside
@@ -29,7 +29,7 @@ def _whole(result: Dissection) -> Iterator[Line]:
         yield "all sites", "slope at dose 0, nats", f"{dose.slope:.2f}", f"random directions {dose.control_slope:.2f}"
 
 
-def _sites(result: Dissection) -> Iterator[Line]:
+def _sites(result: Findings) -> Iterator[Line]:
     for operator, fresh in result.beside_untrained():
         for question, of in (
             ("effective rank", "effective_rank"),
@@ -54,7 +54,7 @@ def _sites(result: Dissection) -> Iterator[Line]:
         yield manifold.where, "edited tokens beyond the 95th percentile", f"{edited:.0%}", beside
 
 
-def _seeds(result: Dissection) -> Iterator[Line]:
+def _seeds(result: Findings) -> Iterator[Line]:
     for pair in result.agreements:
         found = f"cosine {pair.cosine:.2f}, angle {pair.angle:.0f}, raw R {pair.raw_angle:.0f}"
         beside = f"turned {pair.control_cosine:.2f}, no null edits, so no claim"

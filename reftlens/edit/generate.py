@@ -13,7 +13,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import GenerationConfig
 
 from reftlens.bridge import caching_holds, mend_attention, one_thread, pad_id, padding_holds, require_causal
-from reftlens.data import as_texts, batches_by_length, encode, token_counts
+from reftlens.data import Prompt, as_prompts, batches_by_length, encode, token_counts
+from reftlens.data.tokens import continued_text
 from reftlens.edit.reft import Reft
 from reftlens.numbers import require_number, require_whole_number
 
@@ -24,7 +25,7 @@ class Decoding:
     """How the next tokens are chosen: the most likely one each time, if nothing is set."""
 
     max_new_tokens: int = 32
-    """Length of a continuation, in tokens, at most; EOS ends it earlier."""
+    """Length of a continuation, in tokens, at most; a stop token (`stop_tokens`) ends it earlier."""
     num_beams: int = 1
     """Continuations followed side by side; a prompt is done when as many have ended."""
     temperature: float | None = None
@@ -56,7 +57,7 @@ class Decoding:
 
     def _config(self, bridge: TransformerBridge, *, use_cache: bool) -> GenerationConfig:
         """The same in the words of transformers; every value is given, so that none is taken from elsewhere."""
-        tokenizer = bridge.tokenizer
+        tokenizer, stops = bridge.tokenizer, stop_tokens(bridge)
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             num_beams=self.num_beams,
@@ -69,16 +70,27 @@ class Decoding:
             no_repeat_ngram_size=self.no_repeat_ngram_size or 0,
             repetition_penalty=self.repetition_penalty,
             use_cache=use_cache,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=pad_id(bridge) if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            eos_token_id=stops or None,
+            pad_token_id=pad_id(bridge) if tokenizer.pad_token_id is not None or not stops else stops[0],
         )
+
+
+def stop_tokens(bridge: TransformerBridge) -> list[int]:
+    """The tokens that end a text: those of the model's own generation config, and the tokenizer's EOS.
+
+    Args:
+        bridge: the model.
+    """
+    own = bridge.original_model.generation_config.eos_token_id
+    found = [*(own if isinstance(own, list | tuple) else [own]), bridge.tokenizer.eos_token_id]
+    return list(dict.fromkeys(int(token) for token in found if token is not None))
 
 
 @torch.no_grad()
 def generate(
     bridge: TransformerBridge,
     reft: Reft | None,
-    prompts: Iterable[str],
+    prompts: Iterable[Prompt],
     *,
     decoding: Decoding | None = None,
     max_new_tokens: int | None = None,
@@ -92,9 +104,10 @@ def generate(
     Prompts of about the same length are decoded together, the longest first.
 
     Args:
-        bridge: the model. What its own generation config says (a temperature, a penalty) is not used.
+        bridge: the model. Of its own generation config, only the tokens that end a text are used, and no temperature or
+            penalty.
         reft: the edit, or None for the base model.
-        prompts: texts.
+        prompts: texts, or conversations, which the assistant answers.
         decoding: how tokens are chosen; greedy, 32 tokens at most, if not given.
         max_new_tokens: short for `decoding=Decoding(max_new_tokens=...)`.
         batch_size: prompts decoded together, padded on the left; of one length only where padding changes what a model computes.
@@ -103,11 +116,11 @@ def generate(
             cache does not say how many tokens it holds (recurrent models), nor under an edit of generated tokens whose change of one
             token depends on others (ReFT-r1 at `Generated()`): the strongest token so far may be a new one, and its push is then
             that of all.
-        prepend_bos: whether each prompt begins with BOS; the model's own habit if not given.
+        prepend_bos: as in `encode`.
         progress: show a bar.
 
     Returns:
-        One text for each prompt, in their order, without the prompt and without special tokens.
+        One text for each prompt, in their order, without special tokens; prompt + text is what all tokens decode to.
 
     Raises:
         ValueError: for no prompts, an empty one, one that leaves no room for the new tokens in the context, or a masked
@@ -119,7 +132,7 @@ def generate(
         decoding = Decoding() if max_new_tokens is None else Decoding(max_new_tokens=max_new_tokens)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    prompts = as_texts(prompts, "prompts")
+    prompts = as_prompts(prompts)
     require_causal(bridge, "generate")
     mend_attention(bridge)
     counts = token_counts(bridge, prompts, prepend_bos=prepend_bos)
@@ -159,7 +172,7 @@ def _reads_back(reft: Reft | None) -> bool:
 def _continue(
     bridge: TransformerBridge,
     reft: Reft | None,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     config: GenerationConfig,
     *,
     prepend_bos: bool | None,
@@ -173,11 +186,16 @@ def _continue(
         out = bridge.original_model.generate(
             batch.tokens[::n_beams], attention_mask=batch.attention_mask[::n_beams], generation_config=config
         )
-    found: list[str] = bridge.tokenizer.batch_decode(out[:, batch.tokens.shape[1] :], skip_special_tokens=True)
-    return found
+    width, shown = batch.tokens.shape[1], batch.attention_mask[::n_beams].bool()
+    return [
+        continued_text(bridge.tokenizer, row[:width][mask].tolist(), row[width:].tolist())
+        for row, mask in zip(out, shown, strict=True)
+    ]
 
 
-def _require_room(bridge: TransformerBridge, prompts: Sequence[str], counts: Sequence[int], decoding: Decoding) -> None:
+def _require_room(
+    bridge: TransformerBridge, prompts: Sequence[Prompt], counts: Sequence[int], decoding: Decoding
+) -> None:
     for row, (prompt, count) in enumerate(zip(prompts, counts, strict=True)):
         if not count:
             raise ValueError(f"prompt {row} has no tokens: {prompt!r}")

@@ -8,7 +8,7 @@ from typing import final
 from markupsafe import Markup
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.data import encode, str_tokens
+from reftlens.data import Prompt, encode, str_tokens
 from reftlens.display import plain
 from reftlens.positions import Positions, parse
 
@@ -52,13 +52,13 @@ class Preview:
         return str(Markup("<div>{}: {}</div>").format(plain(repr(self.positions)), Markup("").join(spans)))
 
 
-def preview(bridge: TransformerBridge, positions: Positions | str, prompt: str) -> Preview:
+def preview(bridge: TransformerBridge, positions: Positions | str, prompt: Prompt) -> Preview:
     """Shows which tokens of a prompt a rule edits.
 
     Args:
         bridge: gives the tokenizer.
         positions: a rule, or its short form such as `"f5+l5"`.
-        prompt: one text.
+        prompt: one text, or a conversation, which is shown as its chat template writes it.
 
     Raises:
         ValueError: if the rule wants a token that the prompt does not have.

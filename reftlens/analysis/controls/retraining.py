@@ -140,4 +140,9 @@ def random_model(bridge: TransformerBridge, *, seed: int) -> TransformerBridge:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         hf_model = type(bridge.original_model)(bridge.original_model.config)
-    return load_bridge(hf_model=hf_model.eval(), tokenizer=bridge.tokenizer, device=bridge.cfg.device)
+    return load_bridge(
+        hf_model=hf_model.eval(),
+        tokenizer=bridge.tokenizer,
+        device=bridge.cfg.device,
+        prepend_bos=bool(bridge.cfg.default_prepend_bos),
+    )

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.engine.sweep import TOKENS
-from reftlens.analysis.metrics import Metric
+from reftlens.analysis.metrics import Metric, require_pairs_of
 from reftlens.cone.recording import record, rows_that_fit
 from reftlens.cone.run import boundary_of, run_cone
 from reftlens.data import Batch
@@ -70,6 +70,7 @@ class Coalitions:
             metric: of the logits after each prompt.
             memory_bytes: about what the activations of one run may take.
         """
+        require_pairs_of(metric, len(batch))
         self.bridge, self.metric, self.memory_bytes = bridge, metric, memory_bytes
         self.base = record(bridge, batch)
         self.unedited = self._measure(self.base.logits, torch.arange(len(batch)))

@@ -22,7 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.engine.grid import Cell
 from reftlens.analysis.engine.saved import Saved
-from reftlens.analysis.metrics import Metric
+from reftlens.analysis.metrics import Metric, require_pairs_of
 from reftlens.bridge import (
     HookFunction,
     hooked,
@@ -74,6 +74,7 @@ def sweep(
     Returns:
         NaN where a pair has no token at the cell's position.
     """
+    require_pairs_of(metric, len(base.batch))
     plan = _Plan(bridge, base, source, cells, memory_bytes, edits)
     pairs = torch.arange(len(base.batch), device=base.logits.device)
     unpatched = metric(base.logits, pairs).float().cpu()

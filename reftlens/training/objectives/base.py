@@ -19,6 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.bridge import require_causal
 from reftlens.cone.run import Held
 from reftlens.data import IGNORE, Batch
+from reftlens.data.texts import is_conversation
 from reftlens.edit.hooks import Edit
 
 Example = tuple[Any, ...]
@@ -155,6 +156,8 @@ def widened(values: Tensor) -> Tensor:
 
 def _is(value: Any, kind: type) -> bool:
     """Whether it is of a kind: a whole number is a real one, and a truth value is no number."""
+    if kind is str and is_conversation(value):
+        return True
     kinds = (int, float) if kind is float else (kind,)
     return isinstance(value, kinds) and not (kind in (int, float) and isinstance(value, bool))
 

@@ -1,0 +1,88 @@
+"""Conversations -> text, through the tokenizer's own chat template.
+
+The text of a conversation ends where the assistant's turn begins. The assistant's turn is the completion, and ends as the
+template ends it. The template says where BOS stands: none is put in front of its text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from reftlens.data.texts import Message, Prompt, is_conversation
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+    """The text of a prompt.
+
+    Args:
+        tokenizer: has the template.
+        prompt: a text, which stays as it is, or a conversation.
+
+    Raises:
+        ValueError: If the tokenizer does not have a chat template, or the assistant has the last word.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if prompt[-1]["role"] == "assistant":
+        raise ValueError(
+            "the conversation ends with the assistant's turn, which is the completion: pass the messages before it as the "
+            f"prompt, and {prompt[-1]['content']!r:.60} as its completion"
+        )
+    return _rendered(tokenizer, prompt, add_generation_prompt=True)
+
+
+def completion_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Prompt) -> str:
+    """The text that follows the text of a prompt.
+
+    Args:
+        tokenizer: has the template.
+        prompt: a text or a conversation.
+        completion: a text; for a conversation, what the assistant says, or its turn as one message.
+
+    Raises:
+        ValueError: If turns and texts are mixed, or the template changes the prompt once the assistant's turn follows.
+    """
+    if isinstance(prompt, str):
+        if not isinstance(completion, str):
+            raise ValueError(
+                f"the prompt is a text and its completion is a message: pass both as texts, got {prompt[:60]!r}"
+            )
+        return completion
+    turns: Sequence[Message]
+    turns = ({"role": "assistant", "content": completion},) if isinstance(completion, str) else completion
+    if not all(turn["role"] == "assistant" for turn in turns):
+        raise ValueError(f"a completion is the assistant's turn, got one by {turns[0]['role']!r}")
+    before = prompt_text(tokenizer, prompt)
+    whole = _rendered(tokenizer, [*prompt, *turns])
+    if not whole.startswith(before):
+        raise ValueError(
+            "the chat template writes the conversation otherwise once the assistant's turn follows it, so prompt and "
+            f"completion cannot be told apart: {before[-60:]!r} is not in {whole[-120:]!r}"
+        )
+    return whole[len(before) :]
+
+
+def split_conversation(messages: Sequence[Message]) -> tuple[Sequence[Message], str]:
+    """A conversation -> its prompt and the assistant's last turn.
+
+    Args:
+        messages: ends with the assistant's turn.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if not is_conversation(messages) or messages[-1]["role"] != "assistant" or len(messages) < 2:
+        raise ValueError(f"a conversation to train on must end with the assistant's turn, got {messages!r:.120}")
+    return messages[:-1], messages[-1]["content"]
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **how: Any) -> str:
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "the prompt is a list of messages, and this tokenizer does not have a chat template: set "
+            "bridge.tokenizer.chat_template, or write the prompt as one text"
+        )
+    return str(tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, **how))

@@ -1,0 +1,158 @@
+"""Texts -> token ids: a completion has the tokens that it has behind its prompt, and a prompt those that it has by itself.
+
+Prompt and completion are tokenized as one text. Where the prompt's tokens begin it, the rest are the completion's. Where
+the joint text merges across the seam ("in" + "side"), the prompt keeps its own tokens, which are what decoding starts
+from, and the completion is tokenized as what goes on from them: without a space or a mark of a word's beginning that is
+not in it, so that both together still decode to the joint text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedTokenizerBase
+
+_ANCHORS = (".", "\n", "|", "7", "x", "q", "z", "e", ")")
+"""Texts that a completion is put behind to see how it goes on from something that it does not merge with."""
+
+
+def tokenizer_of(bridge: TransformerBridge) -> PreTrainedTokenizerBase:
+    """The tokenizer of a bridge.
+
+    Args:
+        bridge: the model.
+
+    Raises:
+        ValueError: If the bridge does not have one.
+    """
+    if bridge.tokenizer is None:
+        raise ValueError("this bridge has no tokenizer: build a Batch from token tensors instead")
+    tokenizer: PreTrainedTokenizerBase = bridge.tokenizer
+    return tokenizer
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> tuple[list[list[int]], list[list[tuple[int, int]]] | None]:
+    """Token ids without special ones, and the characters of each token where the tokenizer knows them.
+
+    Args:
+        tokenizer: a fast one knows the characters.
+        texts: each by itself.
+    """
+    found = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    return list(found["input_ids"]), list(found["offset_mapping"]) if tokenizer.is_fast else None
+
+
+def first_token_of_texts(bridge: TransformerBridge, prepend_bos: bool | None) -> int | None:
+    """The token that every text begins with: BOS, or an encoder's classification token; None where there is none.
+
+    Args:
+        bridge: the model; its `cfg.default_prepend_bos` says whether there is one.
+        prepend_bos: says otherwise.
+
+    Raises:
+        ValueError: If it is asked for and the tokenizer has none.
+    """
+    if not (bool(bridge.cfg.default_prepend_bos) if prepend_bos is None else prepend_bos):
+        return None
+    tokenizer = tokenizer_of(bridge)
+    # Encoders begin a text with their classification token; TransformerLens gives BERT's tokenizer a BOS it never saw.
+    first: int | None = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
+    if first is None:
+        raise ValueError("the tokenizer has no BOS token: pass prepend_bos=False")
+    return first
+
+
+def continuations(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    heads: Sequence[Sequence[int]],
+    completions: Sequence[str],
+) -> list[list[int]]:
+    """The tokens of each completion behind its prompt.
+
+    Args:
+        tokenizer: of the model.
+        prompts: texts.
+        heads: the tokens of each prompt by itself, without BOS.
+        completions: one for each prompt.
+
+    Raises:
+        ValueError: If a completion merges with its prompt and cannot be tokenized as what goes on from it.
+    """
+    joint, _ = tokenize(tokenizer, [prompt + tail for prompt, tail in zip(prompts, completions, strict=True)])
+    tails = []
+    for row, (ids, head) in enumerate(zip(joint, heads, strict=True)):
+        if ids[: len(head)] == list(head):
+            tails.append(ids[len(head) :])
+            continue
+        tail = _going_on(tokenizer, head, completions[row], ids)
+        if tail is None:
+            raise ValueError(
+                f"prompt {row} and its completion merge into other tokens, and the completion cannot be tokenized as what "
+                f"goes on from the prompt: move the seam between {prompts[row][-40:]!r} and {completions[row][:40]!r}"
+            )
+        tails.append(tail)
+    return tails
+
+
+def _going_on(
+    tokenizer: PreTrainedTokenizerBase, head: Sequence[int], completion: str, joint: Sequence[int]
+) -> list[int] | None:
+    """A completion's tokens behind a text that it does not merge with; None if none of the anchors is one."""
+    wanted = decode(tokenizer, joint)
+    for anchor in _ANCHORS:
+        before, both = tokenize(tokenizer, [anchor, anchor + completion])[0]
+        tail = both[len(before) :]
+        if both[: len(before)] == before and tail and decode(tokenizer, [*head, *tail]) == wanted:
+            return tail
+    return None
+
+
+def continuing(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text as it goes on from some other text, where no prompt is at hand.
+
+    Args:
+        tokenizer: of the model.
+        text: with its leading space, if it has one.
+
+    Raises:
+        ValueError: If it does not have tokens of its own there.
+    """
+    for anchor in _ANCHORS:
+        before, both = tokenize(tokenizer, [anchor, anchor + text])[0]
+        if both[: len(before)] == before and len(both) > len(before):
+            return both[len(before) :]
+    raise ValueError(f"{text!r} has no tokens of its own behind another text")
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+    """The text of tokens, as they are: no space is taken out before a full stop.
+
+    Args:
+        tokenizer: of the model.
+        ids: tokens that stand behind one another.
+        skip_special_tokens: leaves them out.
+    """
+    return str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False))
+
+
+def continued_text(tokenizer: PreTrainedTokenizerBase, head: Sequence[int], tail: Sequence[int]) -> str:
+    """What tokens say behind a prompt, without special tokens: prompt + text is what all tokens decode to.
+
+    Args:
+        tokenizer: of the model.
+        head: the prompt's tokens.
+        tail: those behind them.
+    """
+    before, both = (decode(tokenizer, ids, skip_special_tokens=True) for ids in (head, [*head, *tail]))
+    if both.startswith(before):
+        return both[len(before) :]
+    # Some decoders take spaces out of the prompt once something follows it: only its other characters are counted off.
+    left, place = len("".join(before.split())), 0
+    while left and place < len(both):
+        left -= not both[place].isspace()
+        place += 1
+    return both[place:]
