@@ -16,8 +16,10 @@ def require_whole_number(name: str, value: object, *, least: int) -> None:
     Raises:
         ValueError: if it is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be at least {least}, a whole number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
 
 
 def require_number(
@@ -40,19 +42,16 @@ def require_number(
     Raises:
         ValueError: if it is something else.
     """
-    fits = (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and (least is None or value >= least)
-        and (above is None or value > above)
-        and (below is None or value < below)
-    )
-    if not fits:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if value < 0 and least == 0 and below is None:
+        raise ValueError(f"{name} must not be negative, got {value!r}")
+    too_small = (least is not None and value < least) or (above is not None and value <= above)
+    if too_small or (below is not None and value >= below):
         raise ValueError(f"{name} must be {_range(least, above, below)}, got {value!r}")
 
 
 def _range(least: int | float | None, above: int | float | None, below: int | float | None) -> str:
     if below is not None:
         return f"in [{least}, {below})"
-    return f"above {above} and finite" if above is not None else f"finite and at least {least}"
+    return f"above {above}" if above is not None else f"at least {least}"

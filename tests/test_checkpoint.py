@@ -289,7 +289,7 @@ def test_to_the_hub_and_back(tmp_path, gpt2, make_reft, hub) -> None:
     again = rl.Reft.from_pretrained("me/moved", bridge=gpt2, revision="v1")
     assert torch.equal(logits(gpt2, again), logits(gpt2, reft))
     downloaded = {file.name for file in (tmp_path / "hub" / "downloaded" / "v1").iterdir()}
-    assert downloaded == {"reft.safetensors", "reft_config.json"}, "the rest is not even fetched"
+    assert downloaded == {"reft.safetensors", "reft_config.json", "digests.json"}, "the rest is not even fetched"
     make_reft(seed=5).push_to_hub("me/moved", bridge=gpt2)
     assert not torch.equal(logits(gpt2, rl.Reft.from_pretrained("me/moved", bridge=gpt2)), logits(gpt2, reft))
 

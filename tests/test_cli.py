@@ -71,7 +71,7 @@ def run(place):
 def test_a_run_leaves_its_config_versions_log_edit_outputs_and_result(run, place) -> None:
     folder, printed = run
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.toml", "versions.json", "log.jsonl", "edit", "outputs", "result.json"}
+    assert names == {"digests.json", "config.toml", "versions.json", "log.jsonl", "edit", "outputs", "result.json"}
     assert printed == {"run": str(folder), **json.loads((folder / "result.json").read_text())}
     log = lines(folder / "log.jsonl")
     assert [line["step"] for line in log] == list(range(1, 1 + 10 * 2))

@@ -339,7 +339,7 @@ def test_bars_inside_the_null_band_are_grey() -> None:
     assert [to_hex(bar.get_facecolor()).upper() for bar in bars] == [VERMILLION] * 2 + [GREY] * 2 + [BLUE] * 2 + [GREY]
     band = next(patch for patch in figure.axes[0].patches if patch not in bars)
     assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((-1.5, 2.5))
-    assert "what random directions of this length give (5-95%)" in written(figure)
+    assert "95% of random directions move no token out of it" in written(figure)
     # Read from above, the most promoted token comes first.
     assert figure.axes[0].get_ylim()[0] > figure.axes[0].get_ylim()[1]
 
@@ -575,7 +575,7 @@ def test_widths_and_colours_of_mediation_follow_the_effect_and_dashes_its_contro
     np.testing.assert_allclose(widths, [0.8 + 5 * part for part in (0.2 / 0.5, 0.25 / 0.5, 1)], atol=0.2)
     assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == ["2.1", "5.3", "4.0"]
     assert "3 strongest of 24" in written(figure)
-    with pytest.raises(ValueError, match="carries something"):
+    with pytest.raises(ValueError, match="at least one PatchMap"):
         plot.mediation([])
 
 

@@ -85,7 +85,7 @@ def test_short_form_reads_and_specs_round_trip(text) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x3", "f", "f0", "f-1", "f1.5", "f5+", "f5+f5", "f5 + l5", "F5", "l05", "f5+l5+l1", "first"]
+    "text", ["", "x3", "f", "f0", "f-1", "f1.5", "f5+", "f5+f5", "f5 + l5", "F5", "l05", "f5+l5+l1", "every"]
 )
 def test_malformed_strings_are_refused(text) -> None:
     with pytest.raises(ValueError, match="cannot read positions"):
