@@ -120,7 +120,7 @@ def many(folder: Path, n: int) -> None:
     """Site after site, each with an edit of its own that has no tensors."""
     saved = json.loads((folder / "reft_config.json").read_text())
     sites, edits = saved["sites"][:1] * n, saved["interventions"][:1] * n
-    sites = [{**site, "hook_name": "", "positions": {"rule": "all"}} for site in sites]
+    sites = [{**site, "positions": {"rule": "all"}} for site in sites]
     saved |= {"sites": sites, "interventions": edits, "which": list(range(n)), "names": [""] * n, "scales": {}}
     (folder / "reft_config.json").write_text(json.dumps(saved))
 
