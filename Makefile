@@ -4,7 +4,26 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test test-all check figures tutorials docs clean
+# A fast core of the tests, for other releases and other machines.
+CORE := tests/test_caching.py tests/test_edit.py tests/test_generation.py tests/test_mediation.py tests/test_tokens.py tests/test_training.py
+# torch is pinned everywhere: without a pin pip takes a build of several gigabytes.
+TORCH := $(shell grep '^torch==' constraints.txt)
+MACHINES := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 OMP_NUM_THREADS=2
+TESTS ?=
+
+.PHONY: demo test test-all test-versions test-wheel test-machines check figures tutorials docs clean
+
+define fresh
+	rm -rf .versions/$(1)
+	$(PYTHON) -m venv .versions/$(1)
+	.versions/$(1)/bin/python -m pip install --quiet '$(TORCH)'
+endef
+
+define core
+	$(call fresh,$(1))
+	.versions/$(1)/bin/python -m pip install --quiet $(2) . pytest pytest-xdist hypothesis beartype
+	.versions/$(1)/bin/python -m pytest -q -p no:cacheprovider $(CORE)
+endef
 
 demo: $(READY)  ## train an edit, take it apart, draw it: demo/report.html
 	$(BIN)/reftlens demo --out demo
@@ -14,6 +33,23 @@ test: check  ## what CI runs
 
 test-all: check  ## the slow tests as well
 	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+test-versions:  ## the core tests under the newest releases and under the oldest that are supported; PYTHON= takes another Python
+	$(call core,newest,)
+	$(call core,oldest,transformers==5.9.0 'numpy==2.0.*' 'pandas==2.2.*')
+
+test-wheel:  ## the demo from a wheel, without constraints, in another directory
+	$(call fresh,wheel)
+	.versions/wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir .versions/wheel/dist .
+	.versions/wheel/bin/python -m pip install --quiet .versions/wheel/dist/*.whl
+	cd .versions/wheel && bin/reftlens --help > /dev/null && bin/reftlens demo --quiet --out demo
+
+test-machines: $(READY)  ## the tests (or TESTS=...) as other processors compute, with one thread and two, and with four busy processes
+	for setting in $(MACHINES); do \
+		echo "$$setting"; env $$setting $(BIN)/python -m pytest -q -p no:cacheprovider $(TESTS) || exit 1; \
+	done
+	for n in 1 2 3 4; do timeout 3600 $(BIN)/python -c 'while True: pass' & done; \
+		$(BIN)/python -m pytest -q -p no:cacheprovider $(TESTS); code=$$?; kill $$(jobs -p); exit $$code
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -41,4 +77,4 @@ docs: $(READY)  ## the API pages, from the docstrings: docs/index.html
 	$(BIN)/python tests/api_pages.py docs
 
 clean:
-	rm -rf $(VENV) demo docs
+	rm -rf $(VENV) .versions demo docs
