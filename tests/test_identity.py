@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import COMPLETIONS, PROMPTS, make_bridge
+from conftest import COMPLETIONS, PROMPTS, make_bridge, reseal
 from tokenizers import pre_tokenizers
 
 import reftlens as rl
@@ -214,6 +214,7 @@ def change_stamp(folder, change) -> None:
     config = json.loads(path.read_text())
     change(config["base"])
     path.write_text(json.dumps(config))
+    reseal(folder)
 
 
 def test_an_edit_with_the_old_fingerprint_loads_and_says_so(gpt2, tmp_path, caplog) -> None:

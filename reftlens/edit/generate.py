@@ -49,7 +49,7 @@ class Decoding:
         if self.temperature is None and (self.top_p is not None or self.top_k is not None):
             raise ValueError("top_p and top_k say what tokens are drawn among: pass a temperature as well")
         if self.temperature is not None:
-            require_number("temperature (leave it out to take the most likely token)", self.temperature, above=0)
+            require_number("temperature", self.temperature, above=0)
         if self.top_p is not None and not (isinstance(self.top_p, int | float) and 0 < self.top_p <= 1):
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p!r}")
         require_number("repetition_penalty", self.repetition_penalty, above=0)
