@@ -291,6 +291,7 @@ def swapped_answers(bridge) -> list[tuple[str, str]]:
     return [(prompt_a, bridge.tokenizer.decode([b])), (prompt_b, bridge.tokenizer.decode([a]))]
 
 
+@pytest.mark.slow
 def test_a_constant_edit_cannot_do_what_needs_the_input() -> None:
     """A proof, and the table that shows it.
 

@@ -109,6 +109,7 @@ def test_a_planted_rule_is_learned(tmp_path, name, architecture, least) -> None:
         assert without.score < 0.7, "it is the second text that decides"
 
 
+@pytest.mark.slow
 def test_a_file_with_shuffled_labels_gives_chance_and_a_causal_model_reads_the_last_token(tmp_path) -> None:
     """Whatever the model makes of such a file, a score above chance would mean that answers leak."""
     task, bridge, source = task_named("SST-2"), make_bridge("gpt2"), download(tmp_path, "SST-2")
