@@ -85,7 +85,7 @@ def test_it_refuses_what_it_cannot_noise(gpt2) -> None:
     given = {"answers": [" Ostra"], "subjects": ["castle"], "progress": False}
     with pytest.raises(ValueError, match="not in the prompt"):
         rl.analysis.trace_noise(gpt2, PROMPTS[:1], **given)
-    with pytest.raises(ValueError, match="one answer and one subject"):
+    with pytest.raises(ValueError, match="subjects must be one for each prompt, got 2 prompts and 1 subjects"):
         rl.analysis.trace_noise(gpt2, PROMPTS, **given)
     with pytest.raises(ValueError, match="noise must be positive"):
         rl.analysis.trace_noise(gpt2, PROMPTS[:1], **given | {"subjects": ["tower"]}, noise=0.0)
