@@ -12,7 +12,7 @@ import torch
 from conftest import COMPLETIONS, PROMPTS, make_bridge
 
 import reftlens as rl
-from reftlens.cone.store import MARKER, InMemory, OnDisk, Run, _write_whole
+from reftlens.cone.store import MARKER, InMemory, OnDisk, Run, write_whole
 
 EXAMPLES = [*zip(PROMPTS, COMPLETIONS, strict=True), ("tower of the city", " river"), ("the weaver who", " speaks")]
 MADE_FOR = {"base": "one", "examples": "two"}
@@ -124,13 +124,13 @@ def test_a_full_disk_stops_no_training(gpt2, tmp_path, monkeypatch, caplog, when
     truth = losses()
     written = []
 
-    def write(place, content, write=_write_whole):
+    def write(place, content, write=write_whole):
         written.append(place)
         if len(written) > (0 if when == "opening" else 3):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(place, content)
 
-    monkeypatch.setattr("reftlens.cone.store._write_whole", write)
+    monkeypatch.setattr("reftlens.cone.store.write_whole", write)
     with caplog.at_level(logging.WARNING):
         assert losses(hold_dir=tmp_path / "runs", hold_bytes=hold_bytes) == truth
     assert caplog.text.count("cannot be written (No space left on device): base runs that are not in it are kept") == 1

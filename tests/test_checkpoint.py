@@ -18,7 +18,7 @@ import reftlens as rl
 from reftlens.edit.checkpoint import stamp
 from reftlens.edit.checkpoint.card import plain, profile
 from reftlens.edit.checkpoint.layout import Pairs
-from reftlens.files.reading import UncheckedWarning
+from reftlens.files.seal import UncheckedWarning
 from reftlens.interventions import FAMILY
 
 POST = "blocks.1.hook_resid_post"

@@ -136,7 +136,7 @@ def rules(folder: Path) -> None:
 
 W = "interventions.0.source.weight"
 SAVED: list[tuple[str, Callable[[Path], object], str]] = [
-    ("a config of 100 MB", grow("reft_config.json", 10**8), "more than the 4,194,304"),
+    ("a config of 100 MB", grow("reft_config.json", 10**8), "cannot have more than 4,194,304"),
     ("a config of garbage", lambda f: (f / "reft_config.json").write_bytes(os.urandom(5000)), "damaged"),
     ("a config without end", lambda f: (f / "reft_config.json").write_text("[" * 10**6), "damaged"),
     ("a million empty lists", lambda f: (f / "reft_config.json").write_text(f"[{'[],' * 10**6}[]]"), "damaged"),
@@ -291,7 +291,7 @@ THEIRS: list[tuple[str, Callable[[Path], object], str]] = [
     ("markup as a component", config(representations__0__1="<script>"), "'<script>' is not read"),
     ("a component of a list", config(representations__0__1=["x"]), "config.json in"),
     ("a rank beyond all memory", config(representations__0__4=10**12), r"rank must be in \[1, 32\]"),
-    ("a config of 100 MB", grow("config.json", 10**8), "more than the 4,194,304"),
+    ("a config of 100 MB", grow("config.json", 10**8), "cannot have more than 4,194,304"),
     ("a config without end", lambda f: (f / "config.json").write_text("[" * 10**6), "config.json in"),
     ("bytes for a config", lambda f: (f / "config.json").write_bytes(os.urandom(999)), "config.json in"),
     ("no files", lambda f: [file.unlink() for file in f.glob("*.bin")], "no intkey_"),

@@ -39,13 +39,6 @@ def logit_difference(
     return (pair[:, 0] - pair[:, 1]).float()
 
 
-def answer_probability(
-    logits: Float[Tensor, "batch pos d_vocab"], batch: Batch, target: Int[Tensor, " batch"]
-) -> Float[Tensor, " batch"]:
-    """Probability of the target as the first token after each prompt."""
-    return batch.at_last_prompt_token(logits).float().softmax(-1).gather(1, target[:, None])[:, 0]
-
-
 def require_aligned(batch: Batch) -> None:
     """Raises a ValueError unless all prompts have the same number of tokens, so that columns can be compared."""
     lengths = batch.prompt_mask.sum(dim=1)

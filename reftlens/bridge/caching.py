@@ -19,7 +19,7 @@ from transformers import Cache
 
 _OLD, _NEW = "past_key_values", "cache"
 _MENDED: WeakSet[nn.Module] = WeakSet()
-"""Attention modules that already get the cache under the old name."""
+"""Bridges, and their attention modules, that already get the cache under the old name."""
 
 
 def with_cache(bridge: TransformerBridge, cache: Cache) -> dict[str, Any]:
@@ -53,6 +53,10 @@ def mend_attention(bridge: TransformerBridge) -> None:
 
     Attention that delegates to the Hugging Face module needs nothing. Doing this twice changes nothing.
     """
+    # Every pass asks for this: a walk over all modules would cost more than a small model's block.
+    if bridge in _MENDED:
+        return
+    _MENDED.add(bridge)
     for module in bridge.modules():
         if not isinstance(module, AttentionBridge) or module in _MENDED:
             continue

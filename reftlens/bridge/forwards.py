@@ -11,6 +11,7 @@ from typing import Any
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import GenerationConfig
 
 from reftlens.bridge.caching import cache_in, mend_attention
 from reftlens.bridge.threads import in_this_thread, one_thread
@@ -96,6 +97,18 @@ def watch_forwards(bridge: TransformerBridge) -> Iterator[ForwardStart]:
             yield start
         finally:
             handle.remove()
+
+
+@contextmanager
+def own_config_aside(bridge: TransformerBridge) -> Iterator[None]:
+    """Inside, the model's own generation config is out of sight: transformers fills what a given one leaves open from it."""
+    model = bridge.original_model
+    before = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GenerationConfig
 
-from reftlens.bridge.forwards import last_block_alone, watch_forwards
+from reftlens.bridge.forwards import last_block_alone, own_config_aside, watch_forwards
 from reftlens.bridge.proving import TOLERANCE, difference, made_up, pad_id, proved
 
 _LENGTHS = (12, 7)
@@ -109,12 +109,8 @@ def _decode(bridge: TransformerBridge, tokens: torch.Tensor, mask: torch.Tensor,
         return_dict_in_generate=True,
         pad_token_id=pad_id(bridge),
     )
-    before = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
+    with own_config_aside(bridge):
         found = model.generate(tokens, attention_mask=mask, generation_config=config)
-    finally:
-        model.generation_config = before
     return torch.stack(found.logits)
 
 

@@ -11,7 +11,6 @@ import errno
 import hashlib
 import json
 import logging
-import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,10 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from reftlens.files.folder import UNFINISHED, write_whole
+
 logger = logging.getLogger(__name__)
 
 MARKER = "base_runs.json"
-_WRITING = ".writing-"
 _DIGEST = "sha256"
 """Among the numbers of a file."""
 
@@ -150,7 +150,7 @@ class OnDisk:
         place = self._place(row)
         try:
             place.parent.mkdir(exist_ok=True)
-            _write_whole(place, content)
+            write_whole(place, content)
         except OSError as error:
             return self._go_on_in_memory(error).put(row, run)
         self.n_bytes += len(content)
@@ -184,9 +184,9 @@ def _claim(directory: Path, made_for: dict[str, str]) -> None:
     marker = directory / MARKER
     if not marker.exists():
         # Other processes may be about to claim it too.
-        if any(not entry.name.startswith(_WRITING) for entry in directory.iterdir()):
+        if any(not entry.name.startswith(UNFINISHED) for entry in directory.iterdir()):
             raise ValueError(f"{directory} is not empty and has no {MARKER}: choose another folder for base runs")
-        _write_whole(marker, json.dumps(made_for, indent=2).encode())
+        write_whole(marker, json.dumps(made_for, indent=2).encode())
     try:
         found = dict(json.loads(marker.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
@@ -205,13 +205,3 @@ def _size(file: Path) -> int:
         return file.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _write_whole(place: Path, content: bytes) -> None:
-    temporary = place.with_name(f"{_WRITING}{uuid.uuid4().hex}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(place)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -8,7 +8,7 @@ not in it, so that both together still decode to the joint text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
@@ -103,12 +103,16 @@ def _going_on(
 ) -> list[int] | None:
     """A completion's tokens behind a text that it does not merge with; None if none of the anchors is one."""
     wanted = decode(tokenizer, joint)
+    found = (tail for tail in _behind_anchors(tokenizer, completion) if decode(tokenizer, [*head, *tail]) == wanted)
+    return next(found, None)
+
+
+def _behind_anchors(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[list[int]]:
+    """The tokens of a text behind each anchor that it does not merge with."""
     for anchor in _ANCHORS:
-        before, both = tokenize(tokenizer, [anchor, anchor + completion])[0]
-        tail = both[len(before) :]
-        if both[: len(before)] == before and tail and decode(tokenizer, [*head, *tail]) == wanted:
-            return tail
-    return None
+        before, both = tokenize(tokenizer, [anchor, anchor + text])[0]
+        if both[: len(before)] == before and len(both) > len(before):
+            yield both[len(before) :]
 
 
 def continuing(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -121,10 +125,8 @@ def continuing(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     Raises:
         ValueError: If it does not have tokens of its own there.
     """
-    for anchor in _ANCHORS:
-        before, both = tokenize(tokenizer, [anchor, anchor + text])[0]
-        if both[: len(before)] == before and len(both) > len(before):
-            return both[len(before) :]
+    for tail in _behind_anchors(tokenizer, text):
+        return tail
     raise ValueError(f"{text!r} has no tokens of its own behind another text")
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from reftlens import results
 from reftlens.dissection.findings import Findings
 from reftlens.files.folder import Replacement
-from reftlens.files.reading import consistently, digests_in, read_bytes, read_json, warn_unchecked
-from reftlens.files.seal import SEAL_NAME, seal
+from reftlens.files.reading import consistently, read_bytes, read_json
+from reftlens.files.seal import SEAL_NAME, digests_in, seal, warn_unchecked
 
 F = TypeVar("F", bound=Findings)
 
@@ -70,8 +70,6 @@ def _load(folder: Path, kind: type[F]) -> F:
     except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         said = f"{error!s} is missing or unknown" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"the saved dissection in {folder} is damaged: {said:.500}") from error
-    except OSError as error:
-        raise OSError(error.errno, f"{folder} cannot be read: {error.strerror}") from error
     if digests is None:
         warn_unchecked(folder)
     return result

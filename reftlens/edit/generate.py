@@ -12,7 +12,15 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GenerationConfig
 
-from reftlens.bridge import caching_holds, mend_attention, one_thread, pad_id, padding_holds, require_causal
+from reftlens.bridge import (
+    caching_holds,
+    mend_attention,
+    one_thread,
+    own_config_aside,
+    pad_id,
+    padding_holds,
+    require_causal,
+)
 from reftlens.data import Prompt, as_prompts, batches_by_length, encode, token_counts
 from reftlens.data.tokens import continued_text
 from reftlens.edit.reft import Reft
@@ -209,15 +217,8 @@ def _require_room(
 @contextmanager
 def _own_settings(bridge: TransformerBridge, decoding: Decoding) -> Iterator[None]:
     """Inside, a model's own generation config is out of sight, and random numbers are those of the seed."""
-    model = bridge.original_model
-    before = model.generation_config
     devices = range(torch.cuda.device_count()) if decoding.temperature is not None else ()
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), own_config_aside(bridge):
         if decoding.temperature is not None:
             torch.manual_seed(decoding.seed)
-        # transformers fills what a config leaves open from the model's.
-        model.generation_config = GenerationConfig()
-        try:
-            yield
-        finally:
-            model.generation_config = before
+        yield

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import final
 
+UNFINISHED = "."
+"""Beginning of the names under which files and folders are written before they take their place."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -54,7 +56,7 @@ class Replacement:
             )
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            self._temporary = place.parent / f".{place.name}-{secrets.token_hex(8)}"
+            self._temporary = place.parent / f"{UNFINISHED}{place.name}-{secrets.token_hex(8)}"
             # Not tempfile.mkdtemp, whose folders nobody else can read: this one follows the umask.
             self._temporary.mkdir()
         except OSError as error:
@@ -86,18 +88,16 @@ def write_whole(file: Path, content: bytes) -> None:
     Raises:
         OSError: if it cannot be written; it names the file.
     """
-    temporary = file.with_name(f".{file.name}-{secrets.token_hex(8)}")
+    temporary = file.with_name(f"{UNFINISHED}{file.name}-{secrets.token_hex(8)}")
     try:
         try:
-            with temporary.open("xb") as handle:
-                handle.write(content)
-                handle.flush()
-                os.fsync(handle.fileno())
+            temporary.write_bytes(content)
             temporary.replace(file)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise OSError(error.errno, f"{file} cannot be written: {error.strerror}") from error
+        # A full disk is reported without a name.
+        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 def _put(new: Path, place: Path) -> None:

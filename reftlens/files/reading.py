@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from reftlens.files.seal import SEAL_NAME
-
+SEAL_NAME = "digests.json"
+"""The file that holds the digests of a folder; `files.seal` writes it."""
 MOST_TEXT = 4 * 2**20
 """Bytes of a JSON document that describes something."""
 _MOST_DEPTH = 64
@@ -23,10 +22,6 @@ _READS = 20
 """Attempts to read a folder that other processes keep replacing."""
 
 T = TypeVar("T")
-
-
-class UncheckedWarning(UserWarning):
-    """A folder from an earlier version has no digests, so damage to it cannot be seen."""
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -78,10 +73,11 @@ def read_bytes(file: Path, *, most: int, digests: Mapping[str, str] | None = Non
     """
     if not file.is_file():
         raise ValueError(f"{file.name} is missing, or not a file")
+    size = file.stat().st_size
+    if size > most:
+        raise ValueError(f"{file.name} has {size:,} bytes, and cannot have more than {most:,}")
     with file.open("rb") as handle:
-        data = handle.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"{file.name} has {file.stat().st_size:,} bytes, more than the {most:,} that it may have")
+        data = handle.read(most)
     require_sealed(file.name, data, digests)
     return data
 
@@ -101,46 +97,26 @@ def require_sealed(name: str, data: bytes, digests: Mapping[str, str] | None) ->
         raise ValueError(f"{name} is not what was saved: its SHA-256 differs from the one in {SEAL_NAME}")
 
 
-def digests_in(folder: Path) -> dict[str, str] | None:
-    """The digests of a sealed folder, by file; None if it has no seal.
-
-    Raises:
-        ValueError: if the seal itself is damaged.
-        OSError: if it cannot be opened.
-    """
-    if not (folder / SEAL_NAME).exists():
-        return None
-    said = read_json(folder / SEAL_NAME)
-    digests = said.get("files") if isinstance(said, dict) else None
-    if not isinstance(digests, dict) or not all(isinstance(value, str) for value in digests.values()):
-        raise ValueError(f"{SEAL_NAME} is damaged: it lists no files")
-    if hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest() != said.get("sha256"):
-        raise ValueError(f"{SEAL_NAME} is damaged: it does not have its own SHA-256")
-    return digests
-
-
-def warn_unchecked(folder: Path) -> None:
-    """Says that a folder has no seal."""
-    message = (
-        f"{folder} was saved by an earlier version without {SEAL_NAME}, so damage to it cannot be seen: save it again"
-    )
-    warnings.warn(message, UncheckedWarning, stacklevel=3)
-
-
 def consistently(folder: Path, read: Callable[[], T]) -> T:
     """What `read` makes of a folder, read again if the folder was replaced meanwhile.
 
     Args:
         folder: the folder.
         read: reads all that is wanted of it.
+
+    Raises:
+        OSError: if something in it cannot be opened; it names the folder.
     """
     for _ in range(_READS):
         before = _version(folder)
         try:
             result = read()
-        except (OSError, ValueError):
+        except ValueError:
             if _version(folder) == before:
                 raise
+        except OSError as error:
+            if _version(folder) == before:
+                raise OSError(error.errno, f"{folder} cannot be read: {error.strerror}") from error
         else:
             if _version(folder) == before:
                 return result

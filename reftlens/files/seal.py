@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 
-SEAL_NAME = "digests.json"
-_MOST_TEXT = 4 * 2**20
-"""Bytes of a seal."""
+from reftlens.files.reading import SEAL_NAME, read_json
+
+__all__ = ["SEAL_NAME", "UncheckedWarning", "digests_in", "seal", "warn_unchecked", "why_broken"]
+
+
+class UncheckedWarning(UserWarning):
+    """A folder from an earlier version has no digests, so damage to it cannot be seen."""
 
 
 def seal(folder: Path) -> None:
@@ -26,16 +31,10 @@ def why_broken(folder: Path) -> str | None:
 
     A folder without a seal is broken as well. Files whose names begin with a dot are not looked at: systems leave such.
     """
-    place = folder / SEAL_NAME
     try:
-        if not place.is_file():
+        digests = digests_in(folder)
+        if digests is None:
             return f"it has no {SEAL_NAME}"
-        if place.stat().st_size > _MOST_TEXT:
-            return f"{SEAL_NAME} has {place.stat().st_size:,} bytes"
-        said = json.loads(place.read_bytes().decode("utf-8"))
-        digests = said["files"]
-        if set(said) != {"files", "sha256"} or not isinstance(digests, dict) or said["sha256"] != _of(digests):
-            return f"{SEAL_NAME} is damaged"
         names = _names(folder)
         missing, more = sorted(set(digests) - set(names)), sorted(set(names) - set(digests))
         if missing:
@@ -43,9 +42,37 @@ def why_broken(folder: Path) -> str | None:
         if more:
             return f"{more[0]} was not saved with it"
         changed = [name for name in names if _digest(folder / name) != digests[name]]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except ValueError as error:
+        return f"{error!s:.200}"
+    except OSError as error:
         return f"{SEAL_NAME} or a file cannot be read ({error!s:.200})"
     return f"{changed[0]} has changed" if changed else None
+
+
+def digests_in(folder: Path) -> dict[str, str] | None:
+    """The digests of a sealed folder, by file; None if it has no seal.
+
+    Raises:
+        ValueError: if the seal itself is damaged.
+        OSError: if it cannot be opened.
+    """
+    if not (folder / SEAL_NAME).exists():
+        return None
+    said = read_json(folder / SEAL_NAME)
+    digests = said.get("files") if isinstance(said, dict) and set(said) == {"files", "sha256"} else None
+    if not isinstance(digests, dict) or not all(isinstance(value, str) for value in digests.values()):
+        raise ValueError(f"{SEAL_NAME} is damaged: it lists no files")
+    if said["sha256"] != _of(digests):
+        raise ValueError(f"{SEAL_NAME} is damaged: it does not have its own SHA-256")
+    return digests
+
+
+def warn_unchecked(folder: Path) -> None:
+    """Says that a folder has no seal."""
+    message = (
+        f"{folder} was saved by an earlier version without {SEAL_NAME}, so damage to it cannot be seen: save it again"
+    )
+    warnings.warn(message, UncheckedWarning, stacklevel=3)
 
 
 def _names(folder: Path) -> list[str]:

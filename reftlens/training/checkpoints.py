@@ -17,6 +17,7 @@ from typing import final
 
 from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 
+from reftlens.files.folder import write_whole
 from reftlens.files.seal import SEAL_NAME, seal, why_broken
 
 logger = logging.getLogger(__name__)
@@ -65,9 +66,7 @@ class TrainingFolder:
         for leftover in (_WRITING, _DELETING):
             shutil.rmtree(self.directory / leftover, ignore_errors=True)
         if not known.exists():
-            unfinished = known.with_suffix(".writing")
-            unfinished.write_text(json.dumps({**identity, **_SEALED}, indent=2) + "\n", encoding="utf-8")
-            unfinished.replace(known)
+            write_whole(known, (json.dumps({**identity, **_SEALED}, indent=2) + "\n").encode())
         return self._newest_whole()
 
     def identity(self) -> dict[str, str]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
@@ -23,7 +22,8 @@ from reftlens.bridge import layer_of, load_bridge
 from reftlens.edit.reft import Reft
 from reftlens.edit.site import Site
 from reftlens.edit.untrained import untrained
-from reftlens.training.train import TrainConfig, train
+from reftlens.training.seeds import train_seeds
+from reftlens.training.train import TrainConfig
 
 
 def permuted_labels(examples: Sequence[tuple[str, str]], *, seed: int) -> list[tuple[str, str]]:
@@ -87,11 +87,9 @@ def null_edits(
         raise ValueError(
             f"wanted at least one null edit, and seeds other than {config.seed}, of the real one: got n={n}, seed={seed}"
         )
-    made = []
+    made: list[Reft] = []
     for number in seeds:
-        fresh = untrained(reft, seed=number)
-        train(bridge, fresh, permuted_labels(examples, seed=number), replace(config, seed=number))
-        made.append(fresh)
+        made += train_seeds(bridge, reft, permuted_labels(examples, seed=number), config, seeds=[number]).values()
     return made
 
 

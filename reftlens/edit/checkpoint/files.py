@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from reftlens.files.reading import MOST_TEXT, digests_in, read_json, require_sealed
-from reftlens.files.seal import SEAL_NAME, seal
+from reftlens.files.reading import MOST_TEXT, read_json, require_sealed
+from reftlens.files.seal import SEAL_NAME, digests_in, seal
 
 SCHEMA = 3
 """Version 1 had no revision of the base and no digest of the tensors, version 2 no seal over the whole folder."""
@@ -75,8 +75,6 @@ def read_config(directory: Path) -> tuple[dict[str, Any], dict[str, str] | None]
             raise ValueError(f"{SEAL_NAME} is missing")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the saved edit in {directory} is damaged: {error!s:.500}") from error
-    except OSError as error:
-        raise OSError(error.errno, f"{directory} cannot be read: {error.strerror}") from error
     if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise ValueError(f"{directory} has schema {schema!r:.80}; this version of reftlens reads schemas 1 to {SCHEMA}")
     return config, digests
@@ -112,8 +110,6 @@ def read_tensors(
             _check_tensor(name, tensor, shapes[name])
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"the saved edit in {directory} is damaged: {error!s:.500}") from error
-    except OSError as error:
-        raise OSError(error.errno, f"{directory} cannot be read: {error.strerror}") from error
     return tensors
 
 

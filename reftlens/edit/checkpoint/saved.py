@@ -15,7 +15,8 @@ from reftlens.edit.checkpoint.hub import fetch
 from reftlens.edit.checkpoint.layout import Pairs, from_document, to_document
 from reftlens.edit.checkpoint.stamp import refuse_mismatch, stamp
 from reftlens.files.folder import Replacement
-from reftlens.files.reading import consistently, warn_unchecked
+from reftlens.files.reading import consistently
+from reftlens.files.seal import warn_unchecked
 from reftlens.interventions import Intervention
 
 

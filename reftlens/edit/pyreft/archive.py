@@ -13,7 +13,6 @@ import pickle
 import pickletools
 import zipfile
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -61,20 +60,6 @@ _NAMES: dict[tuple[str, str], Any] = {
     ("torch", "LongStorage"): torch.int64,
 }
 """All that the pickle may name, and what stands for it here."""
-
-
-def read_bytes(path: Path, *, most: int) -> bytes:
-    """A file's bytes.
-
-    Raises:
-        ValueError: if it is no file, or larger than `most` bytes.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path.name} is missing, or not a file")
-    size = path.stat().st_size
-    if size > most:
-        raise ValueError(f"{path.name} has {size:,} bytes, and cannot have more than {most:,} on this model")
-    return path.read_bytes()
 
 
 def describe(data: bytes) -> dict[str, StoredTensor]:

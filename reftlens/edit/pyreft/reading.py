@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.edit.pyreft.archive import StoredTensor, describe, load, read_bytes
+from reftlens.edit.pyreft.archive import StoredTensor, describe, load
 from reftlens.edit.pyreft.classes import CLASSES, OPTIONAL, UNCONSTRAINED, names_with, shapes, to_edit
 from reftlens.edit.pyreft.places import CONFIG_NAME, Place, find_places
 from reftlens.edit.reft import Reft
 from reftlens.edit.site import Site
+from reftlens.files.reading import read_bytes
 from reftlens.interventions import Intervention
 from reftlens.positions import Positions, parse, union_parts
 

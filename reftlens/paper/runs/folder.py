@@ -25,7 +25,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.bridge import load_bridge
 from reftlens.edit.checkpoint import CONFIG_NAME as EDIT_CONFIG_NAME
 from reftlens.edit.reft import Reft
-from reftlens.files.reading import digests_in, read_bytes, read_json, warn_unchecked
+from reftlens.files.reading import read_bytes, read_json
+from reftlens.files.seal import digests_in, warn_unchecked
 from reftlens.paper.runs.config import CONFIG_NAME, RunConfig, read_config
 from reftlens.paper.runs.examples import training_task
 from reftlens.training.objectives import Objective
