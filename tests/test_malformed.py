@@ -45,12 +45,15 @@ def layers(given, **changes):
 
 def effect(given, **changes):
     arguments = {"new": [" Tharic"], "old": [" Ostra"], "subjects": ["tower"], "progress": False, **changes}
-    return rl.analysis.effect_map(given.bridge, given.reft, arguments.pop("prompts", PROMPTS[:1]), **arguments)
+    prompts = arguments.pop("prompts", PROMPTS[:1])
+    metric = rl.analysis.logit_difference_of(given.bridge, prompts, arguments.pop("new"), arguments.pop("old"))
+    return rl.analysis.effect_map(given.bridge, given.reft, prompts, metric, **arguments)
 
 
 def trace(given, clean, corrupted, **changes):
     arguments = {"answers": [" Ostra"] * len(clean), "subjects": ["tower"] * len(clean), "progress": False, **changes}
-    return rl.analysis.trace(given.bridge, clean, corrupted, **arguments)
+    metric = rl.analysis.probability_of(given.bridge, clean, arguments.pop("answers"))
+    return rl.analysis.trace(given.bridge, clean, corrupted, metric, **arguments)
 
 
 def run(given, reft, batch=None):
