@@ -17,7 +17,7 @@ __all__ = ["SEAL_NAME", "UncheckedWarning", "digests_in", "seal", "warn_unchecke
 
 
 class UncheckedWarning(UserWarning):
-    """A folder from an earlier version has no digests, so damage to it cannot be seen."""
+    """What was read does not say what it should be, so damage to it cannot be seen."""
 
 
 def seal(folder: Path) -> None:
