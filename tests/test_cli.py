@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -391,6 +393,63 @@ def test_a_damaged_run_is_refused(run, place) -> None:
     assert "error: " in call("eval", folder, "--quiet", code=1).stderr
     shutil.rmtree(folder / "edit")
     assert "there is neither a run" in refused("generate", folder, "a", "--quiet")
+
+
+OWN = """
+from dataclasses import dataclass
+import torch
+import reftlens as rl
+from reftlens.interventions import Affine
+
+@rl.register
+class Push(rl.Intervention):
+    kind = "push-of-mine"
+    arguments = ("d_model",)
+    def __init__(self, d_model):
+        super().__init__(d_model, rank=1)
+        self.push = torch.nn.Parameter(torch.zeros(d_model))
+    def delta(self, resid):
+        return self.push.to(resid.dtype).expand_as(resid)
+    def affine(self):
+        return Affine(write=self.push[None][:0], read=self.push[None][:0], constant=self.push)
+
+@rl.register
+@dataclass(frozen=True)
+class Every(rl.Positions):
+    rule = "every"
+    step: int = 2
+    def pick(self, prompts):
+        return prompts.mask & (prompts.place % self.step == 0)
+    def spec(self):
+        return {"rule": self.rule, "step": self.step}
+"""
+
+
+def test_classes_of_a_module_that_is_named_are_known(place, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "edits_of_mine.py").write_text(OWN)
+    places = [("reftlens.interventions.own", "_KINDS"), ("reftlens.positions.parse", "_OWN")]
+    for module, name in places:
+        monkeypatch.setattr(importlib.import_module(module), name, {})
+    imported = ("--import", "edits_of_mine")
+    chosen = (
+        "--method",
+        "Push",
+        "--set",
+        "rank=",
+        "--positions",
+        '{"rule": "every", "step": 3}',
+        "--set",
+        "eval_data=",
+    )
+    assert "there is no method 'Push'" in refused("train", place / "moved.toml", *chosen, "--out", "run", "--quiet")
+    call(*imported, "train", place / "moved.toml", *chosen, "--epochs", 1, "--n-train", 2, "--out", "run", "--quiet")
+    call(*imported, "generate", "run", "The tower", "--max-new-tokens", 1, "--quiet")
+    for module, name in places:
+        monkeypatch.setattr(importlib.import_module(module), name, {})
+    assert "on the command line by --import its_module" in refused("generate", "run", "The tower", "--quiet")
+    assert "nothing_of_mine cannot be imported" in call("--import", "nothing_of_mine", "presets", code=2).output
+    assert sys.path[0] != str(tmp_path)
 
 
 def test_every_command_shows_an_example() -> None:

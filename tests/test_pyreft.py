@@ -238,7 +238,9 @@ def test_a_file_in_anothers_place_is_refused(tmp_path, gpt2) -> None:
         rl.load_pyreft(place, bridge=gpt2, positions="l1")
         first, second = sorted(place.glob("*.bin"))
         second.write_bytes(first.read_bytes())
-        with pytest.raises(ValueError, match=rf"it was saved as {first.name}, and lies here in the place of {second.name}"):
+        with pytest.raises(
+            ValueError, match=rf"it was saved as {first.name}, and lies here in the place of {second.name}"
+        ):
             rl.load_pyreft(place, bridge=gpt2, positions="l1")
     stream = io.BytesIO()
     torch.save(state, stream)

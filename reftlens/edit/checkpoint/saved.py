@@ -17,7 +17,7 @@ from reftlens.edit.checkpoint.stamp import refuse_mismatch, stamp
 from reftlens.files.folder import Replacement
 from reftlens.files.reading import consistently
 from reftlens.files.seal import warn_unchecked
-from reftlens.interventions import Intervention
+from reftlens.interventions import Intervention, registered
 
 
 def save(directory: str | Path, pairs: Pairs, bridge: TransformerBridge, *, card: bool = True) -> Path:
@@ -61,6 +61,7 @@ def load(
 def _load(
     folder: Path, bridge: TransformerBridge, family: Sequence[type[Intervention]], allow_mismatch: Collection[str]
 ) -> Pairs:
+    family = tuple(dict.fromkeys([*family, *registered()]))
     config, digests = read_config(folder)
     if digests is None:
         warn_unchecked(folder)

@@ -1,0 +1,48 @@
+"""Classes of your own, known by name once they are registered: to saved edits, to `at_layers`, on the command line.
+
+Nothing in a file makes a class known. Its module does, when you import it, or name it to the command line by `--import`.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from reftlens.interventions.base import Intervention
+from reftlens.interventions.check import require_kind
+from reftlens.positions import Positions, register_rule
+
+C = TypeVar("C", bound=type)
+
+_KINDS: dict[str, type[Intervention]] = {}
+
+
+def register(cls: C) -> C:
+    """Makes a class of your own known by its name. It stands above the class as `@rl.register`.
+
+    Args:
+        cls: an intervention with a `kind`, or a position rule with a `rule` whose `spec()` is `{"rule": its name, ...}` and
+            the arguments that make it again, as plain JSON values.
+
+    Returns:
+        The class, as it is.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: if its name is missing or another class's, or a method is missing.
+    """
+    if isinstance(cls, type) and issubclass(cls, Positions):
+        register_rule(cls)
+        return cls
+    require_kind(cls)
+    edit: type[Intervention] = cls
+    before = _KINDS.get(edit.kind)
+    # A cell of a notebook that is run again defines its class again.
+    if before is not None and (before.__module__, before.__qualname__) != (edit.__module__, edit.__qualname__):
+        raise ValueError(f"kind = {edit.kind!r} is that of {before.__qualname__}: give {edit.__qualname__} another")
+    _KINDS[edit.kind] = edit
+    return cls
+
+
+def registered() -> tuple[type[Intervention], ...]:
+    """The interventions that were registered."""
+    return tuple(_KINDS.values())
