@@ -9,11 +9,12 @@ import sys
 
 import pytest
 import torch
-from conftest import make_hf, make_tokenizer, reseal
+from conftest import make_bridge, make_hf, make_tokenizer, reseal
 from typer.testing import CliRunner
 
 import reftlens as rl
 from reftlens.cli import app
+from reftlens.cli.output import print_json, print_table, say
 from reftlens.organisms.landmarks import story_for
 from reftlens.organisms.world import FACTS, prompt
 from reftlens.results import Evaluation
@@ -393,6 +394,38 @@ def test_a_damaged_run_is_refused(run, place) -> None:
     assert "error: " in call("eval", folder, "--quiet", code=1).stderr
     shutil.rmtree(folder / "edit")
     assert "there is neither a run" in refused("generate", folder, "a", "--quiet")
+
+
+def test_nothing_foreign_commands_the_terminal(tmp_path, capsys) -> None:
+    evil = "\x1b]0;title\x07 \x9b31m \u202egnp.exe \ud800"
+    print_table(["a"], [[f"[red]{evil}"]], title=evil)
+    say(f"{evil}\n\tnext")
+    print_json({"a": evil})
+    shown = capsys.readouterr().out
+    assert not set(shown) & set("\x1b\x07\x9b\u202e")
+    assert "[red]" in shown
+    assert json.loads(shown[shown.rindex("{") :]) == {"a": evil}
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": "a", "completion": 3, evil: 1}))
+    message = refused("train", "--model", "facts-small", "--data", tmp_path / f"{evil[:3]}.jsonl", "--quiet")
+    assert "\\x1b]0" in message
+
+
+@pytest.mark.parametrize("command", ["generate", "inspect"])
+def test_a_base_that_an_edit_names_is_fetched_only_with_the_users_word(tmp_path, command) -> None:
+    bridge = make_bridge("gpt2")
+    reft = rl.Reft.at_layers(bridge, layers=1, positions="l1", rank=2)
+    reft.save_pretrained(tmp_path / "edit", bridge=bridge, card=False)
+    stamp = str(bridge.cfg.model_name)
+    write_lines(tmp_path / "pairs.jsonl", [{"prompt": "The tower", "completion": " Ostra\u2028"}])
+    arguments = ["The tower"] if command == "generate" else ["--examples", tmp_path / "pairs.jsonl"]
+    place = ["--out", tmp_path / "out"] if command == "inspect" else []
+    message = refused(command, tmp_path / "edit", *arguments, *place, "--quiet")
+    assert (
+        f"is of '{stamp}', which is no folder here: pass --model {stamp} to load that from the Hugging Face Hub"
+        in message
+    )
+    message = call(command, tmp_path / "edit", *arguments, *place, "--model", "no/such-model", code=1).stderr
+    assert "base model: no/such-model (of the Hugging Face Hub, or its cache here)" in message
 
 
 OWN = """

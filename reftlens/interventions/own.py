@@ -5,7 +5,7 @@ Nothing in a file makes a class known. Its module does, when you import it, or n
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.check import require_kind
@@ -32,15 +32,18 @@ def register(cls: C) -> C:
     """
     if isinstance(cls, type) and issubclass(cls, Positions):
         register_rule(cls)
-        return cls
-    require_kind(cls)
-    edit: type[Intervention] = cls
-    before = _KINDS.get(edit.kind)
-    # A cell of a notebook that is run again defines its class again.
-    if before is not None and (before.__module__, before.__qualname__) != (edit.__module__, edit.__qualname__):
-        raise ValueError(f"kind = {edit.kind!r} is that of {before.__qualname__}: give {edit.__qualname__} another")
-    _KINDS[edit.kind] = edit
+    else:
+        _register_kind(cls)
     return cls
+
+
+def _register_kind(kind: Any) -> None:
+    require_kind(kind)
+    before = _KINDS.get(kind.kind)
+    # A cell of a notebook that is run again defines its class again.
+    if before is not None and (before.__module__, before.__qualname__) != (kind.__module__, kind.__qualname__):
+        raise ValueError(f"kind = {kind.kind!r} is that of {before.__qualname__}: give {kind.__qualname__} another")
+    _KINDS[kind.kind] = kind
 
 
 def registered() -> tuple[type[Intervention], ...]:

@@ -137,7 +137,7 @@ def require_loadable(rule: Positions) -> None:
         )
 
 
-def _own(cls: type[Positions], settings: dict[str, Any]) -> Positions:
+def _own(cls: type[Positions], settings: dict[Any, Any]) -> Positions:
     try:
         return cls(**settings)
     except (TypeError, ValueError) as error:

@@ -95,8 +95,8 @@ class Evaluation(Result):
 def _line(file: str | Path, number: int, text: str, names: set[str]) -> Mapping[str, Any]:
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}, line {number}: not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}, line {number}: not JSON ({error!s:.200})") from error
     if not isinstance(found, dict) or set(found) != names:
         raise ValueError(
             f"{file}, line {number}: not of a saved evaluation, which has {', '.join(sorted(names))} there"

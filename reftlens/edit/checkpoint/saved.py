@@ -18,6 +18,7 @@ from reftlens.files.folder import Replacement
 from reftlens.files.reading import consistently
 from reftlens.files.seal import warn_unchecked
 from reftlens.interventions import Intervention, registered
+from reftlens.organisms import ORGANISMS
 
 
 def save(directory: str | Path, pairs: Pairs, bridge: TransformerBridge, *, card: bool = True) -> Path:
@@ -39,6 +40,28 @@ def save(directory: str | Path, pairs: Pairs, bridge: TransformerBridge, *, card
             write_card(folder, pairs, base)
         write(folder, document, _state(pairs).state_dict(), base)
     return Path(directory)
+
+
+def base_named(folder: Path) -> str:
+    """The base model that a saved edit names, where it is at hand.
+
+    Args:
+        folder: of the edit.
+
+    Raises:
+        ValueError: if the edit is damaged, or its base is neither a folder here nor ships with this package: whoever made
+            the edit may name any repository, and nothing is fetched without the caller's word.
+    """
+    config, _ = read_config(folder)
+    name = config["base"].get("base_model")
+    if not isinstance(name, str):
+        raise ValueError(f"the saved edit in {folder} is damaged: it names no base model")
+    if name not in ORGANISMS and not Path(name).is_dir():
+        raise ValueError(
+            f"the edit in {folder} is of {name!r:.200}, which is no folder here: pass --model {name:.200} to load that from the "
+            "Hugging Face Hub, or the folder where it lies"
+        )
+    return name
 
 
 def load(
