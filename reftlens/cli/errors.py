@@ -7,7 +7,7 @@ from typing import Any, final
 import typer
 from typer.core import TyperGroup
 
-from reftlens.display import harmless
+from reftlens.text import harmless
 
 
 @final

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from reftlens.display import harmless
+from reftlens.text import harmless
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -70,6 +70,20 @@ def digests_in(folder: Path) -> dict[str, str] | None:
     return digests
 
 
+def seal_over(file: Path) -> tuple[str, dict[str, str]] | None:
+    """The name and digests by which a sealed folder knows a file in it; None if no folder around it is sealed.
+
+    Raises:
+        ValueError: if the seal itself is damaged.
+        OSError: if it cannot be opened.
+    """
+    for folder in file.absolute().parents[:2]:
+        digests = digests_in(folder)
+        if digests is not None:
+            return file.absolute().relative_to(folder).as_posix(), digests
+    return None
+
+
 def warn_unchecked(folder: Path) -> None:
     """Says that a folder has no seal."""
     message = (

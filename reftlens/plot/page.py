@@ -19,7 +19,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from reftlens.display import harmless
+from reftlens.text import harmless
 
 _DOTS_PER_CSS_PIXEL = 150 / 96
 """Figures are saved at 150 dots per inch; an inch of CSS has 96 pixels."""

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCardData
 
-from reftlens.display import harmless
 from reftlens.edit.checkpoint.layout import Pairs
 from reftlens.edit.site import site_names
 from reftlens.interventions import Affine, NotAffineError, require_agreement
 from reftlens.results import EditProfile
+from reftlens.text import harmless
 
 CARD_NAME = "README.md"
 FIGURE_NAME = "figure.png"
