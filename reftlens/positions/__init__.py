@@ -8,6 +8,7 @@ All() - At(0)
 First(5, half=True) | Last(5, half=True)
 """
 
+from reftlens.arguments import explain_all
 from reftlens.positions.base import Difference, Positions, Prompts, Union
 from reftlens.positions.parse import from_spec, parse, union_parts
 from reftlens.positions.rules import All, AnySpan, At, First, Generated, Last, LastOf, Span
@@ -29,3 +30,5 @@ __all__ = [
     "parse",
     "union_parts",
 ]
+
+explain_all(globals())
