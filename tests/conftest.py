@@ -107,7 +107,11 @@ def make_reft():
 
 
 def reseal(folder: Path) -> None:
-    """Seals a folder again as somebody would who changed it on purpose, so that what it says is looked at."""
-    if (folder / SEAL_NAME).is_file():
+    """Seals a folder again as somebody would who changed it on purpose, so that what it says is looked at.
+
+    A pipe, or a file of a terabyte, would take too long to digest: a folder with one keeps its old seal.
+    """
+    small = all(file.is_file() and file.stat().st_size < 10**9 for file in folder.rglob("*") if not file.is_dir())
+    if small and (folder / SEAL_NAME).is_file():
         (folder / SEAL_NAME).unlink()
         seal(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import shutil
 import signal
@@ -188,6 +189,11 @@ def test_a_checkpoint_with_any_damage_is_passed_over(damaged_run, caplog) -> Non
             file.unlink() if damage is None else file.write_bytes(damage)
             assert found(damaged_run) == "checkpoint-9", file
             file.write_bytes(content)
+        file.unlink()
+        os.mkfifo(file)
+        assert found(damaged_run) == "checkpoint-9", "a pipe would never end"
+        file.unlink()
+        file.write_bytes(content)
     (newest / "pytorch_model.bin").write_bytes(b"")
     with caplog.at_level(logging.WARNING):
         assert found(damaged_run) == "checkpoint-9"

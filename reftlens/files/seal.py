@@ -41,6 +41,9 @@ def why_broken(folder: Path) -> str | None:
             return f"{missing[0]} is missing"
         if more:
             return f"{more[0]} was not saved with it"
+        strange = [name for name in names if not (folder / name).is_file()]
+        if strange:  # a pipe, for example, which never ends
+            return f"{strange[0]} is not a file"
         changed = [name for name in names if _digest(folder / name) != digests[name]]
     except ValueError as error:
         return f"{error!s:.200}"
@@ -77,7 +80,7 @@ def warn_unchecked(folder: Path) -> None:
 
 def _names(folder: Path) -> list[str]:
     files = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
-    return sorted(file.as_posix() for file in files if file.name != SEAL_NAME and not file.name.startswith("."))
+    return sorted(file.as_posix() for file in files if file != Path(SEAL_NAME) and not file.name.startswith("."))
 
 
 def _digest(file: Path) -> str:
