@@ -123,7 +123,9 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"reftlens.{_ROOMS[name]}")
     if name in _HOME:
-        return getattr(importlib.import_module(f"reftlens.{_HOME[name]}"), name)
+        from reftlens.arguments import explained
+
+        return explained(getattr(importlib.import_module(f"reftlens.{_HOME[name]}"), name), "reftlens")
     raise AttributeError(f"module 'reftlens' has no attribute {name!r}")
 
 

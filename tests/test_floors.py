@@ -15,6 +15,7 @@ ROOT = Path(reftlens.__file__).parent
 ORDER = [
     "_version",
     "text",
+    "arguments",
     "display",
     "numbers",
     "files",

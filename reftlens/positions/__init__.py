@@ -8,6 +8,7 @@ All() - At(0)
 First(5, half=True) | Last(5, half=True)
 """
 
+from reftlens.arguments import explain_all
 from reftlens.positions.base import Difference, Positions, Prompts, Union
 from reftlens.positions.parse import from_spec, parse, register_rule, require_loadable, union_parts
 from reftlens.positions.rules import All, AnySpan, At, First, Generated, Last, LastOf, Span
@@ -31,3 +32,5 @@ __all__ = [
     "require_loadable",
     "union_parts",
 ]
+
+explain_all(globals())
