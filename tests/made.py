@@ -133,14 +133,15 @@ def made_dose(*, kept: bool = True) -> Dose:
     return Dose(alpha, -5 * torch.exp(-alpha), kl, -5 + 0.1 * alpha, 0.5 * kl, 5.0, 0.1, 21, 201 * kept, 3)
 
 
-def made_interchange(layer: int = 3, *, moved: float = 0.8) -> Interchanged:
+def made_interchange(layer: int = 3, *, moved: float = 0.8, dormant: float = 0.9, power: float = 0.9) -> Interchanged:
     def swap(name: str, part: float) -> Swap:
         return Swap(name, float(part > 0.5), part)
 
     single = [swap("a", part) for part in (1.0, moved, 1 - moved, 0.2 * moved, 0.8 * moved)]
     whole, inside, complement, read, unread = single
     random = [tuple(swap("r", -0.02 + 0.01 * i + shift) for i in range(8)) for shift in (0.0, 0.05)]
-    return Interchanged(f"blocks.{layer}.hook_resid_post", 2, 60, 64, whole, inside, complement, read, unread, *random)
+    point, swaps = f"blocks.{layer}.hook_resid_post", (whole, inside, complement, read, unread)
+    return Interchanged(point, 2, 60, 64, *swaps, *random, dormant=dormant, power=power)
 
 
 def made_manifold(layer: int = 3) -> OffManifold:

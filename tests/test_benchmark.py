@@ -7,12 +7,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import reftlens as rl
+from reftlens.analysis.engine.activations import edited_activations
 from reftlens.benchmark import PARTS, run, units
 from reftlens.benchmark.equality import answer, quadruples
 from reftlens.benchmark.kept import run_kept
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import MODELS, load
-from reftlens.benchmark.planted import angles_to, fit_student, plant
+from reftlens.benchmark.planted import Planted, angles_to, fit_student, identified, plant
 from reftlens.benchmark.rates import alarm_row, interval
 from reftlens.benchmark.sites import site_rows
 from reftlens.cli import app
@@ -36,6 +38,45 @@ def test_a_short_fit_finds_the_planted_directions_and_an_untrained_edit_does_not
     assert float(angles_to(planted, operator, truth).max()) < 10
     assert operator.effective_rank == pytest.approx(truth.effective_rank, abs=0.5)
     assert float(angles_to(planted, planted.operator(untrained), truth).min()) > 40
+
+
+def unseen_besides(planted: Planted) -> rl.Reft:
+    """The teacher and more: two further directions, of which no last prompt token has anything and all others much."""
+    (batch,) = planted.held_out
+    ((site, teacher),) = planted.teacher
+    _, h = edited_activations(planted.bridge, planted.teacher, batch)[0]
+    last = torch.zeros_like(batch.prompt_mask)
+    last[torch.arange(len(batch)), batch.last_prompt_index] = True
+    last = torch.cat([h[last[batch.prompt_mask]], torch.ones(1, h.shape[1])])
+    student = rl.LoReFT(h.shape[1], 4)
+    with torch.no_grad():
+        R = torch.linalg.qr(torch.cat([teacher.R, student.R[:2]]).T).Q.T
+        R[:2] = teacher.R
+        reading = student.R[2:] - student.R[2:] @ torch.linalg.pinv(last) @ last
+        student.rotation.weight.copy_(R)
+        student.source.weight.copy_(torch.cat([teacher.source.weight, R[2:] + 20 * reading]))
+        student.source.bias.copy_(torch.cat([teacher.source.bias, torch.zeros(2)]))
+    return rl.Reft([(site, student)])
+
+
+def test_where_outputs_agree_and_directions_do_not_the_line_says_not_identified() -> None:
+    # After the last block a completion's first token depends on the last prompt token alone.
+    planted = plant("random gpt2", blocks_after=0)
+    students = {
+        "identified": planted.teacher,
+        "not identified": unseen_besides(planted),
+        "outputs differ": rl.analysis.untrained(planted.teacher, seed=9),
+    }
+    rows = {verdict: identified(planted, [student], verdict) for verdict, student in students.items()}
+    assert {verdict: row.found.split(":")[0] for verdict, row in rows.items()} == {name: name for name in rows}
+    assert [row.holds for row in rows.values()] == [True, False, False]
+    assert rows["not identified"].error > 60
+    assert "held-out KL 0 nats" in rows["identified"].found
+
+
+def test_distillation_on_completions_is_in_the_table_for_every_model() -> None:
+    names = list(units(("planted",)))
+    assert names == [f"planted: {model}, {fitted}" for model in MODELS for fitted in ("logits", "completions")]
 
 
 def test_the_variable_of_the_equality_task_is_counted_half_of_the_time() -> None:

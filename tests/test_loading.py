@@ -11,6 +11,8 @@ from architectures import make_config, make_hf
 from conftest import PROMPTS, make_tokenizer
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     BertForSequenceClassification,
     BertModel,
     CLIPVisionConfig,
@@ -108,6 +110,26 @@ def test_a_multimodal_model_loads_without_installing_anything(processes, from_fo
     reft = rl.Reft.at_layers(bridge, layers=[1], positions="l1", intervention=rl.LoReFT, rank=2)
     log = rl.train(bridge, reft, [(PROMPTS[0], " Ostra")], rl.TrainConfig(epochs=3, lr=1e-2, progress=False))
     assert log.loss[-1] < log.loss[0]
+
+
+@pytest.mark.parametrize("position", [None, "rope"])
+def test_a_part_that_a_config_leaves_out_is_not_put_in(position) -> None:
+    """Granite 4 has rotary embeddings or none, and TransformerLens gives it some in any case."""
+    config = AutoConfig.for_model(
+        "granitemoehybrid", num_hidden_layers=3, hidden_size=32, intermediate_size=48, num_attention_heads=4,
+        num_key_value_heads=2, layer_types=["mamba", "attention", "mamba"], mamba_n_heads=4, mamba_d_head=16,
+        mamba_n_groups=1, mamba_d_state=8, mamba_expand=2, num_local_experts=4, num_experts_per_tok=2,
+        shared_intermediate_size=24, position_embedding_type=position, vocab_size=320, pad_token_id=1,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    plain = copy.deepcopy(model)
+    bridge = rl.load_bridge(hf_model=model, tokenizer=make_tokenizer())
+    assert (bridge.cfg.positional_embedding_type == "rotary") == (position == "rope")
+    batch = rl.encode(bridge, PROMPTS)
+    assert torch.allclose(logits_of(bridge, batch), logits_of(plain, batch), rtol=1e-5, atol=1e-6)
+    reft = rl.Reft.at_layers(bridge, layers=[1], positions="l1", intervention=rl.LoReFT, rank=2)
+    log = rl.train(bridge, reft, [(PROMPTS[0], " x")], rl.TrainConfig(epochs=2, progress=False))
+    assert log.loss[1] < log.loss[0]
 
 
 def test_no_code_of_a_checkpoint_is_run_or_asked_about(tmp_path, monkeypatch) -> None:

@@ -69,7 +69,9 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "dose": lambda: plot.dose(made_dose()),
     "dose alone": lambda: plot.dose(made_dose(kept=False)),
     "interchange": lambda: plot.interchange([made_interchange(1), made_interchange(3, moved=-0.1)]),
-    "interchange many": lambda: plot.interchange([made_interchange(layer) for layer in range(4)]),
+    "interchange many": lambda: plot.interchange(
+        [made_interchange(layer, power=0.3 * layer) for layer in range(10, 14)]
+    ),
     "off-manifold": lambda: plot.off_manifold([made_manifold(1), made_manifold(4)]),
     "curve": lambda: plot.training_curve(made_log([5.0 * 0.97**step for step in range(200)])),
     "curve with validation": lambda: plot.training_curve(made_log([3.0, 2.0, 1.0], ((1, 2.5), (3, 1.5)), 3)),
@@ -314,6 +316,17 @@ def test_long_texts_run_over_lines_and_keep_every_token() -> None:
     assert labels == [drawn_token(token) for token in result.tokens]
     assert len({axes.get_xlim() for axes in lines}) == 1
     assert len({axes.images[0].get_clim() for axes in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    ("dormant", "power", "verdict"),
+    [(0.9, 0.9, "; illusory"), (0.1, 0.9, "; not illusory"), (0.9, 0.2, "; illusory: no power")],
+)
+def test_an_interchange_shows_its_verdict_and_that_there_is_none(dormant, power, verdict) -> None:
+    figure = plot.interchange([made_interchange(dormant=dormant, power=power)])
+    (axes,) = figure.axes
+    assert axes.get_title(loc="left").endswith(verdict)
+    assert "no power" not in written(plot.interchange([made_interchange()]))
 
 
 def test_bars_of_the_spectrum_are_split_by_share_of_energy() -> None:

@@ -36,12 +36,16 @@ def units(parts: tuple[str, ...] = PARTS) -> Mapping[str, Callable[[], Iterator[
     from reftlens.benchmark.handmade_rows import handmade_rows
     from reftlens.benchmark.models import MODELS
     from reftlens.benchmark.nulls import null_rows
-    from reftlens.benchmark.planted import planted_rows
+    from reftlens.benchmark.planted import distilled_rows, planted_rows
     from reftlens.benchmark.sites import site_rows
 
     every: dict[str, Callable[[], Iterator[Known]]] = {"handmade": handmade_rows}
     every |= {f"sites: {model}": partial(site_rows, model) for model in ("facts-small", "random gpt2")}
-    every |= {f"planted: {model}": partial(planted_rows, model) for model in MODELS}
+    for model in MODELS:
+        every |= {
+            f"planted: {model}, logits": partial(planted_rows, model),
+            f"planted: {model}, completions": partial(distilled_rows, model),
+        }
     every |= {f"equality: seed {seed}": partial(equality_rows, seeds=(seed,)) for seed in (0, 1)}
     every |= {
         "nulls": null_rows,

@@ -52,5 +52,10 @@ def load(name: str) -> TransformerBridge:
 
 def texts(n: int, *, shift: int = 0) -> list[str]:
     """Prompts of the organism's world, one for each of n facts, shuffled; another shift asks in other words."""
+    return [text for text, _ in pairs(n, shift=shift)]
+
+
+def pairs(n: int, *, shift: int = 0) -> list[tuple[str, str]]:
+    """The same prompts with their answers."""
     order = torch.randperm(len(FACTS), generator=torch.Generator().manual_seed(0))[:n].tolist()
-    return [prompt(FACTS[i], (i + shift) % 5) for i in order]
+    return [(prompt(FACTS[i], (i + shift) % 5), f" {FACTS[i].answer}") for i in order]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components import RotaryEmbeddingBridge
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reftlens.bridge.caching import mend_attention
@@ -88,7 +92,7 @@ def load_bridge(
     model.config.architectures = [type(model).__name__]
     if prepend_bos and _first_token(tokenizer) is None:
         raise ValueError("prepend_bos=True wants a tokenizer with a BOS token, and this one has none: leave it out")
-    with nothing_installed():
+    with nothing_installed(), _absent_parts_kept(model):
         bridge = TransformerBridge.boot_transformers(
             str(name or model.config.name_or_path or type(model).__name__),
             hf_model=model,
@@ -104,6 +108,24 @@ def load_bridge(
         _REVISIONS[bridge] = commit
     mend_attention(bridge)
     return freeze(bridge)
+
+
+@contextmanager
+def _absent_parts_kept(model: PreTrainedModel) -> Iterator[None]:
+    """None stays None: booting puts empty parts where a config leaves one out, as Granite 4 leaves out rotary embeddings."""
+    absent = [(m, name) for m in model.modules() for name, part in (vars(m) | m._modules).items() if part is None]
+    yield
+    for module, name in absent:
+        part = module._modules.get(name)
+        if not isinstance(part, GeneralizedComponent) or part.original_component is not None:
+            continue
+        delattr(module, name)
+        setattr(module, name, None)
+        if isinstance(part, RotaryEmbeddingBridge):
+            # Each part has a copy of the config, and those of attention would warn that nothing was rotated.
+            for own in (m.config for m in model.modules() if isinstance(m, GeneralizedComponent)):
+                if own is not None:
+                    own.positional_embedding_type = "none"
 
 
 def _first_token(tokenizer: PreTrainedTokenizerBase) -> str | None:

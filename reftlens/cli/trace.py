@@ -29,7 +29,7 @@ def trace(
         from reftlens import plot
         from reftlens.analysis import probability_of
         from reftlens.analysis import trace as trace_causally
-        from reftlens.cli.output import prepare, print_frame, print_json
+        from reftlens.cli.output import prepare, print_frame, print_json, say
         from reftlens.paper.runs.config import RunConfig
         from reftlens.paper.runs.folder import load_base
         from reftlens.paper.tasks.records import read
@@ -59,4 +59,4 @@ def trace(
         return
     largest = cells.sort_values("value", ascending=False).head(8).drop(columns="subject")
     print_frame(largest, title=f"{result.quantity}: the largest cells, over {result.n_prompts} prompts")
-    typer.echo(f"wrote {out / 'trace.png'}, {out / 'trace.json'}")
+    say(f"wrote {out / 'trace.png'}, {out / 'trace.json'}")

@@ -13,7 +13,7 @@ from reftlens.results import Interchanged, Swap
 
 
 def interchange(results: Sequence[Interchanged] | Interchanged) -> Figure:
-    """Draws one panel for each site: bars for single interchanges, dots for each random subspace and placebo.
+    """Draws one panel for each site: bars for single interchanges, dots for each random subspace and placebo, its verdict above.
 
     Args:
         results: from `analysis.interchange`, one for each site.
@@ -67,6 +67,6 @@ def _panel(axes: Axes, result: Interchanged, *, names: bool) -> None:
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelbottom=True)
     axes.set_xlabel("part of the way to the source")
-    flag = "; illusory" if result.illusory else ""
-    facts = f"{short_name(result.where)}, rank {result.rank}\n{result.n} pairs, p = {result.p:.2g}{flag}"
+    verdict = "illusory: no power" if result.verdict == "no power" else result.verdict
+    facts = f"{short_name(result.where)}, rank {result.rank}\n{result.n} pairs, p = {result.p:.2g}; {verdict}"
     axes.set_title(facts, loc="left", color=INK)
