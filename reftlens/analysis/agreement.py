@@ -28,8 +28,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
 from reftlens.analysis.engine.activations import edited_activations
-from reftlens.analysis.outcome import next_token_logprobs
 from reftlens.analysis.overlap import directions, haar, overlap
+from reftlens.cone.answers import Answers
 from reftlens.data import Batch, Given, as_batches
 from reftlens.edit.reft import Reft
 from reftlens.interventions import NotAffineError
@@ -244,7 +244,8 @@ def _compare(pairs: Sequence[tuple[Tensor, ...]]) -> tuple[float, float]:
 
 
 def _said(bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch]) -> Float[Tensor, "prompts d_vocab"]:
-    return torch.cat([next_token_logprobs(bridge, batch, reft.edits(batch)) for batch in batches])
+    of_batches = ((batch, reft.edits(batch)) for batch in batches)
+    return torch.cat([Answers(bridge, batch, edits).logprobs(edits) for batch, edits in of_batches])
 
 
 def _kl(p: Float[Tensor, "prompts d_vocab"], q: Float[Tensor, "prompts d_vocab"]) -> float:

@@ -18,9 +18,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
-from reftlens.analysis.outcome import next_token_logprobs
-from reftlens.data import Batch, Prompt, as_prompts, encode, first_tokens
-from reftlens.edit.hooks import attach
+from reftlens.cone.answers import Answers
+from reftlens.data import Prompt, as_prompts, encode, first_tokens
 from reftlens.edit.reft import Reft
 from reftlens.interventions import Affine, Intervention
 from reftlens.results import Dose
@@ -64,15 +63,17 @@ def dose(
     ]
     others = [] if isinstance(kept, list | tuple) and not kept else as_prompts(kept, "kept")
     stay = [encode(bridge, others[i : i + batch_size]) for i in range(0, len(others), batch_size)]
-    base = [next_token_logprobs(bridge, batch, ()) for batch in stay]
+    aimed = [(Answers(bridge, batch, reft.edits(batch)), answer) for batch, answer in target]
+    others_said = [Answers(bridge, batch, reft.edits(batch)) for batch in stay]
+    base = [answers_of.logprobs() for answers_of in others_said]
     grid = torch.tensor(sorted({0.0, *alphas}))
     controls = [turned(reft, seed=seed + draw) for draw in range(n_control)]
 
     def curve(edit: Reft) -> tuple[Tensor, Tensor]:
         doses = [edit.scaled(alpha) for alpha in grid.tolist()]
         return (
-            torch.tensor([_target(bridge, d, target) for d in doses]),
-            torch.tensor([_kl(bridge, d, stay, base) for d in doses]),
+            torch.tensor([_target(d, aimed) for d in doses]),
+            torch.tensor([_kl(d, others_said, base) for d in doses]),
         )
 
     values, kl = curve(reft)
@@ -83,34 +84,34 @@ def dose(
         kl=kl,
         control_target=control_values,
         control_kl=control_kl,
-        slope=_slope(bridge, reft, target),
-        control_slope=sum(_slope(bridge, control, target) for control in controls) / n_control,
+        slope=_slope(reft, aimed),
+        control_slope=sum(_slope(control, aimed) for control in controls) / n_control,
         n_target=len(examples),
         n_kept=len(others),
         n_control=n_control,
     )
 
 
-_Target = Sequence[tuple[Batch, Tensor]]
+_Aimed = Sequence[tuple[Answers, Tensor]]
 """Batches, and the first token of each wanted answer."""
 
 
 @torch.no_grad()
-def _target(bridge: TransformerBridge, reft: Reft, target: _Target) -> float:
+def _target(reft: Reft, aimed: _Aimed) -> float:
     total = 0.0
-    for batch, answer in target:
-        total += float(next_token_logprobs(bridge, batch, reft.edits(batch)).gather(1, answer.cpu()[:, None]).sum())
-    return total / sum(len(batch) for batch, _ in target)
+    for runs, answer in aimed:
+        total += float(runs.logprobs(reft.edits(runs.batch)).gather(1, answer.cpu()[:, None]).sum())
+    return total / sum(len(answer) for _, answer in aimed)
 
 
 @torch.no_grad()
-def _kl(bridge: TransformerBridge, reft: Reft, stay: Sequence[Batch], base: Sequence[Tensor]) -> float:
+def _kl(reft: Reft, stay: Sequence[Answers], base: Sequence[Tensor]) -> float:
     if not stay:
         return float("nan")
     total = 0.0
-    for batch, before in zip(stay, base, strict=True):
-        total += float((before.exp() * (before - next_token_logprobs(bridge, batch, reft.edits(batch)))).sum())
-    return total / sum(map(len, stay))
+    for runs, before in zip(stay, base, strict=True):
+        total += float((before.exp() * (before - runs.logprobs(reft.edits(runs.batch)))).sum())
+    return total / sum(map(len, base))
 
 
 class _Times(Intervention):
@@ -137,15 +138,13 @@ class _Times(Intervention):
         raise NotImplementedError("only for differentiation")
 
 
-def _slope(bridge: TransformerBridge, reft: Reft, target: _Target) -> float:
+def _slope(reft: Reft, aimed: _Aimed) -> float:
     total = 0.0
-    for batch, answer in target:
-        alpha = torch.zeros((), device=batch.tokens.device, requires_grad=True)
+    for runs, answer in aimed:
+        alpha = torch.zeros((), device=answer.device, requires_grad=True)
         with torch.enable_grad():
-            edits = [replace(edit, intervention=_Times(edit.intervention, alpha)) for edit in reft.edits(batch)]
-            with attach(bridge, edits):
-                logits = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
-            logprobs = batch.at_last_prompt_token(logits).float().log_softmax(-1)
+            edits = [replace(edit, intervention=_Times(edit.intervention, alpha)) for edit in reft.edits(runs.batch)]
+            logprobs = runs.logits(edits).float().log_softmax(-1)
             (gradient,) = torch.autograd.grad(logprobs.gather(1, answer[:, None]).sum(), alpha)
         total += float(gradient)
-    return total / sum(len(batch) for batch, _ in target)
+    return total / sum(len(answer) for _, answer in aimed)

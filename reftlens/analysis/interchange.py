@@ -23,6 +23,7 @@ random models, so fit it there as well (`arbitrary_targets`, `analysis.random_mo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,6 +31,9 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.engine.pathways import Pathways, dormant_share, reference_illusion, weight_of
+from reftlens.bridge import hooked, unembedded_alone
+from reftlens.cone.recording import repeated
+from reftlens.cone.run import Held, hold_from, run_cone
 from reftlens.data import Batch, Given, as_batch
 from reftlens.positions import Last, Positions
 from reftlens.results import Interchanged, Swap
@@ -135,22 +139,17 @@ class _Runner:
     def __init__(
         self, bridge: TransformerBridge, hook_name: str, base: Batch, source: Batch, at: Positions, batch_size: int
     ) -> None:
-        from transformer_lens.tools.analysis.interchange import collect_activations
-
         self.bridge, self.hook_name, self.base, self.batch_size = bridge, hook_name, base, batch_size
         self.places = _one_token(base, at)
-        self.bases, self.sources = (
-            collect_activations(
-                bridge,
-                hook_name,
-                torch.arange(len(batch)),
-                self._logits(batch),
-                positions=_one_token(batch, at),
-                batch_size=batch_size,
-            )
-            for batch in (base, source)
+        (self.bases, said), (self.sources, wanted) = (
+            self._run(batch, _one_token(batch, at)) for batch in (base, source)
         )
-        said, wanted = (self._all(batch) for batch in (base, source))
+        at_places = torch.zeros_like(base.prompt_mask).scatter(1, self.places[:, None], True)
+        rows = torch.arange(len(base)).split(batch_size)
+        self.pieces = [
+            (some, hold_from(bridge, repeated(base, some), [hook_name], (at_places | base.last_prompt_mask)[some]))
+            for some in rows
+        ]
         self.pair = torch.stack([wanted.argmax(-1), said.argmax(-1)], dim=1)
         self.differ: Bool[Tensor, " pair"] = self.pair[:, 0] != self.pair[:, 1]
         if not bool(self.differ.any()):
@@ -158,18 +157,8 @@ class _Runner:
         self.start, self.end = self._difference(said), self._difference(wanted)
 
     def swap(self, name: str, move: _Move) -> Swap:
-        from transformer_lens.tools.analysis.interchange import intervened_logits
-
-        logits = intervened_logits(
-            self.bridge,
-            self.hook_name,
-            move,
-            torch.arange(len(self.base)),
-            self.sources,
-            self._logits(self.base),
-            positions=self.places,
-            batch_size=self.batch_size,
-        )
+        moved_to = move(self.bases, self.sources)
+        logits = torch.cat([self._written(held, self.places[rows], moved_to[rows]) for rows, held in self.pieces])
         flips = (logits.argmax(-1) == self.pair[:, 0])[self.differ].float().mean()
         moved = (self._difference(logits) - self.start).mean() / (self.end - self.start).mean()
         return Swap(name, float(flips), float(moved))
@@ -178,18 +167,33 @@ class _Runner:
         pair = logits.gather(1, self.pair)[self.differ]
         return pair[:, 0] - pair[:, 1]
 
-    def _logits(self, batch: Batch) -> Callable[[Tensor], Tensor]:
-        def run(rows: Int[Tensor, " row"]) -> Float[Tensor, "row d_vocab"]:
-            rows = rows.to(batch.tokens.device)
-            logits = self.bridge(batch.tokens[rows], attention_mask=batch.attention_mask[rows], use_cache=False)
-            return logits[torch.arange(len(rows), device=rows.device), batch.last_prompt_index[rows]].float()
+    @torch.no_grad()
+    def _run(self, batch: Batch, places: Int[Tensor, " pair"]) -> tuple[Tensor, Tensor]:
+        """The activation at the place of each prompt, and the logits after it."""
+        activations, logits = [], []
+        for rows in torch.arange(len(batch)).split(self.batch_size):
+            some = repeated(batch, rows)
+            seen: list[Tensor] = []
 
-        return run
+            def keep(activation: Tensor, hook: Any, rows: Tensor = rows, seen: list[Tensor] = seen) -> None:
+                seen.append(activation[torch.arange(len(rows)), places[rows]].flatten(1).float().cpu())
+
+            with hooked(self.bridge, [(self.hook_name, keep)]), unembedded_alone(self.bridge, some.last_prompt_mask):
+                said = self.bridge(some.tokens, attention_mask=some.attention_mask, use_cache=False)
+            activations.append(seen[-1])
+            logits.append(said[0].float().cpu())
+        return torch.cat(activations), torch.cat(logits)
 
     @torch.no_grad()
-    def _all(self, batch: Batch) -> Float[Tensor, "pair d_vocab"]:
-        run = self._logits(batch)
-        return torch.cat([run(rows).cpu() for rows in torch.arange(len(batch)).split(self.batch_size)])
+    def _written(self, held: Held, places: Int[Tensor, " n"], values: Float[Tensor, "n width"]) -> Tensor:
+        """The logits after each prompt with these activations at its place."""
+
+        def write(activation: Tensor, hook: Any) -> Tensor:
+            there = values.to(activation).reshape(len(values), *activation.shape[2:])
+            return activation.index_put((torch.arange(len(values)), places - held.start), there)
+
+        with hooked(self.bridge, [(self.hook_name, write)]):
+            return run_cone(self.bridge, held, [], logits_at=held.batch.last_prompt_mask).float().cpu()
 
 
 def _one_token(batch: Batch, at: Positions) -> Int[Tensor, " batch"]:

@@ -6,13 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import Turned
-from reftlens.data import IGNORE, Batch, Prompt, as_prompts, encode, first_tokens
-from reftlens.edit.hooks import Edit, attach
+from reftlens.cone.answers import Answers
+from reftlens.data import IGNORE, Prompt, as_prompts, encode, first_tokens
 from reftlens.edit.reft import Reft
 from reftlens.results import Outcome
 
@@ -58,7 +56,8 @@ def outcome(
         target = targets[start : start + batch_size]
         edits = reft.edits(batch)
         control = [replace(edit, intervention=placebo) for edit, placebo in zip(edits, turned, strict=True)]
-        runs = [next_token_logprobs(bridge, batch, chosen) for chosen in ((), edits, control)]
+        answers_of = Answers(bridge, batch, edits)
+        runs = [answers_of.logprobs(chosen) for chosen in ((), edits, control)]
         right += torch.tensor([float((run.argmax(-1) == target).sum()) for run in runs])
         kl += float((runs[0].exp() * (runs[0] - runs[1])).sum())
     base, edited, placebo_right = (right / len(prompts)).tolist()
@@ -85,18 +84,10 @@ def _whole_answers(
         longest = max(longest, int((labels != IGNORE).sum(1).max()))
         edits = reft.edits(batch)
         control = [replace(edit, intervention=placebo) for edit, placebo in zip(edits, turned, strict=True)]
+        wanted = labels != IGNORE
+        runs = Answers(bridge, batch, edits, at=torch.nn.functional.pad(wanted, (0, 1)))
         for place, chosen in enumerate(((), edits, control)):
-            with attach(bridge, chosen):
-                logits = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
-            wrong = (logits[:, :-1].argmax(-1) != labels) & (labels != IGNORE)
+            wrong = torch.zeros_like(wanted)
+            wrong[wanted] = runs.logits(chosen).argmax(-1) != labels[wanted]
             right[place] += float((~wrong.any(1)).sum())
     return tuple((right / len(prompts)).tolist()) if longest > 1 else ()
-
-
-def next_token_logprobs(
-    bridge: TransformerBridge, batch: Batch, edits: Sequence[Edit]
-) -> Float[Tensor, "batch d_vocab"]:
-    """Log-probabilities after each prompt, on the CPU in float32."""
-    with attach(bridge, edits):
-        logits = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
-    return batch.at_last_prompt_token(logits).float().log_softmax(-1).cpu()

@@ -176,7 +176,7 @@ class _Reader:
         hooks += [(name, self._keep(name, seen, component, pos)) for name in self.edited.activations]
         edits = [replace(edit, lands=_only(edit.mask, pos)) for edit in self.edits] if component is None else []
         held = self.base.cone(-1 if component is None else component.layer - 1, 0)
-        last = torch.zeros_like(batch.prompt_mask).scatter(1, batch.last_prompt_index[:, None], True)
+        last = batch.last_prompt_mask
         with hooked(self.bridge, hooks):
             logits = run_cone(self.bridge, held, edits, logits_at=last)
         return Recording(batch, (), (), logits, seen, self.base.as_tuple)

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import hooked
+from reftlens.cone.run import hold_from, run_cone
 from reftlens.data import Given, as_batch
 from reftlens.positions import Last, Positions
 from reftlens.results import ReadSpace
@@ -52,9 +53,10 @@ def read_space(
         kept["h"] = activation.detach().requires_grad_()
         return kept["h"]
 
+    held = hold_from(bridge, batch, [hook_name], mask | batch.last_prompt_mask)
     with torch.enable_grad(), hooked(bridge, [(hook_name, leaf)]):
-        whole = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
-        logits = batch.at_last_prompt_token(whole).float()
+        logits = run_cone(bridge, held, [], logits_at=batch.last_prompt_mask).float()
+    mask = mask[:, held.start :]
     width, rows = kept["h"].shape[-1], int(mask.sum())
     rounds = -(-2 * width // max(rows, 1))
     gradients = []

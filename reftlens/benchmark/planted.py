@@ -22,9 +22,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis import decompose, haar, overlap, read_space, untrained
 from reftlens.analysis.engine.activations import edited_activations
-from reftlens.analysis.outcome import next_token_logprobs
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import load, pairs
+from reftlens.cone.answers import Answers
 from reftlens.cone.run import Held, hold, run_cone
 from reftlens.data import Batch, encode
 from reftlens.edit.reft import Reft
@@ -175,7 +175,7 @@ def identified(planted: Planted, students: Sequence[Reft], what: str) -> Known:
     found = torch.stack([angles_to(planted, planted.operator(student), truth) for student in students]).mean(dim=0)
     (batch,) = planted.held_out
     edits = [reft.edits(batch) for reft in (planted.teacher, *students)]
-    said, *others = (next_token_logprobs(planted.bridge, batch, edit).detach() for edit in (*edits, ()))
+    said, *others = (Answers(planted.bridge, batch, edit).logprobs(edit) for edit in (*edits, ()))
     *kl, base = (float((said.exp() * (said - other)).sum(-1).mean()) for other in others)
     error = float(found.max()) if len(found) == 2 else 90.0
     agrees = sum(kl) / len(kl) < AGREES * base

@@ -31,7 +31,7 @@ from reftlens.cone.proof import parts_of
 from reftlens.data import Batch
 from reftlens.edit.hooks import Edit
 
-__all__ = ["Held", "boundary_of", "hold", "run_cone"]
+__all__ = ["Held", "boundary_of", "hold", "hold_from", "run_cone"]
 
 logger = logging.getLogger(__name__)
 _TOLD: WeakSet[TransformerBridge] = WeakSet()
@@ -57,16 +57,31 @@ def hold(
     Raises:
         ValueError: if the edits touch no token, or there are neither edits nor wanted logits.
     """
-    if any(parameter.requires_grad for parameter in bridge.parameters()):
-        return whole(batch)
     if (edits or wanted is None) and not any(bool(edit.changed.any()) for edit in edits):
         raise ValueError("these edits touch no token, so they have no light cone")
     masks = [edit.read for edit in edits] + ([wanted] if wanted is not None else [])
-    columns = torch.stack([mask.any(dim=0).cpu() for mask in masks]).any(dim=0)
+    return hold_from(bridge, batch, [edit.hook_name for edit in edits], torch.stack(masks).any(dim=0))
+
+
+@torch.no_grad()
+def hold_from(
+    bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str], mask: Bool[Tensor, "batch pos"]
+) -> Held:
+    """The same for any writes at these hooks and tokens.
+
+    Args:
+        bridge: the base.
+        batch: the inputs.
+        hook_names: where something will be written; the cone begins behind the last block that none of them changes.
+        mask: the tokens that are written, and those whose logits are wanted; the cone begins at the first of them.
+    """
+    if any(parameter.requires_grad for parameter in bridge.parameters()):
+        return whole(batch)
+    columns = mask.any(dim=0).cpu()
     if not is_causal(bridge) and bridge not in _TOLD:
         _TOLD.add(bridge)
         logger.info("%s is bidirectional: its cone saves layers alone", type(bridge.original_model).__name__)
-    boundary = boundary_of(bridge, [edit.hook_name for edit in edits])
+    boundary = boundary_of(bridge, hook_names)
     parts = parts_of(bridge, batch)
     return cut(
         bridge,

@@ -64,6 +64,11 @@ class Batch:
         columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return torch.where(self.prompt_mask, columns, -1).amax(dim=1)
 
+    @property
+    def last_prompt_mask(self) -> Bool[Tensor, "batch pos"]:
+        """True at each prompt's last token."""
+        return torch.zeros_like(self.prompt_mask).scatter(1, self.last_prompt_index[:, None], True)
+
     def at_last_prompt_token(self, values: Shaped[Tensor, "batch pos axis"]) -> Shaped[Tensor, "batch axis"]:
         """The line of each prompt's last token: of logits, those that predict the first completion token.
 

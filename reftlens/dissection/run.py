@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens import analysis
 from reftlens.analysis.engine.activations import edited_activations
-from reftlens.analysis.outcome import next_token_logprobs
+from reftlens.cone.answers import Answers
 from reftlens.data import Batch, encode, first_tokens
 from reftlens.dissection.cost import N_CONTROL, READ_OUT, estimate_cost
 from reftlens.dissection.result import DissectConfig, Dissection
@@ -108,7 +108,7 @@ class _Work:
             encode(self.bridge, [prompt for prompt, _ in self.examples[i : i + size]])
             for i in range(0, len(self.examples), size)
         ]
-        said = torch.cat([next_token_logprobs(self.bridge, batch, ()).argmax(-1) for batch in self.batches])
+        said = torch.cat([Answers(self.bridge, batch, ()).logprobs().argmax(-1) for batch in self.batches])
         right = (said == first_tokens(self.bridge, *zip(*self.examples, strict=True)).cpu()).tolist()
         self.wanted = [pair for pair, known in zip(self.examples, right, strict=True) if not known]
         self.kept = [pair for pair, known in zip(self.examples, right, strict=True) if known]

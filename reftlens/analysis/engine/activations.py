@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.bridge import unembedded_alone
 from reftlens.data import Batch
 from reftlens.edit.hooks import Edit, Watch, attach
 from reftlens.edit.reft import Reft
@@ -34,7 +35,12 @@ def edited_activations(
     def keep(place: int) -> Watch:
         return lambda tokens, example: seen.update({place: (tokens.detach(), example)})
 
-    with attach(bridge, [replace(edit, watch=keep(place)) for place, edit in enumerate(edits)]):
+    watched = [replace(edit, watch=keep(place)) for place, edit in enumerate(edits)]
+    # Nobody asks for logits here, unless an edit acts at the unembedding.
+    no_logits = (
+        None if any(edit.hook_name.startswith("unembed") for edit in edits) else torch.zeros_like(batch.prompt_mask)
+    )
+    with attach(bridge, watched), unembedded_alone(bridge, no_logits):
         bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
     # Analyses go on with affine() and basis(); an outside class may have them wrong.
     for place, edit in enumerate(edits):

@@ -137,7 +137,7 @@ class Coalitions:
                     lands |= part.mask[example] & sets[:, number, None].to(lands.device)
             if bool(lands.any()):
                 kept.append(replace(edit, mask=edit.mask[example], lands=lands))
-        last = torch.zeros_like(held.batch.prompt_mask).scatter(1, held.batch.last_prompt_index[:, None], True)
+        last = held.batch.last_prompt_mask
         return self._measure(run_cone(self.bridge, held, kept, logits_at=last), example) - self.unedited[example]
 
     def _measure(self, logits: Float[Tensor, "n d_vocab"], example: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

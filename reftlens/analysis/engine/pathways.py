@@ -21,6 +21,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import canonical_hook, hooked
+from reftlens.cone.recording import repeated
+from reftlens.cone.run import hold_from, run_cone
 from reftlens.data import Batch
 
 UNITS = ("mlp.hook_post", "attn.hook_z")
@@ -83,11 +85,15 @@ class Pathways:
         kept: dict[str, Tensor] = {}
         inside = torch.arange(len(rows))
 
+        batch = repeated(self.batch, rows)
+        at = torch.zeros_like(batch.prompt_mask).scatter(1, self.places[rows][:, None].to(batch.tokens.device), True)
+        held = hold_from(self.bridge, batch, [self.hook_name], at | batch.last_prompt_mask)
+
         def write(activation: Tensor, hook: Any) -> Tensor:
             kept["leaf"] = (
                 written[rows].to(activation).reshape(len(rows), *activation.shape[2:]).detach().requires_grad_()
             )
-            return activation.detach().index_put((inside, self.places[rows]), kept["leaf"])
+            return activation.detach().index_put((inside, self.places[rows] - held.start), kept["leaf"])
 
         def keep(name: str) -> Any:
             def hook_fn(activation: Tensor, hook: Any) -> Tensor:
@@ -97,17 +103,12 @@ class Pathways:
 
             return hook_fn
 
-        tokens, attention = self.batch.tokens[rows], self.batch.attention_mask[rows]
         hooks = [(self.hook_name, write), *((name, keep(name)) for name in self.names)]
         with torch.enable_grad(), hooked(self.bridge, hooks):
-            logits = self.bridge(tokens, attention_mask=attention, use_cache=False)
-            pair = (
-                logits[inside, self.batch.last_prompt_index[rows]]
-                .float()
-                .gather(1, self.answers[rows].to(logits.device))
-            )
+            logits = run_cone(self.bridge, held, [], logits_at=batch.last_prompt_mask).float()
+            pair = logits.gather(1, self.answers[rows].to(logits.device))
             D = (pair[:, 0] - pair[:, 1]).sum()
-            behind = [kept[name] for name in self.names if kept[name].requires_grad]
+            behind = [kept[name] for name in self.names if name in kept and kept[name].requires_grad]
             leaf = kept["leaf"]
             own, *slopes = torch.autograd.grad(D, [leaf, *behind], retain_graph=True, allow_unused=True)
             slopes = [
@@ -115,7 +116,7 @@ class Pathways:
             ]
             reads = [own.flatten(1)]
             for _ in range(PROBES):
-                reads.append(self._probe(leaf, own, behind, slopes))
+                reads.append(self._probe(leaf, own, behind, slopes, held.start))
         values, gradients = [], []
         if self.is_unit:
             values.append(leaf.detach().flatten(1))
@@ -128,12 +129,14 @@ class Pathways:
         shaped = (torch.cat(kind, 1).double().cpu() for kind in (values, gradients))
         return (*shaped, own.flatten(1).double().cpu(), torch.cat(reads).double().cpu())  # type: ignore[return-value]
 
-    def _probe(self, leaf: Tensor, own: Tensor, behind: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
+    def _probe(
+        self, leaf: Tensor, own: Tensor, behind: Sequence[Tensor], slopes: Sequence[Tensor], start: int
+    ) -> Tensor:
         """Gradient at the point of a sum of units with random signs, each by its slope of D."""
         read = self._signs(leaf) * own if self.is_unit else torch.zeros_like(leaf)
         if behind:
             total = sum(
-                (self._signs(unit[:1]) * slope.detach() * unit).sum()
+                (self._signs(unit[:1], start) * slope.detach() * unit).sum()
                 for unit, slope in zip(behind, slopes, strict=True)
             )
             assert isinstance(total, Tensor)
@@ -141,8 +144,10 @@ class Pathways:
             read = read + through
         return read.flatten(1)
 
-    def _signs(self, like: Tensor) -> Tensor:
-        return (2 * torch.randint(2, like.shape, generator=self.generator) - 1).to(like)
+    def _signs(self, like: Tensor, start: int = 0) -> Tensor:
+        """Drawn for whole prompts, so that they do not depend on where the cone begins."""
+        whole = torch.randint(2, (like.shape[0], start + like.shape[1], *like.shape[2:]), generator=self.generator)
+        return (2 * whole[:, start:] - 1).to(like)
 
 
 def dormant_share(natural: Float[Tensor, " unit"], found: Float[Tensor, " unit"]) -> float:
