@@ -14,9 +14,9 @@ import reftlens
 ROOT = Path(reftlens.__file__).parent
 ORDER = [
     "_version",
-    "arguments",
     "display",
     "numbers",
+    "arguments",
     "files",
     "positions",
     "interventions",

@@ -22,6 +22,7 @@ from reftlens.edit import checkpoint
 from reftlens.edit.hooks import Edit, HookFunction, attach, hook_functions
 from reftlens.edit.site import Site, site_names
 from reftlens.interventions import FAMILY, Intervention, LoReFT
+from reftlens.numbers import require_number
 from reftlens.positions import Positions, Prompts, parse, union_parts
 
 
@@ -66,8 +67,10 @@ class Reft(nn.Module):
         self.names = ("edit",) * len(edits) if names is None else tuple(names)
         if len(self.names) != len(edits):
             raise ValueError(f"wanted one name for each of {len(edits)} edits, got {len(self.names)}")
-        self.scales = {} if scales is None else {name: float(scale) for name, scale in scales.items()}
-        self._require_names(self.scales)
+        self._require_names(scales or {})
+        for name, scale in (scales or {}).items():
+            require_number(f"the scale of {name!r}", scale)
+        self.scales = {name: float(scale) for name, scale in (scales or {}).items()}
 
     @classmethod
     def at_layers(
@@ -172,9 +175,14 @@ class Reft(nn.Module):
 
         Args:
             scale: a factor for all, or name -> factor; on top of the scales there are.
+
+        Raises:
+            ValueError: for a name that there is not, or a factor that is no finite number.
         """
         factors = scale if isinstance(scale, Mapping) else dict.fromkeys(self.names, scale)
         self._require_names(factors)
+        for name, factor in factors.items():
+            require_number(f"the scale of {name!r}", factor)
         scales = {name: self.scales.get(name, 1.0) * factors.get(name, 1.0) for name in self.names}
         return Reft(list(self), names=self.names, scales=scales)
 
