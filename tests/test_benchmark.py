@@ -76,7 +76,8 @@ def test_where_outputs_agree_and_directions_do_not_the_line_says_not_identified(
 
 def test_distillation_on_completions_is_in_the_table_for_every_model() -> None:
     names = list(units(("planted",)))
-    assert names == [f"planted: {model}, {fitted}" for model in MODELS for fitted in ("logits", "completions")]
+    assert names[:-1] == [f"planted: {model}, {fitted}" for model in MODELS for fitted in ("logits", "completions")]
+    assert names[-1] == "planted: sums, logits"
 
 
 def test_the_variable_of_the_equality_task_is_counted_half_of_the_time() -> None:
