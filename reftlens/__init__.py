@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         SplitLoReFT,
         SteeringVector,
         check_intervention,
+        register,
     )
     from reftlens.paper import baselines, tasks
     from reftlens.positions import All, AnySpan, At, First, Generated, Last, LastOf, Positions, Span, parse
@@ -97,6 +98,7 @@ _HOME = {
     "SplitLoReFT": "interventions",
     "SteeringVector": "interventions",
     "check_intervention": "interventions",
+    "register": "interventions",
     "All": "positions",
     "AnySpan": "positions",
     "At": "positions",
@@ -121,7 +123,9 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"reftlens.{_ROOMS[name]}")
     if name in _HOME:
-        return getattr(importlib.import_module(f"reftlens.{_HOME[name]}"), name)
+        from reftlens.arguments import explained
+
+        return explained(getattr(importlib.import_module(f"reftlens.{_HOME[name]}"), name), "reftlens")
     raise AttributeError(f"module 'reftlens' has no attribute {name!r}")
 
 

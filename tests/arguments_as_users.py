@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import inspect
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -200,3 +202,54 @@ def test_plots_take_one_result_or_several(gpt2, make_reft) -> None:
         rl.plot.spectrum("operator")
     with pytest.raises(ValueError, match="at least one Operator"):
         rl.plot.spectrum([])
+
+
+# Errors from inside.
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: rl.encode(make_hf("gpt2"), ["a"]), r"rl\.encode: bridge must be TransformerBridge \(.*got GPT2LMHeadModel; make one"),
+        (lambda: rl.plot.dose(3), r"rl\.plot\.dose: result must be Dose \(from `analysis\.dose`\), got 3 \(int\)"),
+        (lambda: rl.plot.token_map([None]), r"rl\.plot\.token_map: result must be TokenMap .*got list"),
+        (lambda: rl.Reft.compose({"a": 3}), r"a dict with 3 \(int\) as the value of 'a'"),
+        (lambda: rl.tasks.task_named(None), r"rl\.tasks\.task_named: name must be str, got None"),
+        (lambda: rl.objectives.predictions(torch.ones(2)), r"got Tensor of float32 \[2\]; make one with rl\.encode"),
+    ],
+)  # fmt: skip
+def test_an_error_from_inside_names_the_argument(call, says) -> None:
+    with pytest.raises(TypeError, match=says) as caught:
+        call()
+    assert isinstance(caught.value.__cause__, AttributeError | TypeError)
+
+
+def test_tokens_outside_the_vocabulary(gpt2, make_reft) -> None:
+    batch = rl.encode(gpt2, PROMPTS)
+    batch = replace(batch, tokens=batch.tokens + 10**6)
+    with pytest.raises(
+        ValueError, match=r"tokens of batch must be in the vocabulary of the bridge, 0 to 319, got 10000"
+    ):
+        rl.hold(gpt2, batch, make_reft().edits(batch))
+
+
+def test_other_errors_go_on_as_they_are(gpt2, make_reft) -> None:
+    """Those of a person's own functions, those in the body of a context, and calls without an argument that is needed."""
+    batch, reft = rl.encode(gpt2, PROMPTS), make_reft()
+    with pytest.raises(KeyError, match="mine"):
+        rl.analysis.direct_effect(gpt2, reft, batch, lambda logits, pair: {}["mine"])
+    with pytest.raises(AttributeError, match="mine"), reft.hooks(gpt2, batch):
+        _ = batch.mine
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        rl.preview(gpt2, "l1")
+
+
+def test_public_calls_are_the_functions_and_classes_that_they_were() -> None:
+    for call in (rl.train, rl.encode, rl.analysis.trace, rl.plot.dose, rl.baselines.compare, rl.tasks.task_named):
+        assert pickle.loads(pickle.dumps(call)) is call
+        assert inspect.signature(call) == inspect.signature(call.__wrapped__)
+        assert (call.__name__, call.__doc__) == (call.__wrapped__.__name__, call.__wrapped__.__doc__)
+    assert rl.train is rl.train
+    assert isinstance(rl.parse("l1"), rl.Last)
+    assert pickle.loads(pickle.dumps(rl.Last(2))) == rl.Last(2)
+    assert list(inspect.signature(rl.Last).parameters) == ["count", "half"]

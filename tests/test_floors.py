@@ -14,6 +14,8 @@ import reftlens
 ROOT = Path(reftlens.__file__).parent
 ORDER = [
     "_version",
+    "text",
+    "arguments",
     "display",
     "numbers",
     "files",

@@ -327,7 +327,7 @@ def test_torch_itself_gives_memory_to_whoever_asks(tmp_path, pristine) -> None:
         archive.seek(0)
         assert len(torch.load(archive, weights_only=True)["weight"]) == 10**6
         with pytest.raises(ValueError, match="not the torch archive"):
-            describe(archive.getvalue())
+            describe(archive.getvalue(), "archive")
 
 
 # Damage by chance.

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import re
+import resource
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,3 +162,35 @@ def test_a_link_is_followed(tmp_path) -> None:
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "marker").read_text() == "two"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+# A full disk. A limit on the size of files stands for it: writing beyond it fails in the same way, with another number.
+
+
+@contextmanager
+def files_of_at_most(n_bytes: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_an_oserror_that_names_the_folder(tmp_path) -> None:
+    bridge = make_bridge("gpt2")
+    reft = rl.Reft([(rl.Site(POST, "l1"), make_edit(rl.LoReFT, rank=8))])
+    config = rl.TrainConfig(epochs=1, progress=False, output_dir=tmp_path / "run")
+    ways = {
+        tmp_path / "edit": lambda place: reft.save_pretrained(place, bridge=bridge, card=False),
+        tmp_path / "pyreft": lambda place: rl.save_pyreft(reft, place),
+        tmp_path / "run" / "checkpoint-1": lambda _: rl.train(bridge, reft, [("The tower", " Ostra")], config),
+    }
+    for place, save in ways.items():
+        with files_of_at_most(1500), pytest.raises(OSError, match=re.escape(str(place))) as caught:
+            save(place)
+        assert caught.value.errno in (errno.EFBIG, errno.ENOSPC)
+        assert not place.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    config = replace(config, resume=True)
+    assert len(rl.train(bridge, reft, [("The tower", " Ostra")], config).loss) == 1

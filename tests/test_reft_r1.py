@@ -171,5 +171,5 @@ def test_what_reads_changes_alone_works(gpt2) -> None:
 
 
 def test_impossible_k_is_refused() -> None:
-    with pytest.raises(ValueError, match="k must be at least 1 token, got 0"):
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         rl.ReFTr1(D, 0)

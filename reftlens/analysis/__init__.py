@@ -26,6 +26,7 @@ from reftlens.analysis.tokens import subject_places
 from reftlens.analysis.top_contexts import top_contexts
 from reftlens.analysis.trace import trace
 from reftlens.analysis.trace_noise import trace_noise
+from reftlens.arguments import explain_all
 from reftlens.edit.untrained import untrained
 
 __all__ = [
@@ -70,3 +71,5 @@ __all__ = [
     "turned",
     "untrained",
 ]
+
+explain_all(globals())

@@ -31,6 +31,7 @@ from reftlens.bridge import (
     written_whole,
 )
 from reftlens.interventions import Intervention
+from reftlens.numbers import require_number
 
 HookFunction = Callable[..., Tensor | None]
 """A TransformerLens hook: `fn(activation, hook) -> activation | None`."""
@@ -65,6 +66,10 @@ class Edit:
     """Sees what the edit is given."""
     lands: Bool[Tensor, "batch pos"] | None = None
     """The tokens that are changed, some of the mask's; None changes all of them."""
+
+    def __post_init__(self) -> None:
+        require_number("scale", self.scale)
+        require_number("dropout", self.dropout, least=0, below=1)
 
     @property
     def changed(self) -> Bool[Tensor, "batch pos"]:

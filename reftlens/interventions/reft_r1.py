@@ -15,6 +15,7 @@ from torch import Tensor
 
 from reftlens.interventions.base import Affine, Intervention, NotAffineError, promote
 from reftlens.interventions.orthonormal import Orthonormal
+from reftlens.numbers import require_whole_number
 
 
 @final
@@ -37,8 +38,7 @@ class ReFTr1(Intervention):
             ValueError: if k is below 1.
         """
         super().__init__(d_model, rank=1)
-        if k < 1:
-            raise ValueError(f"k must be at least 1 token, got {k}")
+        require_whole_number("k", k, least=1)
         self.k = k
         self.direction = Orthonormal(1, d_model)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reftlens.arguments import explain_all
 from reftlens.plot.ablation import ablation
 from reftlens.plot.agreement import agreement
 from reftlens.plot.attribution import attribution
@@ -58,3 +59,5 @@ __all__ = [
     "token_strip",
     "training_curve",
 ]
+
+explain_all(globals())

@@ -31,11 +31,13 @@ class Saved:
         """
         if not self.file.exists():
             return torch.zeros(shape, dtype=torch.bool), torch.full(shape, torch.nan)
+        if not self.file.is_file():
+            raise ValueError(f"{self.file} is no file: choose another place for the cells of a sweep")
         try:
             with safe_open(self.file, framework="pt") as found:
                 said = found.metadata() or {}
                 done, values = found.get_tensor("done"), found.get_tensor("values")
-        except SafetensorError as error:
+        except (SafetensorError, RuntimeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"{self.file} cannot be read as cells of a sweep ({error}): choose another file, or delete it"
             ) from error

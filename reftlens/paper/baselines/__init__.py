@@ -6,6 +6,7 @@
 Not evidence by itself: settings are not tuned, and a small model says little of a large one.
 """
 
+from reftlens.arguments import explain_all
 from reftlens.paper.baselines.base import Method, unfrozen
 from reftlens.paper.baselines.compare import compare
 from reftlens.paper.baselines.edits import EditAt
@@ -35,3 +36,5 @@ __all__ = [
     "of_task",
     "unfrozen",
 ]
+
+explain_all(globals())

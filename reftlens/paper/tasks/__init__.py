@@ -1,5 +1,6 @@
 """The paper's benchmarks, one family a file: loading, prompts, decoding, scoring (Wu et al. 2024, section 4)."""
 
+from reftlens.arguments import explain_all
 from reftlens.paper.tasks import arithmetic, commonsense, glue, instruct
 from reftlens.paper.tasks.base import Family, Record, Task, TextTask, evaluate
 
@@ -29,3 +30,6 @@ def task_named(name: str) -> Task:
         if task.name.lower() == name.lower():
             return task
     raise ValueError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
+
+
+explain_all(globals())

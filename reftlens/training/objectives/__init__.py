@@ -1,5 +1,6 @@
 """What an edit is trained for, one objective a file: `train(bridge, reft, examples, config, objective=DPO())`."""
 
+from reftlens.arguments import explain_all
 from reftlens.training.objectives.base import Objective, completion_logprobs, predictions
 from reftlens.training.objectives.classification import Classification
 from reftlens.training.objectives.completion import Completion, completion_loss
@@ -19,3 +20,5 @@ __all__ = [
     "completion_loss",
     "predictions",
 ]
+
+explain_all(globals())

@@ -1,0 +1,257 @@
+"""Wrong arguments of public calls: an error from far inside becomes one that names the argument.
+
+A call is not looked at beforehand: what works goes on working, at no cost. Only when an exception comes out that this package
+did not raise on purpose are the arguments compared with the annotations of the function. One that does not fit is named, with
+what was wanted and what came; if all fit, the exception goes on as it is.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dis
+import inspect
+import math
+import operator
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any, Literal
+
+_PACKAGE = str(Path(__file__).parent)
+_RAISE = dis.opmap["RAISE_VARARGS"]
+_METHODS = ("__init__", "__getitem__", "__or__", "__sub__")
+"""Methods with underscores that a person calls."""
+_MANY = 2**63
+"""No count, place or seed is this large: torch has no such integers."""
+_HINTS = {
+    "TransformerBridge": "rl.load_bridge(hf_model=model, tokenizer=tokenizer) or rl.load_bridge(name)",
+    "Batch": "rl.encode(bridge, prompts)",
+    "Metric": "rl.analysis.probability_of, loss_of or logit_difference_of",
+    "Reft": "rl.Reft.at_layers(bridge, ...)",
+    "Positions": 'rl.parse("f1+l1"), rl.Last(1), rl.Span(text), ...',
+}
+"""Class -> what makes one."""
+
+
+def explain_all(namespace: dict[str, Any]) -> None:
+    """Lets the public calls of a package name what was wrong; its `__init__` says so last, with `globals()`.
+
+    Args:
+        namespace: of the package, with `__all__`.
+    """
+    for name in namespace["__all__"]:
+        namespace[name] = explained(namespace[name], namespace["__name__"])
+
+
+def explained(public: Any, package: str) -> Any:
+    """A public name whose calls name a wrong argument: functions are wrapped, classes keep their identity.
+
+    Args:
+        public: what the name stands for; what is neither function nor class is given back as it is.
+        package: where people find it, and pickle too.
+    """
+    if inspect.isfunction(public):
+        return _function(public, package)
+    if inspect.isclass(public):
+        for kind in public.__mro__:
+            if kind.__module__.startswith("reftlens."):
+                _class(kind)
+    return public
+
+
+@cache
+def _function(function: Callable[..., Any], package: str) -> Callable[..., Any]:
+    room = package.rpartition(".")[2]
+    wrapper = _wrapped(function, f"rl.{function.__name__}" if room == package else f"rl.{room}.{function.__name__}")
+    wrapper.__module__ = package
+    return wrapper
+
+
+@cache
+def _class(kind: type) -> None:
+    if issubclass(kind, BaseException) or getattr(kind, "_is_protocol", False):
+        return
+    for name, member in list(vars(kind).items()):
+        function = member.__func__ if isinstance(member, classmethod | staticmethod) else member
+        if inspect.isfunction(function) and (name in _METHODS or not name.startswith("_")):
+            wrapper = _wrapped(function, kind.__name__ if name == "__init__" else f"{kind.__name__}.{name}")
+            setattr(kind, name, wrapper if function is member else type(member)(wrapper))
+
+
+def _wrapped(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    is_manager = inspect.isgeneratorfunction(inspect.unwrap(function))
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            made = function(*args, **kwargs)
+        except Exception as error:
+            _explain(error, function, name, args, kwargs)
+            raise
+        if is_manager and isinstance(made, AbstractContextManager):
+            return _Entered(made, lambda error: _explain(error, function, name, args, kwargs))
+        return made
+
+    return call
+
+
+class _Entered(AbstractContextManager[Any]):
+    """A context whose beginning is explained too: its function runs no line before that."""
+
+    def __init__(self, context: AbstractContextManager[Any], explain: Callable[[Exception], None]) -> None:
+        self.context, self.explain = context, explain
+
+    def __enter__(self) -> Any:
+        try:
+            return self.context.__enter__()
+        except Exception as error:
+            self.explain(error)
+            raise
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self.context.__exit__(*error)
+
+
+def _explain(
+    error: Exception, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    if isinstance(error, Warning) or _on_purpose(error):
+        return
+    signature = inspect.signature(function)
+    try:
+        given = signature.bind(*args, **kwargs).arguments
+    except TypeError:
+        return  # Python's own words for a call with an argument too few or too many.
+    for parameter, value in given.items():
+        kind = signature.parameters[parameter].kind
+        hint = _hint(function, parameter)
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            hint = tuple[hint, ...]  # type: ignore[valid-type]
+        if kind is inspect.Parameter.VAR_KEYWORD or (wrong := _wrong(value, hint)) is None:
+            continue
+        wanted = signature.parameters[parameter].annotation
+        makers = [f"; make one with {how}" for what, how in _HINTS.items() if re.search(rf"\b{what}\b", str(wanted))]
+        raise TypeError(
+            f"{name}: {parameter} must be {wanted if isinstance(wanted, str) else inspect.formatannotation(wanted)}"
+            f"{_described(function, parameter)}, got {wrong}{makers[0] if makers else ''}"
+        ) from error
+    if isinstance(error, IndexError):
+        _require_known_tokens(name, given, error)
+
+
+def _require_known_tokens(name: str, given: Mapping[str, Any], error: IndexError) -> None:
+    sizes = [value.cfg.d_vocab for value in given.values() if hasattr(value, "cfg") and hasattr(value.cfg, "d_vocab")]
+    for parameter, value in given.items():
+        if sizes and hasattr(value, "tokens") and hasattr(value.tokens, "max"):
+            least, most = int(value.tokens.min()), int(value.tokens.max())
+            if least < 0 or most >= sizes[0]:
+                raise ValueError(
+                    f"{name}: the tokens of {parameter} must be in the vocabulary of the bridge, 0 to {sizes[0] - 1}, got "
+                    f"{least} to {most}: make it with rl.encode(bridge, prompts), of this bridge"
+                ) from error
+
+
+def _on_purpose(error: BaseException) -> bool:
+    """Whether a `raise` of this package made it, other than the one above: an outer call may know better."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    code = trace.tb_frame.f_code
+    inside = code.co_filename.startswith(_PACKAGE) and code.co_filename != __file__
+    return inside and code.co_code[trace.tb_lasti] == _RAISE
+
+
+def _hint(function: Callable[..., Any], parameter: str) -> Any:
+    plain = inspect.unwrap(function)
+    annotation = getattr(plain, "__annotations__", {}).get(parameter, Any)
+    try:
+        return typing.get_type_hints(types.SimpleNamespace(__annotations__={parameter: annotation}), plain.__globals__)[
+            parameter
+        ]
+    except Exception:  # a name that is there for type checkers alone
+        return Any
+
+
+def _described(function: Callable[..., Any], parameter: str) -> str:
+    """What the documentation says of a parameter, in brackets."""
+    text = inspect.getdoc(function) or ""
+    found = re.search(rf"^ +{re.escape(parameter)}: (.*?)(?=\n\s*\n|\n +\w+: |\Z)", text, re.MULTILINE | re.DOTALL)
+    return f" ({' '.join(found[1].split()).rstrip('.')})" if found else ""
+
+
+def _wrong(value: object, hint: Any) -> str | None:
+    """What does not fit an annotation, in words; None if all of it does."""
+    if hint is Any or isinstance(hint, typing.TypeVar | str | typing.ForwardRef):
+        return None
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        found = [_wrong(value, part) for part in inner]
+        return None if None in found else max(filter(None, found), key=len)
+    if origin is Literal:
+        return None if isinstance(value, str | int | None) and value in inner else _shown(value)
+    if hint is None or hint is type(None):
+        return None if value is None else _shown(value)
+    if origin is type:
+        return None if isinstance(value, type) else _shown(value)
+    if origin is collections.abc.Callable:
+        return None if callable(value) else _shown(value)
+    if hint in (int, float, str):
+        return _wrong_scalar(value, hint)
+    if origin is not None and isinstance(origin, type):
+        return _wrong_items(value, origin, inner)
+    try:
+        if not isinstance(value, hint):
+            return _shown(value)
+    except TypeError:  # a protocol, or what else cannot be asked
+        return None
+    finite = value.isfinite().all() if "Tensor" in str(hint) and hasattr(value, "isfinite") else True
+    return None if finite else f"{_shown(value)} with NaN or infinity in it"
+
+
+def _wrong_scalar(value: object, hint: type) -> str | None:
+    if hint is str:
+        if isinstance(value, str):
+            broken = re.search("[\ud800-\udfff]", value)
+            return f"a text with half a character, {broken[0]!r} at {broken.start()}" if broken else None
+        return _shown(value)
+    try:
+        number = operator.index(value) if hint is int else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return _shown(value)
+    fits = not isinstance(value, bool | str | bytes) and math.isfinite(number) and abs(number) < _MANY
+    return None if fits else _shown(value)
+
+
+def _wrong_items(value: object, origin: type, inner: tuple[Any, ...]) -> str | None:
+    if not isinstance(value, origin) or (isinstance(value, str | bytes) and inner):
+        return _shown(value)
+    if isinstance(value, Mapping):
+        pairs = [(f"key {key!r:.40}", key, inner[0]) for key in value]
+        pairs += [(f"the value of {key!r:.40}", item, inner[-1]) for key, item in value.items()]
+    elif not isinstance(value, collections.abc.Collection) or not inner:
+        return None
+    elif origin is tuple and Ellipsis not in inner:
+        if len(value) != len(inner):
+            return f"{len(value)} of them"
+        pairs = [(f"item {i}", item, part) for i, (item, part) in enumerate(zip(value, inner, strict=True))]
+    else:
+        pairs = [(f"item {i}", item, inner[0]) for i, item in enumerate(value)]
+    for where, item, part in pairs:
+        if wrong := _wrong(item, part):
+            return f"a {type(value).__name__} with {wrong} as {where}"
+    return None
+
+
+def _shown(value: object) -> str:
+    name = type(value).__name__
+    if value is None:
+        return "None"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{name} of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return f"{value!r:.60} ({name})" if isinstance(value, str | bytes | int | float | complex) else name
