@@ -213,11 +213,12 @@ def test_trace_writes_the_map_that_the_analysis_gives(tmp_path) -> None:
     numbers = json.loads(printed.stdout)
     assert numbers == json.loads((tmp_path / "out" / "trace.json").read_text())
     assert (tmp_path / "out" / "trace.png").read_bytes()[:4] == b"\x89PNG"
+    bridge, clean = rl.load_bridge("facts-small"), [row["clean"] for row in rows]
     expected = rl.analysis.trace(
-        rl.load_bridge("facts-small"),
-        [row["clean"] for row in rows],
+        bridge,
+        clean,
         [row["corrupted"] for row in rows],
-        answers=[row["answer"] for row in rows],
+        rl.analysis.probability_of(bridge, clean, [row["answer"] for row in rows]),
         subjects=[row["subject"] for row in rows],
         unrelated=[row["unrelated"] for row in rows],
         progress=False,

@@ -23,6 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis import decompose, haar, overlap, read_space, untrained
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.outcome import next_token_logprobs
+from reftlens.benchmark.addition import batch_of, bridge_of, sums, train_addition
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import load, pairs
 from reftlens.cone.run import Held, hold, run_cone
@@ -39,6 +40,8 @@ ANGLE = 5.0
 """Degrees within which a direction counts as found."""
 AGREES = 0.1
 """Outputs agree where the KL from the teacher is less than this part of the base's."""
+SUMS = "sums"
+"""The model of modular sums, which is trained when it is asked for."""
 N_MORE = 256
 """Further examples for `Distillation`, which sees a token or two of each."""
 
@@ -65,10 +68,8 @@ class Planted:
 
 def plant(name: str, *, n_texts: int = 96, seed: int = 1, blocks_after: int = 1) -> Planted:
     """A rank-2 LoReFT on all tokens, some blocks before the end, both of whose directions move 0.2 of |h| (rms)."""
-    bridge = load(name)
+    bridge, batches, examples = _sums() if name == SUMS else _prompts(name, n_texts)
     d_model = bridge.cfg.d_model
-    told = pairs(n_texts + N_MORE)
-    batches = [encode(bridge, [text for text, _ in told[i : i + 32]]) for i in range(0, n_texts, 32)]
     teacher = _site(bridge, LoReFT(d_model, 2), seed=seed, blocks_after=blocks_after)
     ((_, edit),) = teacher
     assert isinstance(edit, LoReFT)
@@ -80,8 +81,22 @@ def plant(name: str, *, n_texts: int = 96, seed: int = 1, blocks_after: int = 1)
         readings = torch.linalg.solve_triangular(root, random, upper=False) * 0.2 * h.norm(dim=-1).mean()
         edit.source.weight.copy_(readings + edit.R)
         edit.source.bias.copy_(-readings @ h.mean(dim=0))
-    examples = told[: n_texts - 32] + told[n_texts:]
     return Planted(name, bridge, teacher, tuple(batches[:-1]), tuple(examples), (batches[-1],))
+
+
+def _prompts(name: str, n_texts: int) -> tuple[TransformerBridge, list[Batch], list[tuple[str, str]]]:
+    """A model with batches of prompts, and examples without the prompts of the last."""
+    bridge, told = load(name), pairs(n_texts + N_MORE)
+    batches = [encode(bridge, [text for text, _ in told[i : i + 32]]) for i in range(0, n_texts, 32)]
+    return bridge, batches, told[: n_texts - 32] + told[n_texts:]
+
+
+def _sums() -> tuple[TransformerBridge, list[Batch], list[tuple[str, str]]]:
+    """The model of sums with all of them, in random order; its tokens are no text, so there are no examples."""
+    model, _ = train_addition()
+    tokens = sums()
+    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))
+    return bridge_of(model), [batch_of(rows) for rows in tokens[order].split(43)], []
 
 
 def _site(bridge: TransformerBridge, intervention: LoReFT, *, seed: int, blocks_after: int = 1) -> Reft:
