@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         SplitLoReFT,
         SteeringVector,
         check_intervention,
+        register,
     )
     from reftlens.paper import baselines, tasks
     from reftlens.positions import All, AnySpan, At, First, Generated, Last, LastOf, Positions, Span, parse
@@ -97,6 +98,7 @@ _HOME = {
     "SplitLoReFT": "interventions",
     "SteeringVector": "interventions",
     "check_intervention": "interventions",
+    "register": "interventions",
     "All": "positions",
     "AnySpan": "positions",
     "At": "positions",

@@ -12,24 +12,12 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup, escape
 
+from reftlens.text import plain
+
 MOST_LINES, MOST_COLUMNS = 20, 16
 """Of a table: what is left out is in the middle, and the line below says how large the whole is."""
 _LONGEST = 120
 """Characters of a cell or a headline."""
-
-
-def plain(text: str, *, longest: int | None = None) -> str:
-    r"""The text with what cannot be printed, or would turn the direction of writing, as escapes.
-
-    Args:
-        text: any string, lone surrogates included.
-        longest: characters to keep, if it is to be cut.
-
-    >>> print(plain("a\x1b[1m\u202e\n"), plain("abcdef", longest=4))
-    a\x1b[1m\u202e\n abc…
-    """
-    cut = text if longest is None or len(text) <= longest else text[: longest - 1] + "…"
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)
 
 
 def as_html(headline: str, table: Callable[[], pd.DataFrame]) -> str:

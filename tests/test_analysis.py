@@ -140,7 +140,7 @@ def test_an_edit_that_changes_nothing_has_no_directions(gpt2) -> None:
 
 
 def test_decompose_needs_inputs(gpt2, make_reft) -> None:
-    with pytest.raises(ValueError, match="at least one batch"):
+    with pytest.raises(ValueError, match="list of prompts is empty"):
         rl.analysis.decompose(gpt2, make_reft(), [])
 
 
@@ -168,8 +168,9 @@ def test_placebo_keeps_lengths_and_angles_and_nothing_else(kind) -> None:
 
 
 def cell_map(bridge, reft, **options):
-    answers = {"new": [" Tharic"] * 2, "old": [" Ostra"] * 2, "subjects": ["tower", "weaver"]}
-    return rl.analysis.effect_map(bridge, reft, ONE_LENGTH, progress=False, **answers, **options)
+    metric = rl.analysis.logit_difference_of(bridge, ONE_LENGTH, [" Tharic"] * 2, [" Ostra"] * 2)
+    subjects = ["tower", "weaver"]
+    return rl.analysis.effect_map(bridge, reft, ONE_LENGTH, metric, subjects=subjects, progress=False, **options)
 
 
 def test_effect_map_finds_the_planted_cell_and_no_decoy(bridge) -> None:
@@ -229,12 +230,13 @@ def test_effect_map_equals_a_plain_hook(gpt2, make_reft, leave_out) -> None:
 
 
 def test_effect_map_refuses_what_it_cannot_compare(gpt2, make_reft) -> None:
-    options = {"new": [" a"] * 2, "old": [" b"] * 2, "subjects": ["tower", "old"], "progress": False}
+    metric = rl.analysis.logit_difference_of(gpt2, ONE_LENGTH, [" Tharic"] * 2, [" Ostra"] * 2)
     with pytest.raises(ValueError, match="one length"):
-        rl.analysis.effect_map(gpt2, make_reft(), [PROMPTS[0], PROMPTS[2]], **options)
-    same = {"new": [" Tharic"] * 2, "old": [" Tharic"] * 2, "subjects": ["tower", "weaver"], "progress": False}
+        rl.analysis.effect_map(gpt2, make_reft(), [PROMPTS[0], PROMPTS[2]], metric, progress=False)
+    with pytest.raises(ValueError, match="the metric was made for 2 prompts"):
+        rl.analysis.effect_map(gpt2, make_reft(), ONE_LENGTH[:1], metric, progress=False)
     with pytest.raises(ValueError, match="begin with the same token"):
-        rl.analysis.effect_map(gpt2, make_reft(), ONE_LENGTH, **same)
+        rl.analysis.logit_difference_of(gpt2, ONE_LENGTH, [" Tharic"] * 2, [" Tharic"] * 2)
     with pytest.raises(ValueError, match="no effect to locate"):
         cell_map(gpt2, one_site(Push(torch.zeros(32))))
 
@@ -394,7 +396,13 @@ def test_trace_equals_a_plain_hook_and_restores_the_only_differing_token(archite
     bridge, hf = make_bridge(architecture), make_hf(architecture)
     clean, corrupted = ONE_LENGTH[:1], ONE_LENGTH[1:]
     result = rl.analysis.trace(
-        bridge, clean, corrupted, answers=[" Ostra"], subjects=["tower"], unrelated=clean, progress=False
+        bridge,
+        clean,
+        corrupted,
+        rl.analysis.probability_of(bridge, clean, [" Ostra"]),
+        subjects=["tower"],
+        unrelated=clean,
+        progress=False,
     )
     torch.testing.assert_close(result.values, result.control)
     batches = [rl.encode(bridge, prompts) for prompts in (clean, corrupted)]
@@ -425,10 +433,11 @@ def test_trace_equals_a_plain_hook_and_restores_the_only_differing_token(archite
 
 
 def test_trace_refuses_prompts_that_do_not_align(gpt2) -> None:
+    metric = rl.analysis.probability_of(gpt2, PROMPTS[:1], [" a"])
     with pytest.raises(ValueError, match="one shape"):
-        rl.analysis.trace(gpt2, PROMPTS[:1], PROMPTS[2:], answers=[" a"], subjects=["tower"], progress=False)
+        rl.analysis.trace(gpt2, PROMPTS[:1], PROMPTS[2:], metric, subjects=["tower"], progress=False)
     with pytest.raises(ValueError, match="nothing to restore"):
-        rl.analysis.trace(gpt2, PROMPTS[:1], PROMPTS[:1], answers=[" a"], subjects=["tower"], progress=False)
+        rl.analysis.trace(gpt2, PROMPTS[:1], PROMPTS[:1], metric, subjects=["tower"], progress=False)
 
 
 # Outcomes.

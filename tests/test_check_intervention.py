@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 import re
+from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import PROMPTS, make_bridge
+from conftest import PROMPTS, make_bridge, make_edit
 from torch import nn
 
 import reftlens as rl
 from reftlens.analysis.controls.turned import turned
 from reftlens.edit.checkpoint.card import profile
-from reftlens.interventions import FAMILY, Affine, Orthonormal
+from reftlens.interventions import FAMILY, Affine, Orthonormal, own
 
 POST = "blocks.1.hook_resid_post"
 
@@ -160,8 +163,8 @@ def late(self, d_model, rank):
     [
         (nn.Linear, "wanted a class of rl.Intervention"),
         (type("Bare", (rl.Intervention,), {"kind": "bare"}), "write affine, delta"),
-        (variant(kind="loreft"), "kind = 'loreft' is that of LoReFT: give it another"),
-        (variant(kind="not a name"), "give it kind = 'a-short-name'"),
+        (variant(kind="loreft"), "kind = 'loreft' is that of LoReFT: give Variant another"),
+        (variant(kind="not a name"), "give Variant kind = 'a-short-name'"),
         (variant(forward=lambda self, resid: resid), "leave forward as it is"),
         (variant(arguments=("d_model", "rank", "extra")), "pass settings="),
         (variant(settings=lambda self: {"d_model": self.d_model, "rank": {3}}), "must be plain JSON values"),
@@ -182,3 +185,104 @@ def test_each_fault_of_a_class_is_named(kind, message) -> None:
     with pytest.raises(ValueError, match="cannot be used as an intervention") as caught:
         rl.check_intervention(kind)
     assert re.search(message, str(caught.value)), str(caught.value)
+
+
+# Classes of your own, known by name.
+
+
+@dataclass(frozen=True)
+class Every(rl.Positions):
+    """Every `step`-th token of a prompt."""
+
+    rule = "every"
+    step: int = 2
+
+    def pick(self, prompts):
+        return prompts.mask & (prompts.place % self.step == 0)
+
+    def spec(self):
+        return {"rule": self.rule, "step": self.step}
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """What is registered inside a test is forgotten after it."""
+    monkeypatch.setattr(own, "_KINDS", {})
+    monkeypatch.setattr(importlib.import_module("reftlens.positions.parse"), "_OWN", {})
+
+
+EXAMPLES = [(prompt, " Ostra") for prompt in PROMPTS]
+
+
+def test_own_kinds_and_rules_train_save_and_load_once_they_are_registered(tmp_path, gpt2, known) -> None:
+    reft = rl.Reft([(rl.Site(POST, Every(3) | rl.Last(1)), Shift(32, 3))])
+    config = rl.TrainConfig(epochs=1, progress=False, output_dir=tmp_path / "run")
+    with pytest.raises(
+        ValueError, match=r"Every\(step=3\) .* could not be loaded again .* registered by @rl\.register"
+    ):
+        rl.train(gpt2, reft, EXAMPLES, config)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="could not be loaded again"):
+        reft.save_pretrained(tmp_path / "edit", bridge=gpt2)
+    assert rl.register(Every) is Every
+    rl.train(gpt2, reft, EXAMPLES, config)
+    folder = reft.save_pretrained(tmp_path / "edit", bridge=gpt2, card=False)
+    with pytest.raises(ValueError, match=r"'shift' is missing or unknown .* family=\[\.\.\., YourClass\].*--import"):
+        rl.Reft.from_pretrained(folder, bridge=gpt2)
+    by_family = rl.Reft.from_pretrained(folder, bridge=gpt2, family=[Shift])
+    rl.register(Shift)
+    loaded = rl.Reft.from_pretrained(folder, bridge=gpt2)
+    assert loaded.sites == by_family.sites == reft.sites
+    assert type(loaded[0][1]) is Shift
+    assert all(torch.equal(value, reft.state_dict()[name]) for name, value in loaded.state_dict().items())
+    named = rl.Reft.at_layers(gpt2, layers=1, positions='{"rule": "every", "step": 3}', intervention="shift", rank=3)
+    assert (named.sites[0].positions, type(named[0][1])) == (Every(3), Shift)
+
+
+def test_a_class_that_no_file_could_name_is_not_registered_trained_or_saved(tmp_path, gpt2, known) -> None:
+    nameless = type("Nameless", (Shift,), {})
+    del_kind = type("Nameless", (rl.Intervention,), {name: Shift.__dict__[name] for name in ("delta", "affine")})
+    taken, unwritten = variant(kind="loreft"), type("Unwritten", (rl.Intervention,), {"kind": "unwritten"})
+    rl.register(Shift)
+    rl.register(Shift)
+    for cls, kind, message in (
+        (nameless, ValueError, "kind = 'shift' is that of Shift"),
+        (del_kind, ValueError, "give Nameless kind = 'a-short-name'"),
+        (taken, ValueError, "kind = 'loreft' is that of LoReFT"),
+        (unwritten, ValueError, "write affine, delta of Unwritten"),
+        (type("Rule", (Every,), {"rule": "span"}), ValueError, "rule = 'span' is another rule's"),
+        (type("Rule", (Every,), {"rule": None}), ValueError, "give Rule rule = 'a-short-name'"),
+        (int, TypeError, "wanted a class of rl.Intervention"),
+    ):
+        with pytest.raises(kind, match=message):
+            rl.register(cls)
+    reft = rl.Reft([(rl.Site(POST, "l1"), del_kind(32, 3))])
+    with pytest.raises(ValueError, match="give Nameless kind"):
+        rl.train(gpt2, reft, EXAMPLES, rl.TrainConfig(progress=False))
+    with pytest.raises(ValueError, match="give Nameless kind"):
+        reft.save_pretrained(tmp_path / "edit", bridge=gpt2)
+    vague = type("Vague", (Every,), {"rule": "vague", "spec": lambda self: {"rule": "vague"}})
+    rl.register(vague)
+    with pytest.raises(ValueError, match=r"would be loaded as Vague\(step=2\): its spec must give the arguments"):
+        rl.Reft([(rl.Site(POST, vague(3)), Shift(32, 3))]).save_pretrained(tmp_path / "edit", bridge=gpt2)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda pairs: rl.Reft(pairs, names=[1]), r"the name of an edit is a string, got 1|Expected type: .*Sequence\[str\]"),
+        (lambda pairs: rl.Reft(pairs, names=["\ud800"]), "holds half a character"),
+        (lambda pairs: rl.Reft(pairs, scales={"edit": math.nan}), "the scale of 'edit' must be a finite number, got nan"),
+        (lambda pairs: rl.Reft(pairs).scaled(math.nan), "the scale of 'edit' must be a finite number, got nan"),
+        (lambda pairs: rl.Reft(pairs).scaled({"edit": math.inf}), "the scale of 'edit' must be a finite number, got inf"),
+        (lambda pairs: rl.Reft(pairs).scaled(1e200).scaled(1e200), "the scale of 'edit' must be a finite number, got inf"),
+        (lambda pairs: rl.Edit(POST, pairs[0][1], torch.ones(1, 2) > 0, scale=math.nan), "scale must be a finite number"),
+        (lambda pairs: rl.Edit(POST, pairs[0][1], torch.ones(1, 2) > 0, dropout=math.nan), "dropout must be a finite"),
+        (lambda _: rl.SteeringVector(32, math.nan), "scale must be a finite number other than 0, got nan"),
+        (lambda _: rl.TrainConfig(dropout=math.nan), "dropout must be a finite number, got nan"),
+    ],
+)  # fmt: skip
+def test_settings_that_could_not_be_loaded_are_refused_at_construction(make, message) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        make([(rl.Site(POST, "l1"), make_edit(rl.LoReFT))])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
 
 import pytest
 import torch
-from conftest import make_hf, make_tokenizer, reseal
+from conftest import make_bridge, make_hf, make_tokenizer, reseal
 from typer.testing import CliRunner
 
 import reftlens as rl
 from reftlens.cli import app
+from reftlens.cli.output import print_json, print_table, say
 from reftlens.organisms.landmarks import story_for
 from reftlens.organisms.world import FACTS, prompt
 from reftlens.results import Evaluation
@@ -210,11 +213,12 @@ def test_trace_writes_the_map_that_the_analysis_gives(tmp_path) -> None:
     numbers = json.loads(printed.stdout)
     assert numbers == json.loads((tmp_path / "out" / "trace.json").read_text())
     assert (tmp_path / "out" / "trace.png").read_bytes()[:4] == b"\x89PNG"
+    bridge, clean = rl.load_bridge("facts-small"), [row["clean"] for row in rows]
     expected = rl.analysis.trace(
-        rl.load_bridge("facts-small"),
-        [row["clean"] for row in rows],
+        bridge,
+        clean,
         [row["corrupted"] for row in rows],
-        answers=[row["answer"] for row in rows],
+        rl.analysis.probability_of(bridge, clean, [row["answer"] for row in rows]),
         subjects=[row["subject"] for row in rows],
         unrelated=[row["unrelated"] for row in rows],
         progress=False,
@@ -391,6 +395,95 @@ def test_a_damaged_run_is_refused(run, place) -> None:
     assert "error: " in call("eval", folder, "--quiet", code=1).stderr
     shutil.rmtree(folder / "edit")
     assert "there is neither a run" in refused("generate", folder, "a", "--quiet")
+
+
+def test_nothing_foreign_commands_the_terminal(tmp_path, capsys) -> None:
+    evil = "\x1b]0;title\x07 \x9b31m \u202egnp.exe \ud800"
+    print_table(["a"], [[f"[red]{evil}"]], title=evil)
+    say(f"{evil}\n\tnext")
+    print_json({"a": evil})
+    shown = capsys.readouterr().out
+    assert not set(shown) & set("\x1b\x07\x9b\u202e")
+    assert "[red]" in shown
+    assert json.loads(shown[shown.rindex("{") :]) == {"a": evil}
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": "a", "completion": 3, evil: 1}))
+    message = refused("train", "--model", "facts-small", "--data", tmp_path / f"{evil[:3]}.jsonl", "--quiet")
+    assert "\\x1b]0" in message
+
+
+@pytest.mark.parametrize("command", ["generate", "inspect"])
+def test_a_base_that_an_edit_names_is_fetched_only_with_the_users_word(tmp_path, command) -> None:
+    bridge = make_bridge("gpt2")
+    reft = rl.Reft.at_layers(bridge, layers=1, positions="l1", rank=2)
+    reft.save_pretrained(tmp_path / "edit", bridge=bridge, card=False)
+    stamp = str(bridge.cfg.model_name)
+    write_lines(tmp_path / "pairs.jsonl", [{"prompt": "The tower", "completion": " Ostra\u2028"}])
+    arguments = ["The tower"] if command == "generate" else ["--examples", tmp_path / "pairs.jsonl"]
+    place = ["--out", tmp_path / "out"] if command == "inspect" else []
+    message = refused(command, tmp_path / "edit", *arguments, *place, "--quiet")
+    assert (
+        f"is of '{stamp}', which is no folder here: pass --model {stamp} to load that from the Hugging Face Hub"
+        in message
+    )
+    message = call(command, tmp_path / "edit", *arguments, *place, "--model", "no/such-model", code=1).stderr
+    assert "base model: no/such-model (of the Hugging Face Hub, or its cache here)" in message
+
+
+OWN = """
+from dataclasses import dataclass
+import torch
+import reftlens as rl
+from reftlens.interventions import Affine
+
+@rl.register
+class Push(rl.Intervention):
+    kind = "push-of-mine"
+    arguments = ("d_model",)
+    def __init__(self, d_model):
+        super().__init__(d_model, rank=1)
+        self.push = torch.nn.Parameter(torch.zeros(d_model))
+    def delta(self, resid):
+        return self.push.to(resid.dtype).expand_as(resid)
+    def affine(self):
+        return Affine(write=self.push[None][:0], read=self.push[None][:0], constant=self.push)
+
+@rl.register
+@dataclass(frozen=True)
+class Every(rl.Positions):
+    rule = "every"
+    step: int = 2
+    def pick(self, prompts):
+        return prompts.mask & (prompts.place % self.step == 0)
+    def spec(self):
+        return {"rule": self.rule, "step": self.step}
+"""
+
+
+def test_classes_of_a_module_that_is_named_are_known(place, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "edits_of_mine.py").write_text(OWN)
+    places = [("reftlens.interventions.own", "_KINDS"), ("reftlens.positions.parse", "_OWN")]
+    for module, name in places:
+        monkeypatch.setattr(importlib.import_module(module), name, {})
+    imported = ("--import", "edits_of_mine")
+    chosen = (
+        "--method",
+        "Push",
+        "--set",
+        "rank=",
+        "--positions",
+        '{"rule": "every", "step": 3}',
+        "--set",
+        "eval_data=",
+    )
+    assert "there is no method 'Push'" in refused("train", place / "moved.toml", *chosen, "--out", "run", "--quiet")
+    call(*imported, "train", place / "moved.toml", *chosen, "--epochs", 1, "--n-train", 2, "--out", "run", "--quiet")
+    call(*imported, "generate", "run", "The tower", "--max-new-tokens", 1, "--quiet")
+    for module, name in places:
+        monkeypatch.setattr(importlib.import_module(module), name, {})
+    assert "on the command line by --import its_module" in refused("generate", "run", "The tower", "--quiet")
+    assert "nothing_of_mine cannot be imported" in call("--import", "nothing_of_mine", "presets", code=2).output
+    assert sys.path[0] != str(tmp_path)
 
 
 def test_every_command_shows_an_example() -> None:

@@ -75,7 +75,7 @@ def test_parts_are_what_the_analyses_give(bridge, reft, found) -> None:
 
 def test_it_shows_itself(found) -> None:
     shown = found._repr_html_()
-    assert shown.startswith("<iframe srcdoc=")
+    assert shown.startswith("<iframe sandbox srcdoc=")
     page = html.unescape(shown)
     for heading in ("What it does", "How many directions", "More and less", "another seed", "still natural"):
         assert heading in page

@@ -14,6 +14,7 @@ import reftlens
 ROOT = Path(reftlens.__file__).parent
 ORDER = [
     "_version",
+    "text",
     "display",
     "numbers",
     "arguments",

@@ -45,12 +45,15 @@ def layers(given, **changes):
 
 def effect(given, **changes):
     arguments = {"new": [" Tharic"], "old": [" Ostra"], "subjects": ["tower"], "progress": False, **changes}
-    return rl.analysis.effect_map(given.bridge, given.reft, arguments.pop("prompts", PROMPTS[:1]), **arguments)
+    prompts = arguments.pop("prompts", PROMPTS[:1])
+    metric = rl.analysis.logit_difference_of(given.bridge, prompts, arguments.pop("new"), arguments.pop("old"))
+    return rl.analysis.effect_map(given.bridge, given.reft, prompts, metric, **arguments)
 
 
 def trace(given, clean, corrupted, **changes):
     arguments = {"answers": [" Ostra"] * len(clean), "subjects": ["tower"] * len(clean), "progress": False, **changes}
-    return rl.analysis.trace(given.bridge, clean, corrupted, **arguments)
+    metric = rl.analysis.probability_of(given.bridge, clean, arguments.pop("answers"))
+    return rl.analysis.trace(given.bridge, clean, corrupted, metric, **arguments)
 
 
 def run(given, reft, batch=None):
@@ -146,13 +149,13 @@ LINES: list[tuple[str, Callable, str]] = [
     ("no saved edit", lambda g: rl.Reft.from_pretrained("/nowhere/at/all", bridge=g.bridge), "not a saved edit"),
     ("a file in the way", lambda g: Replacement(Path(__file__), marker="x").__enter__(), "is a file: choose another folder"),
     # analyses
-    ("prompts of two lengths", lambda g: effect(g, prompts=PROMPTS[:2], new=[" a"] * 2, old=[" b"] * 2, subjects=["The"] * 2), "one length"),
+    ("prompts of two lengths", lambda g: effect(g, prompts=PROMPTS[:2], new=[" Tharic"] * 2, old=[" Ostra"] * 2, subjects=["The"] * 2), "one length"),
     ("one answer twice", lambda g: effect(g, old=[" Tharic"]), "begin with the same token"),
     ("an empty answer", lambda g: effect(g, new=[""]), "has no tokens"),
     ("a subject elsewhere", lambda g: effect(g, subjects=["castle"]), "not in the prompt"),
     ("traces of two lengths", lambda g: trace(g, PROMPTS[:1], PROMPTS[2:]), "one shape in tokens"),
     ("nothing to trace", lambda g: trace(g, PROMPTS[:1], PROMPTS[:1]), "nothing to restore"),
-    ("no batches", lambda g: rl.analysis.decompose(g.bridge, g.reft, []), "at least one batch"),
+    ("no prompts", lambda g: rl.analysis.decompose(g.bridge, g.reft, []), "list of prompts is empty"),
     ("weights of no token", lambda g: rl.analysis.decompose(g.bridge, g.reft, [g.batch], at=rl.All() - rl.First(99)), "is edited at"),
     # the rest
     ("no such template", lambda g: prompt(FACTS[0], 99), "has templates 0 to 7, got 99"),

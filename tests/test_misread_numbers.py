@@ -17,7 +17,11 @@ from reftlens.analysis import decompose, effect_map, off_manifold, permuted_labe
 from reftlens.results import Operator
 
 ALIGNED = ["The old tower stands", "The old weaver speaks"]
-ANSWERS = {"new": [" Ostra", " Tharic"], "old": [" weaver", " city"], "subjects": ["tower", "weaver"]}
+ANSWERS = {"new": [" Ostra", " Tharic"], "old": [" weaver", " city"]}
+
+
+def metric(bridge):
+    return rl.analysis.logit_difference_of(bridge, ALIGNED, ANSWERS["new"], ANSWERS["old"])
 
 
 def logit_differences(bridge, reft):
@@ -44,7 +48,7 @@ def pushes(*vectors, positions="l1"):
 def test_cells_of_cancelling_edits_are_in_nats(gpt2, left) -> None:
     push = 2 * torch.randn(32, generator=torch.Generator().manual_seed(0))
     cancelling, one = pushes(push, (left - 1) * push), pushes(push)
-    result = effect_map(gpt2, cancelling, ALIGNED, **ANSWERS, n_control=1, progress=False)
+    result = effect_map(gpt2, cancelling, ALIGNED, metric(gpt2), n_control=1, progress=False)
     alone = logit_differences(gpt2, one)
     assert float(result.values[0, -1]) == pytest.approx(float(alone.mean()), abs=1e-5)
     assert "in nats" in result.quantity
@@ -52,7 +56,7 @@ def test_cells_of_cancelling_edits_are_in_nats(gpt2, left) -> None:
     # The control has the same unit: it would be thousands of a whole that is nothing.
     assert float(result.control.nan_to_num().abs().max()) < 10 * float(alone.abs().max()) + 5
     # An edit with an effect to divide by is divided by it.
-    whole = effect_map(gpt2, one, ALIGNED, **ANSWERS, n_control=1, progress=False)
+    whole = effect_map(gpt2, one, ALIGNED, metric(gpt2), n_control=1, progress=False)
     assert "/ effect of the whole edit" in whole.quantity or "spread" in whole.quantity
 
 
@@ -64,7 +68,7 @@ def test_cells_are_in_nats_where_prompts_disagree(gpt2) -> None:
     reft = rl.Reft([(rl.Site("blocks.2.hook_resid_post", "l1"), rl.SteeringVector.of(3 * both / both.norm()))])
     effects = logit_differences(gpt2, reft)
     assert float(effects.std()) > float(effects.mean().abs()) > 1e-4, "prompts disagree"
-    result = effect_map(gpt2, reft, ALIGNED, **ANSWERS, n_control=1, progress=False)
+    result = effect_map(gpt2, reft, ALIGNED, metric(gpt2), n_control=1, progress=False)
     assert float(result.values[0, -1]) == pytest.approx(float(effects.mean()), abs=1e-5)
     assert "small beside its spread over prompts" in result.headline()
 

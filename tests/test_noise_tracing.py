@@ -9,7 +9,12 @@ from conftest import make_bridge
 import reftlens as rl
 
 PROMPTS = ["The tower stands in the city of", "The weaver speaks"]
-OPTIONS = {"answers": [" Ostra", " Tharic"], "subjects": ["tower", "weaver"], "progress": False}
+ANSWERS = [" Ostra", " Tharic"]
+OPTIONS = {"subjects": ["tower", "weaver"], "progress": False}
+
+
+def of(bridge, n=2):
+    return rl.analysis.probability_of(bridge, PROMPTS[:n], ANSWERS[:n])
 
 
 FORMS = ("gpt2", "llama", "gpt_neox", "gemma2")
@@ -24,7 +29,9 @@ SLOW = [(form, point, window) for form in FORMS for point, window in (("mlp_out"
 )
 def test_equals_plain_hooks_on_the_same_noise(architecture, point, window) -> None:
     bridge = make_bridge(architecture)
-    result = rl.analysis.trace_noise(bridge, PROMPTS, point=point, window=window, n_draws=2, seed=3, **OPTIONS)
+    result = rl.analysis.trace_noise(
+        bridge, PROMPTS, of(bridge), point=point, window=window, n_draws=2, seed=3, **OPTIONS
+    )
     batch = rl.encode(bridge, PROMPTS)
     where = torch.zeros_like(batch.prompt_mask)
     for row, subject in enumerate(OPTIONS["subjects"]):
@@ -33,7 +40,7 @@ def test_equals_plain_hooks_on_the_same_noise(architecture, point, window) -> No
     names = [f"blocks.{layer}.hook_{point}" for layer in range(3)]
     mask = {"attention_mask": batch.attention_mask}
     logits, cache = bridge.run_with_cache(batch.tokens, **mask)
-    target = torch.tensor([bridge.tokenizer(a, add_special_tokens=False)["input_ids"][0] for a in OPTIONS["answers"]])
+    target = torch.tensor([bridge.tokenizer(a, add_special_tokens=False)["input_ids"][0] for a in ANSWERS])
 
     def probability(logits):
         return batch.at_last_prompt_token(logits).softmax(-1)[torch.arange(2), target].detach()
@@ -67,25 +74,21 @@ def test_equals_plain_hooks_on_the_same_noise(architecture, point, window) -> No
 
 
 def test_a_one_token_subject_is_restored_at_its_embedding_and_by_the_control_it_is_not(gpt2) -> None:
-    result = rl.analysis.trace_noise(
-        gpt2, PROMPTS[:1], n_draws=3, answers=[" Ostra"], subjects=["tower"], progress=False
-    )
+    result = rl.analysis.trace_noise(gpt2, PROMPTS[:1], of(gpt2, 1), n_draws=3, subjects=["tower"], progress=False)
     place = rl.analysis.subject_places(gpt2, PROMPTS[0], "tower").index(True)
     assert sum(rl.analysis.subject_places(gpt2, PROMPTS[0], "tower")) == 1
     assert float(result.restored()[0, place]) == pytest.approx(1.0, abs=1e-3)
     assert float(result.restored()[:, :place].abs().max()) < 1e-3
     assert abs(float(result.restored(result.control)[0, place]) - 1) > 0.1
-    again = rl.analysis.trace_noise(
-        gpt2, PROMPTS[:1], n_draws=3, answers=[" Ostra"], subjects=["tower"], progress=False
-    )
+    again = rl.analysis.trace_noise(gpt2, PROMPTS[:1], of(gpt2, 1), n_draws=3, subjects=["tower"], progress=False)
     assert torch.equal(again.values, result.values)
 
 
 def test_it_refuses_what_it_cannot_noise(gpt2) -> None:
-    given = {"answers": [" Ostra"], "subjects": ["castle"], "progress": False}
+    given = {"subjects": ["castle"], "progress": False}
     with pytest.raises(ValueError, match="not in the prompt"):
-        rl.analysis.trace_noise(gpt2, PROMPTS[:1], **given)
+        rl.analysis.trace_noise(gpt2, PROMPTS[:1], of(gpt2, 1), **given)
     with pytest.raises(ValueError, match="subjects must be one for each prompt, got 2 prompts and 1 subjects"):
-        rl.analysis.trace_noise(gpt2, PROMPTS, **given)
+        rl.analysis.trace_noise(gpt2, PROMPTS, of(gpt2), **given)
     with pytest.raises(ValueError, match="noise must be positive"):
-        rl.analysis.trace_noise(gpt2, PROMPTS[:1], **given | {"subjects": ["tower"]}, noise=0.0)
+        rl.analysis.trace_noise(gpt2, PROMPTS[:1], of(gpt2, 1), **given | {"subjects": ["tower"]}, noise=0.0)

@@ -6,6 +6,7 @@ Real checkpoints lie outside the repository: set REFTLENS_PYREFT_FIXTURES to the
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections import OrderedDict
@@ -20,6 +21,7 @@ from torch.nn.utils.parametrizations import orthogonal
 
 import reftlens as rl
 from reftlens.edit.pyreft.places import make_config, make_key
+from reftlens.files.seal import UncheckedWarning
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(os.environ.get("REFTLENS_PYREFT_FIXTURES", ROOT.parent / "shared" / "fixtures" / "pyreft"))
@@ -225,6 +227,27 @@ def test_linked_edits_are_one(tmp_path, gpt2) -> None:
     folder = write_folder(tmp_path / "z", [state, other], names=mixed, layers=(0, 1), link=7)
     with pytest.raises(ValueError, match="linked to another edit by 7, but has other weights"):
         rl.load_pyreft(folder, bridge=gpt2, positions="l1")
+
+
+def test_a_file_in_anothers_place_is_refused(tmp_path, gpt2) -> None:
+    reft = rl.Reft.at_layers(gpt2, layers=[0, 2], positions="l1", rank=RANK, seed=0)
+    folder = rl.save_pyreft(reft, tmp_path / "größe")
+    state, _ = pyreft_state("LoreftIntervention")
+    theirs = write_folder(tmp_path / "theirs", [state, state], names=["LoreftIntervention"] * 2, layers=(0, 2))
+    for place in (folder, theirs):
+        rl.load_pyreft(place, bridge=gpt2, positions="l1")
+        first, second = sorted(place.glob("*.bin"))
+        second.write_bytes(first.read_bytes())
+        with pytest.raises(
+            ValueError, match=rf"it was saved as {first.name}, and lies here in the place of {second.name}"
+        ):
+            rl.load_pyreft(place, bridge=gpt2, positions="l1")
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    first.write_bytes(stream.getvalue())
+    torch.save(state, second)
+    with pytest.warns(UncheckedWarning, match="does not say which file it is"):
+        rl.load_pyreft(theirs, bridge=gpt2, positions="l1")
 
 
 # What a folder does not tell, and what the family cannot express.

@@ -11,8 +11,9 @@ from made import every_result, made_patch
 
 import reftlens as rl
 from reftlens import results
-from reftlens.display import MOST_COLUMNS, MOST_LINES, as_html, plain
+from reftlens.display import MOST_COLUMNS, MOST_LINES, as_html
 from reftlens.results import Result, TokenMap
+from reftlens.text import plain
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import warnings
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from datasets.exceptions import DatasetNotFoundError
 
 from reftlens.paper.tasks import TASKS, commonsense, records, task_named
 from reftlens.paper.tasks.arithmetic import LeakWarning
+from reftlens.paper.tasks.llm_adapters import _blob, read_split
 
 ROOT = Path(__file__).parent.parent
 REAL = Path(os.environ.get("REFTLENS_LLM_ADAPTERS", ROOT.parent / "shared" / "data" / "llm_adapters"))
@@ -218,7 +220,7 @@ def test_a_dataset_of_the_hub_is_read_by_name(monkeypatch) -> None:
 def test_without_a_source_the_published_file_is_asked_for(monkeypatch, tmp_path) -> None:
     asked = []
 
-    def fetch(address: str) -> Path:
+    def fetch(address: str, blob: str | None) -> Path:
         asked.append(address)
         return written(tmp_path, [{**YES, "answer": "maybe"}])
 
@@ -275,6 +277,33 @@ def test_leaked_test_sets_say_so(tmp_path) -> None:
 def test_the_training_set_takes_every_tasks_answers() -> None:
     for task in commonsense.TASKS:
         assert set(task.answers) <= set(commonsense.TRAINING.answers)
+
+
+def test_a_fetched_file_must_be_the_published_one(tmp_path, monkeypatch) -> None:
+    content, fetched = b'[{"instruction": "a", "input": "", "output": "b", "answer": "b"}]', []
+
+    def fetch(address: str, file: str) -> None:
+        fetched.append(address)
+        Path(file).write_bytes(content)
+
+    monkeypatch.setattr(records, "download_url_to_file", fetch)
+    monkeypatch.setattr(records.config, "HF_DATASETS_CACHE", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"another file than the published one: its Git digest is \w{40}, not 6d7edb0a"
+    ):
+        read_split("boolq", "test", splits=("train", "test"))
+    assert not list(tmp_path.rglob("*.json"))
+    digest = subprocess.run(["git", "hash-object", "--stdin"], input=content, capture_output=True, check=True).stdout
+    (raw,) = records.read(fetched[0], within=(), split="test", blob=digest.decode().strip())
+    assert raw.text("answer") == "b"
+    for task in TASKS.values():
+        if hasattr(task, "splits") and type(task).__module__.endswith(("arithmetic", "commonsense")):
+            for split in task.splits:
+                only = tuple(task.splits) == ("train",)
+                assert (
+                    len(_blob(f"ft-training_set/{task.name}.json" if only else f"dataset/{task.name}/{split}.json"))
+                    == 40
+                )
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="LLM-Adapters' files are not on this machine")

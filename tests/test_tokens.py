@@ -145,8 +145,7 @@ def test_answers_must_be_one_for_each_prompt(gpt2, make_reft) -> None:
             lambda a: rl.analysis.outcome(gpt2, reft, prompts, a, **outcome),
             lambda a: rl.analysis.probability_of(gpt2, prompts, a),
             lambda a: rl.analysis.loss_of(gpt2, prompts, a),
-            lambda a: rl.analysis.effect_map(gpt2, reft, prompts, new=a, old=[" river"] * 2, subjects=["The"] * 2),
-            lambda a: rl.analysis.trace_noise(gpt2, prompts, answers=a, subjects=["The"] * 2),
+            lambda a: rl.analysis.logit_difference_of(gpt2, prompts, a, [" river"] * 2),
         ):
             with pytest.raises(ValueError, match=f"got 2 prompts and {len(answers)} answers"):
                 call(answers)

@@ -92,10 +92,11 @@ def test_noise_tracing_restores_at_the_subject_and_its_control_does_not(organism
     from reftlens.organisms.world import FACTS, held_out, prompt
 
     facts = [fact for fact in FACTS if prompt(fact, held_out(fact)[0]).find(fact.subject) >= 0][:12]
+    prompts = [prompt(fact, held_out(fact)[0]) for fact in facts]
     result = rl.analysis.trace_noise(
         organism,
-        [prompt(fact, held_out(fact)[0]) for fact in facts],
-        answers=[" " + fact.answer for fact in facts],
+        prompts,
+        rl.analysis.probability_of(organism, prompts, [" " + fact.answer for fact in facts]),
         subjects=[fact.subject for fact in facts],
         n_draws=3,
         progress=False,

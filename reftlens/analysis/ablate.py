@@ -24,7 +24,7 @@ from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.engine.coalitions import Coalitions, whole_sites
 from reftlens.analysis.metrics import Metric
-from reftlens.data import Batch
+from reftlens.data import Given, as_batch
 from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft
 from reftlens.results import Ablation
@@ -39,7 +39,7 @@ _EXACT = 12
 def ablate(
     bridge: TransformerBridge,
     reft: Reft,
-    batch: Batch,
+    prompts: Given,
     metric: Metric,
     *,
     n_orders: int = 200,
@@ -53,7 +53,7 @@ def ablate(
     Args:
         bridge: the base; causal.
         reft: the edit.
-        batch: prompts without completions.
+        prompts: texts, conversations or one batch, without completions.
         metric: of the logits after each prompt.
         n_orders: sampled orders, for an edit of more than 12 sites.
         n_control: random turns that the control is averaged over.
@@ -66,6 +66,7 @@ def ablate(
     """
     if n_orders < 2 or n_control < 1:
         raise ValueError(f"n_orders must be at least 2 and n_control at least 1, got {n_orders} and {n_control}")
+    batch = as_batch(bridge, prompts)
     runs = Coalitions(bridge, batch, metric, memory_bytes=memory_bytes)
     edits = reft.edits(batch)
     n, bar = len(edits), "ablation" if progress else ""

@@ -30,7 +30,7 @@ from reftlens.analysis.decompose import decompose
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.outcome import next_token_logprobs
 from reftlens.analysis.overlap import directions, haar, overlap
-from reftlens.data import Batch
+from reftlens.data import Batch, Given, as_batches
 from reftlens.edit.reft import Reft
 from reftlens.interventions import NotAffineError
 from reftlens.positions import Positions
@@ -41,7 +41,7 @@ from reftlens.results import Agreement, Operator
 def agreement(
     bridge: TransformerBridge,
     refts: Mapping[str, Reft],
-    batches: Sequence[Batch],
+    prompts: Given,
     *,
     null: Mapping[str, Reft] | Sequence[Reft] = (),
     at: Positions | None = None,
@@ -54,7 +54,7 @@ def agreement(
     Args:
         bridge: the base.
         refts: name -> trained edit; at least two.
-        batches: held-out inputs.
+        prompts: held-out texts, conversations, pairs or batches.
         null: edits of the same layout trained on shuffled answers from other first weights, from `null_edits`; five or
             more, for p = .05 to be within reach. Without them nothing is claimed.
         at: compare changes and directions at these of the edited tokens alone, such as `Last(1)`; an edit changes much
@@ -67,8 +67,9 @@ def agreement(
     Raises:
         ValueError: for fewer than two edits, no batches, or null edits at other sites.
     """
-    if len(refts) < 2 or not batches:
-        raise ValueError(f"wanted two edits and one batch at least, got {len(refts)} and {len(batches)}")
+    if len(refts) < 2:
+        raise ValueError(f"wanted at least two edits to compare, got {len(refts)}")
+    batches = as_batches(bridge, prompts)
     nulls = list(null.values() if isinstance(null, Mapping) else null)
     seen = {name: _seen(bridge, reft, batches, at) for name, reft in refts.items()}
     controls = {

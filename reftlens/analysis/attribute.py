@@ -22,14 +22,14 @@ from reftlens.analysis.metrics import Counted, Metric, require_pairs_of
 from reftlens.analysis.patch import patch, require_pairs
 from reftlens.bridge import hooked
 from reftlens.cone.recording import repeated
-from reftlens.data import Batch
+from reftlens.data import Batch, Given, as_batch
 from reftlens.results import Attribution
 
 
 def attribute(
     bridge: TransformerBridge,
-    clean: Batch,
-    corrupted: Batch,
+    clean: Given,
+    corrupted: Given,
     metric: Metric,
     *,
     point: str = "attn_out",
@@ -43,7 +43,7 @@ def attribute(
 
     Args:
         bridge: the model; causal.
-        clean: prompts without completions.
+        clean: texts, conversations or one batch, without completions.
         corrupted: row for row of the same length.
         metric: of the logits after each prompt; differentiable.
         point: as of `patch`.
@@ -58,6 +58,7 @@ def attribute(
     """
     if n_checked < 1:
         raise ValueError(f"n_checked must be at least 1, got {n_checked}: an estimate stands beside what it estimates")
+    clean, corrupted = as_batch(bridge, clean, name="clean"), as_batch(bridge, corrupted, name="corrupted")
     require_pairs(clean, corrupted=corrupted)
     require_pairs_of(metric, len(clean))
     checked = torch.arange(min(n_checked, len(clean)))

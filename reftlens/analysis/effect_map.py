@@ -1,10 +1,10 @@
 """At which layers and positions does a trained edit do its work? The edit cut down to one cell, or left without it.
 
-Effect = mean over prompts of (logit of the new answer - logit of the old one), edited minus base. A cell's value is its
+Effect = mean over prompts of a metric, edited minus base: the logit of the new answer minus that of the old one, say. A cell's value is its
 effect alone, or what is lost without it, as a part of the whole effect; the control is the same with every change turned
 to random directions of the same length. Cells need not sum to one: edits interact, and later ones can stand in for
 earlier ones. Where the whole effect is small beside single cells (they cancel) or beside its spread over prompts, its part
-would say nothing, and cells are given in nats.
+would say nothing, and cells are given as they are.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import Turned
 from reftlens.analysis.engine.coalitions import Coalitions, site_columns
-from reftlens.analysis.metrics import logit_difference_of
-from reftlens.analysis.tokens import require_aligned, subject_places
+from reftlens.analysis.metrics import Metric, unit_of
+from reftlens.analysis.tokens import require_aligned, starred
 from reftlens.data import Prompt, as_prompts, as_texts, encode, str_tokens
 from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft
@@ -31,10 +31,9 @@ def effect_map(
     bridge: TransformerBridge,
     reft: Reft,
     prompts: Iterable[Prompt],
+    metric: Metric,
     *,
-    new: Iterable[Prompt],
-    old: Iterable[Prompt],
-    subjects: Iterable[str],
+    subjects: Iterable[str] | None = None,
     leave_out: bool = False,
     n_control: int = 4,
     seed: int = 0,
@@ -46,9 +45,8 @@ def effect_map(
         bridge: the base.
         reft: the edit.
         prompts: of one length in tokens, so that positions can be compared.
-        new: what the edited model should answer, one for each prompt, with its leading space.
-        old: what the base answers.
-        subjects: a part of each prompt, starred in plots.
+        metric: of the logits after each prompt, such as `logit_difference_of` the new answer and the old one.
+        subjects: a part of each prompt, starred in plots; none if not given.
         leave_out: run the edit without each cell instead of each cell alone.
         n_control: random turns that the control is averaged over; at least one.
         seed: draws them.
@@ -58,16 +56,16 @@ def effect_map(
         The map; NaN where a site edits nothing.
 
     Raises:
-        ValueError: if there is nothing to draw, prompts differ in length, answers begin with the same token, or the edit
-            has no effect that could be divided up.
+        ValueError: if there is nothing to draw, prompts differ in length, or the edit has no effect that could be
+            divided up.
     """
     if n_control < 1:
         raise ValueError(f"n_control must be at least 1, got {n_control}: a map stands beside its control")
     prompts = as_prompts(prompts)
-    subjects = as_texts(subjects, "subjects", count=len(prompts))
+    subjects = None if subjects is None else as_texts(subjects, "subjects", count=len(prompts))
     batch = encode(bridge, prompts)
     require_aligned(batch)
-    runs = Coalitions(bridge, batch, logit_difference_of(bridge, prompts, new, old))
+    runs = Coalitions(bridge, batch, metric)
     edits = reft.edits(batch)
     cells = site_columns(edits)
     kept = torch.eye(len(cells), dtype=torch.bool)
@@ -82,9 +80,9 @@ def effect_map(
     by_prompt, measured = parts(edits, "locating the effect")
     whole, largest = float(by_prompt.mean()), float(measured.abs().max())
     if max(abs(whole), largest) < 1e-6:
-        raise ValueError("the edit does not move these answers at all: there is no effect to locate")
+        raise ValueError("the edit does not move this metric at all: there is no effect to locate")
     small = _why_small(by_prompt, largest)
-    unit = 1.0 if small else whole
+    whole_or_one = 1.0 if small else whole
     generator = torch.Generator().manual_seed(seed)
     draws = []
     for _ in range(n_control):
@@ -92,16 +90,21 @@ def effect_map(
         draws.append(parts(turned, "control")[1])
     values, control = torch.full((2, len(edits), batch.tokens.shape[1]), torch.nan)
     row, column = torch.tensor([(cell.site, int(cell.mask.any(0).int().argmax())) for cell in cells]).T
-    values[row, column] = (measured / unit).float()
-    control[row, column] = (torch.stack(draws).mean(0) / unit).float()
+    values[row, column] = (measured / whole_or_one).float()
+    control[row, column] = (torch.stack(draws).mean(0) / whole_or_one).float()
     what = "lost without this cell" if leave_out else "effect of this cell alone"
-    beside = f", in nats: {small}" if small else f" / effect of the whole edit ({whole:+.2f} nats)"
+    unit = unit_of(metric)
+    beside = (
+        f", in {unit or 'units of the metric'}: {small}"
+        if small
+        else f" / effect of the whole edit ({whole:+.2f}{unit and f' {unit}'})"
+    )
     return TokenMap(
         values=values,
         control=control,
         rows=reft.site_names,
         tokens=str_tokens(bridge, batch.tokens[0]),
-        starred=subject_places(bridge, prompts[0], subjects[0]),
+        starred=starred(bridge, prompts[0], subjects),
         quantity=f"{what}{beside}",
         control_name=f"the same change turned to random directions, mean of {n_control}",
         n_prompts=len(prompts),

@@ -30,7 +30,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.engine.pathways import Pathways, dormant_share, reference_illusion, weight_of
-from reftlens.data import Batch
+from reftlens.data import Batch, Given, as_batch
 from reftlens.positions import Last, Positions
 from reftlens.results import Interchanged, Swap
 
@@ -42,8 +42,8 @@ def interchange(
     bridge: TransformerBridge,
     hook_name: str,
     subspace: Float[Tensor, "rank d_model"],
-    base: Batch,
-    source: Batch,
+    base: Given,
+    source: Given,
     *,
     at: Positions = Last(1),
     n_random: int = 20,
@@ -57,7 +57,7 @@ def interchange(
         bridge: the model, unedited.
         hook_name: a point with activations `[batch, pos, d_model]`.
         subspace: rows that span it, such as `directions(operator, 2)`.
-        base: prompts that are run.
+        base: texts, conversations or one batch, which are run.
         source: prompts that give the coordinates, one for each of `base`.
         at: the one token of each prompt that is interchanged.
         n_random: random subspaces of the same rank.
@@ -71,6 +71,7 @@ def interchange(
     """
     from transformer_lens.tools.analysis.interchange import NormMatchedPlacebo, SubspaceInterchange, random_basis
 
+    base, source = as_batch(bridge, base, name="base"), as_batch(bridge, source, name="source")
     if len(base) != len(source):
         raise ValueError(f"wanted one source for each base, got {len(base)} bases and {len(source)} sources")
     runner = _Runner(bridge, hook_name, base, source, at, batch_size)

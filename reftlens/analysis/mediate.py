@@ -26,7 +26,7 @@ from reftlens.analysis.metrics import Metric
 from reftlens.analysis.patch import column_labels, metric_of, require_pairs
 from reftlens.bridge import canonical_hooks
 from reftlens.cone.recording import Recording, record
-from reftlens.data import Batch
+from reftlens.data import Batch, Given, as_batch
 from reftlens.edit.reft import Reft
 from reftlens.results import PatchMap
 
@@ -34,7 +34,7 @@ from reftlens.results import PatchMap
 def mediate(
     bridge: TransformerBridge,
     reft: Reft,
-    batch: Batch,
+    prompts: Given,
     metric: Metric,
     *,
     point: str = "z",
@@ -49,7 +49,7 @@ def mediate(
     Args:
         bridge: the base; causal.
         reft: the edit.
-        batch: prompts without completions.
+        prompts: texts, conversations or one batch, without completions.
         metric: of the logits after each prompt.
         point: "z" for heads, "attn_out" or "mlp_out".
         over: "heads" (each at all positions), "positions" or "heads and positions".
@@ -69,6 +69,7 @@ def mediate(
         raise ValueError(f"direction must be 'edited into base' or 'base into edited', got {direction!r}")
     if point == "resid_pre":
         raise ValueError("resid_pre is no component's output: use point='z', 'attn_out' or 'mlp_out'")
+    batch = as_batch(bridge, prompts)
     require_pairs(batch)
     of = grid(bridge, point, over, n_pos=batch.tokens.shape[1])
     require_elsewhere(bridge, reft, of.names)
@@ -97,20 +98,21 @@ def mediate(
 
 
 def direct_effect(
-    bridge: TransformerBridge, reft: Reft, batch: Batch, metric: Metric, *, memory_bytes: int = 1 << 30
+    bridge: TransformerBridge, reft: Reft, prompts: Given, metric: Metric, *, memory_bytes: int = 1 << 30
 ) -> Float[Tensor, " example"]:
     """What an edit does to the metric with every attention and MLP output as in the base: edited minus base.
 
     Args:
         bridge: the base; causal.
         reft: the edit.
-        batch: prompts without completions.
+        prompts: texts, conversations or one batch, without completions.
         metric: of the logits after each prompt.
         memory_bytes: about what the activations of one run may take.
 
     Raises:
         ValueError: if the edit itself acts at one of these outputs.
     """
+    batch = as_batch(bridge, prompts)
     require_pairs(batch)
     names = [name for point in ("attn_out", "mlp_out") for name in grid(bridge, point, "positions", n_pos=1).names]
     require_elsewhere(bridge, reft, names)

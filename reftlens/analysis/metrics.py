@@ -28,6 +28,9 @@ class Counted:
 
     n_pairs: int
     of: Metric
+    name: str
+    """Of what is measured, for a reader: "answer's probability"."""
+    unit: str = ""
 
     def __call__(self, logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         return self.of(logits, pair)
@@ -48,6 +51,24 @@ def require_pairs_of(metric: Metric, n_pairs: int) -> None:
             f"the metric was made for {metric.n_pairs} prompts and their answers, and {n_pairs} prompts are run: make it from "
             "the prompts that are run"
         )
+
+
+def name_of(metric: Metric) -> str:
+    """What a metric measures, for a reader.
+
+    Args:
+        metric: any function; a lambda is called "metric".
+    """
+    return metric.name if isinstance(metric, Counted) else "metric"
+
+
+def unit_of(metric: Metric) -> str:
+    """Its unit; empty for a probability, and for a lambda, which does not say.
+
+    Args:
+        metric: any function.
+    """
+    return metric.unit if isinstance(metric, Counted) else ""
 
 
 def logit_difference_of(
@@ -75,7 +96,7 @@ def logit_difference_of(
     def metric(logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         return (_pick(logits, target[pair]) - _pick(logits, foil[pair])).float()
 
-    return Counted(len(prompts), metric)
+    return Counted(len(prompts), metric, "logit difference", "nats")
 
 
 def probability_of(bridge: TransformerBridge, prompts: Iterable[Prompt], answers: Iterable[Prompt]) -> Metric:
@@ -91,7 +112,7 @@ def probability_of(bridge: TransformerBridge, prompts: Iterable[Prompt], answers
     def metric(logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         return _pick(logits.float().softmax(-1), target[pair])
 
-    return Counted(len(target), metric)
+    return Counted(len(target), metric, "answer's probability")
 
 
 def loss_of(bridge: TransformerBridge, prompts: Iterable[Prompt], answers: Iterable[Prompt]) -> Metric:
@@ -107,7 +128,7 @@ def loss_of(bridge: TransformerBridge, prompts: Iterable[Prompt], answers: Itera
     def metric(logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         return -_pick(logits.float().log_softmax(-1), target[pair])
 
-    return Counted(len(target), metric)
+    return Counted(len(target), metric, "answer's loss", "nats")
 
 
 def kl_from(reference: Float[Tensor, "pair d_vocab"]) -> Metric:
@@ -122,7 +143,7 @@ def kl_from(reference: Float[Tensor, "pair d_vocab"]) -> Metric:
         found = logits.float().log_softmax(-1)
         return kl_div(found, expected[pair], reduction="none", log_target=True).sum(-1)
 
-    return Counted(len(expected), metric)
+    return Counted(len(expected), metric, "KL divergence", "nats")
 
 
 def _pick(values: Float[Tensor, "n d_vocab"], token: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -26,7 +26,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.engine.activations import edited_activations
-from reftlens.data import Batch
+from reftlens.data import Batch, Given, as_batches
 from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft
 from reftlens.results import OffManifold
@@ -127,21 +127,20 @@ class _Kinds:
 
 
 @torch.no_grad()
-def off_manifold(
-    bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch], *, seed: int = 0
-) -> list[OffManifold]:
+def off_manifold(bridge: TransformerBridge, reft: Reft, prompts: Given, *, seed: int = 0) -> list[OffManifold]:
     """Where edited activations lie among natural ones, for each site.
 
     Args:
         bridge: the base.
         reft: the edit.
-        batches: at least three, with different prompts: dealt in turn to fitting, reference and test. Shuffle the
-            prompts first if neighbours are alike.
+        prompts: texts, conversations, pairs or batches, at least three of them: batches are dealt in turn to fitting,
+            reference and test. Shuffle the prompts first if neighbours are alike.
         seed: draws the control.
 
     Raises:
         ValueError: for fewer than three batches, or natural activations without spread.
     """
+    batches = as_batches(bridge, prompts, at_least=3)
     if len(batches) < 3:
         raise ValueError(
             f"off_manifold needs three batches at least (to fit, to refer to, to test), got {len(batches)}: use a "

@@ -32,21 +32,21 @@ from reftlens.analysis.engine.sweep import sweep
 from reftlens.analysis.metrics import Metric, require_pairs_of
 from reftlens.bridge import fingerprint
 from reftlens.cone.recording import Recording, record
-from reftlens.data import IGNORE, Batch, str_tokens
+from reftlens.data import IGNORE, Batch, Given, as_batch, str_tokens
 from reftlens.results import PatchMap
 
 
 def patch(
     bridge: TransformerBridge,
-    clean: Batch,
-    corrupted: Batch,
+    clean: Given,
+    corrupted: Given,
     metric: Metric,
     *,
     point: str = "resid_pre",
     over: str = "positions",
     direction: str = "denoise",
     window: int = 1,
-    unrelated: Batch | None = None,
+    unrelated: Given | None = None,
     memory_bytes: int = 1 << 30,
     save_to: Path | str | None = None,
     progress: bool = True,
@@ -55,7 +55,7 @@ def patch(
 
     Args:
         bridge: the model. A masked language model is read at the one mask token that each prompt has.
-        clean: prompts without completions. Pairs may differ in length from one another: columns are those of the batch,
+        clean: texts, conversations or one batch, without completions. Pairs may differ in length from one another: columns are those of the batch,
             so `encode(..., padding_side="left")` lines up the ends of prompts and "right" their beginnings.
         corrupted: row for row of the same length as `clean`.
         metric: of the logits after each prompt, or at its mask token.
@@ -77,6 +77,8 @@ def patch(
     """
     if direction not in ("denoise", "noise"):
         raise ValueError(f"direction must be 'denoise' or 'noise', got {direction!r}")
+    clean, corrupted = as_batch(bridge, clean, name="clean"), as_batch(bridge, corrupted, name="corrupted")
+    unrelated = None if unrelated is None else as_batch(bridge, unrelated, name="unrelated")
     require_pairs(clean, corrupted=corrupted, unrelated=unrelated)
     of = grid(bridge, point, over, n_pos=clean.tokens.shape[1], window=window)
     into, out_of = (corrupted, clean) if direction == "denoise" else (clean, corrupted)

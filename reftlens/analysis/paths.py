@@ -38,7 +38,7 @@ from reftlens.analysis.patch import column_labels, metric_of, require_pairs
 from reftlens.bridge import hooked
 from reftlens.cone.recording import Recording, record
 from reftlens.cone.run import boundary_of, run_cone
-from reftlens.data import Batch
+from reftlens.data import Given, as_batch
 from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft
 from reftlens.results import PatchMap
@@ -70,7 +70,7 @@ class Component:
 def paths(
     bridge: TransformerBridge,
     reft: Reft,
-    batch: Batch,
+    prompts: Given,
     metric: Metric,
     *,
     senders: Sequence[str] | None = None,
@@ -89,7 +89,7 @@ def paths(
     Args:
         bridge: the base; causal.
         reft: the edit.
-        batch: prompts without completions.
+        prompts: texts, conversations or one batch, without completions.
         metric: of the logits after each prompt.
         senders: "edit", heads such as "2.3" and MLPs such as "mlp2"; all from the first edited block on if not given.
         receivers: the same without "edit", and with "logits".
@@ -112,6 +112,7 @@ def paths(
         raise ValueError(f"over must be one of {', '.join(_OVER)}, got {over!r}")
     if not through or set(through) - set("qkv"):
         raise ValueError(f"through must be made up of q, k and v, got {through!r}")
+    batch = as_batch(bridge, prompts)
     require_pairs(batch)
     known = _components(bridge)
     sending, receiving, ways = _ways(bridge, reft, known, senders, receivers)

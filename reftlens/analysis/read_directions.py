@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.data import Batch, as_texts, str_tokens
+from reftlens.data import Given, as_batch, as_texts, str_tokens
 from reftlens.data.tokens import continuing, tokenizer_of
 from reftlens.results import DirectionReadout, Operator
 
@@ -36,7 +36,7 @@ LEVEL = 0.05
 def read_directions(
     bridge: TransformerBridge,
     operator: Operator | Sequence[Operator],
-    batch: Batch,
+    prompts: Given,
     *,
     top: int = 6,
     watch: Sequence[str] = (),
@@ -48,7 +48,7 @@ def read_directions(
     Args:
         bridge: the base.
         operator: from `decompose`; of several sites, all that is looked at, so that they are corrected for together.
-        batch: prompts whose last residuals the direction is added to.
+        prompts: texts, conversations or one batch, whose last residuals the direction is added to.
         top: tokens listed on each side.
         watch: answers to test for, chosen beforehand, with their leading space; their first tokens count, and of
             several that begin alike the first is named.
@@ -70,6 +70,7 @@ def read_directions(
             )
     if round(LEVEL * (n_null + 1), 9) < 1:
         raise ValueError(f"a {1 - LEVEL:.0%} band wants at least 19 draws, got n_null = {n_null}")
+    batch = as_batch(bridge, prompts)
     name = f"blocks.{bridge.cfg.n_layers - 1}.hook_resid_post"
     _, cache = bridge.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=[name])
     final = batch.at_last_prompt_token(cache[name])

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import hooked
-from reftlens.data import Batch
+from reftlens.data import Given, as_batch
 from reftlens.positions import Last, Positions
 from reftlens.results import ReadSpace
 
@@ -24,7 +24,7 @@ from reftlens.results import ReadSpace
 def read_space(
     bridge: TransformerBridge,
     hook_name: str,
-    batch: Batch,
+    prompts: Given,
     *,
     at: Positions = Last(1),
     tolerance: float = 1e-3,
@@ -35,7 +35,7 @@ def read_space(
     Args:
         bridge: the model.
         hook_name: a point with activations `[batch, pos, width]`.
-        batch: prompts, at least a few; enough random sums are taken to give two gradients for each coordinate.
+        prompts: texts, conversations or one batch, at least a few; enough random sums are taken to give two gradients for each coordinate.
         at: the tokens whose activations count.
         tolerance: part of the largest sensitivity from which a direction counts as read.
         seed: draws the sums.
@@ -43,6 +43,7 @@ def read_space(
     Raises:
         ValueError: if nothing at these tokens reaches the logits.
     """
+    batch = as_batch(bridge, prompts)
     mask = at.mask(batch.prompts)
     generator = torch.Generator().manual_seed(seed)
     kept: dict[str, Tensor] = {}

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
-from reftlens.analysis.tokens import require_aligned, subject_places
+from reftlens.analysis.tokens import require_aligned, starred
 from reftlens.cone.recording import record
 from reftlens.data import Prompt, as_prompts, as_texts, encode, str_tokens
 from reftlens.edit.reft import Reft
@@ -51,7 +51,7 @@ def spread(
     if n_control < 1:
         raise ValueError(f"n_control must be at least 1, got {n_control}: a map stands beside its control")
     prompts = as_prompts(prompts)
-    subjects = [] if subjects is None else as_texts(subjects, "subjects", count=len(prompts))
+    subjects = None if subjects is None else as_texts(subjects, "subjects", count=len(prompts))
     batch = encode(bridge, prompts)
     require_aligned(batch)
 
@@ -71,7 +71,7 @@ def spread(
     draws = [compare(turned(reft, seed=seed + draw)) for draw in range(n_control)]
     rows = ("blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(bridge.cfg.n_layers)))
     tokens = str_tokens(bridge, batch.tokens[0])
-    starred = subject_places(bridge, prompts[0], subjects[0]) if subjects else (False,) * len(tokens)
+    places = starred(bridge, prompts[0], subjects)
 
     def result(values: Tensor, controls: Sequence[Tensor], quantity: str) -> TokenMap:
         return TokenMap(
@@ -79,7 +79,7 @@ def spread(
             control=torch.stack(list(controls)).mean(0),
             rows=rows,
             tokens=tokens,
-            starred=starred,
+            starred=places,
             quantity=quantity,
             control_name=f"the same change turned to random directions, mean of {n_control}",
             n_prompts=len(prompts),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -26,6 +28,19 @@ def subject_places(bridge: TransformerBridge, prompt: Prompt, subject: str) -> t
     if not subject:
         return (False,) * batch.tokens.shape[1]
     return tuple(Span(subject, 0).mask(batch.prompts)[0].tolist())
+
+
+def starred(bridge: TransformerBridge, prompt: Prompt, subjects: Sequence[str] | None) -> tuple[bool, ...]:
+    """The tokens of a prompt that plots star: those of the first subject; none without subjects.
+
+    Args:
+        bridge: gives the tokenizer.
+        prompt: the first prompt.
+        subjects: a part of each prompt.
+    """
+    if subjects:
+        return subject_places(bridge, prompt, subjects[0])
+    return (False,) * encode(bridge, [prompt]).tokens.shape[1]
 
 
 def logit_difference(

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.engine.activations import edited_activations
-from reftlens.data import Batch, str_tokens
+from reftlens.data import Batch, Given, as_batches, str_tokens
 from reftlens.edit.reft import Reft
 from reftlens.positions import Positions
 from reftlens.results import Context, Operator, ReadContexts
@@ -33,7 +33,7 @@ def top_contexts(
     bridge: TransformerBridge,
     reft: Reft,
     operators: Sequence[Operator],
-    batches: Sequence[Batch],
+    prompts: Given,
     *,
     at: Positions | None = None,
     directions: int = 2,
@@ -47,7 +47,7 @@ def top_contexts(
         bridge: the base.
         reft: the edit.
         operators: from `decompose`, one for each site.
-        batches: the dataset; activations are not kept.
+        prompts: the dataset: texts, conversations, pairs or batches; activations are not kept.
         at: look at these of the edited tokens alone.
         directions: how many of each site.
         top: contexts listed for each.
@@ -61,6 +61,7 @@ def top_contexts(
     hooks = [site.hook_name for site in reft.sites]
     if [operator.where for operator in operators] not in (list(reft.site_names), hooks):
         raise ValueError("wanted one operator for each site of the edit, in its order: pass what decompose returned")
+    batches = as_batches(bridge, prompts)
     generator = torch.Generator().manual_seed(seed)
     seen = partial(_seen, bridge, reft, at=at)
     moments = [_Moments() for _ in operators]

@@ -1,8 +1,8 @@
 """Where does the base model hold a fact? Causal tracing with symmetric token replacement.
 
 A corrupted prompt asks the same of another subject. One state of the clean run (`hook_resid_pre` of one layer at one
-position) is put into the corrupted run; restored = (p_patched - p_corrupted) / (p_clean - p_corrupted), with p the
-probability of the clean answer. Replacing tokens keeps the model on inputs it knows, where noise does not (Meng et
+position) is put into the corrupted run; restored = (m_patched - m_corrupted) / (m_clean - m_corrupted), with m a metric,
+usually the probability of the clean answer. Replacing tokens keeps the model on inputs it knows, where noise does not (Meng et
 al. 2022, arXiv:2202.05262; Zhang & Nanda 2024, arXiv:2309.16042).
 
 The control patches the same cells from an unrelated third subject, which knows nothing of the clean answer. (With a
@@ -16,9 +16,9 @@ from dataclasses import replace
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.metrics import probability_of
+from reftlens.analysis.metrics import Metric, name_of
 from reftlens.analysis.patch import patch
-from reftlens.analysis.tokens import require_aligned, subject_places
+from reftlens.analysis.tokens import require_aligned, starred
 from reftlens.data import Prompt, as_prompts, as_texts, encode
 from reftlens.results import TokenMap
 
@@ -27,29 +27,29 @@ def trace(
     bridge: TransformerBridge,
     clean: Iterable[Prompt],
     corrupted: Iterable[Prompt],
+    metric: Metric,
     *,
-    answers: Iterable[Prompt],
-    subjects: Iterable[str],
+    subjects: Iterable[str] | None = None,
     unrelated: Iterable[Prompt] | None = None,
     progress: bool = True,
 ) -> TokenMap:
-    """The restored part of the answer's probability for each layer and position.
+    """The restored part of a metric for each layer and position.
 
     Args:
         bridge: the model.
         clean: prompts about one subject each; all prompts have one length in tokens.
         corrupted: the same prompts about another subject.
-        answers: of the clean prompts, with their leading space.
-        subjects: the clean subjects, starred in plots.
+        metric: of the logits after each prompt, such as `probability_of` the clean prompts' answers.
+        subjects: the clean subjects, starred in plots; none if not given.
         unrelated: the same prompts about a third subject, for the control; no control without them.
         progress: show a progress bar.
 
     Raises:
-        ValueError: if prompts differ in length, or clean and corrupted runs do not differ in their answers.
+        ValueError: if prompts differ in length, or the metric does not tell clean and corrupted runs apart.
     """
     clean = as_prompts(clean, "clean prompts")
     corrupted = as_prompts(corrupted, "corrupted prompts", count=len(clean))
-    subjects = as_texts(subjects, "subjects", count=len(clean))
+    subjects = None if subjects is None else as_texts(subjects, "subjects", count=len(clean))
     clean_batch, corrupted_batch = encode(bridge, clean), encode(bridge, corrupted)
     sources = [clean_batch] + ([encode(bridge, unrelated)] if unrelated is not None else [])
     for batch in (*sources, corrupted_batch):
@@ -63,16 +63,16 @@ def trace(
         bridge,
         clean_batch,
         corrupted_batch,
-        probability_of(bridge, clean, answers),
+        metric,
         unrelated=sources[1] if unrelated is not None else None,
         progress=progress,
     )
     if float((result.source.mean() - result.base.mean()).abs()) < 1e-6:
-        raise ValueError("clean and corrupted prompts give the clean answers alike: there is nothing to restore")
+        raise ValueError("the metric is the same on clean and corrupted prompts: there is nothing to restore")
     return replace(
         result.to_token_map(
-            starred=subject_places(bridge, clean[0], subjects[0]),
-            quantity="restored part of the clean answer's probability",
+            starred=starred(bridge, clean[0], subjects),
+            quantity=f"restored part of the clean {name_of(metric)}",
         ),
         control_name="the same states from an unrelated subject" if unrelated is not None else "",
     )

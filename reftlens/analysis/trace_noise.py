@@ -23,7 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.engine.grid import grid
 from reftlens.analysis.engine.sweep import sweep
-from reftlens.analysis.metrics import probability_of
+from reftlens.analysis.metrics import Metric
 from reftlens.analysis.patch import column_labels, metric_of
 from reftlens.bridge import hooked
 from reftlens.cone.recording import Recording, record
@@ -35,8 +35,8 @@ from reftlens.results import PatchMap
 def trace_noise(
     bridge: TransformerBridge,
     prompts: Iterable[Prompt],
+    metric: Metric,
     *,
-    answers: Iterable[Prompt],
     subjects: Iterable[str],
     point: str = "resid_pre",
     window: int = 1,
@@ -46,12 +46,12 @@ def trace_noise(
     memory_bytes: int = 1 << 30,
     progress: bool = True,
 ) -> PatchMap:
-    """The probability of each answer with one state restored, mean over draws of noise.
+    """The metric of each prompt with one state restored, mean over draws of noise.
 
     Args:
         bridge: the model; causal.
         prompts: that it answers. They may differ in length; columns are counted from the beginning.
-        answers: one for each prompt, with its leading space.
+        metric: of the logits after each prompt, such as `probability_of` its answer.
         subjects: a part of each prompt; its first occurrence is noised.
         point: what is restored: "resid_pre", "attn_out" or "mlp_out".
         window: neighbouring layers restored together; ROME takes 10 for attention and MLP, 1 for states.
@@ -71,7 +71,7 @@ def trace_noise(
         raise ValueError(f"noise must be positive and n_draws at least 1, got {noise} and {n_draws}")
     prompts = as_prompts(prompts)
     subjects = as_texts(subjects, "subjects", count=len(prompts))
-    batch, metric = encode(bridge, prompts), probability_of(bridge, prompts, answers)
+    batch = encode(bridge, prompts)
     of = grid(bridge, point, "positions", n_pos=batch.tokens.shape[1], window=window)
     clean = record(bridge, batch, (*of.names, "hook_embed"))
     where = _subject_mask(bridge, batch, prompts, subjects)

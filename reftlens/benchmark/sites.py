@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis import edit_size, effect_map
+from reftlens.analysis import edit_size, effect_map, logit_difference_of
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import load, texts
 from reftlens.data import encode, first_tokens
@@ -48,9 +48,7 @@ def site_rows(name: str) -> Iterator[Known]:
         bridge,
         reft,
         prompts,
-        new=[new] * len(prompts),
-        old=[old] * len(prompts),
-        subjects=[""] * len(prompts),
+        logit_difference_of(bridge, prompts, [new] * len(prompts), [old] * len(prompts)),
         progress=False,
     )
     planted = torch.stack([found.values[1, -1], found.values[2, -1]])

@@ -6,6 +6,9 @@ the result alone is on stdout; progress and what else there is to say are on std
 
 from __future__ import annotations
 
+import importlib
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -45,8 +48,31 @@ def _version(wanted: bool) -> bool:
     return wanted
 
 
+def _import(modules: list[str] | None) -> list[str] | None:
+    """Runs modules that the caller names: what they register is then known by name."""
+    for name in modules or ():
+        # As `python -m` does: a module in the folder where one works is found.
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise typer.BadParameter(f"{name} cannot be imported: {error}") from error
+        finally:
+            sys.path.pop(0)
+    return modules
+
+
 @app.callback()
 def main(
+    own: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="MODULE",
+            callback=_import,
+            help="A module of yours that registers kinds of edits or position rules (rl.register); before the command.",
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reftlens.cli.options import AsJson, Quiet
+from reftlens.cli.output import say
 
 if TYPE_CHECKING:
     from reftlens.benchmark.known import Known
@@ -50,13 +51,13 @@ def benchmark(
     if out is not None:
         frame.to_csv(out, index=False)
     missed = sum(not row.holds for row in rows)
-    typer.echo(f"{len(rows) - missed} of {len(rows)} found; {missed} missed")
+    say(f"{len(rows) - missed} of {len(rows)} found; {missed} missed")
 
 
 def _print(row: Known, group: str) -> str:
     """One line at once, under its group's name where that is new; the name."""
     if row.group != group:
-        typer.echo(row.group)
+        say(row.group)
     mark = "found " if row.holds else "MISSED"
-    typer.echo(f"  {mark}  {row.planted}: {row.found} (off by {row.error:.3g} {row.unit}, {row.allowed:g} allowed)")
+    say(f"  {mark}  {row.planted}: {row.found} (off by {row.error:.3g} {row.unit}, {row.allowed:g} allowed)")
     return row.group

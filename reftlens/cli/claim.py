@@ -130,7 +130,7 @@ def _try(
 
     place = Path(f"claim-{name}") if out is None else out
     with Replacement(place, marker="claim.json") as folder:
-        from reftlens.cli.output import prepare, print_frame, print_json, print_table
+        from reftlens.cli.output import prepare, print_frame, print_json, print_table, say
         from reftlens.plot import png
 
         prepare(model, quiet=quiet)
@@ -149,9 +149,9 @@ def _try(
     if as_json:
         print_json(numbers)
         return
-    typer.echo(f"Claim: {result.claim.text}\n       {result.claim.source}\n")
+    say(f"Claim: {result.claim.text}\n       {result.claim.source}\n")
     print_table(["setting", "paper", "here"], [list(row) for row in result.claim.settings], title="Settings")
     print_frame(frame, title=f"Found on {model}")
     for finding in result.findings():
-        typer.echo(f"- {finding}")
-    typer.echo(f"wrote {place / 'claim.png'}, {place / 'claim.json'}")
+        say(f"- {finding}")
+    say(f"wrote {place / 'claim.png'}, {place / 'claim.json'}")

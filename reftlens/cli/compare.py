@@ -26,7 +26,7 @@ def compare(
 
     chosen = read_settings(config, parse_settings(settings or ()))
 
-    from reftlens.cli.output import prepare, print_frame, print_json
+    from reftlens.cli.output import prepare, print_frame, print_json, say
     from reftlens.paper.baselines import METHODS
     from reftlens.paper.baselines.configured import compare_configured
 
@@ -38,4 +38,4 @@ def compare(
         print_json({"metric": found.metric, "base_score": found.base_score, "steps": found.steps, "runs": runs})
         return
     print_frame(found.to_dataframe(), title=repr(found))
-    typer.echo(f"other methods: {', '.join(name for name in METHODS if name not in names)}")
+    say(f"other methods: {', '.join(name for name in METHODS if name not in names)}")

@@ -7,6 +7,8 @@ from typing import Any, final
 import typer
 from typer.core import TyperGroup
 
+from reftlens.text import harmless
+
 
 @final
 class Commands(TyperGroup):
@@ -18,5 +20,5 @@ class Commands(TyperGroup):
         except BrokenPipeError:
             raise  # `reftlens presets | head` is no error: typer ends quietly
         except (ValueError, OSError, FloatingPointError) as error:
-            typer.secho(f"error: {' '.join(str(error).split())}", fg=typer.colors.RED, err=True)
+            typer.secho(f"error: {harmless(' '.join(str(error).split()))}", fg=typer.colors.RED, err=True)
             raise typer.Exit(code=1) from error

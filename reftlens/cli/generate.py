@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +39,7 @@ def generate(
     overrides = {"max_new_tokens": max_new_tokens, "device": device}
     overrides = {name: value for name, value in overrides.items() if value is not None} | parse_settings(settings or ())
 
-    from reftlens.cli.output import prepare
+    from reftlens.cli.output import prepare, print_json, say
     from reftlens.data import written
     from reftlens.paper.runs.folder import config_of
     from reftlens.paper.runs.testing import answer
@@ -51,11 +50,11 @@ def generate(
         # A conversation stands with a line for each turn, and the answer is one more.
         shown = line["prompt"] if isinstance(line["prompt"], str) else f"{written(line['prompt'])}\nassistant: "
         if as_json:
-            typer.echo(json.dumps(line, ensure_ascii=False))
+            print_json(line, indent=None)
         elif base:
-            typer.echo(f"{shown}\n  base:   {line['base']}\n  edited: {line['completion']}")
+            say(f"{shown}\n  base:   {line['base']}\n  edited: {line['completion']}")
         else:
-            typer.echo(f"{shown}{line['completion']}")
+            say(f"{shown}{line['completion']}")
 
 
 def _prompts(given: list[str], file: Path | None) -> Sequence[Prompt]:

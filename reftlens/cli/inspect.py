@@ -25,14 +25,18 @@ def inspect(
     from reftlens.files.folder import Replacement
 
     with Replacement(out, marker="report.html") as folder:
-        from reftlens.cli.output import prepare, print_frame, print_json
+        from reftlens.cli.output import prepare, print_frame, print_json, say
         from reftlens.dissection import DissectConfig
         from reftlens.dissection.inspect import inspect as take_apart
         from reftlens.dissection.inspect import write_report
+        from reftlens.edit.checkpoint import CONFIG_NAME as EDIT_CONFIG_NAME
+        from reftlens.edit.checkpoint import base_named
         from reftlens.paper.runs.folder import config_of, edit_in, is_run
         from reftlens.paper.runs.testing import training_pairs
         from reftlens.positions import parse
 
+        if model is None and (directory / EDIT_CONFIG_NAME).is_file():
+            model = base_named(directory)
         prepare(model, quiet=quiet)
         config = DissectConfig(at=None if at is None else parse(at), progress=not quiet)
         if is_run(directory):
@@ -47,4 +51,4 @@ def inspect(
         print_json({"report": str(out / "report.html"), "summary": result.summary().to_dict("records")})
         return
     print_frame(result.summary(), title=repr(result))
-    typer.echo(f"wrote {out / 'report.html'}, {out / 'figures'}, {out / 'dissection'}")
+    say(f"wrote {out / 'report.html'}, {out / 'figures'}, {out / 'dissection'}")

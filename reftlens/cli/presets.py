@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from reftlens.cli.options import AsJson
-from reftlens.cli.output import print_json, print_table
+from reftlens.cli.output import print_json, print_table, say
 from reftlens.paper.runs.presets import ROWS, Adapter, Preset, preset_named
 
 
@@ -27,7 +27,7 @@ def presets(
         if as_json:
             print_json(asdict(preset))
             return
-        typer.echo(f"# {preset.name}; the paper's row is over the seeds {', '.join(map(str, preset.seeds))}")
+        say(f"# {preset.name}; the paper's row is over the seeds {', '.join(map(str, preset.seeds))}")
         typer.echo(preset.config.to_toml(), nl=False)
         return
     rows = [row for row in ROWS.values() if _fits(row, method, model, task)]
@@ -37,7 +37,7 @@ def presets(
     if not rows:
         raise ValueError("no preset has all of that: `reftlens presets` without options lists them")
     print_table(["preset", "what is trained", "how", "% trained", "score"], [_line(row) for row in rows])
-    typer.echo(
+    say(
         f"{len(rows)} presets. Percentages and scores are what the paper prints (?: not known here); no score was reproduced "
         "here. LoRA and DoRA are here for their size."
     )

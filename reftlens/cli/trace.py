@@ -27,8 +27,9 @@ def trace(
 
     with Replacement(out, marker="trace.json") as folder:
         from reftlens import plot
+        from reftlens.analysis import probability_of
         from reftlens.analysis import trace as trace_causally
-        from reftlens.cli.output import prepare, print_frame, print_json
+        from reftlens.cli.output import prepare, print_frame, print_json, say
         from reftlens.paper.runs.config import RunConfig
         from reftlens.paper.runs.folder import load_base
         from reftlens.paper.tasks.records import read
@@ -37,11 +38,12 @@ def trace(
         raws = read(pairs, within=(), split="")
         columns = {name: [raw.text(name) for raw in raws] for name in ("clean", "corrupted", "answer", "subject")}
         unrelated = [raw.text("unrelated") for raw in raws] if "unrelated" in raws[0].fields else None
+        bridge = load_base(RunConfig(model=model, device=device))
         result = trace_causally(
-            load_base(RunConfig(model=model, device=device)),
+            bridge,
             columns["clean"],
             columns["corrupted"],
-            answers=columns["answer"],
+            probability_of(bridge, columns["clean"], columns["answer"]),
             subjects=columns["subject"],
             unrelated=unrelated,
             progress=not quiet,
@@ -57,4 +59,4 @@ def trace(
         return
     largest = cells.sort_values("value", ascending=False).head(8).drop(columns="subject")
     print_frame(largest, title=f"{result.quantity}: the largest cells, over {result.n_prompts} prompts")
-    typer.echo(f"wrote {out / 'trace.png'}, {out / 'trace.json'}")
+    say(f"wrote {out / 'trace.png'}, {out / 'trace.json'}")

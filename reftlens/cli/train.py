@@ -78,7 +78,7 @@ def train(
         overrides = {"data": None, **overrides}
     chosen = RunConfig.from_values(overrides) if config is None else read_settings(config, overrides)
 
-    from reftlens.cli.output import prepare, print_frame, print_json
+    from reftlens.cli.output import prepare, print_frame, print_json, say
     from reftlens.paper.runs.run import run
 
     prepare(chosen.model, quiet=quiet)
@@ -87,4 +87,4 @@ def train(
         print_json({"run": str(out), **result.to_dict()})
         return
     print_frame(result.to_dataframe(), title=repr(result))
-    typer.echo(f"wrote {out}: the edit, config.toml, log.jsonl, outputs, result.json")
+    say(f"wrote {out}: the edit, config.toml, log.jsonl, outputs, result.json")

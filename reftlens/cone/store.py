@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from reftlens.files.folder import UNFINISHED, write_whole
+from reftlens.files.reading import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,8 @@ class OnDisk:
         if kept is not None or not place.exists():
             return kept
         try:
+            if not place.is_file():
+                raise ValueError("it is no file")
             with safe_open(place, framework="pt") as file:
                 numbers = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -188,7 +191,7 @@ def _claim(directory: Path, made_for: dict[str, str]) -> None:
             raise ValueError(f"{directory} is not empty and has no {MARKER}: choose another folder for base runs")
         write_whole(marker, json.dumps(made_for, indent=2).encode())
     try:
-        found = dict(json.loads(marker.read_text(encoding="utf-8")))
+        found = dict(read_json(marker))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{marker} is damaged: delete {directory}, it will be made again") from error
     differing = sorted(name for name in found.keys() | made_for.keys() if found.get(name) != made_for.get(name))

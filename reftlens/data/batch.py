@@ -193,22 +193,6 @@ def first_tokens(
     return torch.tensor([tail[0] for tail in tails], device=bridge.cfg.device)
 
 
-def batches_by_length(counts: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Rows that are run together, of about the same length, so that little is padded.
-
-    The longest come first: what does not fit in memory shows at once.
-
-    Args:
-        counts: the length of each row.
-        batch_size: rows in a batch, at most.
-
-    Returns:
-        For each batch, the indices of its rows; rows of one length keep their order.
-    """
-    order = sorted(range(len(counts)), key=lambda row: -counts[row])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
 class _Rows:
     """Prompts as tokens, each by itself, and their completions behind them."""
 

@@ -27,7 +27,7 @@ def as_texts(values: object, name: str, *, count: int | None = None) -> list[str
         TypeError: For a single text, for an iterable without an order, or for an item that is not a text.
         ValueError: For no texts, or for another number of them than `count`.
     """
-    texts = _items(values, name, count)
+    texts = as_list(values, name, count)
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"{name} must be strings, got {_shown(text)} at index {row}")
@@ -47,7 +47,7 @@ def as_prompts(values: object, name: str = "prompts", *, count: int | None = Non
             list of messages.
         ValueError: For no prompts, or for another number of them than `count`.
     """
-    prompts = _items(values, name, count)
+    prompts = as_list(values, name, count)
     if any(isinstance(prompt, Mapping) for prompt in prompts):
         raise TypeError(f"{name} must be a list, got a single conversation: write [messages]")
     for row, prompt in enumerate(prompts):
@@ -56,6 +56,37 @@ def as_prompts(values: object, name: str = "prompts", *, count: int | None = Non
                 f"{name} must be strings, or lists of messages with a role and a content, got {_shown(prompt)} at index {row}"
             )
     return [str(prompt) if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
+
+
+def as_list(values: Any, name: str, count: int | None = None) -> list[Any]:
+    """Reads the items of a list of any kind once, in their order.
+
+    Args:
+        values: a list, tuple, generator, Series, array or column of a Dataset.
+        name: of the argument, for errors.
+        count: how many there must be; any number above zero if not given.
+
+    Raises:
+        TypeError: For a single text, and for what has no order.
+        ValueError: For no items, or for another number of them than `count`.
+    """
+    if isinstance(values, str | bytes):
+        raise TypeError(f"{name} must be a list of strings, got a single string: write [{_shown(values)}]")
+    if isinstance(values, Mapping | set | frozenset | pd.DataFrame):
+        what = "has no order" if isinstance(values, set | frozenset) else "does not say which of its parts is meant"
+        raise TypeError(
+            f"{name} must be a list of strings, got a {type(values).__name__}, which {what}: pass a list or one column"
+        )
+    try:
+        given = iter(values)
+    except TypeError as error:
+        raise TypeError(f"{name} must be a list of strings, got {_shown(values)}") from error
+    items = list(given)
+    if count is not None and len(items) != count:
+        raise ValueError(f"{name} must be one for each prompt, got {count} prompts and {len(items)} {name}")
+    if not items:
+        raise ValueError(f"the list of {name} is empty")
+    return items
 
 
 def is_conversation(value: object) -> TypeGuard[Sequence[Message]]:
@@ -78,27 +109,6 @@ def written(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-
-
-def _items(values: Any, name: str, count: int | None) -> list[Any]:
-    """The items, read once; refuses what is not a list of any kind, and a wrong number."""
-    if isinstance(values, str | bytes):
-        raise TypeError(f"{name} must be a list of strings, got a single string: write [{_shown(values)}]")
-    if isinstance(values, Mapping | set | frozenset | pd.DataFrame):
-        what = "has no order" if isinstance(values, set | frozenset) else "does not say which of its parts is meant"
-        raise TypeError(
-            f"{name} must be a list of strings, got a {type(values).__name__}, which {what}: pass a list or one column"
-        )
-    try:
-        given = iter(values)
-    except TypeError as error:
-        raise TypeError(f"{name} must be a list of strings, got {_shown(values)}") from error
-    items = list(given)
-    if count is not None and len(items) != count:
-        raise ValueError(f"{name} must be one for each prompt, got {count} prompts and {len(items)} {name}")
-    if not items:
-        raise ValueError(f"the list of {name} is empty")
-    return items
 
 
 def _shown(value: object) -> str:

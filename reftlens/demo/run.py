@@ -106,12 +106,12 @@ def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
     moved = story.moved_questions(story.phrasings, new=False)
     questions = _one_length(bridge, moved)
     new = [" " + story.destination[question.subject] for question in questions]
+    prompts, old = [question.prompt for question in questions], [question.answer for question in questions]
     effect = analysis.effect_map(
         bridge,
         reft,
-        [question.prompt for question in questions],
-        new=new,
-        old=[question.answer for question in questions],
+        prompts,
+        analysis.logit_difference_of(bridge, prompts, new, old),
         subjects=[question.subject for question in questions],
         seed=config.seed,
         progress=config.progress,
@@ -242,11 +242,12 @@ def _trace(bridge: TransformerBridge, story: Story, *, progress: bool) -> TokenM
     if not rows:
         return None
     kept, corrupted, unrelated = (list(column) for column in zip(*rows, strict=True))
+    prompts = [question.prompt for question in kept]
     return analysis.trace(
         bridge,
-        [question.prompt for question in kept],
+        prompts,
         [question.prompt for question in corrupted],
-        answers=[question.answer for question in kept],
+        analysis.probability_of(bridge, prompts, [question.answer for question in kept]),
         subjects=[question.subject for question in kept],
         unrelated=[question.prompt for question in unrelated],
         progress=progress,

@@ -12,9 +12,9 @@ from reftlens.dissection.result import DissectConfig, Dissection, load_dissectio
 from reftlens.dissection.run import dissect
 from reftlens.dissection.saving import JSON_NAME
 from reftlens.dissection.sections import report
-from reftlens.edit.checkpoint import CONFIG_NAME
+from reftlens.edit.checkpoint import CONFIG_NAME, base_named
 from reftlens.edit.reft import Reft
-from reftlens.files.reading import json_lines, read_json
+from reftlens.files.reading import json_lines
 from reftlens.plot.page import render
 
 REPORT_NAME = "report.html"
@@ -32,11 +32,11 @@ def inspect(
     Args:
         directory: from `Reft.save_pretrained`, or from `Dissection.save`, which is only read.
         examples: JSON lines with "prompt" and "completion", or such pairs; needed for an edit.
-        model: the base; the name in the edit's stamp if not given.
+        model: the base; the one that the edit names, if that is at hand and none is given.
         config: budgets.
 
     Raises:
-        ValueError: if the folder is neither, or the examples are missing or malformed.
+        ValueError: if the folder is neither, its base is not at hand, or the examples are missing or malformed.
     """
     if (directory / JSON_NAME).is_file():
         return load_dissection(directory)
@@ -48,11 +48,7 @@ def inspect(
             '"prompt" and a "completion"'
         )
     pairs = read_lines(examples) if isinstance(examples, Path) else examples
-    try:
-        stamp = read_json(directory / CONFIG_NAME)["base"]["base_model"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the saved edit in {directory} is damaged: {error}") from error
-    bridge = load_bridge(model or stamp)
+    bridge = load_bridge(model or base_named(directory))
     return dissect(bridge, Reft.from_pretrained(directory, bridge=bridge), pairs, config)
 
 

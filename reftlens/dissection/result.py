@@ -84,7 +84,7 @@ class Dissection(Findings):
     def _repr_html_(self) -> str:
         # A frame of its own keeps the page's styles from the notebook's.
         page = html.escape(self.to_html(), quote=True)
-        return f'<iframe srcdoc="{page}" style="width:100%;height:45em;border:1px solid #8888"></iframe>'
+        return f'<iframe sandbox srcdoc="{page}" style="width:100%;height:45em;border:1px solid #8888"></iframe>'
 
     def __repr__(self) -> str:
         used = ", ".join(

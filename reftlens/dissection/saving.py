@@ -67,7 +67,16 @@ def _load(folder: Path, kind: type[F]) -> F:
         if not isinstance(result, kind):
             raise ValueError(f"it holds a {type(result).__name__}")
         repr(result)
-    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+    except (
+        SafetensorError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        IndexError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         said = f"{error!s} is missing or unknown" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"the saved dissection in {folder} is damaged: {said:.500}") from error
     if digests is None:

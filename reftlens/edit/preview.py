@@ -9,8 +9,8 @@ from markupsafe import Markup
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.data import Prompt, encode, str_tokens
-from reftlens.display import plain
 from reftlens.positions import Positions, parse
+from reftlens.text import plain
 
 _END, _GAP = 200, " … "
 """Tokens shown at each end of a long prompt, and what stands between."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,8 +22,7 @@ from reftlens.display import MOST_LINES, as_html
 from reftlens.edit import checkpoint
 from reftlens.edit.hooks import Edit, HookFunction, attach, hook_functions
 from reftlens.edit.site import Site, site_names
-from reftlens.interventions import FAMILY, Intervention, LoReFT
-from reftlens.numbers import require_number
+from reftlens.interventions import FAMILY, Intervention, LoReFT, known_kinds
 from reftlens.positions import Positions, Prompts, parse, union_parts
 
 
@@ -47,6 +47,10 @@ class Reft(nn.Module):
             edits: the pairs, in order.
             names: one for each pair, to switch and scale them by; several pairs may share one.
             scales: name -> factor on the changes of its pairs; 1 where none is given.
+
+        Raises:
+            TypeError: for anything else than such pairs, or a name that is no string.
+            ValueError: for no pairs, another number of names, a scale that is not finite, or one for nobody.
         """
         super().__init__()
         if not edits:
@@ -67,10 +71,10 @@ class Reft(nn.Module):
         self.names = ("edit",) * len(edits) if names is None else tuple(names)
         if len(self.names) != len(edits):
             raise ValueError(f"wanted one name for each of {len(edits)} edits, got {len(self.names)}")
+        for name in self.names:
+            _require_text(name)
         self._require_names(scales or {})
-        for name, scale in (scales or {}).items():
-            require_number(f"the scale of {name!r}", scale)
-        self.scales = {name: float(scale) for name, scale in (scales or {}).items()}
+        self.scales = {name: _factor(name, scale) for name, scale in (scales or {}).items()}
 
     @classmethod
     def at_layers(
@@ -177,13 +181,12 @@ class Reft(nn.Module):
             scale: a factor for all, or name -> factor; on top of the scales there are.
 
         Raises:
-            ValueError: for a name that there is not, or a factor that is no finite number.
+            ValueError: for a factor that is not finite, or a name that there is not.
         """
         factors = scale if isinstance(scale, Mapping) else dict.fromkeys(self.names, scale)
         self._require_names(factors)
-        for name, factor in factors.items():
-            require_number(f"the scale of {name!r}", factor)
-        scales = {name: self.scales.get(name, 1.0) * factors.get(name, 1.0) for name in self.names}
+        given = {name: _factor(name, factor) for name, factor in factors.items()}
+        scales = {name: self.scales.get(name, 1.0) * given.get(name, 1.0) for name in self.names}
         return Reft(list(self), names=self.names, scales=scales)
 
     def _named(self) -> Iterator[tuple[tuple[Site, Intervention], str]]:
@@ -323,7 +326,8 @@ class Reft(nn.Module):
             bridge: the base model.
             revision: branch, tag or commit on the hub.
             allow_mismatch: parts of the stamp that may differ, such as `["weights"]` for the same model in another dtype.
-            family: classes that the checkpoint may name; add your own here. Each must be constructible on the meta device.
+            family: classes that the checkpoint may name, besides those registered by `rl.register`. Each must be
+                constructible on the meta device.
 
         Raises:
             ValueError: if the folder is damaged, or was saved for another model; it says what differs.
@@ -399,6 +403,25 @@ def _mask(prompts: object) -> Bool[Tensor, "batch pos"]:
     return prompts
 
 
+def _require_text(name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"the name of an edit is a string, got {name!r}")
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the name of an edit must be text, got {name!r}, which holds half a character") from error
+
+
+def _factor(name: str, scale: object) -> float:
+    try:
+        value = math.nan if isinstance(scale, str | bool) else float(scale)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"the scale of {name!r} must be a finite number, got {scale!r}")
+    return value
+
+
 def _layers(layers: object, n_layers: int) -> list[int]:
     """Block indices in ascending order."""
     if layers == "all":
@@ -418,10 +441,10 @@ def _class_named(intervention: type[Intervention] | str) -> type[Intervention]:
     """A class by its name or its kind."""
     if isinstance(intervention, type) and issubclass(intervention, Intervention):
         return intervention
-    names = {name: kind for kind in FAMILY for name in (kind.__name__, kind.kind)}
+    names = {name: kind for kind in known_kinds() for name in (kind.__name__, kind.kind)}
     if isinstance(intervention, str) and intervention in names:
         return names[intervention]
     raise ValueError(
-        f"intervention must be a class of interventions or one of {', '.join(kind.__name__ for kind in FAMILY)}, "
+        f"intervention must be a class of interventions or one of {', '.join(kind.__name__ for kind in known_kinds())}, "
         f"got {intervention!r}"
     )

@@ -9,6 +9,7 @@ begin with a dot. What a killed process leaves under such a name is never read, 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import secrets
 import shutil
@@ -19,6 +20,7 @@ from typing import final
 
 UNFINISHED = "."
 """Beginning of the names under which files and folders are written before they take their place."""
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -66,16 +68,28 @@ class Replacement:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Puts the folder into its place, or removes it if the context failed."""
+        """Puts the folder into its place, or removes it if the context failed.
+
+        Raises:
+            OSError: if the disk is full, or the folder cannot be put there; it names the folder.
+        """
         try:
             if kind is None:
-                for path in (*self._temporary.rglob("*"), self._temporary):
-                    _to_disk(path)
-                _put(self._temporary, self.directory)
-                _to_disk(self.directory.parent)
+                self._finish()
+            elif isinstance(error, OSError) and (said := named(error, self.directory, self._temporary)) is not error:
+                raise said from error
         finally:
             # Under this name there is now what was replaced, what failed, or nothing.
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _finish(self) -> None:
+        try:
+            for path in (*self._temporary.rglob("*"), self._temporary):
+                _to_disk(path)
+            _put(self._temporary, self.directory)
+            _to_disk(self.directory.parent)
+        except OSError as error:
+            raise named(error, self.directory, self._temporary) from error
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -96,15 +110,35 @@ def write_whole(file: Path, content: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        # A full disk is reported without a name.
-        raise OSError(error.errno, error.strerror, str(file)) from error
+        raise named(error, file, temporary) from error
+
+
+def named(error: OSError, place: Path, temporary: Path) -> OSError:
+    """The same error with the name of what was to be written: a full disk is reported without one, or with a passing one.
+
+    Args:
+        error: what came.
+        place: what was to be written.
+        temporary: where it was written meanwhile.
+    """
+    nameless = error.filename is None and error.errno in _OF_THE_DISK
+    if nameless or (error.filename is not None and str(temporary) in str(error.filename)):
+        return OSError(error.errno, error.strerror, str(place))
+    return error
 
 
 def _put(new: Path, place: Path) -> None:
     """Moves a folder to its place; one that was there is afterwards where the new one was."""
     if not place.exists():
-        new.rename(place)
-    elif not _exchange(new, place):
+        try:
+            new.rename(place)
+        except OSError:
+            # Another process may have been first.
+            if not place.exists():
+                raise
+        else:
+            return
+    if not _exchange(new, place):
         aside = new.with_name(f"{new.name}-old")
         place.rename(aside)
         try:

@@ -17,7 +17,7 @@ __all__ = ["SEAL_NAME", "UncheckedWarning", "digests_in", "seal", "warn_unchecke
 
 
 class UncheckedWarning(UserWarning):
-    """A folder from an earlier version has no digests, so damage to it cannot be seen."""
+    """What was read does not say what it should be, so damage to it cannot be seen."""
 
 
 def seal(folder: Path) -> None:
@@ -68,6 +68,20 @@ def digests_in(folder: Path) -> dict[str, str] | None:
     if said["sha256"] != _of(digests):
         raise ValueError(f"{SEAL_NAME} is damaged: it does not have its own SHA-256")
     return digests
+
+
+def seal_over(file: Path) -> tuple[str, dict[str, str]] | None:
+    """The name and digests by which a sealed folder knows a file in it; None if no folder around it is sealed.
+
+    Raises:
+        ValueError: if the seal itself is damaged.
+        OSError: if it cannot be opened.
+    """
+    for folder in file.absolute().parents[:2]:
+        digests = digests_in(folder)
+        if digests is not None:
+            return file.absolute().relative_to(folder).as_posix(), digests
+    return None
 
 
 def warn_unchecked(folder: Path) -> None:

@@ -7,6 +7,7 @@ from reftlens.interventions.direft import DiReFT, NoReFT
 from reftlens.interventions.interchange import Interchange
 from reftlens.interventions.loreft import AdditiveLoReFT, ConsReFT, LobiReFT, LoReFT
 from reftlens.interventions.orthonormal import Orthonormal
+from reftlens.interventions.own import register, registered
 from reftlens.interventions.parts import SplitLoReFT
 from reftlens.interventions.reft_r1 import ReFTr1
 from reftlens.interventions.vectors import RED, Rescale, SteeringVector
@@ -25,7 +26,13 @@ FAMILY: tuple[type[Intervention], ...] = (
     SplitLoReFT,
     Interchange,
 )
-"""Every member that a checkpoint may name. A new intervention is one class in a file of this folder and one word here."""
+"""Every member that ships. A new one is one class in a file of this folder and one word here."""
+
+
+def known_kinds() -> tuple[type[Intervention], ...]:
+    """Every class that a name may mean: the family, and what you registered."""
+    return (*FAMILY, *registered())
+
 
 __all__ = [
     "FAMILY",
@@ -46,6 +53,9 @@ __all__ = [
     "SplitLoReFT",
     "SteeringVector",
     "check_intervention",
+    "known_kinds",
+    "register",
+    "registered",
     "require_agreement",
     "require_within",
 ]

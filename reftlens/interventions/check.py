@@ -56,6 +56,31 @@ def check_intervention(
     return tuple(held)
 
 
+def require_kind(kind: Any) -> None:
+    """Refuses a class that no saved edit could name, or that is no whole class of interventions.
+
+    Args:
+        kind: the class.
+
+    Raises:
+        TypeError: if it is no class of interventions.
+        ValueError: if its `kind` is missing or another's, or a method is.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Intervention)):
+        raise TypeError(f"wanted a class of rl.Intervention, got {kind!r}")
+    name = getattr(kind, "kind", None)
+    if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
+        raise ValueError(f"give {kind.__name__} kind = 'a-short-name', by which a saved edit names it, got {name!r}")
+    taken = [other for other in _subclasses(Intervention) if getattr(other, "kind", None) == name]
+    if any(other is not kind and other.__module__.startswith("reftlens.") for other in taken):
+        raise ValueError(f"kind = {name!r} is that of {taken[0].__name__}: give {kind.__name__} another")
+    missing = sorted(getattr(kind, "__abstractmethods__", ()))
+    if missing:
+        raise ValueError(f"write {', '.join(missing)} of {kind.__name__}")
+    if kind.forward is not Intervention.forward:
+        raise ValueError(f"write delta of {kind.__name__}, and leave forward as it is: analyses read delta")
+
+
 _NEEDED = ("it is a class of Intervention with a kind of its own", "its settings are plain JSON and make it again")
 """Without these there is nothing to try the others on."""
 
@@ -85,19 +110,7 @@ class _Trial:
         }
 
     def identity(self) -> None:
-        if not (isinstance(self.kind, type) and issubclass(self.kind, Intervention)):
-            raise TypeError(f"wanted a class of rl.Intervention, got {self.kind!r}")
-        name = getattr(self.kind, "kind", None)
-        if not isinstance(name, str) or (not name.isidentifier() and not name.replace("-", "_").isidentifier()):
-            raise ValueError(f"give it kind = 'a-short-name', by which a saved edit names it, got {name!r}")
-        taken = [other for other in _subclasses(Intervention) if getattr(other, "kind", None) == name]
-        if any(other is not self.kind and other.__module__.startswith("reftlens.") for other in taken):
-            raise ValueError(f"kind = {name!r} is that of {taken[0].__name__}: give it another")
-        missing = sorted(getattr(self.kind, "__abstractmethods__", ()))
-        if missing:
-            raise ValueError(f"write {', '.join(missing)}")
-        if self.kind.forward is not Intervention.forward:
-            raise ValueError("write delta, and leave forward as it is: analyses read delta")
+        require_kind(self.kind)
 
     def settings(self) -> None:
         wanted = self._settings()

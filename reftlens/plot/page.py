@@ -19,6 +19,8 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from reftlens.text import harmless
+
 _DOTS_PER_CSS_PIXEL = 150 / 96
 """Figures are saved at 150 dots per inch; an inch of CSS has 96 pixels."""
 
@@ -93,8 +95,7 @@ def render(report: Report) -> str:
     environment.globals["anchor"] = _Anchors()
     source = files("reftlens.plot").joinpath("page.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(source).render(report=report)
-    # Lone surrogates (tokens that are half a character) have no UTF-8 form.
-    return page.encode("utf-8", "backslashreplace").decode("utf-8")
+    return harmless(page)
 
 
 class _Anchors:

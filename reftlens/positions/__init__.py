@@ -10,7 +10,7 @@ First(5, half=True) | Last(5, half=True)
 
 from reftlens.arguments import explain_all
 from reftlens.positions.base import Difference, Positions, Prompts, Union
-from reftlens.positions.parse import from_spec, parse, union_parts
+from reftlens.positions.parse import from_spec, parse, register_rule, require_loadable, union_parts
 from reftlens.positions.rules import All, AnySpan, At, First, Generated, Last, LastOf, Span
 
 __all__ = [
@@ -28,6 +28,8 @@ __all__ = [
     "Union",
     "from_spec",
     "parse",
+    "register_rule",
+    "require_loadable",
     "union_parts",
 ]
 

@@ -1,9 +1,12 @@
-"""Rules as text: the field's short form, and the plain values that checkpoints hold."""
+"""Rules as text: the field's short form, and the plain values that checkpoints hold; rules of your own among them."""
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
+from reftlens.files.reading import parse_json
 from reftlens.positions.base import Positions, Union
 from reftlens.positions.rules import All, AnySpan, At, First, Generated, Last, LastOf, Span
 
@@ -15,6 +18,8 @@ def union_parts(positions: Positions) -> list[Positions]:
     return [positions]
 
 
+_OWN: dict[str, type[Positions]] = {}
+_SHIPPED = ("first", "last", "all", "at", "span", "any_span", "last_of", "generated", "union", "difference")
 _WORDS: dict[str, Positions] = {"all": All(), "first": First(1), "last": Last(1)}
 
 
@@ -23,7 +28,8 @@ def parse(text: str | int | Positions) -> Positions:
 
     The first n tokens stop at floor(len / 2) and the last n at ceil(len / 2), so the two never overlap
     (Wu et al. 2024, arXiv:2404.03592). `"all"`, `"first"` and `"last"` are words for `All()`, `First(1)` and `Last(1)`,
-    and an integer is an index. A `Positions` is returned as it is.
+    and an integer is an index. `'{"rule": "span", "text": "the tower"}'` is a rule as `spec` writes it, and a `Positions` is
+    returned as it is.
 
     Args:
         text: the short form, a word, an index, or a rule.
@@ -42,6 +48,8 @@ def parse(text: str | int | Positions) -> Positions:
         raise TypeError(
             f"positions must be a rule such as First(5) | Last(5) or a string such as 'f5+l5', got {text!r}"
         )
+    if text.startswith("{"):
+        return from_spec(parse_json(text))
     rules: dict[str, Positions] = {}
     for part in text.split("+"):
         match = re.fullmatch(r"([fl])([1-9][0-9]*)", part)
@@ -85,4 +93,52 @@ def from_spec(spec: object) -> Positions:
             return from_spec(left) | from_spec(right)
         case {"rule": "difference", "left": left, "right": right, **rest} if not rest:
             return from_spec(left) - from_spec(right)
-    raise ValueError(f"not a position rule: {spec!r}")
+        case {"rule": str(name), **settings} if name in _OWN:
+            return _own(_OWN[name], settings)
+    raise ValueError(
+        f"not a position rule: {spec!r:.200}. One of your own is known once its class is registered by @rl.register, and on the "
+        "command line by --import its_module"
+    )
+
+
+def register_rule(cls: type[Positions]) -> None:
+    """Makes a rule of your own known to `from_spec` and `parse`; see `interventions.register`.
+
+    Raises:
+        ValueError: if its `rule` is missing or another's, or a method is missing.
+    """
+    name = getattr(cls, "rule", None)
+    if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
+        raise ValueError(f"give {cls.__name__} rule = 'a-short-name', by which a saved edit names it, got {name!r}")
+    before = _OWN.get(name)
+    taken = before is not None and (before.__module__, before.__qualname__) != (cls.__module__, cls.__qualname__)
+    if name in _SHIPPED or taken:
+        raise ValueError(f"rule = {name!r} is another rule's: give {cls.__name__} another")
+    missing = sorted(getattr(cls, "__abstractmethods__", ()))
+    if missing:
+        raise ValueError(f"write {', '.join(missing)} of {cls.__name__}")
+    _OWN[name] = cls
+
+
+def require_loadable(rule: Positions) -> None:
+    """Refuses a rule that could not be loaded again once it is saved.
+
+    Raises:
+        ValueError: if so; it says what to do.
+    """
+    try:
+        read = from_spec(json.loads(json.dumps(rule.spec(), allow_nan=False)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{rule!r:.200} could not be loaded again once it is saved: {error}") from error
+    if read != rule:
+        raise ValueError(
+            f"{rule!r:.200} would be loaded as {read!r:.200}: its spec must give the arguments that make it, and equal rules must "
+            "compare equal, as those of a frozen dataclass do"
+        )
+
+
+def _own(cls: type[Positions], settings: dict[Any, Any]) -> Positions:
+    try:
+        return cls(**settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{cls.__name__} cannot be made from {settings!r:.200}: {error}") from error

@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 
 import pandas as pd
 
-from reftlens.display import as_html, plain
+from reftlens.display import as_html
+from reftlens.text import plain
 
 
 class Result(ABC):

@@ -11,7 +11,11 @@ from typing import Any, final
 import pandas as pd
 
 from reftlens.files.folder import write_whole
+from reftlens.files.reading import read_bytes, require_sealed
+from reftlens.files.seal import seal_over
 from reftlens.results.base import Result
+
+_MOST_BYTES = 2**30
 
 
 @final
@@ -78,9 +82,17 @@ class Evaluation(Result):
 
         Raises:
             ValueError: if it is not a saved evaluation, or is damaged; it names the line.
+            OSError: if it cannot be opened.
         """
-        # Not splitlines: an output may hold line separators that JSON leaves as they are.
-        lines = Path(file).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        place = Path(file)
+        name, digests = seal_over(place) or (place.name, None)
+        content = read_bytes(place, most=_MOST_BYTES)
+        require_sealed(name, content, digests)
+        try:
+            # Not splitlines: an output may hold line separators that JSON leaves as they are.
+            lines = content.decode("utf-8").removesuffix("\n").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8 text: {error}") from error
         head = _line(file, 1, lines[0], {"task", "metric", "score", "n"})
         if head["n"] != len(lines) - 1:
             raise ValueError(f"{file} is damaged: it says {head['n']} records and holds {len(lines) - 1}")
@@ -95,8 +107,8 @@ class Evaluation(Result):
 def _line(file: str | Path, number: int, text: str, names: set[str]) -> Mapping[str, Any]:
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}, line {number}: not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}, line {number}: not JSON ({error!s:.200})") from error
     if not isinstance(found, dict) or set(found) != names:
         raise ValueError(
             f"{file}, line {number}: not of a saved evaluation, which has {', '.join(sorted(names))} there"

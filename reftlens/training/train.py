@@ -202,8 +202,8 @@ def train(
             such parameters is refused.
 
     Raises:
-        ValueError: for a base that is not frozen, no examples, a malformed or too long one, positions that no prompt has, a model that the
-            objective does not fit, nothing that is trained, or a folder that belongs to another run.
+        ValueError: for a base that is not frozen, no examples, a malformed or too long one, positions that no prompt has, an edit that
+            could not be loaded once it is saved, a model that the objective does not fit, nothing that is trained, or a folder that belongs to another run.
         FloatingPointError: if a loss or a gradient is not finite; it names the step and the site, and the optimiser
             has not used it.
     """
@@ -284,6 +284,8 @@ def _require_trained(
         raise ValueError(
             "hold_dir keeps runs of a frozen base, and parameters of this one require gradients: leave it out"
         )
+    if reft is not None:
+        checkpoint.require_savable(reft.sites, [edit for _, edit in reft])
     modules = [objective] if reft is None else [objective, reft]
     if not base and not any(parameter.requires_grad for module in modules for parameter in module.parameters()):
         raise ValueError("there is nothing to train: no edit, no head, and no parameter of the base requires gradients")

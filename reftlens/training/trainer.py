@@ -8,6 +8,7 @@ finite stops the run before the optimiser uses it, with the step and the site wh
 
 from __future__ import annotations
 
+import errno
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 
 from reftlens.cone.run import Held
 from reftlens.edit.hooks import Edit, Watch
+from reftlens.files.folder import named
 from reftlens.interventions import Orthonormal
 from reftlens.training.base_runs import BaseRuns
 from reftlens.training.checkpoints import TrainingFolder
@@ -219,8 +221,12 @@ class EditTrainer(Trainer):
                 raise FloatingPointError(
                     f"the edit at {site.hook_name} is not finite after step {self.state.global_step}: {self._advice()}"
                 )
-        super()._save_checkpoint(model, trial)
         written = self.folder.writing / name
+        with _disk_named(self.folder.checkpoint(self.state.global_step), written):
+            self._write_checkpoint(model, trial, written)
+
+    def _write_checkpoint(self, model: nn.Module, trial: Any, written: Path) -> None:
+        super()._save_checkpoint(model, trial)
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(self.folder.checkpoint(self.state.best_global_step))
         if self.args.should_save:
@@ -230,7 +236,7 @@ class EditTrainer(Trainer):
         # Every process has written its part before the checkpoint gets its name, and goes on after it has it.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            self.folder.publish(name)
+            self.folder.publish(written.name)
             best = self.state.best_model_checkpoint
             self.folder.prune(self.keep, best=None if best is None else Path(best))
         self.accelerator.wait_for_everyone()
@@ -265,6 +271,23 @@ class _BestInPlace(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.best_global_step:
             state.best_model_checkpoint = str(self._folder.checkpoint(state.best_global_step))
+
+
+@contextmanager
+def _disk_named(place: Path, temporary: Path) -> Iterator[None]:
+    """Inside, a checkpoint that cannot be written is an OSError that names it."""
+    try:
+        yield
+    except OSError as error:
+        said = named(error, place, temporary)
+        if said is error:
+            raise
+        raise said from error
+    except (RuntimeError, SafetensorError) as error:
+        # What torch and safetensors say of a full disk.
+        if not any(part in str(error) for part in ("PytorchStreamWriter", "unexpected pos", "I/O error")):
+            raise
+        raise OSError(errno.ENOSPC, f"it cannot be written ({str(error).splitlines()[0]:.200})", str(place)) from error
 
 
 @contextmanager

@@ -31,11 +31,14 @@ class Saved:
         """
         if not self.file.exists():
             return torch.zeros(shape, dtype=torch.bool), torch.full(shape, torch.nan)
+        if not self.file.is_file():
+            raise ValueError(f"{self.file} is no file: choose another place for the cells of a sweep")
         try:
             with safe_open(self.file, framework="pt") as found:
                 said = found.metadata() or {}
-                done, values = found.get_tensor("done"), found.get_tensor("values")
-        except SafetensorError as error:
+                # Copies: what is mapped into memory goes with a file that somebody cuts short.
+                done, values = found.get_tensor("done").clone(), found.get_tensor("values").clone()
+        except (SafetensorError, RuntimeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"{self.file} cannot be read as cells of a sweep ({error}): choose another file, or delete it"
             ) from error

@@ -19,6 +19,7 @@ from reftlens.edit.checkpoint.layout import Pairs
 from reftlens.edit.site import site_names
 from reftlens.interventions import Affine, NotAffineError, require_agreement
 from reftlens.results import EditProfile
+from reftlens.text import harmless
 
 CARD_NAME = "README.md"
 FIGURE_NAME = "figure.png"
@@ -152,6 +153,5 @@ def plain(text: str, *, longest: int = 200) -> str:
     """
     line = " ".join(text.split())
     line = line if len(line) <= longest else line[:longest] + "…"
-    # Lone surrogates (tokens that are half a character) have no UTF-8 form.
-    line = html.escape(line.encode("utf-8", "backslashreplace").decode("utf-8"))
+    line = html.escape(harmless(line))
     return re.sub(r"([\\`*_\[\]|~$!])", r"\\\1", line)

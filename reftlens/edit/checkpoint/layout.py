@@ -13,8 +13,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import canonical_hook, width_of
 from reftlens.edit.site import Site, site_names
-from reftlens.interventions import Intervention
-from reftlens.positions import from_spec
+from reftlens.interventions import FAMILY, Intervention
+from reftlens.interventions.check import require_kind
+from reftlens.positions import from_spec, require_loadable
 
 _MOST_SITES = 8192
 """An edit for each head of a model with 80 layers of 64 heads has 5120."""
@@ -64,8 +65,9 @@ def to_document(pairs: Pairs, bridge: TransformerBridge) -> dict[str, Any]:
     """The pairs as plain JSON values.
 
     Raises:
-        ValueError: if the model lacks one of the sites.
+        ValueError: if the model lacks one of the sites, or the edit could not be loaded again.
     """
+    require_savable(pairs.sites, pairs.interventions)
     return {
         "sites": [
             {
@@ -81,6 +83,23 @@ def to_document(pairs: Pairs, bridge: TransformerBridge) -> dict[str, Any]:
         "names": list(pairs.names),
         "scales": dict(pairs.scales),
     }
+
+
+def require_savable(sites: Sequence[Site], interventions: Sequence[Intervention]) -> None:
+    """Refuses an edit that could not be loaded again once it is saved.
+
+    Args:
+        sites: those of the edit.
+        interventions: those of the edit.
+
+    Raises:
+        ValueError: for a rule of your own that is not registered, or a class without a name.
+    """
+    for rule in dict.fromkeys(site.positions for site in sites):
+        require_loadable(rule)
+    for kind in dict.fromkeys(type(edit) for edit in interventions):
+        if kind not in FAMILY:
+            require_kind(kind)
 
 
 def from_document(config: Mapping[str, Any], bridge: TransformerBridge, family: Sequence[type[Intervention]]) -> Pairs:
@@ -132,6 +151,12 @@ def _intervention(saved: Mapping[str, Any], kinds: Mapping[str, type[Interventio
     # Before anything is made: no setting can then ask for more than the model's own width squared.
     if settings["d_model"] != width:
         raise ValueError(f"an edit is {settings['d_model']!r:.80} wide, its site on this model {width}")
+    if saved["kind"] not in kinds:
+        raise ValueError(
+            f"{saved['kind']!r:.80} is missing or unknown among the kinds {', '.join(kinds):.500}. A class of your own is known "
+            "once it is registered by @rl.register, or named in family=[..., YourClass]; on the command line by "
+            "--import its_module"
+        )
     with torch.device("meta"):
         return kinds[saved["kind"]](**settings)
 

@@ -17,7 +17,8 @@ from reftlens.edit.checkpoint.stamp import refuse_mismatch, stamp
 from reftlens.files.folder import Replacement
 from reftlens.files.reading import consistently
 from reftlens.files.seal import warn_unchecked
-from reftlens.interventions import Intervention
+from reftlens.interventions import Intervention, registered
+from reftlens.organisms import ORGANISMS
 
 
 def save(directory: str | Path, pairs: Pairs, bridge: TransformerBridge, *, card: bool = True) -> Path:
@@ -41,6 +42,28 @@ def save(directory: str | Path, pairs: Pairs, bridge: TransformerBridge, *, card
     return Path(directory)
 
 
+def base_named(folder: Path) -> str:
+    """The base model that a saved edit names, where it is at hand.
+
+    Args:
+        folder: of the edit.
+
+    Raises:
+        ValueError: if the edit is damaged, or its base is neither a folder here nor ships with this package: whoever made
+            the edit may name any repository, and nothing is fetched without the caller's word.
+    """
+    config, _ = read_config(folder)
+    name = config["base"].get("base_model")
+    if not isinstance(name, str):
+        raise ValueError(f"the saved edit in {folder} is damaged: it names no base model")
+    if name not in ORGANISMS and not Path(name).is_dir():
+        raise ValueError(
+            f"the edit in {folder} is of {name!r:.200}, which is no folder here: pass --model {name:.200} to load that from the "
+            "Hugging Face Hub, or the folder where it lies"
+        )
+    return name
+
+
 def load(
     source: str | Path,
     *,
@@ -61,6 +84,7 @@ def load(
 def _load(
     folder: Path, bridge: TransformerBridge, family: Sequence[type[Intervention]], allow_mismatch: Collection[str]
 ) -> Pairs:
+    family = tuple(dict.fromkeys([*family, *registered()]))
     config, digests = read_config(folder)
     if digests is None:
         warn_unchecked(folder)

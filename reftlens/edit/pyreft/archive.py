@@ -3,6 +3,8 @@
 `torch.load(weights_only=True)` executes nothing, but gives memory to whatever asks: it unpacks a zip to a thousand times its
 size, and makes a `bytearray` as long as a pickle wants. So the pickle may use only the few opcodes and names of a plain state
 dict, and every size that it gives must be the size that is there.
+
+torch names the folder inside the zip after the file that it saves to, so a file that took another one's place is seen.
 """
 
 from __future__ import annotations
@@ -11,16 +13,22 @@ import io
 import math
 import pickle
 import pickletools
+import warnings
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from reftlens.files.seal import UncheckedWarning
+
 _MOST_PICKLE = 2**20
 """Bytes; that of a state dict has a few hundred."""
 _MOST_MEMO = 2**16
+_NAMELESS = "archive"
+"""Folder inside what torch wrote to a stream, or to a path with other letters than ASCII's."""
 _PLAIN = """
 PROTO GLOBAL BINPUT LONG_BINPUT BINGET LONG_BINGET MARK TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_TUPLE EMPTY_DICT BINUNICODE BININT
 BININT1 BININT2 NEWTRUE NEWFALSE NONE BINPERSID REDUCE BUILD SETITEM SETITEMS STOP
@@ -62,11 +70,30 @@ _NAMES: dict[tuple[str, str], Any] = {
 """All that the pickle may name, and what stands for it here."""
 
 
-def describe(data: bytes) -> dict[str, StoredTensor]:
+def dump(state: Mapping[str, Tensor], name: str) -> bytes:
+    """The archive that `torch.save` writes to `name.bin`, wherever that lies.
+
+    Args:
+        state: a state dict.
+        name: of the file, without its ending.
+    """
+    stream, named = io.BytesIO(), io.BytesIO()
+    torch.save(state, stream)
+    with zipfile.ZipFile(stream) as old, zipfile.ZipFile(named, "w", zipfile.ZIP_STORED) as new:
+        for record in old.namelist():
+            new.writestr(zipfile.ZipInfo(f"{name}/{record.removeprefix(f'{_NAMELESS}/')}"), old.read(record))
+    return named.getvalue()
+
+
+def describe(data: bytes, name: str) -> dict[str, StoredTensor]:
     """The tensors that a torch archive holds, from its pickle alone; every size is checked against what is there.
 
+    Args:
+        data: the archive.
+        name: of its file, without the ending.
+
     Raises:
-        ValueError: if it is not the archive of a plain state dict.
+        ValueError: if it is not the archive of a plain state dict, or was saved as another file.
     """
     try:
         if not data.startswith(b"PK\x03\x04"):
@@ -82,6 +109,11 @@ def describe(data: bytes) -> dict[str, StoredTensor]:
             damaged = archive.testzip()
             if damaged is not None:
                 raise ValueError(f"{damaged} does not have its checksum")
+            if root not in (None, name, _NAMELESS):
+                raise ValueError(f"it was saved as {root}.bin, and lies here in the place of {name}.bin")
+            if root == _NAMELESS:
+                message = f"{name}.bin does not say which file it is: that it is not another one's cannot be checked"
+                warnings.warn(message, UncheckedWarning, stacklevel=2)
             if root is None or records[f"{root}/data.pkl"].file_size > _MOST_PICKLE:
                 raise ValueError("it has no pickle of a state dict")
             state = _unpickle(archive.read(f"{root}/data.pkl"))

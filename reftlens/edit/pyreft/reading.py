@@ -97,8 +97,9 @@ def _edit(folder: Path, place: Place, d_model: int, wanted: type[Intervention] |
     """Reads one file, whose description must fit before any of its numbers is read."""
     try:
         # The largest file that there can be: three square matrices of double precision, and names.
-        data = read_bytes(folder / f"intkey_{place.key}.bin", most=3 * 8 * d_model**2 + 2**20)
-        described = describe(data)
+        file = folder / f"intkey_{place.key}.bin"
+        data = read_bytes(file, most=3 * 8 * d_model**2 + 2**20)
+        described = describe(data, file.stem)
         name = _name(place, described, wanted)
         _check(described, name, d_model, place.rank)
         tensors = load(data)
@@ -164,7 +165,7 @@ def _refuse_trained_base(folder: Path) -> None:
         return
     try:
         # Without tensors it has a few hundred bytes, so what is larger need not be read to be refused.
-        names = sorted(describe(read_bytes(path, most=_MOST_BASE)))
+        names = sorted(describe(read_bytes(path, most=_MOST_BASE), path.stem))
     except ValueError as error:
         raise ValueError(
             f"{path} may hold trained tensors of the base model, which are no part of an edit: {error}"

@@ -6,8 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import torch
-
+from reftlens.edit.pyreft.archive import dump
 from reftlens.edit.pyreft.classes import to_tensors
 from reftlens.edit.pyreft.places import CONFIG_NAME, make_config, make_key
 from reftlens.edit.reft import Reft
@@ -51,7 +50,8 @@ def save_pyreft(reft: Reft, directory: str | Path) -> Path:
     config = make_config(names, layers, [edit.rank for edit in edits], keys, edits[0].d_model)
     with Replacement(directory, marker=f"intkey_{keys[0]}.bin") as folder:
         for key, state in zip(keys, states, strict=True):
-            torch.save(state, folder / f"intkey_{key}.bin")
+            file = folder / f"intkey_{key}.bin"
+            file.write_bytes(dump(state, file.stem))
         (folder / CONFIG_NAME).write_text(config, encoding="utf-8")
     return Path(directory)
 

@@ -24,8 +24,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import load_bridge
 from reftlens.edit.checkpoint import CONFIG_NAME as EDIT_CONFIG_NAME
+from reftlens.edit.checkpoint import base_named
 from reftlens.edit.reft import Reft
-from reftlens.files.reading import read_bytes, read_json
+from reftlens.files.reading import read_bytes
 from reftlens.files.seal import digests_in, warn_unchecked
 from reftlens.paper.runs.config import CONFIG_NAME, RunConfig, read_config
 from reftlens.paper.runs.examples import training_task
@@ -53,8 +54,22 @@ class Opened:
 
 
 def is_run(directory: Path) -> bool:
-    """Whether a folder is that of a finished run."""
-    return (directory / RESULT_NAME).is_file() and (directory / CONFIG_NAME).is_file()
+    """Whether a folder is that of a finished run.
+
+    Raises:
+        ValueError: if it is one that lacks a part; its edit alone would be run with other settings.
+    """
+    missing = [name for name in (CONFIG_NAME, RESULT_NAME) if not (directory / name).is_file()]
+    if not missing:
+        return True
+    try:
+        sealed = digests_in(directory) or {}
+    except ValueError:
+        # Whatever else it is, its reader will say so.
+        sealed = {}
+    if (len(missing) == 1 and (directory / EDIT_NAME).is_dir()) or sealed.keys() & set(missing):
+        raise ValueError(f"the run in {directory} is damaged: {missing[0]} is missing, or no file")
+    return False
 
 
 def require_whole(directory: Path) -> None:
@@ -102,12 +117,8 @@ def config_of(directory: Path, *, model: str | None = None) -> RunConfig:
         require_whole(directory)
         config = RunConfig.from_values(read_config(directory / CONFIG_NAME))
         return config if model is None else config.with_values({"model": model})
-    place = edit_in(directory) / EDIT_CONFIG_NAME
-    try:
-        stamped = read_json(place)["base"]["base_model"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the saved edit in {directory} is damaged: {error}") from error
-    return RunConfig(model=model or str(stamped))
+    place = edit_in(directory)
+    return RunConfig(model=model or base_named(place))
 
 
 def load_base(config: RunConfig) -> TransformerBridge:

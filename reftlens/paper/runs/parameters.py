@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from reftlens.interventions import FAMILY, Intervention
+from reftlens.interventions import Intervention, known_kinds
 from reftlens.paper.runs.config import RunConfig
 from reftlens.paper.runs.presets import Adapter
 from reftlens.paper.runs.shapes import empty_model
@@ -77,10 +77,10 @@ def method_named(name: str) -> type[Intervention]:
     Raises:
         ValueError: if there is none.
     """
-    for kind in FAMILY:
+    for kind in known_kinds():
         if kind.__name__.lower() == name.lower():
             return kind
-    raise ValueError(f"there is no method {name!r}; there are {', '.join(kind.__name__ for kind in FAMILY)}")
+    raise ValueError(f"there is no method {name!r}; there are {', '.join(kind.__name__ for kind in known_kinds())}")
 
 
 _IN_RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")

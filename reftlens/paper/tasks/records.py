@@ -98,7 +98,9 @@ class Raw:
             raise ValueError(f"{self.where}: 'input' must be empty, for this task's prompt has no place for it")
 
 
-def read(source: str | Path, *, within: Sequence[str], split: str, limit: int | None = None) -> list[Raw]:
+def read(
+    source: str | Path, *, within: Sequence[str], split: str, limit: int | None = None, blob: str | None = None
+) -> list[Raw]:
     """The records of a split, in their order.
 
     Args:
@@ -106,23 +108,24 @@ def read(source: str | Path, *, within: Sequence[str], split: str, limit: int | 
         within: paths in such a folder, the first that exists is read.
         split: of a dataset on the hub.
         limit: only so many, the first ones; what comes behind is not looked at.
+        blob: Git's digest of the file, where it is known and the source a web address.
 
     Raises:
-        ValueError: for a file that is not a list of records or lines of them, one without records, or a limit below 1.
+        ValueError: for a file that is not the one wanted, or not a list of records or lines of them, one without records, or a limit below 1.
         FileNotFoundError: if there is no such file, folder, address or dataset.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    found = list(islice(_records(source, within, split), limit))
+    found = list(islice(_records(source, within, split, blob), limit))
     if not found:
         raise ValueError(f"{source} holds no records")
     return found
 
 
-def _records(source: str | Path, within: Sequence[str], split: str) -> Iterator[Raw]:
+def _records(source: str | Path, within: Sequence[str], split: str, blob: str | None) -> Iterator[Raw]:
     place = Path(source)
     if isinstance(source, str) and "://" in source:
-        return parse(_download(source), shown=source)
+        return parse(_download(source, blob), shown=source)
     if place.is_dir():
         place = _in_folder(place, within)
     if place.is_file():
@@ -139,8 +142,8 @@ def _in_folder(folder: Path, within: Sequence[str]) -> Path:
     raise FileNotFoundError(f"{folder} has none of {', '.join(within)}")
 
 
-def _download(address: str) -> Path:
-    """Fetched once and kept beside the datasets of the hub."""
+def _download(address: str, blob: str | None) -> Path:
+    """Fetched once and kept beside the datasets of the hub; compared with its digest whenever it is read."""
     digest = hashlib.sha256(address.encode()).hexdigest()[:16]
     file = Path(config.HF_DATASETS_CACHE) / "reftlens" / f"{digest}-{address.rsplit('/', 1)[-1]}"
     if not file.is_file():
@@ -151,6 +154,11 @@ def _download(address: str) -> Path:
             raise FileNotFoundError(
                 f"{address} could not be fetched ({error}): download it, and pass the file as source"
             ) from error
+    content = file.read_bytes()
+    found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    if blob is not None and found != blob:
+        file.unlink()
+        raise ValueError(f"{address} gave another file than the published one: its Git digest is {found}, not {blob}")
     return file
 
 

@@ -1,0 +1,92 @@
+"""Batches of whatever an analysis is given: texts, pairs, conversations, a batch or several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.data.batch import Batch, encode
+from reftlens.data.texts import Prompt, as_list, is_conversation
+
+Given: TypeAlias = Batch | Iterable[Batch] | Iterable[Prompt] | Iterable[tuple[Prompt, Prompt]]
+"""Prompts, pairs of a prompt and its completion, or batches of either from `encode`."""
+
+
+def as_batches(
+    bridge: TransformerBridge, prompts: Given, *, name: str = "prompts", batch_size: int = 64, at_least: int = 1
+) -> list[Batch]:
+    """Prompts in their own order, cut into batches; batches stay as they are.
+
+    Args:
+        bridge: gives the tokenizer.
+        prompts: texts, conversations, pairs, one batch or several.
+        name: of the argument, for errors.
+        batch_size: prompts in a batch, at most.
+        at_least: batches that are needed; smaller ones are made where there are few prompts.
+
+    Raises:
+        TypeError: For a single text where a list is wanted, or items that are not prompts.
+        ValueError: For no prompts, batches among texts, or pairs among prompts.
+    """
+    if isinstance(prompts, Batch):
+        return [prompts]
+    items = as_list(prompts, name)
+    if any(isinstance(item, Batch) for item in items):
+        if not all(isinstance(item, Batch) for item in items):
+            raise ValueError(f"{name} must be texts or batches, got both in one list")
+        return items
+    size = max(1, min(batch_size, len(items) // at_least))
+    pieces = [items[start : start + size] for start in range(0, len(items), size)]
+    return [_encoded(bridge, piece, name) for piece in pieces]
+
+
+def as_batch(bridge: TransformerBridge, prompts: Given, *, name: str = "prompts") -> Batch:
+    """All prompts as one batch.
+
+    Args:
+        bridge: gives the tokenizer.
+        prompts: texts, conversations, pairs, or one batch.
+        name: of the argument, for errors.
+
+    Raises:
+        TypeError: As for `as_batches`.
+        ValueError: As for `as_batches`, and for several batches.
+    """
+    items = prompts if isinstance(prompts, Batch) else as_list(prompts, name)
+    batches = as_batches(bridge, items, name=name, batch_size=len(items))
+    if len(batches) > 1:
+        raise ValueError(f"{name} must be one batch, got {len(batches)}: pass the texts, or encode them together")
+    return batches[0]
+
+
+def batches_by_length(counts: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Rows that are run together, of about the same length, so that little is padded.
+
+    The longest come first: what does not fit in memory shows at once.
+
+    Args:
+        counts: the length of each row.
+        batch_size: rows in a batch, at most.
+
+    Returns:
+        For each batch, the indices of its rows; rows of one length keep their order.
+    """
+    order = sorted(range(len(counts)), key=lambda row: -counts[row])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _encoded(bridge: TransformerBridge, items: Sequence[Any], name: str) -> Batch:
+    if not any(_is_pair(item) for item in items):
+        return encode(bridge, items)
+    if not all(_is_pair(item) for item in items):
+        raise ValueError(f"{name} must be prompts or (prompt, completion) pairs, got both in one list")
+    heads, tails = zip(*items, strict=True)
+    return encode(bridge, heads, tails)
+
+
+def _is_pair(item: object) -> bool:
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        return False
+    return all(isinstance(part, str) or is_conversation(part) for part in item)
