@@ -4,9 +4,9 @@ What is recovered depends on what is fitted, on the model and on the site. All h
 the last, and angles are taken inside what later layers read (`read_space`): no fit of logits could find a truth in the mean of
 the coordinates of a GPT-2. Students whose logits are brought to the teacher's at every prompt token (mean square) have the
 teacher's two write directions on `facts-small`, and not on a model trained on modular sums, whose prompts are all sums of 13 numbers.
-Students that `Distillation` brings to the teacher's next-token distributions at completions do not have them on `facts-small` either.
-Both say what the teacher says: what was fitted does not identify the directions, and the line says so. Nothing here shows
-that decomposition finds the truth of a real edit.
+Students that `Distillation` brings to the teacher's next-token distributions at completions do not have them on `facts-small` either;
+on models of random weights they do. All say what the teacher says: where directions differ, what was fitted does not identify
+them, and the line says so. Nothing here shows that decomposition finds the truth of a real edit.
 
 A student of rank 1 cannot be right. It is in the table as the miss that it is.
 """
