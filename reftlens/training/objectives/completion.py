@@ -51,4 +51,6 @@ def completion_loss(logits: Float[Tensor, "batch pos d_vocab"], labels: Int[Tens
     predicted = labels[:, 1:] != IGNORE
     if not bool(predicted.any()):
         raise ValueError("the batch has no completion tokens: pass completions to encode")
+    if int(labels.max()) >= logits.shape[-1]:
+        raise ValueError(f"labels must be below the {logits.shape[-1]} tokens of the logits, got {int(labels.max())}")
     return nn.functional.cross_entropy(widened(logits[:, :-1][predicted]), labels[:, 1:][predicted])
