@@ -159,7 +159,8 @@ def _explain(
         ) from error
     if isinstance(error, IndexError):
         _require_known_tokens(name, given, error)
-    width, resid = getattr(given.get("self"), "d_model", None), given.get("resid")
+    resid: Any = given.get("resid")
+    width = getattr(given.get("self"), "d_model", None)
     if width is not None and hasattr(resid, "shape") and tuple(resid.shape[-1:]) != (width,):
         raise ValueError(f"{name}: resid must be [..., {width}], got {_shown(resid)}") from error
 
