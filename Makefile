@@ -11,7 +11,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 MACHINES := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 OMP_NUM_THREADS=2
 TESTS ?=
 
-.PHONY: demo test test-all test-versions test-wheel test-machines check figures tutorials docs clean
+.PHONY: demo test test-all test-versions test-wheel test-machines check robustness figures tutorials docs clean
 
 define fresh
 	rm -rf .versions/$(1)
@@ -50,6 +50,9 @@ test-machines: $(READY)  ## the tests (or TESTS=...) as other processors compute
 	done
 	for n in 1 2 3 4; do timeout 3600 $(BIN)/python -c 'while True: pass' & done; \
 		$(BIN)/python -m pytest -q -p no:cacheprovider $(TESTS); code=$$?; kill $$(jobs -p); exit $$code
+
+robustness: $(READY)  ## damages each kind of file that is read, and prints what came of it; about four minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/robustness.py
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -1,8 +1,9 @@
 """Wrong arguments of public calls: an error from far inside becomes one that names the argument.
 
-A call is not looked at beforehand: what works goes on working, at no cost. Only when an exception comes out that this package
-did not raise on purpose are the arguments compared with the annotations of the function. One that does not fit is named, with
-what was wanted and what came; if all fit, the exception goes on as it is.
+Only when an exception comes out that this package did not raise on purpose are the arguments compared with the annotations
+of the function. One that does not fit is named, with what was wanted and what came; if all fit, the exception goes on as it is.
+What works goes on working, and is not looked at beforehand but for the numbers that a function takes: NaN for a count would
+be an answer, and a wrong one. Classes look at their own when they are made.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import Any, Literal
 
+from reftlens.numbers import LARGEST, plain_number
+
 _PACKAGE = str(Path(__file__).parent)
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _METHODS = ("__init__", "__getitem__", "__or__", "__sub__")
 """Methods with underscores that a person calls."""
-_MANY = 2**63
-"""No count, place or seed is this large: torch has no such integers."""
 _HINTS = {
     "TransformerBridge": "rl.load_bridge(hf_model=model, tokenizer=tokenizer) or rl.load_bridge(name)",
     "Batch": "rl.encode(bridge, prompts)",
@@ -84,9 +85,17 @@ def _class(kind: type) -> None:
 
 def _wrapped(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     is_manager = inspect.isgeneratorfunction(inspect.unwrap(function))
+    numbers = {} if function.__name__.startswith("__") else _numbers(function)
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if numbers:
+            args = tuple(
+                plain_number(*numbers[place], value) if place in numbers else value for place, value in enumerate(args)
+            )
+            kwargs |= {
+                name: plain_number(name, kind, kwargs[name]) for name, kind in numbers.values() if name in kwargs
+            }
         try:
             made = function(*args, **kwargs)
         except Exception as error:
@@ -97,6 +106,15 @@ def _wrapped(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         return made
 
     return call
+
+
+def _numbers(function: Callable[..., Any]) -> dict[int, tuple[str, str]]:
+    """Place -> name and annotation of each number that a function takes; those given by name alone stand behind all others."""
+    found = {}
+    for place, parameter in enumerate(inspect.signature(function).parameters.values()):
+        if str(parameter.annotation).removesuffix(" | None") in ("int", "float"):
+            found[place] = parameter.name, str(parameter.annotation)
+    return found
 
 
 class _Entered(AbstractContextManager[Any]):
@@ -141,6 +159,10 @@ def _explain(
         ) from error
     if isinstance(error, IndexError):
         _require_known_tokens(name, given, error)
+    resid: Any = given.get("resid")
+    width = getattr(given.get("self"), "d_model", None)
+    if width is not None and hasattr(resid, "shape") and tuple(resid.shape[-1:]) != (width,):
+        raise ValueError(f"{name}: resid must be [..., {width}], got {_shown(resid)}") from error
 
 
 def _require_known_tokens(name: str, given: Mapping[str, Any], error: IndexError) -> None:
@@ -224,7 +246,7 @@ def _wrong_scalar(value: object, hint: type) -> str | None:
         number = operator.index(value) if hint is int else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, RuntimeError):
         return _shown(value)
-    fits = not isinstance(value, bool | str | bytes) and math.isfinite(number) and abs(number) < _MANY
+    fits = not isinstance(value, bool | str | bytes) and math.isfinite(number) and abs(number) <= LARGEST
     return None if fits else _shown(value)
 
 

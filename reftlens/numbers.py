@@ -1,12 +1,16 @@
-"""Checks of the numbers in settings. Ints count as floats; bools do not."""
+"""Checks of the numbers in settings and arguments. Ints count as floats; bools do not."""
 
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
+
+LARGEST = 2**63 - 1
+"""No count, place or seed is above it: torch has no larger integers."""
 
 
-def require_whole_number(name: str, value: object, *, least: int) -> None:
-    """Refuses anything but an integer of at least this size.
+def require_whole_number(name: str, value: object, *, least: int | None = None) -> None:
+    """Refuses anything but an integer, of at least this size.
 
     Args:
         name: of the setting, for the message.
@@ -17,9 +21,13 @@ def require_whole_number(name: str, value: object, *, least: int) -> None:
         ValueError: if it is something else.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    if value < least:
+        raise ValueError(
+            f"{name} must be a whole number{'' if least is None else f' of at least {least}'}, got {value!r}"
+        )
+    if least is not None and value < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    if abs(value) > LARGEST:
+        raise ValueError(f"{name} must be below 2**63 in size, got {value!r}")
 
 
 def require_number(
@@ -55,3 +63,33 @@ def _range(least: int | float | None, above: int | float | None, below: int | fl
     if below is not None:
         return f"in [{least}, {below})"
     return f"above {above}" if above is not None else f"at least {least}"
+
+
+_LEAST = {
+    "seed": 0,
+    **dict.fromkeys(("batch_size", "d_model", "directions", "memory_bytes", "most", "n", "rank", "top", "window"), 1),
+    **dict.fromkeys(("n_draws", "n_null", "n_placebo", "n_random", "n_resamples", "max_new_tokens"), 1),
+}
+"""Argument -> the smallest whole number that means anything, whichever function takes it."""
+
+
+def plain_number(name: str, annotation: str, value: object) -> object:
+    """A number that a function is given, as Python's own, which torch asks for; one that does not fit is refused.
+
+    Args:
+        name: of the argument: a `seed` is not negative, a `tolerance` is above zero, whichever function takes it.
+        annotation: "int" or "float", or either with " | None", as it is written in the function.
+        value: what was given; numbers of numpy are numbers.
+
+    Raises:
+        ValueError: if it does not fit.
+    """
+    if value is None and annotation.endswith(" | None"):
+        return None
+    if isinstance(value, Real) and not isinstance(value, bool | int | float):
+        value = int(value) if isinstance(value, Integral) else float(value)
+    if annotation.startswith("int"):
+        require_whole_number(name, value, least=_LEAST.get(name))
+    else:
+        require_number(name, value, above=0 if name in ("noise", "tolerance") else None)
+    return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,6 +203,51 @@ def test_plots_take_one_result_or_several(gpt2, make_reft) -> None:
         rl.plot.spectrum("operator")
     with pytest.raises(ValueError, match="at least one Operator"):
         rl.plot.spectrum([])
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda given: given.reft.scaled(NAN), "the scale of 'edit' must be a finite number, got nan"),
+        (lambda given: given.reft.scaled({"edit": "2"}), "the scale of 'edit' must be a finite number, got '2'"),
+        (lambda given: rl.Reft(list(given.reft), scales={"edit": NAN}), "the scale of 'edit' must be"),
+        (lambda given: replace(given.edit, scale=NAN), "scale must be a finite number, got nan"),
+        (lambda given: replace(given.edit, dropout=NAN), "dropout must be a finite number, got nan"),
+        (lambda given: replace(given.edit, dropout=1), r"dropout must be in \[0, 1\), got 1"),
+        (lambda given: rl.DissectConfig(seed=NAN), "a seed must be a whole number of at least 0, got nan"),
+        (lambda given: rl.DissectConfig(seeds=(1, -1)), "a seed must be at least 0, got -1"),
+        (lambda given: rl.ReFTr1(32, k=NAN), "k must be a whole number"),
+        (lambda given: rl.SteeringVector(32, True), "scale must be a finite number, got True"),
+        (lambda given: rl.objectives.DPO(float("inf")), "beta must be a finite number"),
+        (lambda given: rl.objectives.RePS(NAN), "suppress must be a finite number"),
+        (lambda given: rl.objectives.Classification(given.bridge, 2.5), "n_classes must be a whole number"),
+        (lambda given: rl.baselines.LoRA(rank=0), "rank must be at least 1, got 0"),
+        (lambda given: rl.baselines.LoRA(alpha=NAN), "alpha must be a finite number"),
+        (lambda given: rl.baselines.PrefixTuning(length=-1), "length must be at least 1"),
+        (lambda given: rl.baselines.BitFit(lr=-1), "lr must be above 0, got -1"),
+        (lambda given: rl.baselines.EditAt(rank="2"), "rank must be a whole number"),
+        (lambda given: rl.analysis.haar(NAN), "d_model must be a whole number"),
+        (lambda given: rl.analysis.turned(given.reft, seed=2**70), r"seed must be below 2\*\*63 in size"),
+        (lambda given: rl.analysis.read_space(given.bridge, POST, given.batch, tolerance=NAN), "tolerance must be a finite"),
+        (lambda given: rl.analysis.ablate(given.bridge, given.reft, given.batch, None, n_orders=NAN), "n_orders must be"),
+        (lambda given: rl.analysis.ablate(given.bridge, given.reft, given.batch, None, memory_bytes=0), "memory_bytes must be"),
+        (lambda given: rl.generate(given.bridge, None, PROMPTS, batch_size=True), "batch_size must be a whole number"),
+    ],
+)  # fmt: skip
+def test_numbers_that_mean_nothing(gpt2, make_reft, make, says) -> None:
+    reft, batch = make_reft(), rl.encode(gpt2, PROMPTS)
+    with pytest.raises(ValueError, match=says):
+        make(SimpleNamespace(bridge=gpt2, reft=reft, batch=batch, edit=reft.edits(batch)[0]))
+
+
+def test_numbers_of_numpy_are_numbers(make_reft) -> None:
+    reft = make_reft()
+    turned = rl.analysis.turned(reft, seed=np.int64(3)), rl.analysis.turned(reft, seed=3)
+    assert torch.equal(*(weights(one)[0] for one in turned))
+    assert reft.scaled(np.float64(0.5)).scales == {"edit": 0.5}
 
 
 # Errors from inside.

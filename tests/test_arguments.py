@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+MALFORMED = Path(__file__).with_name("malformed_calls.py")
 CASES = Path(__file__).with_name("arguments_as_users.py")
 
 
@@ -13,3 +17,15 @@ def test_arguments_as_users_have_them() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-o", "addopts=", "-p", "no:cacheprovider", str(CASES)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:]
+
+
+@pytest.mark.parametrize(("every", "least"), [(40, 300), pytest.param(7, 1900, marks=pytest.mark.slow)])
+def test_malformed_calls_never_end_in_an_error_from_inside(every, least) -> None:
+    """One wrong argument at a time, of 28 kinds, for everything public: each error is one that reftlens raised."""
+    done = subprocess.run([sys.executable, str(MALFORMED), str(every)], capture_output=True, text=True, check=False)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    counted = re.search(r"(\d+) malformed calls: (\d+) errors of reftlens, raw: 0", done.stdout)
+    assert counted is not None
+    assert int(counted[1]) >= least
+    assert int(counted[2]) >= 0.7 * least

@@ -14,7 +14,7 @@ from reftlens.benchmark.equality import answer, quadruples
 from reftlens.benchmark.kept import run_kept
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import MODELS, load
-from reftlens.benchmark.planted import Planted, angles_to, fit_student, identified, plant
+from reftlens.benchmark.planted import Planted, angles_to, distilled_rows, fit_student, identified, plant
 from reftlens.benchmark.rates import alarm_row, interval
 from reftlens.benchmark.sites import site_rows
 from reftlens.cli import app
@@ -76,7 +76,8 @@ def test_where_outputs_agree_and_directions_do_not_the_line_says_not_identified(
 
 def test_distillation_on_completions_is_in_the_table_for_every_model() -> None:
     names = list(units(("planted",)))
-    assert names == [f"planted: {model}, {fitted}" for model in MODELS for fitted in ("logits", "completions")]
+    assert names[:-1] == [f"planted: {model}, {fitted}" for model in MODELS for fitted in ("logits", "completions")]
+    assert names[-1] == "planted: sums, logits"
 
 
 def test_the_variable_of_the_equality_task_is_counted_half_of_the_time() -> None:
@@ -173,6 +174,12 @@ def test_planted_edits_are_found_and_a_rank_1_student_misses(model) -> None:
     assert len(narrow) == 3
     assert not any(row.holds for row in narrow[:2]), "one direction cannot be two"
     assert misses([row for row in rows if row not in narrow]) == []
+
+
+@pytest.mark.slow
+def test_on_a_trained_model_distillation_does_not_identify_the_directions() -> None:
+    (row,) = distilled_rows("facts-small")
+    assert row.found.startswith("not identified"), row.found
 
 
 @pytest.mark.slow

@@ -15,9 +15,9 @@ ROOT = Path(reftlens.__file__).parent
 ORDER = [
     "_version",
     "text",
-    "arguments",
     "display",
     "numbers",
+    "arguments",
     "files",
     "positions",
     "interventions",

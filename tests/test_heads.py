@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
@@ -84,7 +85,7 @@ def test_widths_and_shapes_are_those_of_the_model() -> None:
 
 @pytest.mark.parametrize("head", [-1, 1.0, True, "0"])
 def test_a_head_is_an_index(head) -> None:
-    make = getattr(rl.Site.__init__, "__wrapped__", rl.Site.__init__)
+    make = inspect.unwrap(rl.Site.__init__)
     with pytest.raises(ValueError, match="index of a head"):
         make(object.__new__(rl.Site), "blocks.0.attn.hook_z", "l1", head)
 

@@ -16,11 +16,12 @@ import struct
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import robustness
 import torch
 from conftest import make_bridge, make_edit, reseal
 from hypothesis import HealthCheck, given, settings
@@ -28,6 +29,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import reftlens as rl
+from reftlens.cone.store import OnDisk
 from reftlens.edit.pyreft.archive import describe
 
 KINDS = (rl.LoReFT, rl.NoReFT, rl.ConsReFT, rl.AdditiveLoReFT)
@@ -459,6 +461,42 @@ def fuzz(
 
     one()
     assert refused > n / 3, "the damage must be damage"
+
+
+# Every kind of file: `make robustness` has the whole table.
+
+
+def no_harm(root: Path, counts: tuple[int, int, int], *, only: Collection[str], seed: int = 0) -> None:
+    tried = set()
+    for kind in robustness.kinds(root, only=only):
+        (root / f"{kind.name} damaged").mkdir()
+        said: list[str] = []
+        found = robustness.try_kind(kind, root / f"{kind.name} damaged", counts, seed=seed, tell=said.append)
+        assert said == []
+        assert found["refused"] > sum(counts) / 8, "the damage must be damage"
+        tried.add(kind.name)
+    assert tried == set(only)
+
+
+def test_a_sample_of_damages_is_noticed(tmp_path) -> None:
+    no_harm(tmp_path, (2, 5, 5), only=["saved edit", "pyreft folder", "held base runs", "patching map"], seed=1)
+
+
+def test_a_damage_that_is_not_noticed_would_be_counted(tmp_path, monkeypatch) -> None:
+    """Without the digests, a flipped bit of a base run is another run."""
+    monkeypatch.setattr(OnDisk, "_digest", lambda *_: "always the same")
+    (kind,) = robustness.kinds(tmp_path, only=["held base runs"])
+    found = robustness.try_kind(kind, tmp_path / "held", (0, 60, 0))
+    assert found["silent"] > 10
+
+
+@pytest.mark.slow
+def test_no_damage_is_silent_raw_hanging_or_executed(tmp_path) -> None:
+    assert robustness.TRUNCATIONS >= 200
+    assert robustness.BITS >= 1000
+    assert robustness.STRUCTURED >= 100
+    counts = (robustness.TRUNCATIONS, robustness.BITS, robustness.STRUCTURED)
+    no_harm(tmp_path, counts, only=robustness.KINDS)
 
 
 LOADERS = [("saved", damage_saved, load_saved), ("pyreft", damage_theirs, load_theirs)]

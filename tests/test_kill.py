@@ -9,6 +9,7 @@ import re
 import resource
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -194,3 +195,102 @@ def test_a_full_disk_is_an_oserror_that_names_the_folder(tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     config = replace(config, resume=True)
     assert len(rl.train(bridge, reft, [("The tower", " Ostra")], config).loss) == 1
+
+
+# Several people on one folder.
+
+
+def in_a_child(work: Callable[[], object]) -> int:
+    """Runs work in a process of its own; its id. It exits with 0 if the work ends well."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def test_of_two_first_savers_both_save(tmp_path, monkeypatch) -> None:
+    """The second finds no folder, and before it has put its own there, the first has."""
+    exists = Path.exists
+
+    def late(self: Path, **kwargs: object) -> bool:
+        if self == tmp_path / "place" and not exists(self):
+            monkeypatch.setattr(Path, "exists", exists)
+            write_whole(tmp_path / "place", "first")
+            return False
+        return exists(self, **kwargs)
+
+    with Replacement(tmp_path / "place", marker="marker") as new:
+        (new / "marker").write_text("second")
+        monkeypatch.setattr(Path, "exists", late)
+    assert (tmp_path / "place" / "marker").read_text() == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+@pytest.mark.parametrize("saves", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_readers_beside_two_savers_get_one_of_the_edits_whole(tmp_path, saves) -> None:
+    bridge = make_bridge("gpt2")
+    edits = [rl.Reft([(rl.Site(POST, f"l{seed}"), make_edit(rl.LoReFT, seed=seed))]) for seed in (1, 2, 3)]
+
+    def save(number: int) -> None:
+        edits[number].save_pretrained(tmp_path / "edit", bridge=bridge, card=False)
+
+    save(0)
+    children = {in_a_child(lambda number=number: [save(number) for _ in range(saves)]) for number in (1, 2)}
+    seen, reads = set(), 0
+    while children:
+        reads += 1
+        found = rl.Reft.from_pretrained(tmp_path / "edit", bridge=bridge)
+        same = [
+            number
+            for number, edit in enumerate(edits)
+            if edit.sites == found.sites
+            and all(torch.equal(value, found.state_dict()[name]) for name, value in edit.state_dict().items())
+        ]
+        assert len(same) == 1, "a mixture"
+        seen |= set(same)
+        for child in list(children):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                children.remove(child)
+                assert os.waitstatus_to_exitcode(status) == 0, "a saver failed"
+    assert seen & {1, 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["edit"]
+
+
+def test_another_user_reads_what_the_umask_allows_and_is_told_what_it_does_not() -> None:
+    bridge = make_bridge("gpt2")
+    reft = rl.Reft([(rl.Site(POST, "l1"), make_edit(rl.LoReFT))])
+    with tempfile.TemporaryDirectory() as directory:
+        old = os.umask(0o022)
+        try:
+            reft.save_pretrained(Path(directory) / "edit", bridge=bridge, card=False)
+            rl.save_pyreft(reft, Path(directory) / "pyreft")
+        finally:
+            os.umask(old)
+        for path in Path(directory).rglob("*"):
+            assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+        if os.geteuid() != 0:
+            return
+        Path(directory).chmod(0o755)
+
+        def as_nobody() -> None:
+            os.setuid(65534)
+            found = rl.Reft.from_pretrained(Path(directory) / "edit", bridge=bridge)
+            assert all(torch.equal(value, reft.state_dict()[name]) for name, value in found.state_dict().items())
+
+        def as_nobody_refused() -> None:
+            os.setuid(65534)
+            with pytest.raises(PermissionError, match=rf"{re.escape(directory)}.* cannot be read: Permission denied"):
+                rl.Reft.from_pretrained(Path(directory) / "edit", bridge=bridge)
+
+        for work in (as_nobody, as_nobody_refused):
+            _, status = os.waitpid(in_a_child(work), 0)
+            assert os.waitstatus_to_exitcode(status) == 0, work.__name__
+            (Path(directory) / "edit" / "reft.safetensors").chmod(0o600)

@@ -132,6 +132,16 @@ def test_a_part_that_a_config_leaves_out_is_not_put_in(position) -> None:
     assert log.loss[1] < log.loss[0]
 
 
+def test_a_model_on_which_transformer_lens_trips_is_refused_in_words() -> None:
+    config = AutoConfig.for_model(
+        "bart", d_model=32, vocab_size=320, **{f"{part}_{size}": n for part in ("encoder", "decoder")
+        for size, n in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))},
+    )  # fmt: skip
+    decoder = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match=r"TransformerLens 4\.\S+ cannot take BartForCausalLM of transformers 5\."):
+        rl.load_bridge(hf_model=decoder, tokenizer=make_tokenizer())
+
+
 def test_no_code_of_a_checkpoint_is_run_or_asked_about(tmp_path, monkeypatch) -> None:
     folder = saved(make_hf("gpt2"), tmp_path)
     (folder / "code.py").write_text("raise RuntimeError('the code of a checkpoint was run')")

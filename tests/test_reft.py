@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
@@ -52,8 +53,7 @@ def test_tied_and_untied_differ_only_in_what_they_share(bridge) -> None:
 )
 def test_impossible_layouts_are_refused(gpt2, layers, rank, positions, hook, message) -> None:
     # Past the type checker, as a notebook would.
-    make = rl.Reft.at_layers.__func__
-    make = getattr(make, "__wrapped__", make)
+    make = inspect.unwrap(rl.Reft.at_layers.__func__)
     with pytest.raises(ValueError, match=message):
         make(rl.Reft, gpt2, layers=layers, positions=positions, rank=rank, hook=hook)
 

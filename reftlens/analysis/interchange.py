@@ -31,7 +31,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.engine.pathways import Pathways, dormant_share, reference_illusion, weight_of
-from reftlens.bridge import hooked, unembedded_alone
+from reftlens.bridge import canonical_hook, hooked, unembedded_alone
 from reftlens.cone.recording import repeated
 from reftlens.cone.run import Held, hold_from, run_cone
 from reftlens.data import Batch, Given, as_batch
@@ -78,6 +78,7 @@ def interchange(
     base, source = as_batch(bridge, base, name="base"), as_batch(bridge, source, name="source")
     if len(base) != len(source):
         raise ValueError(f"wanted one source for each base, got {len(base)} bases and {len(source)} sources")
+    canonical_hook(bridge, hook_name)  # refuses what is no point
     runner = _Runner(bridge, hook_name, base, source, at, batch_size)
     B = torch.linalg.qr(subspace.detach().double().cpu().T).Q.float()
     P, dormant, power = _ways(runner, B, seed)

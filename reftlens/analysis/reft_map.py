@@ -106,6 +106,8 @@ def reft_map(
         for layer in (range(bridge.cfg.n_layers) if layers == "all" else layers)
         for column, rule in positions.items()
     ]
+    if not cells:
+        raise ValueError('wanted layers, or "all" of them, got none')
     rows = tuple(dict.fromkeys(reft.sites[0].hook_name for reft, _ in cells))
     if len(rows) * len(positions) != len(cells):
         raise ValueError(f"each layer must be named once, got {layers}")

@@ -36,7 +36,7 @@ def units(parts: tuple[str, ...] = PARTS) -> Mapping[str, Callable[[], Iterator[
     from reftlens.benchmark.handmade_rows import handmade_rows
     from reftlens.benchmark.models import MODELS
     from reftlens.benchmark.nulls import null_rows
-    from reftlens.benchmark.planted import distilled_rows, planted_rows
+    from reftlens.benchmark.planted import SUMS, distilled_rows, planted_rows
     from reftlens.benchmark.sites import site_rows
 
     every: dict[str, Callable[[], Iterator[Known]]] = {"handmade": handmade_rows}
@@ -46,6 +46,7 @@ def units(parts: tuple[str, ...] = PARTS) -> Mapping[str, Callable[[], Iterator[
             f"planted: {model}, logits": partial(planted_rows, model),
             f"planted: {model}, completions": partial(distilled_rows, model),
         }
+    every[f"planted: {SUMS}, logits"] = partial(planted_rows, SUMS)
     every |= {f"equality: seed {seed}": partial(equality_rows, seeds=(seed,)) for seed in (0, 1)}
     every |= {
         "nulls": null_rows,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -63,7 +64,7 @@ def load_bridge(
     Raises:
         TypeError: If `hf_model` is not a model of transformers.
         ValueError: If the name is none of the three, the checkpoint lacks weights, the arguments do not fit together, there
-            is no such device, or TransformerLens cannot run this architecture in this dtype.
+            is no such device, or TransformerLens cannot take this architecture, or not in this dtype.
     """
     if (name is None) == (hf_model is None):
         raise ValueError("load_bridge wants either a name or hf_model=..., and not both")
@@ -92,7 +93,7 @@ def load_bridge(
     model.config.architectures = [type(model).__name__]
     if prepend_bos and _first_token(tokenizer) is None:
         raise ValueError("prepend_bos=True wants a tokenizer with a BOS token, and this one has none: leave it out")
-    with nothing_installed(), _absent_parts_kept(model):
+    with nothing_installed(), _refused(model), _absent_parts_kept(model):
         bridge = TransformerBridge.boot_transformers(
             str(name or model.config.name_or_path or type(model).__name__),
             hf_model=model,
@@ -108,6 +109,18 @@ def load_bridge(
         _REVISIONS[bridge] = commit
     mend_attention(bridge)
     return freeze(bridge)
+
+
+@contextmanager
+def _refused(model: PreTrainedModel) -> Iterator[None]:
+    """What TransformerLens does not expect of a model becomes a refusal that names both libraries."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"TransformerLens {version('transformer-lens')} cannot take {type(model).__name__} of transformers "
+            f"{version('transformers')} ({type(error).__name__}: {error}): pass a model that it can"
+        ) from error
 
 
 @contextmanager

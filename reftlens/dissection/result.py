@@ -52,6 +52,8 @@ class DissectConfig:
     def __post_init__(self) -> None:
         for name in ("max_examples", "batch_size", "directions", "n_null", "n_pairs", "n_random", "n_null_edits"):
             require_whole_number(name, getattr(self, name), least=1)
+        for seed in (self.seed, *self.seeds):
+            require_whole_number("a seed", seed, least=0)
 
 
 @final

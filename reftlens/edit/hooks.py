@@ -31,7 +31,7 @@ from reftlens.bridge import (
     written_whole,
 )
 from reftlens.interventions import Intervention
-from reftlens.numbers import require_number
+from reftlens.numbers import require_number, require_whole_number
 
 HookFunction = Callable[..., Tensor | None]
 """A TransformerLens hook: `fn(activation, hook) -> activation | None`."""
@@ -70,6 +70,8 @@ class Edit:
     def __post_init__(self) -> None:
         require_number("scale", self.scale)
         require_number("dropout", self.dropout, least=0, below=1)
+        if self.head is not None:
+            require_whole_number("head", self.head, least=0)
 
     @property
     def changed(self) -> Bool[Tensor, "batch pos"]:

@@ -130,8 +130,15 @@ def named(error: OSError, place: Path, temporary: Path) -> OSError:
 def _put(new: Path, place: Path) -> None:
     """Moves a folder to its place; one that was there is afterwards where the new one was."""
     if not place.exists():
-        new.rename(place)
-    elif not _exchange(new, place):
+        try:
+            new.rename(place)
+        except OSError:
+            # Another process may have been first.
+            if not place.exists():
+                raise
+        else:
+            return
+    if not _exchange(new, place):
         aside = new.with_name(f"{new.name}-old")
         place.rename(aside)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import final
 
 import torch
@@ -10,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from reftlens.interventions.base import Affine, Intervention, promote
+from reftlens.numbers import require_number
 
 
 def _no_rows(like: Float[Tensor, " d_model"]) -> Float[Tensor, "0 d_model"]:
@@ -98,8 +98,9 @@ class SteeringVector(Intervention):
             ValueError: if scale is zero or not finite.
         """
         super().__init__(d_model, rank=1)
-        if not math.isfinite(scale) or scale == 0:
-            raise ValueError(f"scale must be a finite number other than 0, got {scale}")
+        require_number("scale", scale)
+        if scale == 0:
+            raise ValueError("scale must be another number than 0: the vector would never push")
         self.scale = float(scale)
         self.vector = nn.Parameter(torch.zeros(d_model))
 

@@ -69,6 +69,8 @@ def mediation(
     """
     maps = listed(maps, PatchMap)
     ways = [way for one in maps for way in _ways(one)]
+    if direct is not None and maps and direct.shape != maps[0].base.shape:
+        raise ValueError(f"direct must have a value for each of {len(maps[0].base)} examples, got {list(direct.shape)}")
     if direct is not None and maps:
         values, axes = (maps[0].base + direct)[:, None, None], ("sender", "receiver")
         alone = replace(maps[0], values=values, control=None, rows=(_EDIT,), columns=(_LOGITS,), axes=axes)

@@ -36,7 +36,8 @@ class Saved:
         try:
             with safe_open(self.file, framework="pt") as found:
                 said = found.metadata() or {}
-                done, values = found.get_tensor("done"), found.get_tensor("values")
+                # Copies: what is mapped into memory goes with a file that somebody cuts short.
+                done, values = found.get_tensor("done").clone(), found.get_tensor("values").clone()
         except (SafetensorError, RuntimeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"{self.file} cannot be read as cells of a sweep ({error}): choose another file, or delete it"

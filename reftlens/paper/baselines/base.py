@@ -18,6 +18,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.edit.reft import Reft
+from reftlens.numbers import require_number
 from reftlens.training.objectives import Objective
 from reftlens.training.objectives.base import Example
 
@@ -28,6 +29,10 @@ class Method(ABC):
 
     lr: float | None = None
     """Its learning rate; None is the one that all are trained with. One rate does not suit all."""
+
+    def __post_init__(self) -> None:
+        if self.lr is not None:
+            require_number("lr", self.lr, above=0)
 
     @abstractmethod
     def applied(

@@ -17,6 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.edit.reft import Reft
 from reftlens.interventions import Intervention, LoReFT, Orthonormal
+from reftlens.numbers import require_whole_number
 from reftlens.paper.baselines.base import Method
 from reftlens.positions import Positions
 from reftlens.training.objectives import Objective
@@ -37,6 +38,11 @@ class EditAt(Method):
     """The activation point inside each block."""
     learn_subspace: bool = True
     """False leaves R as it was drawn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank is not None:
+            require_whole_number("rank", self.rank, least=1)
 
     @contextmanager
     def applied(self, bridge: TransformerBridge, objective: Objective, example: Example) -> Iterator[Reft]:

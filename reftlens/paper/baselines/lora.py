@@ -17,6 +17,7 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.pytorch_utils import Conv1D
 
+from reftlens.numbers import require_number, require_whole_number
 from reftlens.paper.baselines.base import Method
 from reftlens.training.objectives import Objective
 from reftlens.training.objectives.base import Example
@@ -34,6 +35,12 @@ class LoRA(Method):
     """Of every block: attn.q, attn.k, attn.v, attn.o, mlp.in, mlp.out and, in gated MLPs, mlp.gate."""
     dora: bool = False
     """DoRA instead."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole_number("rank", self.rank, least=1)
+        if self.alpha is not None:
+            require_number("alpha", self.alpha, above=0)
 
     @contextmanager
     def applied(self, bridge: TransformerBridge, objective: Objective, example: Example) -> Iterator[None]:

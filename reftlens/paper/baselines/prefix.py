@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from transformers.utils import ModelOutput
 
 from reftlens.bridge import cache_in, cache_name, in_this_thread, one_thread, require_causal, with_cache
+from reftlens.numbers import require_whole_number
 from reftlens.paper.baselines.base import Method
 from reftlens.training.objectives import Objective
 from reftlens.training.objectives.base import Example
@@ -33,6 +34,10 @@ class PrefixTuning(Method):
 
     length: int = 4
     """Tokens' worth of them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole_number("length", self.length, least=1)
 
     @contextmanager
     def applied(self, bridge: TransformerBridge, objective: Objective, example: Example) -> Iterator[None]:

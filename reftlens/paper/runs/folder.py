@@ -54,8 +54,22 @@ class Opened:
 
 
 def is_run(directory: Path) -> bool:
-    """Whether a folder is that of a finished run."""
-    return (directory / RESULT_NAME).is_file() and (directory / CONFIG_NAME).is_file()
+    """Whether a folder is that of a finished run.
+
+    Raises:
+        ValueError: if it is one that lacks a part; its edit alone would be run with other settings.
+    """
+    missing = [name for name in (CONFIG_NAME, RESULT_NAME) if not (directory / name).is_file()]
+    if not missing:
+        return True
+    try:
+        sealed = digests_in(directory) or {}
+    except ValueError:
+        # Whatever else it is, its reader will say so.
+        sealed = {}
+    if (len(missing) == 1 and (directory / EDIT_NAME).is_dir()) or sealed.keys() & set(missing):
+        raise ValueError(f"the run in {directory} is damaged: {missing[0]} is missing, or no file")
+    return False
 
 
 def require_whole(directory: Path) -> None:

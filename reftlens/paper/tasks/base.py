@@ -19,6 +19,7 @@ from reftlens.data import Prompt, completion_tokens, token_counts, written
 from reftlens.data.tokens import shortened
 from reftlens.edit.generate import Decoding, generate
 from reftlens.edit.reft import Reft
+from reftlens.numbers import require_whole_number
 from reftlens.results import Evaluation
 from reftlens.training.objectives import Completion, Objective
 from reftlens.training.objectives.base import Example
@@ -127,6 +128,10 @@ class TextTask(Task):
     max_length: int | None = 512
     """Tokens of prompt and target together, in training: what is longer loses its end and EOS, as in the reference, and a
     warning says how many records did. None cuts nothing."""
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None:
+            require_whole_number("max_length", self.max_length, least=1)
 
     @final
     def examples(self, bridge: TransformerBridge, records: Sequence[Record]) -> list[Example]:

@@ -147,9 +147,14 @@ def completion_logprobs(logits: Float[Tensor, "n d_vocab"], batch: Batch) -> Flo
     Args:
         logits: at `predictions(batch)`, row after row.
         batch: the rows.
+
+    Raises:
+        ValueError: for logits of another number of tokens.
     """
     rows = predictions(batch).nonzero()[:, 0].to(logits.device)
     targets = batch.labels[batch.labels != IGNORE].to(logits.device)
+    if logits.shape[:-1] != targets.shape:
+        raise ValueError(f"wanted logits of the {len(targets)} tokens of predictions(batch), got {list(logits.shape)}")
     costs = nn.functional.cross_entropy(widened(logits), targets, reduction="none")
     return torch.zeros(len(batch), dtype=costs.dtype, device=logits.device).index_add(0, rows, -costs)
 

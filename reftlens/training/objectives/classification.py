@@ -14,6 +14,7 @@ from reftlens.cone.run import Held
 from reftlens.data import Batch, encode
 from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft
+from reftlens.numbers import require_whole_number
 from reftlens.training.objectives.base import Example, widened
 from reftlens.training.objectives.head import Head
 
@@ -35,8 +36,7 @@ class Classification(Head):
         Raises:
             ValueError: if there are fewer than two classes.
         """
-        if n_classes < 2:
-            raise ValueError(f"n_classes must be at least 2, got {n_classes}")
+        require_whole_number("n_classes", n_classes, least=2)
         super().__init__(bridge, n_classes)
         self.n_classes = n_classes
 

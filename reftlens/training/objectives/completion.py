@@ -44,9 +44,13 @@ def completion_loss(logits: Float[Tensor, "batch pos d_vocab"], labels: Int[Tens
         labels: `batch.labels` in the same columns.
 
     Raises:
-        ValueError: if there are no completion tokens.
+        ValueError: if there are no completion tokens, or the logits are of other columns.
     """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"wanted logits of the labels {list(labels.shape)}, got {list(logits.shape)}")
     predicted = labels[:, 1:] != IGNORE
     if not bool(predicted.any()):
         raise ValueError("the batch has no completion tokens: pass completions to encode")
+    if int(labels.max()) >= logits.shape[-1]:
+        raise ValueError(f"labels must be below the {logits.shape[-1]} tokens of the logits, got {int(labels.max())}")
     return nn.functional.cross_entropy(widened(logits[:, :-1][predicted]), labels[:, 1:][predicted])

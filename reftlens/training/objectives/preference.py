@@ -21,6 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.cone.run import Held, run_cone
 from reftlens.data import IGNORE, Batch, encode
 from reftlens.edit.hooks import Edit
+from reftlens.numbers import require_number
 from reftlens.training.objectives.base import Example, Objective, completion_logprobs, predictions
 
 
@@ -53,8 +54,7 @@ class DPO(Preference):
             ValueError: if beta is not above 0.
         """
         super().__init__()
-        if not beta > 0:
-            raise ValueError(f"beta must be above 0, got {beta}")
+        require_number("beta", beta, above=0)
         self.beta = beta
 
     def extra_repr(self) -> str:
@@ -78,8 +78,14 @@ class RePS(Preference):
     """
 
     def __init__(self, suppress: float | None = -1.0) -> None:
-        """Args: suppress: factor on the edit's changes in the second direction; None leaves that direction out."""
+        """Args: suppress: factor on the edit's changes in the second direction; None leaves that direction out.
+
+        Raises:
+            ValueError: if it is neither None nor a finite number.
+        """
         super().__init__()
+        if suppress is not None:
+            require_number("suppress", suppress)
         self.suppress = suppress
 
     def extra_repr(self) -> str:
