@@ -18,6 +18,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
+from reftlens.bridge import side_for_ends
 from reftlens.cone.answers import Answers
 from reftlens.data import Prompt, as_prompts, encode, first_tokens
 from reftlens.edit.reft import Reft
@@ -57,12 +58,13 @@ def dose(
         raise ValueError(f"dose wants at least one example and one control, got {len(examples)} and {n_control}")
     prompts, completions = zip(*examples, strict=True)
     answers = first_tokens(bridge, prompts, completions, name="completions")
+    side = side_for_ends(bridge)
     target = [
-        (encode(bridge, prompts[i : i + batch_size]), answers[i : i + batch_size])
+        (encode(bridge, prompts[i : i + batch_size], padding_side=side), answers[i : i + batch_size])
         for i in range(0, len(prompts), batch_size)
     ]
     others = [] if isinstance(kept, list | tuple) and not kept else as_prompts(kept, "kept")
-    stay = [encode(bridge, others[i : i + batch_size]) for i in range(0, len(others), batch_size)]
+    stay = [encode(bridge, others[i : i + batch_size], padding_side=side) for i in range(0, len(others), batch_size)]
     aimed = [(Answers(bridge, batch, reft.edits(batch)), answer) for batch, answer in target]
     others_said = [Answers(bridge, batch, reft.edits(batch)) for batch in stay]
     base = [answers_of.logprobs() for answers_of in others_said]

@@ -31,7 +31,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.engine.pathways import Pathways, dormant_share, reference_illusion, weight_of
-from reftlens.bridge import canonical_hook, hooked, unembedded_alone
+from reftlens.bridge import canonical_hook, hooked, side_for_ends, unembedded_alone
 from reftlens.cone.recording import repeated
 from reftlens.cone.run import Held, hold_from, run_cone
 from reftlens.data import Batch, Given, as_batch
@@ -75,7 +75,9 @@ def interchange(
     """
     from transformer_lens.tools.analysis.interchange import NormMatchedPlacebo, SubspaceInterchange, random_basis
 
-    base, source = as_batch(bridge, base, name="base"), as_batch(bridge, source, name="source")
+    side = side_for_ends(bridge)
+    base = as_batch(bridge, base, name="base", padding_side=side)
+    source = as_batch(bridge, source, name="source", padding_side=side)
     if len(base) != len(source):
         raise ValueError(f"wanted one source for each base, got {len(base)} bases and {len(source)} sources")
     canonical_hook(bridge, hook_name)  # refuses what is no point

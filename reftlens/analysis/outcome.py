@@ -9,6 +9,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import Turned
+from reftlens.bridge import side_for_ends
 from reftlens.cone.answers import Answers
 from reftlens.data import IGNORE, Prompt, as_prompts, encode, first_tokens
 from reftlens.edit.reft import Reft
@@ -52,7 +53,7 @@ def outcome(
     right = torch.zeros(3)
     kl = 0.0
     for start in range(0, len(prompts), batch_size):
-        batch = encode(bridge, prompts[start : start + batch_size])
+        batch = encode(bridge, prompts[start : start + batch_size], padding_side=side_for_ends(bridge))
         target = targets[start : start + batch_size]
         edits = reft.edits(batch)
         control = [replace(edit, intervention=placebo) for edit, placebo in zip(edits, turned, strict=True)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.bridge import hooked
+from reftlens.bridge import hooked, side_for_ends
 from reftlens.cone.run import hold_from, run_cone
 from reftlens.data import Given, as_batch
 from reftlens.positions import Last, Positions
@@ -44,7 +44,7 @@ def read_space(
     Raises:
         ValueError: if nothing at these tokens reaches the logits.
     """
-    batch = as_batch(bridge, prompts)
+    batch = as_batch(bridge, prompts, padding_side=side_for_ends(bridge))
     mask = at.mask(batch.prompts)
     generator = torch.Generator().manual_seed(seed)
     kept: dict[str, Tensor] = {}

@@ -27,7 +27,7 @@ from reftlens.bridge.forwards import (
 )
 from reftlens.bridge.identity import EXACT, base_identity, computation, fingerprint, sampled_fingerprint
 from reftlens.bridge.loading import freeze, load_bridge, n_parameters, revision
-from reftlens.bridge.padding import caching_holds, last_block_splits, padding_holds, require_padding
+from reftlens.bridge.padding import caching_holds, last_block_splits, padding_holds, require_padding, side_for_ends
 from reftlens.bridge.points import activation_shape, canonical_hook, canonical_hooks, layer_of, removed_hooks, width_of
 from reftlens.bridge.proving import TOLERANCE, attention_window, difference, made_up, pad_id, proved
 from reftlens.bridge.resid_mid import EditError, HookFunction, is_resid_mid, resid_pre_inside, written_whole
@@ -78,6 +78,7 @@ __all__ = [
     "resid_pre_inside",
     "revision",
     "sampled_fingerprint",
+    "side_for_ends",
     "unembedded_alone",
     "watch_forwards",
     "watch_last_hidden",

@@ -50,6 +50,15 @@ def padding_holds(bridge: TransformerBridge, side: Literal["left", "right"]) -> 
     return padding_change(bridge, side) <= TOLERANCE[bridge.original_model.dtype]
 
 
+def side_for_ends(bridge: TransformerBridge) -> Literal["left", "right"]:
+    """Where prompts are padded if only their ends matter: on the left their last tokens share a column, so one narrow cone holds all.
+
+    Args:
+        bridge: "right" for a model whose logits padding on the left changes.
+    """
+    return "left" if padding_holds(bridge, "left") else "right"
+
+
 def padding_change(bridge: TransformerBridge, side: Literal["left", "right"]) -> float:
     """How far padding moves the logits of a prompt, by `difference`."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -15,7 +15,13 @@ Given: TypeAlias = Batch | Iterable[Batch] | Iterable[Prompt] | Iterable[tuple[P
 
 
 def as_batches(
-    bridge: TransformerBridge, prompts: Given, *, name: str = "prompts", batch_size: int = 64, at_least: int = 1
+    bridge: TransformerBridge,
+    prompts: Given,
+    *,
+    name: str = "prompts",
+    batch_size: int = 64,
+    at_least: int = 1,
+    padding_side: Literal["left", "right"] = "right",
 ) -> list[Batch]:
     """Prompts in their own order, cut into batches; batches stay as they are.
 
@@ -24,6 +30,7 @@ def as_batches(
         prompts: texts, conversations, pairs, one batch or several.
         name: of the argument, for errors.
         batch_size: prompts in a batch, at most.
+        padding_side: as of `encode`.
         at_least: batches that are needed; smaller ones are made where there are few prompts.
 
     Raises:
@@ -39,23 +46,30 @@ def as_batches(
         return items
     size = max(1, min(batch_size, len(items) // at_least))
     pieces = [items[start : start + size] for start in range(0, len(items), size)]
-    return [_encoded(bridge, piece, name) for piece in pieces]
+    return [_encoded(bridge, piece, name, padding_side) for piece in pieces]
 
 
-def as_batch(bridge: TransformerBridge, prompts: Given, *, name: str = "prompts") -> Batch:
+def as_batch(
+    bridge: TransformerBridge,
+    prompts: Given,
+    *,
+    name: str = "prompts",
+    padding_side: Literal["left", "right"] = "right",
+) -> Batch:
     """All prompts as one batch.
 
     Args:
         bridge: gives the tokenizer.
         prompts: texts, conversations, pairs, or one batch.
         name: of the argument, for errors.
+        padding_side: as of `encode`.
 
     Raises:
         TypeError: As for `as_batches`.
         ValueError: As for `as_batches`, and for several batches.
     """
     items = prompts if isinstance(prompts, Batch) else as_list(prompts, name)
-    batches = as_batches(bridge, items, name=name, batch_size=len(items))
+    batches = as_batches(bridge, items, name=name, batch_size=len(items), padding_side=padding_side)
     if len(batches) > 1:
         raise ValueError(f"{name} must be one batch, got {len(batches)}: pass the texts, or encode them together")
     return batches[0]
@@ -77,13 +91,15 @@ def batches_by_length(counts: Sequence[int], batch_size: int) -> list[list[int]]
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def _encoded(bridge: TransformerBridge, items: Sequence[Any], name: str) -> Batch:
+def _encoded(
+    bridge: TransformerBridge, items: Sequence[Any], name: str, padding_side: Literal["left", "right"]
+) -> Batch:
     if not any(_is_pair(item) for item in items):
-        return encode(bridge, items)
+        return encode(bridge, items, padding_side=padding_side)
     if not all(_is_pair(item) for item in items):
         raise ValueError(f"{name} must be prompts or (prompt, completion) pairs, got both in one list")
     heads, tails = zip(*items, strict=True)
-    return encode(bridge, heads, tails)
+    return encode(bridge, heads, tails, padding_side=padding_side)
 
 
 def _is_pair(item: object) -> bool:

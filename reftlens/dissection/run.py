@@ -18,6 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens import analysis
 from reftlens.analysis.engine.activations import edited_activations
+from reftlens.bridge import side_for_ends
 from reftlens.cone.answers import Answers
 from reftlens.data import Batch, encode, first_tokens
 from reftlens.dissection.cost import N_CONTROL, READ_OUT, estimate_cost
@@ -261,9 +262,10 @@ class _Work:
 
     def interchanges(self) -> dict[str, Any]:
         prompts = [prompt for prompt, _ in self.examples][: self.config.n_pairs]
-        base, source = (encode(self.bridge, texts) for texts in (prompts, prompts[1:] + prompts[:1]))
+        side = side_for_ends(self.bridge)
+        base, source = (encode(self.bridge, texts, padding_side=side) for texts in (prompts, prompts[1:] + prompts[:1]))
         # What is read is found in one batch of them, which bounds the memory of its graph.
-        some = encode(self.bridge, prompts[: self.config.batch_size])
+        some = encode(self.bridge, prompts[: self.config.batch_size], padding_side=side)
         spaces: list[ReadSpace] = []
         results: list[Interchanged] = []
         for index, (operator, site) in enumerate(zip(self.found, self.reft.sites, strict=False)):

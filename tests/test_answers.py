@@ -1,0 +1,67 @@
+"""What edits say, on the light cone, is what whole runs say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_bridge, make_edit
+
+import reftlens as rl
+from reftlens.cone.answers import Answers
+from reftlens.edit.hooks import attach
+
+TEXTS = ["The old tower stands", "The weaver speaks of the", "A city"]
+
+
+def whole(bridge, batch, edits):
+    with attach(bridge, edits):
+        logits = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
+    return batch.at_last_prompt_token(logits)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("form", ["gpt2", "llama", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize("kind", [rl.LoReFT, rl.ReFTr1])
+def test_answers_equal_whole_runs(form, side, kind) -> None:
+    bridge = make_bridge(form)
+    batch = rl.encode(bridge, TEXTS, padding_side=side)
+    places = [("blocks.1.hook_resid_post", "l2"), ("blocks.2.hook_mlp_out", "l1")]
+    reft, other = (
+        rl.Reft([(rl.Site(name, at), make_edit(kind, seed=seed + n)) for n, (name, at) in enumerate(places)])
+        for seed in (1, 11)
+    )
+    runs = Answers(bridge, batch, reft.edits(batch))
+    assert (runs.held.start, runs.held.boundary) != (0, -1), "a cone that leaves nothing out proves nothing"
+    for edits in ((), reft.edits(batch), other.edits(batch), reft.edits(batch)[1:]):
+        torch.testing.assert_close(runs.logits(edits), whole(bridge, batch, edits), rtol=0, atol=1e-5)
+    moved = runs.logits(reft.edits(batch)) - runs.logits()
+    assert float(moved.detach().abs().max()) > 1e-3
+
+
+def test_gradients_equal_those_of_whole_runs(gpt2, make_reft) -> None:
+    batch, reft = rl.encode(gpt2, TEXTS), make_reft(positions="l1")
+    runs = Answers(gpt2, batch, reft.edits(batch))
+    (_, intervention) = next(iter(reft))
+    found = []
+    for logits in (runs.logits(reft.edits(batch)), whole(gpt2, batch, reft.edits(batch))):
+        found.append(torch.autograd.grad(logits.square().sum(), list(intervention.parameters())))
+    for cone, plain in zip(*found, strict=True):
+        torch.testing.assert_close(cone, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_wanted_tokens_and_edits_that_act_nowhere(gpt2, make_reft) -> None:
+    batch = rl.encode(gpt2, TEXTS, [" of Ostra"] * 3)
+    at = batch.labels[:, 1:] != -100
+    at = torch.nn.functional.pad(at, (0, 1))
+    edits = make_reft(positions="l1").edits(batch)
+    with attach(gpt2, edits):
+        expected = gpt2(batch.tokens, attention_mask=batch.attention_mask)[at]
+    runs = Answers(gpt2, batch, edits, at=at)
+    torch.testing.assert_close(runs.logits(edits), expected, rtol=0, atol=1e-5)
+    nowhere = [replace(edit, lands=torch.zeros_like(edit.mask)) for edit in edits]
+    torch.testing.assert_close(Answers(gpt2, batch, nowhere, at=at).logits(nowhere), runs.logits(), rtol=0, atol=1e-5)
+    early = make_reft(hook_names=("blocks.0.hook_resid_post",), positions="f1").edits(batch)
+    with pytest.raises(ValueError, match="reaches outside the held cone"):
+        runs.logits(early)
