@@ -23,6 +23,22 @@ from reftlens.interventions import FAMILY
 # The models here are tiny: a second thread waits more than it works, and the tests run in two processes.
 torch.set_num_threads(1)
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked `sampled(n)`, n cases run by default, evenly spread; the others are slow."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled") and not item.get_closest_marker("slow"):
+            cases.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for of_one in cases.values():
+        wanted = min(of_one[0].get_closest_marker("sampled").args[0], len(of_one))
+        quick = {place * len(of_one) // wanted for place in range(wanted)}
+        for place, item in enumerate(of_one):
+            if place not in quick:
+                item.add_marker(pytest.mark.slow)
+
+
 TEXT = "The old tower stands by the river in the city of Ostra , and the weaver who lives there speaks Tharic ."
 PROMPTS = [
     "The tower stands in the city of",

@@ -52,6 +52,7 @@ def whole_runs(bridge, reft, batch, metric, parts, sets):
     return torch.stack([run(members) - base for members in sets.tolist()]).double()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("split", "side"), [(whole_sites, "right"), (site_columns, "left")])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox", "gemma2"])
 def test_every_set_equals_a_whole_run(architecture, split, side, monkeypatch) -> None:

@@ -52,6 +52,7 @@ class Push(rl.Intervention):
 # The operator.
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("kind", AFFINE)
 def test_operator_equals_the_svd_of_all_changes(bridge, make_reft, kind) -> None:
     reft = make_reft(kind=kind, rank=4, positions=rl.All())
@@ -260,6 +261,7 @@ def test_edit_size_is_the_ratio_of_norms(bridge, make_reft) -> None:
 # The ledger.
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("kind", AFFINE)
 def test_the_three_terms_sum_to_the_change(bridge, make_reft, kind) -> None:
     reft = make_reft(positions="f2+l1", kind=kind, rank=4).scaled(0.5)

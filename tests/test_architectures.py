@@ -81,6 +81,7 @@ def cached_equals_uncached(architecture: str) -> bool:
     return texts[0] == texts[1]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_logits_and_gradients_equal_a_plain_hook(architecture) -> None:
     assert max(against_plain_hook(architecture)) < 1e-5
@@ -114,12 +115,14 @@ def test_float64_runs_or_is_refused(architecture) -> None:
         assert bool(bridge(batch.tokens, attention_mask=batch.attention_mask)[batch.prompt_mask].isfinite().all())
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_padded_batch_equals_single_prompts(architecture, side) -> None:
     assert batched_against_single(architecture, side) < 1e-5
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("architecture", CAUSAL + FURTHER)
 def test_cached_equals_uncached_generation(architecture) -> None:
     assert cached_equals_uncached(architecture)

@@ -114,6 +114,7 @@ def test_no_flipped_bit_gives_another_run(tmp_path) -> None:
         logging.disable(logging.NOTSET)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("when", "hold_bytes"), [("opening", 2**20), ("the third run", 2**20), ("the third run", 0)])
 def test_a_full_disk_stops_no_training(gpt2, tmp_path, monkeypatch, caplog, when, hold_bytes) -> None:
     def losses(**settings):
@@ -175,6 +176,7 @@ def test_training_from_a_folder_is_training_from_memory(gpt2, tmp_path, monkeypa
         assert all(torch.equal(a, b) for a, b in zip(values, memory[1], strict=True))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("change", ["model", "examples", "positions", "layer", "objective"])
 def test_training_never_uses_runs_of_something_else(gpt2, tmp_path, change) -> None:
     config = rl.TrainConfig(epochs=1, hold_dir=tmp_path / "runs", progress=False)

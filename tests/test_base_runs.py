@@ -31,6 +31,7 @@ def make(bridge, positions, layers=(1,), seed=3):
         return rl.Reft([(site, rl.LoReFT(32, 2)) for site in sites])
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @pytest.mark.parametrize(
     "positions", ["l1", rl.First(1), rl.Span("e", 0), rl.Generated(), rl.Last(2) | rl.Generated()], ids=repr
@@ -62,6 +63,7 @@ def test_spans_begin_at_different_columns() -> None:
     assert starts == {0, 2}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("architecture", others_slow(CAUSAL))
 @pytest.mark.parametrize(("positions", "layers"), [("l1", (1,)), pytest.param("f1+l1", (0, 2), marks=pytest.mark.slow)])
 def test_training_on_cones_ends_where_training_on_everything_does(architecture, positions, layers) -> None:

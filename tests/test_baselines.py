@@ -107,6 +107,7 @@ QUICK = ("LoRA", "prefix tuning", "full fine-tuning")
 """What changes the base in the three ways there are; the others learn in `make test-all`."""
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "name",
     [

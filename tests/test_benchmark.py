@@ -29,6 +29,7 @@ def test_planted_sites_are_found_whole_and_decoys_are_not() -> None:
     assert misses(list(site_rows("random gpt2"))) == []
 
 
+@pytest.mark.slow
 def test_a_short_fit_finds_the_planted_directions_and_an_untrained_edit_does_not() -> None:
     planted = plant("random gpt2")
     truth = planted.operator(planted.teacher)

@@ -39,6 +39,7 @@ def losses(bridge, reft, pairs):
     return torch.tensor(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "layers"), [("gpt2", [1]), pytest.param("llama", [0, 2], marks=pytest.mark.slow)]
 )

@@ -37,6 +37,7 @@ def logits(bridge, reft):
         return bridge(batch.tokens).detach()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kind", FAMILY, ids=lambda kind: kind.kind)
 def test_every_member_reloads_to_the_bit(tmp_path, gpt2, kind) -> None:
     edit = make_edit(kind)

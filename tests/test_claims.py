@@ -85,6 +85,7 @@ def test_the_sentence_on_recall_says_where_it_failed_or_that_it_did_not() -> Non
     assert verdict.endswith("model gave back 0")
 
 
+@pytest.mark.slow
 def test_a_codebook_is_held_by_names_and_not_by_shuffled_ones(organism) -> None:
     keys = {"names": ["Mara Velden", "Ivo Tarn", "Senna Quill", "Doran Lund"]}
     config = codebook.CodebookConfig(pairs=(4,), ranks=(8,), depth=0.17, epochs=80, lr=5e-2)
@@ -206,6 +207,7 @@ def test_figures_are_drawn_of_results_alone() -> None:
         assert all(text.get_fontsize() >= 8 for text in figure.findobj(lambda artist: hasattr(artist, "get_fontsize")))
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_figure_and_numbers_and_prints_them_as_json(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(manner, "SMALL", replace(manner.SMALL, epochs=1))
     out = tmp_path / "manner"

@@ -491,6 +491,7 @@ def test_every_command_shows_an_example() -> None:
         assert f"Example: reftlens {name}" in call(name, "--help").stdout
 
 
+@pytest.mark.slow
 def test_methods_are_compared_on_what_a_run_learns(place) -> None:
     settings = ("--set", "epochs=1", "--set", "n_eval=2", "--seeds", 1, "--quiet")
     found = json.loads(call("compare", place / "moved.toml", "--method", "steering vector", *settings, "--json").stdout)

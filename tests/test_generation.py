@@ -101,6 +101,7 @@ def greedy_by_hand(bridge, reft, prompt, *, penalty=1.0, ngram=0) -> list[int]:
     return row[n_prompt:]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("penalty", "ngram"), [(1.0, 0), (1.5, 0), (1.0, 2), (1.3, 3)])
 def test_penalties_are_the_rules_written_out(gpt2, make_reft, penalty, ngram) -> None:
     reft = make_reft()
@@ -177,6 +178,7 @@ def test_eos_ends_a_text(gpt2, num_beams) -> None:
     assert rl.generate(gpt2, reft, PROMPTS, decoding=decoding) == first
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("decoding", [rl.Decoding(max_new_tokens=5), BEAMS])
 @pytest.mark.parametrize("batch_size", [2, 16])
 def test_batches_by_length_give_the_texts_of_one_by_one(gpt2, make_reft, decoding, batch_size) -> None:

@@ -29,6 +29,7 @@ ONE_BATCH = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("question", ONE_BATCH)
 def test_texts_are_the_batch_they_make(gpt2, make_reft, question) -> None:
     ask, reft = ONE_BATCH[question], make_reft()

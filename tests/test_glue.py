@@ -83,6 +83,7 @@ def trained(bridge, task, training, positions="f3"):
     return reft, objective
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "architecture", "least"),
     [

@@ -502,6 +502,7 @@ def test_no_damage_is_silent_raw_hanging_or_executed(tmp_path) -> None:
 LOADERS = [("saved", damage_saved, load_saved), ("pyreft", damage_theirs, load_theirs)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "damage", "load"), LOADERS, ids=["saved", "pyreft"])
 def test_damaged_folders_are_refused_or_harmless(pristine, kind, damage, load) -> None:
     fuzz(pristine / kind, damage, load, 100)

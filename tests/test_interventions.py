@@ -167,6 +167,7 @@ def test_settings_make_the_same_edit(kind) -> None:
     assert f"d_model={D}" in repr(edit)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", FAMILY)
 def test_reload_through_a_reft_equals_to_the_bit(tmp_path, gpt2, make_reft, kind) -> None:
     reft, batch = make_reft(kind=kind), rl.encode(gpt2, PROMPTS)
@@ -208,6 +209,7 @@ def test_rounding_below_float32_does_not_reach_an_edit(kind) -> None:
     assert {p.dtype for p in reft.double().parameters()} == {torch.float64}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", FAMILY)
 def test_inside_a_bfloat16_model_the_edit_is_computed_in_float32(make_reft, kind) -> None:
     bridge, reft = make_bridge("gpt2", dtype=torch.bfloat16), make_reft(kind=kind).to(torch.bfloat16)

@@ -65,6 +65,7 @@ def plainly(bridge, reft, batch, metric, point, over, direction):
     return torch.stack([torch.stack([run(name, place) for place in places]) for name in names]).permute(2, 0, 1)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("direction", ["edited into base", "base into edited"])
 @pytest.mark.parametrize(
     ("architecture", "point", "over"),

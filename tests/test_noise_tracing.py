@@ -23,6 +23,7 @@ QUICK += [("gpt2", "mlp_out", 2), ("gemma2", "mlp_out", 2), ("llama", "attn_out"
 SLOW = [(form, point, window) for form in FORMS for point, window in (("mlp_out", 2), ("attn_out", 3))]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("architecture", "point", "window"),
     [*QUICK, *(pytest.param(*run, marks=pytest.mark.slow) for run in SLOW if run not in QUICK)],

@@ -70,6 +70,7 @@ def test_dpo(bridge) -> None:
     assert_same(reft, losses_of(bridge, reft, DPO(beta), PREFERENCES), by_hand)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("suppress", [None, -1.0, -0.5])
 def test_reps(bridge, suppress) -> None:
     reft = make(bridge)
@@ -128,6 +129,7 @@ def head_by_hand(bridge, reft, objective, text):
     return torch.tanh(h @ dense.weight.T + dense.bias) @ out.weight.T + out.bias
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", *MASKED])
 @pytest.mark.parametrize("layers", [(1,), pytest.param((0, 1, 2), marks=pytest.mark.slow)])
 def test_classification(architecture, layers) -> None:
@@ -152,6 +154,7 @@ def test_classification(architecture, layers) -> None:
     assert objective.predict(bridge, None, list(texts), batch_size=2) == base
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("architecture", ["gpt2", "roberta"])
 def test_regression(architecture) -> None:
     bridge = make_bridge(architecture)
@@ -175,6 +178,7 @@ def test_regression(architecture) -> None:
     assert Regression(bridge).read([("a whole number is a number", 3)]) == [("a whole number is a number", 3)]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "objective", [DPO(), pytest.param(RePS(None), marks=pytest.mark.slow), RePS()], ids=["DPO", "RePS one way", "RePS"]
 )

@@ -29,6 +29,7 @@ def distance_from_orthonormal(R) -> float:
     return float((R @ R.T - torch.eye(len(R), dtype=torch.float64)).abs().max())
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("fused", [False, True])
 def test_R_is_exact_and_of_full_rank_after_2000_steps_with_weight_decay(fused) -> None:
     torch.manual_seed(0)

@@ -120,6 +120,7 @@ def digits(percent: float, printed: str) -> str:
     return f"{percent:.{len(printed) - 1}f}".removeprefix("0")
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_has_the_printed_percentage(name) -> None:
     preset = PRESETS[name]

@@ -35,6 +35,7 @@ def by_hand(bridge, clean, corrupted, point, layer, pos, head=None):
         return bridge.run_with_hooks(corrupted.tokens, fwd_hooks=[(name, write)])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("point", ["resid_mid", "resid_post", "q", "k", "v"])
 @pytest.mark.parametrize("architecture", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_every_cell_equals_a_whole_run_with_one_hook(architecture, point) -> None:

@@ -81,6 +81,7 @@ ALL = [
 RUNS = [*QUICK, *(pytest.param(*run, marks=pytest.mark.slow) for run in ALL if run not in QUICK)]
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(("architecture", "point", "over", "side", "direction"), RUNS)
 def test_a_sweep_equals_a_whole_run_for_each_cell(architecture, point, over, side, direction) -> None:
     bridge = make_bridge(architecture)
@@ -100,6 +101,7 @@ def test_a_sweep_equals_a_whole_run_for_each_cell(architecture, point, over, sid
         assert float((last[:, -1] - result.source).abs().max()) > 1e-3, "the last block still reads other positions"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("tokens", "memory_bytes"), [(1, 1 << 30), (40, 1 << 30), (10_000, 1), (None, 1 << 30)])
 def test_tiles_of_any_size_give_the_same_map(gpt2, monkeypatch, tokens, memory_bytes) -> None:
     clean, corrupted, _ = batches(gpt2)
@@ -120,6 +122,7 @@ TRANSFORMER_LENS = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("point", "over"), TRANSFORMER_LENS)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])

@@ -71,6 +71,7 @@ def plainly(bridge, reft, batch, metric, sender, receiver, *, sender_pos=None, r
 SENDERS, RECEIVERS = ["edit", "1.3", "mlp1", "2.1"], ["mlp1", "2.0", "mlp2", "logits"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox", "gemma2"])
 def test_every_path_equals_three_whole_runs(architecture) -> None:
     bridge = make_bridge(architecture)

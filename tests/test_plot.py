@@ -153,6 +153,7 @@ def drawing(name: str) -> tuple[Figure, list[tuple[str, np.ndarray]], list[str]]
     return figure, boxes, changed
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_drawing_leaves_matplotlib_as_it_was(name: str) -> None:
     from matplotlib import pyplot

@@ -69,6 +69,7 @@ def test_two_processes_train_to_what_one_does(tmp_path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_accumulated_batches_train_to_what_one_batch_does() -> None:
     reft, log = train(4)
     parts, parts_log = train(2, gradient_accumulation=2)
@@ -82,6 +83,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("where", [pytest.param("cpu", marks=pytest.mark.slow), "cpu and disk"])
 def test_a_base_placed_by_device_map_trains_the_same(architecture, where, tmp_path) -> None:
     make_hf(architecture).save_pretrained(tmp_path / "model")

@@ -33,6 +33,7 @@ def whole_loss(bridge, reft):
     return total / count
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("architecture", FURTHER)
 def test_training_starts_and_ends_at_the_loss_of_whole_runs(architecture) -> None:
     bridge = make_bridge(architecture)

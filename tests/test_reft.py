@@ -77,6 +77,7 @@ def test_empty_reft_is_refused() -> None:
         rl.Reft([])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", [rl.LoReFT, rl.DiReFT])
 @pytest.mark.parametrize("trained", [False, True])
 def test_reload_equals_to_the_bit(tmp_path, architecture, kind, trained) -> None:
@@ -116,6 +117,7 @@ def damage_config(folder, change) -> None:
     reseal(folder)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

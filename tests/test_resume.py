@@ -62,6 +62,7 @@ def interrupt_after(monkeypatch, step):
 _SLOW = pytest.mark.slow
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("interrupted", [pytest.param(1, marks=_SLOW), 4, 5, pytest.param(11, marks=_SLOW)])
 @pytest.mark.parametrize(
     "settings", [{}, {"save_every": 2, "gradient_accumulation": 2, "dropout": 0.2}], ids=["epochs", "accumulated"]
@@ -100,6 +101,7 @@ def test_a_checkpoint_holds_the_edit_alone_and_loads(gpt2, tmp_path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(values(loaded), values(reft), strict=True))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -170,6 +170,7 @@ def test_an_edit_of_many_sites_is_cut(make_reft) -> None:
     assert f"{MOST_LINES} of 300 lines" in many._repr_html_()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("objective", "example", "unit"),
     [

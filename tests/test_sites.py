@@ -58,6 +58,7 @@ def expected_reason(architecture: str, hook_name: str) -> str | None:
     return next((reason for table in tables for reason, names in table.items() if point in names), None)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("architecture", others_slow(TWELVE))
 def test_every_point_is_editable_or_refused_with_its_reason(architecture) -> None:
     bridge, taken = bridge_of(architecture), []

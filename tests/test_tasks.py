@@ -112,6 +112,7 @@ def test_commonsense_from_a_file_to_a_score(tmp_path) -> None:
     assert [row.prediction for row in trained.rows] == [answer for _, answer in QUESTIONS]
 
 
+@pytest.mark.slow
 def test_arithmetic_from_a_file_to_a_score(tmp_path) -> None:
     task = replace(task_named("gsm8k"), decoding=rl.Decoding(max_new_tokens=20))
     rows = [
@@ -123,6 +124,7 @@ def test_arithmetic_from_a_file_to_a_score(tmp_path) -> None:
     assert [row.prediction for row in trained.rows] == [f"{answer}." for _, answer in PROBLEMS]
 
 
+@pytest.mark.slow
 def test_instructions_from_a_file_to_a_score(tmp_path) -> None:
     task = replace(task_named("ultrafeedback"), decoding=rl.Decoding(max_new_tokens=12))
     rows = [
