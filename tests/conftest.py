@@ -21,7 +21,7 @@ from reftlens.files.seal import SEAL_NAME, seal
 from reftlens.interventions import FAMILY
 
 # The models here are tiny: a second thread waits more than it works, and the tests run in two processes.
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -220,6 +220,7 @@ def test_nulls_change_what_they_say_and_nothing_else(gpt2) -> None:
     assert torch.equal(logits[1], logits[2])
 
 
+@pytest.mark.slow
 def test_seeds_train_apart_and_leave_the_given_edit(gpt2) -> None:
     reft = site(make_edit(rl.LoReFT))
     before = {name: value.clone() for name, value in reft.state_dict().items()}

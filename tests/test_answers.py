@@ -21,6 +21,7 @@ def whole(bridge, batch, edits):
     return batch.at_last_prompt_token(logits)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("form", ["gpt2", "llama", "gpt_neox", "gemma2"])
 @pytest.mark.parametrize("kind", [rl.LoReFT, rl.ReFTr1])

@@ -20,6 +20,7 @@ def metric_on(bridge):
     return rl.analysis.logit_difference_of(bridge, CLEAN, [" Ostra", " Tharic"], [" weaver", " city"])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("architecture", "point", "over"),
     [

@@ -271,7 +271,7 @@ def test_a_class_that_no_file_could_name_is_not_registered_trained_or_saved(tmp_
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda pairs: rl.Reft(pairs, names=[1]), r"the name of an edit is a string, got 1|Expected type: .*Sequence\[str\]"),
+        (lambda pairs: rl.Reft(pairs, names=[1]), r"the name of an edit is a string, got 1|names must be Sequence|Expected type: .*Sequence\[str\]"),
         (lambda pairs: rl.Reft(pairs, names=["\ud800"]), "holds half a character"),
         (lambda pairs: rl.Reft(pairs, scales={"edit": math.nan}), "the scale of 'edit' must be a finite number, got nan"),
         (lambda pairs: rl.Reft(pairs).scaled(math.nan), "the scale of 'edit' must be a finite number, got nan"),
@@ -279,7 +279,7 @@ def test_a_class_that_no_file_could_name_is_not_registered_trained_or_saved(tmp_
         (lambda pairs: rl.Reft(pairs).scaled(1e200).scaled(1e200), "the scale of 'edit' must be a finite number, got inf"),
         (lambda pairs: rl.Edit(POST, pairs[0][1], torch.ones(1, 2) > 0, scale=math.nan), "scale must be a finite number"),
         (lambda pairs: rl.Edit(POST, pairs[0][1], torch.ones(1, 2) > 0, dropout=math.nan), "dropout must be a finite"),
-        (lambda _: rl.SteeringVector(32, math.nan), "scale must be a finite number other than 0, got nan"),
+        (lambda _: rl.SteeringVector(32, math.nan), "scale must be a finite number, got nan"),
         (lambda _: rl.TrainConfig(dropout=math.nan), "dropout must be a finite number, got nan"),
     ],
 )  # fmt: skip

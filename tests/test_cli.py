@@ -379,7 +379,9 @@ def test_a_folder_that_is_called_like_checkpoints_is_left_alone(run, place) -> N
 
 def test_one_process_writes_a_folder(place, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "under torchrun, call reftlens.train" in refused("train", place / "moved.toml", "--out", place / "two")
+    assert "under torchrun, call reftlens.train" in refused(
+        "train", place / "moved.toml", "--out", place / "two", "--quiet"
+    )
 
 
 def test_a_damaged_run_is_refused(run, place) -> None:

@@ -63,7 +63,7 @@ def in_double(monkeypatch):
     monkeypatch.setattr("reftlens.bridge.loading._DOUBLE", ("",))
 
 
-@pytest.mark.sampled(36)
+@pytest.mark.sampled(24)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("positions", ["l1", "f1", rl.At(2) | rl.Last(1)])
 @pytest.mark.parametrize(("architecture", "dtype", "tolerance", "site"), RUNS)

@@ -155,7 +155,7 @@ LINES: list[tuple[str, Callable, str]] = [
     ("a subject elsewhere", lambda g: effect(g, subjects=["castle"]), "not in the prompt"),
     ("traces of two lengths", lambda g: trace(g, PROMPTS[:1], PROMPTS[2:]), "one shape in tokens"),
     ("nothing to trace", lambda g: trace(g, PROMPTS[:1], PROMPTS[:1]), "nothing to restore"),
-    ("no prompts", lambda g: rl.analysis.decompose(g.bridge, g.reft, []), "list of prompts is empty"),
+    ("nothing to decompose on", lambda g: rl.analysis.decompose(g.bridge, g.reft, []), "list of prompts is empty"),
     ("weights of no token", lambda g: rl.analysis.decompose(g.bridge, g.reft, [g.batch], at=rl.All() - rl.First(99)), "is edited at"),
     # the rest
     ("no such template", lambda g: prompt(FACTS[0], 99), "has templates 0 to 7, got 99"),

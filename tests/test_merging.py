@@ -17,6 +17,7 @@ def one(kind=rl.LobiReFT, hook: str = POST, rule=EVERYWHERE) -> rl.Reft:
     return rl.Reft([(rl.Site(hook, rule), make_edit(kind))])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("hook", ["hook_resid_post", "hook_mlp_out", "hook_attn_out"])
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "phi"])
 @torch.no_grad()

@@ -91,5 +91,5 @@ def test_it_refuses_what_it_cannot_noise(gpt2) -> None:
         rl.analysis.trace_noise(gpt2, PROMPTS[:1], of(gpt2, 1), **given)
     with pytest.raises(ValueError, match="subjects must be one for each prompt, got 2 prompts and 1 subjects"):
         rl.analysis.trace_noise(gpt2, PROMPTS, of(gpt2), **given)
-    with pytest.raises(ValueError, match="noise must be positive"):
+    with pytest.raises(ValueError, match="noise must be above 0"):
         rl.analysis.trace_noise(gpt2, PROMPTS[:1], of(gpt2, 1), **given | {"subjects": ["tower"]}, noise=0.0)

@@ -290,7 +290,7 @@ def test_patching_refuses_what_it_cannot_do(gpt2) -> None:
         patch(point="mlp_out", over="heads")
     with pytest.raises(ValueError, match="point must be one of resid_pre"):
         patch(point="resid_pots")
-    with pytest.raises(ValueError, match="at least 1 layer"):
+    with pytest.raises(ValueError, match="window must be at least 1"):
         patch(window=0)
     completed = [rl.encode(gpt2, prompts, ANSWERS) for prompts in (CLEAN, CORRUPTED)]
     with pytest.raises(ValueError, match="without completions"):

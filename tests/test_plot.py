@@ -176,6 +176,7 @@ def test_a_png_is_white_and_has_150_dots_per_inch() -> None:
     assert (pixels[[0, 0, -1, -1], [0, -1, 0, -1]] == 1.0).all()
 
 
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_every_text_is_large_enough_and_inside_the_figure(name: str) -> None:
     figure, boxes, _ = drawing(name)

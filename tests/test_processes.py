@@ -83,6 +83,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("where", [pytest.param("cpu", marks=pytest.mark.slow), "cpu and disk"])
 def test_a_base_placed_by_device_map_trains_the_same(architecture, where, tmp_path) -> None:

@@ -98,7 +98,7 @@ def site_of(case) -> tuple[rl.Site, int]:
 
 
 @settings(
-    max_examples=100,
+    max_examples=60,
     derandomize=True,
     database=None,
     deadline=None,

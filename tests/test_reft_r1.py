@@ -141,6 +141,7 @@ def test_the_penalty_pulls_the_other_tokens_down() -> None:
     assert float(edit.l1(h, example, 2).mean().detach()) < 0.5 * before
 
 
+@pytest.mark.slow
 def test_with_l1_training_leaves_fewer_tokens_above_zero(gpt2) -> None:
     """The loss alone does not care about tokens outside the k largest; with the term their scores go down."""
     examples = list(zip(PROMPTS, COMPLETIONS, strict=True))

@@ -70,6 +70,7 @@ def test_results_name_sites_and_not_hooks(gpt2) -> None:
     assert all(name in titles for name in NAMES)
 
 
+@pytest.mark.slow
 def test_controls_of_two_sites_at_one_hook_are_their_own(gpt2) -> None:
     reft = untied()
     examples = [(f"The {word} by the {other}", f" {other}") for word in ("tower", "river") for other in ("old", "city")]

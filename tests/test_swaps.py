@@ -107,6 +107,7 @@ def test_makelovs_illusion_is_flagged_and_the_truth_is_not(toy) -> None:
     assert true.from_unread.moved == pytest.approx(0.0, abs=0.03)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("make", [illusion, illusion_in_residual])
 @pytest.mark.parametrize("weight", [0.0, 0.1])
 def test_faint_irrelevant_readings_change_no_verdict(make, weight) -> None:
@@ -213,6 +214,7 @@ def many(bridge, n: int, *, seed: int = 0):
     return [rl.encode(bridge, texts[i : i + 8]) for i in range(0, n, 8)]
 
 
+@pytest.mark.slow
 def test_natural_activations_are_spread_over_all_percentiles(gpt2) -> None:
     edit = make_edit(rl.LoReFT)
     (result,) = off_manifold(gpt2, site(edit, rl.Last(1)), many(gpt2, 360))

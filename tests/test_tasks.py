@@ -94,6 +94,7 @@ def assert_learned(base: Evaluation, untrained: Evaluation, trained: Evaluation)
     assert trained.score == 1.0
 
 
+@pytest.mark.slow
 def test_commonsense_from_a_file_to_a_score(tmp_path) -> None:
     task = replace(task_named("boolq"), decoding=rl.Decoding(max_new_tokens=8))
     text = "True or false: {}?\n\nAnswer format: true/false"

@@ -65,6 +65,7 @@ WAYS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_second_thread_is_refused_while_an_edit_is_attached(gpt2, batch, way) -> None:
     reft = edits(gpt2)

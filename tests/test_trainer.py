@@ -57,6 +57,7 @@ def test_a_gradient_that_is_not_finite_names_step_and_site_and_is_not_used(gpt2,
     assert all(torch.equal(a, b) for a, b in zip(values(kept), values(reft), strict=True))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("what", ["source", "rotation"])
 def test_a_loss_that_is_not_finite_names_step_and_site(gpt2, layer, what) -> None:
@@ -110,6 +111,7 @@ def test_matrices_decay_and_neither_biases_nor_r_do(gpt2) -> None:
     assert float((without.source.weight - with_decay.source.weight).detach().norm()) > 0.01
 
 
+@pytest.mark.slow
 def test_autocast_trains_a_float32_base_in_bfloat16(gpt2, tmp_path) -> None:
     """Close to float32, not equal to it; and base runs made under autocast are not those made without."""
     config = replace(CONFIG, epochs=20, batch_size=4)

@@ -77,6 +77,7 @@ def test_tracing_shows_the_early_and_the_late_site_as_the_organisms_own_map_does
     assert float(maps["BOS"].abs().max()) < 1e-4
 
 
+@pytest.mark.slow
 def test_an_untrained_organism_shows_no_early_site(pairs) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -88,6 +89,7 @@ def test_an_untrained_organism_shows_no_early_site(pairs) -> None:
     assert float(early.max()) < 0.5
 
 
+@pytest.mark.slow
 def test_noise_tracing_restores_at_the_subject_and_its_control_does_not(organism, pairs) -> None:
     from reftlens.organisms.world import FACTS, held_out, prompt
 

@@ -57,6 +57,8 @@ def hold(
     Raises:
         ValueError: if the edits touch no token, or there are neither edits nor wanted logits.
     """
+    if any(parameter.requires_grad for parameter in bridge.parameters()):
+        return whole(batch)
     if (edits or wanted is None) and not any(bool(edit.changed.any()) for edit in edits):
         raise ValueError("these edits touch no token, so they have no light cone")
     masks = [edit.read for edit in edits] + ([wanted] if wanted is not None else [])
