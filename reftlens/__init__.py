@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from reftlens import analysis, plot
     from reftlens.analysis.reft_map import reft_map
     from reftlens.bridge import load_bridge
-    from reftlens.cone.run import Held, hold, run_cone
+    from reftlens.cone.hold import Held, hold, run_cone
     from reftlens.data import Batch, encode
     from reftlens.dissection import DissectConfig, Dissection, dissect, load_dissection
     from reftlens.edit.check_sites import check_sites
@@ -61,9 +61,9 @@ _ROOMS = {
 _HOME = {
     "reft_map": "analysis.reft_map",
     "load_bridge": "bridge",
-    "Held": "cone.run",
-    "hold": "cone.run",
-    "run_cone": "cone.run",
+    "Held": "cone.hold",
+    "hold": "cone.hold",
+    "run_cone": "cone.hold",
     "Batch": "data",
     "encode": "data",
     "DissectConfig": "dissection",

@@ -15,7 +15,7 @@ from conftest import COMPLETIONS, PROMPTS, make_edit, make_tokenizer
 from torch import nn
 
 import reftlens as rl
-from reftlens.cone.run import hold, run_cone
+from reftlens.cone.hold import hold, run_cone
 from reftlens.cone.store import InMemory
 from reftlens.training.base_runs import BaseRuns
 from reftlens.training.objectives import Completion

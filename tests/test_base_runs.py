@@ -8,7 +8,7 @@ from architectures import CAUSAL, others_slow
 from conftest import COMPLETIONS, PROMPTS, make_bridge
 
 import reftlens as rl
-from reftlens.cone.run import hold, run_cone
+from reftlens.cone.hold import hold, run_cone
 from reftlens.cone.store import InMemory
 from reftlens.training.base_runs import BaseRuns, join
 from reftlens.training.objectives import Completion, completion_loss

@@ -464,7 +464,7 @@ class Every(rl.Positions):
 def test_classes_of_a_module_that_is_named_are_known(place, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "edits_of_mine.py").write_text(OWN)
-    places = [("reftlens.interventions.own", "_KINDS"), ("reftlens.positions.parse", "_OWN")]
+    places = [("reftlens.interventions.register", "_KINDS"), ("reftlens.positions.parse", "_OWN")]
     for module, name in places:
         monkeypatch.setattr(importlib.import_module(module), name, {})
     imported = ("--import", "edits_of_mine")

@@ -11,7 +11,7 @@ from conftest import COMPLETIONS, PROMPTS, make_bridge
 
 import reftlens as rl
 from reftlens.bridge import last_block_alone
-from reftlens.cone.run import boundary_of, hold, run_cone
+from reftlens.cone.hold import boundary_of, hold, run_cone
 
 SITES = {
     "resid_post": ("blocks.1.hook_resid_post", 1),
@@ -166,7 +166,7 @@ def test_the_log_says_once_that_a_bidirectional_model_saves_layers_alone(caplog)
     bridge = make_bridge("bert")
     batch = rl.encode(bridge, PROMPTS)
     edits = reft_at("blocks.1.hook_resid_post", "f1", torch.float32).edits(batch)
-    with caplog.at_level("INFO", logger="reftlens.cone.run"):
+    with caplog.at_level("INFO", logger="reftlens.cone.hold"):
         assert all(hold(bridge, batch, edits).start == 0 for _ in range(3))
     assert caplog.text.count("BertForMaskedLM is bidirectional: its cone saves layers alone") == 1
 

@@ -26,8 +26,8 @@ from transformers.utils.quantization_config import QuantizationMethod
 import reftlens as rl
 from reftlens.cone.store import InMemory
 from reftlens.training.base_runs import BaseRuns
+from reftlens.training.loss import EditLoss
 from reftlens.training.objectives import Completion
-from reftlens.training.trainer import EditLoss
 
 
 def logits_of(model, batch):

@@ -201,7 +201,7 @@ def test_statistics_are_over_the_pairs_that_have_the_position(gpt2) -> None:
     assert drawn.control_name == "the same activations of an unrelated source"
     assert drawn.n_prompts == 3
     torch.testing.assert_close(drawn.values, result.restored())
-    assert rl.plot.token_map(result.to_token_map(starred=(False, True))) is not None
+    assert rl.plot.effect_map(result.to_token_map(starred=(False, True))) is not None
     with pytest.raises(ValueError, match="at most 12 stars"):
         result.to_token_map(starred=(True,) * 13)
 

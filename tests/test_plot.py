@@ -51,10 +51,10 @@ from reftlens.results import Ablation, DirectionReadout, EditProfile, Spread, To
 
 LONG = (TOKENS * 3)[:30]
 DRAWINGS: dict[str, Callable[[], Figure]] = {
-    "map": lambda: plot.token_map(made_map()),
-    "map beside": lambda: plot.token_map(made_map(3, TOKENS[:5]), title="A title"),
-    "map large": lambda: plot.token_map(made_map(12, (TOKENS * 3)[:30])),
-    "map nasty": lambda: plot.token_map(made_map(2, NASTY), title="$ <b> 上"),
+    "map": lambda: plot.effect_map(made_map()),
+    "map beside": lambda: plot.effect_map(made_map(3, TOKENS[:5]), title="A title"),
+    "map large": lambda: plot.effect_map(made_map(12, (TOKENS * 3)[:30])),
+    "map nasty": lambda: plot.effect_map(made_map(2, NASTY), title="$ <b> 上"),
     "size": lambda: plot.edit_size(made_size()),
     "size long": lambda: plot.edit_size(made_size(TOKENS * 4, sites=1)),
     "size nasty": lambda: plot.edit_size(made_size(NASTY)),
@@ -210,13 +210,13 @@ def test_value_and_control_share_colours_that_are_symmetrical_around_zero(contro
     assert result.control is not None
     result.control.mul_(control_factor)
     largest = max(float(result.values.abs().max()), float(result.control.abs().max()))
-    limits = [axes.images[0].get_clim() for axes in images(plot.token_map(result))]
+    limits = [axes.images[0].get_clim() for axes in images(plot.effect_map(result))]
     assert limits == [pytest.approx((-largest, largest))] * 2
 
 
 def test_the_map_shows_its_values_first_row_at_the_bottom() -> None:
     result = made_map(5)
-    first, second = images(plot.token_map(result))
+    first, second = images(plot.effect_map(result))
     assert result.control is not None
     np.testing.assert_allclose(first.images[0].get_array(), result.values, rtol=1e-6)
     np.testing.assert_allclose(second.images[0].get_array(), result.control, rtol=1e-6)
@@ -228,12 +228,12 @@ def test_the_map_shows_its_values_first_row_at_the_bottom() -> None:
 
 def test_numbers_stand_in_their_cells_if_they_fit() -> None:
     result = made_map(3, TOKENS[:6], control=False)
-    [axes] = images(plot.token_map(result))
+    [axes] = images(plot.effect_map(result))
     for text in axes.texts:
         pos, row = text.get_position()
         assert text.get_text() == number(float(result.values[int(row), int(pos)]), 2)
     assert len(axes.texts) == result.values.numel()
-    [crowded] = images(plot.token_map(made_map(3, TOKENS * 3, control=False)))
+    [crowded] = images(plot.effect_map(made_map(3, TOKENS * 3, control=False)))
     assert {text.get_text() for text in crowded.texts} <= {MINUS}
 
 
@@ -241,12 +241,12 @@ def test_negative_cells_without_numbers_carry_a_sign_that_survives_in_grey() -> 
     result = made_map(2, TOKENS * 3, control=False)
     result.values.fill_(0.5)
     result.values[1, 7] = -0.5
-    [axes] = images(plot.token_map(result))
+    [axes] = images(plot.effect_map(result))
     assert [(text.get_text(), text.get_position()) for text in axes.texts] == [(MINUS, (7, 1))]
 
 
 def test_subject_tokens_are_starred_and_spaces_visible() -> None:
-    figure = plot.token_map(made_map())
+    figure = plot.effect_map(made_map())
     for axes in images(figure):
         labels = [label.get_text() for label in axes.get_xticklabels()]
         assert labels[:7] == ["<|endoftext|>", "·The", "·Upper*", "·Sarn*", "·Clock*", "·Tower*", "·stands"]
@@ -254,7 +254,7 @@ def test_subject_tokens_are_starred_and_spaces_visible() -> None:
 
 
 def test_the_map_names_quantity_control_and_number_of_prompts() -> None:
-    text = written(plot.token_map(made_map(), title="A title"))
+    text = written(plot.effect_map(made_map(), title="A title"))
     for part in (
         "A title",
         "restored part of the clean answer's probability",
@@ -262,13 +262,13 @@ def test_the_map_names_quantity_control_and_number_of_prompts() -> None:
         "unrelated subject",
     ):
         assert part in text
-    assert "control" not in written(plot.token_map(made_map(control=False)))
+    assert "control" not in written(plot.effect_map(made_map(control=False)))
 
 
 def test_cells_without_a_value_are_neither_coloured_nor_numbered() -> None:
     result = made_map(3, TOKENS[:6], control=False)
     result.values[1, 2] = float("nan")
-    figure = plot.token_map(result)
+    figure = plot.effect_map(result)
     [axes] = images(figure)
     assert np.ma.getmaskarray(axes.images[0].get_array()).tolist() == result.values.isnan().tolist()
     assert (2, 1) not in [text.get_position() for text in axes.texts]
@@ -280,9 +280,9 @@ def test_a_map_of_zeros_and_an_empty_map() -> None:
     result.values.zero_()
     assert result.control is not None
     result.control.zero_()
-    assert images(plot.token_map(result))[0].images[0].get_clim() == (-1, 1)
+    assert images(plot.effect_map(result))[0].images[0].get_clim() == (-1, 1)
     with pytest.raises(ValueError, match="at least one row"):
-        plot.token_map(TokenMap(torch.zeros(0, 0), None, (), (), (), "quantity", "", 1))
+        plot.effect_map(TokenMap(torch.zeros(0, 0), None, (), (), (), "quantity", "", 1))
 
 
 def test_tokens_that_a_site_does_not_edit_are_hatched_and_not_zero() -> None:
@@ -415,7 +415,7 @@ def test_tokens_are_told_apart() -> None:
 
 
 def test_widths_of_texts_are_those_that_matplotlib_draws() -> None:
-    figure = plot.token_map(made_map(2, NASTY))
+    figure = plot.effect_map(made_map(2, NASTY))
     renderer = rendered(figure).get_renderer()
     for label in images(figure)[0].get_xticklabels():
         drawn = label.get_window_extent(renderer)
@@ -425,7 +425,7 @@ def test_widths_of_texts_are_those_that_matplotlib_draws() -> None:
 
 
 def test_a_dollar_is_drawn_as_a_dollar() -> None:
-    figure = plot.token_map(made_map(2, ("$a$", "b"), control=False))
+    figure = plot.effect_map(made_map(2, ("$a$", "b"), control=False))
     label = images(figure)[0].get_xticklabels()[0]
     assert label.get_text() == "$a$"
     assert not label.get_parse_math()

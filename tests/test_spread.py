@@ -52,7 +52,7 @@ def test_equals_plain_hooks_and_is_nothing_outside_the_cone() -> None:
     torch.testing.assert_close(result.mind.values[1:], (read[0] != read[1]).float().mean(1))
     assert [t for t, star in zip(result.mind.tokens, result.mind.starred, strict=True) if star] == [" tower"]
     assert len(result.to_dataframe()) == 4 * tokens.shape[1]
-    assert rl.plot.token_map(result.distance) is not None
+    assert rl.plot.effect_map(result.distance) is not None
 
 
 def test_the_mind_is_changed_where_another_token_was_written() -> None:

@@ -11,8 +11,8 @@ from conftest import PROMPTS, make_bridge
 
 import reftlens as rl
 from reftlens.bridge import EditError, hooked, in_this_thread, one_thread
+from reftlens.cone.hold import hold, run_cone
 from reftlens.cone.recording import record
-from reftlens.cone.run import hold, run_cone
 
 REFUSED = "a bridge holds one edited run at a time"
 

@@ -32,8 +32,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.engine.pathways import Pathways, dormant_share, reference_illusion, weight_of
 from reftlens.bridge import canonical_hook, hooked, side_for_ends, unembedded_alone
+from reftlens.cone.hold import Held, hold_from, run_cone
 from reftlens.cone.recording import repeated
-from reftlens.cone.run import Held, hold_from, run_cone
 from reftlens.data import Batch, Given, as_batch
 from reftlens.positions import Last, Positions
 from reftlens.results import Interchanged, Swap

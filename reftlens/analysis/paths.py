@@ -36,8 +36,8 @@ from reftlens.analysis.mediate import edited_run, require_elsewhere
 from reftlens.analysis.metrics import Metric
 from reftlens.analysis.patch import column_labels, metric_of, require_pairs
 from reftlens.bridge import hooked
+from reftlens.cone.hold import boundary_of, run_cone
 from reftlens.cone.recording import Recording, record
-from reftlens.cone.run import boundary_of, run_cone
 from reftlens.data import Given, as_batch
 from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft

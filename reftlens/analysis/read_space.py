@@ -16,7 +16,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import hooked, side_for_ends
-from reftlens.cone.run import hold_from, run_cone
+from reftlens.cone.hold import hold_from, run_cone
 from reftlens.data import Given, as_batch
 from reftlens.positions import Last, Positions
 from reftlens.results import ReadSpace

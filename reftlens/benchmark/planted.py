@@ -27,7 +27,7 @@ from reftlens.benchmark.addition import batch_of, bridge_of, sums, train_additio
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import load, pairs
 from reftlens.cone.answers import Answers
-from reftlens.cone.run import Held, hold, run_cone
+from reftlens.cone.hold import Held, hold, run_cone
 from reftlens.data import Batch, encode
 from reftlens.edit.reft import Reft
 from reftlens.edit.site import Site

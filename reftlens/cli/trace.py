@@ -53,7 +53,7 @@ def trace(
         numbers["cells"] = json.loads(cells.to_json(orient="records"))
         (folder / "trace.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
         title = f"Where {Path(model).name} holds the answer: causal tracing"
-        (folder / "trace.png").write_bytes(plot.png(plot.token_map(result, title=title)))
+        (folder / "trace.png").write_bytes(plot.png(plot.effect_map(result, title=title)))
     if as_json:
         print_json(numbers)
         return

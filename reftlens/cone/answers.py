@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.cone.held import run_cone
-from reftlens.cone.run import hold
+from reftlens.cone.hold import hold
+from reftlens.cone.light_cone import run_cone
 from reftlens.data import Batch
 from reftlens.edit.hooks import Edit
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import TOLERANCE, attention_window, difference, hooked, is_causal, made_up, proved
-from reftlens.cone.held import Held, cut, join, run_cone
+from reftlens.cone.light_cone import Held, cut, join, run_cone
 from reftlens.data import IGNORE, Batch
 
 logger = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ from reftlens.bridge import (
     unembedded_alone,
     with_cache,
 )
-from reftlens.cone.held import Held, run_cone
+from reftlens.cone.light_cone import Held, run_cone
 from reftlens.cone.proof import ALL, Parts, as_batch, parts_of
 from reftlens.data import Batch
 

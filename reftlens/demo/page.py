@@ -97,7 +97,7 @@ def _pictures(result: DemoResult) -> dict[str, Picture]:
     figures = {
         "outcomes": (plot.outcomes(result.outcomes), "What the model answers before and after. " + _CONTROL),
         "effect": (
-            plot.token_map(result.effect, title="Where the edit acts: each cell of it alone"),
+            plot.effect_map(result.effect, title="Where the edit acts: each cell of it alone"),
             "The trained edit cut down to one layer and one position at a time, " + _over(result.effect.n_prompts),
         ),
         "size_moved": (plot.edit_size(result.sizes[0]), "Size of the edit at each token of a moved landmark's prompt."),
@@ -119,7 +119,7 @@ def _pictures(result: DemoResult) -> dict[str, Picture]:
     }
     if result.tracing is not None:
         figures["tracing"] = (
-            plot.token_map(result.tracing, title="Where the base holds the fact: causal tracing"),
+            plot.effect_map(result.tracing, title="Where the base holds the fact: causal tracing"),
             "Causal tracing of the unedited base on its own facts, " + _over(result.tracing.n_prompts),
         )
     return {name: Picture(name, plot.png(figure), caption) for name, (figure, caption) in figures.items()}

@@ -12,6 +12,7 @@ from reftlens.plot.codebook import codebook
 from reftlens.plot.dose import dose
 from reftlens.plot.edit_profile import edit_profile
 from reftlens.plot.edit_size import edit_size
+from reftlens.plot.effect_map import effect_map
 from reftlens.plot.html import token_strip
 from reftlens.plot.interchange import interchange
 from reftlens.plot.ledger import ledger
@@ -27,7 +28,6 @@ from reftlens.plot.readout import readout
 from reftlens.plot.spectrum import spectrum
 from reftlens.plot.spoken import composed, mannered
 from reftlens.plot.spread import spread
-from reftlens.plot.token_map import token_map
 from reftlens.plot.training_curve import training_curve
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "dose",
     "edit_profile",
     "edit_size",
+    "effect_map",
     "interchange",
     "ledger",
     "mannered",
@@ -55,7 +56,6 @@ __all__ = [
     "readout",
     "spectrum",
     "spread",
-    "token_map",
     "token_strip",
     "training_curve",
 ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from reftlens.plot.effect_map import group_of, prompts_of
 from reftlens.plot.heat import heat
 from reftlens.plot.labels import star
-from reftlens.plot.token_map import group_of, prompts_of
 from reftlens.results import Spread
 
 

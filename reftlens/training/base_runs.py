@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import require_padding
-from reftlens.cone.held import Held, join
-from reftlens.cone.run import hold
+from reftlens.cone.hold import hold
+from reftlens.cone.light_cone import Held, join
 from reftlens.cone.store import InMemory, OnDisk, Run
 from reftlens.data import Batch
 from reftlens.edit.hooks import Edit

@@ -45,9 +45,10 @@ from reftlens.edit.reft import Reft
 from reftlens.numbers import require_number, require_whole_number
 from reftlens.training.base_runs import BaseRuns
 from reftlens.training.checkpoints import TrainingFolder
+from reftlens.training.loss import require_frozen
 from reftlens.training.objectives import Completion, Objective
 from reftlens.training.objectives.base import Example
-from reftlens.training.trainer import EditTrainer, require_frozen
+from reftlens.training.trainer import EditTrainer
 
 logger = logging.getLogger(__name__)
 

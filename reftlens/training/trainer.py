@@ -12,102 +12,22 @@ import errno
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformer_lens.model_bridge import TransformerBridge
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
-from reftlens.cone.run import Held
-from reftlens.edit.hooks import Edit, Watch
 from reftlens.files.folder import named
 from reftlens.interventions import Orthonormal
 from reftlens.training.base_runs import BaseRuns
 from reftlens.training.checkpoints import TrainingFolder
+from reftlens.training.loss import EditLoss
 
 EDIT_NAME = "edit"
 """Folder inside a checkpoint that `Reft.from_pretrained` loads."""
-
-
-def require_frozen(bridge: TransformerBridge) -> None:
-    """Refuses a base that training an edit would change with it.
-
-    Raises:
-        ValueError: If parameters of the base require gradients.
-    """
-    trainable = [name for name, parameter in bridge.named_parameters() if parameter.requires_grad]
-    if trainable:
-        raise ValueError(
-            f"the base is not frozen: {len(trainable)} of its tensors require gradients ({trainable[0]}, ...) and would be "
-            "trained with the edit. Call bridge.requires_grad_(False) after loading and after enable_compatibility_mode, or "
-            "load it with rl.load_bridge; pass train_base=True if the base is to be trained too"
-        )
-
-
-@final
-class EditLoss(nn.Module):
-    """The edit and its objective as a module that gives the loss of each example."""
-
-    def __init__(self, runs: BaseRuns, *, dropout: float, l1: float, train_base: bool = False) -> None:
-        """Args: dropout: of edited states. l1: factor of the edits' L1 terms. Both in train mode only.
-
-        Raises:
-            ValueError: If l1 is not 0 and an edit has no such term, or the base is not frozen and not to be trained.
-        """
-        super().__init__()
-        if not train_base:
-            require_frozen(runs.bridge)
-        self.reft, self.objective = runs.reft, runs.objective
-        self.base = nn.ParameterList(p for p in runs.bridge.parameters() if p.requires_grad)
-        self.dropout, self.l1 = dropout, l1
-        if l1:
-            device = runs.bridge.cfg.device
-            for _, intervention in runs.reft or ():
-                nothing = torch.zeros(0, intervention.d_model, device=device)
-                intervention.l1(nothing, torch.zeros(0, dtype=torch.long, device=device), n_examples=0)
-        # In a tuple, so that nothing of the base could become part of this module.
-        self._runs = (runs,)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        (runs,) = self._runs
-        held, reference = runs.batch(rows.tolist())
-        edits = runs.edits(held.batch)
-        if not self.training:
-            return self.objective.losses(runs.bridge, held, edits, reference)
-        penalties: list[Tensor] = []
-        watched = [replace(edit, dropout=self.dropout, watch=self._penalise(edit, held, penalties)) for edit in edits]
-        losses = self.objective.losses(runs.bridge, held, watched, reference)
-        if not penalties:
-            return losses
-        # An objective may run the cone more than once (RePS); the penalty is the mean of its runs.
-        per_row = torch.stack([penalty.to(losses) for penalty in penalties]).sum(dim=0) * len(edits) / len(penalties)
-        per_example = per_row.view(len(losses), -1).mean(dim=1)
-        return losses + self.l1 * self.objective.weights(held.batch).to(losses) * per_example
-
-    def _penalise(self, edit: Edit, held: Held, penalties: list[Tensor]) -> Watch | None:
-        if not self.l1:
-            return None
-        n_rows = len(held.batch)
-        return lambda tokens, example: penalties.append(edit.intervention.l1(tokens, example, n_rows))
-
-    @torch.no_grad()
-    def first_site_not_finite(self, rows: Tensor) -> str:
-        """Where the loss of these examples stops being finite, as edits are put on one after the other."""
-        (runs,) = self._runs
-        held, reference = runs.batch(rows.tolist())
-        edits = runs.edits(held.batch)
-        for count in range(len(edits) + 1):
-            try:
-                losses = self.objective.losses(runs.bridge, held, edits[:count], reference)
-            except ValueError:
-                break
-            if not bool(losses.isfinite().all()):
-                break
-        return "the base model itself, without any edit" if count == 0 else edits[count - 1].hook_name
 
 
 @final

@@ -15,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerFast
 
 import reftlens as rl
-from reftlens.cone.run import Held
+from reftlens.cone.hold import Held
 from reftlens.cone.store import InMemory
 from reftlens.data import Batch
 from reftlens.edit.hooks import Edit

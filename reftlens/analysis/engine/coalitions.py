@@ -17,8 +17,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.engine.sweep import TOKENS
 from reftlens.analysis.metrics import Metric, require_pairs_of
+from reftlens.cone.hold import boundary_of, run_cone
 from reftlens.cone.recording import record, rows_that_fit
-from reftlens.cone.run import boundary_of, run_cone
 from reftlens.data import Batch
 from reftlens.edit.hooks import Edit
 

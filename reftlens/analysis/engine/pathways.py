@@ -21,8 +21,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import canonical_hook, hooked
+from reftlens.cone.hold import hold_from, run_cone
 from reftlens.cone.recording import repeated
-from reftlens.cone.run import hold_from, run_cone
 from reftlens.data import Batch
 
 UNITS = ("mlp.hook_post", "attn.hook_z")

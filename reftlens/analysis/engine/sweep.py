@@ -33,8 +33,8 @@ from reftlens.bridge import (
     resid_pre_inside,
     written_whole,
 )
+from reftlens.cone.hold import run_cone
 from reftlens.cone.recording import Recording, joining, rows_that_fit
-from reftlens.cone.run import run_cone
 from reftlens.edit.hooks import Edit
 
 TOKENS, COLUMNS = 1024, 3

@@ -11,10 +11,10 @@ only ever data: nothing in it is executed or unpickled, no path is made from wha
 `ValueError` before memory is given to it.
 """
 
+from reftlens.edit.checkpoint.base_match import stamp
 from reftlens.edit.checkpoint.files import CONFIG_NAME, TENSORS_NAME
 from reftlens.edit.checkpoint.hub import upload
 from reftlens.edit.checkpoint.layout import Pairs, require_savable
 from reftlens.edit.checkpoint.saved import base_named, load, save
-from reftlens.edit.checkpoint.stamp import stamp
 
 __all__ = ["CONFIG_NAME", "TENSORS_NAME", "Pairs", "base_named", "load", "require_savable", "save", "stamp", "upload"]

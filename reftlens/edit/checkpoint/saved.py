@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.edit.checkpoint.base_match import refuse_mismatch, stamp
 from reftlens.edit.checkpoint.card import write_card
 from reftlens.edit.checkpoint.files import CONFIG_NAME, read_config, read_tensors, write
 from reftlens.edit.checkpoint.hub import fetch
 from reftlens.edit.checkpoint.layout import Pairs, from_document, to_document
-from reftlens.edit.checkpoint.stamp import refuse_mismatch, stamp
 from reftlens.files.folder import Replacement
 from reftlens.files.reading import consistently
 from reftlens.files.seal import warn_unchecked

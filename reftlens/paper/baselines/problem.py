@@ -15,7 +15,7 @@ from typing import final
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.cone.run import hold, run_cone
+from reftlens.cone.hold import hold, run_cone
 from reftlens.data import IGNORE, encode
 from reftlens.edit.reft import Reft
 from reftlens.paper.tasks import Record, Task, evaluate

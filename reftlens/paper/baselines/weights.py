@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.cone.run import hold
+from reftlens.cone.hold import hold
 from reftlens.paper.baselines.base import Method, unfrozen
 from reftlens.training.objectives import Objective
 from reftlens.training.objectives.base import Example

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import require_causal
-from reftlens.cone.run import Held
+from reftlens.cone.hold import Held
 from reftlens.data import IGNORE, Batch
 from reftlens.data.chat import split_conversation
 from reftlens.data.texts import Message, is_conversation

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.cone.run import Held, run_cone
+from reftlens.cone.hold import Held, run_cone
 from reftlens.data import IGNORE, Batch, encode
 from reftlens.edit.hooks import Edit
 from reftlens.training.objectives.base import Example, Objective, completion_logprobs, predictions, widened

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import fingerprint
-from reftlens.cone.run import Held, run_cone
+from reftlens.cone.hold import Held, run_cone
 from reftlens.data import IGNORE, Batch, encode
 from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import is_causal, watch_last_hidden
-from reftlens.cone.run import Held, hold, run_cone
+from reftlens.cone.hold import Held, hold, run_cone
 from reftlens.data import Batch, batches_by_length, encode, token_counts
 from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.cone.run import Held, run_cone
+from reftlens.cone.hold import Held, run_cone
 from reftlens.data import IGNORE, Batch, encode
 from reftlens.edit.hooks import Edit
 from reftlens.numbers import require_number

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.cone.run import Held
+from reftlens.cone.hold import Held
 from reftlens.data import Batch, encode
 from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft

@@ -9,7 +9,7 @@ from reftlens.plot.labels import star
 from reftlens.results import TokenMap
 
 
-def token_map(result: TokenMap, *, title: str = "") -> Figure:
+def effect_map(result: TokenMap, *, title: str = "") -> Figure:
     """Draws a map over rows and tokens; the earliest row is at the bottom, subject tokens carry a star.
 
     Colours are symmetrical around zero. Cells show their numbers where these fit; cells that are not finite stay grey.

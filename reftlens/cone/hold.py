@@ -26,7 +26,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import is_causal
-from reftlens.cone.held import Held, boundary_of, cut, run_cone, whole
+from reftlens.cone.light_cone import Held, boundary_of, cut, run_cone, whole
 from reftlens.cone.proof import parts_of
 from reftlens.data import Batch
 from reftlens.edit.hooks import Edit
