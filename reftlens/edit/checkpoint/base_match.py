@@ -1,4 +1,7 @@
-"""What fixes the coordinates of an edit: the base model, its weights, its tokenizer, and how all of it was run."""
+"""The stamp of the base that an edit was trained on; a saved edit is refused on a base that does not match it.
+
+The stamp names the model, its weights, its tokenizer, and how all of it was run: these fix the coordinates of an edit.
+"""
 
 from __future__ import annotations
 
