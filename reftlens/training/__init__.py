@@ -1,1 +1,1 @@
-"""Training an edit: settings and loop (`train`), what is minimized (`objectives`), and what is kept between steps."""
+"""Training of edits: settings and loop (`train`), losses (`objectives`), cached base runs and checkpoints."""

@@ -1,8 +1,9 @@
-"""The base runs of a training set: made once, kept up to a budget, put together into batches.
+"""Caches the base runs of a training set, up to a memory budget, and joins them into batches.
 
-Training runs each batch's light cone alone. What the cone needs of the base (`cone.Held`) is the same in every epoch,
-so it is held for each example by itself, and `join` lines examples up at their cones' first column. One example at a time also in making them: then a run does
-not depend on its neighbours, and training is the same to the bit whatever was kept.
+Training runs only the light cone of each batch. The part of the base run that the cone needs (`cone.Held`) is the same in
+every epoch, so it is cached per example. `join` aligns the examples at the first column of their cones. Base runs are
+also computed one example at a time. A cached run then does not depend on the other examples of a batch, and training is
+bit-identical whatever is cached.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from reftlens.training.objectives import Objective
 from reftlens.training.objectives.base import Example
 
 _ENCODED = 4096
-"""Examples whose tokens are remembered. Of more, tokenizing again is little beside running a model that large."""
+"""Number of examples whose tokens are cached. Tokenizing again is cheap compared with a forward pass."""
 
 
 @final
@@ -43,24 +44,24 @@ class BaseRuns:
         *,
         store: InMemory | OnDisk,
     ) -> None:
-        """Runs nothing yet.
+        """Stores the settings; `build` and `batch` run the model.
 
         Args:
             bridge: the base.
-            reft: the edit; its sites decide what is held, its weights do not matter. None where nothing is edited.
-            objective: says how an example becomes tokens, and what it is compared with.
+            reft: the edit. Its sites decide what is cached; its weights do not matter. None if nothing is edited.
+            objective: encodes examples and gives their reference values.
             examples: from `objective.read`.
-            store: keeps runs. What does not fit is run again each time, without gradient.
+            store: the cache. Runs that do not fit are computed again each time, without gradient.
         """
         self.bridge, self.reft, self.objective, self.examples = bridge, reft, objective, examples
         self.store = store
         self._encode = lru_cache(maxsize=_ENCODED)(self._encode_one)
 
     def build(self, rows: Sequence[int], *, progress: bool = False) -> int:
-        """Makes and keeps the runs of these examples, until no more fit.
+        """Computes and caches the runs of these examples until the cache is full.
 
         Returns:
-            How many are kept.
+            The number of cached runs.
         """
         if self.store.max_bytes == 0:
             return 0
@@ -70,7 +71,7 @@ class BaseRuns:
         return len(rows)
 
     def batch(self, rows: Sequence[int]) -> tuple[Held, Tensor | None]:
-        """Some examples as one batch, and what they are compared with."""
+        """Returns the held runs of these examples as one batch, and their reference values if there are any."""
         runs = []
         for row in rows:
             run = self.store.get(row)
@@ -85,7 +86,7 @@ class BaseRuns:
         return join(helds), torch.cat(references) if references else None
 
     def edits(self, batch: Batch) -> list[Edit]:
-        """The edit on one batch; no edits where there is none."""
+        """Returns the edits on one batch; an empty list if nothing is edited."""
         return [] if self.reft is None else self.reft.edits(batch)
 
     def _encode_one(self, row: int) -> Batch:

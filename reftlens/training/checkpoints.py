@@ -1,8 +1,8 @@
-"""The folder of a training run: what was trained (`training.json`) and its checkpoints, each written whole or not at all.
+"""The folder of a training run: its identity (`training.json`) and its checkpoints, each written atomically.
 
-A checkpoint is written under another name and renamed when it is complete, and renamed away before it is deleted. So
-whatever is called `checkpoint-N` can be resumed from, at whatever moment a process was killed. It is published with the
-digests of its files (`files.seal`), and training goes on only from one that still has them.
+A checkpoint is written under a temporary name and renamed once it is complete. Before deletion it is renamed again. So
+every folder called `checkpoint-N` can be resumed from, whenever a process was killed. A checkpoint is published with the
+checksums of its files (`files.seal`), and training resumes only from one whose checksums match.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 IDENTITY_NAME = "training.json"
 _WRITING, _DELETING = ".writing", ".deleting"
 _SEALED = {"checkpoints": "sealed"}
-"""In `training.json`: a checkpoint without its digests is then a damaged one."""
+"""Entry of `training.json` that makes a checkpoint without checksums count as damaged."""
 _ADDED = ("computation", "tokens", *_SEALED)
-"""Parts of an identity that runs of earlier versions do not have."""
+"""Parts of an identity that earlier versions did not record."""
 _NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state*.pth")
 
 
@@ -36,22 +36,22 @@ class TrainingFolder:
     """A folder for one training run, which may be interrupted and resumed."""
 
     def __init__(self, directory: Path | str) -> None:
-        """Args: directory: made if it is not there."""
+        """Args: directory: created if it does not exist."""
         self.directory = Path(directory).absolute()
 
     def begin(self, identity: Mapping[str, str], *, resume: bool) -> Path | None:
-        """Makes the folder ready and finds where to go on.
+        """Prepares the folder and finds the checkpoint to resume from.
 
         Args:
-            identity: what a resumed run must have in common with the interrupted one, by name.
-            resume: go on from the newest whole checkpoint, or from the start where there is none at all.
+            identity: name -> value of everything that a resumed run must share with the interrupted one.
+            resume: resume from the newest undamaged checkpoint, or start from scratch if there are no checkpoints.
 
         Returns:
-            That checkpoint; None to begin at the start. The log names newer ones that are damaged.
+            That checkpoint; None to start from scratch. The log lists newer checkpoints that are damaged.
 
         Raises:
-            ValueError: if another run is there, one that is not to be resumed, or one whose checkpoints are all damaged.
-            OSError: if it cannot be written.
+            ValueError: If the folder holds another run, holds a run and `resume` is False, or all its checkpoints are damaged.
+            OSError: If the folder cannot be written.
         """
         known = self.directory / IDENTITY_NAME
         if self.directory.exists() and any(self.directory.iterdir()):
@@ -70,10 +70,10 @@ class TrainingFolder:
         return self._newest_whole()
 
     def identity(self) -> dict[str, str]:
-        """What the run that is there recorded of itself; empty where there is none.
+        """Returns the identity recorded in the folder; empty if there is none.
 
         Raises:
-            ValueError: if it is damaged.
+            ValueError: If the record is damaged.
         """
         known = self.directory / IDENTITY_NAME
         if not known.is_file():
@@ -84,10 +84,10 @@ class TrainingFolder:
             raise ValueError(f"{known} is damaged: choose another output_dir") from error
 
     def require_whole(self, place: Path) -> None:
-        """Refuses a damaged checkpoint.
+        """Raises if a checkpoint is damaged.
 
         Raises:
-            ValueError: if it is one.
+            ValueError: If the checkpoint is damaged.
         """
         reason = self._why_broken(place)
         if reason is not None:
@@ -124,7 +124,7 @@ class TrainingFolder:
         return None
 
     def _why_best_is_broken(self, place: Path) -> str | None:
-        """A run with a validation set ends with its best checkpoint, and needs that one too."""
+        """Checks the best checkpoint as well, which a run with a validation set loads at its end."""
         try:
             step = json.loads((place / "trainer_state.json").read_text(encoding="utf-8")).get("best_global_step")
         except (OSError, ValueError, AttributeError, RecursionError) as error:
@@ -135,21 +135,21 @@ class TrainingFolder:
         return None if reason is None else f"its best one, checkpoint-{step}, is: {reason}"
 
     def checkpoint(self, step: int) -> Path:
-        """Where the checkpoint of a step is, or was."""
+        """Returns the path of the checkpoint of a step, which need not exist."""
         return self.directory / f"checkpoint-{step}"
 
     def last(self) -> Path | None:
-        """The newest checkpoint, whole or not; None if there is none."""
+        """Returns the newest checkpoint, damaged or not; None if there is none."""
         found = get_last_checkpoint(str(self.directory)) if self.directory.is_dir() else None
         return None if found is None else Path(found)
 
     @property
     def writing(self) -> Path:
-        """Where a checkpoint is written."""
+        """The folder in which a checkpoint is written before it is published."""
         return self.directory / _WRITING
 
     def publish(self, name: str) -> Path:
-        """Gives a complete checkpoint in `writing` its digests and its place."""
+        """Adds checksums to a complete checkpoint in `writing` and moves it to its final path."""
         seal(self.writing / name)
         for file in (self.writing / name).rglob("*"):
             if file.is_file():

@@ -1,13 +1,14 @@
-"""LoFiT: find the heads that matter by learning to scale them, then learn a push on those alone (arXiv:2406.01563).
+"""LoFiT: selects attention heads by learned scales, then trains a vector on the selected heads (arXiv:2406.01563).
 
     scales = scale_heads(bridge, positions=All())          # a factor for each coordinate of every head
     train(bridge, scales, examples, TrainConfig(l1=1e-3))  # the loss + l1 times the sum of |factor - 1|
-    heads = strongest_heads(scales, 8)                     # by the length of what was learned
+    heads = strongest_heads(scales, 8)                     # by the norm of (factor - 1)
     pushes = push_heads(bridge, heads, positions=All())
-    train(bridge, pushes, examples)                        # the edit that is kept
+    train(bridge, pushes, examples)                        # the final edit
 
-(Yin et al. 2024.) The L1 term, whose strength depends on model and data, leaves most factors at 1, so that few heads
-stand out. A large scale is not evidence that a head holds anything: it is where scaling helped this loss.
+(Yin et al. 2024.) The L1 term keeps most factors at 1, so that few heads stand out. The right strength of this term
+depends on the model and the data. A large scale is not evidence that a head stores anything. It only shows that scaling
+the head reduced this loss.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Head = tuple[int, int]
 def scale_heads(
     bridge: TransformerBridge, *, positions: Positions | str, layers: Sequence[int] | Literal["all"] = "all"
 ) -> Reft:
-    """A trainable factor for each coordinate of every head's output (`attn.hook_z`), all 1 at the start.
+    """Makes a trainable factor for each coordinate of every head's output (`attn.hook_z`), all initialised to 1.
 
     Args:
         bridge: the base.
@@ -43,14 +44,14 @@ def scale_heads(
 
 
 def strongest_heads(scales: Reft, k: int) -> list[Head]:
-    """The k heads whose learned factors are furthest from 1, furthest first.
+    """Returns the k heads whose learned factors are furthest from 1, in descending order.
 
     Args:
-        scales: from `scale_heads`, trained.
-        k: how many.
+        scales: a trained edit from `scale_heads`.
+        k: number of heads.
 
     Raises:
-        ValueError: if k is not between 1 and the number of scaled heads, or an edit is not a scale of one head.
+        ValueError: If k is not between 1 and the number of scaled heads, or an edit is not a scale of one head.
     """
     lengths: list[tuple[float, Head]] = []
     for site, intervention in scales:
@@ -66,7 +67,7 @@ def strongest_heads(scales: Reft, k: int) -> list[Head]:
 
 
 def push_heads(bridge: TransformerBridge, heads: Sequence[Head], *, positions: Positions | str) -> Reft:
-    """A trainable push on each of these heads, zero at the start.
+    """Makes a trainable vector for each of these heads, added to its output and initialised to zero.
 
     Args:
         bridge: the base.
@@ -74,7 +75,7 @@ def push_heads(bridge: TransformerBridge, heads: Sequence[Head], *, positions: P
         positions: edited tokens.
 
     Raises:
-        ValueError: if the model has no such head, or none is given.
+        ValueError: If the model does not have one of the heads, or no head is given.
     """
     return _at_heads(bridge, heads, positions, SteeringVector)
 

@@ -15,7 +15,7 @@ from reftlens.training.base_runs import BaseRuns
 
 
 def require_frozen(bridge: TransformerBridge) -> None:
-    """Refuses a base that training an edit would change with it.
+    """Raises if training an edit would also train the base.
 
     Raises:
         ValueError: If parameters of the base require gradients.
@@ -31,13 +31,13 @@ def require_frozen(bridge: TransformerBridge) -> None:
 
 @final
 class EditLoss(nn.Module):
-    """The edit and its objective as a module that gives the loss of each example."""
+    """A module that holds the edit and its objective, and returns the loss of each example."""
 
     def __init__(self, runs: BaseRuns, *, dropout: float, l1: float, train_base: bool = False) -> None:
-        """Args: dropout: of edited states. l1: factor of the edits' L1 terms. Both in train mode only.
+        """Args: dropout: of edited states. l1: factor of the edits' L1 terms. Both apply in train mode only.
 
         Raises:
-            ValueError: If l1 is not 0 and an edit has no such term, or the base is not frozen and not to be trained.
+            ValueError: If l1 is not 0 and an edit has no L1 term, or the base is not frozen and `train_base` is False.
         """
         super().__init__()
         if not train_base:
@@ -50,7 +50,7 @@ class EditLoss(nn.Module):
             for _, intervention in runs.reft or ():
                 nothing = torch.zeros(0, intervention.d_model, device=device)
                 intervention.l1(nothing, torch.zeros(0, dtype=torch.long, device=device), n_examples=0)
-        # In a tuple, so that nothing of the base could become part of this module.
+        # A tuple keeps the base from being registered as a submodule.
         self._runs = (runs,)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class EditLoss(nn.Module):
         losses = self.objective.losses(runs.bridge, held, watched, reference)
         if not penalties:
             return losses
-        # An objective may run the cone more than once (RePS); the penalty is the mean of its runs.
+        # An objective may run the cone more than once (RePS). The penalty is the mean over these runs.
         per_row = torch.stack([penalty.to(losses) for penalty in penalties]).sum(dim=0) * len(edits) / len(penalties)
         per_example = per_row.view(len(losses), -1).mean(dim=1)
         return losses + self.l1 * self.objective.weights(held.batch).to(losses) * per_example
@@ -77,7 +77,7 @@ class EditLoss(nn.Module):
 
     @torch.no_grad()
     def first_site_not_finite(self, rows: Tensor) -> str:
-        """Where the loss of these examples stops being finite, as edits are put on one after the other."""
+        """Adds edits one at a time and returns the site at which the loss of these examples stops being finite."""
         (runs,) = self._runs
         held, reference = runs.batch(rows.tolist())
         edits = runs.edits(held.batch)

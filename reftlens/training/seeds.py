@@ -1,4 +1,4 @@
-"""Edits trained again from other first weights and in another order, also of other ranks or at other layers.
+"""Retrains edits from other initialisations and in another order of examples, also at other ranks or layers.
 
 trained = train_seeds(bridge, {"rank 2": narrow, "rank 8": wide}, examples, config, seeds=(0, 1))
 agreement(bridge, trained, held_out)                # every pair of the four
@@ -24,21 +24,21 @@ def train_seeds(
     *,
     seeds: Sequence[int] = (0, 1, 2),
 ) -> dict[str, Reft]:
-    """Trains fresh copies of an edit; compare them by `analysis.agreement`.
+    """Trains a fresh copy of an edit for each seed; compare them with `analysis.agreement`.
 
     Args:
         bridge: the frozen base.
-        reft: gives sites, kinds and ranks, and is left as it is, trained or not; or several by name, which differ in rank or
-            layers, say.
-        examples: (prompt, completion) pairs; with `analysis.permuted_labels`, a null.
+        reft: the edit to copy: its sites, classes and ranks, not its weights. It is not changed. Or a mapping of names to
+            edits, which may differ in rank or layers.
+        examples: (prompt, completion) pairs. Examples from `analysis.permuted_labels` give a null.
         config: settings; its seed is replaced.
-        seeds: one for each copy: of its first weights and of the order of examples.
+        seeds: one per copy. Each sets the initialisation and the order of examples.
 
     Returns:
-        "seed 0" -> the trained copy, and so on; of several edits "name, seed 0".
+        "seed 0" -> the trained copy, and so on; for several edits, "name, seed 0".
 
     Raises:
-        ValueError: if a seed is given twice.
+        ValueError: If a seed is given twice.
     """
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"the seeds must differ, got {tuple(seeds)}: a repeated one trains the same edit twice")

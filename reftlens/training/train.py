@@ -1,9 +1,9 @@
-"""Training an edit: the base stays frozen, and each step runs the edit's light cone alone.
+"""Trains an edit on a frozen base. Each step runs only the edit's light cone.
 
-The loop is `transformers.Trainer` (see `trainer`), so schedules, accumulation, clipping, mixed precision, several
-processes and callbacks are its own. What the cones need of the base is run once and held between epochs (`base_runs`):
-exact, and several times cheaper when the edit is late or at the last tokens. What is learned is the objective's to say
-(`objectives`): completions after prompts, if no other is given.
+The loop is `transformers.Trainer` (see `trainer`). It provides schedules, accumulation, clipping, mixed precision,
+multiple processes and callbacks. The parts of the base run that the cones need are computed once and cached between
+epochs (`base_runs`). The results are exact, and training is several times cheaper when the edit is late or at the last
+tokens. The objective defines the loss (`objectives`); the default is cross-entropy on the completion tokens.
 """
 
 from __future__ import annotations
@@ -65,42 +65,43 @@ class TrainConfig:
     lr: float = 9e-4
     """Peak learning rate."""
     weight_decay: float = 0.0
-    """AdamW's decay; of biases and of an orthonormal R there is none."""
+    """AdamW's decay. Biases and an orthonormal R are never decayed."""
     warmup_ratio: float = 0.0
-    """Part of all steps over which the rate rises from zero."""
+    """Fraction of all steps over which the learning rate rises from zero."""
     schedule: str = "linear"
     """Name of a `transformers` schedule: "linear", "cosine", "constant_with_warmup", ..."""
     gradient_accumulation: int = 1
-    """Forward passes for each step of the optimiser; the loss is a mean over all of them together."""
+    """Forward passes per optimiser step. The loss is the mean over all of them."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """Gradients are clipped to this norm."""
     dropout: float = 0.0
-    """Part of the coordinates of each edited state that a training step sets to zero (the rest is scaled up). As in the
-    paper's code it falls on the whole state, not on the edit's change; validation and use are without it."""
+    """Fraction of the coordinates of each edited state that a training step sets to zero (the rest is scaled up). As in
+    the paper's code, it applies to the whole state, not to the edit's change. Validation and inference do not use it."""
     l1: float = 0.0
-    """Factor of the edits' L1 terms (`Intervention.l1`: ReFT-r1's scores, the scales of LoFiT), added to each example's
-    loss per weight, summed over sites. `TrainLog.loss` counts it; validation does not."""
+    """Factor of the edits' L1 terms (`Intervention.l1`: ReFT-r1 scores, LoFiT scales), added to each example's loss per
+    weight and summed over sites. `TrainLog.loss` includes it; the validation loss does not."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """"bfloat16" runs a float32 base under autocast. A base that was loaded in bfloat16 needs nothing here."""
+    """"bfloat16" runs a float32 base under autocast. A base loaded in bfloat16 does not need this setting."""
     hold_bytes: int = 2**30
-    """Memory for base runs, on the base's device and in each process. 0 holds none: slower, the same result."""
+    """Memory for cached base runs in bytes, on the base's device and in each process. 0 disables the cache: training is
+    slower, and the result is the same."""
     hold_dir: str | Path | None = None
-    """Folder for base runs instead of memory; kept, and used again by a run on the same model, data and sites. Not used
-    while hooks of others are on the model, and not written to any more once the disk is full: the log says so."""
+    """Folder that caches base runs on disk. A later run on the same model, data and sites reuses it. It is not used
+    while the model has other hooks, and writing stops once the disk is full. The log reports both."""
     hold_dir_bytes: int = 2**36
-    """How large that folder may grow."""
+    """Maximum size of that folder in bytes."""
     output_dir: str | Path | None = None
-    """Folder for checkpoints; none are kept without it."""
+    """Folder for checkpoints. None keeps no checkpoints."""
     save_every: int | None = None
-    """Steps between checkpoints, and between looks at the validation set; None is once an epoch."""
+    """Steps between checkpoints, and between validations. None: once per epoch."""
     keep_checkpoints: int = 2
-    """How many of the newest are kept, and the best besides."""
+    """Number of newest checkpoints to keep, besides the best one."""
     resume: bool = False
-    """Go on from the newest whole checkpoint in `output_dir`; the log names newer ones that are damaged."""
+    """Resume from the newest undamaged checkpoint in `output_dir`. The log lists newer ones that are damaged."""
     patience: int | None = None
-    """Stop after so many looks at the validation set without a better one; None goes on to the end."""
+    """Stop after this many validations without improvement. None trains to the end."""
     report_to: str = "none"
-    """Where `transformers` logs to: "tensorboard", "wandb", ..."""
+    """The `transformers` logger: "tensorboard", "wandb", ..."""
     seed: int = 42
     """Order of the examples."""
     progress: bool = True
@@ -137,13 +138,13 @@ _RESULT = (
     "epochs", "batch_size", "lr", "weight_decay", "warmup_ratio", "schedule", "gradient_accumulation", "max_grad_norm",
     "dropout", "l1", "precision", "save_every", "patience", "seed",
 )  # fmt: skip
-"""Settings that change what comes out, which a resumed run must share."""
+"""Settings that change the result. A resumed run must have the same values."""
 
 
 @final
 @dataclass(frozen=True)
 class TrainLog:
-    """What happened in a training run."""
+    """The loss and learning rate of each step of a training run, and its validation losses."""
 
     loss: tuple[float, ...]
     """Mean loss at each step, in `unit`."""
@@ -151,14 +152,14 @@ class TrainLog:
     """Learning rate at each step."""
     config: TrainConfig
     validation: tuple[tuple[int, float], ...] = ()
-    """(step, mean loss) at each look at the validation set."""
+    """(step, mean loss) of each validation."""
     best_step: int | None = None
-    """The step whose edit was kept, where there was a validation set."""
+    """The step whose edit was kept, if there was a validation set."""
     unit: str = "nats per token"
-    """Of the losses: what the objective adds up, and over what it takes the mean."""
+    """Unit of the losses, such as nats per token."""
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each step; validation where there was a look at it."""
+        """Returns one row per step, with the validation loss at the steps that have one."""
         seen = dict(self.validation)
         steps = range(1, len(self.loss) + 1)
         validation = [seen.get(step, float("nan")) for step in steps]
@@ -186,28 +187,32 @@ def train(
 ) -> TrainLog:
     """Trains an edit in place.
 
-    Under `torchrun` or `accelerate launch` each process trains on its part of every batch, on CPUs by gloo; call it in
-    each of them, with a bridge on that process's own device. The result is that of one process with batches as large
-    as theirs together, where the number of examples is a multiple of that size.
+    Under `torchrun` or `accelerate launch`, each process trains on its part of every batch (with gloo on CPUs). Call
+    `train` in each process, with a bridge on that process's device. The result equals that of one process whose batches
+    have the combined size, if the number of examples is a multiple of that size.
 
     Args:
         bridge: the frozen base.
-        reft: the edit; changed in place. None where something else is trained: the objective's head, or, with `train_base`,
-            parameters of the base.
-        examples: (prompt, completion) pairs, or a `datasets.Dataset` with these columns; other objectives have other
+        reft: the edit; changed in place. None if only something else is trained: the objective's head or, with
+            `train_base`, parameters of the base.
+        examples: (prompt, completion) pairs, or a `datasets.Dataset` with these columns. Other objectives have other
             `fields`.
         config: settings.
-        objective: what to learn; `Completion()` if not given. Its own parameters are trained as well.
-        validation: more examples, never trained on. The edit with the lowest loss on them is the one that is kept.
-        callbacks: of `transformers`, besides those of this package.
-        train_base: also train the parameters of the base that require gradients, as the baselines do. Otherwise a base with
-            such parameters is refused.
+        objective: the loss; `Completion()` by default. Its own parameters are trained as well.
+        validation: held-out examples. `train` keeps the edit with the lowest loss on them.
+        callbacks: `transformers` callbacks, in addition to those of this package.
+        train_base: also train the parameters of the base that require gradients, as the baselines do. If False, a base
+            with such parameters raises `ValueError`.
+
+    Returns:
+        The losses and learning rates of all steps.
 
     Raises:
-        ValueError: for a base that is not frozen, no examples, a malformed or too long one, positions that no prompt has, an edit that
-            could not be loaded once it is saved, a model that the objective does not fit, nothing that is trained, or a folder that belongs to another run.
-        FloatingPointError: if a loss or a gradient is not finite; it names the step and the site, and the optimiser
-            has not used it.
+        ValueError: If the base is not frozen, there are no examples, an example is malformed or too long, no prompt has
+            the edited positions, the saved edit could not be loaded again, the objective does not support the model,
+            nothing would be trained, or the folder belongs to another run.
+        FloatingPointError: If a loss or a gradient is not finite. The message names the step and the site. The optimiser
+            has not used the value.
     """
     require_bridge(bridge, "train")
     objective = Completion() if objective is None else objective
@@ -227,7 +232,7 @@ def train(
             raise ValueError("several processes share the best checkpoint: pass output_dir in TrainConfig")
         identity = {**_identity(bridge, reft, objective, read), "tokens": tokens}
         if not folder.identity().get("weights", EXACT).startswith(EXACT):
-            # The run that is there was begun by an earlier version.
+            # An earlier version, with a sampled fingerprint, began this run.
             identity["weights"] = sampled_fingerprint(bridge)
         with arguments.main_process_first(desc="run folder"):
             settings = {name: str(getattr(config, name)) for name in _RESULT}
@@ -267,7 +272,7 @@ def train(
 
 
 def _require_finite(reft: Reft | None, objective: Objective) -> None:
-    """Refuses the result of a last update that went wrong: no later step has looked at it."""
+    """Raises if the last update left non-finite weights, which no later step would detect."""
     sites = [] if reft is None else [(f"the edit at {site.hook_name}", edit) for site, edit in reft]
     for what, module in [*sites, ("the objective's head", objective)]:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
@@ -298,7 +303,7 @@ def _require_trained(
 def _weigh(
     bridge: TransformerBridge, reft: Reft | None, objective: Objective, examples: Sequence[Example]
 ) -> tuple[list[int], str]:
-    """What each example counts, and a digest of all their tokens; refuses a bad one before the first step, by its row."""
+    """Returns each example's weight and a checksum of all tokens. Raises for a bad example, naming its row."""
     weights: list[int] = []
     digest = hashlib.sha256()
     for row, example in enumerate(examples):
@@ -309,7 +314,7 @@ def _weigh(
         except ValueError as error:
             raise ValueError(f"example {row}: {error}") from error
         weights += objective.weights(batch).tolist()
-        # Two tokenizers with one vocabulary may still cut a text differently.
+        # Two tokenizers with the same vocabulary may still split a text differently.
         for part in (batch.tokens, batch.attention_mask, batch.prompt_mask, batch.labels):
             digest.update(f"{tuple(part.shape)}".encode() + part.cpu().contiguous().numpy().tobytes())
     return weights, digest.hexdigest()[:32]
@@ -318,7 +323,7 @@ def _weigh(
 def _identity(
     bridge: TransformerBridge, reft: Reft | None, objective: Objective, examples: Sequence[Example]
 ) -> dict[str, str]:
-    """What base runs and a resumed training depend on, apart from its settings: digests and descriptions, by name."""
+    """Returns checksums and descriptions, by name, of everything that base runs and a resumed run depend on except settings."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(json.dumps(example).encode())
@@ -346,7 +351,7 @@ def _store(
             ", ".join(attached[:3]) + (f" and {len(attached) - 3} more" if len(attached) > 3 else ""),
         )
         return InMemory(config.hold_bytes)
-    # Which edit it is does not matter to the base, only where it acts.
+    # Base runs depend on where the edit acts, not on the edit itself.
     layout = (
         "; ".join(f"{site.hook_name} at {site.positions.spec()}" for site in reft.sites) if reft is not None else ""
     )
@@ -391,11 +396,11 @@ def _arguments(
         dataloader_pin_memory=False,
         disable_tqdm=True,
         use_cpu=on_cpu,
-        # Accelerate takes a backend as the wish for several processes.
+        # Accelerate interprets any backend as a request for several processes.
         ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
     )
     if arguments.n_gpu > 1:
-        # One process works on one device (or on a base spread by device_map): no copies of the module in threads.
+        # One process uses one device (or a base spread by device_map). This disables DataParallel, which copies the module.
         arguments._n_gpu = 1
     batches = math.ceil(n_examples / (config.batch_size * arguments.world_size))
     steps = math.ceil(batches / config.gradient_accumulation) * config.epochs
@@ -417,7 +422,7 @@ def _log(trainer: EditTrainer, config: TrainConfig, objective: Objective) -> Tra
 
 
 class _Progress(TrainerCallback):
-    """A bar with the loss of each step."""
+    """Progress bar that shows the loss of each step."""
 
     def __init__(self, config: TrainConfig) -> None:
         self._shown = config.progress
@@ -444,7 +449,7 @@ class _Progress(TrainerCallback):
 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """`Trainer` seeds every global generator; the caller's are put back."""
+    """Restores the caller's random states on exit: `Trainer` seeds every global generator."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:

@@ -1,9 +1,9 @@
-"""`transformers.Trainer` for an edit: what it trains is the edit and the objective's own parameters.
+"""`transformers.Trainer` for an edit: it trains the edit and the objective's own parameters.
 
-A base with parameters that require gradients is refused, unless its training is asked for, as the baselines do. Three things
-differ from its defaults. The loss of a step is a mean over all that the step counts (completion tokens,
-say), however it was cut into accumulated batches and processes. R is never decayed. And a loss or gradient that is not
-finite stops the run before the optimiser uses it, with the step and the site where it began.
+A base with parameters that require gradients raises an error unless `train_base` is set, as the baselines do. Three
+things differ from the defaults of `Trainer`. The loss of a step is a mean over everything the step counts (such as
+completion tokens), however the step is divided into accumulated batches and processes. R is never decayed. A non-finite
+loss or gradient stops the run before the optimiser uses it, and the error names the step and the site.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from reftlens.training.checkpoints import TrainingFolder
 from reftlens.training.loss import EditLoss
 
 EDIT_NAME = "edit"
-"""Folder inside a checkpoint that `Reft.from_pretrained` loads."""
+"""Name of the folder inside a checkpoint that `Reft.from_pretrained` loads."""
 
 
 @final
 class EditTrainer(Trainer):
-    """The loop. Rows of `BaseRuns` are its data set."""
+    """The training loop. Its data set consists of row indices into `BaseRuns`."""
 
-    # The loss is a mean over the whole step.
+    # `compute_loss` already divides by the count of the whole step.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -52,7 +52,7 @@ class EditTrainer(Trainer):
         callbacks: Sequence[TrainerCallback],
         train_base: bool = False,
     ) -> None:
-        """Args: weights: of each row's loss. folder: for checkpoints. keep: how many of them, the best not counted.
+        """Args: weights: of each row's loss. folder: for checkpoints. keep: number of newest checkpoints, besides the best.
 
         train_base: whether parameters of the base that require gradients are trained too.
         """
@@ -71,7 +71,7 @@ class EditTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         left = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Orthonormal)}
-        # The base's biases and norms, which have no names here.
+        # Biases and norms of the base, which have only numbers as names in this module.
         left |= {name for name, value in model.named_parameters() if name.startswith("base.") and value.ndim < 2}
         return [name for name in super().get_decay_parameter_names(model) if name not in left]
 
@@ -88,7 +88,7 @@ class EditTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         losses = model(**inputs)
         assert num_items_in_batch is not None, "this class counts them"
-        # Processes average their gradients, and the mean is over all of them.
+        # Processes average their gradients, but the loss is a mean over the examples of all processes.
         loss = losses.sum() * self.accelerator.num_processes / num_items_in_batch
         return (loss, losses) if return_outputs else loss
 
@@ -99,7 +99,7 @@ class EditTrainer(Trainer):
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         except ValueError as error:
-            # An R that is not finite says so itself, and knows neither step nor site.
+            # A non-finite R raises its own error, which names neither the step nor the site.
             if all(bool(p.isfinite().all()) for _, intervention in self.pairs for p in intervention.parameters()):
                 raise
             raise self._diverged(f"step {step}: {error}", inputs) from error
@@ -153,7 +153,7 @@ class EditTrainer(Trainer):
             if self.runs.reft is not None:
                 self.runs.reft.save_pretrained(written / EDIT_NAME, bridge=self.runs.bridge, card=False)
             self.state.save_to_json(str(written / "trainer_state.json"))
-        # Every process has written its part before the checkpoint gets its name, and goes on after it has it.
+        # All processes write their parts before the checkpoint is published, and continue only after that.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self.folder.publish(written.name)
@@ -165,7 +165,7 @@ class EditTrainer(Trainer):
         self.folder.require_whole(Path(str(self.state.best_model_checkpoint)))
         super()._load_best_model()
 
-    # The files have the digests that were saved with them, but a folder may come from anywhere, or from an earlier version.
+    # Checksums do not rule out bad contents: the folder may come from elsewhere or from an earlier version.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with _said_clearly(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -183,7 +183,7 @@ class EditTrainer(Trainer):
 
 
 class _BestInPlace(TrainerCallback):
-    """Finds the best checkpoint of a resumed run in a folder that was moved; `Trainer` would forget it."""
+    """Finds the best checkpoint of a resumed run after its folder has moved; `Trainer` records an absolute path."""
 
     def __init__(self, folder: TrainingFolder) -> None:
         self._folder = folder
@@ -195,7 +195,7 @@ class _BestInPlace(TrainerCallback):
 
 @contextmanager
 def _disk_named(place: Path, temporary: Path) -> Iterator[None]:
-    """Inside, a checkpoint that cannot be written is an OSError that names it."""
+    """Converts a failure to write a checkpoint into an OSError that names the checkpoint."""
     try:
         yield
     except OSError as error:
@@ -204,7 +204,7 @@ def _disk_named(place: Path, temporary: Path) -> Iterator[None]:
             raise
         raise said from error
     except (RuntimeError, SafetensorError) as error:
-        # What torch and safetensors say of a full disk.
+        # Messages of torch and safetensors when the disk is full.
         if not any(part in str(error) for part in ("PytorchStreamWriter", "unexpected pos", "I/O error")):
             raise
         raise OSError(errno.ENOSPC, f"it cannot be written ({str(error).splitlines()[0]:.200})", str(place)) from error
@@ -212,7 +212,7 @@ def _disk_named(place: Path, temporary: Path) -> Iterator[None]:
 
 @contextmanager
 def _said_clearly(checkpoint: str | None) -> Iterator[None]:
-    """Inside, a checkpoint that cannot be loaded is a ValueError that names it."""
+    """Converts a failure to load a checkpoint into a ValueError that names the checkpoint."""
     try:
         yield
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, OSError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""What an edit is trained for, one objective a file: `train(bridge, reft, examples, config, objective=DPO())`."""
+"""Training losses, one objective per file: `train(bridge, reft, examples, config, objective=DPO())`."""
 
 from reftlens.arguments import explain_all
 from reftlens.training.objectives.base import Objective, completion_logprobs, predictions

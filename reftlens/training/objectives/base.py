@@ -1,7 +1,7 @@
-"""What every objective is: how an example becomes tokens, and what a batch of them costs under some edits.
+"""Base class of objectives: how an example is tokenized, and the loss of a batch under given edits.
 
-The trainer divides the losses of one step of the optimiser, summed over accumulated batches and processes, by the
-weights of its examples. So the mean does not depend on how a step was cut into batches.
+The trainer sums the losses of one optimiser step over accumulated batches and processes, and divides by the summed
+weights of the examples. So the mean does not depend on how a step is divided into batches.
 """
 
 from __future__ import annotations
@@ -31,19 +31,21 @@ class Objective(nn.Module, ABC):
     """A loss over examples. Parameters of its own, such as a classifier's head, are trained with the edit."""
 
     fields: ClassVar[dict[str, type]]
-    """Field of an example, which is also the column of a `datasets.Dataset`, -> its type."""
+    """Field of an example -> its type. Field names are also the column names of a `datasets.Dataset`."""
     unit: ClassVar[str] = "per example"
-    """Of the loss, for readers of a log."""
+    """Unit of the loss, shown in logs."""
 
     def read(self, examples: Sequence[Example | Sequence[Message]] | Dataset) -> list[Example]:
-        """The examples as tuples.
+        """Reads the examples as tuples.
 
         Args:
-            examples: tuples with these fields in order, or a `Dataset` with these columns. Where the fields are a prompt and
-                a completion, also conversations, or a `Dataset` of them in "messages": the last turn is the completion.
+            examples: tuples with these fields in order, or a `Dataset` with these columns. If the fields are a prompt and a
+                completion, conversations also work, as does a `Dataset` with a column "messages". The last turn is then
+                the completion.
 
         Raises:
-            ValueError: if there are none, a column is missing, or an example has other fields; it names the first.
+            ValueError: If there are no examples, a column is missing, or an example has other fields. The message names
+                the first such example.
         """
         names, types = tuple(self.fields), tuple(self.fields.values())
         pairs = names == ("prompt", "completion")
@@ -66,31 +68,31 @@ class Objective(nn.Module, ABC):
         return [tuple(example) for example in found]
 
     def check(self, bridge: TransformerBridge) -> None:
-        """Refuses a model that the objective cannot be computed on.
+        """Raises if the objective does not support the model.
 
         Args:
             bridge: the base.
 
         Raises:
-            ValueError: if it is one.
+            ValueError: If the model is not causal (unless a subclass supports other models).
         """
         require_causal(bridge, "train")
 
     @abstractmethod
     def encode(self, bridge: TransformerBridge, example: Example) -> Batch:
-        """The rows that one example consists of: one, or two for a preference.
+        """Encodes one example as rows of tokens: one row, or two for a preference.
 
         Args:
             bridge: gives the tokenizer.
             example: the values of `fields`.
 
         Raises:
-            ValueError: if it cannot be encoded.
+            ValueError: If the example cannot be encoded.
         """
 
     @abstractmethod
     def weights(self, batch: Batch) -> Int[Tensor, " examples"]:
-        """What each example's loss counts: its tokens, or 1.
+        """Returns the weight of each example in the mean: its number of completion tokens, or 1.
 
         Args:
             batch: the rows of some examples.
@@ -100,17 +102,17 @@ class Objective(nn.Module, ABC):
     def losses(
         self, bridge: TransformerBridge, held: Held, edits: Sequence[Edit], reference: Tensor | None
     ) -> Float[Tensor, " examples"]:
-        """The loss of each example, summed over what it is weighed by, in float32 at least.
+        """Computes the loss of each example, summed over the units that `weights` counts, in at least float32.
 
         Args:
             bridge: the base, without edits attached.
             held: the base run of these examples, from `cone.hold`.
             edits: from `reft.edits(held.batch)`.
-            reference: what `reference` gave for each example, one after the other.
+            reference: the results of `reference` for these examples, concatenated.
         """
 
     def read_at(self, batch: Batch) -> Bool[Tensor, "batch pos"]:
-        """Where the model's output is read: tokens that predict a completion token, if not overridden.
+        """Returns the tokens at which the model's output is read. By default these predict a completion token.
 
         Args:
             batch: the rows of some examples.
@@ -118,11 +120,11 @@ class Objective(nn.Module, ABC):
         return predictions(batch)
 
     def identity(self) -> str:
-        """The objective and its settings in words: what a resumed run and held base runs must share."""
+        """Describes the objective and its settings. A resumed run and cached base runs must have the same description."""
         return f"{type(self).__name__}({self.extra_repr()})"
 
     def reference(self, bridge: TransformerBridge, held: Held, example: Example) -> Tensor | None:
-        """What one example is compared with and training does not change; made once, without gradient.
+        """Computes reference values of one example that training does not change. They are computed once, without gradient.
 
         Args:
             bridge: the base, without edits attached.
@@ -133,7 +135,7 @@ class Objective(nn.Module, ABC):
 
 
 def predictions(batch: Batch) -> Bool[Tensor, "batch pos"]:
-    """The tokens whose logits predict a completion token: each lies one before it.
+    """Returns the tokens whose logits predict a completion token: each is one position before it.
 
     Args:
         batch: rows with completions.
@@ -142,14 +144,14 @@ def predictions(batch: Batch) -> Bool[Tensor, "batch pos"]:
 
 
 def completion_logprobs(logits: Float[Tensor, "n d_vocab"], batch: Batch) -> Float[Tensor, " batch"]:
-    """The log-probability of each row's completion, in nats, summed over its tokens, in float32 at least.
+    """Computes the log-probability of each row's completion in nats, summed over its tokens, in at least float32.
 
     Args:
-        logits: at `predictions(batch)`, row after row.
+        logits: at `predictions(batch)`, in row order.
         batch: the rows.
 
     Raises:
-        ValueError: for logits of another number of tokens.
+        ValueError: If the number of logits differs from the number of predicted tokens.
     """
     rows = predictions(batch).nonzero()[:, 0].to(logits.device)
     targets = batch.labels[batch.labels != IGNORE].to(logits.device)
@@ -160,12 +162,12 @@ def completion_logprobs(logits: Float[Tensor, "n d_vocab"], batch: Batch) -> Flo
 
 
 def widened(values: Tensor) -> Tensor:
-    """In float32 at least: losses of a model in half precision are computed in it."""
+    """Casts to at least float32, in which losses of half-precision models are computed."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _is(value: Any, kind: type) -> bool:
-    """Whether it is of a kind: a whole number is a real one, and a truth value is no number."""
+    """Checks the type of a field. Ints count as floats; bools do not count as numbers."""
     if kind is str and is_conversation(value):
         return True
     kinds = (int, float) if kind is float else (kind,)

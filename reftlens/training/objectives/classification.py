@@ -21,7 +21,7 @@ from reftlens.training.objectives.head import Head
 
 @final
 class Classification(Head):
-    """-log p(label | text) by a head on one token, the mean over texts."""
+    """-log p(label | text) from a head on one token, averaged over texts."""
 
     fields: ClassVar[dict[str, type]] = {"text": str, "label": int}
     unit: ClassVar[str] = "nats per example"
@@ -34,7 +34,7 @@ class Classification(Head):
             n_classes: labels are 0 to n_classes - 1.
 
         Raises:
-            ValueError: if there are fewer than two classes.
+            ValueError: If there are fewer than two classes.
         """
         require_whole_number("n_classes", n_classes, least=2)
         super().__init__(bridge, n_classes)
@@ -67,7 +67,7 @@ class Classification(Head):
         batch_size: int = 16,
         progress: bool = False,
     ) -> list[int]:
-        """The most likely class of each text.
+        """Predicts the most likely class of each text.
 
         Args:
             bridge: the base.

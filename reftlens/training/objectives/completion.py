@@ -17,7 +17,7 @@ from reftlens.training.objectives.base import Example, Objective, completion_log
 
 @final
 class Completion(Objective):
-    """-log p(completion | prompt), the mean over completion tokens."""
+    """-log p(completion | prompt), averaged over completion tokens."""
 
     fields: ClassVar[dict[str, type]] = {"prompt": str, "completion": str}
     unit: ClassVar[str] = "nats per token"
@@ -37,14 +37,14 @@ class Completion(Objective):
 
 
 def completion_loss(logits: Float[Tensor, "batch pos d_vocab"], labels: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
-    """The same loss of logits at hand: the mean over completion tokens, in nats per token, in float32 at least.
+    """Computes the completion loss from given logits: the mean over completion tokens, in nats per token, in at least float32.
 
     Args:
-        logits: of a batch, or of its columns from some place on.
+        logits: of a whole batch, or of its columns from some position on.
         labels: `batch.labels` in the same columns.
 
     Raises:
-        ValueError: if there are no completion tokens, or the logits are of other columns.
+        ValueError: If there are no completion tokens, or logits and labels cover different columns.
     """
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"wanted logits of the labels {list(labels.shape)}, got {list(logits.shape)}")

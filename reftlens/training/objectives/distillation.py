@@ -25,18 +25,18 @@ from reftlens.training.objectives.base import Example, Objective, predictions, w
 
 @final
 class Distillation(Objective):
-    """KL(teacher || edited model), the mean over the tokens that predict a completion token.
+    """KL(teacher || edited model), averaged over the tokens that predict a completion token.
 
-    The teacher's logits are held with the base runs, in the dtype it gives them: completion tokens times vocabulary.
+    The teacher's logits, `[completion tokens, d_vocab]` per example, are cached with the base runs in the teacher's dtype.
     """
 
     fields: ClassVar[dict[str, type]] = {"prompt": str, "completion": str}
     unit: ClassVar[str] = "nats per token"
 
     def __init__(self, teacher: Reft | TransformerBridge) -> None:
-        """Args: teacher: an edit of the same base, or another model with the same tokens."""
+        """Args: teacher: an edit of the same base, or another model with the same vocabulary."""
         super().__init__()
-        # In a tuple, so that the teacher is no part of what is trained and saved.
+        # A tuple keeps the teacher from being registered, trained and saved.
         self._teacher = (teacher,)
 
     def identity(self) -> str:

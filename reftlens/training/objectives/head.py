@@ -1,7 +1,7 @@
 """A head on one token's last hidden state: W_o tanh(W_d h + b_d) + b_o (Wu et al. 2024, section 3).
 
-h is the first token of an encoder such as BERT or RoBERTa, whose texts begin with their classification token, and the
-last token of the text in a causal model. Head and edit are trained together; the paper's percentages leave the head out.
+In an encoder such as BERT or RoBERTa, h is the state of the first token, the classification token. In a causal model, h is
+the state of the text's last token. Head and edit are trained together. The paper's parameter percentages exclude the head.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from reftlens.training.objectives.base import Objective
 
 
 class Head(Objective):
-    """A loss of what the head says of each text, each text weighed 1. What the outputs mean is the subclass's to say."""
+    """Base class of losses on a head's outputs. Each text has weight 1. The subclass defines what the outputs mean."""
 
     def __init__(self, bridge: TransformerBridge, n_outputs: int) -> None:
         """Makes an untrained head.
 
         Args:
             bridge: the base; gives the width, the device, and which token is read.
-            n_outputs: numbers that the head gives.
+            n_outputs: number of outputs.
         """
         super().__init__()
         self.reads_last = is_causal(bridge)
@@ -39,19 +39,19 @@ class Head(Objective):
         self.to(bridge.cfg.device)
 
     def check(self, bridge: TransformerBridge) -> None:
-        """Takes any model."""
+        """Accepts any model."""
 
     def weights(self, batch: Batch) -> Int[Tensor, " examples"]:
         return torch.ones(len(batch), dtype=torch.long, device=batch.tokens.device)
 
     def read_at(self, batch: Batch) -> Bool[Tensor, "batch pos"]:
-        """The one token of each text that the head reads."""
+        """Returns the one token of each text that the head reads."""
         columns = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
         first = batch.prompt_mask.int().argmax(dim=1)
         return columns == (batch.last_prompt_index if self.reads_last else first)[:, None]
 
     def outputs(self, bridge: TransformerBridge, held: Held, edits: Sequence[Edit]) -> Float[Tensor, "batch n_outputs"]:
-        """Of the head, under edits; gradients flow to edits and head."""
+        """Computes the head's outputs under edits. Gradients flow to the edits and the head."""
         batch, start = held.batch, held.start
         nothing = torch.zeros_like(batch.prompt_mask)
         with watch_last_hidden(bridge) as seen:
@@ -71,10 +71,11 @@ class Head(Objective):
         batch_size: int = 16,
         progress: bool = False,
     ) -> Float[Tensor, "text n_outputs"]:
-        """The same of whole texts, under an edit or, without one, on the base alone; those of a length run together.
+        """Computes the head's outputs for texts, under an edit or on the unedited base. Texts of similar length share a batch.
 
         Raises:
-            ValueError: for no texts, an empty one, one longer than the model's context, or positions that no text has.
+            ValueError: If there are no texts, a text is empty or longer than the model's context, or no text has the
+                edited positions.
         """
         if not len(texts):
             raise ValueError("there is nothing to read: the list of texts is empty")

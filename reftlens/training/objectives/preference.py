@@ -1,6 +1,6 @@
-"""Preferences: after each prompt a chosen completion and a rejected one.
+"""Preference losses: each prompt has a chosen completion c and a rejected completion r.
 
-DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7), with the base without edits as reference:
+DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7), with the unedited base as reference:
     -log sigmoid(beta [(log p(c) - log p_base(c)) - (log p(r) - log p_base(r))])
 RePS (Wu et al. 2025, arXiv:2505.20809), SimPO's length-normalised difference with a factor for each example:
     -log sigmoid(f / |c| log p(c) - 1 / |r| log p(r)),   f = max(log p_base(r) - log p_base(c), 1)
@@ -26,7 +26,7 @@ from reftlens.training.objectives.base import Example, Objective, completion_log
 
 
 class Preference(Objective):
-    """A loss over pairs of completions, each weighed 1; the base's log-probabilities of both are made once."""
+    """A loss over pairs of completions, each with weight 1. The base's log-probabilities of both are computed once."""
 
     fields: ClassVar[dict[str, type]] = {"prompt": str, "chosen": str, "rejected": str}
     unit: ClassVar[str] = "nats per pair"
@@ -45,13 +45,13 @@ class Preference(Objective):
 
 @final
 class DPO(Preference):
-    """Direct preference optimization of an edit, the mean over pairs."""
+    """Direct preference optimization of an edit, averaged over pairs."""
 
     def __init__(self, beta: float = 0.1) -> None:
-        """Args: beta: how strongly the edit is held to the base; larger is closer.
+        """Args: beta: strength of the regularisation towards the base. A larger beta keeps the edit closer to it.
 
         Raises:
-            ValueError: if beta is not above 0.
+            ValueError: If beta is not above 0.
         """
         super().__init__()
         require_number("beta", beta, above=0)
@@ -70,18 +70,18 @@ class DPO(Preference):
 
 @final
 class RePS(Preference):
-    """Reference-free preference steering, in both directions, the mean over pairs.
+    """Reference-free preference steering in both directions, averaged over pairs.
 
-    The edit is to make the chosen completion more likely, and the edit with its changes multiplied by `suppress` the
-    rejected one. (The paper suppresses by nulling out the direction of its rank-1 vector; here the same edit is turned
-    round, so that it is defined for every member of the family.)
+    The edit is trained to make the chosen completion more likely. The edit with its changes multiplied by `suppress` is
+    trained to make the rejected completion more likely. (The paper suppresses by projecting out the direction of its
+    rank-1 vector. Negating the edit's changes instead works for every intervention class.)
     """
 
     def __init__(self, suppress: float | None = -1.0) -> None:
         """Args: suppress: factor on the edit's changes in the second direction; None leaves that direction out.
 
         Raises:
-            ValueError: if it is neither None nor a finite number.
+            ValueError: If it is neither None nor a finite number.
         """
         super().__init__()
         if suppress is not None:
@@ -109,7 +109,7 @@ class RePS(Preference):
 def _preferred(
     logprobs: Float[Tensor, " batch"], reference: Float[Tensor, " batch"], lengths: Int[Tensor, " batch"]
 ) -> Float[Tensor, " examples"]:
-    """RePS in one direction: the first row of each pair is to win."""
+    """RePS in one direction: the first row of each pair is the preferred one."""
     (win, lose), (base_win, base_lose) = logprobs.view(-1, 2).T, reference.view(-1, 2).T
     n_win, n_lose = lengths.view(-1, 2).T
     factor = (base_lose - base_win).clamp(min=1.0)

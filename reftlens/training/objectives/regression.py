@@ -1,4 +1,4 @@
-"""Regression: (W_o tanh(W_d h + b_d) + b_o - target)^2, a number for each text, as in STS-B of GLUE."""
+"""Regression: (W_o tanh(W_d h + b_d) + b_o - target)^2 with one target per text, as in STS-B of GLUE."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from reftlens.training.objectives.head import Head
 
 @final
 class Regression(Head):
-    """The squared error of a head's one output, the mean over texts, in the units of the target."""
+    """Squared error of a head's single output, averaged over texts, in squared units of the target."""
 
     unit: ClassVar[str] = "squared units per example"
     fields: ClassVar[dict[str, type]] = {"text": str, "target": float}
@@ -54,7 +54,7 @@ class Regression(Head):
         batch_size: int = 16,
         progress: bool = False,
     ) -> list[float]:
-        """The number that the head gives each text, under an edit or on the base alone.
+        """Predicts a number for each text, under an edit or on the unedited base.
 
         Args:
             bridge: the base.
