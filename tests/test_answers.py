@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import reftlens as rl
 from reftlens.cone.answers import Answers
 from reftlens.edit.hooks import attach
 
+ROOT = Path(rl.__file__).parent
 TEXTS = ["The old tower stands", "The weaver speaks of the", "A city"]
 
 
@@ -66,3 +69,10 @@ def test_wanted_tokens_and_edits_that_act_nowhere(gpt2, make_reft) -> None:
     early = make_reft(hook_names=("blocks.0.hook_resid_post",), positions="f1").edits(batch)
     with pytest.raises(ValueError, match="reaches outside the held cone"):
         runs.logits(early)
+
+
+def test_no_analysis_runs_whole_passes_of_its_own() -> None:
+    """Exceptions: the activations that an edit meets, and the two runs that an interchange reads."""
+    calls = re.compile(r"(?<![\w.])(?:self\.)?bridge\(")
+    callers = {path.name for path in (ROOT / "analysis").rglob("*.py") if calls.search(path.read_text())}
+    assert callers == {"activations.py", "interchange.py"}

@@ -1,12 +1,15 @@
 """Everything this package knows about TransformerLens's bridge and its quirks: nothing else handles them.
 
-The model is a plain `TransformerBridge`, never wrapped or subclassed. What is kept here: how to load one so that it
-is frozen and in eval mode (`loading`), and how two models are told apart (`identity`); what others have attached to it
-(`attached`), and that one thread at a time does (`threads`); the names of activation points, and those where a write would be lost or only
-half done, refused with the reason (`points`), much of which is measured on the model at hand (`probe`); the middle
-of a block, which has no point of its own (`resid_mid`); the bias behind a point (`biases`); what a forward pass runs:
-from where in a cached sequence, and the logits of which tokens (`forwards`); how shortcuts are proved on a model (`proving`), and
-what padding and a cache do to it (`padding`).
+The model is a plain `TransformerBridge`, never wrapped or subclassed.
+
+- `loading`, `pretrained`: load one, frozen and in eval mode. `identity`: tell two models apart.
+- `attached`: what others have attached to it. `threads`: one thread at a time attaches.
+- `points`: names of activation points; those where a write would be lost or half done are refused with the reason. `probe`
+  measures much of this on the model at hand. `resid_mid`: the middle of a block, which has no point of its own.
+- `biases`: the bias behind a point.
+- `forwards`: what a pass runs: from which place of a cached sequence, and the logits of which tokens.
+- `caching`: the key-value cache, under both of the names that releases of transformers give it.
+- `proving`: prove a shortcut on a model. `padding`: what padding does to one, and whether cached decoding holds.
 """
 
 from reftlens.bridge.attached import foreign_hooks

@@ -83,12 +83,8 @@ def load_bridge(
         raise ValueError("hf_model is quantised and keeps the dtype it was loaded with: leave dtype out")
     model = plain_model(hf_model)
     _require_runnable(model, dtype or model.dtype)
-    place: str | None = str(device)
-    if getattr(model, "hf_device_map", None) is not None:
-        place = None
-    elif is_quantized(model):
-        place = str(model.device)
-    else:
+    place = _place(model, device)
+    if place == str(device) and not is_quantized(model):
         model = model.to(device=device, dtype=dtype or model.dtype)
     model.config.architectures = [type(model).__name__]
     if prepend_bos and _first_token(tokenizer) is None:
@@ -165,6 +161,13 @@ def revision(bridge: TransformerBridge) -> str | None:
 
 _DOUBLE = ("GPT2", "GPTNeoX", "Bert", "Roberta")
 """Beginnings of the classes whose padded batches were seen to stay finite in float64."""
+
+
+def _place(model: PreTrainedModel, device: str | torch.device) -> str | None:
+    """Where a model goes; None if it is spread over several devices."""
+    if getattr(model, "hf_device_map", None) is not None:
+        return None
+    return str(model.device) if is_quantized(model) else str(device)
 
 
 def _require_runnable(hf_model: PreTrainedModel, dtype: torch.dtype) -> None:

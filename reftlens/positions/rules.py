@@ -1,4 +1,7 @@
-"""The rules: by place in the prompt, by its text, and what follows it."""
+"""The rules: by place in the prompt, by its text, and what follows it.
+
+A rule that ships is a class here, a `case` of `from_spec` and a name in `_SHIPPED` (both in `parse`), and an export.
+"""
 
 from __future__ import annotations
 

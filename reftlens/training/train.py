@@ -108,19 +108,11 @@ class TrainConfig:
     """Show progress bars."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "gradient_accumulation", "keep_checkpoints"):
-            require_whole_number(name, getattr(self, name), least=1)
-        for name in ("save_every", "patience"):
-            if getattr(self, name) is not None:
-                require_whole_number(name, getattr(self, name), least=1)
-        for name in ("hold_bytes", "hold_dir_bytes", "seed"):
-            require_whole_number(name, getattr(self, name), least=0)
-        for name in ("lr", "max_grad_norm"):
-            require_number(name, getattr(self, name), above=0)
-        for name in ("weight_decay", "l1"):
-            require_number(name, getattr(self, name), least=0)
-        for name in ("warmup_ratio", "dropout"):
-            require_number(name, getattr(self, name), least=0, below=1)
+        for name, least in _COUNTS.items():
+            if getattr(self, name) is not None or name not in ("save_every", "patience"):
+                require_whole_number(name, getattr(self, name), least=least)
+        for name, bounds in _NUMBERS.items():
+            require_number(name, getattr(self, name), **bounds)
         for name in ("resume", "progress"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -133,6 +125,15 @@ class TrainConfig:
             raise ValueError("resume wants the output_dir of the run to go on with")
 
 
+_COUNTS = {
+    "epochs": 1, "batch_size": 1, "gradient_accumulation": 1, "keep_checkpoints": 1, "save_every": 1, "patience": 1,
+    "hold_bytes": 0, "hold_dir_bytes": 0, "seed": 0,
+}  # fmt: skip
+"""Whole numbers, and the least of each."""
+_NUMBERS: dict[str, dict[str, float]] = {
+    "lr": {"above": 0}, "max_grad_norm": {"above": 0}, "weight_decay": {"least": 0}, "l1": {"least": 0},
+    "warmup_ratio": {"least": 0, "below": 1}, "dropout": {"least": 0, "below": 1},
+}  # fmt: skip
 _RESULT = (
     "epochs", "batch_size", "lr", "weight_decay", "warmup_ratio", "schedule", "gradient_accumulation", "max_grad_norm",
     "dropout", "l1", "precision", "save_every", "patience", "seed",

@@ -1,4 +1,8 @@
-"""The stamp of an edit's base model: its weights, its tokenizer, and the settings it was run with."""
+"""The stamp of the base model that an edit was trained on. Loading raises an error on a base that does not match it.
+
+The stamp records the model, its weights, its tokenizer, and the settings it was run with. These fix the coordinates of an
+edit.
+"""
 
 from __future__ import annotations
 
