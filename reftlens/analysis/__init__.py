@@ -1,4 +1,4 @@
-"""Analyses of trained edits and of the models under them: one question a file, each returning a frozen result."""
+"""Analyses of trained edits and their base models: one question per file, each returning a frozen result."""
 
 from reftlens.analysis.ablate import ablate
 from reftlens.analysis.agreement import agreement

@@ -1,12 +1,13 @@
-"""Which sites does a trained edit need, and which would do alone? The edit with every set of its sites.
+"""Which sites does a trained edit need, and which are sufficient? Runs the edit with subsets of its sites.
 
-With v(S) the mean effect of the sites in S by themselves: alone v({i}); left out v(N) - v(N - i); and the Shapley
-value, what site i adds to those before it, mean over all orders of adding them (Shapley 1953). Shapley values sum to
-v(N), exactly when all 2^n sets are run and also when orders are sampled, since what is added along each order sums to
-v(N) (Castro et al. 2009, doi:10.1016/j.cor.2008.04.004).
+Let v(S) be the mean effect of the edit with only the sites in S. The result has v({i}) (only site i), v(N) - v(N - i)
+(without site i), and the Shapley value: the contribution of site i when it is added to the sites before it, averaged over
+all orders (Shapley 1953). Shapley values sum to v(N). This holds exactly both when all 2^n sets are run and when orders
+are sampled, because the contributions along each order sum to v(N) (Castro et al. 2009,
+doi:10.1016/j.cor.2008.04.004).
 
-A site with a small value is not proved idle: another may stand in for it, which the interactions show. The control is
-each site alone with its changes turned to random directions.
+A small value does not prove that a site is idle: another site may substitute for it, which the interactions show. The
+control is each site alone, with changes of the same norm in random directions.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from reftlens.edit.reft import Reft
 from reftlens.results import Ablation
 
 Set = frozenset[int]
-"""Sites that stay, by their place in the edit."""
+"""Indices of the sites that are kept."""
 
 _EXACT = 12
-"""Sites up to which all sets are run."""
+"""Maximum number of sites for which all subsets are run."""
 
 
 def ablate(
@@ -48,7 +49,7 @@ def ablate(
     memory_bytes: int = 1 << 30,
     progress: bool = True,
 ) -> Ablation:
-    """The effect of an edit divided up among its sites.
+    """Attributes the effect of an edit to its sites.
 
     Args:
         bridge: the base; causal.
@@ -56,13 +57,13 @@ def ablate(
         prompts: texts, conversations or one batch, without completions.
         metric: of the logits after each prompt.
         n_orders: sampled orders, for an edit of more than 12 sites.
-        n_control: random turns that the control is averaged over.
-        seed: draws orders and turns.
-        memory_bytes: about what the activations of one run may take.
+        n_control: random-direction controls to average over.
+        seed: seed of the orders and the control.
+        memory_bytes: approximate limit for the activations of one run.
         progress: show a progress bar.
 
     Raises:
-        ValueError: if there are fewer than two orders or no turns to draw.
+        ValueError: If n_orders is below 2 or n_control is below 1.
     """
     if n_orders < 2 or n_control < 1:
         raise ValueError(f"n_orders must be at least 2 and n_control at least 1, got {n_orders} and {n_control}")
@@ -101,7 +102,7 @@ def ablate(
 
 
 def _values(runs: Coalitions, edits: Sequence[Edit], sets: Sequence[Set], *, progress: str = "") -> dict[Set, float]:
-    """v of each set, mean over examples."""
+    """Computes v of each set, averaged over examples."""
     chosen = torch.zeros(len(sets), len(edits), dtype=torch.bool)
     for row, members in enumerate(sets):
         chosen[row, list(members)] = True
@@ -114,19 +115,19 @@ def _every_set(n: int) -> Iterator[Set]:
 
 
 def _pairs_left_out(n: int) -> Iterator[Set]:
-    """All sites, all but one, all but two; and each alone."""
+    """Returns the set of all sites, those without one or two sites, and the single sites."""
     everything = frozenset(range(n))
     yield from (everything - set(left) for size in range(3) for left in combinations(range(n), size))
     yield from (frozenset([i]) for i in range(n))
 
 
 def _along(order: Sequence[int]) -> Iterator[Set]:
-    """The sets that adding sites in an order goes through."""
+    """Returns the sets that arise when sites are added in an order."""
     return (frozenset(order[:size]) for size in range(len(order) + 1))
 
 
 def _added(value: Mapping[Set, float], order: Sequence[int]) -> list[float]:
-    """What each site adds along an order, by site."""
+    """Computes the contribution of each site along an order, by site."""
     steps = [value[members] for members in _along(order)]
     added = {site: after - before for site, before, after in zip(order, steps[:-1], steps[1:], strict=True)}
     return [added[site] for site in range(len(order))]
@@ -152,7 +153,7 @@ def _interactions(value: Mapping[Set, float], n: int) -> Float[Tensor, "site sit
 
 
 def _control(runs: Coalitions, reft: Reft, n_draws: int, seed: int) -> Float[Tensor, " site"]:
-    """Each site alone, turned; mean over draws."""
+    """Computes the effect of each site alone with changes in random directions, averaged over draws."""
     draws = []
     for draw in range(n_draws):
         edits = turned(reft, seed=seed + draw).edits(runs.base.batch)

@@ -1,16 +1,17 @@
-"""Would another seed, or another rank, have found the same edit? Trained edits compared pair by pair.
+"""Would training with another seed or rank find the same edit? Compares trained edits pair by pair.
 
-Three answers, in the order of what they are worth: as functions, on held-out activations of the base (relative error
-and cosine of delta; KL between the two edited models); in the data-weighted decomposition (angles of the strongest
-write directions); and in raw R, which is shown so that a reader sees why it misleads.
+There are three comparisons, the most meaningful first. As functions, on held-out activations of the base: relative error
+and cosine of delta, and the KL divergence between the two edited models. In the data-weighted decomposition: angles
+between the strongest write directions. In raw R: shown so that a reader sees why it is misleading.
 
-The null is edits of the same sites trained on shuffled answers from other first weights (`null_edits`). Edits that share
-nothing still resemble each other: they are trained at one site of one model, which is read in few directions. Turned edits
-and random subspaces do not have that in common, and no claim can rest on them. Under the null hypothesis that two edits
-share no more than that, they and the null edits are exchangeable, so p = part of all pairs that are as close is exact.
+The null consists of edits at the same sites, trained on shuffled answers from other initialisations (`null_edits`).
+Unrelated edits still resemble each other, because later layers read a site in few directions. Random-direction controls
+and random subspaces do not have this similarity, so no claim can rest on them. Under the null hypothesis that two edits
+share nothing beyond it, they and the null edits are exchangeable. So p, the fraction of all pairs that are as close, is
+exact.
 
-Layers do not share a basis: edits without a common site are compared by what the models then say, and by nothing else.
-Agreement is not evidence of truth: two seeds can agree on a shortcut.
+Layers do not share a basis. Edits without a common site are compared only by the outputs of the edited models. Agreement
+is not evidence of truth: two seeds can agree on a shortcut.
 """
 
 from __future__ import annotations
@@ -55,17 +56,17 @@ def agreement(
         bridge: the base.
         refts: name -> trained edit; at least two.
         prompts: held-out texts, conversations, pairs or batches.
-        null: edits of the same layout trained on shuffled answers from other first weights, from `null_edits`; five or
-            more, for p = .05 to be within reach. Without them nothing is claimed.
-        at: compare changes and directions at these of the edited tokens alone, such as `Last(1)`; an edit changes much
-            that nothing reads.
-        rank: directions compared by angle; if not given, the rounded effective rank of the edit that uses fewest, null
-            edits included.
-        n_null: random subspaces for the angles that chance gives untrained ones.
-        seed: draws controls and random subspaces.
+        null: edits of the same layout trained on shuffled answers from other initialisations, from `null_edits`. At least
+            five are needed to reach p = .05. Without them no claim is made.
+        at: compare changes and directions only at these edited tokens, such as `Last(1)`, because later layers do not
+            read much of what an edit changes.
+        rank: number of directions compared by angle; by default the smallest rounded effective rank among all edits,
+            including null edits.
+        n_null: random subspaces for the angles expected by chance between untrained subspaces.
+        seed: seed of the controls and random subspaces.
 
     Raises:
-        ValueError: for fewer than two edits, no batches, or null edits at other sites.
+        ValueError: If there are fewer than two edits, no batches, or null edits at other sites.
     """
     if len(refts) < 2:
         raise ValueError(f"wanted at least two edits to compare, got {len(refts)}")
@@ -87,7 +88,7 @@ def agreement(
 @final
 @dataclass(frozen=True)
 class _Ranked:
-    """How many directions are compared, and with how many random ones."""
+    """Number of directions to compare, and number of random subspaces."""
 
     rank: int | None
     n_null: int
@@ -97,11 +98,11 @@ class _Ranked:
 @final
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """All that is compared of one edit, from one pass over the batches."""
+    """The quantities of one edit that are compared, from one pass over the batches."""
 
     reft: Reft
     changes: tuple[Float[Tensor, "tokens d_model"], ...]
-    """Of each site, at every wanted token; NaN where it does not edit."""
+    """Changes of each site at every compared token; NaN where the site does not edit."""
     said: Float[Tensor, "prompts d_vocab"]
     operators: list[Operator] | None
 
@@ -113,7 +114,7 @@ class _Likeness:
     cosine: float
     kl: float
     kl_both: float
-    """In both directions."""
+    """Computes the mean of KL(p || q) and KL(q || p)."""
 
 
 def _pair(
@@ -166,7 +167,7 @@ def _pair(
 
 
 def _p(null: Sequence[float], value: float) -> float:
-    """Part of the pairs, this one included, with a distance at most as large; NaN without null pairs or distance."""
+    """Returns the fraction of pairs, including this one, with a distance at most as large; NaN without null pairs or distance."""
     if not null or value != value:
         return float("nan")
     return (1 + sum(other <= value for other in null)) / (1 + len(null))
@@ -181,7 +182,7 @@ def _hooks(a: _Seen, common: Sequence[tuple[int, int]]) -> tuple[str, ...]:
 
 
 def _like(a: _Seen, b: _Seen) -> tuple[list[tuple[int, int]], _Likeness]:
-    """The sites where both act on some token, and how like they are as functions."""
+    """Finds the sites where both edits act on a common token, and compares the edits there as functions."""
     here, pairs = [], []
     for i, j in _common(a.reft, b.reft):
         one, other = a.changes[i], b.changes[j]
@@ -195,7 +196,7 @@ def _like(a: _Seen, b: _Seen) -> tuple[list[tuple[int, int]], _Likeness]:
 
 
 def _common(a: Reft, b: Reft) -> list[tuple[int, int]]:
-    """Pairs of indices of sites at the same point; a site is used once."""
+    """Pairs the indices of sites at the same point. Each site is used once."""
     free = list(range(len(b)))
     pairs = []
     for i, site in enumerate(a.sites):
@@ -214,11 +215,11 @@ def _seen(
     *,
     decomposed: bool = True,
 ) -> _Seen:
-    """Changes are of activations of the base, which no edit has touched."""
+    """Computes changes on unedited activations of the base."""
     found: list[list[Tensor]] = [[] for _ in reft.sites]
     for batch in batches:
         wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
-        # A change is computed from all that its own edit reads, also where only some of its tokens are compared.
+        # A change may depend on tokens that are not compared, so it is computed from all tokens that its edit reads.
         seen = edited_activations(bridge, reft.scaled(0.0), batch)
         for edit, (_, h), parts in zip(reft.edits(batch), seen, found, strict=True):
             change = edit.change(h).double()
@@ -234,7 +235,7 @@ def _seen(
 
 
 def _compare(pairs: Sequence[tuple[Tensor, ...]]) -> tuple[float, float]:
-    """Relative error over all sites together, and mean cosine over all their tokens."""
+    """Computes the relative error over all sites together, and the mean cosine over all their tokens."""
     if not pairs:
         return float("nan"), float("nan")
     gap = sum(float((a - b).square().sum()) for a, b in pairs)
@@ -272,7 +273,7 @@ class _Angles:
 
 
 def _angles(a: _Seen, b: _Seen, common: Sequence[tuple[int, int]], *, rank: int, n_null: int, seed: int) -> _Angles:
-    """Mean angles over the common sites, of the decompositions and of the raw spans."""
+    """Computes mean angles over the common sites, of the decompositions and of the raw spans."""
     if a.operators is None or b.operators is None or not common:
         return _Angles()
     first, second = a.operators, b.operators

@@ -1,9 +1,9 @@
-"""A cheap first look at a patching map: attribution patching, always beside its correlation with the exact one.
+"""Attribution patching: a first-order approximation of a patching map, with its correlation with the exact map.
 
 change of the metric at a cell ~ (a_source - a_base) . d metric / d a, with the gradient at the base run (Nanda 2023;
-Syed et al. 2023, arXiv:2310.10348; on `transformer_lens.tools.analysis.attribution_patching`). Two runs forward and one
-backward give all cells of a pair. What is linear in it is lost: saturated softmaxes, and residual streams early in the
-model, are estimated badly, which only the exact map tells. So some pairs are always swept too.
+Syed et al. 2023, arXiv:2310.10348; uses `transformer_lens.tools.analysis.attribution_patching`). Two forward passes and
+one backward pass give all cells of a pair. The approximation is linear. It is poor at saturated softmaxes and at residual
+streams early in the model, and only the exact map shows where. So the exact map is always computed for some pairs.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ def attribute(
     memory_bytes: int = 1 << 30,
     progress: bool = True,
 ) -> Attribution:
-    """Estimates what `patch` measures.
+    """Estimates the map that `patch` computes exactly.
 
     Args:
         bridge: the model; causal.
         clean: texts, conversations or one batch, without completions.
-        corrupted: row for row of the same length.
+        corrupted: prompts with the same length as `clean`, row by row.
         metric: of the logits after each prompt; differentiable.
-        point: as of `patch`.
-        over: as of `patch`.
-        direction: as of `patch`.
-        n_checked: pairs, the first ones, whose exact map is swept too; at most as many as there are.
-        memory_bytes: of the exact sweep.
+        point: as for `patch`.
+        over: as for `patch`.
+        direction: as for `patch`.
+        n_checked: number of pairs, from the first on, whose exact map is computed too; at most the number of pairs.
+        memory_bytes: approximate limit for the exact sweep.
         progress: show a progress bar.
 
     Raises:
-        ValueError: as `patch`, or if no pair is checked.
+        ValueError: As for `patch`, or if no pair is checked.
     """
     if n_checked < 1:
         raise ValueError(f"n_checked must be at least 1, got {n_checked}: an estimate stands beside what it estimates")
@@ -90,7 +90,7 @@ def attribute(
 def _estimate(
     bridge: TransformerBridge, into: Batch, out_of: Batch, metric: Metric, of: Grid, pair: int
 ) -> Float[Tensor, "rows columns"]:
-    """One pair, run without its padding: TransformerLens passes no attention mask there."""
+    """Runs one pair without padding, because TransformerLens does not pass an attention mask here."""
     there = into.prompt_mask[pair]
     number = torch.tensor([pair], device=there.device)
 
@@ -99,8 +99,8 @@ def _estimate(
 
     def run(batch: Batch, *, gradient: bool) -> Any:
         tokens = batch.tokens[pair, there][None]
-        # In a frozen model nothing has a gradient unless the embedding asks for one; and the first point of all has
-        # one only if its hook is given the very tensor that the model goes on with, which heads are not.
+        # In a frozen model, activations have gradients only if the embedding requires one. The first point has a gradient
+        # only if its hook receives the tensor that the model uses afterwards, which is not the case for heads.
         asking = ("hook_embed", lambda embed, hook: embed.detach().requires_grad_(gradient))
         with torch.enable_grad(), hooked(bridge, [asking]):
             return cache_activation_and_gradient(

@@ -1,21 +1,22 @@
-"""Does an edit learn best where tracing finds the fact? Two maps of the same cells, side by side.
+"""Does an edit train best where tracing locates the fact? Compares two maps of the same cells.
 
-rho = Spearman's rank correlation over cells of gain (`reft_map`: score under the edit trained in the cell - the base's)
-and restored part (`patch`, `trace_noise`: (patched - corrupted) / (clean - corrupted)).
+rho = Spearman's rank correlation over cells between the gain (`reft_map`: score under the edit trained in the cell - score
+of the base) and the restored part (`patch`, `trace_noise`: (patched - corrupted) / (clean - corrupted)).
 
-This is a question, not a test that either map can pass. Where a fact is read off by patching and where the model is best
-changed are different things: over many facts, tracing hardly predicts at which layer an edit works (Hase et al. 2023,
-arXiv:2301.04213), and edits at random places can be as good as at the traced ones (Wang & Veitch 2025, arXiv:2502.11447).
-A high rho does not show that the fact "is" there: an edit can also write an answer where nothing was kept, which the
-shuffled answers show: their own rank correlation with tracing is given as well. A low one does not show that tracing is
-wrong. Cells where both maps must be zero (tokens before the subject, say) raise rho for nothing.
+This is a comparison, not a test that either map can pass. Where patching finds a fact and where the model is best edited
+are different things. Over many facts, tracing hardly predicts at which layer an edit works (Hase et al. 2023,
+arXiv:2301.04213), and edits at random locations can be as good as at the traced ones (Wang & Veitch 2025,
+arXiv:2502.11447). A high rho does not show that the fact "is" there: an edit can also write an answer where nothing was
+stored. The edits trained on shuffled answers measure this, and their rank correlation with tracing is reported too. A low
+rho does not show that tracing is wrong. Cells where both maps must be zero (such as tokens before the subject) raise rho
+without being evidence.
 
-Neighbouring cells of a map are alike, so cells are not independent draws, and intervals that treat them so exclude zero for
-many unrelated maps. p compares rho with its values when one map is shifted, round the edge, by each number of rows and
-columns: p = part of all rows x columns shifts, the unshifted one included, with a rho at least as high. A shift keeps each
-map's smoothness and breaks only their alignment. A map with a trend from the first layer to the last is not what its shifts
-are: two such maps without anything in common have p < .05 in 8 to 10% of draws (random walks; `reftlens benchmark`).
-With few cells p cannot be small: 1 / (rows x columns) at least.
+Neighbouring cells of a map are similar, so cells are not independent draws. Intervals that assume independence exclude
+zero for many unrelated maps. p compares rho with its values under cyclic shifts of one map: p = fraction of all rows x
+columns shifts, including the unshifted one, with a rho at least as high. A shift keeps each map's smoothness and breaks
+only their alignment. A map with a trend from the first layer to the last differs from its shifts: two unrelated maps of
+this kind have p < .05 in 8 to 10% of draws (random walks; `reftlens benchmark`). With few cells p cannot be small: it is
+at least 1 / (rows x columns).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Values = npt.NDArray[np.float64]
 
 
 def at_rules(result: PatchMap, batch: Batch, positions: Mapping[str, Positions]) -> PatchMap:
-    """A map over positions cut down to one token of each prompt for each rule, so that ragged prompts line up.
+    """Reduces a map over positions to one token per prompt and rule, so that prompts of different lengths align.
 
     Args:
         result: over layers and positions.
@@ -44,7 +45,7 @@ def at_rules(result: PatchMap, batch: Batch, positions: Mapping[str, Positions])
         positions: name -> rule that picks one token of each prompt.
 
     Raises:
-        ValueError: if the map is over heads or of other prompts, or a rule picks no token or several.
+        ValueError: If the map is over heads or of other prompts, or a rule does not select exactly one token.
     """
     if result.axes[-1] != "pos" or result.values.shape[::2] != batch.tokens.shape:
         raise ValueError(
@@ -69,16 +70,16 @@ def at_rules(result: PatchMap, batch: Batch, positions: Mapping[str, Positions])
 
 
 def beside_tracing(reft: ReftMap, tracing: PatchMap, *, n_resamples: int = 1000, seed: int = 0) -> BesideTracing:
-    """Compares trained edits with a tracing map.
+    """Compares a map of trained edits with a tracing map.
 
     Args:
         reft: from `rl.reft_map`.
-        tracing: of the same points and rules, from `at_rules`; other rows than those of `reft` are left out.
-        n_resamples: of each bootstrap.
-        seed: draws them.
+        tracing: of the same points and rules, from `at_rules`. Rows that `reft` does not have are ignored.
+        n_resamples: resamples of each bootstrap.
+        seed: seed of the resamples.
 
     Raises:
-        ValueError: if there are not the same cells in both, or fewer than three.
+        ValueError: If the maps do not have the same cells, or have fewer than three.
     """
     missing = [row for row in reft.rows if row not in tracing.rows]
     if missing or tracing.columns != reft.columns:
@@ -119,19 +120,19 @@ def beside_tracing(reft: ReftMap, tracing: PatchMap, *, n_resamples: int = 1000,
 
 
 def _shifts(cells: Values) -> Values:
-    """[shift, cell]: the map moved round by every number of rows and columns, the unmoved one first."""
+    """Returns [shift, cell]: all cyclic shifts of the map by rows and columns, the unshifted one first."""
     rows, columns = cells.shape
     moves = [(row, column) for row in range(rows) for column in range(columns)]
     return np.stack([np.roll(cells, move, axis=(0, 1)).ravel() for move in moves])
 
 
 def _weights(draw: np.random.Generator, n_resamples: int, n: int) -> Values:
-    """How often each of n is drawn in each resample, as a part of all."""
+    """Returns the fraction of each resample's draws that each of n items makes up."""
     return draw.multinomial(n, np.full(n, 1 / n), size=n_resamples) / n
 
 
 def _spearman(a: Values, b: Values) -> Values:
-    """Row by row; ties share their mean rank, and what float32 cannot tell apart is one. NaN where one side is constant."""
+    """Computes rank correlations row by row. Ties, up to float32 precision, get their mean rank. NaN if a side is constant."""
     ranks = [pd.DataFrame(side.round(6)).rank(axis=1).to_numpy() for side in (a, b)]
     centred = [side - side.mean(1, keepdims=True) for side in ranks]
     norms = [np.sqrt((side**2).sum(1)) for side in centred]
@@ -140,7 +141,7 @@ def _spearman(a: Values, b: Values) -> Values:
 
 
 def _interval(draws: Values) -> tuple[float, float]:
-    """95%, of the resamples that have a correlation."""
+    """Computes the 95% interval over the resamples that have a correlation."""
     found = draws[np.isfinite(draws)]
     if not len(found):
         return float("nan"), float("nan")

@@ -1,20 +1,20 @@
-"""Which directions does an edit really use? The edit as an operator, weighted by the data that it meets.
+"""Which directions does an edit use? Decomposes the edit as an operator, weighted by the activations that it edits.
 
-delta(h) = A h + c is known only up to a rotation of its rank-r coordinates (LoReFT) or any change of them (DiReFT), so
-R and W by themselves are not an answer. With mean mu and covariance S of the activations that are really edited,
-take the singular value decomposition of [A S^(1/2), A mu + c]: left vectors are write directions, right vectors
-say what is read, the spectrum is how far each direction moves. The left side equals the eigenvectors of
-E[delta delta^T], so it does not depend on how the edit was parametrised, and neither S nor its root is ever formed:
-moments of the r coordinates of the change, and their r x d covariance with the activations, are enough. An edit
-that can write anywhere (RED) has d coordinates, so that r is d there.
+The parameters of delta(h) = A h + c are determined only up to a rotation of the rank-r coordinates (LoReFT) or any
+invertible map of them (DiReFT), so R and W themselves are not meaningful. Let mu and S be the mean and covariance of the
+edited activations. Take the singular value decomposition of [A S^(1/2), A mu + c]. The left vectors are the write
+directions, the right vectors describe what is read, and the spectrum is the rms change along each direction. The left
+vectors are the eigenvectors of E[delta delta^T], so they do not depend on the parametrisation. Neither S nor its root is
+formed: moments of the change's r coordinates, and their r x d covariance with the activations, are enough. For an edit
+that can write anywhere (RED), r is d.
 
-Not evidence by itself: a direction that is written may still be ignored by every later layer, and an untrained edit
-has a spectrum too: put it beside, decomposed on the same inputs. Nor are these the directions that any edit with the same
-outputs must have. Edits of all tokens one block before the last were fitted to a planted LoReFT of rank 2. With the mean square of
-the logits at every prompt token as the loss, students of rank 2, 4 and 8 had its directions within 5 degrees on `facts-small`,
-whose prompts are sentences; on a model trained on modular sums they said what it said and were off by 44 to 66 degrees.
-With `Distillation` on completions, `facts-small` was off by 17 and 43 degrees while outputs agreed. Such directions
-are not identified (`reftlens benchmark --only planted`). Of other losses, sites and data nothing is known.
+Not evidence by itself. Later layers may ignore a write direction. An untrained edit has a spectrum too: compare with one,
+decomposed on the same inputs. Other edits with the same outputs may have other directions. In a test, edits of all tokens
+one block before the last were fitted to a planted LoReFT of rank 2. With the mean square of the logits at every prompt
+token as the loss, students of rank 2, 4 and 8 recovered its directions within 5 degrees on `facts-small`, whose prompts
+are sentences. On a model trained on modular sums, their outputs matched, and their directions were off by 44 to 66
+degrees. With `Distillation` on completions, those on `facts-small` were off by 17 and 43 degrees while outputs agreed.
+Such directions are not identified (`reftlens benchmark --only planted`). Other losses, sites and data were not tested.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from reftlens.results import Operator
 
 
 class _Moments:
-    """Running moments of a site's changes and activations in float64, so that no activation is kept."""
+    """Running moments of a site's changes and activations in float64. No activation is stored."""
 
     def __init__(self, hook_name: str, site: str, intervention: Intervention, scale: float) -> None:
         self.hook_name, self.site = hook_name, site
@@ -67,7 +67,7 @@ class _Moments:
         energy, vectors = torch.linalg.eigh(second)
         order = energy.argsort(descending=True)
         energy, vectors = energy[order].clamp(min=0), vectors[:, order].T
-        # A direction that carries less than 1e-12 of the energy is rounding (a constant inside span(R), say).
+        # Directions with less than 1e-12 of the energy are rounding error (such as for a constant inside span(R)).
         used = energy > 1e-12 * energy[0]
         energy, vectors = energy[used], vectors[used]
         vectors = torch.where((vectors @ mean)[:, None] < 0, -vectors, vectors)
@@ -92,21 +92,21 @@ class _Moments:
 
 @torch.no_grad()
 def decompose(bridge: TransformerBridge, reft: Reft, prompts: Given, *, at: Positions | None = None) -> list[Operator]:
-    """The data-weighted decomposition of each site's edit, in one pass over the batches.
+    """Computes the data-weighted decomposition of each site's edit, in one pass over the batches.
 
     Args:
         bridge: the base.
         reft: the edit.
-        prompts: real texts, conversations, pairs or batches; the edited activations among them give the weighting.
-        at: weight by these of the edited tokens alone, for example `Last(1)` where only they carry the effect.
+        prompts: real texts, conversations, pairs or batches. Their edited activations give the weighting.
+        at: weight only by these edited tokens, for example `Last(1)` if only they carry the effect.
 
     Returns:
-        One result for each site, in order.
+        One result per site, in order.
 
     Raises:
-        NotAffineError: for an edit that is no A h + c.
-        ValueError: for no prompts, positions that no prompt of a batch has, `at` without an edited token, or an
-            edit that changes nothing.
+        NotAffineError: If an edit is not of the form A h + c.
+        ValueError: If there are no prompts, no prompt of a batch has the positions, `at` selects no edited token, or an
+            edit does not change anything.
     """
     scales = [reft.scales.get(name, 1.0) for name in reft.names]
     moments = [

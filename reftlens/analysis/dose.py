@@ -1,10 +1,10 @@
-"""What does more or less of the edit do? The answer's log-probability and the KL elsewhere, for h + alpha * delta(h).
+"""What is the effect of scaling an edit? Log-probability of the answer, and KL on other prompts, for h + alpha * delta(h).
 
-The slope at alpha = 0 is exact (reverse-mode differentiation through alpha). Where the curve leaves its straight line,
-the edit works by more than a small push would; where it falls again, alpha = 1 was a place that training found, not
-a direction that can be followed. The control is the same edit turned to random directions.
+The slope at alpha = 0 is exact (reverse-mode differentiation through alpha). Where the curve leaves the straight line, the
+edit's effect is not linear in its size. Where the curve falls again, alpha = 1 is a point that training found, not a
+direction that can be followed further. The control is changes of the same norm in random directions.
 
-With several sites alpha scales all of them, and later ones meet what the earlier ones left.
+With several sites, alpha scales all of them, and later sites receive activations already changed by earlier ones.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ def dose(
     batch_size: int = 64,
     seed: int = 0,
 ) -> Dose:
-    """The dose curve of an edit.
+    """Computes the dose curve of an edit.
 
     Args:
         bridge: the base.
         reft: the edit; alpha multiplies its scales.
-        examples: (prompt, wanted completion); the completion's first token counts.
-        kept: prompts whose answers should stay as they are.
-        alphas: doses; 0 is added where it is missing.
-        n_control: random turns that the control is averaged over.
+        examples: (prompt, desired completion) pairs; the completion's first token is scored.
+        kept: prompts whose answers should not change.
+        alphas: doses; 0 is added if it is missing.
+        n_control: random-direction controls to average over.
         batch_size: prompts in one forward pass.
-        seed: draws the control.
+        seed: seed of the control.
 
     Raises:
-        ValueError: for no examples or no control.
+        ValueError: If there are no examples or no control.
     """
     if not examples or n_control < 1:
         raise ValueError(f"dose wants at least one example and one control, got {len(examples)} and {n_control}")
@@ -95,7 +95,7 @@ def dose(
 
 
 _Aimed = Sequence[tuple[Answers, Tensor]]
-"""Batches, and the first token of each wanted answer."""
+"""Batches, and the first token of each desired answer."""
 
 
 @torch.no_grad()
@@ -117,7 +117,7 @@ def _kl(reft: Reft, stay: Sequence[Answers], base: Sequence[Tensor]) -> float:
 
 
 class _Times(Intervention):
-    """An edit times a number that carries gradient."""
+    """An edit multiplied by a differentiable factor."""
 
     kind = "times"
 

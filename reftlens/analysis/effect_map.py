@@ -1,10 +1,10 @@
-"""At which layers and positions does a trained edit do its work? The edit cut down to one cell, or left without it.
+"""At which layers and positions does a trained edit act? Applies the edit at one cell only, or everywhere except one cell.
 
-Effect = mean over prompts of a metric, edited minus base: the logit of the new answer minus that of the old one, say. A cell's value is its
-effect alone, or what is lost without it, as a part of the whole effect; the control is the same with every change turned
-to random directions of the same length. Cells need not sum to one: edits interact, and later ones can stand in for
-earlier ones. Where the whole effect is small beside single cells (they cancel) or beside its spread over prompts, its part
-would say nothing, and cells are given as they are.
+Effect = mean over prompts of a metric, edited minus base; the metric may be the logit of the new answer minus that of the
+old one. A cell's value is its effect alone, or the effect lost without it, as a fraction of the whole effect. The control
+is the same with changes of the same norm in random directions. Cells need not sum to one: edits interact, and later ones
+can substitute for earlier ones. If the whole effect is small compared with single cells (they cancel) or with its spread
+over prompts, fractions are meaningless, and the absolute effects are returned.
 """
 
 from __future__ import annotations
@@ -39,25 +39,24 @@ def effect_map(
     seed: int = 0,
     progress: bool = True,
 ) -> TokenMap:
-    """The effect of each (site, position) of a trained edit by itself, or what is lost without it.
+    """Computes the effect of each (site, position) of a trained edit alone, or the effect lost without it.
 
     Args:
         bridge: the base.
         reft: the edit.
-        prompts: of one length in tokens, so that positions can be compared.
+        prompts: prompts with the same number of tokens, so that positions can be compared.
         metric: of the logits after each prompt, such as `logit_difference_of` the new answer and the old one.
-        subjects: a part of each prompt, starred in plots; none if not given.
+        subjects: a part of each prompt, starred in plots; optional.
         leave_out: run the edit without each cell instead of each cell alone.
-        n_control: random turns that the control is averaged over; at least one.
-        seed: draws them.
+        n_control: random-direction controls to average over; at least one.
+        seed: seed of the control.
         progress: show a progress bar.
 
     Returns:
-        The map; NaN where a site edits nothing.
+        The map; NaN where a site does not edit.
 
     Raises:
-        ValueError: if there is nothing to draw, prompts differ in length, or the edit has no effect that could be
-            divided up.
+        ValueError: If n_control is below 1, prompts differ in length, or the edit has no effect to attribute.
     """
     if n_control < 1:
         raise ValueError(f"n_control must be at least 1, got {n_control}: a map stands beside its control")
@@ -72,7 +71,7 @@ def effect_map(
     sets = torch.cat([torch.ones_like(kept[:1]), ~kept if leave_out else kept])
 
     def parts(of: Sequence[Edit], doing: str) -> tuple[Float[Tensor, " prompt"], Float[Tensor, " cell"]]:
-        """The effect of all cells on each prompt, and the mean effect of each cell."""
+        """Computes the effect of all cells on each prompt, and the mean effect of each cell."""
         effects = runs.effects(of, cells, sets, progress=doing if progress else "")
         total, each = effects[0], effects[1:].mean(1)
         return total, total.mean() - each if leave_out else each
@@ -112,7 +111,7 @@ def effect_map(
 
 
 def _why_small(by_prompt: Float[Tensor, " prompt"], largest: float) -> str:
-    """Why the whole effect is too small to divide by; empty if it is not."""
+    """Explains why the whole effect is too small to divide by; empty if it is not."""
     whole, spread = float(by_prompt.mean()), float(by_prompt.std()) if len(by_prompt) > 1 else 0.0
     if largest > 2 * abs(whole):
         return f"the whole edit's effect ({whole:+.2f}) is small beside that of single cells (up to {largest:.2f})"

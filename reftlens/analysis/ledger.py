@@ -1,10 +1,10 @@
-"""What is the change of each token made of, and how large is it beside the activation?
+"""Which terms make up the change of each token, and how large is the change relative to the activation?
 
-For every affine edit delta(h) = A h + c, written as three terms that sum to it: erase, -E^T E h (LoReFT: -R^T R h);
-write constant, c (R^T b); and write from input, the rest of A h (R^T W h). An edit that only adds has no erase.
+An affine edit delta(h) = A h + c is the sum of three terms: erase, -E^T E h (LoReFT: -R^T R h); write constant, c (R^T b);
+and write from input, the rest of A h (R^T W h). An edit that only adds has no erase term.
 
-The terms lie in one space and can cancel: their Gram matrix is given, and no "share explained". A large change is not
-evidence of an effect: what is written may be read by nothing.
+The terms lie in one space and can cancel. So the result has their Gram matrix, not shares of the change. A large change is
+not evidence of an effect: later layers may not read it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from reftlens.results import EditSize, Ledger
 
 @torch.no_grad()
 def ledger(bridge: TransformerBridge, reft: Reft, prompt: Prompt, *, subject: str = "") -> Ledger:
-    """The terms of the edit at each token of one prompt.
+    """Computes the terms of the edit at each token of one prompt.
 
     Args:
         bridge: the base.
@@ -33,7 +33,7 @@ def ledger(bridge: TransformerBridge, reft: Reft, prompt: Prompt, *, subject: st
         subject: a part of the text to be starred.
 
     Raises:
-        NotAffineError: for an edit that is no A h + c.
+        NotAffineError: If an edit is not of the form A h + c.
     """
     batch = encode(bridge, [prompt])
     per_site = edited_activations(bridge, reft, batch)
@@ -62,7 +62,7 @@ def ledger(bridge: TransformerBridge, reft: Reft, prompt: Prompt, *, subject: st
 
 
 def _terms(edit: Edit, h: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens 3 d_model"]:
-    """Erase, constant and from input, in float64."""
+    """Computes the terms erase, constant and from input, in float64."""
     affine = edit.intervention.affine()
     constant = affine.constant.double().expand_as(h)
     linear = h @ affine.read.double().T @ affine.write.double()
@@ -74,7 +74,7 @@ def _terms(edit: Edit, h: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tok
 
 @torch.no_grad()
 def edit_size(bridge: TransformerBridge, reft: Reft, prompt: Prompt, *, subject: str = "") -> EditSize:
-    """The relative size of the edit, |delta(h)| / |h|, at each token of one prompt; for any edit, affine or not.
+    """Computes the relative size of the edit, |delta(h)| / |h|, at each token of one prompt, for affine and other edits.
 
     Args:
         bridge: the base.

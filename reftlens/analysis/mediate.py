@@ -1,13 +1,13 @@
-"""Through which later heads and MLPs does an edit work? Their outputs moved between the edited run and the base's.
+"""Which later heads and MLPs carry an edit's effect? Patches their outputs between the edited run and the base run.
 
-"edited into base" puts one component's output of the edited run into the base run, on the same prompt: the part of the
-effect that this component carries by itself (the indirect effect of Vig et al. 2020, arXiv:2004.12265). "base into
-edited" puts the base's output into the edited run: the part that is lost without the component's change. The direct
-effect is what is left when all later components put out what they do in the base: the edit's way to the logits
-through the residual stream alone.
+"edited into base" patches one component's output from the edited run into the base run, on the same prompt. This measures
+the part of the effect that the component carries alone (the indirect effect of Vig et al. 2020, arXiv:2004.12265). "base
+into edited" patches the base's output into the edited run. This measures the part that is lost without the component's
+change. The direct effect is what remains when all later components have their base outputs: the effect through the
+residual stream only.
 
-Parts need not sum to one: paths run through several components, which can also stand in for one another. The control
-moves the same outputs of a run under the edit turned to random directions.
+Parts need not sum to one: paths run through several components, and components can substitute for one another. The control
+patches the same outputs from a run with changes of the same norm in random directions.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def mediate(
     memory_bytes: int = 1 << 30,
     progress: bool = True,
 ) -> PatchMap:
-    """The metric with one component's output moved, for each component and example.
+    """Computes the metric with one component's output patched, for each component and example.
 
     Args:
         bridge: the base; causal.
@@ -54,16 +54,17 @@ def mediate(
         point: "z" for heads, "attn_out" or "mlp_out".
         over: "heads" (each at all positions), "positions" or "heads and positions".
         direction: "edited into base" or "base into edited".
-        seed: draws the control's random directions.
-        memory_bytes: about what the activations of one run may take.
+        seed: seed of the control's random directions.
+        memory_bytes: approximate limit for the activations of one run.
         progress: show a progress bar.
 
     Returns:
-        Of "edited into base" the base is the base run, the source the edited one, and `restored` the part of the effect
-        that is carried; of "base into edited" the other way round: the part that is lost, with no control.
+        For "edited into base", `base` is the base run, `source` the edited run, and `restored` the part of the effect that
+        is carried. For "base into edited" it is the other way round: `restored` is the part that is lost, and there is no
+        control.
 
     Raises:
-        ValueError: if there is no such map, or the edit itself acts at the point that is moved.
+        ValueError: If there is no such map, or the edit itself acts at the patched point.
     """
     if direction not in ("edited into base", "base into edited"):
         raise ValueError(f"direction must be 'edited into base' or 'base into edited', got {direction!r}")
@@ -100,17 +101,17 @@ def mediate(
 def direct_effect(
     bridge: TransformerBridge, reft: Reft, prompts: Given, metric: Metric, *, memory_bytes: int = 1 << 30
 ) -> Float[Tensor, " example"]:
-    """What an edit does to the metric with every attention and MLP output as in the base: edited minus base.
+    """Computes the edit's effect on the metric with every attention and MLP output fixed to the base's: edited minus base.
 
     Args:
         bridge: the base; causal.
         reft: the edit.
         prompts: texts, conversations or one batch, without completions.
         metric: of the logits after each prompt.
-        memory_bytes: about what the activations of one run may take.
+        memory_bytes: approximate limit for the activations of one run.
 
     Raises:
-        ValueError: if the edit itself acts at one of these outputs.
+        ValueError: If the edit itself acts at one of these outputs.
     """
     batch = as_batch(bridge, prompts)
     require_pairs(batch)
@@ -123,16 +124,16 @@ def direct_effect(
 
 
 def edited_run(bridge: TransformerBridge, reft: Reft, batch: Batch, names: Sequence[str]) -> Recording:
-    """A recording of the edited model."""
+    """Records a run of the edited model."""
     with torch.no_grad(), reft.hooks(bridge, batch):
         return record(bridge, batch, names)
 
 
 def require_elsewhere(bridge: TransformerBridge, reft: Reft, names: Sequence[str]) -> None:
-    """Refuses an edit that acts at one of these points itself.
+    """Raises if an edit itself acts at one of these points.
 
     Raises:
-        ValueError: naming the point.
+        ValueError: If it does. The message names the point.
     """
     edited = dict(zip(canonical_hooks(bridge, [site.hook_name for site in reft.sites]), reft.sites, strict=True))
     for name, point in zip(names, canonical_hooks(bridge, list(names)), strict=True):

@@ -1,4 +1,4 @@
-"""Does the model now answer as wanted, and what else moved? Accuracy and KL on a group of prompts, with a control."""
+"""Does the edited model give the desired answers, and what else changes? Accuracy and KL on prompts, with a control."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ def outcome(
     batch_size: int = 64,
     seed: int = 0,
 ) -> Outcome:
-    """How often the next token is the answer's first: base, edited, and under the edit turned to random directions.
+    """Measures how often the next token is the answer's first token, for the base, the edit and the control.
 
-    Where an answer is longer than one token, also how often greedy decoding gives all of it.
+    The control makes changes of the same norm in random directions. If answers have several tokens, the result also says
+    how often greedy decoding gives the whole answer.
 
     Args:
         bridge: the base.
         reft: the edit.
         prompts: texts or conversations.
-        answers: what counts as right, one for each prompt, with its leading space.
-        group: name of the group, for a reader.
-        wanted: what the answers are: "new answer" or "old answer".
+        answers: the correct answers, one per prompt, with their leading space.
+        group: name of the group of prompts, for display.
+        wanted: the kind of answer: "new answer" or "old answer".
         batch_size: prompts in one forward pass.
-        seed: draws the control's directions.
+        seed: seed of the control's directions.
 
     Raises:
-        ValueError: If there is not one answer for each prompt.
+        ValueError: If the number of answers differs from the number of prompts.
     """
     prompts = as_prompts(prompts)
     answers = as_prompts(answers, "answers", count=len(prompts))
@@ -74,9 +75,9 @@ def _whole_answers(
     answers: Sequence[Prompt],
     batch_size: int,
 ) -> tuple[float, ...]:
-    """Part of the answers that greedy decoding gives whole: base, edited, control; nothing if all are of one token.
+    """Returns the fraction of answers that greedy decoding gives whole: base, edited, control; none if all have one token.
 
-    Greedy decoding gives an answer if each of its tokens is the likeliest one behind those before it.
+    Greedy decoding gives an answer if each of its tokens is the most likely one after the previous ones.
     """
     right, longest = torch.zeros(3), 0
     for start in range(0, len(prompts), batch_size):

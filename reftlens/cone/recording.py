@@ -273,7 +273,7 @@ def rows_join(bridge: TransformerBridge) -> bool:
 
 
 def rows_that_fit(bridge: TransformerBridge, n_pos: int, start: int, memory_bytes: int) -> int:
-    """About how many rows' activations a cone from column `start` on may hold at a time; at least one."""
+    """Estimates how many rows of a cone from column `start` on fit in memory at a time; at least one."""
     cfg, cone = bridge.cfg, n_pos - start
     d_mlp = cfg.d_mlp or 4 * cfg.d_model
     # A block's activations, keys and values of all blocks twice (held, and in the cache), and one line of logits.
