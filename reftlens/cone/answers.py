@@ -1,4 +1,4 @@
-"""What edits of a frozen base say: the base is run once, then each edit on its light cone.
+"""Computes logits under many edits of one batch. The base runs once, then each edit runs on its light cone.
 
 answers = Answers(bridge, batch, reft.edits(batch))
 base, edited = answers.logits(), answers.logits(reft.edits(batch))      # [prompt, d_vocab] each
@@ -22,7 +22,7 @@ from reftlens.edit.hooks import Edit
 
 @final
 class Answers:
-    """The logits of one batch under any edits of one layout."""
+    """Logits of one batch under any edits of one layout."""
 
     def __init__(
         self,
@@ -37,29 +37,29 @@ class Answers:
         Args:
             bridge: the base, without edits attached.
             batch: the prompts.
-            edits: of this batch; what is run later acts at no earlier layer and token. Their weights do not matter.
-            at: the tokens whose logits are wanted; the last of each prompt if not given.
+            edits: of this batch. Edits that run later may not act at an earlier layer or token. Their weights do not matter.
+            at: the tokens whose logits are returned; the last token of each prompt by default.
         """
         self.bridge, self.batch, self.at = bridge, batch, batch.last_prompt_mask if at is None else at
         self.held = hold(bridge, batch, _acting(edits), wanted=self.at)
 
     def logits(self, edits: Sequence[Edit] = ()) -> Float[Tensor, "n d_vocab"]:
-        """The logits at the wanted tokens, row after row; gradients flow to the edits.
+        """Computes the logits at the chosen tokens, in row order. Gradients flow to the edits.
 
         Args:
-            edits: those that act; the base's own logits without them.
+            edits: the edits to apply; none gives the base's logits.
 
         Raises:
-            ValueError: If one of them acts at an earlier layer or token than those that this was made for.
+            ValueError: If an edit acts at an earlier layer or token than the edits given to the constructor.
         """
         return run_cone(self.bridge, self.held, _acting(edits), logits_at=self.at)
 
     @torch.no_grad()
     def logprobs(self, edits: Sequence[Edit] = ()) -> Float[Tensor, "n d_vocab"]:
-        """Log-probabilities at the wanted tokens, on the CPU in float32.
+        """Computes log-probabilities at the chosen tokens, on the CPU in float32.
 
         Args:
-            edits: as of `logits`.
+            edits: as for `logits`.
         """
         return self.logits(edits).float().log_softmax(-1).cpu()
 

@@ -1,4 +1,4 @@
-"""Runs the base once and keeps what a light cone starts from: `hold` for edits, `hold_from` for any writes."""
+"""Runs the base once and keeps the activations that a light cone starts from: `hold` for edits, `hold_from` for any writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Held", "boundary_of", "hold", "hold_from", "run_cone"]
 
 logger = logging.getLogger(__name__)
 _TOLD: WeakSet[TransformerBridge] = WeakSet()
-"""Bidirectional models that the log has named."""
+"""Bidirectional models that have already been logged."""
 
 
 @torch.no_grad()
@@ -32,16 +32,16 @@ def hold(
     *,
     wanted: Bool[Tensor, "batch pos"] | None = None,
 ) -> Held:
-    """Runs the base once and keeps what lies outside the light cone of these edits.
+    """Runs the base once and keeps the activations that the light cone of these edits needs from outside.
 
     Args:
-        bridge: the base, without edits attached. Where some of its own parameters are trained, the cone is the whole run.
+        bridge: the base, without edits attached. If some of its parameters require gradients, the cone is the whole run.
         batch: the inputs.
-        edits: from `reft.edits(batch)`; none with `wanted` alone, for what is trained behind the model (a head).
-        wanted: True where logits are wanted even before the first edited token; the cone begins no later.
+        edits: from `reft.edits(batch)`. May be empty if `wanted` is given, for training only a head on the model.
+        wanted: True at tokens whose logits are needed, even before the first edited token. The cone begins no later.
 
     Raises:
-        ValueError: if the edits touch no token, or there are neither edits nor wanted logits.
+        ValueError: If the edits change no token, or there are neither edits nor wanted logits.
     """
     if any(parameter.requires_grad for parameter in bridge.parameters()):
         return whole(batch)
@@ -55,13 +55,13 @@ def hold(
 def hold_from(
     bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str], mask: Bool[Tensor, "batch pos"]
 ) -> Held:
-    """The same for any writes at these hooks and tokens.
+    """Does the same as `hold` for arbitrary writes at these hooks and tokens.
 
     Args:
         bridge: the base.
         batch: the inputs.
-        hook_names: where something will be written; the cone begins behind the last block that none of them changes.
-        mask: the tokens that are written, and those whose logits are wanted; the cone begins at the first of them.
+        hook_names: hooks that will be written to. The cone begins after the last block that none of them changes.
+        mask: tokens that are written to, and tokens whose logits are needed. The cone begins at the first of them.
     """
     if any(parameter.requires_grad for parameter in bridge.parameters()):
         return whole(batch)

@@ -1,8 +1,8 @@
-"""The parts of a base run that a cone needs, and the run of the cone itself.
+"""Computes the parts of a base run that a cone needs, and runs the cone itself.
 
-`cut` keeps the residual stream that enters a cone and the keys and values before it; `run_cone` runs the rest under edits, in the
-same kernels as a whole run; `join` lines up cones of several examples. Whether a model's runs can be cut in this way is for
-`proof` to say: ask `run.hold`.
+`cut` keeps the residual stream that enters a cone, and the keys and values before it. `run_cone` computes the rest under
+edits, with the same kernels as a whole run. `join` aligns the cones of several examples. These functions do not check
+whether a model's runs can be cut in this way; `hold.hold` does, with `proof`.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from reftlens.edit.hooks import Edit, attach
 @final
 @dataclass(frozen=True, eq=False)
 class Held:
-    """What the edits of a batch cannot change, from one run of the base."""
+    """Activations of one base run that the edits of a batch cannot change."""
 
     batch: Batch
     start: int
     """First column inside the cone."""
     boundary: int
-    """Last block that is not run; -1 if all of them are."""
+    """Last block that is skipped; -1 if all blocks run."""
     resid: Float[Tensor, "batch cone d_model"] | None
-    """What that block puts out, inside the cone's columns; None if all blocks are run."""
+    """Output of that block in the cone's columns; None if all blocks run."""
     past: tuple[tuple[Tensor, Tensor], ...]
-    """Keys and values `[batch, kv_head, start, d_head]` of the columns before the cone, for each block that is run."""
+    """Keys and values `[batch, kv_head, start, d_head]` of the columns before the cone, for each block that runs."""
     as_tuple: bool
-    """Whether this architecture's blocks put out a tuple."""
+    """Whether this architecture's blocks return a tuple."""
 
     def n_bytes(self) -> int:
-        """Memory of the held tensors."""
+        """Memory of the held tensors in bytes."""
         tensors = [t for pair in self.past for t in pair] + ([self.resid] if self.resid is not None else [])
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def boundary_of(bridge: TransformerBridge, hook_names: Sequence[str]) -> int:
-    """The last block that edits at these hooks leave as it is; -1 if one of them can change the first block."""
+    """Returns the last block that edits at these hooks cannot change; -1 if one of them can change the first block."""
     boundaries = (_boundary(bridge, name) for name in canonical_hooks(bridge, hook_names))
     return min(boundaries, default=bridge.cfg.n_layers - 1)
 
@@ -57,18 +57,18 @@ def _boundary(bridge: TransformerBridge, name: str) -> int:
     layer = layer_of(name)
     if layer is None:
         return bridge.cfg.n_layers - 1 if name.startswith(("ln_final", "unembed")) else -1
-    # An edit of a block's output needs that output held, and nothing inside the block.
+    # An edit of a block's output needs that output, and nothing inside the block.
     return layer if name == f"blocks.{layer}.hook_out" else layer - 1
 
 
 @torch.no_grad()
 def cut(bridge: TransformerBridge, batch: Batch, *, boundary: int, start: int) -> Held:
-    """Runs the base once and keeps what a cone needs of it.
+    """Runs the base once and keeps the activations that a cone needs.
 
     Args:
         bridge: the base, without edits attached.
         batch: the inputs.
-        boundary: the last block that the cone does not run; -1 if it runs all of them.
+        boundary: the last block that the cone skips; -1 if it runs all of them.
         start: the first column of the cone.
     """
     if start == 0 and boundary < 0:
@@ -77,7 +77,7 @@ def cut(bridge: TransformerBridge, batch: Batch, *, boundary: int, start: int) -
     handle = bridge.blocks[0].register_forward_hook(lambda _m, _a, output: seen.update(tuple=isinstance(output, tuple)))
     cache = DynamicCache() if start else None
     names = [f"blocks.{boundary}.hook_out"] if boundary >= 0 else []
-    # Later blocks are run for their keys and values alone.
+    # Later blocks run only for their keys and values.
     no_logits = torch.zeros_like(batch.attention_mask, dtype=torch.bool)
     until = {"use_cache": False, "stop_at_layer": boundary + 1} if cache is None else with_cache(bridge, cache)
 
@@ -95,7 +95,7 @@ def cut(bridge: TransformerBridge, batch: Batch, *, boundary: int, start: int) -
 
 
 def whole(batch: Batch) -> Held:
-    """The cone that is the whole run: nothing is held."""
+    """Returns the cone that is the whole run, with no held activations."""
     return Held(batch, 0, -1, None, (), as_tuple=False)
 
 
@@ -106,22 +106,22 @@ def run_cone(
     *,
     logits_at: Bool[Tensor, "batch pos"] | None = None,
 ) -> Float[Tensor, "batch cone d_vocab"] | Float[Tensor, "n d_vocab"]:
-    """Runs the cone under edits that lie inside it; gradients flow to them.
+    """Runs the cone under edits that lie inside it. Gradients flow to the edits.
 
     Args:
         bridge: the base, without edits attached.
-        held: from `hold`, with these edits or with others that reach at least as far back.
+        held: from `hold`, with these edits or with others that begin no later.
         edits: from `reft.edits(held.batch)`.
-        logits_at: tokens whose logits are wanted, none before column `held.start`. The unembedding, a third of the
-            work in a model as small as GPT-2, is computed for these alone.
+        logits_at: tokens whose logits are returned, none before column `held.start`. The unembedding, a third of the
+            work in a model as small as GPT-2, is computed only for these.
 
     Returns:
-        The logits from column `held.start` on, equal to those of a whole run; with `logits_at` those tokens' alone,
-        `[n, d_vocab]`, example after example.
+        The logits from column `held.start` on, equal to those of a whole run. With `logits_at`, the logits of those
+        tokens, `[n, d_vocab]`, in row order.
 
     Raises:
-        ValueError: if an edit acts at an earlier layer or position than what is held, which would be lost, or logits
-            are wanted from before the cone.
+        ValueError: If an edit acts before the cone, at an earlier layer or position, or `logits_at` selects a token before
+            the cone.
     """
     batch, start = held.batch, held.start
     if logits_at is not None and bool(logits_at[:, :start].any()):
@@ -133,12 +133,12 @@ def run_cone(
             f"an edit at {names} reaches outside the held cone, which begins after block {held.boundary} at column "
             f"{start}: call hold with these edits"
         )
-    # From the first column on, the bridge finds the places of tokens itself, as in a whole run.
+    # If the cone starts at the first column, the bridge derives position ids itself, as in a whole run.
     late: dict[str, Any] = {"use_cache": False}
     if start:
         late = {"position_ids": _position_ids(batch)[:, start:], **with_cache(bridge, _fresh_cache(held))}
     wanted = None if logits_at is None else logits_at[:, start:]
-    # An edit of the unembedding itself wants all tokens there.
+    # An edit at the unembedding needs all tokens there.
     picked = None if any(edit.hook_name.startswith("unembed") for edit in edits) else wanted
     with _blocks_skipped(bridge, held), attach(bridge, edits), unembedded_alone(bridge, picked):
         logits = bridge(batch.tokens[:, start:], attention_mask=batch.attention_mask, **late)
@@ -148,30 +148,30 @@ def run_cone(
 
 
 def _position_ids(batch: Batch) -> Int[Tensor, "batch pos"]:
-    """Each token's place among the real tokens of its row, as the bridge itself derives it."""
+    """Returns each token's index among the real tokens of its row, computed as the bridge does."""
     return (batch.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 def _fresh_cache(held: Held) -> DynamicCache:
-    """A cache over the held keys and values; it grows when used, so each run gets its own.
+    """Makes a cache from the held keys and values. A run extends its cache, so each run gets its own.
 
-    Blocks that are not run get a placeholder: the first layer of a cache tells its length.
+    Skipped blocks get a placeholder, because the first layer of a cache determines its length.
     """
     keys, values = (
         held.past[0] if held.past else (held.batch.tokens.new_zeros(1, 1, held.start, 1, dtype=torch.float),) * 2
     )
-    # Made without a config, so that layers with a sliding window keep every position; the mask does the sliding.
+    # Without a config, sliding-window layers keep every position. The attention mask applies the window.
     cache = DynamicCache()
     skipped = [(keys[:, :1, :, :1], values[:, :1, :, :1])] * (held.boundary + 1)
     for layer, (keys, values) in enumerate((*skipped, *held.past)):
-        # An update would copy them; what grows the cache later copies them anyway, and writes into neither.
+        # `update` would copy them. Extending the cache later copies them anyway, and never writes into them.
         cache.update(keys[..., :0, :], values[..., :0, :], layer)
         cache.layers[layer].keys, cache.layers[layer].values = keys, values
     return cache
 
 
 def _blocks_skipped(bridge: TransformerBridge, held: Held) -> AbstractContextManager[None]:
-    """Blocks up to the boundary pass their input through; the boundary itself puts out the held residual."""
+    """Makes blocks before the boundary return their input, and the boundary block return the held residual stream."""
 
     def passing(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
         return (hidden_states,) if held.as_tuple else hidden_states
@@ -184,10 +184,10 @@ def _blocks_skipped(bridge: TransformerBridge, held: Held) -> AbstractContextMan
 
 
 def join(helds: Sequence[Held]) -> Held:
-    """Several held batches of one model and layout as one.
+    """Joins several held batches of one model and layout into one.
 
     Raises:
-        ValueError: if they were held at different blocks.
+        ValueError: If they were held at different blocks.
     """
     boundaries = {held.boundary for held in helds}
     if len(boundaries) != 1:
@@ -221,7 +221,7 @@ def join(helds: Sequence[Held]) -> Held:
 
 
 def _join_past(helds: Sequence[Held], start: int) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Keys and values, padded on the left; an example whose cone begins at its first column has none."""
+    """Joins keys and values, padded on the left. An example whose cone begins at its first column has none."""
     if start == 0:
         return ()
     example: tuple[tuple[Tensor, Tensor], ...] = next((held.past for held in helds if held.past), ())
@@ -241,5 +241,5 @@ def _join_past(helds: Sequence[Held], start: int) -> tuple[tuple[Tensor, Tensor]
 
 
 def _padded(tensor: Tensor, widths: Sequence[int], value: int = 0) -> Tensor:
-    """`torch.nn.functional.pad`, which copies also where there is nothing to pad: keys and values are large."""
+    """Pads a tensor, without the copy that `torch.nn.functional.pad` makes even if there is nothing to pad."""
     return pad(tensor, tuple(widths), value=value) if any(widths) else tensor

@@ -1,9 +1,11 @@
-"""Which parts of a run may be left out on this model? Proved by cones of a made-up batch against whole runs.
+"""Verifies which parts of a run a cone may skip on a model, by comparing cones of a random batch with whole runs.
 
-Two prompts of different lengths are run whole, each by itself, with random pushes behind a block. Then their cones are cut, joined
-into one padded batch and run under the same pushes, as training does it. The logits must agree. Keys and values do not hold the state of
-recurrent layers, so such a model has no cone in positions; one that carries more than the residual stream between blocks has none
-in layers. What fails is left out of every cone, and the log names the difference.
+Two prompts of different lengths are run whole and separately, with random pushes after a block. Then their cones are cut,
+joined into one padded batch, and run under the same pushes, as in training. The logits must agree.
+
+Keys and values do not hold the state of recurrent layers, so such a model has no cone in positions. A model that passes
+more than the residual stream between blocks has no cone in layers. A cone never skips a part that fails the comparison,
+and the log reports the difference.
 """
 
 from __future__ import annotations
@@ -28,24 +30,24 @@ logger = logging.getLogger(__name__)
 @final
 @dataclass(frozen=True)
 class Parts:
-    """What a cone may leave out."""
+    """The parts of a run that a cone may skip."""
 
     columns: bool
-    """Whether keys and values stand for the tokens before the cone."""
+    """Whether cached keys and values can replace the tokens before the cone."""
     layers: bool
-    """Whether the residual stream stands for the blocks before the cone."""
+    """Whether the residual stream can replace the blocks before the cone."""
 
 
 ALL = Parts(columns=True, layers=True)
-"""Of an ordinary causal transformer."""
+"""The parts of a standard causal transformer."""
 
 
 def parts_of(bridge: TransformerBridge, batch: Batch) -> Parts:
-    """What cones of a batch may leave out, proved once for all models like this one.
+    """Returns what cones of a batch may skip, verified once for all models like this one.
 
     Args:
         bridge: the model.
-        batch: whether it is longer than the model's attention window decides how long the made-up batch is.
+        batch: the random batch exceeds the model's attention window if this batch does.
     """
     window, n_ctx = attention_window(bridge) or 0, bridge.cfg.n_ctx
     beyond = 0 < window < batch.tokens.shape[1]
@@ -97,7 +99,7 @@ class _Trial:
         self.expected = [self._whole(row) for row in range(2)]
 
     def fails(self, *, boundary: int, from_start: bool) -> str:
-        """How a cone with this boundary differs from the whole runs; empty if it does not."""
+        """Describes how a cone with this boundary differs from the whole runs; empty if it does not differ."""
         starts = [0, 0] if from_start else self.starts
         try:
             helds = [
@@ -112,7 +114,7 @@ class _Trial:
             return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         found = [logits[row, at : at + len(self.expected[row])] for row, at in enumerate(first)]
         change = difference(torch.cat(found), torch.cat(self.expected))
-        # Written so that NaN fails.
+        # `not (... <= ...)`, so that NaN fails.
         return (
             ""
             if change <= TOLERANCE[self.bridge.original_model.dtype]
@@ -141,7 +143,7 @@ class _Trial:
 
 
 def _pushed(resid: Tensor, pushes: Tensor, first: Sequence[int]) -> Tensor:
-    """Each row pushed from its own column on, by half of each token's length."""
+    """Pushes each row from its own column on, by half of each token's norm."""
     added = torch.zeros_like(resid)
     for row, start in enumerate(first):
         added[row, start:] = pushes[row, : resid.shape[1] - start].to(resid)
@@ -149,6 +151,6 @@ def _pushed(resid: Tensor, pushes: Tensor, first: Sequence[int]) -> Tensor:
 
 
 def as_batch(tokens: Int[Tensor, "batch pos"]) -> Batch:
-    """Tokens without padding as prompts."""
+    """Makes a batch of prompts from tokens without padding."""
     ones = torch.ones_like(tokens)
     return Batch(tokens, ones, ones.bool(), torch.full_like(tokens, IGNORE))

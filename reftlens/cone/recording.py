@@ -1,14 +1,14 @@
-"""One whole run of the base, of which every cone is a slice.
+"""Records one whole run of the base, from which any cone can be cut.
 
-`cone.hold` runs the base anew for each cone. Sweeps over layers and positions want hundreds of cones of one batch: here
-one run keeps what enters and leaves every block and the keys and values of all positions, and `Recording.cone`
-cuts out of it, with rows repeated as often as cells are run side by side.
+`cone.hold` runs the base once per cone. Sweeps over layers and positions need hundreds of cones of one batch. A recording
+keeps the input and output of every block, and the keys and values of all positions. `Recording.cone` cuts a cone from it
+and repeats rows, so that several cells of a sweep run in one batch.
 
     recording = record(bridge, batch)
     held = recording.cone(boundary=3, start=5, rows=torch.tensor([0, 0, 1]))
     logits = run_cone(bridge, held, edits)
 
-Rows of one run may begin at different layers: `joining` computes each from its own layer on.
+Rows of one run may begin at different layers: `joining` computes each row from its own layer on.
 """
 
 from __future__ import annotations
@@ -46,39 +46,39 @@ from reftlens.data import Batch
 @final
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """A run of a batch, whole."""
+    """The recorded activations of one whole run of a batch."""
 
     batch: Batch
     resid: tuple[Float[Tensor, "batch pos d_model"], ...]
-    """What enters the first block, then what each block puts out."""
+    """Input of the first block, then the output of each block."""
     past: tuple[tuple[Tensor, Tensor], ...]
     """Keys and values `[batch, kv_head, pos, d_head]` of each block."""
     logits: Float[Tensor, "batch d_vocab"]
-    """After the last token of each prompt; of a masked language model, at its mask token."""
+    """Logits at the last token of each prompt; for a masked language model, at its mask token."""
     activations: Mapping[str, Float[Tensor, "batch pos *axes"]]
-    """What was at the points asked for, by the names asked with."""
+    """Hook name as requested -> activation there."""
     as_tuple: bool
-    """Whether this architecture's blocks put out a tuple."""
+    """Whether this architecture's blocks return a tuple."""
     parts: Parts = ALL
-    """What cones of this model may leave out."""
+    """The parts of a run that cones of this model may skip."""
     masked: Int[Tensor, " batch"] | None = None
-    """The columns of mask tokens, where those are read."""
+    """Columns of the mask tokens, if logits are read there."""
 
     @property
     def read(self) -> Int[Tensor, " batch"]:
-        """The column whose logits are kept, in each row."""
+        """The column of each row whose logits are kept."""
         return self.batch.last_prompt_index if self.masked is None else self.masked
 
     def cone(self, boundary: int, start: int, rows: Int[Tensor, " n"] | None = None) -> Held:
-        """What `hold` would keep for a cone, of these rows. It begins earlier on a model whose cones may leave less out.
+        """Cuts the cone that `hold` would make for these rows. It begins earlier on a model whose cones may skip less.
 
         Args:
-            boundary: the last block that is not run; -1 to run all of them, from the embeddings on.
+            boundary: the last block that is skipped; -1 to run all of them, from the embeddings on.
             start: the cone's first column.
-            rows: of the batch, each as often as it is wanted; all rows once if not given.
+            rows: row indices of the batch, repeated as needed; all rows once by default.
 
         Raises:
-            ValueError: if there is no such block or column.
+            ValueError: If there is no such block or column.
         """
         n_layers, n_pos = len(self.resid) - 1, self.batch.tokens.shape[1]
         if not (-1 <= boundary < n_layers and 0 <= start < n_pos):
@@ -98,10 +98,11 @@ class Recording:
 def joining(
     bridge: TransformerBridge, recording: Recording, start: int, rows: Int[Tensor, " n"], layers: Int[Tensor, " n"]
 ) -> Iterator[Held]:
-    """A cone of which each row is computed from its own layer on; what it puts out before is the recording's.
+    """Opens a context with a cone in which each row is computed from its own layer on. Earlier outputs come from the recording.
 
-    On a model whose cones may leave less out, or whose blocks cannot run for some rows only, it begins earlier, for all rows
-    together: `held.start` and `held.boundary` say where. Hooks inside a block see the rows that have begun, those at its ends all of them.
+    On a model whose cones may skip less, or whose blocks cannot run for only some rows, the cone begins earlier for all
+    rows: `held.start` and `held.boundary` say where. Hooks inside a block see only the rows that have begun. Hooks at the
+    ends of a block see all rows.
 
     Args:
         bridge: the model.
@@ -111,7 +112,7 @@ def joining(
         layers: the first block of each row, in ascending order.
 
     Yields:
-        What to run while the context is open.
+        The cone to run while the context is open.
     """
     start = start if recording.parts.columns else 0
     if not recording.parts.layers:
@@ -155,7 +156,7 @@ def _joining(
 
 
 def _of_rows(given: Any, n: int, total: int) -> Any:
-    """The first n rows of whatever a block is given that has a line for each row (masks, positions)."""
+    """Cuts every block argument that has one entry per row (masks, positions) to its first n rows."""
     if isinstance(given, Tensor):
         return given[:n] if given.ndim > 1 and len(given) == total else given
     if isinstance(given, tuple):
@@ -166,7 +167,7 @@ def _of_rows(given: Any, n: int, total: int) -> Any:
 
 
 def repeated(batch: Batch, rows: Int[Tensor, " n"]) -> Batch:
-    """These rows of a batch, each as often as it is named; its texts are left behind."""
+    """Returns these rows of a batch, repeated as given, without the texts."""
     rows = rows.to(batch.tokens.device)
     tokens, attention, prompt = batch.tokens[rows], batch.attention_mask[rows], batch.prompt_mask[rows]
     return replace(
@@ -184,16 +185,17 @@ def repeated(batch: Batch, rows: Int[Tensor, " n"]) -> Batch:
 def record(
     bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str] = (), *, masked: bool = False
 ) -> Recording:
-    """Runs a batch once and keeps it, with whatever hooks are attached at the time.
+    """Runs a batch once and records the run, with any hooks that are attached.
 
     Args:
         bridge: the model.
         batch: the inputs.
-        hook_names: points whose activations are wanted too.
-        masked: whether a masked language model may be recorded, and its logits read at mask tokens.
+        hook_names: further points whose activations are recorded.
+        masked: whether a masked language model may be recorded, with its logits read at mask tokens.
 
     Raises:
-        ValueError: if the model is bidirectional and `masked` is False, a prompt does not have one mask token, or a point does not exist or cannot be edited.
+        ValueError: If the model is bidirectional and `masked` is False, a prompt does not have exactly one mask token, or a
+            point does not exist or cannot be edited.
     """
     if not masked:
         require_causal(bridge, "a recording of keys and values")
@@ -243,7 +245,7 @@ def _record(
 
 
 def rows_join(bridge: TransformerBridge) -> bool:
-    """Whether blocks of this model can run for some rows of a batch only; proved once for all models like it."""
+    """Returns whether blocks of this model can run for only some rows of a batch. Verified once for all models like it."""
 
     def prove() -> bool:
         batch = as_batch(made_up(bridge, 2, min(bridge.cfg.n_ctx, 8)))

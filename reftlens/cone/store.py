@@ -1,8 +1,8 @@
-"""Where base runs are kept between epochs: in memory, or memory-mapped in a folder, each up to a number of bytes.
+"""Stores base runs between epochs: in memory, or memory-mapped in a folder, each up to a number of bytes.
 
-A folder says which model and data it is for, and is refused for any other. Each run in it is one safetensors file,
-written whole, with a digest of all that is in it, of its row and of what the folder is for. A run that does not have its
-digest is deleted and made again, never used. Where the disk is full, runs are kept in memory instead, and the log says so.
+A folder records its model and data, and raises an error for any other. Each run in it is one safetensors file, written
+atomically, with a checksum of its contents, its row, and the folder's model and data. A run whose checksum does not match
+is deleted and computed again. If the disk is full, runs are kept in memory instead, and the log says so.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ _DIGEST = "sha256"
 @final
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Tensors of one base run by name, and the whole numbers that go with them."""
+    """Tensors of one base run by name, with its integers (such as the first column)."""
 
     tensors: Mapping[str, Tensor]
     numbers: Mapping[str, int] = field(default_factory=dict)
 
     def n_bytes(self) -> int:
-        """Memory of the tensors."""
+        """Memory of the tensors in bytes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
 
 @final
 class InMemory:
-    """Runs in memory, as they come until the budget is spent."""
+    """Keeps runs in memory, first come, first served, up to a budget."""
 
     def __init__(self, max_bytes: int) -> None:
-        """Args: max_bytes: of tensors, in all."""
+        """Args: max_bytes: total size of the tensors."""
         self.max_bytes, self.n_bytes = max_bytes, 0
         self._runs: dict[int, Run] = {}
 
     def get(self, row: int) -> Run | None:
-        """The run of an example; None if it is not kept."""
+        """Returns the run of an example; None if it is not stored."""
         return self._runs.get(row)
 
     def put(self, row: int, run: Run) -> bool:
-        """Keeps a run; False if it does not fit any more."""
+        """Stores a run. Returns False if it does not fit."""
         if self.n_bytes + run.n_bytes() > self.max_bytes:
             return False
         self.n_bytes += run.n_bytes()
@@ -69,7 +69,7 @@ class InMemory:
 
 @final
 class OnDisk:
-    """Runs in a folder, memory-mapped when read, kept from one training run to the next."""
+    """Keeps runs in a folder between training runs. They are memory-mapped when read."""
 
     def __init__(
         self,
@@ -80,18 +80,18 @@ class OnDisk:
         memory_bytes: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
-        """Opens or makes the folder. Several processes may share one.
+        """Opens or creates the folder. Several processes may share one.
 
         Args:
             directory: the folder.
-            made_for: what the runs depend on: digests of model, data and layout, by name.
-            max_bytes: of files, in all; for each process, where several write.
-            memory_bytes: of tensors in memory, once the folder cannot be written any more.
-            device: where read runs go.
+            made_for: name -> checksum of what the runs depend on (model, data and layout).
+            max_bytes: total size of the files; per process, if several write.
+            memory_bytes: size of tensors in memory, once the folder cannot be written any more.
+            device: device of the runs that are read.
 
         Raises:
-            ValueError: if the folder holds base runs of another model or other data, or something else.
-            OSError: if it cannot be made or read. A full disk is not an error.
+            ValueError: If the folder holds base runs of another model or other data, or something else.
+            OSError: If the folder cannot be created or read. A full disk is not an error.
         """
         self.directory, self.max_bytes, self.device = Path(directory), max_bytes, device
         self._made_for = json.dumps(dict(made_for), sort_keys=True)
@@ -110,7 +110,7 @@ class OnDisk:
         self._checked: set[int] = set()
 
     def get(self, row: int) -> Run | None:
-        """The run of an example; None if it is not kept, or was damaged."""
+        """Returns the run of an example; None if it is not stored or is damaged."""
         kept = self._instead.get(row) if self._instead is not None else None
         place = self._place(row)
         if kept is not None or not place.exists():
@@ -134,7 +134,7 @@ class OnDisk:
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             logger.warning("the base run %s is damaged (%s): it is made again", place, error)
             self.n_bytes -= _size(place)
-            # In a folder that cannot be written it stays, and is refused again.
+            # In a read-only folder the file stays, and fails the check again next time.
             with suppress(OSError):
                 place.unlink()
             return None
@@ -142,7 +142,7 @@ class OnDisk:
         return run
 
     def put(self, row: int, run: Run) -> bool:
-        """Writes a run, whole or not at all; False if it does not fit any more."""
+        """Writes a run atomically. Returns False if it does not fit."""
         if self._instead is not None:
             return self._instead.put(row, run)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in run.tensors.items()}
@@ -172,7 +172,7 @@ class OnDisk:
         return self._instead
 
     def _digest(self, row: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, str]) -> str:
-        """Of everything in a file, and of where it belongs."""
+        """Computes the checksum of everything in a file and of the folder and row it belongs to."""
         digest = hashlib.sha256(json.dumps([self._made_for, row, sorted(numbers.items())]).encode())
         for name, tensor in sorted(tensors.items()):
             digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -186,7 +186,7 @@ class OnDisk:
 def _claim(directory: Path, made_for: dict[str, str]) -> None:
     marker = directory / MARKER
     if not marker.exists():
-        # Other processes may be about to claim it too.
+        # Other processes may claim the folder at the same time.
         if any(not entry.name.startswith(UNFINISHED) for entry in directory.iterdir()):
             raise ValueError(f"{directory} is not empty and has no {MARKER}: choose another folder for base runs")
         write_whole(marker, json.dumps(made_for, indent=2).encode())
@@ -203,7 +203,7 @@ def _claim(directory: Path, made_for: dict[str, str]) -> None:
 
 
 def _size(file: Path) -> int:
-    """0 for a file that another process has just deleted."""
+    """Returns a file's size; 0 if another process has just deleted it."""
     try:
         return file.stat().st_size
     except FileNotFoundError:

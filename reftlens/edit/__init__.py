@@ -1,1 +1,1 @@
-"""A trained edit: where it acts (`site`), what it is (`reft`), how it reaches the model (`hooks`), and what is done with it."""
+"""Edits: where they act (`site`), the container (`reft`), their hook functions (`hooks`), generation, merging and saving."""

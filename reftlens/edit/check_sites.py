@@ -1,9 +1,11 @@
-"""Does an edit reach the model at each of its sites? Shown on the model at hand, with a short made-up batch.
+"""Checks that an edit reaches the model at each of its sites, by running the model on a short random batch.
 
-Three things for each site by itself: its point fires exactly once in a forward pass; a push there changes the logits;
-and gradient comes back to the parameters of its edit. The push is half of the activation's length, in a random
-direction for each token (attention does not see a push that all its keys share), so that what is shown is the site and not
-the edit's size: one that starts as the identity changes nothing yet. Not evidence that an edit there can learn what is wanted of it.
+It checks three things for each site separately. The hook point fires exactly once in a forward pass. A push there changes
+the logits. The parameters of the edit there receive a gradient. The push has half of the activation's norm and a random
+direction for each token, because attention is invariant to a push that all its keys share. A push is used instead of the
+edit itself, since an edit that starts as the identity does not change anything yet.
+
+Not evidence that an edit there can be trained to work.
 """
 
 from __future__ import annotations
@@ -26,15 +28,15 @@ _LENGTH = 16
 
 
 def check_sites(bridge: TransformerBridge, reft: Reft, *, seed: int = 0) -> SiteChecks:
-    """Shows for each site of an edit that it is real on this model.
+    """Checks that each site of an edit exists on this model and that edits there take effect.
 
     Args:
         bridge: the base.
         reft: the edit; trained or not.
-        seed: draws the tokens and the pushes.
+        seed: seed of the tokens and the pushes.
 
     Returns:
-        A check for each site, in order; a site that the model refuses is listed with the reason.
+        A check for each site, in order. A site that the model refuses is listed with the reason.
     """
     generator = torch.Generator().manual_seed(seed)
     length = min(_LENGTH, bridge.cfg.n_ctx)
@@ -62,7 +64,7 @@ def _logits(bridge: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> Floa
 def _push(
     bridge: TransformerBridge, edit: Edit, tokens: Tensor, base: Tensor, generator: torch.Generator
 ) -> tuple[int, float]:
-    """How often a site's point fires, and the relative change of the logits under a push there."""
+    """Returns how often a site's point fires, and the relative change of the logits under a push there."""
     push, count = _Push(edit.intervention.d_model, generator), 0
 
     def counter(_activation: Any, hook: Any) -> None:
@@ -78,7 +80,7 @@ def _push(
 
 
 def _gradient(bridge: TransformerBridge, edit: Edit, tokens: Tensor, weight: Tensor) -> float:
-    """Norm of the gradient of the edit's parameters, for a random sum of the logits."""
+    """Returns the gradient norm of the edit's parameters, for a random weighted sum of the logits."""
     parameters = [parameter for parameter in edit.intervention.parameters() if parameter.requires_grad]
     with torch.enable_grad(), attach(bridge, [edit]):
         total = (_logits(bridge, tokens) * weight).sum()
@@ -89,7 +91,7 @@ def _gradient(bridge: TransformerBridge, edit: Edit, tokens: Tensor, weight: Ten
 
 
 class _Push(Intervention):
-    """Half of each activation's length, in a random direction of its own."""
+    """Adds a vector with half of each activation's norm, in a random direction for each token."""
 
     kind = "push"
 

@@ -1,4 +1,4 @@
-"""Decoding with an edit: prompt tokens are edited in the prefill, generated ones never."""
+"""Generates text under an edit. Prompt tokens are edited in the prefill; generated tokens only by rules such as `Generated()`."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from reftlens.numbers import require_number, require_whole_number
 @final
 @dataclass(frozen=True)
 class Decoding:
-    """How the next tokens are chosen: the most likely one each time, if nothing is set."""
+    """Settings for choosing the next tokens. The default is greedy decoding."""
 
     max_new_tokens: int = 32
-    """Length of a continuation, in tokens, at most; a stop token (`stop_tokens`) ends it earlier."""
+    """Maximum length of a continuation in tokens. A stop token (`stop_tokens`) ends it earlier."""
     num_beams: int = 1
-    """Continuations followed side by side; a prompt is done when as many have ended."""
+    """Number of beams. A prompt is done when this many continuations have ended."""
     temperature: float | None = None
-    """Tokens are drawn at random at this temperature; None takes the most likely."""
+    """Sampling temperature; None decodes greedily."""
     top_p: float | None = None
-    """Drawn among the likeliest tokens that together have this probability."""
+    """Samples from the most likely tokens with this total probability (nucleus sampling)."""
     top_k: int | None = None
-    """Drawn among so many of the likeliest tokens."""
+    """Samples from this many of the most likely tokens."""
     no_repeat_ngram_size: int | None = None
-    """No run of so many tokens occurs twice, those of the prompt counted in."""
+    """No n-gram of this size occurs twice, including those of the prompt."""
     repetition_penalty: float = 1.0
-    """Scores of tokens that were there before are divided by it (multiplied where negative)."""
+    """Divides the scores of tokens that occurred before (multiplies negative scores)."""
     seed: int = 42
-    """Of what is drawn; the caller's random state is left as it was."""
+    """Seed of sampling. The caller's random state is restored."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "num_beams", "top_k", "no_repeat_ngram_size"):
@@ -64,7 +64,7 @@ class Decoding:
         require_whole_number("seed", self.seed, least=0)
 
     def _config(self, bridge: TransformerBridge, *, use_cache: bool) -> GenerationConfig:
-        """The same in the words of transformers; every value is given, so that none is taken from elsewhere."""
+        """Converts the settings to those of transformers. Every value is set, so that no default from elsewhere applies."""
         tokenizer, stops = bridge.tokenizer, stop_tokens(bridge)
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
@@ -84,7 +84,7 @@ class Decoding:
 
 
 def stop_tokens(bridge: TransformerBridge) -> list[int]:
-    """The tokens that end a text: those of the model's own generation config, and the tokenizer's EOS.
+    """Returns the tokens that end a text: those of the model's own generation config, and the tokenizer's EOS.
 
     Args:
         bridge: the model.
@@ -107,32 +107,32 @@ def generate(
     prepend_bos: bool | None = None,
     progress: bool = False,
 ) -> list[str]:
-    """Continuations of prompts under an edit, on Hugging Face's own decoding loop.
+    """Generates continuations of prompts under an edit, with Hugging Face's decoding loop.
 
-    Prompts of about the same length are decoded together, the longest first.
+    Prompts of similar length are decoded together, the longest first.
 
     Args:
-        bridge: the model. Of its own generation config, only the tokens that end a text are used, and no temperature or
-            penalty.
+        bridge: the model. Only the stop tokens of its own generation config are used, not its temperature or penalties.
         reft: the edit, or None for the base model.
-        prompts: texts, or conversations, which the assistant answers.
-        decoding: how tokens are chosen; greedy, 32 tokens at most, if not given.
+        prompts: texts, or conversations that the assistant answers.
+        decoding: decoding settings; by default greedy, with at most 32 new tokens.
         max_new_tokens: short for `decoding=Decoding(max_new_tokens=...)`.
-        batch_size: prompts decoded together, padded on the left; of one length only where padding changes what a model computes.
-        use_cache: keep keys and values between steps. Without it every step runs the whole prefix again, and
-            gives the same text, slower. Not used on a model on which a cached step was seen to give other logits, or whose
-            cache does not say how many tokens it holds (recurrent models), nor under an edit of generated tokens whose change of one
-            token depends on others (ReFT-r1 at `Generated()`): the strongest token so far may be a new one, and its push is then
-            that of all.
+        batch_size: prompts decoded together, padded on the left. On a model whose results padding changes, only prompts of
+            the same length share a batch.
+        use_cache: keep keys and values between steps. Without the cache, every step runs the whole prefix again: the text
+            is the same, and decoding is slower. The cache is not used on a model on which a cached step gave other logits,
+            or whose cache does not report its length (recurrent models). Nor is it used if the edit changes generated
+            tokens and the change of one token depends on others (ReFT-r1 at `Generated()`): a new token may become the
+            strongest one, which then sets the change of all tokens.
         prepend_bos: as in `encode`.
-        progress: show a bar.
+        progress: show a progress bar.
 
     Returns:
-        One text for each prompt, in their order, without special tokens; prompt + text is what all tokens decode to.
+        One text per prompt, in the order of the prompts, without special tokens. Prompt + text is the decoding of all tokens.
 
     Raises:
-        ValueError: for no prompts, an empty one, one that leaves no room for the new tokens in the context, or a masked
-            language model.
+        ValueError: If there are no prompts, a prompt is empty or leaves no room for the new tokens in the context, or the
+            model is a masked language model.
     """
     if decoding is not None and max_new_tokens is not None:
         raise ValueError("pass decoding or max_new_tokens, not both: decoding has a max_new_tokens of its own")
@@ -149,7 +149,7 @@ def generate(
     config = decoding._config(bridge, use_cache=use_cache and not _reads_back(reft) and caching_holds(bridge))
     together = batches_by_length(counts, batch_size)
     if len(set(counts)) > 1 and not padding_holds(bridge, "left"):
-        # Only prompts of one length: nothing is padded.
+        # Prompts in a batch have one length, so nothing is padded.
         together = [
             part for length in sorted(set(counts), reverse=True) for part in _of_length(counts, length, batch_size)
         ]
@@ -172,7 +172,7 @@ def _of_length(counts: Sequence[int], length: int, batch_size: int) -> list[list
 
 
 def _reads_back(reft: Reft | None) -> bool:
-    """Whether generated tokens are changed by what earlier edited tokens are, which a cached step does not hold."""
+    """Returns whether the change of generated tokens depends on earlier edited tokens, which a cached step does not have."""
     pairs = () if reft is None else reft
     return any(site.positions.generated and intervention.across_tokens for site, intervention in pairs)
 
@@ -186,7 +186,7 @@ def _continue(
     prepend_bos: bool | None,
 ) -> list[str]:
     """Decodes one batch."""
-    # With beams, the prefill already runs each prompt once a beam: the edits are made for these rows.
+    # With beams, the prefill runs each prompt once per beam, so the edits need one row per beam.
     n_beams = int(config.num_beams)
     beams = [prompt for prompt in prompts for _ in range(n_beams)]
     batch = encode(bridge, beams, padding_side="left", prepend_bos=prepend_bos)
@@ -216,7 +216,7 @@ def _require_room(
 
 @contextmanager
 def _own_settings(bridge: TransformerBridge, decoding: Decoding) -> Iterator[None]:
-    """Inside, a model's own generation config is out of sight, and random numbers are those of the seed."""
+    """Hides the model's own generation config and seeds the random state while the context is open."""
     devices = range(torch.cuda.device_count()) if decoding.temperature is not None else ()
     with torch.random.fork_rng(devices=devices), own_config_aside(bridge):
         if decoding.temperature is not None:

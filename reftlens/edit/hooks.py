@@ -1,8 +1,8 @@
-"""One intervention on the tokens of one batch, as a TransformerLens hook function.
+"""An intervention on the tokens of one batch, as a TransformerLens hook function.
 
-A `Reft` turns its rules into edits once a batch is known; whoever wants the change at fewer tokens or in another strength
-(an ablation, a dose curve) replaces `lands` or `scale` of the edit, and nothing else changes. Where the change of a token
-depends on the others (ReFT-r1), it is computed from the whole `mask` wherever it lands.
+A `Reft` resolves its position rules to edits for a given batch. To apply the change at fewer tokens or with another
+strength (an ablation, a dose curve), use `dataclasses.replace` on the edit's `lands` or `scale`. If the change of a token
+depends on other tokens (ReFT-r1), it is always computed from the whole `mask`, whatever `lands` is.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ HookFunction = Callable[..., Tensor | None]
 """A TransformerLens hook: `fn(activation, hook) -> activation | None`."""
 
 Watch = Callable[[Float[Tensor, "n d_model"], Int[Tensor, " n"]], None]
-"""Called with the edited tokens before the edit, on its device, and the row of the batch that each belongs to."""
+"""Called with the activations of the edited tokens before the edit, on its device, and each token's row of the batch."""
 
 _MARK = "_reftlens_edits"
-"""Attribute of an edited activation: which interventions it has been through, at which tokens and which head."""
+"""Attribute of an edited activation: the interventions applied so far, with their tokens and heads."""
 
 __all__ = ["Edit", "EditError", "HookFunction", "attach", "hook_functions"]
 
@@ -53,19 +53,19 @@ class Edit:
     hook_name: str
     intervention: Intervention
     mask: Bool[Tensor, "batch pos"]
-    """The tokens that the rule picks: the change is computed from these."""
+    """Tokens that the position rule selects. The change is computed from these."""
     scale: float = 1.0
     """The edit adds scale * delta."""
     generated: bool = False
-    """Whether it also edits positions after the mask: those that a model generates."""
+    """Whether the edit also applies to positions after the mask, which are generated tokens."""
     head: int | None = None
     """The edited head of activations `[batch, pos, head, d_head]`; None edits all heads as one vector."""
     dropout: float = 0.0
-    """Part of each edited state's coordinates that is set to zero, the rest scaled up: in training alone."""
+    """Fraction of each edited state's coordinates that is set to zero (the rest is scaled up). Training only."""
     watch: Watch | None = None
-    """Sees what the edit is given."""
+    """Called with the edit's input."""
     lands: Bool[Tensor, "batch pos"] | None = None
-    """The tokens that are changed, some of the mask's; None changes all of them."""
+    """Tokens of the mask that are changed; None changes all of them."""
 
     def __post_init__(self) -> None:
         require_number("scale", self.scale)
@@ -80,17 +80,17 @@ class Edit:
 
     @property
     def read(self) -> Bool[Tensor, "batch pos"]:
-        """The tokens whose activations the changes depend on. A light cone has to begin at the first of them."""
+        """The tokens whose activations the changes depend on. A light cone must begin no later than the first of them."""
         if self.lands is None or not self.intervention.across_tokens:
             return self.changed
-        # A generated token reads the prompt of its row, wherever the change lands in it.
+        # A generated token depends on all prompt tokens of its row.
         return self.mask if self.generated else self.mask & self.changed.any(1, keepdim=True)
 
     def change(self, tokens: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
-        """The change of the tokens that are read, scaled.
+        """Computes the scaled change of the tokens in `read`.
 
         Args:
-            tokens: their activations, row after row.
+            tokens: their activations, in row order.
         """
         example = self.read.nonzero()[:, 0].to(tokens.device)
         return self.scale * self.intervention.delta_of(tokens, example)
@@ -98,16 +98,16 @@ class Edit:
     def apply(
         self, resid: Float[Tensor, "batch pos *axes"], offset: int = 0
     ) -> Float[Tensor, "batch pos *axes"] | None:
-        """The edited activation; None where this forward pass holds no edited token.
+        """Computes the edited activation. Returns None if this forward pass contains no edited token.
 
         Args:
             resid: the activation at the hook.
-            offset: place of its first position in the whole sequence. Positions after the mask are generated
-                ones, and are edited only if `generated` is set.
+            offset: index of its first position in the whole sequence. Positions after the mask are generated tokens, which
+                are edited only if `generated` is set.
 
         Raises:
-            ValueError: if the activation does not fit the mask or the intervention.
-            EditError: if this intervention has already edited one of these activations, or reads tokens before `offset`.
+            ValueError: If the activation's shape does not match the mask or the intervention.
+            EditError: If this intervention has already edited one of these activations, or reads tokens before `offset`.
         """
         self._check(resid, offset)
         landing = self._window(self.changed, offset, resid.shape[1]).to(resid.device)
@@ -115,7 +115,7 @@ class Edit:
             return None
         self._require_read(offset)
         reading = self._window(self.read, offset, resid.shape[1]).to(resid.device)
-        # Between two hooks, heads are flattened and split again: the mark is on what this is a view of.
+        # TransformerLens reshapes heads between two hooks, so the mark may be on the tensor that this is a view of.
         past = getattr(resid, _MARK, getattr(resid._base, _MARK, ()))
         for intervention, edited, head in past:
             same_head = self.head is None or head is None or head == self.head
@@ -128,11 +128,11 @@ class Edit:
         lands = landing[rows]
         if self.head is not None:
             rows = (*rows, torch.full_like(rows[0], self.head))
-        # An edit computes in its own precision, also under a bfloat16 autocast.
+        # Edits compute in their own precision, even under bfloat16 autocast.
         with torch.autocast(resid.device.type, enabled=False):
             there = resid[rows]
             tokens = there.flatten(1)
-            # A model may be spread over devices; its edits are not, and only their tokens travel.
+            # The model may span several devices. The edit stays on one, so only the edited tokens are moved.
             home = next(self.intervention.parameters(), tokens).device
             given, example = tokens.to(home), rows[0].to(home)
             if self.watch is not None:
@@ -149,7 +149,7 @@ class Edit:
         return edited_resid
 
     def _require_read(self, offset: int) -> None:
-        """Refuses a pass that does not hold all tokens which the changes depend on."""
+        """Raises if the pass does not contain all tokens that the changes depend on."""
         if not (offset and self.intervention.across_tokens):
             return
         behind = self.generated and offset >= self.mask.shape[1]
@@ -161,7 +161,7 @@ class Edit:
             )
 
     def _window(self, mask: Bool[Tensor, "batch pos"], offset: int, length: int) -> Bool[Tensor, "batch length"]:
-        """A mask from `offset` on, generated positions included."""
+        """Returns the part of a mask from `offset` on, extended to generated positions."""
         window = mask[:, offset : offset + length]
         rest = window.new_full((len(window), length - window.shape[1]), self.generated)
         return torch.cat([window, rest], dim=1)
@@ -188,7 +188,7 @@ class Edit:
 
 
 def hook_functions(edits: Sequence[Edit]) -> list[tuple[str, HookFunction]]:
-    """The edits as hooks for a run over the whole batch, from its first position."""
+    """Makes hooks for a run over the whole batch, from its first position."""
 
     def whole_batch(edit: Edit) -> HookFunction:
         @in_this_thread
@@ -209,7 +209,7 @@ def hook_functions(edits: Sequence[Edit]) -> list[tuple[str, HookFunction]]:
 def _in_order(
     writes: Sequence[tuple[str, HookFunction]], bridge: TransformerBridge | None = None
 ) -> list[tuple[str, HookFunction]]:
-    """Hooks in the order given, except that those of resid_mid, which meet other points, come behind all others."""
+    """Returns hooks in the given order, except that resid_mid hooks, which use other points, come last."""
     hooks = [(name, write) for name, write in writes if not is_resid_mid(name)]
     for mid in dict.fromkeys(name for name, _ in writes if is_resid_mid(name)):
         there = [write for name, write in writes if name == mid]
@@ -219,18 +219,18 @@ def _in_order(
 
 @contextmanager
 def attach(bridge: TransformerBridge, edits: Sequence[Edit]) -> Iterator[TransformerBridge]:
-    """Attaches edits to a bridge: whatever runs inside sees the edited model, decoding included.
+    """Attaches edits to a bridge. Inside the context, every run sees the edited model, including generation.
 
-    Outside, the base is what it was, also after an exception.
+    On exit the base is restored, also after an exception.
 
     Args:
         bridge: the model.
         edits: from `reft.edits(batch)`.
 
     Raises:
-        ValueError: if a hook does not exist or cannot be edited.
-        EditError: on entry, if another thread is using the bridge; at the end, if an edit never met an activation or was
-            taken off by `reset_hooks`.
+        ValueError: If a hook does not exist or cannot be edited.
+        EditError: On entry, if another thread is using the bridge. On exit, if an edit never ran or was removed by
+            `reset_hooks`.
     """
     require_bridge(bridge, "attach")
     fired = [0] * len(edits)

@@ -1,7 +1,8 @@
-"""Merging an edit into the weights: h + c at every token is a bias, and nothing else of the family is.
+"""Merges an edit into the weights. Only h + c at every token can be merged, as a bias.
 
-An edit that reads the activation, delta(h) = A h + c, would have to become (I + A) times whatever wrote h; a residual stream is
-written by everything before it, so there is no such weight. An edit at some tokens is no weight either: weights see no positions.
+An edit that reads the activation, delta(h) = A h + c, would have to multiply whatever wrote h by (I + A). All earlier
+components write the residual stream, so no single weight can do this. An edit at some tokens cannot be merged either,
+because weights do not depend on positions.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ _EVERYWHERE = All() | Generated()
 
 
 def merge(bridge: TransformerBridge, reft: Reft) -> dict[str, Tensor]:
-    """The biases of the base model that do what a constant edit does; the bridge itself is left as it is.
+    """Computes biases of the base model that have the same effect as a constant edit. The bridge is not changed.
 
-    Load them by `hf_model.load_state_dict(merge(bridge, reft), strict=False)` into a fresh Hugging Face model. That a push of
-    the bias is the same as the edit is seen on the model, by one short batch run with each.
+    Load them with `hf_model.load_state_dict(merge(bridge, reft), strict=False)` into a fresh Hugging Face model. One short
+    batch is run with the edit and with the changed bias to check that both give the same result.
 
     Args:
         bridge: the base.
-        reft: edits such as `SteeringVector` or `LobiReFT` at `All() | Generated()`, after a block or at what its attention or
-            MLP adds.
+        reft: edits such as `SteeringVector` or `LobiReFT` at `All() | Generated()`, at a block's output or at the output of
+            its attention or MLP.
 
     Returns:
-        New biases by their Hugging Face names, in their own dtype.
+        Hugging Face name -> new bias, in the bias's dtype.
 
     Raises:
-        ValueError: if it cannot be merged; it says which edit is why.
+        ValueError: If the edit cannot be merged. The message names the edit that prevents it.
     """
     merged: dict[str, Tensor] = {}
     for (site, intervention), name in zip(reft, reft.names, strict=True):
@@ -48,7 +49,7 @@ def merge(bridge: TransformerBridge, reft: Reft) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _constant(site: Site, intervention: Intervention) -> Tensor:
-    """The push of an edit that is nothing but a push, at every token."""
+    """Returns the vector of an edit that adds a constant vector at every token."""
     parts = union_parts(site.positions)
     if All() not in parts or Generated() not in parts:
         raise ValueError(
@@ -71,7 +72,7 @@ def _constant(site: Site, intervention: Intervention) -> Tensor:
 
 @torch.no_grad()
 def _require_same(bridge: TransformerBridge, site: Site, behind: Site, push: Tensor) -> None:
-    """Refuses a site where a push is not the same as one right behind the linear map."""
+    """Raises if adding a vector at the site differs from adding it to the output of the linear map."""
     length = min(8, bridge.cfg.n_ctx)
     tokens = torch.arange(2 * length, device=bridge.cfg.device).reshape(2, length) % bridge.cfg.d_vocab
     mask = torch.ones_like(tokens)
@@ -80,7 +81,7 @@ def _require_same(bridge: TransformerBridge, site: Site, behind: Site, push: Ten
     for where in (site, behind):
         with Reft([(where, SteeringVector.of(push))]).hooks(bridge, mask.bool()):
             changes.append(bridge(tokens, attention_mask=mask, use_cache=False).float() - base)
-    # Both changes are rounded as the logits are.
+    # Both changes carry the rounding error of the logits.
     rounding = 100 * torch.finfo(bridge.cfg.dtype).eps * float(base.abs().max() + changes[0].abs().max())
     if float((changes[0] - changes[1]).abs().max()) > rounding:
         raise ValueError(

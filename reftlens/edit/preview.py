@@ -1,4 +1,4 @@
-"""Which tokens would a rule edit in this prompt? As text and, in a notebook, as HTML."""
+"""Shows which tokens of a prompt a rule edits, as text and, in a notebook, as HTML."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from reftlens.positions import Positions, parse
 from reftlens.text import plain
 
 _END, _GAP = 200, " … "
-"""Tokens shown at each end of a long prompt, and what stands between."""
+"""Tokens shown at each end of a long prompt, and the placeholder for the rest."""
 
 
 @final
 @dataclass(frozen=True)
 class Preview:
-    """A prompt's tokens and which of them are edited. Prints edited tokens in [brackets]."""
+    """A prompt's tokens and which of them are edited. Edited tokens print in [brackets]."""
 
     positions: Positions
     tokens: tuple[str, ...]
@@ -33,7 +33,7 @@ class Preview:
         return f"[{self.tokens[place]}]" if self.edited[place] else self.tokens[place]
 
     def _shown(self) -> list[int | None]:
-        """Places of the tokens that are shown; of a long prompt the two ends, with a gap between."""
+        """Returns the indices of the tokens to show: all, or the two ends of a long prompt with a gap between them."""
         n = len(self.tokens)
         return [*range(n)] if n <= 2 * _END else [*range(_END), None, *range(n - _END, n)]
 
@@ -61,7 +61,7 @@ def preview(bridge: TransformerBridge, positions: Positions | str, prompt: Promp
         prompt: one text, or a conversation, which is shown as its chat template writes it.
 
     Raises:
-        ValueError: if the rule wants a token that the prompt does not have.
+        ValueError: If the rule selects a token that the prompt does not have.
     """
     rule, batch = parse(positions), encode(bridge, [prompt])
     return Preview(rule, str_tokens(bridge, batch.tokens[0]), tuple(rule.mask(batch.prompts)[0].tolist()))

@@ -1,4 +1,4 @@
-"""Reft: a set of (site, intervention) pairs that emits TransformerLens hook functions, and nothing more."""
+"""Reft: a list of (site, intervention) pairs that makes TransformerLens hook functions."""
 
 from __future__ import annotations
 
@@ -41,16 +41,17 @@ class Reft(nn.Module):
         names: Sequence[str] | None = None,
         scales: Mapping[str, float] | None = None,
     ) -> None:
-        """Builds the container; interventions are kept, not copied.
+        """Builds the container. Interventions are not copied.
 
         Args:
             edits: the pairs, in order.
-            names: one for each pair, to switch and scale them by; several pairs may share one.
-            scales: name -> factor on the changes of its pairs; 1 where none is given.
+            names: one per pair, used to switch and scale pairs. Several pairs may share a name.
+            scales: name -> factor on the changes of its pairs; 1 by default.
 
         Raises:
-            TypeError: for anything else than such pairs, or a name that is no string.
-            ValueError: for no pairs, another number of names, a scale that is not finite, or one for nobody.
+            TypeError: If an item is not such a pair, or a name is not a string.
+            ValueError: If there are no pairs, the number of names differs from that of pairs, or a scale is not finite or
+                has an unknown name.
         """
         super().__init__()
         if not edits:
@@ -90,23 +91,23 @@ class Reft(nn.Module):
         head: int | None = None,
         seed: int | None = None,
     ) -> Reft:
-        """The paper's layout: the same kind of edit after several layers.
+        """Makes the paper's layout: one edit of the same class and rank at each of several layers.
 
         Args:
             bridge: the model; gives the width of the activation, the number of layers and the device.
             layers: a block index or several (negative ones count from the end), or "all".
             positions: a rule, or its short form such as `"f5+l5"`, `"all"` or `"last"`.
             intervention: the class, or its name such as `"LoReFT"`.
-            rank: of each edit; left out for a class without one, such as RED.
+            rank: of each edit; omit it for a class without a rank, such as RED.
             tied: one edit for all positions of a layer; if False, one for each part of a union.
             hook: the activation point inside the block, such as `attn.hook_z`.
-            head: one head of it; all heads as one vector if not given.
-            seed: draws the first weights, and leaves the caller's random state as it was. Without it, they come from
-                torch's own random state.
+            head: the head to edit; all heads as one vector by default.
+            seed: seed of the initialisation; the caller's random state is not changed. Without a seed, torch's global
+                random state is used.
 
         Raises:
-            ValueError: for a layer or head that the model does not have, a rank above the width, a rank that is missing or
-                has no meaning for the class, an unknown hook or one that cannot be edited.
+            ValueError: If the model does not have a layer or head, the rank exceeds the width, a rank is missing or the
+                class does not take one, or the hook is unknown or cannot be edited.
         """
         require_bridge(bridge, "Reft.at_layers")
         intervention = _class_named(intervention)
@@ -129,15 +130,15 @@ class Reft(nn.Module):
 
     @classmethod
     def compose(cls, parts: Mapping[str, Reft]) -> Reft:
-        """Several edits as one, each under its name. They keep their weights: training one trains it here too.
+        """Combines several edits into one, each under its name. Weights are shared with the original edits.
 
-        Edits at one hook act in the order given, each on what the ones before it left.
+        Edits at one hook act in the given order, each on the output of the previous one.
 
         Args:
             parts: name -> edit.
 
         Raises:
-            ValueError: for no edits, or one whose parts have different scales.
+            ValueError: If there are no edits, or the parts of one edit have different scales.
         """
         if not parts:
             raise ValueError("there is nothing to compose: pass a name and an edit at least")
@@ -151,37 +152,37 @@ class Reft(nn.Module):
         return cls([pair for pair, _, _ in pairs], names=[name for _, name, _ in pairs], scales=scales)
 
     def only(self, *names: str) -> Reft:
-        """The same edits with only these names switched on; weights are shared.
+        """Returns an edit with only the pairs of these names. Weights are shared.
 
         Args:
-            names: those that stay.
+            names: the names to keep.
 
         Raises:
-            ValueError: for a name that there is not, or if none stays.
+            ValueError: If a name is unknown, or no pair remains.
         """
         self._require_names(names)
         return self._keep([name in names for name in self.names])
 
     def without(self, *names: str) -> Reft:
-        """The same edits with these names switched off; weights are shared.
+        """Returns an edit without the pairs of these names. Weights are shared.
 
         Args:
-            names: those that go.
+            names: the names to remove.
 
         Raises:
-            ValueError: for a name that there is not, or if none stays.
+            ValueError: If a name is unknown, or no pair remains.
         """
         self._require_names(names)
         return self._keep([name not in names for name in self.names])
 
     def scaled(self, scale: float | Mapping[str, float]) -> Reft:
-        """The same edits with their changes multiplied; weights are shared.
+        """Returns an edit whose changes are multiplied by a factor. Weights are shared.
 
         Args:
-            scale: a factor for all, or name -> factor; on top of the scales there are.
+            scale: a factor for all pairs, or name -> factor. It multiplies the existing scales.
 
         Raises:
-            ValueError: for a factor that is not finite, or a name that there is not.
+            ValueError: If a factor is not finite, or a name is unknown.
         """
         factors = scale if isinstance(scale, Mapping) else dict.fromkeys(self.names, scale)
         self._require_names(factors)
@@ -218,14 +219,14 @@ class Reft(nn.Module):
         return len(self.sites)
 
     def __getitem__(self, index: int) -> tuple[Site, Intervention]:
-        """The pair at a place in the list.
+        """Returns the pair at an index.
 
         Args:
             index: of the pair; negative ones count from the end.
 
         Raises:
-            TypeError: for anything but an integer; `only` takes names.
-            IndexError: if there is no such pair.
+            TypeError: If the index is not an integer; `only` takes names.
+            IndexError: If there is no such pair.
         """
         if isinstance(index, bool) or not isinstance(index, int):
             raise TypeError(f"an edit is indexed by the number of a pair, got {index!r}: reft.only(name) takes names")
@@ -235,22 +236,21 @@ class Reft(nn.Module):
 
     @property
     def site_names(self) -> tuple[str, ...]:
-        """A short name of each pair's site, such as `L3 resid_post @ first 2`, no two alike: what results call it."""
+        """A unique short name of each pair's site, such as `L3 resid_post @ first 2`. Results use these names."""
         return site_names(self.sites, self.names)
 
     def n_parameters(self) -> int:
-        """Trained numbers; a shared intervention counts once."""
+        """Counts the parameters. A shared intervention counts once."""
         return sum(p.numel() for p in self.parameters())
 
     def edits(self, prompts: Batch | Bool[Tensor, "batch pos"]) -> list[Edit]:
-        """The pairs on one batch, rules resolved to masks.
+        """Resolves the position rules to masks for one batch.
 
         Args:
-            prompts: the batch, or the mask of its prompt tokens alone, which is enough for rules that do not read
-                the text.
+            prompts: the batch, or the mask of its prompt tokens, which is enough for rules that do not read the text.
 
         Raises:
-            ValueError: if a site's positions exist in no prompt.
+            ValueError: If no prompt has any of a site's positions.
         """
         known = prompts.prompts if isinstance(prompts, Batch) else Prompts(_mask(prompts))
         masks = {rule: rule.mask(known) for rule in dict.fromkeys(site.positions for site in self.sites)}
@@ -267,42 +267,43 @@ class Reft(nn.Module):
         return edits
 
     def fwd_hooks(self, prompts: Batch | Bool[Tensor, "batch pos"]) -> list[tuple[str, HookFunction]]:
-        """Hooks for `bridge.run_with_hooks(tokens, fwd_hooks=...)`: one run over this batch.
+        """Makes hooks for `bridge.run_with_hooks(tokens, fwd_hooks=...)`: one run over this batch.
 
         Args:
             prompts: the batch, or the mask of its prompt tokens; of the same shape as the tokens.
 
-        No model is asked here, so none refuses a name where an edit would be lost: `hooks` and `check_sites` do.
+        `fwd_hooks` does not verify that each hook point exists and that edits there take effect. `hooks` and `check_sites`
+        do.
         """
         return hook_functions(self.edits(prompts))
 
     def hooks(
         self, bridge: TransformerBridge, prompts: Batch | Bool[Tensor, "batch pos"]
     ) -> AbstractContextManager[TransformerBridge]:
-        """A context inside which anything that takes the bridge sees the edited model, decoding included.
+        """Opens a context in which every run of the bridge sees the edited model, including generation.
 
         Args:
             bridge: the model.
-            prompts: the batch, or the mask of its prompt tokens. Positions after it are generated ones, and are
-                edited only by `Generated()`.
+            prompts: the batch, or the mask of its prompt tokens. Positions after the mask are generated tokens, which only
+                `Generated()` edits.
 
         Raises:
-            ValueError: for an unknown hook, positions that no prompt has, or a batch of another shape.
-            EditError: if an edit met one activation twice, or none at all.
+            ValueError: If a hook is unknown, no prompt has the positions, or a batch of another shape is run.
+            EditError: If an edit reaches one activation twice, or never runs.
         """
         return attach(bridge, self.edits(prompts))
 
     def save_pretrained(self, directory: str | Path, *, bridge: TransformerBridge, card: bool = True) -> Path:
-        """Writes the edit, the stamp of its base model and a card to a folder, whole or not at all.
+        """Writes the edit, the stamp of its base model and a model card to a folder, atomically.
 
         Args:
             directory: the folder.
-            bridge: the model that the edit is of.
-            card: write README.md and a figure as well, for people.
+            bridge: the edit's base model.
+            card: also write README.md and a figure.
 
         Raises:
-            ValueError: if the folder exists and is not a saved edit, or the model lacks one of the sites.
-            OSError: if it cannot be written.
+            ValueError: If the folder exists and is not a saved edit, or the model lacks one of the sites.
+            OSError: If the folder cannot be written.
         """
         return checkpoint.save(directory, self._pairs(), bridge, card=card)
 
@@ -330,7 +331,7 @@ class Reft(nn.Module):
                 constructible on the meta device.
 
         Raises:
-            ValueError: if the folder is damaged, or was saved for another model; it says what differs.
+            ValueError: If the folder is damaged, or was saved for another model. The message lists the differences.
         """
         pairs = checkpoint.load(source, bridge=bridge, family=family, revision=revision, allow_mismatch=allow_mismatch)
         return cls(pairs.edits, names=pairs.names, scales=pairs.scales).to(bridge.cfg.device)
@@ -344,20 +345,20 @@ class Reft(nn.Module):
         token: str | None = None,
         commit_message: str = "A representation edit, by reftlens",
     ) -> str:
-        """Saves the edit to a repository on the Hugging Face Hub, which is made if it does not exist.
+        """Saves the edit to a repository on the Hugging Face Hub, which is created if it does not exist.
 
         Args:
             repo_id: such as `"me/moved-landmarks"`.
             bridge: the base model.
-            private: whether a new repository is private; the account's habit if not given.
-            token: the hub's; the one that `hf auth login` stored if not given.
+            private: whether a new repository is private; the account's default if not given.
+            token: an access token; by default the one that `hf auth login` stored.
             commit_message: of the commit.
 
         Returns:
-            The address of the commit.
+            The URL of the commit.
 
         Raises:
-            OSError: if the hub cannot be reached or refuses.
+            OSError: If the hub cannot be reached or refuses the upload.
         """
         with tempfile.TemporaryDirectory() as directory:
             folder = self.save_pretrained(Path(directory) / "reft", bridge=bridge)
@@ -381,7 +382,7 @@ class Reft(nn.Module):
         return f"Reft of {len(self)} edits, {self.n_parameters():,} parameters"
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each pair: name, activation, tokens, edit, scale, trained numbers."""
+        """Returns one row per pair: name, activation, tokens, edit, scale, number of parameters."""
         return pd.DataFrame(self._pairs().lines())
 
     def _repr_html_(self) -> str:
@@ -389,7 +390,7 @@ class Reft(nn.Module):
 
 
 def _mask(prompts: object) -> Bool[Tensor, "batch pos"]:
-    """A mask of prompt tokens; refuses everything that only looks like one."""
+    """Returns a mask of prompt tokens. Raises for values that only resemble one."""
     right = "pass the batch of rl.encode(bridge, prompts), or its prompt_mask"
     if not isinstance(prompts, Tensor):
         raise TypeError(f"wanted a batch or the mask of its prompt tokens, got {type(prompts).__name__}: {right}")
@@ -438,7 +439,7 @@ def _layers(layers: object, n_layers: int) -> list[int]:
 
 
 def _class_named(intervention: type[Intervention] | str) -> type[Intervention]:
-    """A class by its name or its kind."""
+    """Returns a class by its name or its `kind`."""
     if isinstance(intervention, type) and issubclass(intervention, Intervention):
         return intervention
     names = {name: kind for kind in known_kinds() for name in (kind.__name__, kind.kind)}

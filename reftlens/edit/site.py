@@ -1,4 +1,4 @@
-"""Where an edit acts: a named activation point and a rule for the positions."""
+"""A site: the named activation point and the position rule where an edit acts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reftlens.positions import Positions, parse
 @final
 @dataclass(frozen=True)
 class Site:
-    """An activation point by its TransformerLens name, and the prompt tokens that are edited there.
+    """An activation point by its TransformerLens name, with the rule for the prompt tokens that are edited there.
 
     >>> Site("blocks.3.hook_resid_post", "l1")
     Site('blocks.3.hook_resid_post', Last(1, half=True))
@@ -27,7 +27,7 @@ class Site:
     positions: Positions
     """A rule such as `First(5) | Last(5)`, or the short form `"f5+l5"`."""
     head: int | None
-    """One head of activations `[batch, pos, head, d_head]`; None edits all that a token has there, heads flattened."""
+    """The edited head of activations `[batch, pos, head, d_head]`; None edits all heads as one flattened vector."""
 
     def __init__(self, hook_name: str, positions: Positions | str, head: int | None = None) -> None:
         if not isinstance(hook_name, str) or not hook_name:
@@ -42,7 +42,7 @@ class Site:
 
     @property
     def name(self) -> str:
-        """Block, point, head and tokens in few words.
+        """A short name of the block, point, head and tokens.
 
         >>> Site("blocks.3.hook_resid_post", "f2+l2").name
         'L3 resid_post @ f2 + l2'
@@ -63,11 +63,11 @@ def _point(hook_name: str) -> str:
 
 
 def site_names(sites: Sequence[Site], parts: Sequence[str]) -> tuple[str, ...]:
-    """A name for each site of an edit, no two alike.
+    """Returns a unique name for each site of an edit.
 
     Args:
         sites: those of an edit, in order.
-        parts: the name that each is switched by; shown where it is not the one of all plain edits, "edit".
+        parts: each site's name in `Reft.only` and `Reft.without`; shown unless it is the default, "edit".
     """
     plain = set(parts) == {"edit"}
     names = [site.name if plain else f"{part}: {site.name}" for site, part in zip(sites, parts, strict=True)]

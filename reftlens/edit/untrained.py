@@ -1,4 +1,4 @@
-"""The same edit with fresh weights: what its constructors draw before any training."""
+"""Untrained copies of an edit, with newly initialised weights."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from reftlens.interventions import Intervention
 
 
 def untrained(reft: Reft, *, seed: int) -> Reft:
-    """The same edit at the same sites with fresh weights, as its constructors draw them; sharing is kept.
+    """Makes a copy of an edit with the same sites and sharing, and newly initialised weights.
 
     Args:
-        reft: gives sites, kinds and ranks; left as it is.
-        seed: draws the weights.
+        reft: the edit to copy: its sites, classes and ranks. It is not changed.
+        seed: seed of the initialisation.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

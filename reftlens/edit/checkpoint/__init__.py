@@ -1,14 +1,13 @@
-"""A saved edit: a folder with its config, its tensors, the stamp of the coordinates it lives in, and a card.
+"""Saved edits: a folder with the config, the tensors, the stamp of the base model and a model card.
 
 - `reft_config.json`: schema version, sites, interventions, what is shared, names and scales, the stamp, and the SHA-256 of
   the tensors' file (`layout`, `stamp`).
-- `reft.safetensors`: the numbers of the equation themselves, R and W and b, never the internals of a parametrisation
-  (`files`).
-- `README.md` and `figure.png`: the same for people (`card`). Nothing reads them back.
+- `reft.safetensors`: the values of the equation's R, W and b, not the internals of a parametrisation (`files`).
+- `README.md` and `figure.png`: a description for people (`card`). The package does not read them.
 
-An edit is meaningless in another model's basis, so loading refuses a stamp that does not match. A folder from elsewhere is
-only ever data: nothing in it is executed or unpickled, no path is made from what it says, and what does not add up is a
-`ValueError` before memory is given to it.
+An edit is meaningless in another model's basis, so loading raises an error if the stamp does not match. A folder is
+treated as untrusted data. Nothing in it is executed or unpickled, and no path is built from its contents. Inconsistent
+contents raise `ValueError` before memory is allocated for them.
 """
 
 from reftlens.edit.checkpoint.base_match import stamp

@@ -1,6 +1,7 @@
-"""The stamp of the base that an edit was trained on; a saved edit is refused on a base that does not match it.
+"""The stamp of the base model that an edit was trained on. Loading raises an error on a base that does not match it.
 
-The stamp names the model, its weights, its tokenizer, and how all of it was run: these fix the coordinates of an edit.
+The stamp records the model, its weights, its tokenizer, and the settings it was run with. These fix the coordinates of an
+edit.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ MUST_MATCH = (
     "prepend_bos",
     "compatibility_mode",
 )
-"""Parts of the stamp that change what the edit means. The base's name, its revision and library versions are only recorded:
-the weights tell two revisions apart."""
+"""Parts of the stamp that must match. The base's name, revision and library versions are only recorded, since the weights
+already distinguish two revisions."""
 
 
 def stamp(bridge: TransformerBridge) -> dict[str, Any]:
-    """What fixes the coordinates of an edit on this model, as plain JSON values."""
+    """Describes the model that an edit belongs to, as plain JSON values."""
     tokenizer = bridge.tokenizer
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())) if tokenizer is not None else ""
     return {
@@ -62,16 +63,16 @@ def stamp(bridge: TransformerBridge) -> dict[str, Any]:
 def refuse_mismatch(
     saved: Mapping[str, Any], bridge: TransformerBridge, *, where: str, allow_mismatch: Collection[str] = ()
 ) -> None:
-    """Compares the stamp of a saved edit with that of a model.
+    """Raises if the stamp of a saved edit does not match a model.
 
     Args:
-        saved: what was written with the edit.
-        bridge: the model that it is loaded for.
+        saved: the stamp saved with the edit.
+        bridge: the model that the edit is loaded for.
         where: name of the folder, for the message.
         allow_mismatch: parts that may differ.
 
     Raises:
-        ValueError: if another part differs, or a part that may differ does not exist.
+        ValueError: If another part differs, or `allow_mismatch` names an unknown part.
     """
     unknown = sorted(set(allow_mismatch) - set(MUST_MATCH))
     if unknown:
@@ -97,7 +98,7 @@ def refuse_mismatch(
 
 
 def _comparable(saved: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
-    """The saved stamp, completed where it cannot say: settings that one version of transformers knows and another not."""
+    """Fills in settings that the saved stamp lacks because only some versions of transformers have them."""
     settings = saved.get("computation", {})
     if not isinstance(settings, dict):
         return dict(saved)

@@ -1,6 +1,6 @@
-"""The card of a saved edit: what it is, where it acts and how large it is, for people. Nothing reads it back.
+"""Writes the model card of a saved edit: what it is, where it acts and how large it is. The package does not read it.
 
-Names come from wherever the edit comes from, so none of them is markup here.
+Names in an edit are untrusted, so they are escaped and never interpreted as markup.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def write_card(folder: Path, pairs: Pairs, base: Mapping[str, Any]) -> None:
         pairs: the edit.
         base: the stamp of its model.
     """
-    # Matplotlib takes a second to import, which nobody waits for who does not save.
+    # Importing matplotlib takes a second, so it is imported only when saving.
     from reftlens import plot
 
     (folder / FIGURE_NAME).write_bytes(plot.png(plot.edit_profile(profile(pairs))))
@@ -76,7 +76,7 @@ def write_card(folder: Path, pairs: Pairs, base: Mapping[str, Any]) -> None:
 
 @torch.no_grad()
 def profile(pairs: Pairs) -> EditProfile:
-    """The singular values of A and the length of c of each edit, where it is of the form A h + c."""
+    """Computes the singular values of A and the norm of c for each edit of the form A h + c."""
     gains: list[torch.Tensor | None] = []
     pushes: list[float] = []
     for edit in pairs.interventions:
@@ -99,10 +99,10 @@ def profile(pairs: Pairs) -> EditProfile:
 
 
 def _singular_values(affine: Affine) -> torch.Tensor:
-    """Of A, largest first, without making A where it has few ranks."""
+    """Returns the singular values of A in descending order, without materialising a low-rank A."""
     write, read = affine.write.double(), affine.read.double()
     if affine.diagonal is None:
-        # A = Q1 (U1 U2^T) Q2^T, and orthonormal Q change no singular value.
+        # A = Q1 (U1 U2^T) Q2^T, and orthonormal Q leave the singular values unchanged.
         upper = [torch.linalg.qr(factor.T, mode="r").R for factor in (write, read)]
         return torch.linalg.svdvals(upper[0] @ upper[1].T)
     if len(write) == 0:
@@ -111,7 +111,7 @@ def _singular_values(affine: Affine) -> torch.Tensor:
 
 
 def _text(pairs: Pairs, base: Mapping[str, Any]) -> str:
-    # A folder of this machine is no base model that anyone else could look up.
+    # A local folder is not a base model that others could look up.
     on_hub = base["revision"] is not None
     data = ModelCardData(
         base_model=base["base_model"] if on_hub else None, library_name="reftlens", tags=["reft", "interpretability"]
@@ -146,7 +146,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plain(text: str, *, longest: int = 200) -> str:
-    r"""Any string as one line of Markdown that shows it and does nothing else.
+    r"""Escapes a string as one line of Markdown without any markup.
 
     >>> print(plain("<script>|a_b|\n[x](y)"))
     &lt;script&gt;\|a\_b\| \[x\](y)

@@ -1,7 +1,7 @@
-"""The two files of a saved edit, written and read; and the limits within which what they say is believed.
+"""Reads and writes the two files of a saved edit, within limits on their size and contents.
 
-A config is small, so a large one is refused unread. It says which tensors there are; the file of the tensors may then be
-as large as those are and no larger, its bytes have the digest in the config, and only finite floats are taken from it.
+A large config is refused without reading it. The config lists the tensors. The tensor file may not be larger than these
+tensors, its bytes must have the checksum in the config, and only finite floats are accepted.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from reftlens.files.reading import MOST_TEXT, read_json, require_sealed
 from reftlens.files.seal import SEAL_NAME, digests_in, seal
 
 SCHEMA = 3
-"""Version 1 had no revision of the base and no digest of the tensors, version 2 no seal over the whole folder."""
+"""Version 1 has no revision of the base and no checksum of the tensors. Version 2 has no seal over the whole folder."""
 CONFIG_NAME = "reft_config.json"
 TENSORS_NAME = "reft.safetensors"
 
 _MOST_BYTES_EACH = 8
-"""Bytes of one number."""
+"""Bytes per number."""
 
 
 def write(folder: Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Mapping[str, Any]) -> None:
-    """Writes both files into a folder and seals it; the config is the last of the two.
+    """Writes both files into a folder, the config last, and seals the folder.
 
     Args:
         folder: a folder that holds nothing but the card.
@@ -40,7 +40,7 @@ def write(folder: Path, document: Mapping[str, Any], tensors: Mapping[str, Tenso
         base: the stamp of its model.
 
     Raises:
-        ValueError: if a tensor is not finite, since such an edit could not be loaded.
+        ValueError: If a tensor is not finite, since such an edit could not be loaded.
     """
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
@@ -57,11 +57,11 @@ def read_config(directory: Path) -> tuple[dict[str, Any], dict[str, str] | None]
     """Reads the config of a saved edit, of this schema or an older one.
 
     Returns:
-        The config; the digests of the folder, which older ones do not have.
+        The config, and the folder's checksums (None for older schemas, which do not have them).
 
     Raises:
-        ValueError: if there is none, or it is damaged, too large, or of a newer schema.
-        OSError: if it cannot be opened.
+        ValueError: If the config is missing, damaged, too large, or of a newer schema.
+        OSError: If the config cannot be opened.
     """
     if not (directory / CONFIG_NAME).is_file():
         raise ValueError(f"{directory} is not a saved edit: it has no {CONFIG_NAME}")
@@ -87,13 +87,13 @@ def read_tensors(
 
     Args:
         directory: the folder.
-        config: what `read_config` gave.
-        shapes: of every tensor that the config calls for.
-        digests: what `read_config` gave.
+        config: the config from `read_config`.
+        shapes: the shape of every tensor that the config lists.
+        digests: the checksums from `read_config`.
 
     Raises:
-        ValueError: if the file is damaged, or holds anything else than these tensors, as finite floats.
-        OSError: if it cannot be opened.
+        ValueError: If the file is damaged, or contains anything but these tensors as finite floats.
+        OSError: If the file cannot be opened.
     """
     path = directory / TENSORS_NAME
     try:
@@ -114,7 +114,7 @@ def read_tensors(
 
 
 def _read_bounded(path: Path, most: int) -> bytes:
-    """The bytes of a safetensors file: the length of the header, the header, and at most this many bytes of numbers."""
+    """Reads a safetensors file: the length of the header, the header, and at most `most` bytes of numbers."""
     if not path.is_file():
         raise ValueError(f"{path.name} is missing, or not a file")
     with path.open("rb") as handle:

@@ -1,4 +1,4 @@
-"""A saved edit on the Hugging Face Hub, by `huggingface_hub`: there is nothing of our own in between."""
+"""Uploads and downloads saved edits with `huggingface_hub`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from reftlens.files.seal import SEAL_NAME
 
 
 def fetch(source: str | Path, *, revision: str | None = None) -> Path:
-    """The folder of a saved edit: itself if it exists here, else downloaded.
+    """Returns the folder of a saved edit, downloading it if it is not local.
 
     Args:
         source: a folder, or the id of a repository on the hub.
-        revision: branch, tag or commit there; its main branch if not given.
+        revision: branch, tag or commit; the main branch by default.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: If the source is neither.
     """
     folder = Path(source)
     if folder.is_dir():
         return folder
     try:
-        # Only these: whatever else lies there is not read.
+        # Other files of the repository are not needed.
         path = huggingface_hub.snapshot_download(
             str(source), revision=revision, allow_patterns=[CONFIG_NAME, TENSORS_NAME, SEAL_NAME]
         )
@@ -37,10 +37,10 @@ def fetch(source: str | Path, *, revision: str | None = None) -> Path:
 
 
 def upload(folder: Path, repo_id: str, *, private: bool | None, token: str | None, commit_message: str) -> str:
-    """Puts a saved edit into a repository on the hub, which is made if it does not exist.
+    """Uploads a saved edit to a repository on the hub, which is created if it does not exist.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
     """
     client = huggingface_hub.HfApi(token=token)
     client.create_repo(repo_id, private=private, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Pairs of site and intervention as plain JSON values, and back."""
+"""Converts pairs of site and intervention to plain JSON values and back."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from reftlens.interventions.check import require_kind
 from reftlens.positions import from_spec, require_loadable
 
 _MOST_SITES = 8192
-"""An edit for each head of a model with 80 layers of 64 heads has 5120."""
+"""Maximum number of sites. One site per head of a model with 80 layers of 64 heads makes 5120."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """What a `Reft` is made of."""
+    """The contents of a `Reft`."""
 
     sites: tuple[Site, ...]
     interventions: tuple[Intervention, ...]
-    """Each one once, in the order in which sites first use them."""
+    """Each intervention once, in the order in which sites first use it."""
     which: tuple[int, ...]
-    """The intervention of each site."""
+    """Index of each site's intervention."""
     names: tuple[str, ...]
-    """One for each site."""
+    """One name per site."""
     scales: Mapping[str, float]
 
     @property
     def edits(self) -> list[tuple[Site, Intervention]]:
-        """The pairs in order; a shared intervention is one object."""
+        """Returns the pairs in order. A shared intervention is one object."""
         return [(site, self.interventions[index]) for site, index in zip(self.sites, self.which, strict=True)]
 
     def lines(self) -> list[dict[str, str]]:
-        """One for each site, in words: where, what, and how many trained numbers."""
+        """Returns one row per site in words: where it is, its intervention, and its number of parameters."""
         lines = []
         shown = site_names(self.sites, self.names)
         for name, short, site, index in zip(self.names, shown, self.sites, self.which, strict=True):
@@ -62,10 +62,10 @@ class Pairs:
 
 
 def to_document(pairs: Pairs, bridge: TransformerBridge) -> dict[str, Any]:
-    """The pairs as plain JSON values.
+    """Converts the pairs to plain JSON values.
 
     Raises:
-        ValueError: if the model lacks one of the sites, or the edit could not be loaded again.
+        ValueError: If the model lacks one of the sites, or the saved edit could not be loaded again.
     """
     require_savable(pairs.sites, pairs.interventions)
     return {
@@ -86,14 +86,14 @@ def to_document(pairs: Pairs, bridge: TransformerBridge) -> dict[str, Any]:
 
 
 def require_savable(sites: Sequence[Site], interventions: Sequence[Intervention]) -> None:
-    """Refuses an edit that could not be loaded again once it is saved.
+    """Raises if an edit could not be loaded again after saving.
 
     Args:
         sites: those of the edit.
         interventions: those of the edit.
 
     Raises:
-        ValueError: for a rule of your own that is not registered, or a class without a name.
+        ValueError: If a custom position rule is not registered, or a class does not have a name.
     """
     for rule in dict.fromkeys(site.positions for site in sites):
         require_loadable(rule)
@@ -103,15 +103,15 @@ def require_savable(sites: Sequence[Site], interventions: Sequence[Intervention]
 
 
 def from_document(config: Mapping[str, Any], bridge: TransformerBridge, family: Sequence[type[Intervention]]) -> Pairs:
-    """The pairs that a config describes, their interventions on the meta device: without numbers, and without memory.
+    """Builds the pairs that a config describes, with interventions on the meta device, which allocates no memory.
 
     Args:
         config: of a saved edit.
-        bridge: the model that it is loaded for.
-        family: classes that it may name.
+        bridge: the model that the edit is loaded for.
+        family: classes that the config may name.
 
     Raises:
-        ValueError: if it names a class or a site that does not exist, or things that do not fit together.
+        ValueError: If the config names a class or a site that does not exist, or is inconsistent.
     """
     try:
         if len(config["sites"]) > _MOST_SITES:
@@ -121,7 +121,7 @@ def from_document(config: Mapping[str, Any], bridge: TransformerBridge, family: 
         which, names, scales = tuple(config["which"]), tuple(config["names"]), config["scales"]
         _check_sharing(which, n_sites=len(sites), n_interventions=len(config["interventions"]))
         _check_names(names, scales, n_sites=len(sites))
-        # Many sites are heads of one point, and asking the bridge takes a millisecond.
+        # Many sites are heads of one point, and each query of the bridge takes a millisecond.
         width_at = cache(lambda hook_name, head: width_of(bridge, hook_name, head))
         widths: dict[int, int] = {}
         for site, index in zip(sites, which, strict=True):
@@ -148,7 +148,7 @@ def _site(saved: Mapping[str, Any], bridge: TransformerBridge) -> Site:
 
 def _intervention(saved: Mapping[str, Any], kinds: Mapping[str, type[Intervention]], width: int) -> Intervention:
     settings = saved["settings"]
-    # Before anything is made: no setting can then ask for more than the model's own width squared.
+    # Checked before construction, so that no setting can allocate more than the model's width squared.
     if settings["d_model"] != width:
         raise ValueError(f"an edit is {settings['d_model']!r:.80} wide, its site on this model {width}")
     if saved["kind"] not in kinds:

@@ -1,4 +1,4 @@
-"""A whole edit saved to a folder, and loaded from one."""
+"""Saves an edit to a folder and loads it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from reftlens.organisms import ORGANISMS
 
 
 def save(directory: str | Path, pairs: Pairs, bridge: TransformerBridge, *, card: bool = True) -> Path:
-    """Writes an edit, the stamp of its base model and a card to a folder, whole or not at all.
+    """Writes an edit, the stamp of its base model and a model card to a folder, atomically.
 
     Args:
         directory: the folder.
         pairs: the edit.
-        bridge: the model that it is of.
-        card: write what people read as well; drawing it takes longer than all the rest.
+        bridge: the edit's base model.
+        card: also write README.md and a figure. Drawing the figure takes longer than everything else.
 
     Raises:
-        ValueError: if the folder exists and is not a saved edit, or the model lacks one of the sites.
-        OSError: if it cannot be written.
+        ValueError: If the folder exists and is not a saved edit, or the model lacks one of the sites.
+        OSError: If the folder cannot be written.
     """
     document, base = to_document(pairs, bridge), stamp(bridge)
     with Replacement(directory, marker=CONFIG_NAME) as folder:
@@ -43,14 +43,14 @@ def save(directory: str | Path, pairs: Pairs, bridge: TransformerBridge, *, card
 
 
 def base_named(folder: Path) -> str:
-    """The base model that a saved edit names, where it is at hand.
+    """Returns the base model that a saved edit names, if it is available locally.
 
     Args:
         folder: of the edit.
 
     Raises:
-        ValueError: if the edit is damaged, or its base is neither a folder here nor ships with this package: whoever made
-            the edit may name any repository, and nothing is fetched without the caller's word.
+        ValueError: If the edit is damaged, or its base is neither a local folder nor a model that ships with this package.
+            An edit from elsewhere may name any repository, so nothing is downloaded unless the caller asks for it.
     """
     config, _ = read_config(folder)
     name = config["base"].get("base_model")
@@ -75,7 +75,7 @@ def load(
     """Reads an edit from a folder or the hub; see `Reft.from_pretrained`.
 
     Raises:
-        ValueError: if it is damaged, or was saved for another model.
+        ValueError: If the edit is damaged, or was saved for another model.
     """
     folder = fetch(source, revision=revision)
     return consistently(folder, lambda: _load(folder, bridge, family, allow_mismatch))
@@ -97,12 +97,12 @@ def _load(
     tensors = read_tensors(folder, config, {name: tensor.shape for name, tensor in state.state_dict().items()}, digests)
     state.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     for name, kept in state.state_dict().items():
-        # What an edit does not keep as it is, it did not write: an R that is not orthonormal, say.
+        # Values that the edit changes on loading were not written by this package, such as an R that is not orthonormal.
         if not torch.allclose(kept, tensors[name], rtol=0, atol=1e-4):
             raise ValueError(f"the saved edit in {folder} is damaged: the rows of {name} are not orthonormal")
     return pairs
 
 
 def _state(pairs: Pairs) -> nn.Module:
-    """The interventions under the names that their tensors have in a file."""
+    """Returns the interventions as one module whose parameter names are those in the tensor file."""
     return nn.ModuleDict({"interventions": nn.ModuleList(pairs.interventions)})
