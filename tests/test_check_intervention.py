@@ -15,7 +15,7 @@ from torch import nn
 import reftlens as rl
 from reftlens.analysis.controls.turned import turned
 from reftlens.edit.checkpoint.card import profile
-from reftlens.interventions import FAMILY, Affine, Orthonormal, own
+from reftlens.interventions import FAMILY, Affine, Orthonormal
 
 POST = "blocks.1.hook_resid_post"
 
@@ -207,7 +207,7 @@ class Every(rl.Positions):
 @pytest.fixture
 def known(monkeypatch):
     """What is registered inside a test is forgotten after it."""
-    monkeypatch.setattr(own, "_KINDS", {})
+    monkeypatch.setattr(importlib.import_module("reftlens.interventions.register"), "_KINDS", {})
     monkeypatch.setattr(importlib.import_module("reftlens.positions.parse"), "_OWN", {})
 
 
