@@ -1,23 +1,25 @@
-"""Does a subspace carry the answer? A source run's coordinates put into a base run, inside it and everywhere else.
+"""Does a subspace carry the answer? Patches a source run's coordinates into a base run, inside the subspace and outside it.
 
 h' = h_base + (h_source - h_base) B B^T at one token of each prompt, in the unedited model, on pairs of prompts with
-different answers. Beside the subspace stand its complement, random subspaces of the same rank, and placebos that move as
-far as it does in random directions (`tools.analysis.interchange` of TransformerLens runs them all).
+different answers. The controls are the complement of the subspace, random subspaces of the same rank, and placebos: random
+subspaces with a change of the same norm (`tools.analysis.interchange` of TransformerLens runs all of them).
 
-An illusion (Makelov et al. 2023, arXiv:2311.17030) takes its coordinate from a difference that nothing reads, and turns it
-into a change along a direction that is read but does not vary in natural runs. Both halves are measured, apart:
+An interchange can be an illusion (Makelov et al. 2023, arXiv:2311.17030). An illusory subspace takes its coordinate from a
+difference that later layers do not read, and turns it into a change along a direction that is read but does not vary in
+natural runs. Both parts are measured separately:
 
-- causally disconnected: (h_source - h_base) = read + unread, each put in along B. What is read is weighed by the units that
-  the two answers depend on (`engine.pathways`), not counted, so a faint reading by other tokens is no reading.
-- dormant: the part of the move that passes through neurons and heads which do not move the answer when the whole
-  activation is the source's.
+- causally disconnected: h_source - h_base = read + unread, each patched along B. The read part is weighted by the units
+  that the two answers depend on (`engine.pathways`), so weak reading by other tokens has little weight.
+- dormant: the part of the patch's effect that passes through neurons and heads which do not affect the answer when the
+  whole activation is the source's.
 
-A subspace is illusory if most of its move is both. To say that one is not, the test must be able to find one: the same is
-measured of a direction made to be illusory at this very point. Where that one is not found (nothing unread varies, or its
-way is the natural one, or no unit lies behind the point), the verdict is "no power", and nothing is said either way.
+A subspace is illusory if most of its effect is both. The verdict "not illusory" requires that the test could find an
+illusion. So the same quantities are measured for a direction constructed to be illusory at this point. If that direction
+is not detected (nothing unread varies, its effect takes the natural path, or there is no unit after the point), the
+verdict is "no power".
 
 Success is not evidence by itself: a subspace fitted to these pairs (`fit_das`) can succeed on arbitrary labels and on
-random models, so fit it there as well (`arbitrary_targets`, `analysis.random_model`).
+random models. Fit it there as well (`arbitrary_targets`, `analysis.random_model`).
 """
 
 from __future__ import annotations
@@ -55,23 +57,23 @@ def interchange(
     batch_size: int = 64,
     seed: int = 0,
 ) -> Interchanged:
-    """Interchanges inside a subspace, with their controls.
+    """Runs interchanges inside a subspace, with their controls.
 
     Args:
         bridge: the model, unedited.
         hook_name: a point with activations `[batch, pos, d_model]`.
         subspace: rows that span it, such as `directions(operator, 2)`.
-        base: texts, conversations or one batch, which are run.
+        base: texts, conversations or one batch; these prompts are run.
         source: prompts that give the coordinates, one for each of `base`.
-        at: the one token of each prompt that is interchanged.
+        at: a rule that selects one token of each prompt, which is interchanged.
         n_random: random subspaces of the same rank.
-        n_placebo: random subspaces moved as far as the given one moves.
+        n_placebo: random subspaces with a change of the same norm as the given one.
         batch_size: prompts in one forward pass.
-        seed: draws them.
+        seed: seed of the random subspaces.
 
     Raises:
-        ValueError: for batches of different lengths, a rule that does not pick one token of each prompt, or pairs
-            that all have the same answer.
+        ValueError: If the batches have different lengths, the rule does not select exactly one token of each prompt, or
+            both prompts of every pair have the same answer.
     """
     from transformer_lens.tools.analysis.interchange import NormMatchedPlacebo, SubspaceInterchange, random_basis
 
@@ -80,7 +82,7 @@ def interchange(
     source = as_batch(bridge, source, name="source", padding_side=side)
     if len(base) != len(source):
         raise ValueError(f"wanted one source for each base, got {len(base)} bases and {len(source)} sources")
-    canonical_hook(bridge, hook_name)  # refuses what is no point
+    canonical_hook(bridge, hook_name)  # raises for an unknown point
     runner = _Runner(bridge, hook_name, base, source, at, batch_size)
     B = torch.linalg.qr(subspace.detach().double().cpu().T).Q.float()
     P, dormant, power = _ways(runner, B, seed)
@@ -111,7 +113,7 @@ def interchange(
 
 
 def _ways(runner: _Runner, B: Float[Tensor, "width rank"], seed: int) -> tuple[Tensor, float, float]:
-    """What is read, as a soft projector; the dormant share of the move inside B, and that of a made illusion."""
+    """Returns a soft projector on what is read, the dormant share of the change inside B, and that of a constructed illusion."""
     rows = runner.differ.nonzero().flatten()
     ways = Pathways(
         runner.bridge,
@@ -137,7 +139,7 @@ def _ways(runner: _Runner, B: Float[Tensor, "width rank"], seed: int) -> tuple[T
 
 
 class _Runner:
-    """Runs pairs through the bridge: what the model says of base and source, and under an interchange."""
+    """Runs pairs through the bridge: base, source, and under an interchange."""
 
     def __init__(
         self, bridge: TransformerBridge, hook_name: str, base: Batch, source: Batch, at: Positions, batch_size: int
@@ -172,7 +174,7 @@ class _Runner:
 
     @torch.no_grad()
     def _run(self, batch: Batch, places: Int[Tensor, " pair"]) -> tuple[Tensor, Tensor]:
-        """The activation at the place of each prompt, and the logits after it."""
+        """Returns the activation at the selected token of each prompt, and the logits after the prompt."""
         activations, logits = [], []
         for rows in torch.arange(len(batch)).split(self.batch_size):
             some = repeated(batch, rows)
@@ -189,7 +191,7 @@ class _Runner:
 
     @torch.no_grad()
     def _written(self, held: Held, places: Int[Tensor, " n"], values: Float[Tensor, "n width"]) -> Tensor:
-        """The logits after each prompt with these activations at its place."""
+        """Returns the logits after each prompt with these activations at its selected token."""
 
         def write(activation: Tensor, hook: Any) -> Tensor:
             there = values.to(activation).reshape(len(values), *activation.shape[2:])

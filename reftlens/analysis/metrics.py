@@ -1,8 +1,8 @@
-"""What a patched run is measured by: any function of the logits after each prompt.
+"""Metrics of patched runs: functions of the logits after each prompt.
 
-A metric takes logits `[n, d_vocab]` and the number of the pair that each line belongs to `[n]`, and returns one value for
-each line. A lambda will do; those below are the usual ones. They read an answer by its first token behind its prompt, and
-know how many pairs they were made for.
+A metric takes logits `[n, d_vocab]` and the index of the pair that each row belongs to `[n]`, and returns one value per
+row. Any function works, including a lambda. The functions below make the usual metrics. They score an answer by its first
+token after the prompt, and raise an error if the number of pairs differs from the number they were made for.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Metric = Callable[[Float[Tensor, "n d_vocab"], Int[Tensor, " n"]], Float[Tensor,
 @final
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """A metric of so many pairs, and of no other number."""
+    """A metric for a fixed number of pairs."""
 
     n_pairs: int
     of: Metric
     name: str
-    """Of what is measured, for a reader: "answer's probability"."""
+    """Name of the quantity for display, such as "answer's probability"."""
     unit: str = ""
 
     def __call__(self, logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -37,14 +37,14 @@ class Counted:
 
 
 def require_pairs_of(metric: Metric, n_pairs: int) -> None:
-    """Refuses a metric that was made for another number of prompts.
+    """Raises if a metric was made for another number of prompts.
 
     Args:
-        metric: any function; a lambda is not asked.
-        n_pairs: the prompts that are run.
+        metric: any function; a lambda is not checked.
+        n_pairs: number of prompts that are run.
 
     Raises:
-        ValueError: If it has more answers than there are prompts, or fewer.
+        ValueError: If the number of answers differs from the number of prompts.
     """
     if isinstance(metric, Counted) and metric.n_pairs != n_pairs:
         raise ValueError(
@@ -54,7 +54,7 @@ def require_pairs_of(metric: Metric, n_pairs: int) -> None:
 
 
 def name_of(metric: Metric) -> str:
-    """What a metric measures, for a reader.
+    """Returns the name of the quantity that a metric measures, for display.
 
     Args:
         metric: any function; a lambda is called "metric".
@@ -63,7 +63,7 @@ def name_of(metric: Metric) -> str:
 
 
 def unit_of(metric: Metric) -> str:
-    """Its unit; empty for a probability, and for a lambda, which does not say.
+    """Returns the unit of a metric; empty for a probability and for a lambda.
 
     Args:
         metric: any function.
@@ -74,16 +74,16 @@ def unit_of(metric: Metric) -> str:
 def logit_difference_of(
     bridge: TransformerBridge, prompts: Iterable[Prompt], answers: Iterable[Prompt], foils: Iterable[Prompt]
 ) -> Metric:
-    """logit(answer) - logit(foil), in nats; one answer and one foil for each prompt, by their first tokens behind it.
+    """Makes the metric logit(answer) - logit(foil) in nats, for the first tokens of one answer and one foil per prompt.
 
     Args:
         bridge: gives the tokenizer.
-        prompts: after which the answers are read, in the order of the pairs.
+        prompts: the prompts before the answers, in the order of the pairs.
         answers: with their leading space.
-        foils: what they are held against, such as the old answers.
+        foils: the answers to compare with, such as the old answers.
 
     Raises:
-        ValueError: If the two of a pair begin with the same token, or there is not one of each for each prompt.
+        ValueError: If answer and foil begin with the same token, or their number differs from the number of prompts.
     """
     prompts, answers, foils = as_prompts(prompts), as_prompts(answers, "answers"), as_prompts(foils, "foils")
     target, foil = first_tokens(bridge, prompts, answers), first_tokens(bridge, prompts, foils, name="foils")
@@ -100,11 +100,11 @@ def logit_difference_of(
 
 
 def probability_of(bridge: TransformerBridge, prompts: Iterable[Prompt], answers: Iterable[Prompt]) -> Metric:
-    """The probability of each prompt's answer, by its first token behind the prompt.
+    """Makes the metric probability of each prompt's answer, by its first token after the prompt.
 
     Args:
         bridge: gives the tokenizer.
-        prompts: after which the answers are read, in the order of the pairs.
+        prompts: the prompts before the answers, in the order of the pairs.
         answers: one for each prompt, with its leading space.
     """
     target = first_tokens(bridge, prompts, answers)
@@ -116,11 +116,11 @@ def probability_of(bridge: TransformerBridge, prompts: Iterable[Prompt], answers
 
 
 def loss_of(bridge: TransformerBridge, prompts: Iterable[Prompt], answers: Iterable[Prompt]) -> Metric:
-    """The cross-entropy of each prompt's answer, by its first token behind the prompt, in nats.
+    """Makes the metric cross-entropy of each prompt's answer in nats, by its first token after the prompt.
 
     Args:
         bridge: gives the tokenizer.
-        prompts: after which the answers are read, in the order of the pairs.
+        prompts: the prompts before the answers, in the order of the pairs.
         answers: one for each prompt, with its leading space.
     """
     target = first_tokens(bridge, prompts, answers)
@@ -132,7 +132,7 @@ def loss_of(bridge: TransformerBridge, prompts: Iterable[Prompt], answers: Itera
 
 
 def kl_from(reference: Float[Tensor, "pair d_vocab"]) -> Metric:
-    """KL divergence from each pair's reference to the patched run, in nats; `reference` are logits.
+    """Makes the metric KL divergence from each pair's reference to the patched run, in nats.
 
     Args:
         reference: logits after each prompt, such as those of the base.

@@ -1,18 +1,18 @@
-"""Does the edit take activations where the model has never been? Norm ratio, and Mahalanobis percentile.
+"""Are edited activations outside the range of unedited ones? Norm ratio and percentile of the Mahalanobis distance.
 
-d(h)^2 = (h - mu)^T S^-1 (h - mu), with mu and S of natural activations at the same site. The prompts are dealt into three
-parts: one gives mu and S (shrunk towards a multiple of the identity, Chen et al. 2010, "OAS", eq. 23), the second the
-distances that percentiles refer to, the third is tested: before the edit, after it, and after the same edit turned to
-random directions. Distances of the activations that S was fitted to would be too small, and every edit would look
-strange beside them.
+d(h)^2 = (h - mu)^T S^-1 (h - mu), with mean mu and covariance S of unedited activations at the same site. The prompts are
+split into three parts. The first gives mu and S (shrunk towards a multiple of the identity, Chen et al. 2010, "OAS",
+eq. 23). The second gives the reference distances for the percentiles. The third is tested: before the edit, after it, and
+after changes of the same norm in random directions. Distances of the activations that S was fitted to are too small as a
+reference: every edit would look unusual.
 
-mu, S and the percentiles are those of a token's own kind: the first of its prompt, massive ones (a natural norm above four times
-the median, as BOS and some delimiters have), and the rest. One massive activation among the others would stretch S, and
-with it the round part, until no push shows. A kind of few tokens, or without spread of its own, is measured by the S of the most
-frequent kind.
+mu, S and the percentiles are computed separately for three kinds of token: the first token of a prompt, massive
+activations (an unedited norm above four times the median, as at BOS and some delimiters), and all others. One massive
+activation among the others would inflate S, and with it the shrinkage target, until no change is visible. A kind with few
+tokens or without variance uses the S of the most frequent kind.
 
-Not evidence of harm: an activation may be unusual in a direction that nothing reads. One Cholesky factor of S, d x d,
-is needed for each site and kind; the activations are not kept.
+Not evidence of harm: an activation may be unusual in a direction that no later layer reads. One d x d Cholesky factor of S
+is needed per site and kind. The activations are not kept.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from reftlens.edit.reft import Reft
 from reftlens.results import OffManifold
 
 _MASSIVE = 4.0
-"""Norm of a massive activation, in medians."""
+"""Norm above which an activation is massive, as a multiple of the median norm."""
 
 _Factor = tuple[Tensor, Tensor, float]
-"""Mean, Cholesky factor of the shrunk covariance, and how far it was shrunk."""
+"""Mean, Cholesky factor of the shrunk covariance, and the amount of shrinkage."""
 
 
 class _Natural:
-    """Running mean and covariance of natural activations, in float64."""
+    """Running mean and covariance of unedited activations, in float64."""
 
     def __init__(self, d_model: int) -> None:
         self.n = 0
@@ -57,10 +57,10 @@ class _Natural:
         return self.total / self.n
 
     def varies(self) -> bool:
-        """Whether these activations differ by more than rounding."""
+        """Returns whether these activations differ by more than rounding error."""
         if not self.n:
             return False
-        # Float32 leaves about 1e-14 of |h|^2 where all activations are equal, as those of a BOS token are.
+        # If all activations are equal, as at BOS, float32 rounding leaves a variance of about 1e-14 |h|^2.
         trace = float(self.second.trace()) / self.n - float(self.mean.square().sum())
         return trace > 1e-10 * float(self.mean.square().sum())
 
@@ -72,21 +72,21 @@ class _Natural:
             raise ValueError("the natural activations are all alike: there is no spread to measure distances by")
         gap = square - trace**2 / p
         wanted = ((1 - 2 / p) * square + trace**2) / ((self.n + 1 - 2 / p) * gap) if gap > 0 else 1.0
-        # A floor keeps directions without any natural spread from an infinite weight by rounding.
+        # The floor keeps directions without variance from getting an infinite weight by rounding.
         shrinkage = min(1.0, max(wanted, 1e-6))
         shrunk = (1 - shrinkage) * covariance + shrinkage * trace / p * torch.eye(p, dtype=torch.float64)
         return mean, torch.linalg.cholesky(shrunk), shrinkage
 
 
 class _Kinds:
-    """The natural activations of one site by the kind of their token."""
+    """Unedited activations of one site, by the kind of token."""
 
     def __init__(self, d_model: int) -> None:
         self.massive: float | None = None
         self.natural = [_Natural(d_model) for _ in range(3)]
 
     def of(self, edit: Edit, batch: Batch, h: Float[Tensor, "tokens d_model"]) -> Int[Tensor, " tokens"]:
-        """0, 1 for the first token of a prompt, 2 for other massive ones, by the activation before the edit."""
+        """Returns each token's kind before the edit: 1 for the first of a prompt, 2 for other massive ones, 0 for the rest."""
         norm = h.double().norm(dim=-1).cpu()
         if self.massive is None:
             self.massive = _MASSIVE * float(norm.median())
@@ -102,10 +102,10 @@ class _Kinds:
         return sum(natural.n for natural in self.natural)
 
     def factors(self) -> list[_Factor]:
-        """Of each kind, the most frequent kind's standing in where there is too little; the last is the most frequent kind's."""
+        """Returns the factor of each kind, or the most frequent kind's if there are too few tokens; last the most frequent's."""
         varying = [natural for natural in self.natural if natural.varies()]
         if not varying:
-            # Each kind is one activation (BOS, and the first word of a template): they differ from each other at most.
+            # Each kind has one distinct activation (BOS, or the first word of a template), so the kinds are pooled.
             return [self._pooled().factor()] * (len(self.natural) + 1)
         of_main = max(varying, key=lambda natural: natural.n).factor()
         return [*(self._factor(natural, of_main) for natural in self.natural), of_main]
@@ -128,17 +128,17 @@ class _Kinds:
 
 @torch.no_grad()
 def off_manifold(bridge: TransformerBridge, reft: Reft, prompts: Given, *, seed: int = 0) -> list[OffManifold]:
-    """Where edited activations lie among natural ones, for each site.
+    """Compares edited with unedited activations at each site.
 
     Args:
         bridge: the base.
         reft: the edit.
-        prompts: texts, conversations, pairs or batches, at least three of them: batches are dealt in turn to fitting,
-            reference and test. Shuffle the prompts first if neighbours are alike.
-        seed: draws the control.
+        prompts: at least three texts, conversations, pairs or batches. Batches are assigned in turn to fitting, reference
+            and test. Shuffle the prompts first if neighbours are similar.
+        seed: seed of the control.
 
     Raises:
-        ValueError: for fewer than three batches, or natural activations without spread.
+        ValueError: If there are fewer than three batches, or the unedited activations do not vary.
     """
     batches = as_batches(bridge, prompts, at_least=3)
     if len(batches) < 3:
@@ -154,7 +154,7 @@ def off_manifold(bridge: TransformerBridge, reft: Reft, prompts: Given, *, seed:
             site.add(site.of(edit, batch, h), h)
     factors = [site.factors() for site in sites]
     kinds = _kinds(bridge, base, reference, sites), _kinds(bridge, base, test, sites)
-    # A kind that the reference lacks has no percentiles of its own.
+    # A kind without reference tokens has no percentiles of its own.
     lacking = [[kind not in of.tolist() for kind in range(3)] for of in kinds[0]]
     shown = [_where(of, lacks) for of, lacks in zip(kinds[1], lacking, strict=True)]
     known = _measure(bridge, base, reference, factors, kinds[0])
@@ -186,7 +186,7 @@ def off_manifold(bridge: TransformerBridge, reft: Reft, prompts: Given, *, seed:
 def _kinds(
     bridge: TransformerBridge, base: Reft, batches: Sequence[Batch], sites: Sequence[_Kinds]
 ) -> list[Int[Tensor, " _tokens"]]:
-    """The kind of every token at each site, as the base has it."""
+    """Returns the kind of every token at each site, in the base."""
     found: list[list[Tensor]] = [[] for _ in sites]
     for batch in batches:
         for kinds, site, (edit, h) in zip(found, sites, edited_activations(bridge, base, batch), strict=True):
@@ -195,18 +195,18 @@ def _kinds(
 
 
 def _where(kinds: Int[Tensor, " tokens"], lacks: Sequence[bool]) -> Int[Tensor, " tokens"]:
-    """The kinds, 3 (the most frequent one's measure) for those that are lacking."""
+    """Returns the kinds, with 3 (measured by the most frequent kind) for those without reference tokens."""
     return torch.where(torch.tensor(lacks)[kinds], 3, kinds)
 
 
 def _percentile(
     distance: Float[Tensor, " token"], kinds: Tensor, known: Float[Tensor, " reference"], of: Int[Tensor, " reference"]
 ) -> Float[Tensor, " token"]:
-    """Among the reference tokens of the same kind; among all of them for kind 3."""
+    """Computes percentiles among the reference tokens of the same kind; among all of them for kind 3."""
     out = torch.full(distance.shape, torch.nan)
     for kind in kinds.unique().tolist():
         scale = (known if kind == 3 else known[of == kind]).sort().values
-        # Equal distances (a BOS token is the same everywhere) count half.
+        # Equal distances count half, because BOS has the same activation in every prompt.
         below, upto = (torch.searchsorted(scale, distance[kinds == kind], right=right) for right in (False, True))
         out[kinds == kind] = (50 * (below + upto) / len(scale)).float()
     return out
@@ -219,7 +219,7 @@ def _measure(
     factors: Sequence[Sequence[_Factor]],
     kinds: Sequence[Int[Tensor, " _tokens"]],
 ) -> list[Float[Tensor, "3 _tokens"]]:
-    """For each site: distance before and after the edit, and norm ratio, of every edited token."""
+    """Computes, per site, the distance before and after the edit and the norm ratio of every edited token."""
     found: list[list[Tensor]] = [[] for _ in factors]
     begun = [0] * len(factors)
     for batch in batches:

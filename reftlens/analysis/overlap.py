@@ -1,18 +1,18 @@
-"""Do two edits, or an edit and any other subspace, share directions? Principal angles, each with its null.
+"""Do two edits, or an edit and another subspace, share directions? Computes principal angles with null distributions.
 
-score = |U^T V|_F^2 / min(rank) = mean cos^2 of the principal angles (`projection_kernel` of TransformerLens). The
-first subspace is redrawn many times under a null, the second stays:
+score = |U^T V|_F^2 / min(rank) = mean cos^2 of the principal angles (`projection_kernel` of TransformerLens). Under a
+null, the first subspace is redrawn many times, and the second is fixed:
 
-- `covariance_matched`, the null of given activations unless others are named: spanned by S^(1/2) g, random but as long in
-  each direction as the activations are. Activations are far from round, so two subspaces that both follow their large
-  directions beat a Haar null without having anything else in common.
-- `haar`: a random subspace, every direction alike. Right for what was never trained, such as R as it is drawn. Trained
-  edits that share nothing beat it most of the time: it says nothing about them.
-- `random_readings`: spanned by S g, what random linear readings of the activations answer to (`Operator.pattern`).
+- `covariance_matched`, the default null if activations are given: spanned by S^(1/2) g, random vectors with the covariance
+  of the activations. Activations are far from isotropic. Two subspaces that both follow the large directions exceed a Haar
+  null without having anything else in common.
+- `haar`: a uniformly random subspace. It is the right null for untrained subspaces, such as R at initialisation. Unrelated
+  trained edits exceed it most of the time, so it says nothing about them.
+- `random_readings`: spanned by S g, the patterns of random linear readings of the activations (`Operator.pattern`).
 
-Only subspaces of one activation space can be compared: the same hook of the same model. Training at one site of one model
-makes edits alike in more than their activations explain, so of two trained edits no null here is quite right:
-`agreement` compares what they do, with edits trained on shuffled answers as its null.
+Only subspaces of one activation space can be compared: the same hook of the same model. Edits trained at one site of one
+model are more similar than their activations explain, so no null here is quite right for two trained edits. `agreement`
+compares their effects, with edits trained on shuffled answers as its null.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ Null = Callable[[int, torch.Generator], Tensor]
 
 
 def directions(operator: Operator, rank: int, *, side: Literal["write", "read"] = "write") -> Float[Tensor, "rank d"]:
-    """Orthonormal rows that span an edit's strongest directions, as the data weigh them.
+    """Returns orthonormal rows that span an edit's strongest directions, weighted by the data.
 
     Args:
         operator: from `decompose`.
-        rank: how many.
-        side: "write", or "read" for what the readings of these directions answer to.
+        rank: number of directions.
+        side: "write", or "read" for the patterns of activations that these directions read.
 
     Raises:
-        ValueError: if the edit does not use that many, or reads nothing in one of them.
+        ValueError: If the edit uses fewer directions, or one of them does not read anything.
     """
     rows = operator.write if side == "write" else operator.pattern
     moving = rows[:rank].double().norm(dim=-1) > 0
@@ -52,7 +52,7 @@ def directions(operator: Operator, rank: int, *, side: Literal["write", "read"] 
 
 
 def haar(d_model: int) -> Null:
-    """Random subspaces without any preferred direction.
+    """Makes a null of uniformly random subspaces.
 
     Args:
         d_model: width of the activations.
@@ -61,20 +61,20 @@ def haar(d_model: int) -> Null:
 
 
 def covariance_matched(activations: Float[Tensor, "n d_model"]) -> Null:
-    """Random subspaces with the covariance of these activations, without forming it: random sums of centred rows.
+    """Makes a null of random subspaces with the covariance of these activations, as random sums of centred rows.
 
     Args:
-        activations: natural ones, of the site that is asked about.
+        activations: unedited activations of the site.
     """
     centred = _centred(activations)
     return lambda rank, generator: torch.randn(rank, len(centred), generator=generator, dtype=torch.float64) @ centred
 
 
 def random_readings(activations: Float[Tensor, "n d_model"]) -> Null:
-    """What random linear readings of these activations answer to.
+    """Makes a null of the patterns that random linear readings of these activations respond to.
 
     Args:
-        activations: natural ones, of the site that is asked about.
+        activations: unedited activations of the site.
     """
     centred = _centred(activations)
     return lambda rank, generator: (haar(centred.shape[1])(rank, generator) @ centred.T) @ centred
@@ -90,21 +90,21 @@ def overlap(
     names: tuple[str, str] = ("first", "second"),
     seed: int = 0,
 ) -> Overlap:
-    """Principal angles between the spans of two sets of rows.
+    """Computes principal angles between the spans of two sets of rows.
 
     Args:
-        first: rows, of any length; its span is what the nulls redraw.
-        second: rows of the other.
-        activations: natural ones, of the site that is asked about; for the covariance-matched null.
-        nulls: name -> null, in place of the covariance-matched one. Without these and without activations, angles and score
-            come without a null, which is no evidence of anything shared.
-        n_null: draws from each.
-        names: of the two, for a reader.
-        seed: draws the nulls.
+        first: rows, of any norm. The nulls redraw their span.
+        second: rows of the other subspace.
+        activations: unedited activations of the site, for the covariance-matched null.
+        nulls: name -> null, in place of the covariance-matched one. Without nulls and activations, the result has no null,
+            and is not evidence of shared directions.
+        n_null: draws from each null.
+        names: names of the two subspaces, for display.
+        seed: seed of the nulls.
 
     Raises:
-        ValueError: for rows of different widths, or a subspace whose rows are not independent, or activations as well as
-            nulls.
+        ValueError: If the rows have different widths, the rows of a subspace are linearly dependent, or both activations
+            and nulls are given.
     """
     from transformer_lens.tools.analysis.projection_kernel import orthonormal_subspace, projection_kernel
 
@@ -114,7 +114,7 @@ def overlap(
         )
     if activations is not None and nulls is not None:
         raise ValueError("wanted activations or nulls, got both: put covariance_matched(activations) into nulls")
-    # An explicit rank makes it refuse rows that are not independent.
+    # With an explicit rank, the function raises for linearly dependent rows.
     bases = [orthonormal_subspace(r.detach().cpu().double().T, rank=len(r), rtol=1e-9) for r in (first, second)]
     cosines = projection_kernel(*bases).cosines
     chosen = nulls or {}
@@ -137,7 +137,7 @@ def overlap(
 
 
 def _cosines(rows: Float[Tensor, "n k d_model"], basis: Float[Tensor, "d_model m"]) -> Float[Tensor, "n angle"]:
-    """As `projection_kernel`, for many subspaces at once."""
+    """Does the same as `projection_kernel`, for many subspaces at once."""
     return torch.linalg.svdvals(torch.linalg.qr(rows.mT).Q.mT @ basis).clamp(max=1)
 
 

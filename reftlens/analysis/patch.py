@@ -1,12 +1,12 @@
-"""Which activations carry what makes two prompts differ? Activation patching, over layers x positions or heads.
+"""Which activations carry the difference between two prompts? Activation patching over layers x positions or heads.
 
-A pair is a clean prompt and a corrupted one of the same length. Denoising puts one activation of the clean run into
-the corrupted one and asks what is restored (is it enough?); noising puts one of the corrupted run into the clean one
-and asks what breaks (is it needed?). The two answers differ wherever parts stand in for one another (Heimersheim &
-Nanda 2024, arXiv:2404.15255).
+A pair is a clean prompt and a corrupted one of the same length. Denoising patches one activation of the clean run into
+the corrupted run and measures what is restored (is it sufficient?). Noising patches one activation of the corrupted run
+into the clean run and measures what breaks (is it necessary?). The two differ if components can substitute for one another
+(Heimersheim & Nanda 2024, arXiv:2404.15255).
 
-A map is not evidence that nothing else carries the difference, and a metric that only compares the two answers
-is moved by whatever takes one of them away; the control patches the same cells from an unrelated source.
+A map is not evidence that nothing else carries the difference. A metric that only compares the two answers changes
+whenever either answer is suppressed. The control patches the same cells from an unrelated source.
 
     metric = logit_difference_of(bridge, clean, answers, foils)
     result = patch(bridge, encode(bridge, clean), encode(bridge, corrupted), metric, point="resid_pre")
@@ -51,29 +51,29 @@ def patch(
     save_to: Path | str | None = None,
     progress: bool = True,
 ) -> PatchMap:
-    """The metric under a patch of every cell, for every pair.
+    """Computes the metric under a patch of every cell, for every pair.
 
     Args:
-        bridge: the model. A masked language model is read at the one mask token that each prompt has.
-        clean: texts, conversations or one batch, without completions. Pairs may differ in length from one another: columns are those of the batch,
-            so `encode(..., padding_side="left")` lines up the ends of prompts and "right" their beginnings.
-        corrupted: row for row of the same length as `clean`.
+        bridge: the model. A masked language model is read at each prompt's mask token.
+        clean: texts, conversations or one batch, without completions. Pairs may have different lengths. Columns are those
+            of the batch: `encode(..., padding_side="left")` aligns the ends of prompts, and "right" their beginnings.
+        corrupted: prompts with the same length as `clean`, row by row.
         metric: of the logits after each prompt, or at its mask token.
-        point: what is patched: "resid_pre", "resid_mid" or "resid_post", the residual stream before, inside or after a block;
-            "attn_out" or "mlp_out", what its attention or MLP adds; "q", "k" or "v", what its heads compare and move; "z", what
-            they put out before they are mixed.
+        point: the patched activation: "resid_pre", "resid_mid" or "resid_post", the residual stream before, inside or after
+            a block; "attn_out" or "mlp_out", the output of its attention or MLP; "q", "k" or "v", its heads' queries, keys
+            or values; "z", the heads' outputs before they are mixed.
         over: what a cell is, in each layer: "positions", "heads" (each at all positions) or "heads and positions".
-        direction: "denoise" puts clean activations into the corrupted run, "noise" the reverse.
-        window: neighbouring layers that are patched together, the cell's own in the middle.
-        unrelated: a third source for the control, row for row of the same length.
-        memory_bytes: about what the activations of one run may take. The recorded runs of all pairs come on top: sweep
-            thousands of pairs in groups.
-        save_to: a file that keeps finished cells, from which an interrupted sweep goes on (the control's beside it, with
-            `.control` behind its name). Deleting it is up to you.
+        direction: "denoise" patches clean activations into the corrupted run, "noise" the reverse.
+        window: number of neighbouring layers patched together, centred on the cell's layer.
+        unrelated: a third source for the control, with the same length, row by row.
+        memory_bytes: approximate limit for the activations of one run. The recorded runs of all pairs need further memory,
+            so sweep thousands of pairs in groups.
+        save_to: a file that stores finished cells. An interrupted sweep resumes from it. The control's file has the same
+            name with `.control` appended. The files are not deleted afterwards.
         progress: show a progress bar.
 
     Raises:
-        ValueError: if batches do not match, hold completions, or a point has no heads.
+        ValueError: If the batches do not match, have completions, or a point has no heads.
     """
     if direction not in ("denoise", "noise"):
         raise ValueError(f"direction must be 'denoise' or 'noise', got {direction!r}")
@@ -83,7 +83,7 @@ def patch(
     of = grid(bridge, point, over, n_pos=clean.tokens.shape[1], window=window)
     into, out_of = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
     base = record(bridge, into, of.names, masked=True)
-    # Of a source nothing is run again: what it would need for that is let go.
+    # A source is never run again, so its residual streams, keys and values are dropped.
     sources = [
         replace(record(bridge, batch, of.names, masked=True), resid=(), past=())
         for batch in (out_of, unrelated)
@@ -113,23 +113,23 @@ def patch(
 
 
 def metric_of(metric: Metric, run: Recording) -> Float[Tensor, " pair"]:
-    """The metric of a recorded run, on the CPU."""
+    """Computes the metric of a recorded run, on the CPU."""
     require_pairs_of(metric, len(run.batch))
     return metric(run.logits, torch.arange(len(run.batch), device=run.logits.device)).float().cpu()
 
 
 def column_labels(bridge: TransformerBridge, batch: Batch) -> tuple[str, ...]:
-    """The tokens of the first prompt, and the place in brackets where it is padded."""
+    """Returns the tokens of the first prompt, and the index in brackets where it is padded."""
     texts = str_tokens(bridge, batch.tokens[0])
     there = batch.prompt_mask[0].tolist()
     return tuple(text if real else f"({place})" for place, (text, real) in enumerate(zip(texts, there, strict=True)))
 
 
 def require_pairs(clean: Batch, **others: Batch | None) -> None:
-    """Refuses batches that cannot be patched into one another, by the names they are given.
+    """Raises if batches cannot be patched into one another. The message uses the given names.
 
     Raises:
-        ValueError: if their prompts differ in length row by row, or have completions.
+        ValueError: If their prompts differ in length row by row, or have completions.
     """
     for name, batch in (("clean", clean), *others.items()):
         if batch is not None and not torch.equal(batch.prompt_mask, clean.prompt_mask):
@@ -145,7 +145,7 @@ def require_pairs(clean: Batch, **others: Batch | None) -> None:
 def _digest(
     bridge: TransformerBridge, base: Recording, source: Recording, cells: Sequence[Cell], metric: Metric
 ) -> str:
-    """Of all that values depend on; a metric is known by what it says of the two runs."""
+    """Computes the checksum of everything the values depend on. A metric is identified by its values on the two runs."""
     digest = hashlib.sha256(fingerprint(bridge).encode())
     for tensor in (base.batch.tokens, source.batch.tokens, metric_of(metric, base), metric_of(metric, source)):
         digest.update(tensor.cpu().contiguous().numpy().tobytes())

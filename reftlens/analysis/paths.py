@@ -1,20 +1,20 @@
-"""Along which paths does an edit reach the answer? One component's change, as one later component alone reads it.
+"""Along which paths does an edit reach the answer? Path patching: one component's change, read by only one later component.
 
 The path from a sender s to a receiver r (Wang et al. 2022, arXiv:2211.00593, section 3.1; Goldowsky-Dill et al. 2023,
-arXiv:2304.05969) is what s adds to the residual stream, read by r with nothing between them answering:
+arXiv:2304.05969) is the change that s makes to the residual stream, as r reads it, with all other components fixed:
 
-    1. a_s = what s puts out in the edited run
-    2. a_r = what r puts out in the base run where s puts out a_s, and every other head and MLP what it does in the base
-    3. value = the metric of the base run where r puts out a_r, and whatever comes behind r answers
+    1. a_s = output of s in the edited run
+    2. a_r = output of r in the base run with the output of s set to a_s, and every other head and MLP fixed to the base
+    3. value = the metric of the base run with the output of r set to a_r, and all components after r recomputed
 
-Senders are heads, MLPs, and the edit itself: in step 2 it then acts while no component has changed. A receiver may be the
-logits, whose step 3 is step 2: the sender's direct effect. MLPs between are held like heads, where Wang et al. let
-them answer, so that a way through an MLP counts as that MLP's path. Of an edit inside a component (of its q, say) the
-way begins at that component, and so does its path "edit -> that component".
+Senders are heads, MLPs, and the edit itself. In step 2 the edit then acts while no component has changed. A receiver may
+be the logits. Step 3 is then the same as step 2, and the value is the sender's direct effect. MLPs in between are fixed
+like heads, unlike in Wang et al., who recompute them. So a path through an MLP counts as that MLP's path. If an edit acts
+inside a component (such as at its q), its paths begin at that component, including the path "edit -> that component".
 
-Not evidence: values do not sum to the effect, since what a receiver does with two changes together is not what it does
-with each; a receiver that answers to the base run's other inputs may not answer in the edited run. The control follows
-the same paths under the edit turned to random directions.
+Not evidence: values do not sum to the effect, because a receiver may respond to two changes together differently than to
+each alone. A receiver that responds in the base run may not respond in the edited run. The control follows the same paths
+under changes of the same norm in random directions.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class Component:
 
     @property
     def name(self) -> str:
-        """As in the literature: "2.3" is head 3 of block 2, "mlp2" its MLP."""
+        """The name used in the literature: "2.3" is head 3 of block 2, "mlp2" its MLP."""
         return f"mlp{self.layer}" if self.head is None else f"{self.layer}.{self.head}"
 
     @property
     def point(self) -> str:
-        """Where what it puts out can be written."""
+        """The hook point of its output."""
         return f"blocks.{self.layer}." + ("hook_mlp_out" if self.head is None else "attn.hook_z")
 
 
@@ -81,32 +81,32 @@ def paths(
     memory_bytes: int = 1 << 30,
     progress: bool = True,
 ) -> PatchMap:
-    """The metric with one sender's change as one receiver alone reads it, for each path and example.
+    """Computes the metric with one sender's change read by only one receiver, for each path and example.
 
-    One cone is run for each path and example, and one again for the control. There are 157 x 157 / 2 paths in a model as
-    small as GPT-2: ask `mediate` first, and follow the paths among the components that it names.
+    One cone is run for each path and example, and one more for the control. A model as small as GPT-2 has 157 x 157 / 2
+    paths. Run `mediate` first, and follow only the paths among the components that it finds.
 
     Args:
         bridge: the base; causal.
         reft: the edit.
         prompts: texts, conversations or one batch, without completions.
         metric: of the logits after each prompt.
-        senders: "edit", heads such as "2.3" and MLPs such as "mlp2"; all from the first edited block on if not given.
+        senders: "edit", heads such as "2.3" and MLPs such as "mlp2"; by default all from the first edited block on.
         receivers: the same without "edit", and with "logits".
-        over: "components"; or "sender positions" or "receiver positions", where what a sender or a receiver puts out is
-            moved at one token at a time.
-        through: by which inputs receiving heads read, of "q", "k" and "v"; the other ones are as in the base.
-        seed: draws the control's random directions.
-        memory_bytes: about what the activations of one run may take.
+        over: "components"; or "sender positions" or "receiver positions", where the output of a sender or a receiver is
+            patched at one token at a time.
+        through: the inputs through which receiving heads read, of "q", "k" and "v". The others are fixed to the base.
+        seed: seed of the control's random directions.
+        memory_bytes: approximate limit for the activations of one run.
         progress: show a progress bar over senders.
 
     Returns:
-        `base` is the base run, `source` the edited one, and `restored` the part of the effect that a path carries. Rows are
-        senders and columns receivers, NaN where the receiver does not lie behind the sender; over positions, rows are
-        paths such as "edit->2.3" and columns tokens.
+        `base` is the base run, `source` the edited run, and `restored` the part of the effect that a path carries. Rows are
+        senders and columns receivers, NaN where the receiver does not come after the sender. Over positions, rows are
+        paths such as "edit->2.3" and columns are tokens.
 
     Raises:
-        ValueError: for an unknown component, no path at all, or an edit that acts at what a head or MLP puts out.
+        ValueError: If a component is unknown, there is no path, or the edit acts at the output of a head or MLP.
     """
     if over not in _OVER:
         raise ValueError(f"over must be one of {', '.join(_OVER)}, got {over!r}")
@@ -152,7 +152,7 @@ def paths(
 @final
 @dataclass(frozen=True, eq=False)
 class _Reader:
-    """Step 2 for any sender: what every receiver puts out when this sender's change is all that it reads."""
+    """Step 2 for any sender: the output of every receiver when it reads only this sender's change."""
 
     bridge: TransformerBridge
     base: Recording
@@ -160,15 +160,15 @@ class _Reader:
     edits: tuple[Edit, ...]
     known: dict[str, Component]
     unread: tuple[str, ...]
-    """Inputs of heads that stay as in the base."""
+    """Inputs of heads that are fixed to the base."""
 
     @torch.no_grad()
     def read(self, sender: str, pos: int | None) -> Recording:
-        """The run of step 2: its logits, and as activations what components put out, which goes no further.
+        """Runs step 2 and returns its logits and, as activations, the components' outputs, which are not propagated.
 
         Args:
             sender: a component, or the edit.
-            pos: the only column at which it changes; None for all.
+            pos: the only column at which the sender changes; None for all.
         """
         component = self.known.get(sender)
         batch, seen = self.base.batch, dict[str, Tensor]()
@@ -204,7 +204,7 @@ class _Reader:
 def _follow(
     reader: _Reader, ways: Sequence[tuple[str, str]], metric: Metric, *, over: str, memory_bytes: int, progress: str
 ) -> Float[Tensor, "pair way pos"]:
-    """Step 3 of every path, sender by sender; one column if positions are not told apart."""
+    """Runs step 3 of every path, sender by sender. The result has one column if positions are not distinguished."""
     base, batch = reader.base, reader.base.batch
     prompt, last = batch.prompt_mask.cpu(), batch.last_prompt_index.cpu()
     each: list[int | None] = list(range(prompt.shape[1]))
@@ -216,7 +216,7 @@ def _follow(
         read = reader.read(sender, pos)
         receivers = [receiver for s, receiver in ways if s == sender]
         if (sender, LOGITS) in numbers:
-            # The metric is of the logits after the last token.
+            # The metric reads the logits after the last token.
             column = last if over == "receiver positions" else torch.full_like(last, pos or 0)
             values[torch.arange(len(last)), numbers[sender, LOGITS], column] = metric_of(metric, read)
         behind = [receiver for receiver in receivers if receiver != LOGITS]
@@ -240,12 +240,12 @@ def _as_table(
 
 
 def _only(mask: Bool[Tensor, "batch pos"], pos: int | None) -> Bool[Tensor, "batch pos"]:
-    """The mask at one column; as it is for None."""
+    """Restricts the mask to one column; None returns it unchanged."""
     return mask if pos is None else mask & (torch.arange(mask.shape[1], device=mask.device) == pos)
 
 
 def _components(bridge: TransformerBridge) -> dict[str, Component]:
-    """Every head and MLP by name, in the order in which they are run."""
+    """Returns every head and MLP by name, in execution order."""
     found = [
         Component(layer, head) for layer in range(bridge.cfg.n_layers) for head in (*range(bridge.cfg.n_heads), None)
     ]
@@ -259,7 +259,7 @@ def _ways(
     senders: Sequence[str] | None,
     receivers: Sequence[str] | None,
 ) -> tuple[tuple[str, ...], tuple[str, ...], list[tuple[str, str]]]:
-    """Senders, receivers, and the pairs of them that have a path."""
+    """Returns senders, receivers, and the pairs that have a path."""
     first = 1 + boundary_of(bridge, [site.hook_name for site in reft.sites])
     later = [name for name, component in known.items() if component.layer >= first]
     sending = _chosen(senders, of=[EDIT, *known], all_of=[EDIT, *later], what="senders")
@@ -281,7 +281,7 @@ def _chosen(names: Sequence[str] | None, *, of: Sequence[str], all_of: Sequence[
 
 
 def _leads(sender: str, receiver: str, known: dict[str, Component]) -> bool:
-    """Whether there is such a path. (In a block that runs attention and MLP side by side, one does not read the other.)"""
+    """Returns whether there is a path. (In a block with parallel attention and MLP, neither reads the other.)"""
     if sender == EDIT or receiver == LOGITS:
         return True
     (a, b) = known[sender], known[receiver]

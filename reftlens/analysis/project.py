@@ -1,11 +1,11 @@
-"""Where does an edit take activations along its own write directions? h and h + delta on the two strongest of them.
+"""How does an edit move activations along its write directions? Projects h and h + delta on the two strongest ones.
 
-Write directions are those of `operator`: u_1, u_2 of the decomposition on the same tokens, so before = [u_1 . h, u_2 . h]
-and after - before = [u_1 . delta, u_2 . delta].
+The write directions u_1, u_2 come from the decomposition (`decompose`) on the same tokens: before = [u_1 . h, u_2 . h] and
+after - before = [u_1 . delta, u_2 . delta].
 
-Not evidence: the plane is chosen as the one in which the edit moves furthest, so it moves far there by construction.
-Whether groups of prompts are told apart in it before the edit is another question than whether the model tells them
-apart there. The control is the same change turned to random directions, in the same plane.
+Not evidence: the plane is chosen as the one in which the edit moves furthest, so a large movement in it is expected. If
+groups of prompts are separate in this plane before the edit, the model need not distinguish them there. The control is
+changes of the same norm in random directions, projected on the same plane.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ def project(
     at: Positions | None = None,
     seed: int = 0,
 ) -> list[Projection]:
-    """Activations along the two strongest write directions of each site, before and after the edit.
+    """Projects activations on the two strongest write directions of each site, before and after the edit.
 
     Args:
         bridge: the base.
         reft: the edit.
-        groups: name -> prompts, such as those that are to move and those that are to stay.
-        at: which of the edited tokens; the last of each prompt if not given.
-        seed: draws the control.
+        groups: name -> prompts, such as those whose answer should change and those whose answer should not.
+        at: the edited tokens to project; the last of each prompt by default.
+        seed: seed of the control.
 
     Returns:
-        One result for each site with two write directions at least, in order. What a later site meets has been through
-        the earlier ones.
+        One result per site with at least two write directions, in order. A later site receives activations already changed
+        by the earlier ones.
 
     Raises:
-        NotAffineError: for an edit that is no A h + c.
-        ValueError: for no prompts, tokens that are not edited, or no site with two directions.
+        NotAffineError: If an edit is not of the form A h + c.
+        ValueError: If there are no prompts, the tokens are not edited, or no site has two directions.
     """
     prompts = [prompt for group in groups.values() for prompt in group]
     batch = encode(bridge, prompts)

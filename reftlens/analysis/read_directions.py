@@ -1,16 +1,16 @@
-"""What does a write direction say? The change of the logits if it went straight to the unembedding.
+"""Which tokens does a write direction promote and suppress? Logit readout: the direct path to the unembedding.
 
-A direction u with its root-mean-square size s is added to real final residuals: mean over prompts of
-logits(h + s u) - logits(h), through the model's own final norm. Beside it, the same for random directions of that
-length: a direct readout of any direction has some largest token.
+A direction u with root-mean-square size s is added to real final residuals. The readout is the mean over prompts of
+logits(h + s u) - logits(h), through the model's final norm. The control is the same for random directions of that length,
+because the readout of any direction has some largest token.
 
-Two questions, two tests. Is any token moved further than chance? Then all tokens, directions and sites were looked at, and
-the band holds what random directions reach at the best of all of them: in 95% of draws no token of any direction leaves it
-(a max-statistic, each direction in units of its own null). Is a token that was named before looking moved? Then only its
-own change under random directions counts, p; several named tokens or directions are again several looks, for which
-`p_all` corrects in the same way (Westfall & Young 1993). A named token can have a small p inside the band.
+There are two tests for two questions. Does any token change more than expected by chance? This covers all tokens,
+directions and sites, so the band corrects for all of them: in 95% of draws of random directions, no token of any direction
+leaves the band (a max-statistic, each direction in units of its own null). Does a token chosen beforehand change? This
+needs only that token's changes under random directions, which give p. For several tokens or directions, `p_all` corrects
+for multiple testing in the same way (Westfall & Young 1993). A chosen token can have a small p inside the band.
 
-Not evidence of the path: later layers read the direction too, and may do most of the work.
+Not evidence of the path: later layers read the direction too, and may contribute most of the effect.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from reftlens.data.tokens import continuing, tokenizer_of
 from reftlens.results import DirectionReadout, Operator
 
 LEVEL = 0.05
-"""Chance that any token of any direction leaves its band where there is nothing."""
+"""Probability under the null that any token of any direction leaves its band."""
 
 
 @torch.no_grad()
@@ -47,19 +47,19 @@ def read_directions(
 
     Args:
         bridge: the base.
-        operator: from `decompose`; of several sites, all that is looked at, so that they are corrected for together.
-        prompts: texts, conversations or one batch, whose last residuals the direction is added to.
+        operator: from `decompose`. Pass all sites that you examine at once, so that the correction covers all of them.
+        prompts: texts, conversations or one batch. The direction is added to their last final residuals.
         top: tokens listed on each side.
-        watch: answers to test for, chosen beforehand, with their leading space; their first tokens count, and of
-            several that begin alike the first is named.
-        n_null: draws of random directions for each; at least 19, for a 95% band.
-        seed: draws them.
+        watch: answers to test, chosen beforehand, with their leading space. Their first tokens are tested. If several
+            answers have the same first token, the first answer is named.
+        n_null: random directions drawn for each direction; at least 19, for a 95% band.
+        seed: seed of the random directions.
 
     Returns:
-        One readout for each direction, site by site.
+        One readout per direction, site by site.
 
     Raises:
-        ValueError: if an edit is not as wide as the residual stream, or there are too few draws.
+        ValueError: If an edit does not have the width of the residual stream, or there are too few draws.
     """
     operators = [operator] if isinstance(operator, Operator) else list(operator)
     for item in operators:
@@ -75,7 +75,7 @@ def read_directions(
     _, cache = bridge.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=[name])
     final = batch.at_last_prompt_token(cache[name])
     generator = torch.Generator().manual_seed(seed)
-    # Answers that begin with the same token are one test, and would be read as several.
+    # Answers with the same first token are one test and are merged.
     first: dict[int, str] = {}
     named = as_texts(watch, "watch") if len(watch) else []
     for answer in named:
@@ -108,7 +108,7 @@ def read_directions(
 @final
 @dataclass(frozen=True, eq=False)
 class _Look:
-    """One direction: its changes of the logits, and what random directions of its length give."""
+    """One direction: its logit changes, and those of random directions of the same length."""
 
     hook_name: str
     site: str
@@ -123,15 +123,15 @@ class _Look:
     watched_null: Float[Tensor, "draw answer"]
 
     def watched_size(self) -> Float[Tensor, " answer"]:
-        """|change| of named tokens in units that make them comparable."""
+        """|change| of the chosen tokens, in units that make tokens comparable."""
         return self.watched.abs() / self._unit()
 
     def null_size(self) -> Float[Tensor, "draw answer"]:
-        """The same of each draw."""
+        """The same for each draw."""
         return self.watched_null.abs() / self._unit()
 
     def _unit(self) -> Float[Tensor, " answer"]:
-        # The direction itself is one of the draws here, or few draws would make it look large.
+        # The direction itself is included among the draws; otherwise few draws would make it look large.
         return torch.cat([self.watched[None], self.watched_null]).square().mean(dim=0).sqrt()
 
 
@@ -162,13 +162,13 @@ def _look(
 
 
 def _critical(reach: Float[Tensor, " draw"]) -> float:
-    """The value that a further draw of the null exceeds with a chance of at most `LEVEL`."""
+    """Returns the value that a further draw of the null exceeds with probability at most `LEVEL`."""
     allowed = int(LEVEL * (len(reach) + 1) + 1e-9)
     return float(reach.sort(descending=True).values[allowed - 1])
 
 
 def _named_reach(looks: Sequence[_Look], ids: Sequence[int]) -> Float[Tensor, " draw"]:
-    """The largest named token of each draw, over all directions."""
+    """Returns the largest change of a chosen token in each draw, over all directions."""
     if not looks or not ids:
         return torch.zeros(0)
     return torch.stack([look.null_size().amax(dim=1) for look in looks]).amax(dim=0)
@@ -186,7 +186,7 @@ def _top(change: Float[Tensor, " d_vocab"], top: int, *, sign: int = 1) -> tuple
 def _mean_change(
     bridge: TransformerBridge, final: Float[Tensor, "batch d_model"], pushes: Float[Tensor, "n d_model"]
 ) -> Float[Tensor, "n d_vocab"]:
-    """Mean over prompts of logits(final + push) - logits(final), one prompt at a time to bound memory."""
+    """Computes the mean over prompts of logits(final + push) - logits(final), one prompt at a time to limit memory."""
     from transformer_lens.tools.analysis.logit_lens import logit_readout
 
     total = torch.zeros(())
@@ -198,7 +198,7 @@ def _mean_change(
 
 
 def _watched(watch: Sequence[str], look: _Look) -> tuple[tuple[str, float, float], ...]:
-    """Two-sided permutation p-values of single tokens: (1 + draws at least as far from zero) / (1 + draws)."""
+    """Computes two-sided permutation p-values of single tokens: (1 + draws at least as far from zero) / (1 + draws)."""
     p_values = [
         _p(null.abs(), float(value.abs())) for value, null in zip(look.watched, look.watched_null.T, strict=True)
     ]

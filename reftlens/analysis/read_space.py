@@ -1,10 +1,12 @@
-"""What do later layers read at a point, and what can they not read there?
+"""Which subspace of an activation do later layers read?
 
-The row space of the rest of the model: gradients of random sums of the centred next-token logits with respect to the
-activation, over many prompts; singular vectors with more than `tolerance` of the largest singular value span what is
-read. The rest is dormant on these inputs: to first order nothing there reaches an answer.
+The read space is the row space of the rest of the model. It is estimated from gradients of random sums of the centred
+next-token logits with respect to the activation, over many prompts. Singular vectors with more than `tolerance` of the
+largest singular value span the read space. The complement is dormant on these inputs: to first order, it does not affect
+any answer.
 
-First order and these inputs only: a direction whose effect needs a large step, or another prompt, counts as unread.
+The result holds to first order and for these inputs only. A direction whose effect needs a large step or another prompt
+counts as unread.
 """
 
 from __future__ import annotations
@@ -31,18 +33,19 @@ def read_space(
     tolerance: float = 1e-3,
     seed: int = 0,
 ) -> ReadSpace:
-    """What the next-token logits depend on at one activation point.
+    """Estimates the subspace of one activation point that the next-token logits depend on.
 
     Args:
         bridge: the model.
         hook_name: a point with activations `[batch, pos, width]`.
-        prompts: texts, conversations or one batch, at least a few; enough random sums are taken to give two gradients for each coordinate.
-        at: the tokens whose activations count.
-        tolerance: part of the largest sensitivity from which a direction counts as read.
-        seed: draws the sums.
+        prompts: several texts or conversations, or one batch. Enough random sums are taken to give two gradients per
+            coordinate.
+        at: the tokens whose activations are used.
+        tolerance: fraction of the largest sensitivity from which a direction counts as read.
+        seed: seed of the random sums.
 
     Raises:
-        ValueError: if nothing at these tokens reaches the logits.
+        ValueError: If the logits do not depend on the activations at these tokens.
     """
     batch = as_batch(bridge, prompts, padding_side=side_for_ends(bridge))
     mask = at.mask(batch.prompts)

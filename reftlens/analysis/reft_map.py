@@ -1,13 +1,13 @@
-"""Where can an edit learn? One edit of the same budget trained in every layer x position cell.
+"""At which layer and position can an edit be trained to work? Trains one edit of the same budget per layer x position cell.
 
 gain(cell) = mean over held-out prompts of (score under the edit trained in this cell - score of the base).
 
-Rank, first weights, examples, their order and the number of steps are the same in every cell, so cells differ by where they
-are alone. The control is trained in the same cells, as long, on the same prompts with their answers dealt out anew: an
-edit can write an answer anywhere it reaches the last token from, and what is beyond the control is what it could read
-there. Columns are position rules, each edit acting on what its rule picks in each prompt, so that ragged prompts line up.
+Rank, initialisation, examples, their order and the number of steps are the same in every cell, so cells differ only in
+their location. The control trains in the same cells for the same number of steps, on the same prompts with shuffled
+answers. An edit can write an answer anywhere from which it can affect the last token. The gain above the control comes
+from what the edit can read at its cell. Columns are position rules, so that prompts of different lengths align.
 
-What such a map says beside a tracing map, and what it does not, is in `analysis.beside_tracing`:
+`analysis.beside_tracing` compares such a map with a tracing map, and says what the comparison does not show:
 
     examples = [(prompt, " Rome"), ...]
     columns = {"last subject token": LastOf(AnySpan(subjects)), "last token": Last(1)}
@@ -48,10 +48,10 @@ from reftlens.training.train import TrainConfig, train
 
 Pairs = Sequence[tuple[str, str]]
 Score = Callable[[TransformerBridge, Sequence[str], Sequence[str]], Metric]
-"""Makes a metric of prompts and their answers: `probability_of`, `loss_of` (where less is better: gains are then below zero), or one's own."""
+"""Makes a metric from prompts and answers: `probability_of`, `loss_of` (lower is better, so gains are negative), or your own."""
 
 _IRRELEVANT: dict[str, Any] = {"hold_bytes": 0, "hold_dir": None, "progress": False}
-"""Settings of training that change nothing in what comes out."""
+"""Training settings that do not change the result."""
 
 
 def reft_map(
@@ -70,26 +70,26 @@ def reft_map(
     memory_bytes: int = 1 << 30,
     save_to: Path | str | None = None,
 ) -> ReftMap:
-    """Trains 2 x layers x columns edits; says so beforehand, with the steps of each, on its progress bar.
+    """Trains 2 x layers x columns edits. The progress bar shows this number and the steps of each beforehand.
 
     Args:
         bridge: the frozen base; causal.
         examples: (prompt, completion) pairs to train on.
-        held_out: others to score on: what an edit knows by heart says little of where it can learn.
-        positions: name -> rule, one for each column. Every prompt must have the tokens.
+        held_out: other pairs to score on, because memorised examples say little about where an edit can be trained.
+        positions: name -> rule, one per column. Every prompt must have the tokens.
         layers: block indices, or "all".
         hook: the point inside a block; `hook_resid_pre` is what `patch` and tracing write to.
         intervention: the class.
-        rank: of each edit; None for a class without one.
-        config: of each training; its seed also draws the first weights. Checkpoints are not kept.
-        score: makes the metric from prompts and answers, and reads the logits after each prompt.
-        score_name: what it is called, with its unit.
-        memory_bytes: about what the activations of one scoring run may take.
-        save_to: a file that keeps finished cells, from which an interrupted map goes on. Deleting it is up to you.
+        rank: of each edit; None for a class without a rank.
+        config: settings of each training run. Its seed also sets the initialisation. Checkpoints are not kept.
+        score: makes the metric, a function of the logits after each prompt, from prompts and answers.
+        score_name: name of the score, with its unit.
+        memory_bytes: approximate limit for the activations of one scoring run.
+        save_to: a file that stores finished cells. An interrupted map resumes from it. It is not deleted afterwards.
 
     Raises:
-        ValueError: if there is nothing to train, score or compare, a prompt lacks the tokens of a rule, more than
-            half of the examples have one answer, training keeps checkpoints, or the file is of another map.
+        ValueError: If there is nothing to train, score or compare, a prompt lacks the tokens of a rule, more than half of
+            the examples have the same answer, training keeps checkpoints, or the file is of another map.
     """
     require_causal(bridge, "a map of trained edits")
     if not examples or not held_out or not positions:
@@ -157,7 +157,7 @@ def reft_map(
 
 
 class _Scored:
-    """Prompts whose score is wanted under one edit after another, on one recording of the base."""
+    """Scores prompts under one edit after another, on one recording of the base."""
 
     def __init__(self, bridge: TransformerBridge, pairs: Pairs, score: Score, memory_bytes: int) -> None:
         prompts, answers = zip(*pairs, strict=True)
@@ -166,14 +166,14 @@ class _Scored:
         self.base: Float[Tensor, " prompt"] = self.runs.unedited.float()
 
     def require(self, cells: Sequence[tuple[Reft, str]]) -> None:
-        """Refuses a rule that picks no token of some prompt."""
+        """Raises if a rule does not select a token of some prompt."""
         for name, reft in {column: reft for reft, column in cells}.items():
             mask = reft.edits(self.batch)[0].mask
             for row in (~mask.any(1)).nonzero().flatten().tolist():
                 raise ValueError(f"{name!r} picks no token of {self.pairs[row][0]!r}")
 
     def under(self, reft: Reft) -> Float[Tensor, " prompt"]:
-        """The score of each prompt under an edit."""
+        """Computes the score of each prompt under an edit."""
         edits = reft.edits(self.batch)
         sets = torch.ones(1, len(edits), dtype=torch.bool)
         return (self.runs.effects(edits, whole_sites(edits), sets)[0] + self.runs.unedited).float()
@@ -191,7 +191,7 @@ def _digest(
     cells: Sequence[tuple[Reft, str]],
     config: TrainConfig,
 ) -> str:
-    """Of all that values depend on; a score is known by what it says of the base."""
+    """Computes the checksum of everything the values depend on. A score is identified by its values on the base."""
     digest = hashlib.sha256(fingerprint(bridge).encode())
     digest.update(json.dumps([*arms.values(), *(one.pairs for one in scored.values())]).encode())
     digest.update(repr([(column, repr(reft)) for reft, column in cells]).encode())

@@ -1,11 +1,11 @@
-"""How far does an edit's change reach, and where does the model change its mind?
+"""How far does an edit's change spread through layers and positions, and where does the predicted token change?
 
-At each layer and position, |h_edited - h_base| / |h_base| of the residual stream, and whether the most likely
-token by the logit lens (final norm and unembedding of h: nostalgebraist 2020) is another one.
+At each layer and position, it measures |h_edited - h_base| / |h_base| of the residual stream, and whether the most likely
+token by the logit lens (final norm and unembedding of h: nostalgebraist 2020) changes.
 
-A large distance is not an effect: much of what an edit changes nothing reads. The control is the same edit
-turned to random directions, which goes as far from the base where it is made. And the logit lens reads early layers
-badly on many models; an unchanged mind there says little.
+A large distance is not an effect: later layers do not read much of what an edit changes. The control is changes of the
+same norm in random directions, which have the same distance from the base at the edited sites. The logit lens is
+unreliable at early layers of many models, so an unchanged token there is weak evidence.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ def spread(
     n_control: int = 4,
     seed: int = 0,
 ) -> Spread:
-    """The edited run beside the base run, mean over prompts.
+    """Compares the edited run with the base run, averaged over prompts.
 
     Args:
         bridge: the base; causal.
         reft: the edit.
-        prompts: of one length in tokens.
-        subjects: a part of each prompt, starred in plots; none if not given.
-        n_control: random turns that the control is averaged over; at least one.
-        seed: draws them.
+        prompts: prompts with the same number of tokens.
+        subjects: a part of each prompt, starred in plots; optional.
+        n_control: random-direction controls to average over; at least one.
+        seed: seed of the control.
 
     Raises:
-        ValueError: if prompts differ in length, or there is nothing to draw.
+        ValueError: If prompts differ in length, or n_control is below 1.
     """
     if n_control < 1:
         raise ValueError(f"n_control must be at least 1, got {n_control}: a map stands beside its control")
@@ -92,7 +92,7 @@ def spread(
 
 
 def _read(bridge: TransformerBridge, resid: Float[Tensor, "*axes d_model"]) -> Tensor:
-    """The most likely token of each state by the logit lens."""
+    """Returns the most likely token of each state by the logit lens."""
     from transformer_lens.tools.analysis.logit_lens import logit_readout
 
     readout = logit_readout(bridge, resid, top_k=1)

@@ -1,4 +1,4 @@
-"""Where a subject stands in a prompt, and how the model takes to an answer."""
+"""Finds the subject's tokens in a prompt, and computes logit differences of answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reftlens.positions import Span
 
 
 def subject_places(bridge: TransformerBridge, prompt: Prompt, subject: str) -> tuple[bool, ...]:
-    """For each token of `encode(bridge, [prompt])`, whether it belongs to the first occurrence of `subject`.
+    """Returns, for each token of `encode(bridge, [prompt])`, whether it belongs to the first occurrence of `subject`.
 
     Args:
         bridge: gives the tokenizer.
@@ -22,7 +22,7 @@ def subject_places(bridge: TransformerBridge, prompt: Prompt, subject: str) -> t
         subject: a part of it; empty for none.
 
     Raises:
-        ValueError: if the prompt does not contain the subject.
+        ValueError: If the prompt does not contain the subject.
     """
     batch = encode(bridge, [prompt])
     if not subject:
@@ -31,7 +31,7 @@ def subject_places(bridge: TransformerBridge, prompt: Prompt, subject: str) -> t
 
 
 def starred(bridge: TransformerBridge, prompt: Prompt, subjects: Sequence[str] | None) -> tuple[bool, ...]:
-    """The tokens of a prompt that plots star: those of the first subject; none without subjects.
+    """Returns the tokens of a prompt that plots star: those of the first subject, or none without subjects.
 
     Args:
         bridge: gives the tokenizer.
@@ -49,13 +49,13 @@ def logit_difference(
     target: Int[Tensor, " batch"],
     foil: Int[Tensor, " batch"],
 ) -> Float[Tensor, " batch"]:
-    """logit(target) - logit(foil) after each prompt, in nats."""
+    """Computes logit(target) - logit(foil) after each prompt, in nats."""
     pair = batch.at_last_prompt_token(logits).gather(1, torch.stack([target, foil], dim=1))
     return (pair[:, 0] - pair[:, 1]).float()
 
 
 def require_aligned(batch: Batch) -> None:
-    """Raises a ValueError unless all prompts have the same number of tokens, so that columns can be compared."""
+    """Raises ValueError unless all prompts have the same number of tokens, so that columns can be compared."""
     lengths = batch.prompt_mask.sum(dim=1)
     if bool((lengths != lengths[0]).any()) or batch.tokens.shape[1] != int(lengths[0]):
         raise ValueError(

@@ -1,12 +1,12 @@
-"""Which tokens does a read direction answer to? The places of a dataset where an edit moves furthest along it.
+"""Which tokens activate a read direction most? Lists the tokens of a dataset where an edit moves furthest along it.
 
-Reading i is read_i . h + constant_i, the change along write direction i (see `operator`), at every edited token, in
-standard deviations from its mean. Beside it stands the largest z of random linear readings of the same activations,
-each coordinate divided by its standard deviation (one that is much larger than the others would make all readings the same one):
-every direction has some token that it answers to most, and in a small dataset the same odd tokens win often. Of
-tokens with the same text before them, whose activations are equal in a causal model, one is listed.
+Reading i is read_i . h + constant_i, the change along write direction i (see `decompose`), at every edited token, in
+standard deviations from its mean. The control is the largest z of random linear readings of the same activations. Each
+coordinate is divided by its standard deviation, because a much larger coordinate would make all readings the same. The
+control is needed because every direction has some token of largest reading, and in a small dataset the same unusual tokens
+often have it. Tokens with the same text before them have equal activations in a causal model, so only one is listed.
 
-Top contexts show the extreme of a reading and not the bulk of it; they suggest a meaning, and prove none.
+Top contexts show the extremes of a reading, not its typical values. They suggest a meaning but do not prove it.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ def top_contexts(
     n_null: int = 200,
     seed: int = 0,
 ) -> list[ReadContexts]:
-    """The tokens at which the strongest directions of each site are read most.
+    """Finds the tokens with the largest readings along the strongest directions of each site.
 
     Args:
         bridge: the base.
         reft: the edit.
-        operators: from `decompose`, one for each site.
-        prompts: the dataset: texts, conversations, pairs or batches; activations are not kept.
-        at: look at these of the edited tokens alone.
-        directions: how many of each site.
-        top: contexts listed for each.
+        operators: from `decompose`, one per site.
+        prompts: the dataset: texts, conversations, pairs or batches. Activations are not kept.
+        at: use only these edited tokens.
+        directions: number of directions per site.
+        top: contexts listed per direction.
         n_null: random readings for the null.
-        seed: draws them.
+        seed: seed of the random readings.
 
     Raises:
-        ValueError: unless there is one operator for each site.
+        ValueError: If the number of operators differs from the number of sites.
     """
-    # An operator that an earlier version saved has no name.
+    # An operator saved by an earlier version has no site name.
     hooks = [site.hook_name for site in reft.sites]
     if [operator.where for operator in operators] not in (list(reft.site_names), hooks):
         raise ValueError("wanted one operator for each site of the edit, in its order: pass what decompose returned")
@@ -85,7 +85,7 @@ def top_contexts(
 def _seen(
     bridge: TransformerBridge, reft: Reft, batch: Batch, *, at: Positions | None
 ) -> list[tuple[Float[Tensor, "tokens d_model"], Int[Tensor, "tokens 2"]]]:
-    """The activations that each site meets, and their rows and positions."""
+    """Yields the input activations of each site, with their rows and positions."""
     wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
     return [
         (h[wanted[edit.mask]], (edit.mask & wanted).nonzero().cpu())
@@ -107,7 +107,7 @@ class _Moments:
         self.square = self.square + h.square().sum(0)
 
     def weight(self) -> Float[Tensor, " d_model"]:
-        """One over the standard deviation; 0 for a coordinate that does not vary."""
+        """Returns 1 / standard deviation of each coordinate; 0 for a coordinate that does not vary."""
         mean, square = self.total / self.n, self.square / self.n
         variance = square - mean.square()
         return torch.where(variance > 1e-12 * square, variance.clamp(min=0).rsqrt(), 0.0)
@@ -116,7 +116,7 @@ class _Moments:
 @final
 @dataclass
 class _Readings:
-    """Running moments and largest values of some linear readings."""
+    """Running moments and largest values of linear readings."""
 
     rows: Float[Tensor, "reading d_model"]
     top: int
@@ -125,7 +125,7 @@ class _Readings:
     total: Tensor | float = 0.0
     square: Tensor | float = 0.0
     seen: set[tuple[int, ...]] = field(default_factory=set)
-    """Texts up to a token that were listed: the same text again has the same activation."""
+    """Texts up to a listed token. The same text again has the same activation."""
     best: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Values `[reading, top]` and places `[reading, top, 3]` (batch, row, position) of each batch."""
 
@@ -175,7 +175,7 @@ class _Readings:
 
 
 def _context(bridge: TransformerBridge, batches: Sequence[Batch], place: Sequence[int], z: float) -> Context:
-    """The text of one row, padding left out."""
+    """Returns the text of one row, without padding."""
     batch, row, pos = batches[place[0]], place[1], place[2]
     real = batch.attention_mask[row].bool().cpu()
     tokens = str_tokens(bridge, batch.tokens[row].cpu()[real])

@@ -1,12 +1,12 @@
-"""Where does the base model hold a fact? Causal tracing with symmetric token replacement.
+"""Where does the base model store a fact? Causal tracing with symmetric token replacement.
 
-A corrupted prompt asks the same of another subject. One state of the clean run (`hook_resid_pre` of one layer at one
-position) is put into the corrupted run; restored = (m_patched - m_corrupted) / (m_clean - m_corrupted), with m a metric,
-usually the probability of the clean answer. Replacing tokens keeps the model on inputs it knows, where noise does not (Meng et
-al. 2022, arXiv:2202.05262; Zhang & Nanda 2024, arXiv:2309.16042).
+A corrupted prompt asks the same question about another subject. One state of the clean run (`hook_resid_pre` of one layer
+at one position) is patched into the corrupted run. restored = (m_patched - m_corrupted) / (m_clean - m_corrupted), where m
+is a metric, usually the probability of the clean answer. Replacing tokens keeps the inputs in distribution, unlike noise
+(Meng et al. 2022, arXiv:2202.05262; Zhang & Nanda 2024, arXiv:2309.16042).
 
-The control patches the same cells from an unrelated third subject, which knows nothing of the clean answer. (With a
-logit difference it would not be near zero: it takes the corrupted answer away, half of the difference.)
+The control patches the same cells from an unrelated third subject, which has no information about the clean answer. (With
+a logit difference the control is not near zero: it removes the corrupted answer, which is half of the difference.)
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def trace(
     unrelated: Iterable[Prompt] | None = None,
     progress: bool = True,
 ) -> TokenMap:
-    """The restored part of a metric for each layer and position.
+    """Computes the restored part of a metric for each layer and position.
 
     Args:
         bridge: the model.
-        clean: prompts about one subject each; all prompts have one length in tokens.
+        clean: prompts about one subject each, all with the same number of tokens.
         corrupted: the same prompts about another subject.
         metric: of the logits after each prompt, such as `probability_of` the clean prompts' answers.
-        subjects: the clean subjects, starred in plots; none if not given.
-        unrelated: the same prompts about a third subject, for the control; no control without them.
+        subjects: the clean subjects, starred in plots; optional.
+        unrelated: the same prompts about a third subject, for the control. Without them there is no control.
         progress: show a progress bar.
 
     Raises:
-        ValueError: if prompts differ in length, or the metric does not tell clean and corrupted runs apart.
+        ValueError: If prompts differ in length, or the metric does not distinguish clean and corrupted runs.
     """
     clean = as_prompts(clean, "clean prompts")
     corrupted = as_prompts(corrupted, "corrupted prompts", count=len(clean))

@@ -1,13 +1,13 @@
-"""Where does the base model hold a fact? Causal tracing as in ROME: noise on the subject, then one state restored.
+"""Where does the base model store a fact? Causal tracing as in ROME: noise on the subject, then one state restored.
 
-The embeddings of the subject's tokens get Gaussian noise of `noise` times sigma, the standard deviation of all
-subject tokens' embeddings (Meng et al. 2022, arXiv:2202.05262, section 2 and appendix B.1). Then one state of
-the clean run, or a window of its attention or MLP outputs, is put back, and the answer's probability read.
+The embeddings of the subject's tokens get Gaussian noise with standard deviation `noise` times sigma, where sigma is the
+standard deviation of all subject tokens' embeddings (Meng et al. 2022, arXiv:2202.05262, section 2 and appendix B.1). Then
+one state of the clean run, or a window of its attention or MLP outputs, is restored, and the metric is computed.
 
-The control puts back the same cells of a run under another draw of noise, which does not know the subject either.
+The control restores the same cells from a run with another draw of noise, which does not have the subject either.
 
-Noise takes the model to inputs that it has never seen, and how much of the map is due to that cannot be told
-from the map: replacing tokens (`trace`) is the better default (Zhang & Nanda 2024, arXiv:2309.16042).
+Noise moves the model out of distribution, and the map does not show how much of it is due to that. Replacing tokens
+(`trace`) is the better default (Zhang & Nanda 2024, arXiv:2309.16042).
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ def trace_noise(
     memory_bytes: int = 1 << 30,
     progress: bool = True,
 ) -> PatchMap:
-    """The metric of each prompt with one state restored, mean over draws of noise.
+    """Computes the metric of each prompt with one state restored, averaged over draws of noise.
 
     Args:
         bridge: the model; causal.
-        prompts: that it answers. They may differ in length; columns are counted from the beginning.
+        prompts: prompts that the model answers. They may differ in length; columns are counted from the beginning.
         metric: of the logits after each prompt, such as `probability_of` its answer.
-        subjects: a part of each prompt; its first occurrence is noised.
-        point: what is restored: "resid_pre", "attn_out" or "mlp_out".
-        window: neighbouring layers restored together; ROME takes 10 for attention and MLP, 1 for states.
-        noise: its standard deviation, in units of sigma.
-        n_draws: of noise, for each prompt.
-        seed: draws it.
-        memory_bytes: about what the activations of one run may take.
+        subjects: a part of each prompt; noise is added to its first occurrence.
+        point: the restored activation: "resid_pre", "attn_out" or "mlp_out".
+        window: number of neighbouring layers restored together; ROME uses 10 for attention and MLP, 1 for states.
+        noise: standard deviation of the noise, in units of sigma.
+        n_draws: draws of noise for each prompt.
+        seed: seed of the noise.
+        memory_bytes: approximate limit for the activations of one run.
         progress: show a progress bar over draws.
 
     Returns:
         `values`, `base` (noised) and `control` are means over draws; `source` is the clean run.
 
     Raises:
-        ValueError: if a prompt does not contain its subject, or noise or draws are not positive.
+        ValueError: If a prompt does not contain its subject, or noise or draws are not positive.
     """
     if noise <= 0 or n_draws < 1:
         raise ValueError(f"noise must be positive and n_draws at least 1, got {noise} and {n_draws}")
@@ -77,7 +77,7 @@ def trace_noise(
     where = _subject_mask(bridge, batch, prompts, subjects)
     sigma = float(clean.activations["hook_embed"][where].float().std())
     generator = torch.Generator().manual_seed(seed)
-    # One draw more than there are maps: the control of each restores what the next one left.
+    # One more draw than maps: the control of each map restores states from the next draw.
     runs = [_noised(bridge, batch, of.names, where, noise * sigma, generator) for _ in range(2)]
     maps, controls, noised = [], [], []
     for draw in tqdm(range(n_draws), desc="causal tracing", unit="draw", disable=not progress):
@@ -104,7 +104,7 @@ def trace_noise(
 def _subject_mask(
     bridge: TransformerBridge, batch: Batch, prompts: Sequence[Prompt], subjects: Sequence[str]
 ) -> Bool[Tensor, "batch pos"]:
-    """The first occurrence of each prompt's subject."""
+    """Returns the tokens of the first occurrence of each prompt's subject."""
     mask = torch.zeros_like(batch.prompt_mask)
     for row, (prompt, subject) in enumerate(zip(prompts, subjects, strict=True)):
         found = Span(subject, 0).mask(encode(bridge, [prompt]).prompts)[0]
@@ -120,7 +120,7 @@ def _noised(
     scale: float,
     generator: torch.Generator,
 ) -> Recording:
-    """A run with noise on some tokens' embeddings."""
+    """Runs the model with noise on some tokens' embeddings."""
     drawn: Float[Tensor, "batch pos d_model"] = torch.randn(*where.shape, bridge.cfg.d_model, generator=generator)
     added = (scale * drawn).to(where.device) * where[..., None]
 

@@ -1,9 +1,9 @@
-"""A control for any edit: the same change at every token, written in random directions.
+"""Random-direction control for any edit: changes of the same norm at every token, in random directions.
 
-delta'(h) = delta(h) B^T B', where the rows of B are an orthonormal basis of the space the edit writes to and B' is a
-random orthonormal frame of the same rank. Lengths, and angles between the changes of different tokens, are
-kept exactly; only where they point is left to chance. (For a RED, which can write anywhere, B' is a rotation of the
-whole space, a d x d matrix.)
+delta'(h) = delta(h) B^T B', where the rows of B are an orthonormal basis of the space the edit writes to, and B' is a
+random orthonormal frame of the same rank. Norms of changes, and angles between the changes of different tokens, are kept
+exactly. Only the directions are random. (For RED, which can write anywhere, B' is a rotation of the whole space, a d x d
+matrix.)
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from reftlens.interventions import Affine, Intervention, require_within
 
 
 class Turned(Intervention):
-    """An edit whose changes are turned to random directions."""
+    """An intervention whose changes are rotated to random directions."""
 
     kind = "turned"
 
     def __init__(self, inner: Intervention, generator: torch.Generator) -> None:
-        """Args: inner: the edit. generator: draws the directions (on the CPU)."""
+        """Args: inner: the intervention. generator: random generator of the directions (on the CPU)."""
         super().__init__(inner.d_model, inner.rank)
         self.inner = inner
         self.written = inner.basis()
@@ -49,17 +49,17 @@ class Turned(Intervention):
     def _turn(
         self, change: Float[Tensor, "... d_model"], tokens: Float[Tensor, "... d_model"]
     ) -> Float[Tensor, "... d_model"]:
-        # What lies outside of the basis would be lost, and the control smaller than the edit.
+        # A change outside the basis would be lost, and the control would be smaller than the edit.
         require_within(change.detach(), self.written, tokens.detach(), type(self.inner).__name__)
         return (change.to(self.written) @ self.written.T @ self.frame).to(change.dtype)
 
 
 def turned(reft: Reft, *, seed: int) -> Reft:
-    """A whole edit with every change turned to random directions; sharing, names and scales are kept.
+    """Makes the random-direction control of an edit: changes of the same norm. Sharing, names and scales are kept.
 
     Args:
-        reft: the edit; left as it is.
-        seed: draws the directions.
+        reft: the edit; not changed.
+        seed: seed of the directions.
     """
     generator = torch.Generator().manual_seed(seed)
     placebos: dict[int, Turned] = {}
