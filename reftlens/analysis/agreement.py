@@ -114,7 +114,7 @@ class _Likeness:
     cosine: float
     kl: float
     kl_both: float
-    """Computes the mean of KL(p || q) and KL(q || p)."""
+    """KL(p || q) + KL(q || p), in nats."""
 
 
 def _pair(

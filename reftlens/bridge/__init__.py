@@ -1,15 +1,15 @@
-"""Everything this package knows about TransformerLens's bridge and its quirks: nothing else handles them.
+"""All code that depends on TransformerLens's bridge and its quirks. Other packages do not handle them.
 
 The model is a plain `TransformerBridge`, never wrapped or subclassed.
 
-- `loading`, `pretrained`: load one, frozen and in eval mode. `identity`: tell two models apart.
-- `attached`: what others have attached to it. `threads`: one thread at a time attaches.
-- `points`: names of activation points; those where a write would be lost or half done are refused with the reason. `probe`
-  measures much of this on the model at hand. `resid_mid`: the middle of a block, which has no point of its own.
-- `biases`: the bias behind a point.
-- `forwards`: what a pass runs: from which place of a cached sequence, and the logits of which tokens.
-- `caching`: the key-value cache, under both of the names that releases of transformers give it.
-- `proving`: prove a shortcut on a model. `padding`: what padding does to one, and whether cached decoding holds.
+- `loading`, `pretrained`: load a model, frozen and in eval mode. `identity`: fingerprints of models.
+- `attached`: hooks and other code attached to a model. `threads`: only one thread at a time may attach hooks.
+- `points`: names of activation points. Points where a write would be lost or incomplete raise an error with the reason.
+  `probe` measures most of this on the given model. `resid_mid`: the middle of a block, which does not have its own point.
+- `biases`: the bias before a point.
+- `forwards`: what a forward pass computes: its position in a cached sequence, and the tokens whose logits are needed.
+- `caching`: the key-value cache, under both names that releases of transformers use.
+- `proving`: verifies a shortcut on a model. `padding`: effects of padding, and whether cached decoding is exact.
 """
 
 from reftlens.bridge.attached import foreign_hooks

@@ -1,4 +1,4 @@
-"""What others have attached to a model: hooks of TransformerLens and of torch, and replaced forwards."""
+"""Finds hooks and replaced forwards that other code has attached to a model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.", "reftlens.bri
 
 
 def foreign_hooks(bridge: TransformerBridge) -> list[str]:
-    """Names of the modules on which something is attached that may change a run; none for the base itself.
+    """Returns the names of modules with attached code that may change a run; none for a plain base.
 
-    An edit that is attached at the moment counts as well.
+    Edits that are currently attached count as well.
     """
     everywhere = (*torch_module._global_forward_hooks.values(), *torch_module._global_forward_pre_hooks.values())
     found = ["every module of torch"] if any(_is_foreign(hook) for hook in everywhere) else []
@@ -29,7 +29,7 @@ def foreign_hooks(bridge: TransformerBridge) -> list[str]:
 
 
 def replaced_forwards(bridge: TransformerBridge) -> tuple[tuple[str, int], ...]:
-    """Modules of the model whose forward is somebody's own function, and which function it is."""
+    """Returns the modules whose forward has been replaced, with the replacing function."""
     forwards = ((name, vars(module).get("forward")) for name, module in bridge.original_model.named_modules())
     return tuple((name, id(forward)) for name, forward in forwards if forward is not None and _is_foreign(forward))
 

@@ -1,4 +1,4 @@
-"""The bias that is added to everything an activation point carries, where the model has one."""
+"""Finds the bias that is added to the activation at a point, if the model has one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _LAST_MODULE = {
 
 
 def output_bias(bridge: TransformerBridge, hook_name: str) -> tuple[str, str, Tensor]:
-    """The bias behind a point, if a push at the point may be a push of that bias: whether it is, is the caller's to see.
+    """Returns the bias whose change may equal adding a vector at a point. The caller must check whether it does.
 
     Returns:
-        Name of the point right behind the linear map; Hugging Face's name of its bias; the bias.
+        Name of the point right after the linear map; Hugging Face's name of its bias; the bias.
 
     Raises:
-        ValueError: if there is no such bias, or the weights are no longer Hugging Face's.
+        ValueError: If there is no such bias, or the weights are no longer Hugging Face's.
     """
     found = re.fullmatch(r"(blocks\.\d+)\.(\w+)", hook_name)
     if found is None or found[2] not in _LAST_MODULE:

@@ -1,8 +1,9 @@
-"""The key-value cache by its two names.
+"""Passes the key-value cache under the name that each library expects.
 
-transformers 5.24 renamed the argument `past_key_values` to `cache`. The attention of TransformerLens 4.3 reads the old name,
-so under a newer transformers it drops the cache in silence: cached decoding then ignores the prompt. `mend_attention` hands
-the cache on under the name that TransformerLens reads. `load_bridge` calls it, and so does every function that runs cached.
+transformers 5.24 renamed the argument `past_key_values` to `cache`. The attention of TransformerLens 4.3 reads the old
+name. With a newer transformers it silently drops the cache, and cached decoding ignores the prompt. `mend_attention`
+passes the cache under the name that TransformerLens reads. `load_bridge` calls it, and so does every function that runs
+with a cache.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _MENDED: WeakSet[nn.Module] = WeakSet()
 
 
 def with_cache(bridge: TransformerBridge, cache: Cache) -> dict[str, Any]:
-    """The arguments of a forward pass that reads and extends this cache, by the name that the model's class uses.
+    """Returns the arguments of a forward pass that reads and extends this cache, under the name the model's class uses.
 
     Args:
         bridge: the model.
@@ -40,7 +41,7 @@ def cache_in(arguments: Mapping[str, Any]) -> Any:
 
 
 def cache_name(kind: type[nn.Module]) -> str:
-    """What the forward pass of this model class calls its cache.
+    """Returns the name of the cache argument in this model class's forward pass.
 
     Args:
         kind: a Hugging Face model class.
@@ -49,11 +50,11 @@ def cache_name(kind: type[nn.Module]) -> str:
 
 
 def mend_attention(bridge: TransformerBridge) -> None:
-    """Lets TransformerLens's own attention read the cache that a newer transformers hands on.
+    """Lets TransformerLens's own attention read the cache that a newer transformers passes.
 
-    Attention that delegates to the Hugging Face module needs nothing. Doing this twice changes nothing.
+    Attention that delegates to the Hugging Face module does not need it. Calling it twice has no further effect.
     """
-    # Every pass asks for this: a walk over all modules would cost more than a small model's block.
+    # Called in every pass, and walking all modules would cost more than a small model's block.
     if bridge in _MENDED:
         return
     _MENDED.add(bridge)

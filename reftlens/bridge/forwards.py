@@ -18,10 +18,10 @@ from reftlens.bridge.threads import in_this_thread, one_thread
 
 
 def require_bridge(bridge: object, what: str) -> None:
-    """Refuses anything but a `TransformerBridge`.
+    """Raises if the model is not a `TransformerBridge`.
 
     Raises:
-        TypeError: if it is something else; of a Hugging Face model it says how to make a bridge.
+        TypeError: If it is something else. For a Hugging Face model, the message says how to make a bridge.
     """
     if isinstance(bridge, TransformerBridge):
         return
@@ -34,16 +34,16 @@ def require_bridge(bridge: object, what: str) -> None:
 
 
 def is_causal(bridge: TransformerBridge) -> bool:
-    """Whether a token sees only those before it; not so in masked language models such as BERT."""
+    """Returns whether the model is causal; masked language models such as BERT are not."""
     direction = getattr(bridge.cfg, "attention_dir", "causal")
     return bool(bridge.adapter.supports_causal_loss) and direction == "causal"
 
 
 def masked_columns(bridge: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, " batch"]:
-    """Where each row has its mask token, which a masked language model fills in.
+    """Returns the position of each row's mask token, which a masked language model fills in.
 
     Raises:
-        ValueError: If a row has none, or several.
+        ValueError: If a row does not have exactly one mask token.
     """
     mask_id = bridge.tokenizer.mask_token_id
     there = tokens == (-1 if mask_id is None else mask_id)
@@ -58,10 +58,10 @@ def masked_columns(bridge: TransformerBridge, tokens: Int[Tensor, "batch pos"]) 
 
 
 def require_causal(bridge: TransformerBridge, what: str) -> None:
-    """Refuses a masked language model where the next token is wanted.
+    """Raises if the model is a masked language model, which does not predict next tokens.
 
     Raises:
-        ValueError: if the model is one.
+        ValueError: If the model is not causal.
     """
     if not is_causal(bridge):
         raise ValueError(
@@ -72,16 +72,16 @@ def require_causal(bridge: TransformerBridge, what: str) -> None:
 
 @dataclass
 class ForwardStart:
-    """How many positions were already in the key-value cache when the running forward pass began."""
+    """Number of positions in the key-value cache when the current forward pass began."""
 
     offset: int = 0
 
 
 @contextmanager
 def watch_forwards(bridge: TransformerBridge) -> Iterator[ForwardStart]:
-    """Follows the offset of each forward pass, so that decoding steps are told from the prefill.
+    """Tracks the offset of each forward pass, to distinguish decoding steps from the prefill.
 
-    "One new position" does not tell them apart: a one-token prompt has a prefill of length one.
+    The number of new positions does not distinguish them: a one-token prompt has a prefill of length one.
     """
     start = ForwardStart()
     mend_attention(bridge)
@@ -101,7 +101,7 @@ def watch_forwards(bridge: TransformerBridge) -> Iterator[ForwardStart]:
 
 @contextmanager
 def own_config_aside(bridge: TransformerBridge) -> Iterator[None]:
-    """Inside, the model's own generation config is out of sight: transformers fills what a given one leaves open from it."""
+    """Hides the model's own generation config, from which transformers would fill in unset values."""
     model = bridge.original_model
     before = model.generation_config
     model.generation_config = GenerationConfig()
@@ -113,14 +113,14 @@ def own_config_aside(bridge: TransformerBridge) -> Iterator[None]:
 
 @contextmanager
 def unembedded_alone(bridge: TransformerBridge, mask: Bool[Tensor, "batch pos"] | None) -> Iterator[None]:
-    """Inside, logits are computed for some tokens alone: `[1, n, d_vocab]`, example after example.
+    """Computes logits only for some tokens while the context is open: `[1, n, d_vocab]`, in row order.
 
-    By what goes into the unembedding, so that every architecture does it and each example has its own tokens
-    (`logits_to_keep` of transformers takes the same columns of all, and masked language models have none).
+    It selects the input of the unembedding. So it works for every architecture, and each example has its own tokens.
+    (`logits_to_keep` of transformers takes the same columns of all rows, and masked language models do not have it.)
 
     Args:
         bridge: the model.
-        mask: the wanted tokens, which may be none; None changes nothing.
+        mask: the tokens whose logits are needed, possibly none; None computes all logits.
     """
     if mask is None:
         yield
@@ -141,15 +141,15 @@ def unembedded_alone(bridge: TransformerBridge, mask: Bool[Tensor, "batch pos"] 
 
 @contextmanager
 def last_block_alone(bridge: TransformerBridge, mask: Bool[Tensor, "batch pos"]) -> Iterator[None]:
-    """Inside, the last block computes for some tokens alone what it would compute for each token by itself.
+    """Restricts the token-wise computations of the last block to some tokens while the context is open.
 
-    These are its queries, the output of its attention and its MLP; the others get zeros. Behind it no token reads another,
-    so logits at these tokens stay what they were. What the last block puts out elsewhere is wrong, and hooks on the
-    input of these parts see `[1, n, ...]`: this is for runs that read neither.
+    These computations are its queries, the output of its attention, and its MLP. Other tokens get zeros. After the last
+    block, no token reads another, so logits at the chosen tokens do not change. The last block's outputs at other tokens
+    are wrong, and hooks on the inputs of these parts see `[1, n, ...]`. Use it only for runs that read neither.
 
     Args:
         bridge: the model.
-        mask: the wanted tokens.
+        mask: the tokens to compute.
     """
     block = bridge.blocks[-1]
     parts = [part.original_component for part in (block.attn.q, block.attn.o, block.mlp)]
@@ -158,7 +158,7 @@ def last_block_alone(bridge: TransformerBridge, mask: Bool[Tensor, "batch pos"])
 
 
 def _for_some(forward: Callable[..., Any], mask: Bool[Tensor, "batch pos"]) -> Callable[..., Any]:
-    """The same function of each token, computed where the mask is True, and zero elsewhere."""
+    """Wraps a token-wise function: it is computed where the mask is True, and zero elsewhere."""
 
     def picked(given: Tensor, *args: Any, **kwargs: Any) -> Any:
         wanted = mask.to(given.device)
@@ -172,9 +172,9 @@ def _for_some(forward: Callable[..., Any], mask: Bool[Tensor, "batch pos"]) -> C
 
 @contextmanager
 def watch_last_hidden(bridge: TransformerBridge) -> Iterator[list[Tensor]]:
-    """Collects what each forward pass hands to the model's head: the last hidden states `[batch, pos, d_model]`.
+    """Collects the input of the model's head in each forward pass: the last hidden states `[batch, pos, d_model]`.
 
-    After every edit, also one of the last block's output, where a hook of our own would run before the edit's.
+    The states include every edit, even one of the last block's output. A hook there would run before the edit's hook.
     """
     seen: list[Tensor] = []
 
@@ -192,13 +192,13 @@ def watch_last_hidden(bridge: TransformerBridge) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def blocks_replaced(bridge: TransformerBridge, forwards: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
-    """Inside, some blocks compute something else.
+    """Replaces the computation of some blocks while the context is open.
 
-    What is replaced is the forward of the Hugging Face block: the bridge's own block around it still fires its hooks.
+    It replaces the forward of the Hugging Face block. The bridge's own block around it still fires its hooks.
 
     Args:
         bridge: the model.
-        forwards: layer -> what that block does, called with its arguments.
+        forwards: layer -> the replacing function, called with the block's arguments.
     """
     replaced = [(bridge.blocks[layer].original_component, new) for layer, new in forwards.items()]
     with one_thread(bridge), _forwards_replaced(replaced):
@@ -207,7 +207,7 @@ def blocks_replaced(bridge: TransformerBridge, forwards: Mapping[int, Callable[.
 
 @contextmanager
 def _forwards_replaced(modules: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    """Inside, these modules compute something else; put back as they were, whatever had replaced them before."""
+    """Replaces the forwards of these modules while the context is open, then restores the previous ones."""
     before: list[Any] = [module.__dict__.get("forward") for module, _ in modules]
     try:
         for module, forward in modules:

@@ -1,9 +1,9 @@
-"""Telling bases apart: by every weight, by the settings of their config, and by everything else that changes their numbers.
+"""Fingerprints of base models: of every weight, of config settings, and of everything else that changes their numbers.
 
-`fingerprint` rests on sums over 32-bit words, sum_i word_i * w_i mod 2^64 with fixed odd w_i, one sum for each block of a
-tensor. An odd factor maps different words to different products, so a single changed word always moves its sum. Changes of
-several words cancel with a chance of about 2^-33. The sums are taken where the weights are, and read each weight once. They
-tell two models apart; they do not protect against someone who wants two models to look alike.
+`fingerprint` uses sums over 32-bit words, sum_i word_i * w_i mod 2^64 with fixed odd w_i, one sum for each block of a
+tensor. An odd factor maps different words to different products, so a single changed word always changes its sum. Changes
+of several words cancel with a probability of about 2^-33. The sums are computed on the weights' device and read each
+weight once. They distinguish models, but do not protect against deliberate collisions.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _BLOCK = 2**18
 
 
 def fingerprint(bridge: TransformerBridge) -> str:
-    """A digest of every value of the base's weights and buffers, the same on every device.
+    """Computes a checksum of every value of the base's weights and buffers. It is the same on every device.
 
-    Buffers that a model does not save (rotary frequencies, masks) are rounded to bfloat16 first: each machine computes
-    them anew, and their last bits differ between makes of processor.
+    Buffers that a model does not save (rotary frequencies, masks) are rounded to bfloat16 first. Each machine computes
+    them again, and their last bits differ between processors.
     """
     saved = bridge.original_model.state_dict().keys()
     digest = hashlib.sha256()
@@ -47,7 +47,7 @@ def fingerprint(bridge: TransformerBridge) -> str:
 
 
 def sampled_fingerprint(bridge: TransformerBridge) -> str:
-    """The fingerprint of earlier versions: shape, dtype and 64 values spread over each tensor. Edits saved then carry it."""
+    """Computes the fingerprint of earlier versions, which their saved edits have: shape, dtype and 64 values of each tensor."""
     model = bridge.original_model
     saved = model.state_dict().keys()
     pieces: dict[str, bytes] = {}
@@ -73,9 +73,9 @@ _NOT_COMPUTATION_PARTS = ("dropout", "pdrop", "output_", "summary_", "token_id")
 
 
 def computation(bridge: TransformerBridge) -> dict[str, Any]:
-    """The settings of the model's config that change what it computes, as plain JSON values.
+    """Returns the config settings that change what the model computes, as plain JSON values.
 
-    Left out: dropout (the base is in eval mode), what is returned, first weights, names and versions.
+    It omits dropout (the base is in eval mode), output options, initialisation, names and versions.
     """
     facts = json.loads(json.dumps(bridge.original_model.config.to_dict(), default=str))
     return {
@@ -88,7 +88,7 @@ def computation(bridge: TransformerBridge) -> dict[str, Any]:
 
 
 def base_identity(bridge: TransformerBridge) -> str:
-    """A digest of everything on this machine that changes the numbers of a run without hooks, to the last bit.
+    """Computes a checksum of everything on this machine that changes a run without hooks, to the last bit.
 
     Every weight and buffer, the classes and plain attributes of all modules, both configs, the attention implementation
     and the kind of device. Stricter than `fingerprint`: it also differs between versions of the libraries.

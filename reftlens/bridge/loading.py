@@ -1,4 +1,4 @@
-"""Loading a model as a `TransformerBridge` that is frozen and in eval mode."""
+"""Loads a model as a `TransformerBridge` that is frozen and in eval mode."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def load_bridge(
 
 @contextmanager
 def _refused(model: PreTrainedModel) -> Iterator[None]:
-    """What TransformerLens does not expect of a model becomes a refusal that names both libraries."""
+    """Converts TransformerLens's failures on a model into an error that names both libraries."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError) as error:
@@ -138,13 +138,13 @@ def _absent_parts_kept(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _first_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The token that a text can begin with: BOS, or an encoder's classification token."""
+    """Returns the token that a text can begin with: BOS, or an encoder's classification token."""
     first: str | None = tokenizer.bos_token or tokenizer.cls_token
     return first
 
 
 def _bootable(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A copy for the bridge, which changes its tokenizer; the caller's stays as it is."""
+    """Copies the tokenizer, because the bridge changes the one it gets."""
     own = copy.deepcopy(tokenizer)
     # The bridge replaces a tokenizer that does not say these two things about itself, and adds a token for a missing EOS.
     own.init_kwargs.setdefault("name_or_path", "")
@@ -155,7 +155,7 @@ def _bootable(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def revision(bridge: TransformerBridge) -> str | None:
-    """The commit on the hub that `load_bridge` took the weights from; None if they came from elsewhere."""
+    """Returns the hub commit that `load_bridge` took the weights from; None if they came from elsewhere."""
     return _REVISIONS.get(bridge)
 
 
@@ -164,7 +164,7 @@ _DOUBLE = ("GPT2", "GPTNeoX", "Bert", "Roberta")
 
 
 def _place(model: PreTrainedModel, device: str | torch.device) -> str | None:
-    """Where a model goes; None if it is spread over several devices."""
+    """Returns the model's device; None if it is spread over several devices."""
     if getattr(model, "hf_device_map", None) is not None:
         return None
     return str(model.device) if is_quantized(model) else str(device)
@@ -191,9 +191,9 @@ def freeze(bridge: TransformerBridge) -> TransformerBridge:
 
 
 def n_parameters(bridge: TransformerBridge) -> int:
-    """Numbers of the base, tied ones once.
+    """Counts the base's parameters, tied ones once.
 
-    Not those of a fused query-key-value matrix that the bridge has split and keeps, unused, beside its parts.
+    It excludes a fused query-key-value matrix that the bridge has split and keeps, unused, alongside its parts.
     """
     model = bridge.original_model
     saved = model.state_dict().keys()

@@ -1,6 +1,6 @@
-"""Do padding and a key-value cache leave a model's numbers alone? Measured on the model at hand, once for all models alike.
+"""Measures whether padding or a key-value cache changes a model's results, once for all models like it.
 
-Attention skips padding by its mask. A recurrent state may pass through it, and then a padded row is not the prompt by itself.
+Attention masks padding. A recurrent state may pass through padding, and a padded row then differs from the prompt alone.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _NEW = 4
 
 
 def require_padding(bridge: TransformerBridge, side: Literal["left", "right"], lengths: Sequence[int]) -> None:
-    """Refuses to pad rows of different lengths where padding changes what the model computes for them.
+    """Raises if rows of different lengths would be padded on a model whose results padding changes.
 
     Args:
         bridge: the model.
-        side: where rows are padded.
+        side: the side on which rows are padded.
         lengths: of the rows, in tokens.
 
     Raises:
@@ -46,21 +46,23 @@ def require_padding(bridge: TransformerBridge, side: Literal["left", "right"], l
 
 
 def padding_holds(bridge: TransformerBridge, side: Literal["left", "right"]) -> bool:
-    """Whether a prompt that is padded on this side has the logits that it has by itself."""
+    """Returns whether a prompt padded on this side has the same logits as without padding."""
     return padding_change(bridge, side) <= TOLERANCE[bridge.original_model.dtype]
 
 
 def side_for_ends(bridge: TransformerBridge) -> Literal["left", "right"]:
-    """Where prompts are padded if only their ends matter: on the left their last tokens share a column, so one narrow cone holds all.
+    """Returns the padding side to use if only the ends of prompts matter.
+
+    With padding on the left, all last tokens share a column, so one narrow cone covers all prompts.
 
     Args:
-        bridge: "right" for a model whose logits padding on the left changes.
+        bridge: the model. The side is "right" if padding on the left changes its logits.
     """
     return "left" if padding_holds(bridge, "left") else "right"
 
 
 def padding_change(bridge: TransformerBridge, side: Literal["left", "right"]) -> float:
-    """How far padding moves the logits of a prompt, by `difference`."""
+    """Computes how much padding changes the logits of a prompt, by `difference`."""
 
     def prove() -> float:
         long, short = (min(length, bridge.cfg.n_ctx) for length in _LENGTHS)
@@ -77,7 +79,7 @@ def padding_change(bridge: TransformerBridge, side: Literal["left", "right"]) ->
 
 
 def caching_holds(bridge: TransformerBridge) -> bool:
-    """Whether decoding with a key-value cache gives the logits that whole runs give, and tells how many tokens it holds."""
+    """Returns whether cached decoding gives the same logits as whole runs, and the cache reports its length."""
 
     def prove() -> bool:
         long, short = (min(length, bridge.cfg.n_ctx - _NEW) for length in _LENGTHS)
@@ -124,7 +126,7 @@ def _decode(bridge: TransformerBridge, tokens: torch.Tensor, mask: torch.Tensor,
 
 
 def last_block_splits(bridge: TransformerBridge) -> bool:
-    """Whether `last_block_alone` leaves the logits of its tokens alone on this model."""
+    """Returns whether `last_block_alone` keeps the logits of its tokens unchanged on this model."""
 
     def prove() -> bool:
         tokens = made_up(bridge, 2, min(_LENGTHS[0], bridge.cfg.n_ctx))

@@ -1,8 +1,8 @@
-"""Names of activation points, and the points where an edit would be lost or would not be what its name says.
+"""Resolves names of activation points, and rejects points where an edit would be lost or have another meaning.
 
-A name may be an alias (`blocks.0.hook_resid_post`) of a canonical one (`blocks.0.hook_out`). Where a name means
-something else on some architecture, or a write would go to one reader of several, the table below refuses it;
-whether a point fires, carries a vector for each token and is read by anything is measured.
+A name may be an alias (`blocks.0.hook_resid_post`) of a canonical name (`blocks.0.hook_out`). The table below rejects names
+that mean something else on some architecture, and points where a write would reach only one of several readers. Other
+properties are measured: whether a point fires, carries a vector per token, and is read by later components.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _NEVER_FIRES = {
     "hook_pos_embed": "positions are rotary here; use attn.hook_q / k",
     "hook_hidden_states": "use attn.hook_in",
 }
-"""What to use instead of a point that this architecture has and does not run, by the end of its name."""
+"""Ending of a point's name -> the point to use instead, for points that an architecture has but does not run."""
 
 _PARALLEL = (
     "attention and MLP of this architecture read the same residual, side by side: there is none between them; use "
@@ -67,19 +67,19 @@ _PARALLEL = (
 
 
 def canonical_hook(bridge: TransformerBridge, hook_name: str) -> str:
-    """The bridge's own name of an activation point: `blocks.0.hook_resid_post` -> `blocks.0.hook_out`.
+    """Returns the bridge's own name of an activation point: `blocks.0.hook_resid_post` -> `blocks.0.hook_out`.
 
-    `hook_resid_mid` keeps its name: a write to the point that it is an alias of is only half of one. Points that were
-    not asked about before are measured, which runs one small batch.
+    `hook_resid_mid` keeps its name, because a write to the point it is an alias of is incomplete. The first query of a
+    point measures it by running one small batch.
 
     Raises:
-        ValueError: if there is no such point (the nearest names are given), or an edit there would be lost.
+        ValueError: If there is no such point (the message gives the nearest names), or an edit there would be lost.
     """
     return canonical_hooks(bridge, [hook_name])[0]
 
 
 def canonical_hooks(bridge: TransformerBridge, hook_names: Sequence[str]) -> list[str]:
-    """The same for several names: the bridge makes its table of points anew whenever it is asked, so ask once."""
+    """Does the same for several names at once, because the bridge builds its table of points at every query."""
     points = bridge.hook_dict
     canonical = []
     for hook_name in hook_names:
@@ -92,20 +92,20 @@ def canonical_hooks(bridge: TransformerBridge, hook_names: Sequence[str]) -> lis
 
 
 def activation_shape(bridge: TransformerBridge, hook_name: str) -> tuple[int, ...]:
-    """The axes of an activation behind batch and position: `(d_model,)`, or `(n_heads, d_head)`.
+    """Returns the axes of an activation after batch and position: `(d_model,)`, or `(n_heads, d_head)`.
 
     Raises:
-        ValueError: if the point does not exist or cannot be edited.
+        ValueError: If the point does not exist or cannot be edited.
     """
     canonical_hook(bridge, hook_name)
     return measure(bridge, _resolve(bridge, bridge.hook_dict, hook_name)).shape
 
 
 def width_of(bridge: TransformerBridge, hook_name: str, head: int | None = None) -> int:
-    """How wide an edit of an activation is: one head's `d_head`, or all axes of a token together.
+    """Returns the width of an edit of an activation: one head's `d_head`, or the product of a token's axes.
 
     Raises:
-        ValueError: if the point does not exist or cannot be edited, or has no such head.
+        ValueError: If the point does not exist, cannot be edited, or does not have the head.
     """
     shape = activation_shape(bridge, hook_name)
     if head is None:
@@ -120,13 +120,13 @@ def width_of(bridge: TransformerBridge, hook_name: str, head: int | None = None)
 
 
 def layer_of(hook_name: str) -> int | None:
-    """The block that a hook name lies in, or None for one outside the blocks."""
+    """Returns the block of a hook name; None for a hook outside the blocks."""
     match = re.match(r"blocks\.(\d+)\.", hook_name)
     return int(match[1]) if match else None
 
 
 def removed_hooks(bridge: TransformerBridge, hooks: Sequence[tuple[str, object]]) -> list[str]:
-    """Names of the points where a hook function is not attached any more (`reset_hooks` takes everyone's off)."""
+    """Returns the points whose hook function has been removed (`reset_hooks` removes all hooks)."""
     points = bridge.hook_dict
     return [name for name, hook in hooks if not any(handle.user_hook is hook for handle in points[name].fwd_hooks)]
 
@@ -146,7 +146,7 @@ def _resolve(bridge: TransformerBridge, points: Mapping[str, HookPoint], hook_na
 
 
 def _refusal(bridge: TransformerBridge, hook_name: str, name: str) -> str | None:
-    """Why an edit at a point would be lost, or would not be what was asked for; None if nothing is against it."""
+    """Explains why an edit at a point would be lost or have another meaning; None if it can be edited."""
     model = type(bridge.original_model).__name__
     for of_model, pattern, why in _REFUSED:
         if re.search(of_model, model, re.IGNORECASE) and any(re.search(pattern, n) for n in (hook_name, name)):

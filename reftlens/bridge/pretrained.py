@@ -1,6 +1,6 @@
-"""The Hugging Face model that a bridge is made from: read from a checkpoint, or as the caller has it in memory.
+"""Loads the Hugging Face model that a bridge is made from: from a checkpoint, or a model in memory.
 
-Reading a checkpoint runs none of its code, installs nothing and makes up no weights without being asked.
+Loading a checkpoint does not run its code or install anything. It uses random weights only if the caller allows them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _DTYPES = {
 
 
 def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A dtype by its name, as "bf16", "bfloat16" or "torch.bfloat16"; others as they are.
+    """Returns a dtype by its name, such as "bf16", "bfloat16" or "torch.bfloat16". A dtype is returned unchanged.
 
     Raises:
         ValueError: If the name is unknown, or the dtype is not one that weights can have.
@@ -61,7 +61,7 @@ def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def require_device(device: str | torch.device) -> None:
-    """Refuses a device that this machine or this build of torch does not have.
+    """Raises if this machine or this build of torch does not have a device.
 
     Raises:
         ValueError: If there is no such device.
@@ -79,7 +79,7 @@ def require_device(device: str | torch.device) -> None:
 
 @contextmanager
 def nothing_installed() -> Iterator[None]:
-    """Inside, TransformerLens loads no image or audio processor, for which it would look up a hub and install torchvision.
+    """Keeps TransformerLens from loading an image or audio processor, which would access the hub and need torchvision.
 
     Edits need the language model and its tokenizer only.
     """
@@ -94,7 +94,7 @@ def nothing_installed() -> Iterator[None]:
 def read_pretrained(
     name: str, dtype: torch.dtype | None, *, fresh_head: bool, placed: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | None]:
-    """The model of a checkpoint, its tokenizer, and the commit on the hub that they are from.
+    """Loads the model of a checkpoint, its tokenizer, and the hub commit that they are from.
 
     Args:
         name: an embedded organism, a local directory or a hub name.

@@ -1,9 +1,8 @@
-"""One thread at a time: a bridge is one model in memory, and what one thread attaches to it, every other thread would run through.
+"""Lets only one thread at a time use a bridge, since hooks that one thread attaches would affect runs of all threads.
 
-Two guards. A context that attaches something, or a procedure that runs the model, takes the bridge for its thread
-(`one_thread`), and a second thread is refused at its entry. And what is attached refuses to act in any thread but the one
-that made it (`in_this_thread`), so that a bare `bridge(tokens)` elsewhere raises instead of running through another
-thread's edit.
+There are two guards. A context that attaches hooks, or a procedure that runs the model, claims the bridge for its thread
+(`one_thread`); a second thread raises an error on entry. Attached hooks raise an error in any other thread than the one
+that made them (`in_this_thread`), so that a bare `bridge(tokens)` in another thread does not run with the edit.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ _ONE = (
 
 @contextmanager
 def one_thread(bridge: TransformerBridge) -> Iterator[None]:
-    """Inside, the bridge belongs to this thread, which may enter such contexts as often as it likes.
+    """Claims the bridge for this thread while the context is open. The same thread may nest such contexts.
 
     Raises:
-        EditError: on entry, if another thread is inside such a context.
+        EditError: On entry, if another thread is inside such a context.
     """
     here = threading.current_thread()
     with _LOCK:
@@ -53,9 +52,9 @@ def one_thread(bridge: TransformerBridge) -> Iterator[None]:
 
 
 def in_this_thread(function: _Function) -> _Function:
-    """The same function, which refuses to be called in another thread than this one.
+    """Wraps a function so that it raises if another thread calls it.
 
-    Not while gradients are taken: there torch itself may run a checkpointed block again, in a thread of its own.
+    The check is off during the backward pass, where torch may rerun a checkpointed block in its own thread.
     """
     home = threading.current_thread()
 

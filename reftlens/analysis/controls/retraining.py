@@ -1,12 +1,12 @@
-"""What to train again to see what training alone gives: fresh weights, shuffled answers, another site, another model.
+"""Controls that need retraining: other initialisations, shuffled answers, other sites, or an untrained model.
 
-Each function makes one ingredient; the caller trains with it as with the real one and compares, for example
+Each function makes one ingredient. Train with it as with the real one and compare, for example:
 
     seeds = train_seeds(bridge, reft, examples, config, seeds=(1, 2))
     agreement(bridge, seeds, held_out, null=null_edits(bridge, reft, examples, config))
 
-An edit trained on noise still has directions, and a site that holds nothing can still be edited to give an answer:
-only what the real one has beyond these is evidence.
+An edit trained on noise still has directions, and a site without information can still be edited to give an answer. Only
+the difference between the real edit and these controls is evidence.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from reftlens.training.train import TrainConfig
 
 
 def permuted_labels(examples: Sequence[tuple[str, str]], *, seed: int) -> list[tuple[str, str]]:
-    """The same prompts with the completions dealt out anew, none to a prompt that it is right for.
+    """Shuffles completions over prompts, so that no prompt has its correct completion.
 
-    Each answer occurs as often as before. (Of two answers dealt out at random, half would stay right.)
+    Each answer occurs as often as before. (With a plain random shuffle of two answers, half would stay correct.)
 
     Args:
         examples: (prompt, completion) pairs.
-        seed: deals.
+        seed: seed of the shuffle.
 
     Raises:
-        ValueError: if more than half of the examples have one answer, so that some prompt must keep it.
+        ValueError: If more than half of the examples have the same answer, so that some prompt must keep it.
     """
     own = [completion for _, completion in examples]
     answer, most = max(Counter(own).items(), key=lambda item: item[1], default=("", 0))
@@ -65,22 +65,22 @@ def null_edits(
     n: int = 6,
     seed: int = 1000,
 ) -> list[Reft]:
-    """Edits of the same layout that share nothing but site, model and prompts: the null of `agreement`.
+    """Trains edits of the same layout that share only site, model and prompts: the null of `agreement`.
 
-    Each is trained from first weights of its own on answers shuffled anew. n of them make (n + 2)(n + 1) / 2 pairs with a
-    pair of real edits, so six can give p = 1/28 at best.
+    Each has its own initialisation and its own shuffle of the answers. n null edits and a pair of real edits make
+    (n + 2)(n + 1) / 2 pairs, so six null edits give at best p = 1/28.
 
     Args:
         bridge: the frozen base.
-        reft: gives sites, kinds and ranks; left as it is.
-        examples: (prompt, completion) pairs, those that the real edits were trained on.
-        config: of their training too.
-        n: how many.
-        seed: of the first of them, of first weights, order and shuffle; the next ones count on. Must not be that of a real
-            edit, which would give both the same first weights.
+        reft: gives sites, classes and ranks; not changed.
+        examples: the (prompt, completion) pairs that the real edits were trained on.
+        config: training settings, the same as for the real edits.
+        n: number of null edits.
+        seed: seed of the first null edit's initialisation, order and shuffle; the others use the next integers. It must
+            not be the seed of a real edit, which would then have the same initialisation.
 
     Raises:
-        ValueError: for no edits, or the seed of `config` among theirs.
+        ValueError: If n is below 1, or the seed of `config` is among those of the null edits.
     """
     seeds = range(seed, seed + n)
     if n < 1 or config.seed in seeds:
@@ -94,15 +94,15 @@ def null_edits(
 
 
 def at_random_sites(bridge: TransformerBridge, reft: Reft, *, seed: int) -> Reft:
-    """The same edit, untrained, in blocks drawn at random among those that it does not act in.
+    """Makes an untrained copy of an edit in random blocks among those it does not act in.
 
     Args:
         bridge: gives the number of blocks.
-        reft: the edit; left as it is.
-        seed: draws blocks and weights.
+        reft: the edit; not changed.
+        seed: seed of the blocks and the initialisation.
 
     Raises:
-        ValueError: if a site is in no block, or there are not enough other blocks.
+        ValueError: If a site is not in a block, or there are not enough other blocks.
     """
     layers = [layer_of(site.hook_name) for site in reft.sites]
     taken = list(dict.fromkeys(layers))
@@ -121,19 +121,19 @@ def at_random_sites(bridge: TransformerBridge, reft: Reft, *, seed: int) -> Reft
 
 
 def replace_layer(site: Site, layer: int) -> Site:
-    """The same point and positions in another block."""
+    """Returns the site with the same point and positions in another block."""
     _, _, rest = site.hook_name.split(".", 2)
     return Site(f"blocks.{layer}.{rest}", site.positions, site.head)
 
 
 def random_model(bridge: TransformerBridge, *, seed: int) -> TransformerBridge:
-    """A model of the same architecture, size and tokenizer as its library initialises it: it knows nothing.
+    """Makes an untrained model of the same architecture, size and tokenizer, initialised as in its library.
 
-    (`random_init_bridge` of TransformerLens does this for a name on the hub; this one for a model that is loaded.)
+    (`random_init_bridge` of TransformerLens does this for a name on the hub; this function does it for a loaded model.)
 
     Args:
-        bridge: the model to be like; left as it is.
-        seed: draws the weights.
+        bridge: the model to copy; not changed.
+        seed: seed of the initialisation.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,1 +1,1 @@
-"""What several analyses share: runs over many cells, coalitions of edits, recorded activations. Ask these for numbers, not for answers."""
+"""Shared parts of the analyses: runs over many cells, subsets of an edit's parts, recorded activations."""

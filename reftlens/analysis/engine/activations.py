@@ -1,4 +1,4 @@
-"""The activations that an edit really meets: those at its hook, at its positions, after the edits before it."""
+"""Computes the activations that an edit receives: at its hook and positions, after earlier edits."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def edited_activations(
     """Runs a batch under an edit and returns each site's input.
 
     Returns:
-        For each site, in order: its edit on this batch (whose mask says which tokens, row by row) and the
-        activations before it, one line for each edited token.
+        For each site, in order: its edit on this batch (whose mask selects the tokens, row by row) and the activations
+        before it, one row per edited token.
 
     Raises:
-        ValueError: if an intervention's `affine` or `basis` is not that of the change it makes.
+        ValueError: If an intervention's `affine` or `basis` does not match the change it makes.
     """
     edits = reft.edits(batch)
     seen: dict[int, tuple[Tensor, Tensor]] = {}
@@ -36,13 +36,13 @@ def edited_activations(
         return lambda tokens, example: seen.update({place: (tokens.detach(), example)})
 
     watched = [replace(edit, watch=keep(place)) for place, edit in enumerate(edits)]
-    # Nobody asks for logits here, unless an edit acts at the unembedding.
+    # Logits are not needed, unless an edit acts at the unembedding.
     no_logits = (
         None if any(edit.hook_name.startswith("unembed") for edit in edits) else torch.zeros_like(batch.prompt_mask)
     )
     with attach(bridge, watched), unembedded_alone(bridge, no_logits):
         bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
-    # Analyses go on with affine() and basis(); an outside class may have them wrong.
+    # Analyses use affine() and basis(), which a custom class may define wrongly.
     for place, edit in enumerate(edits):
         require_agreement(edit.intervention, *seen[place])
     return [(edit, seen[place][0]) for place, edit in enumerate(edits)]

@@ -1,6 +1,6 @@
-"""The effect of some parts of an edit without the others: v(S) = metric with the parts in S - metric of the base.
+"""Computes the effect of subsets of an edit's parts: v(S) = metric with the parts in S - metric of the base.
 
-A part is a site, or a site at some of its tokens. Many sets of parts are run as rows of one light cone.
+A part is a site, or a site at some of its tokens. Many sets of parts run as rows of one light cone.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Coalitions:
         *,
         progress: str = "",
     ) -> Float[Tensor, "set example"]:
-        """v of each set, in float64; a set without parts has none.
+        """Computes v of each set, in float64. The effect of the empty set is 0.
 
         Args:
             edits: of the batch, from `reft.edits(batch)`.

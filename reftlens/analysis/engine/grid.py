@@ -1,4 +1,4 @@
-"""The cells of a patching map: what one patch writes, and how cells make up rows and columns."""
+"""The cells of a patching map: what each patch writes, and how cells form rows and columns."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ class Grid:
 
 
 def grid(bridge: TransformerBridge, point: str, over: str, *, n_pos: int, window: int = 1) -> Grid:
-    """One cell for each layer and position, layer and head, or layer, head and position.
+    """Makes one cell per layer and position, layer and head, or layer, head and position.
 
     Args:
         bridge: the model.
         point: "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v" or "z".
         over: "positions", "heads" (each at all positions) or "heads and positions".
         n_pos: columns of the batch.
-        window: neighbouring layers that are written together, the row's own in the middle.
+        window: number of neighbouring layers written together, centred on the row's layer.
 
     Raises:
-        ValueError: if there is no such map.
+        ValueError: If there is no such map.
     """
     for name, value, known in (("point", point, tuple(_POINTS)), ("over", over, tuple(_AXES))):
         if value not in known:

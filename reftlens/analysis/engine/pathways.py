@@ -1,12 +1,13 @@
-"""Through which units a write at one point reaches an answer, and which directions there those units read.
+"""Finds the units through which a write at one point reaches an answer, and the directions that these units read there.
 
-Units are MLP neurons (`mlp.hook_post`) and heads (`attn.hook_z`) behind the point, and the point's own coordinates where it
-is one of these. A unit's part in a run is its change times the gradient of D = logit(new answer) - logit(old answer), the
-gradient averaged over both runs: for parts that meet D in a line this is exact, otherwise first order. Parts of one layer
-pass through those of the next, so they are compared unit by unit and never summed to an effect.
+Units are MLP neurons (`mlp.hook_post`) and heads (`attn.hook_z`) after the point, and the point's own coordinates if it is
+one of these. A unit's part in a run is its change times the gradient of D = logit(new answer) - logit(old answer). The
+gradient is averaged over both runs: the part is exact for units on which D depends linearly, otherwise first order. Parts
+of one layer pass through those of the next, so they are compared unit by unit and never summed to an effect.
 
-The read of a direction is weighed: G = E[g g^T] for gradients g of sums of units with random signs, each unit with its
-gradient of D, so that what only other tokens' logits depend on does not count, and what D hardly depends on hardly counts.
+Reading is weighted by G = E[g g^T] for gradients g of sums of units with random signs, each unit weighted by its gradient
+of D. So directions that only affect other tokens' logits have no weight, and directions that D hardly depends on have
+little.
 """
 
 from __future__ import annotations
@@ -151,14 +152,14 @@ class Pathways:
 
 
 def dormant_share(natural: Float[Tensor, " unit"], found: Float[Tensor, " unit"]) -> float:
-    """Part of what moves the answer in `found` that passes through units which do not move it in `natural`.
+    """Computes the share of the effect in `found` that passes through units without effect in `natural`.
 
-    max(part, 0) of each unit, scaled down to the natural sum where it is larger, is covered as far as the natural part of
-    that unit goes. NaN where nothing moves the answer, or no unit lies behind the point.
+    max(part, 0) of each unit is scaled down to the natural sum if its sum is larger. It counts as covered up to the natural
+    part of that unit. NaN if nothing changes the answer, or there is no unit after the point.
 
     Args:
         natural: parts of the units when the whole activation is the source's.
-        found: parts of the units under the write in question.
+        found: parts of the units under the write that is tested.
     """
     toward, known = found.clamp(min=0), natural.clamp(min=0)
     if not float(toward.sum()) > 0 or not float(known.sum()) > 0:
@@ -168,10 +169,10 @@ def dormant_share(natural: Float[Tensor, " unit"], found: Float[Tensor, " unit"]
 
 
 def weight_of(moments: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
-    """The soft projector M (M + SOFT max I)^-1: about 1 on what M holds much of, about 0 on what it does not.
+    """Computes the soft projector M (M + SOFT max I)^-1: about 1 on large eigendirections of M, about 0 on small ones.
 
     Args:
-        moments: symmetric and positive: what is read (G), or what varies.
+        moments: symmetric and positive: the moments of what is read (G), or of what varies.
     """
     values, vectors = torch.linalg.eigh(moments)
     values = values.clamp(min=0)
@@ -181,10 +182,10 @@ def weight_of(moments: Float[Tensor, "width width"]) -> Float[Tensor, "width wid
 def reference_illusion(
     gap: Float[Tensor, "pair width"], own: Float[Tensor, "pair width"], read: Float[Tensor, "width width"]
 ) -> Float[Tensor, "width"]:
-    """A direction made to be illusory here: half of it varies and is not read, half of it is read and does not vary.
+    """Constructs an illusory direction: half of it varies and is not read, half of it is read and does not vary.
 
-    From the strongest pair of a direction that varies and a gradient that goes with it, E[gap own^T]: of the one what is
-    not read, of the other what does not vary.
+    It starts from the strongest pair of a varying direction and a correlated gradient, E[gap own^T]. It keeps the unread
+    part of the first and the part of the second that does not vary.
 
     Args:
         gap: source minus base at the point.

@@ -1,4 +1,4 @@
-"""Finished cells of a sweep in one file, written whole, and refused for any other sweep."""
+"""Stores the finished cells of a sweep in one file, written atomically. Another sweep cannot load it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from reftlens.files.folder import write_whole
 
 @final
 class Saved:
-    """The file that an interrupted sweep goes on from."""
+    """The file that an interrupted sweep resumes from."""
 
     def __init__(self, file: Path | str, *, made_for: str) -> None:
-        """Args: file: its folder must exist. made_for: a digest of all that the values depend on."""
+        """Args: file: its folder must exist. made_for: a checksum of everything the values depend on."""
         self.file, self.made_for = Path(file), made_for
 
     def read(self, shape: torch.Size) -> tuple[Bool[Tensor, "pair cell"], Float[Tensor, "pair cell"]]:
-        """Which cells are done, and their values; none if there is no file.
+        """Returns the finished cells and their values; none if there is no file.
 
         Raises:
-            ValueError: if the file is of another sweep, or no file of a sweep at all.
+            ValueError: If the file belongs to another sweep, or is not the file of a sweep.
         """
         if not self.file.exists():
             return torch.zeros(shape, dtype=torch.bool), torch.full(shape, torch.nan)
@@ -36,7 +36,7 @@ class Saved:
         try:
             with safe_open(self.file, framework="pt") as found:
                 said = found.metadata() or {}
-                # Copies: what is mapped into memory goes with a file that somebody cuts short.
+                # Copied, because memory-mapped values are lost if the file is truncated.
                 done, values = found.get_tensor("done").clone(), found.get_tensor("values").clone()
         except (SafetensorError, RuntimeError, ValueError, OverflowError) as error:
             raise ValueError(
@@ -55,7 +55,7 @@ class Saved:
         return done, values
 
     def write(self, values: Float[Tensor, "pair cell"], done: Bool[Tensor, "pair cell"]) -> None:
-        """Replaces the file by one with these cells."""
+        """Replaces the file with one that holds these cells."""
         said = {"made_for": self.made_for, "sha256": _digest(self.made_for, done, values)}
         write_whole(self.file, save({"values": values.contiguous(), "done": done.contiguous()}, metadata=said))
 

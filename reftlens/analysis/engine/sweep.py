@@ -1,10 +1,10 @@
-"""Every cell of a patching map, exactly, in few runs.
+"""Computes every cell of a patching map exactly, in few runs.
 
-A cell puts one activation of the source run into the base run: at one layer (or a window of layers), one position (or
-all), one head (or all). What it can change is a light cone, so cells at neighbouring positions are run as rows of one
-batch, from the first of these positions on; each row is written at its own place, and computed from its own layer
-on. Whatever lies before is cut out of one recording of the base run. Rows whose write would change no bit are
-not run: their value is the base's.
+A cell patches one activation of the source run into the base run: at one layer (or a window of layers), one position (or
+all), and one head (or all). A cell can only change its light cone. So cells at neighbouring positions run as rows of one
+batch, from the first of these positions on. Each row is patched at its own position and computed from its own layer on.
+Everything before comes from one recording of the base run. Rows whose patch does not change any bit are not run: their
+value is the base's.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from reftlens.cone.recording import Recording, joining, rows_that_fit
 from reftlens.edit.hooks import Edit
 
 TOKENS, COLUMNS = 1024, 3
-"""Of one run on a CPU, about and at most: with fewer tokens, reading the weights costs more than computing with them; with cells of
-columns further apart, each of them runs more than its own cone."""
+"""Target number of tokens in one CPU run, and the maximum column spread. With fewer tokens, reading the weights costs more
+than computing with them. With a larger spread, cells run more than their own cones."""
 
 _ENTRY = ("blocks.0.hook_in", "blocks.0.hook_resid_pre")
 """What enters the first block is recorded with its edits."""
@@ -58,15 +58,15 @@ def sweep(
     saved: Saved | None = None,
     progress: str = "",
 ) -> Float[Tensor, "pair cell"]:
-    """The metric of every pair under every cell.
+    """Computes the metric of every pair under every cell.
 
     Args:
         bridge: the model, without hooks.
-        base: what is patched, recorded with the cells' points.
-        source: what is put in, recorded with the same points on a batch of the same shape.
-        cells: what is written, each by itself.
+        base: the recording that is patched, with the cells' points.
+        source: the recording that patches come from, with the same points on a batch of the same shape.
+        cells: the patches, each applied separately.
         metric: of the logits after the last token.
-        memory_bytes: about what the activations of one run may take.
+        memory_bytes: approximate limit for the activations of one run.
         edits: of the base run, if it was recorded under some.
         saved: keeps finished cells, and those of an earlier run are taken from it.
         progress: what the progress bar says; none if empty.
@@ -150,7 +150,7 @@ def _writing(bridge: TransformerBridge, name: str, write: HookFunction) -> list[
 
 
 def _inside(edits: Sequence[Edit], layer: int, start: int, pair: Int[Tensor, " n"]) -> list[Edit]:
-    """What of the edits is still to be made in a cone; the recording holds the rest."""
+    """Returns the edits that still have to be applied in a cone; the recording includes the others."""
     kept = []
     for edit in edits:
         place = layer_of(edit.hook_name)
@@ -177,7 +177,7 @@ def _changed(
 
 @final
 class _Plan:
-    """Which cells change something, from which column on, and which of them are run together."""
+    """Decides which cells change anything, from which column on, and which of them run together."""
 
     def __init__(
         self,
