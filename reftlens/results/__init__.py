@@ -1,6 +1,6 @@
-"""What the analyses return: frozen values with their axis labels, the name of the quantity, and its control.
+"""Results of the analyses: frozen dataclasses with axis labels, the name of the quantity, and its control.
 
-A plot takes one of these and needs nothing else, no model and no edit. Tensors are on the CPU, in float32.
+Plots take only results, no model or edit. Tensors are on the CPU, in float32.
 """
 
 from reftlens.results.base import Result

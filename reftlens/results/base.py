@@ -1,4 +1,4 @@
-"""What every result is: a frozen value that shows itself and becomes a table."""
+"""Base classes of results: frozen dataclasses with a one-line summary and a table."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from reftlens.text import plain
 
 
 class Result(ABC):
-    """What an analysis found. Subclasses are frozen dataclasses with `repr=False`, which keep the `repr` from here."""
+    """Result of an analysis. Subclasses are frozen dataclasses with `repr=False`, which keeps the `repr` defined here."""
 
     @abstractmethod
     def headline(self) -> str:
-        """What this is and its main numbers with what they are compared with, in one line."""
+        """One line with the kind of result, its main numbers and their control."""
 
     @abstractmethod
     def to_dataframe(self) -> pd.DataFrame:
-        """All of it that has the form of a table."""
+        """Returns the result as a table."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({plain(self.headline(), longest=300)})"
@@ -29,12 +29,12 @@ class Result(ABC):
 
 
 class SiteResult(Result):
-    """What was found at one site of an edit."""
+    """Result for one site of an edit."""
 
     hook_name: str
     site: str
 
     @property
     def where(self) -> str:
-        """The site's short name; the hook's where it was asked about without an edit, or by an earlier version."""
+        """The site's short name; the hook's name for a result without an edit, or of an earlier version."""
         return self.site or self.hook_name

@@ -1,4 +1,4 @@
-"""What an edited model does: outcomes, dose curves, interchange, and how natural its states are."""
+"""Results on the behaviour of edited models: outcomes, dose curves, interchange, and unusual activations."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from reftlens.results.base import Result, SiteResult
 @final
 @dataclass(frozen=True, repr=False)
 class Outcome(Result):
-    """How one group of prompts fares under an edit."""
+    """Accuracy and KL divergence of one group of prompts under an edit."""
 
     group: str
-    """What the prompts have in common, as a reader should see it."""
+    """Name of the group of prompts, for display."""
     wanted: str
-    """What counts as right in this group: "new answer" or "old answer"."""
+    """The correct answer in this group: "new answer" or "old answer"."""
     n: int
-    """Prompts."""
+    """Number of prompts."""
     base: float
-    """Part of the prompts where the likeliest next token of the base model is the first of the answer."""
+    """Fraction of prompts where the base model's most likely next token is the answer's first token."""
     edited: float
-    """Part where that of the edited model is."""
+    """The same fraction for the edited model."""
     control: float
     """Part under the same edit turned to random directions."""
     kl: float
     """Mean KL divergence of the next-token distribution, base to edited, in nats."""
     base_whole: float = float("nan")
-    """Part of the prompts where greedy decoding of the base gives the whole answer; NaN where all answers are of one token."""
+    """Fraction of prompts where greedy decoding of the base gives the whole answer; NaN if all answers have one token."""
     edited_whole: float = float("nan")
-    """Part where that of the edited model does."""
+    """The same fraction for the edited model."""
     control_whole: float = float("nan")
     """Part under the same edit turned to random directions."""
 
     @property
     def longer(self) -> bool:
-        """Whether some answer is longer than one token, so that its first token is not all of it."""
+        """Whether some answer has more than one token."""
         return self.edited_whole == self.edited_whole
 
     def headline(self) -> str:
@@ -53,34 +53,34 @@ class Outcome(Result):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line."""
+        """Returns the result as one row."""
         return outcomes_to_dataframe([self])
 
 
 def outcomes_to_dataframe(outcomes: Sequence[Outcome]) -> pd.DataFrame:
-    """One line for each group."""
+    """Returns one row per group."""
     return pd.DataFrame([asdict(outcome) for outcome in outcomes])
 
 
 @final
 @dataclass(frozen=True, repr=False)
 class SiteCheck(Result):
-    """Whether an edit at one site reaches the model (see `check_sites`)."""
+    """Check of whether an edit at one site reaches the model (see `check_sites`)."""
 
     site: str
     """The site as it prints."""
     fired: int
-    """Runs of its activation point in one forward pass."""
+    """Number of times its activation point fires in one forward pass."""
     logit_change: float
     """|logits under a push there - logits| / |logits|."""
     gradient: float
     """Norm of the gradient that reaches the edit's parameters, for a random sum of the logits."""
     refused: str = ""
-    """Why the model does not take an edit there; empty where it does."""
+    """Reason why the model does not support an edit there; empty if it does."""
 
     @property
     def holds(self) -> bool:
-        """Fires once, changes the logits by more than rounding, and carries gradient."""
+        """Whether it fires once, changes the logits by more than rounding error, and carries gradient."""
         return not self.refused and self.fired == 1 and self.logit_change > 1e-6 and self.gradient > 0
 
     def headline(self) -> str:
@@ -88,24 +88,24 @@ class SiteCheck(Result):
         return f"{self.site}: {found}; fired {self.fired}, logits change by {self.logit_change:.2g}, gradient {self.gradient:.2g}"
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line."""
+        """Returns the result as one row."""
         return pd.DataFrame([{**asdict(self), "holds": self.holds}])
 
 
 @final
 @dataclass(frozen=True, repr=False)
 class SiteChecks(Result):
-    """Every site of an edit, checked on one model."""
+    """Checks of every site of an edit on one model."""
 
     sites: tuple[SiteCheck, ...]
 
     @property
     def holds(self) -> bool:
-        """Whether all sites hold."""
+        """Whether all sites pass."""
         return all(check.holds for check in self.sites)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each site."""
+        """Returns one row per site."""
         return pd.DataFrame([{**asdict(check), "holds": check.holds} for check in self.sites])
 
     def headline(self) -> str:
@@ -121,14 +121,14 @@ class Dose(Result):
 
     alpha: Float[Tensor, " dose"]
     target: Float[Tensor, " dose"]
-    """Mean log-probability of the wanted answer's first token, in nats."""
+    """Mean log-probability of the desired answer's first token, in nats."""
     kl: Float[Tensor, " dose"]
-    """Mean KL divergence base to edited on prompts that should stay, in nats; NaN where none were given."""
+    """Mean KL divergence, base to edited, on prompts whose answers should not change, in nats; NaN if none were given."""
     control_target: Float[Tensor, " dose"]
-    """The target under the same edit turned to random directions, mean over draws."""
+    """The target under changes of the same norm in random directions, averaged over draws."""
     control_kl: Float[Tensor, " dose"]
     slope: float
-    """d target / d alpha at alpha = 0, by differentiation: what the edit does where the model is still linear in it."""
+    """d target / d alpha at alpha = 0, by differentiation: the linear part of the edit's effect."""
     control_slope: float
     n_target: int
     n_kept: int
@@ -143,7 +143,7 @@ class Dose(Result):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each alpha; the slope's straight line beside the target."""
+        """Returns one row per alpha, with the target and the straight line of the slope."""
         at_zero = int(self.alpha.abs().argmin())
         line = self.target[at_zero] + self.slope * (self.alpha - self.alpha[at_zero])
         columns = {
@@ -164,51 +164,51 @@ class Swap(Result):
 
     name: str
     flips: float
-    """Part of the pairs whose most likely next token becomes the source's."""
+    """Fraction of pairs whose most likely next token becomes the source's."""
     moved: float
-    """Mean move of logit(source's answer) - logit(base's answer), as a part of the way from base run to source run."""
+    """Mean change of logit(source's answer) - logit(base's answer), as a fraction of the gap between base and source run."""
 
     def headline(self) -> str:
         return f"{self.name}: flips {self.flips:.0%}, moves {self.moved:.2f} of the way"
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line."""
+        """Returns the result as one row."""
         return pd.DataFrame([asdict(self)])
 
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Interchanged(SiteResult):
-    """A source run's coordinates put into a base run: inside a subspace, and everywhere that it must not matter."""
+    """Effects of patching a source run's coordinates into a base run: inside a subspace, and with its controls."""
 
     hook_name: str
     rank: int
     n: int
-    """Pairs whose answers differ; of the others nothing could be learned."""
+    """Number of pairs whose answers differ. Other pairs are not informative."""
     n_given: int
     whole: Swap
-    """The whole activation: what any subspace here could do at most."""
+    """The whole activation: the maximum for any subspace at this point."""
     inside: Swap
     complement: Swap
     from_read: Swap
-    """Inside, but with only that difference of source and base that the two answers depend on, by how much they do."""
+    """Inside, with only the part of the difference between source and base that the two answers depend on, weighted."""
     from_unread: Swap
-    """Inside, but with only the rest, which is causally disconnected: it is turned into what is read."""
+    """Inside, with only the remaining, causally disconnected part, which the patch turns into a change that is read."""
     random: tuple[Swap, ...]
     """Random subspaces of the same rank."""
     placebo: tuple[Swap, ...]
-    """Random subspaces, moved as far as the inside interchange moves."""
+    """Random subspaces, with a change of the same norm as inside."""
     dormant: float = float("nan")
-    """Part of the move inside that passes through units which do not move the answer in the whole interchange; NaN if there
-    are none behind the point, or in results saved by earlier versions."""
+    """Share of the effect inside that passes through units without effect in the whole interchange. NaN if there is no
+    unit after the point, and in results saved by earlier versions."""
     power: float = float("nan")
-    """The same of a direction made to be illusory at this point: above 0.5 the test can find one."""
+    """The same share for a direction constructed to be illusory at this point. Above 0.5, the test can detect illusions."""
     site: str = ""
     """The site's short name; empty where it was asked about by its hook."""
 
     @property
     def p(self) -> float:
-        """Part of the random subspaces that move the answer at least as far, (1 + count) / (1 + draws)."""
+        """Fraction of random subspaces with at least as large an effect, (1 + count) / (1 + draws)."""
         return self._p(self.random)
 
     @property
@@ -221,11 +221,11 @@ class Interchanged(SiteResult):
 
     @property
     def verdict(self) -> Literal["illusory", "not illusory", "no power"]:
-        """Whether most of what the subspace does is an illusion, if that can be told here (see `analysis.interchange`).
+        """Whether most of the subspace's effect is an illusion, if the test has power (see `analysis.interchange`).
 
-        Illusory: more than half of the move passes through units that are dormant otherwise, and more than half of it comes
-        from a difference that is causally disconnected. No power: a direction made to be illusory would not be found, or
-        the subspace moves the answer by less than a tenth of the way, so that there is nothing to explain.
+        Illusory: more than half of the effect passes through otherwise dormant units, and more than half of it comes from a
+        causally disconnected difference. No power: the test does not detect a constructed illusion, or the subspace closes
+        less than a tenth of the gap, so that there is no effect to explain.
         """
         if not self.power > 0.5 or not self.inside.moved > 0.1:
             return "no power"
@@ -234,7 +234,7 @@ class Interchanged(SiteResult):
 
     @property
     def illusory(self) -> bool:
-        """Whether the verdict is "illusory". False also where there is no power to tell: ask `verdict`."""
+        """Whether the verdict is "illusory". Also False if the test has no power; see `verdict`."""
         return self.verdict == "illusory"
 
     def headline(self) -> str:
@@ -245,7 +245,7 @@ class Interchanged(SiteResult):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each kind of interchange; random ones as their mean and their largest."""
+        """Returns one row per kind of interchange; for random ones, their mean and maximum."""
         lines = [
             (swap.name, swap.flips, swap.moved, swap.moved, float("nan"))
             for swap in (self.whole, self.inside, self.complement, self.from_read, self.from_unread)
@@ -265,15 +265,15 @@ class Interchanged(SiteResult):
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class ReadSpace(SiteResult):
-    """What later layers read at one point, from gradients of the next-token logits."""
+    """The subspace that later layers read at one point, from gradients of the next-token logits."""
 
     hook_name: str
     basis: Float[Tensor, "read d_model"]
-    """Orthonormal rows, most sensitive first; what is perpendicular to all of them is dormant."""
+    """Orthonormal rows, most sensitive first. Their orthogonal complement is dormant."""
     sensitivity: Float[Tensor, " direction"]
     """Singular values of the gradients, of all directions."""
     tolerance: float
-    """A direction counts as read from this part of the largest sensitivity on."""
+    """Fraction of the largest sensitivity from which a direction counts as read."""
     n_gradients: int
     site: str = ""
     """The site's short name; empty where it was asked about by its hook."""
@@ -283,12 +283,12 @@ class ReadSpace(SiteResult):
         return f"{self.where}: {read} of {width} directions are read, from {self.n_gradients} gradients"
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each direction, most sensitive first."""
+        """Returns one row per direction, most sensitive first."""
         read = [direction < len(self.basis) for direction in range(len(self.sensitivity))]
         return pd.DataFrame({"site": self.where, "sensitivity": self.sensitivity.tolist(), "read": read})
 
     def split(self, rows: Float[Tensor, "k d_model"]) -> Float[Tensor, " k"]:
-        """Part of each row's squared length that is read; a random direction has len(basis) / d_model of it."""
+        """Returns the read fraction of each row's squared norm. For a random direction it is len(basis) / d_model."""
         unit = torch.nn.functional.normalize(rows.double(), dim=-1)
         return (unit @ self.basis.double().T).square().sum(dim=-1).float()
 
@@ -296,29 +296,29 @@ class ReadSpace(SiteResult):
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class OffManifold(SiteResult):
-    """Where edited activations of one site lie among natural ones of held-out prompts."""
+    """Edited activations of one site compared with unedited activations of held-out prompts."""
 
     hook_name: str
     norm_ratio: Float[Tensor, " token"]
     """|h + delta| / |h| of each edited token."""
     natural: Float[Tensor, " token"]
-    """Percentile of each token's own activation, before the edit, by Mahalanobis distance among natural activations of
-    other prompts. Uniform if the estimate is honest: this is the null."""
+    """Percentile of each token's unedited activation, by Mahalanobis distance among unedited activations of other prompts.
+    This is the null: it is uniform if the estimate is unbiased."""
     edited: Float[Tensor, " token"]
     """The same for h + delta."""
     control: Float[Tensor, " token"]
-    """The same for h + delta turned to random directions."""
+    """The same for h plus a change of the same norm in a random direction."""
     shrinkage: float
-    """Weight of the round part in the covariance: 0 for the sample's own, 1 for a multiple of the identity."""
+    """Shrinkage of the covariance: 0 for the sample covariance, 1 for a multiple of the identity."""
     n_fit: int
-    """Natural activations that mean and covariance come from."""
+    """Number of unedited activations used for mean and covariance."""
     n_reference: int
-    """Natural activations, of other prompts, that the percentiles refer to."""
+    """Number of unedited activations, of other prompts, used as the reference for percentiles."""
     site: str = ""
     """The site's short name; empty where it was asked about by its hook."""
 
     def beyond(self, percentile: float = 95.0) -> tuple[float, float, float]:
-        """Part of the tokens beyond a percentile: natural, edited, control."""
+        """Returns the fraction of tokens beyond a percentile: unedited, edited, control."""
         parts = [float((values > percentile).float().mean()) for values in (self.natural, self.edited, self.control)]
         return parts[0], parts[1], parts[2]
 
@@ -330,7 +330,7 @@ class OffManifold(SiteResult):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each of natural, edited and control: median percentile, part beyond the 95th."""
+        """Returns one row each for unedited, edited and control: median percentile, and fraction beyond the 95th."""
         named = {"natural (held out)": self.natural, "edited": self.edited, "edit turned at random": self.control}
         lines = [
             {

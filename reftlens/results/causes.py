@@ -1,4 +1,4 @@
-"""What carries an effect: ablation, attribution, profiles, and trained maps beside tracing."""
+"""Results on causes of an effect: ablation, attribution, profiles, and maps of trained edits compared with tracing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from reftlens.results.maps import PatchMap
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Ablation(Result):
-    """The effect of an edit divided up among its sites. Effects are means over examples, edited minus base."""
+    """The effect of an edit attributed to its sites. Effects are means over examples, edited minus base."""
 
     whole: float
     """The effect of the whole edit, in the metric's unit."""
@@ -26,20 +26,20 @@ class Ablation(Result):
     alone: Float[Tensor, " site"]
     """The effect of this site alone."""
     left_out: Float[Tensor, " site"]
-    """What is lost when this site is left out: the whole effect minus that of all other sites."""
+    """The effect lost without this site: the whole effect minus that of all other sites."""
     shapley: Float[Tensor, " site"]
-    """Shapley values: what a site adds, mean over all orders in which sites can be added. They sum to the whole."""
+    """Shapley values: the contribution of a site, averaged over all orders of adding sites. They sum to the whole effect."""
     low: Float[Tensor, " site"]
-    """Lower end of the Shapley values' 95% interval over sampled orders; the value itself where all orders are counted."""
+    """Lower end of the Shapley values' 95% interval over sampled orders; the value itself if all orders are used."""
     high: Float[Tensor, " site"]
     """The upper end."""
     interaction: Float[Tensor, "site site"]
-    """whole - (without i) - (without j) + (without both): below zero, one site stands in for the other; above, each
+    """whole - (without i) - (without j) + (without both). Below zero, the sites can substitute for each other; above, each
     needs the other. NaN on the diagonal."""
     control: Float[Tensor, " site"]
-    """The effect of this site alone, its changes turned to random directions; mean over draws."""
+    """The effect of this site alone with changes of the same norm in random directions, averaged over draws."""
     exact: bool
-    """Whether Shapley values count every order, or sampled ones."""
+    """Whether the Shapley values use all orders instead of sampled ones."""
     n_examples: int
 
     def headline(self) -> str:
@@ -50,7 +50,7 @@ class Ablation(Result):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each site."""
+        """Returns one row per site."""
         columns = {
             "alone": self.alone,
             "left out": self.left_out,
@@ -67,7 +67,7 @@ class Ablation(Result):
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Attribution(Result):
-    """Estimated changes of the metric under a patch in each cell, and how well they agree with exact ones."""
+    """Estimated changes of the metric under a patch in each cell, and their agreement with exact ones."""
 
     values: Float[Tensor, "pair rows columns"]
     """Estimated metric under the patch minus the base run's; NaN where a pair has no such position."""
@@ -79,7 +79,7 @@ class Attribution(Result):
     columns: tuple[str, ...]
 
     def mean(self) -> Float[Tensor, "rows columns"]:
-        """Over the pairs that have the position."""
+        """Mean over the pairs that have the position."""
         return self.values.nanmean(0)
 
     def correlation_interval(
@@ -87,8 +87,7 @@ class Attribution(Result):
     ) -> tuple[float, float]:
         """Percentile bootstrap interval of the mean correlation over the checked pairs; NaN with fewer than two.
 
-        Pairs whose correlation is undefined are left out. Of a handful of pairs such an interval comes out too narrow:
-        check more.
+        Pairs with an undefined correlation are ignored. With few pairs the interval is too narrow: check more pairs.
         """
         from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
@@ -116,7 +115,7 @@ class Attribution(Result):
         return f"{float(found.mean()):.2f}, 95% interval {low:.2f} to {high:.2f} over {len(found)} pairs{missing}"
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each cell: the estimate over all pairs, and estimate and exact change over the checked ones."""
+        """Returns one row per cell: the estimate over all pairs, and estimate and exact change over the checked ones."""
         n = len(self.correlation)
         changes = (self.exact.values - self.exact.base[:, None, None]).nanmean(0)
         table = torch.stack([self.mean(), self.values[:n].nanmean(0), changes], dim=-1)
@@ -132,14 +131,14 @@ class Attribution(Result):
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class EditProfile(Result):
-    """An edit h + A h + c by its weights alone, whatever activations it meets; the same for every parametrisation."""
+    """Singular values of A and norm of c of an edit h + A h + c. They depend on neither data nor parametrisation."""
 
     rows: tuple[str, ...]
     """Names of the sites, in the order of the edit."""
     gains: tuple[Float[Tensor, " _k"] | None, ...]
-    """Singular values of A at each site, largest first; none for a constant push, None where the edit is not affine."""
+    """Singular values of A at each site, largest first; empty for a constant edit, None if the edit is not affine."""
     push: Float[Tensor, " rows"]
-    """Length of c at each site, in the units of the activation; NaN where the edit is not affine."""
+    """Norm of c at each site, in the units of the activation; NaN if the edit is not affine."""
 
     def headline(self) -> str:
         pushes = self.push[self.push.isfinite()]
@@ -147,7 +146,7 @@ class EditProfile(Result):
         return f"{len(self.rows)} sites by their weights alone{longest}"
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each site: the number of gains, the largest one, the length of the constant push."""
+        """Returns one row per site: the number of gains, the largest gain, and the norm of the constant."""
         counts = [float("nan") if gain is None else len(gain) for gain in self.gains]
         largest = [float("nan") if gain is None or not len(gain) else float(gain[0]) for gain in self.gains]
         return pd.DataFrame({"row": self.rows, "gains": counts, "largest_gain": largest, "push": self.push.numpy()})
@@ -156,7 +155,7 @@ class EditProfile(Result):
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class ReftMap(Result):
-    """How well an edit of one budget learns in each cell."""
+    """Scores of edits of one budget, one trained in each cell."""
 
     held_out: Float[Tensor, "rows columns prompt"]
     """The score of each held-out prompt under the edit trained in this cell."""
@@ -169,20 +168,20 @@ class ReftMap(Result):
     base_trained: Float[Tensor, " example"]
     """The score of each training example in the base."""
     rows: tuple[str, ...]
-    """The points that edits act at."""
+    """The points where the edits act."""
     columns: tuple[str, ...]
     """Names of the position rules."""
     score: str
-    """What the score is, with its unit."""
+    """Name of the score, with its unit."""
     budget: str
-    """What each edit had: kind, rank, numbers, steps and seed."""
+    """Budget of each edit: class, rank, number of parameters, steps and seed."""
 
     def gain(self) -> Float[Tensor, "rows columns"]:
-        """Score on held-out prompts minus the base's, mean over prompts."""
+        """Score on held-out prompts minus the base's, averaged over prompts."""
         return (self.held_out - self.base).mean(-1)
 
     def control_gain(self) -> Float[Tensor, "rows columns"]:
-        """The same of the edits trained on shuffled answers."""
+        """The same for edits trained on shuffled answers."""
         return (self.control - self.base).mean(-1)
 
     def trained_gain(self) -> Float[Tensor, "rows columns"]:
@@ -198,7 +197,7 @@ class ReftMap(Result):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each cell: gains on held-out prompts, on training examples, and with shuffled answers."""
+        """Returns one row per cell: gains on held-out prompts, on training examples, and with shuffled answers."""
         table = torch.stack([self.gain(), self.trained_gain(), self.control_gain()], dim=-1)
         lines = [
             (row, column, *table[r, c].tolist())
@@ -211,7 +210,7 @@ class ReftMap(Result):
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class BesideTracing(Result):
-    """A map of trained edits beside a tracing map of the same cells."""
+    """A map of trained edits and a tracing map of the same cells."""
 
     reft: ReftMap
     tracing: PatchMap
@@ -219,22 +218,22 @@ class BesideTracing(Result):
     correlation: float
     """Spearman's rank correlation over cells of the edits' gain and the restored part; NaN if one map is constant."""
     p: float
-    """Part of all shifts of one map by rows and columns, round the edge, with a rank correlation at least as high. The one
-    number here that is a test of unrelated maps; NaN if one map is constant."""
+    """Fraction of all cyclic shifts of one map by rows and columns with a rank correlation at least as high. Only this
+    number tests whether the maps are unrelated. NaN if one map is constant."""
     shuffled_correlation: float
-    """Rank correlation of tracing with the gain of edits trained on shuffled answers: what they share without any fact."""
+    """Rank correlation of tracing with the gain of edits trained on shuffled answers, which do not use any fact."""
     over_cells: tuple[float, float]
-    """Its 95% bootstrap interval with cells drawn anew. Neighbouring cells are alike, so it is too narrow and not a test."""
+    """95% bootstrap interval of rho over resampled cells. Neighbouring cells are similar, so it is too narrow and not a test."""
     over_prompts: tuple[float, float]
-    """Its 95% bootstrap interval with the prompts of both maps drawn anew, each map's own: cells and trained edits stay, so
-    what another seed of training would give is not in it. It says how firmly the prompts fix this rho, not whether unrelated
-    maps would have it. Drawing anew disturbs ranks, so it lies rather low."""
+    """95% bootstrap interval of rho over resampled prompts, separately for each map. Cells and trained edits are fixed, so it
+    excludes the variation between training seeds. It shows how precisely the prompts determine rho, not whether unrelated
+    maps would have the same rho. Resampling perturbs ranks, so the interval is biased downwards."""
     at_traced: float
-    """The gain of the edit in the cell that tracing restores most at."""
+    """The gain of the edit in the cell with the largest restored part."""
     at_random: float
-    """The mean gain over all cells: what a cell drawn at random gives."""
+    """The mean gain over all cells, which is the expected gain of a random cell."""
     as_good: float
-    """Part of all other cells whose edit gains at least as much as that in the traced one; 0.5 is what chance gives."""
+    """Fraction of all other cells whose edit gains at least as much as in the traced cell; 0.5 is expected by chance."""
 
     def headline(self) -> str:
         cells, prompts = (f"{low:+.2f} to {high:+.2f}" for low, high in (self.over_cells, self.over_prompts))
@@ -247,5 +246,5 @@ class BesideTracing(Result):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each cell: the edits' gains beside the restored part."""
+        """Returns one row per cell: the edits' gains and the restored part."""
         return self.reft.to_dataframe().assign(restored=self.tracing.restored().flatten().tolist())

@@ -1,4 +1,4 @@
-"""What a small experiment on one of the ReFT paper's side claims found: the claim, its settings, and rows with controls."""
+"""Results of small experiments on the ReFT paper's side claims: the claim, its settings, and rows with controls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reftlens.results.base import Result
 @final
 @dataclass(frozen=True)
 class Claim:
-    """What was claimed, by whom, and under which settings it was tried here."""
+    """The claim, its source, and the settings of the experiment."""
 
     text: str
     source: str
@@ -26,13 +26,13 @@ class Claim:
 
 
 class ClaimResult(Result):
-    """A tried claim: its table has every run, controls among them, on a line of its own."""
+    """A tested claim. Its table has one row per run, including controls."""
 
     claim: Claim
 
     @abstractmethod
     def findings(self) -> tuple[str, ...]:
-        """What was found, in sentences made from the numbers."""
+        """The findings, in sentences generated from the numbers."""
 
     def headline(self) -> str:
         return f"{self.claim.model}: {'; '.join(self.findings())}"
@@ -41,7 +41,7 @@ class ClaimResult(Result):
 @final
 @dataclass(frozen=True)
 class Recall:
-    """One string asked back from one edit."""
+    """One string recalled from one edit."""
 
     series: str
     """What the string is, or what was done to the edit."""
@@ -49,7 +49,7 @@ class Recall:
     length: int
     """Tokens of the string."""
     returned: int
-    """Tokens that greedy decoding gave before the first wrong one."""
+    """Tokens that greedy decoding gives before the first wrong one."""
     base: int
     """The same of the model without an edit."""
 
@@ -57,7 +57,7 @@ class Recall:
 @final
 @dataclass(frozen=True, repr=False)
 class Memorised(ClaimResult):
-    """How long a string one vector holds."""
+    """Length of the string that one vector can store."""
 
     claim: Claim
     rows: tuple[Recall, ...]
@@ -99,9 +99,9 @@ class Coded:
     pairs: int
     rank: int
     accuracy: float
-    """Part of the keys that are answered by their own word."""
+    """Fraction of keys answered with their own word."""
     shuffled: float
-    """Part that are answered by the word of the next key: the control."""
+    """Control: fraction of keys answered with the word of the next key."""
     base: float
     """Accuracy of the model without an edit."""
 
@@ -109,7 +109,7 @@ class Coded:
 @final
 @dataclass(frozen=True, repr=False)
 class Codebook(ClaimResult):
-    """How many keys of a codebook one edit answers."""
+    """Number of codebook keys that one edit can answer."""
 
     claim: Claim
     rows: tuple[Coded, ...]
@@ -129,7 +129,7 @@ class Codebook(ClaimResult):
 @final
 @dataclass(frozen=True)
 class Spoken:
-    """What one model, edited or not, says to prompts that no edit was trained on."""
+    """Answers of one model, edited or not, to prompts that no edit was trained on."""
 
     edit: str
     manner: float

@@ -1,4 +1,4 @@
-"""The directions of one edit: its operator, its ledger, what they write and what they read."""
+"""Results on the directions of one edit: its operator, its ledger, and what the directions write and read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reftlens.results.base import Result, SiteResult
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Operator(SiteResult):
-    """A trained edit as an operator on the activations that it really edits (see `analysis.operator`)."""
+    """A trained edit as an operator on the activations that it edits (see `analysis.decompose`)."""
 
     hook_name: str
     write: Float[Tensor, "direction d_model"]
@@ -27,30 +27,30 @@ class Operator(SiteResult):
     spectrum: Float[Tensor, " direction"]
     """Root-mean-square change along each write direction, in the units of the activation."""
     constant_share: Float[Tensor, " direction"]
-    """Part of spectrum^2 that the mean change makes up: 1 for a push that does not depend on the input."""
+    """Fraction of spectrum^2 due to the mean change: 1 for a change that does not depend on the input."""
     rms_norm: float
     """Root-mean-square norm of the activations themselves, the scale to compare `spectrum` with."""
     n_tokens: int
-    """Edited tokens that the moments were taken over."""
+    """Number of edited tokens used for the moments."""
     pattern: Float[Tensor, "direction d_model"]
-    """Unit directions of the activations that each reading answers to, S read_i: where `read` also holds what the data
-    never vary, and training never touched, this does not (Haufe et al. 2014). Zero for a push that reads nothing."""
+    """Unit patterns of the activations that each reading responds to, S read_i (Haufe et al. 2014). Unlike `read`, they have
+    no component along directions in which the data never vary. Zero for a change that does not read anything."""
     input_spectrum: Float[Tensor, " input_direction"] | None = None
-    """The spectrum of the change without its mean, the part that depends on the input; None in files of an earlier version."""
+    """Spectrum of the change minus its mean, the input-dependent part; None in files of an earlier version."""
     site: str = ""
     """The site's short name; empty where it was asked about by its hook."""
 
     @property
     def effective_rank(self) -> float:
-        """Participation ratio of the spectrum's energy, (sum s^2)^2 / sum s^4: 1 if one direction does it all.
+        """Participation ratio of the spectrum's energy, (sum s^2)^2 / sum s^4: 1 if one direction carries all of it.
 
-        Of the whole change. A large constant push hides how many directions depend on the input: see `input_rank`.
+        It describes the whole change. A large constant hides how many directions depend on the input: see `input_rank`.
         """
         return _participation(self.spectrum.double() ** 2)
 
     @property
     def input_rank(self) -> float:
-        """The same of what is left of the change without its mean: 0 for a push that does not depend on the input."""
+        """Participation ratio of the change minus its mean: 0 for a change that does not depend on the input."""
         if self.input_spectrum is not None:
             return _participation(self.input_spectrum.double() ** 2)
         mean = self.spectrum.double() * self.constant_share.double().sqrt()
@@ -58,15 +58,15 @@ class Operator(SiteResult):
         return _participation(torch.linalg.eigvalsh(covariance).clamp(min=0))
 
     def rank_for(self, share: float = 0.99) -> int:
-        """Write directions, strongest first, that together carry this share of the energy.
+        """Returns the number of strongest write directions that together carry this share of the energy.
 
         Raises:
-            ValueError: for a share outside (0, 1].
+            ValueError: If the share is outside (0, 1].
         """
         if not 0 < share <= 1:
             raise ValueError(f"share must be in (0, 1], got {share}")
         energy = self.spectrum.double() ** 2
-        # Rounding in float32 must not ask for a direction more.
+        # Float32 rounding must not add a direction.
         reached = energy.cumsum(dim=0) / energy.sum() >= share - 1e-6
         return int(reached.int().argmax()) + 1
 
@@ -78,7 +78,7 @@ class Operator(SiteResult):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each write direction: rms change, its part of the energy, constant share."""
+        """Returns one row per write direction: rms change, fraction of the energy, constant share."""
         energy = self.spectrum**2
         return pd.DataFrame(
             {
@@ -98,7 +98,7 @@ def _participation(energy: Float[Tensor, " direction"]) -> float:
 @final
 @dataclass(frozen=True, repr=False)
 class DirectionReadout(SiteResult):
-    """What one write direction promotes and suppresses if it went straight to the unembedding."""
+    """Tokens that one write direction promotes and suppresses through its direct path to the logits."""
 
     hook_name: str
     direction: int
@@ -107,17 +107,17 @@ class DirectionReadout(SiteResult):
     suppressed: tuple[tuple[str, float], ...]
     """Tokens whose logits fall most, most negative first."""
     null_low: float
-    """Lower end of the band: of sets of random directions, one for each that was looked at, 95% move no token out of its
-    band, on either side."""
+    """Lower end of the band. A set has one random direction for each examined direction. In 95% of sets, no token of any
+    direction leaves its band on either side."""
     null_high: float
-    """Upper end: below it, a promoted token is what chance gives somewhere among all that was looked at."""
+    """Upper end of the band. Below it, a promoted token is expected by chance among all examined tokens and directions."""
     n_null: int
-    """Sets of random directions drawn."""
+    """Number of sets of random directions."""
     watched: tuple[tuple[str, float, float], ...] = ()
-    """Tokens named beforehand: change of the logit, and p, the part of random directions that change it as much. A question
-    of one token: the band is one of all tokens, so a small p inside the band is not a contradiction."""
+    """Tokens chosen beforehand: change of the logit, and p, the fraction of random directions that change it as much. p
+    tests one token, and the band covers all tokens, so a small p inside the band is not a contradiction."""
     p_all: tuple[float, ...] = ()
-    """For each of `watched`, p corrected for all named tokens in all directions that were looked at."""
+    """p of each of `watched`, corrected for all chosen tokens in all examined directions."""
     n_tokens: int = 0
     """Tokens looked at in each direction; 0 in results saved by earlier versions, as in the two below."""
     n_directions: int = 0
@@ -137,14 +137,14 @@ class DirectionReadout(SiteResult):
         )
 
     def watched_to_dataframe(self) -> pd.DataFrame:
-        """One line for each token named beforehand, with p for it by itself and among all that were named."""
+        """Returns one row per token named beforehand, with p for it by itself and among all that were named."""
         looks = f"p of {self.n_watched * self.n_directions} looks"
         corrected = self.p_all or (float("nan"),) * len(self.watched)
         lines = [(self.where, self.direction, *line, p) for line, p in zip(self.watched, corrected, strict=True)]
         return pd.DataFrame(lines, columns=["site", "direction", "token", "logit_change", "p", looks])
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each extreme token: token, change of its logit, whether it is beyond the null."""
+        """Returns one row per extreme token: token, change of its logit, whether it is beyond the null."""
         where = (self.where, self.direction)
         lines = [(*where, token, change, change > self.null_high) for token, change in self.promoted]
         lines += [(*where, token, change, change < self.null_low) for token, change in self.suppressed]
@@ -152,25 +152,25 @@ class DirectionReadout(SiteResult):
 
 
 TERMS = ("erase", "write constant", "write from input")
-"""-E^T E h, c, and the rest of A h: three terms that sum to the change."""
+"""The three terms that sum to the change: -E^T E h, c, and the rest of A h."""
 
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Ledger(Result):
-    """The three terms of an edit at each token of one text. They can cancel, so none of them is a share of the change."""
+    """The three terms of an edit at each token of one text. They can cancel, so they are not shares of the change."""
 
     gram: Float[Tensor, "rows pos term term"]
     """Inner products of the terms, in the order of `TERMS`; NaN at tokens that the site does not edit."""
     norm: Float[Tensor, "rows pos"]
-    """Length of the activation before the edit; NaN where nothing is edited."""
+    """Norm of the activation before the edit; NaN where nothing is edited."""
     change: Float[Tensor, "rows pos"]
-    """Length of the change as the run made it."""
+    """Norm of the change in the run."""
     gap: Float[Tensor, " rows"]
-    """Largest |sum of terms - change| / |change|: rounding, and nothing else."""
+    """Largest |sum of terms - change| / |change|, which is rounding error."""
     null_cosine: Float[Tensor, " rows"]
-    """Root-mean-square cosine of random directions in the space that the site writes to, 1 / sqrt(its dimension): terms
-    share that space, so a cosine of this size is what chance gives."""
+    """Root-mean-square cosine of random directions in the space that the site writes to, 1 / sqrt(its dimension). The terms
+    share that space, so a cosine of this size is expected by chance."""
     rows: tuple[str, ...]
     tokens: tuple[str, ...]
     starred: tuple[bool, ...]
@@ -194,7 +194,7 @@ class Ledger(Result):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each edited token of each site: lengths, cosines, and the cosine that chance gives."""
+        """Returns one row per edited token of each site: lengths, cosines, and the cosine that chance gives."""
         edited = ~torch.isnan(self.norm)
         length, cosine = self.length, self.cosine
         lines = [
@@ -225,11 +225,11 @@ class Projection(SiteResult):
     before: Float[Tensor, "token 2"]
     """Coordinates of h, in the units of the activation."""
     after: Float[Tensor, "token 2"]
-    """Of h + delta."""
+    """Coordinates of h + delta."""
     control: Float[Tensor, "token 2"]
-    """Of h + delta turned to random directions: how far a change of this size moves here by chance."""
+    """Coordinates of h plus a change of the same norm in a random direction, the movement expected by chance."""
     groups: tuple[str, ...]
-    """What each token's prompt belongs to."""
+    """Group of each token's prompt."""
     site: str = ""
     """The site's short name; empty where it was asked about by its hook."""
 
@@ -241,7 +241,7 @@ class Projection(SiteResult):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each token."""
+        """Returns one row per token."""
         ends = {"before": self.before, "after": self.after, "control": self.control}
         names = [f"{name} {direction}" for name in ends for direction in (0, 1)]
         table = pd.DataFrame(torch.cat(list(ends.values()), dim=1).tolist(), columns=names)
@@ -252,7 +252,7 @@ class Projection(SiteResult):
 @final
 @dataclass(frozen=True, repr=False)
 class Context(Result):
-    """One token in its text, and how strongly a direction is read there."""
+    """One token in its text, with the reading of a direction there."""
 
     tokens: tuple[str, ...]
     position: int
@@ -273,7 +273,7 @@ class Context(Result):
         return f"{self.marked()!r}, z = {self.z:.2f}"
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line."""
+        """Returns the result as one row."""
         return pd.DataFrame([{"context": self.marked(), "position": self.position, "z": self.z}])
 
 
@@ -285,7 +285,7 @@ class ReadContexts(SiteResult):
     hook_name: str
     direction: int
     contexts: tuple[Context, ...]
-    """Largest first. A direction that is a constant push reads nothing and has none."""
+    """Contexts, largest reading first. A constant direction does not read anything and has none."""
     null_high: float
     """95th percentile, over random linear readings of the same activations, of their largest z."""
     n_tokens: int
@@ -302,7 +302,7 @@ class ReadContexts(SiteResult):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each context."""
+        """Returns one row per context."""
         lines = [
             (self.where, self.direction, context.marked(), context.z, self.null_high, context.z > self.null_high)
             for context in self.contexts

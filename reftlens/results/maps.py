@@ -1,4 +1,4 @@
-"""Maps over layers and tokens: an edit's effect, its size, its spread, and patching."""
+"""Results as maps over layers and tokens: an edit's effect, its size, its spread, and patching."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class TokenMap(Result):
     """A quantity for each row (a layer or a site) and each token position."""
 
     values: Float[Tensor, "rows pos"]
-    """NaN where there is nothing to measure, such as a token that a site does not edit."""
+    """Values per row and position; NaN where there is nothing to measure, such as a token that a site does not edit."""
     control: Float[Tensor, "rows pos"] | None
-    """The same quantity under a control that must show nothing; None where the quantity is a plain size."""
+    """The same quantity under a control without the effect; None if the quantity is only a size."""
     rows: tuple[str, ...]
     """Names of layers or sites, first layer first."""
     tokens: tuple[str, ...]
-    """The tokens of one prompt; with several prompts, of the first."""
+    """Tokens of the (first) prompt."""
     starred: tuple[bool, ...]
     """Whether a position belongs to the subject of the prompt."""
     quantity: str
-    """What the values are, with their unit."""
+    """Name of the values, with their unit."""
     control_name: str
     """What the control is; empty without one."""
     n_prompts: int
-    """Prompts averaged over."""
+    """Number of prompts averaged over."""
 
     def headline(self) -> str:
         control = f"; control: {self.control_name}" if self.control is not None else ""
@@ -43,7 +43,7 @@ class TokenMap(Result):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each cell: row, position, token, subject, value, control."""
+        """Returns one row per cell: row, position, token, subject, value, control."""
         lines = []
         for r, row in enumerate(self.rows):
             for p, token in enumerate(self.tokens):
@@ -55,7 +55,7 @@ class TokenMap(Result):
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class EditSize(Result):
-    """How large an edit is at each token of one text, against the activation it changes."""
+    """Size of an edit at each token of one text, relative to the activation."""
 
     relative: Float[Tensor, "rows pos"]
     """|delta| / |h|; 0 at tokens that the site does not edit."""
@@ -72,7 +72,7 @@ class EditSize(Result):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each site and token."""
+        """Returns one row per site and token."""
         lines = [
             (row, p, token, self.starred[p], bool(self.edited[r, p]), float(self.relative[r, p]))
             for r, row in enumerate(self.rows)
@@ -93,12 +93,12 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class PatchMap(Result):
-    """The metric with one activation of the source run put into the base run."""
+    """The metric with one activation of the source run patched into the base run."""
 
     values: Float[Tensor, "pair rows columns"]
     """NaN where a pair has no such position."""
     control: Float[Tensor, "pair rows columns"] | None
-    """The same with what the control puts in; None if there was none."""
+    """The same with patches from the control; None without a control."""
     base: Float[Tensor, " pair"]
     """The metric of the unpatched run."""
     source: Float[Tensor, " pair"]
@@ -113,7 +113,7 @@ class PatchMap(Result):
     control_name: str
     """What the control is; empty without one."""
     direction: str
-    """What was put into what: "denoise" (clean into corrupted), "noise" (corrupted into clean), "edited into base" or
+    """Direction of patching: "denoise" (clean into corrupted), "noise" (corrupted into clean), "edited into base" or
     "base into edited"."""
 
     def mean(self) -> Float[Tensor, "rows columns"]:
@@ -134,7 +134,7 @@ class PatchMap(Result):
 
         flat = self.values.flatten(1)
         low, high = torch.full((2, flat.shape[1]), torch.nan)
-        # Pairs are drawn among those that have the position, so cells with the same pairs are drawn together.
+        # Only pairs that have the position are resampled, so cells with the same pairs share their resamples.
         patterns, kind = flat.isfinite().unique(dim=1, return_inverse=True)
         for number, there in enumerate(patterns.T):
             if int(there.sum()) > 1:
@@ -148,10 +148,10 @@ class PatchMap(Result):
         return low.view(self.values.shape[1:]), high.view(self.values.shape[1:])
 
     def restored(self, values: Float[Tensor, "pair rows columns"] | None = None) -> Float[Tensor, "rows columns"]:
-        """How far a patch moves the base towards the source: (mean patched - base) / (source - base).
+        """Computes the fraction of the gap that a patch closes: (mean patched - base) / (source - base).
 
-        Means are over the pairs that have the position. 0 is the base run, 1 the source run. The mean of the gap
-        is what divides: single pairs whose runs hardly differ would otherwise swamp the others.
+        Means are over the pairs that have the position. 0 is the base run, 1 the source run. The divisor is the mean gap:
+        otherwise pairs whose runs hardly differ would dominate.
 
         Args:
             values: the metric under other patches of the same pairs, such as `control`; the measured ones if not given.
@@ -217,7 +217,7 @@ class PatchMap(Result):
         return f"{float(metric.mean()):.3g}"
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each cell: row, column, mean, standard error, restored part, and that of the control."""
+        """Returns one row per cell: row, column, mean, standard error, restored part, and that of the control."""
         control = torch.full_like(self.mean(), torch.nan) if self.control is None else self.restored(self.control)
         table = torch.stack([self.mean(), self.stderr(), self.restored(), control], dim=-1)
         lines = [
@@ -232,18 +232,18 @@ class PatchMap(Result):
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Spread(Result):
-    """The edited run beside the base run, at each layer and position."""
+    """The edited run compared with the base run, at each layer and position."""
 
     distance: TokenMap
     """|edited - base| / |base| of the residual stream."""
     mind: TokenMap
-    """The part of prompts where the logit lens names another token than in the base run."""
+    """The fraction of prompts where the logit lens gives another token than in the base run."""
 
     def headline(self) -> str:
         return f"{self.distance.headline()}; and {self.mind.headline()}"
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each cell, both quantities side by side."""
+        """Returns one row per cell, both quantities side by side."""
         return self.distance.to_dataframe().merge(
             self.mind.to_dataframe(),
             on=["row", "position", "token", "subject"],

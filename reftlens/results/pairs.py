@@ -1,4 +1,4 @@
-"""Two edits side by side: the overlap of their directions and the agreement of their changes."""
+"""Results on pairs of edits: the overlap of their directions and the agreement of their changes."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Overlap(Result):
     """Null -> mean angles of these draws, in degrees."""
 
     def p(self, null: str) -> float:
-        """Part of the null's draws that overlap at least as much, (1 + count) / (1 + draws).
+        """Returns the fraction of the null's draws that overlap at least as much, (1 + count) / (1 + draws).
 
         Raises:
-            KeyError: for a null that was not drawn.
+            KeyError: If the null was not drawn.
         """
         draws = self.null_scores[null]
         return (1 + int((draws >= self.score).sum())) / (1 + len(draws))
@@ -48,7 +48,7 @@ class Overlap(Result):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each null: the score and the mean angle, measured and under the null, and p."""
+        """Returns one row per null: the score and the mean angle, measured and under the null, and p."""
         lines = [
             {
                 "first": self.first,
@@ -83,33 +83,33 @@ class Agreement(Result):
     cosine: float
     """Mean cosine of the two changes of a token."""
     control_error: float
-    """The same with the second edit turned to random directions: what edits of these lengths have that know neither model nor
-    data. Trained edits that share nothing have more in common, so this is not a null of them."""
+    """The same with the second edit's changes in random directions of the same norm. Unrelated trained edits are more
+    similar than this, so it is not a null for trained edits."""
     control_cosine: float
     kl: float
     """Mean KL divergence between the next-token distributions of the two edited models, in nats."""
     control_kl: float
-    """The same with the second edit turned."""
+    """The same with the second edit's changes in random directions."""
     rank: int
     """Directions compared by angle."""
     angle: float
     """Mean principal angle of the strongest write directions of the decompositions, in degrees."""
     null_angle: float
-    """Of random subspaces of this dimension (Haar), which trained edits that share nothing fall below."""
+    """The angle for random subspaces of this dimension (Haar). Unrelated trained edits have smaller angles."""
     raw_angle: float
-    """Mean principal angle of all that the edits can write, span(R): known to mislead, since what R holds beside the
-    used directions is left from its first weights."""
+    """Mean principal angle of span(R), all that the edits can write. It is misleading, because the unused directions of R
+    come from its initialisation."""
     raw_null_angle: float
     """Of random subspaces of the dimension of R."""
     n_null_edits: int = 0
-    """Edits trained on shuffled answers from other first weights that were given as the null; 0 for none."""
+    """Number of null edits, trained on shuffled answers from other initialisations; 0 without a null."""
     null_cosine: float = float("nan")
-    """Mean cosine of the pairs with or among the null edits, which have nothing in common but site, model and prompts."""
+    """Mean cosine of the pairs with or among the null edits, which share only site, model and prompts."""
     null_kl: float = float("nan")
     null_trained_angle: float = float("nan")
     p_cosine: float = float("nan")
-    """Part of all pairs among this pair's edits and the null edits, this pair included, that are as close. Where nothing is
-    shared, each pair is as likely to be the closest, so p is exact; it is at least 1 / the number of pairs."""
+    """Fraction of all pairs among this pair's edits and the null edits, including this pair, that are as close. For
+    unrelated edits, every pair is equally likely to be the closest, so p is exact. It is at least 1 / number of pairs."""
     p_kl: float = float("nan")
     """The same, by KL in both directions."""
     p_angle: float = float("nan")
@@ -117,15 +117,15 @@ class Agreement(Result):
 
     @property
     def not_identified(self) -> bool:
-        """Whether both say nearly the same (KL below a tenth of the turned control's) by other directions (over 15 degrees).
+        """Whether outputs nearly agree (KL below a tenth of the control's) and directions differ (by over 15 degrees).
 
-        What they were trained for then does not fix their directions, and neither edit's can be read as the ones.
+        The training objective then does not determine the directions, and neither edit's directions are special.
         """
         return self.kl < 0.1 * self.control_kl and self.angle > 15
 
     @property
     def n_null_pairs(self) -> int:
-        """Pairs that p counts, this one included; 0 without null edits."""
+        """Number of pairs used for p, including this one; 0 without null edits."""
         n = self.n_null_edits + 2
         return n * (n - 1) // 2 if self.n_null_edits else 0
 
@@ -143,12 +143,12 @@ class Agreement(Result):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line."""
+        """Returns the result as one row."""
         return agreements_to_dataframe([self])
 
 
 def agreements_to_dataframe(agreements: Sequence[Agreement]) -> pd.DataFrame:
-    """One line for each pair of edits."""
+    """Returns one row per pair of edits."""
     return pd.DataFrame(
         [{**asdict(pair), "sites": ", ".join(pair.sites), "not identified": pair.not_identified} for pair in agreements]
     )

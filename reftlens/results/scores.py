@@ -1,4 +1,4 @@
-"""Scores on a task: one evaluation, and several methods side by side."""
+"""Results on tasks: the evaluation of one model, and comparisons of several methods."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _MOST_BYTES = 2**30
 @final
 @dataclass(frozen=True, repr=False)
 class Answered(Result):
-    """One record of a task, and what a model made of it."""
+    """One record of a task, with a model's output."""
 
     prompt: str
     output: str
-    """What the model said, or the label it chose, as text."""
+    """The model's output, or the label it chose, as text."""
     prediction: str
-    """What the scorer read from the output; empty where it found nothing."""
+    """The answer that the scorer extracted from the output; empty if it found none."""
     answer: str
-    """What it was compared with."""
+    """The reference answer."""
     right: bool | None
-    """None where a metric over all records says nothing of a single one (a correlation)."""
+    """Whether the record is correct; None for a metric without values for single records (a correlation)."""
 
     def headline(self) -> str:
         found = {True: "right", False: "wrong", None: "not judged by itself"}[self.right]
         return f"{found}: {self.prediction[:60]!r}, wanted {self.answer[:60]!r}; output {self.output[:60]!r}"
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line."""
+        """Returns the result as one row."""
         return pd.DataFrame([asdict(self)])
 
 
@@ -60,14 +60,14 @@ class Evaluation(Result):
         return len(self.rows)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each record."""
+        """Returns one row per record."""
         return pd.DataFrame([asdict(row) for row in self.rows], columns=[field.name for field in fields(Answered)])
 
     def save(self, file: str | Path) -> Path:
-        """Writes JSON lines, whole or not at all: the task, metric and score first, then one line for each record.
+        """Writes JSON lines atomically: the task, metric and score first, then one line per record.
 
         Raises:
-            OSError: if it cannot be written.
+            OSError: If the file cannot be written.
         """
         place = Path(file)
         head = {"task": self.task, "metric": self.metric, "score": self.score, "n": self.n}
@@ -78,18 +78,18 @@ class Evaluation(Result):
 
     @classmethod
     def load(cls, file: str | Path) -> Evaluation:
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
-            ValueError: if it is not a saved evaluation, or is damaged; it names the line.
-            OSError: if it cannot be opened.
+            ValueError: If it is not a saved evaluation, or is damaged. The message names the line.
+            OSError: If it cannot be opened.
         """
         place = Path(file)
         name, digests = seal_over(place) or (place.name, None)
         content = read_bytes(place, most=_MOST_BYTES)
         require_sealed(name, content, digests)
         try:
-            # Not splitlines: an output may hold line separators that JSON leaves as they are.
+            # Not splitlines: an output may contain line separators that JSON does not escape.
             lines = content.decode("utf-8").removesuffix("\n").split("\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not UTF-8 text: {error}") from error
@@ -126,7 +126,7 @@ class ComparedRun:
     score: float
     """On examples that were not trained on."""
     trained: int
-    """Numbers that the optimiser changes, the head of a classifier not counted."""
+    """Number of trained parameters, without a classifier's head."""
     head: int
     """Numbers of that head; 0 where there is none."""
     lr: float
@@ -141,7 +141,7 @@ class ComparedRun:
 @final
 @dataclass(frozen=True, repr=False)
 class Comparison(Result):
-    """Methods side by side. What they share is said once; what differs has a line for each method."""
+    """A comparison of methods. Shared settings are stored once; others have one row per method."""
 
     metric: str
     n_train: int
@@ -151,7 +151,7 @@ class Comparison(Result):
     batch_size: int
     base_parameters: int
     base_score: float | None
-    """Of the untrained base; None where scoring wants a trained head."""
+    """Score of the untrained base; None if scoring needs a trained head."""
     runs: tuple[ComparedRun, ...]
 
     def _by_method(self) -> dict[str, list[ComparedRun]]:
@@ -159,11 +159,11 @@ class Comparison(Result):
         return {name: [run for run in self.runs if run.method == name] for name in names}
 
     def runs_to_dataframe(self) -> pd.DataFrame:
-        """One line for each run."""
+        """Returns one row per run."""
         return pd.DataFrame([asdict(run) for run in self.runs])
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each method: means over seeds, and the least and greatest score."""
+        """Returns one row per method: means over seeds, and the least and greatest score."""
         lines = []
         for method, runs in self._by_method().items():
             scores = [run.score for run in runs]
@@ -185,7 +185,7 @@ class Comparison(Result):
         return pd.DataFrame(lines)
 
     def to_markdown(self) -> str:
-        """The same table for a README: the mean score, in brackets the lowest and the highest of the seeds."""
+        """Returns the table in Markdown: the mean score, with the lowest and highest of the seeds in brackets."""
         head = ("method", self.metric, "trained", "% of the base", "lr", "CPU s", "MiB")
         rows = [] if self.base_score is None else [("base, untrained", f"{self.base_score:.3f}", "0", "0", "", "", "")]
         for line in self.to_dataframe().to_dict("records"):
