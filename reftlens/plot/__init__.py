@@ -1,4 +1,4 @@
-"""Results in, figures out. No plot knows a model, shows a window, or changes matplotlib's settings."""
+"""Draws results as figures. Plots do not need a model, open a window, or change matplotlib's settings."""
 
 from __future__ import annotations
 

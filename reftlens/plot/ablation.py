@@ -1,4 +1,4 @@
-"""What each site of an edit contributes: alone, to the others, and shared out over all orders, with its control."""
+"""Plot of each site's contribution to an edit: alone, when left out, and as a Shapley value, with its control."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _MOST_ROWS = 48
 
 
 def ablation(result: Ablation) -> Figure:
-    """Draws Shapley values as bars with their interval, and each site alone, left out, and turned, as marks.
+    """Draws Shapley values as bars with intervals, and marks for each site alone, left out, and under the control.
 
     Args:
         result: from `analysis.ablate`.
 
     Raises:
-        ValueError: if there are no sites.
+        ValueError: If there are no sites.
     """
     if not result.sites:
         raise ValueError("ablation needs at least one site, got none")
@@ -56,7 +56,7 @@ def ablation(result: Ablation) -> Figure:
 
 
 def _names(sites: tuple[str, ...]) -> list[str]:
-    """Hook names made short; several edits at one hook are numbered in their order."""
+    """Shortens hook names, and numbers several edits at one hook."""
     return [
         short_name(site) + f" ({sites[:place].count(site) + 1})" * (sites.count(site) > 1)
         for place, site in enumerate(sites)

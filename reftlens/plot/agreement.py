@@ -1,4 +1,4 @@
-"""How far trained edits agree with each other: a matrix over edits for each way of asking, with its control."""
+"""Plot of the agreement between trained edits: one matrix over edits per measure, with its control."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Quantity = Callable[[Agreement], float]
 def agreement(results: Sequence[Agreement] | Agreement) -> Figure:
     """Draws cosines of changes, and mean principal angles of the used directions and of raw R, between all pairs.
 
-    Darker is closer in every panel. What chance gives stands above each.
+    Darker is closer in every panel. The value expected by chance is above each panel.
 
     Args:
         results: from `analysis.agreement`, one for each pair.
 
     Raises:
-        ValueError: if there are no pairs.
+        ValueError: If there are no pairs.
     """
     results = listed(results, Agreement)
     if not results:

@@ -1,4 +1,4 @@
-"""First-order estimates of patching beside the exact map that they stand for, cell by cell."""
+"""Plot of first-order estimates of patching against the exact values, cell by cell."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _COLUMNS, _MOST_PAIRS = 3, 6
 
 
 def attribution(result: Attribution) -> Figure:
-    """Draws one panel for each checked pair; on the line, the estimate is the exact change.
+    """Draws one panel per checked pair. On the line, the estimate equals the exact change.
 
     Args:
         result: from `analysis.attribute`.
 
     Raises:
-        ValueError: if no pair was checked.
+        ValueError: If no pair was checked.
     """
     n = len(result.correlation)
     if not n:

@@ -1,4 +1,4 @@
-"""Trained edits beside tracing: both maps of the same cells, and one against the other."""
+"""Plot of trained edits and tracing: both maps of the same cells, and a scatter plot of one against the other."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _MARKS = tuple(zip("osD^", (VERMILLION, BLUE, ORANGE, GREEN), strict=True))
 
 
 def beside_tracing(result: BesideTracing, *, title: str = "") -> Figure:
-    """Draws what tracing restores, what edits gain, and each cell's one against the other.
+    """Draws the map of restored parts, the map of the edits' gains, and a scatter plot of both.
 
     The maps have different units, so each has its own scale, symmetrical around zero. Crosses are edits trained on
     shuffled answers in the same cells.
@@ -82,7 +82,7 @@ def beside_tracing(result: BesideTracing, *, title: str = "") -> Figure:
 
 
 def _over_lines(names: list[str], *, room: float) -> list[str]:
-    """A word on each line, if every word fits into `room` inches; the names as they are if not."""
+    """Breaks names into one word per line if every word fits into `room` inches; otherwise returns them unchanged."""
     words = [word for name in names for word in name.split()]
     fits = all(text_width(word) + 0.06 <= room for word in words)
     return ["\n".join(name.split()) for name in names] if fits else names

@@ -1,4 +1,4 @@
-"""The sheet that every figure is drawn on: a white page with a heading, its fonts and colours, and its PNG.
+"""The blank figure that every plot starts from: a white page with a heading, fonts, colours, and PNG output.
 
 A figure's look does not depend on the user's matplotlib settings, and drawing it does not change them.
 """
@@ -38,7 +38,7 @@ _LINE = 1.3 / 72
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Matplotlib's own defaults with our fonts; the user's settings are back on leaving.
+    """Applies matplotlib's defaults with our fonts, and restores the user's settings on exit.
 
     `text.parse_math` is off because "$" is a token like any other.
     """
@@ -62,7 +62,7 @@ def house_style() -> Iterator[None]:
 
 @final
 class Sheet(Figure):
-    """A figure that a notebook shows as it is, also where nothing has imported pyplot."""
+    """A figure that a notebook displays even if pyplot was never imported."""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         image = png(self)
@@ -75,13 +75,13 @@ R = TypeVar("R")
 
 
 def sheet(width: float, height: float, *, title: str, subtitle: str = "") -> Figure:
-    """An empty white figure with a heading at its top left.
+    """Makes an empty white figure with a heading at its top left.
 
     Args:
         width: in inches.
-        height: of what is drawn below the heading, in inches.
-        title: what is seen.
-        subtitle: what a reader must know to read it.
+        height: of the area below the heading, in inches.
+        title: title of the figure.
+        subtitle: explanation that a reader needs.
     """
     title = wrap(title, width=width - 0.3, size=TITLE * 1.08)
     subtitle = wrap(subtitle, width=width - 0.3, size=SMALL)
@@ -117,9 +117,9 @@ def ink_on(colour: tuple[float, float, float, float]) -> str:
 
 
 def label_tokens(axes: Axes, tokens: list[str], *, room: float) -> None:
-    """Puts tokens under the columns of a map; those that do not fit into `room` inches are turned upright.
+    """Labels the columns of a map with tokens. Tokens that do not fit into `room` inches are rotated.
 
-    If many do not fit, all are turned: a mixture is read well only if it is the exception.
+    If many do not fit, all are rotated, because a mixture is hard to read.
     """
     upright = _upright(tokens, room)
     axes.set_xticks(range(len(tokens)), tokens)
@@ -167,7 +167,7 @@ def number(value: float, decimals: int) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG: 150 dots per inch, cut to what is drawn, on white.
+    """Returns the figure as PNG: 150 dots per inch, cropped to its contents, on white.
 
     Args:
         figure: from a function of this package, or any other.
@@ -186,15 +186,15 @@ def panel_title(axes: Axes, text: str, *, width: float) -> None:
 
 
 def listed(results: Sequence[R] | R, kind: type[R]) -> list[R]:
-    """One result or several, as a list.
+    """Returns one or several results as a list.
 
     Args:
-        results: what a plot was given.
-        kind: the class that it draws.
+        results: the argument of a plot.
+        kind: the class of result that the plot draws.
 
     Raises:
-        TypeError: if it is something else.
-        ValueError: for an empty list.
+        TypeError: If the argument is something else.
+        ValueError: If the list is empty.
     """
     found = [results] if isinstance(results, kind) else list(results) if isinstance(results, Iterable) else [results]
     for result in found:

@@ -1,4 +1,4 @@
-"""Accuracy of codebooks over their size, a panel for each form of keys and a line for each rank."""
+"""Plot of codebook accuracy against size, with one panel per form of keys and one line per rank."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _STYLES = ((VERMILLION, "o", "-"), (BLUE, "s", "--"), (ORANGE, "^", "-."), (GREE
 
 
 def codebook(result: Codebook) -> Figure:
-    """Draws every codebook beside the same answers scored against the next key's word.
+    """Draws the accuracy of every codebook, and the control: the same answers scored against the next key's word.
 
     Args:
-        result: how many keys each codebook answers.
+        result: the accuracies of each codebook.
     """
     forms = list(dict.fromkeys(row.keys for row in result.rows))
     ranks = sorted({row.rank for row in result.rows})

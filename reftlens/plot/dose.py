@@ -1,4 +1,4 @@
-"""What more and less of an edit does: the answer's log-probability and the KL elsewhere, against the dose."""
+"""Plot of the effect of scaling an edit: the answer's log-probability and the KL on other prompts, against the dose."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reftlens.results import Dose
 
 
 def dose(result: Dose) -> Figure:
-    """Draws the target, and the off-target KL where there is one, each with its control.
+    """Draws the target, and the off-target KL if there is one, each with its control.
 
     Args:
         result: from `analysis.dose`.

@@ -1,4 +1,4 @@
-"""What each edit of a set does by its weights alone: the gains of its linear part, and the length of its constant push."""
+"""Plot of each edit's weights: the gains of its linear part, and the norm of its constant."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _MOST_ROWS = 48
 
 
 def edit_profile(profile: EditProfile) -> Figure:
-    """Draws the singular values of A and the length of c, one row for each site.
+    """Draws the singular values of A and the norm of c, one row per site.
 
     Args:
         profile: of an edit's weights.
 
     Raises:
-        ValueError: for no sites.
+        ValueError: If there are no sites.
     """
     if not profile.rows:
         raise ValueError("edit_profile needs at least one site, got none")

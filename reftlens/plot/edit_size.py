@@ -1,4 +1,4 @@
-"""How strongly each site changes each token of one text, as strips above the tokens."""
+"""Plot of the size of each site's change at each token of one text, as strips above the tokens."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _CELL_HEIGHT = 0.27
 
 
 def edit_size(result: EditSize) -> Figure:
-    """Draws |delta| / |h| for each site and token; long texts run over several lines.
+    """Draws |delta| / |h| for each site and token. Long texts take several lines.
 
-    Tokens that a site does not edit are hatched grey: there, the edit is not small but absent.
+    Tokens that a site does not edit are hatched grey, to distinguish them from small changes.
 
     Args:
         result: from `analysis.edit_size`.

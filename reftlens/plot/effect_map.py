@@ -1,4 +1,4 @@
-"""A heat map of a quantity over rows (layers or sites) and tokens, beside the same under its control."""
+"""Heat map of a quantity over rows (layers or sites) and tokens, with its control."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reftlens.results import TokenMap
 
 
 def effect_map(result: TokenMap, *, title: str = "") -> Figure:
-    """Draws a map over rows and tokens; the earliest row is at the bottom, subject tokens carry a star.
+    """Draws a map over rows and tokens. The earliest row is at the bottom, and subject tokens have a star.
 
     Colours are symmetrical around zero. Cells show their numbers where these fit; cells that are not finite stay grey.
 

@@ -1,6 +1,6 @@
-"""Grids of coloured cells over rows (layers or sites) and columns (tokens or heads), panels of a group on one scale.
+"""Heat maps over rows (layers or sites) and columns (tokens or heads). Panels of a group share one scale.
 
-A control beside its measurement shares its colours: a control that shows as much looks it.
+A control shares the colour scale of its measurement, so that equal values look equal.
 """
 
 from __future__ import annotations

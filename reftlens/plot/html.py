@@ -1,4 +1,4 @@
-"""The tokens of a text as a line of HTML, shaded by what happens at each: no script, no style sheet, no request."""
+"""Draws the tokens of a text as HTML, shaded by a value at each token. It uses no script, style sheet or request."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class _Shades:
 
 
 def token_strip(result: EditSize | TokenMap, row: int | None = None, *, title: str = "") -> Html:
-    """A paragraph of tokens, each with its numbers when pointed at, above a key of the colours.
+    """Makes a paragraph of tokens, which show their numbers on hover, above a colour key.
 
     Shaded tokens bring their own background and their own ink, the others take those of the page: it reads in light
     and dark mode. Strips of one result share a scale: from zero for sizes, around zero for a map of signed effects.

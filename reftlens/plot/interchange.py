@@ -1,4 +1,4 @@
-"""How far interchanges move the answer towards the source's: inside a subspace, and where it must not matter."""
+"""Plot of how far interchanges move the answer towards the source's: inside a subspace, and for its controls."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from reftlens.results import Interchanged, Swap
 
 
 def interchange(results: Sequence[Interchanged] | Interchanged) -> Figure:
-    """Draws one panel for each site: bars for single interchanges, dots for each random subspace and placebo, its verdict above.
+    """Draws one panel per site: bars for single interchanges, dots for random subspaces and placebos, and the verdict above.
 
     Args:
         results: from `analysis.interchange`, one for each site.
 
     Raises:
-        ValueError: for no results.
+        ValueError: If there are no results.
     """
     results = listed(results, Interchanged)
     if not results:

@@ -1,7 +1,7 @@
-"""Text that can be drawn as it is: tokens with their whitespace visible, hook names made short.
+"""Makes text safe to draw: tokens with visible whitespace, and short hook names.
 
-Tokens come from anywhere: they hold `$`, tags, control characters, marks that turn the direction of writing, and
-characters that the font lacks. A figure must show which token it is, and must not stumble over it.
+Tokens may contain `$`, tags, control characters, marks that change the direction of writing, and characters that the font
+lacks. A figure must identify the token and must not fail on it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the change of each token is made of: the lengths of its terms, and the angles at which they meet.
+"""Plot of the terms of each token's change: their norms, and the cosines between them.
 
-Lengths alone would mislead: terms point along or against each other, so they are drawn beside the length of their sum,
-with their cosines below.
+Norms alone would be misleading, because terms can add up or cancel. So the norm of their sum is drawn too, with their
+cosines below.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PAIRS = ((0, 1, "o", ORANGE), (0, 2, "s", BLUE), (1, 2, "^", INK))
 
 
 def ledger(result: Ledger) -> Figure:
-    """Draws, for each site and edited token, the terms beside the change, and the cosines between terms.
+    """Draws, for each site and edited token, the norms of the terms and of the change, and the cosines between terms.
 
     Args:
         result: from `analysis.ledger`.

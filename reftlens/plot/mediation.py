@@ -1,6 +1,6 @@
-"""Through which later components an edit works: a graph from the edit to the logits, beside the numbers.
+"""Plot of the components that carry an edit's effect: a graph from the edit to the logits, and the numbers.
 
-Components stand in the order of their layers, each in a column of its own, so that no way runs through another one.
+Components are in the order of their layers, each in its own column, so that no path crosses another component.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def mediation(
     most: int = 8,
     title: str = "",
 ) -> Figure:
-    """Draws the strongest ways of an edit's effect; widths by size, colours by sign, dashed where chance gives as much.
+    """Draws the strongest paths of an edit's effect: width for size, colour for sign, dashed if the control is as large.
 
     Args:
         maps: from `analysis.mediate`, of heads and of MLPs (of a map over positions each component's strongest one), or

@@ -1,4 +1,4 @@
-"""Tokens that came back over tokens that were asked for."""
+"""Plot of recalled tokens against the length of the string."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _STYLES = (
 
 
 def memorised(result: Memorised) -> Figure:
-    """Draws each series; on the diagonal a string came back whole.
+    """Draws each series. On the diagonal, the whole string was recalled.
 
     Args:
-        result: tokens that came back, by length.
+        result: recalled tokens, by length.
     """
     subtitle = (
         f"{result.claim.model}: one ConsReFT of rank 1 a string, greedy decoding; on the line, all of it came back"

@@ -1,4 +1,4 @@
-"""Where edited activations lie among natural ones: the share of tokens up to each percentile."""
+"""Plot of edited against unedited activations: the cumulative share of tokens by percentile."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from reftlens.results import OffManifold
 
 
 def off_manifold(results: Sequence[OffManifold] | OffManifold) -> Figure:
-    """Draws cumulative shares, one panel for each site; natural activations should follow the diagonal.
+    """Draws cumulative shares, one panel per site. Unedited activations should follow the diagonal.
 
     Args:
         results: from `analysis.off_manifold`.
 
     Raises:
-        ValueError: for no results.
+        ValueError: If there are no results.
     """
     results = listed(results, OffManifold)
     if not results:

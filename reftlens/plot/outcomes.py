@@ -1,4 +1,4 @@
-"""How each group of prompts fares without the edit, with it, and with the same edit turned to random directions."""
+"""Plot of the accuracy on each group of prompts: base, edit, and random-direction control."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _BAR = 0.26
 
 
 def outcomes(results: Sequence[Outcome] | Outcome) -> Figure:
-    """Draws, for each group, the part of its prompts that the base, the edited and the control model get right.
+    """Draws, for each group, the fraction of prompts that the base, the edited and the control model answer correctly.
 
     Args:
         results: from `analysis.outcome`, one for each group.
 
     Raises:
-        ValueError: for no groups.
+        ValueError: If there are no groups.
     """
     results = listed(results, Outcome)
     if not results:

@@ -1,4 +1,4 @@
-"""Time of decoding under an edit over the time without, every round a dot."""
+"""Plot of decoding time with an edit relative to the base, one dot per round."""
 
 from __future__ import annotations
 

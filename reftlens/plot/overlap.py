@@ -1,4 +1,4 @@
-"""How much two subspaces share, beside what each null shares by chance."""
+"""Plot of the overlap of two subspaces, with its null distributions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LINE = 0.24
 
 
 def overlap(results: Sequence[Overlap] | Overlap) -> Figure:
-    """Draws the score of each pair over the 5-95% range of its nulls; p is the part of a null that shares as much.
+    """Draws the score of each pair over the 5-95% range of its nulls. p is the fraction of a null with as much overlap.
 
     Args:
         results: from `analysis.overlap`, drawn in this order.

@@ -1,7 +1,7 @@
-"""One HTML page with pictures, tables and token strips that needs nothing but itself.
+"""Makes one self-contained HTML page with pictures, tables and token strips.
 
-It runs no script and sends no request: pictures are data URIs, and the page's own policy forbids the rest. Strings
-come from prompts, tokens and files, so all of them are escaped.
+The page does not run scripts or send requests: pictures are data URIs, and its content security policy forbids the rest.
+Strings come from prompts, tokens and files, so all of them are escaped.
 """
 
 from __future__ import annotations

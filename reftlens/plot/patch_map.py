@@ -1,4 +1,4 @@
-"""What a patch in each cell does to the metric, with an interval over pairs of prompts, beside its control."""
+"""Plot of the effect of a patch in each cell on the metric, with an interval over pairs of prompts, and its control."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Activations on an edit's two strongest write directions: where each token was, and where the edit takes it."""
+"""Plot of activations along an edit's two strongest write directions, before and after the edit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLUMNS = 3
 
 
 def projection(results: Sequence[Projection] | Projection) -> Figure:
-    """Draws open marks before the edit, filled ones after it, and a line between; crosses are the control.
+    """Draws open marks before the edit, filled marks after it, and a line between them. Crosses are the control.
 
     Args:
         results: from `analysis.project`, one for each site.

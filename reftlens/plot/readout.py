@@ -1,4 +1,4 @@
-"""Which tokens each write direction promotes and suppresses, against what random directions of its length give."""
+"""Plot of the tokens that each write direction promotes and suppresses, with the band of random directions."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ TWO_QUESTIONS = (
 
 
 def readout(readouts: Sequence[DirectionReadout] | DirectionReadout) -> Figure:
-    """Draws the tokens that each direction moves most, one panel for each site and direction.
+    """Draws the tokens with the largest logit changes, one panel per site and direction.
 
-    Bars inside the shaded band are grey: random directions reach as far at the best of all tokens and directions looked at.
+    Bars inside the shaded band are grey: random directions reach such values at some token of some examined direction.
 
     Args:
         readouts: from `analysis.read_directions`.
 
     Raises:
-        ValueError: for no directions.
+        ValueError: If there are no directions.
     """
     readouts = listed(readouts, DirectionReadout)
     if not readouts:

@@ -1,4 +1,4 @@
-"""How far an edit moves the activations along each of its write directions, and how much of that is a constant push."""
+"""Plot of the rms change along each write direction of an edit, and how much of it is constant."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _NULL: dict[str, Any] = {"facecolor": "none", "edgecolor": INK, "linewidth": 1.2
 
 
 def spectrum(operators: Sequence[Operator] | Operator, *, null: Sequence[Operator] = ()) -> Figure:
-    """Draws the rms change along each write direction, one panel for each site.
+    """Draws the rms change along each write direction, one panel per site.
 
-    A bar is split in proportion to the energy (the square of the change) that the mean change makes up.
+    A bar is split by the share of the energy (the squared change) that is due to the mean change.
 
     Args:
-        operators: one for each site.
-        null: what a control gives at these sites, such as the same edit with fresh weights (`analysis.untrained`): drawn
-            from its least to its largest spectrum, so several draws make a band.
+        operators: one per site.
+        null: operators of a control at these sites, such as untrained edits (`analysis.untrained`). The plot shows their
+            range from the smallest to the largest spectrum.
 
     Raises:
-        ValueError: if there is nothing to draw.
+        ValueError: If there is nothing to draw.
     """
     operators = listed(operators, Operator)
     if not operators:

@@ -1,4 +1,4 @@
-"""What edited models say: the part of their answers for which each of several things holds, an edit a group of bars."""
+"""Plot of edited models' answers: the fraction with each of several properties, one group of bars per edit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far an edit's change reaches, and where the model changes its mind: two maps, each beside its control."""
+"""Plot of how an edit's change spreads and where the predicted token changes: two maps, each with its control."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reftlens.results import Spread
 
 
 def spread(result: Spread) -> Figure:
-    """Draws the distance from the base run, and where the logit lens names another token.
+    """Draws the distance from the base run, and where the logit lens gives another token.
 
     Args:
         result: from `analysis.spread`.

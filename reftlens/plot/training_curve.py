@@ -1,4 +1,4 @@
-"""The loss of a training run, step by step and smoothed, and on examples that it was not trained on."""
+"""Plot of a training run's loss per step, smoothed, and on validation examples."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def training_curve(log: Log) -> Figure:
         log: from `train`.
 
     Raises:
-        ValueError: if there are no steps.
+        ValueError: If there are no steps.
     """
     values = np.asarray(log.loss, dtype=np.float64)
     if values.size == 0:
@@ -86,7 +86,7 @@ def training_curve(log: Log) -> Figure:
 
 
 def running_median(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
-    """The median over a centred window, narrower at the two ends.
+    """Computes the median over a centred window, which is narrower at the two ends.
 
     >>> running_median(np.array([1.0, 9.0, 1.0, 1.0]), 3).tolist()
     [5.0, 1.0, 1.0, 1.0]
