@@ -1,4 +1,4 @@
-"""Prompts and answers as a person has them -> tokens as a model takes them, and tokens back as readable labels."""
+"""Converts prompts and answers to batches of tokens, and tokens to readable labels."""
 
 from reftlens.data.batch import IGNORE, Batch, completion_tokens, encode, first_tokens, token_counts
 from reftlens.data.batches import Given, as_batch, as_batches, batches_by_length

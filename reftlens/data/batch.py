@@ -1,4 +1,4 @@
-"""Prompts and completions -> a batch of tokens that knows which of them are the prompt."""
+"""Tokenizes prompts and completions into a batch that marks the prompt tokens."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from reftlens.display import as_html
 from reftlens.positions import Prompts
 
 IGNORE = -100
-"""Label of a token that the loss does not count."""
+"""Label of a token that the loss ignores."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Tokens of several prompts, each with its completion behind it, padded to one length."""
+    """Tokens of several prompts, each followed by its completion, padded to one length."""
 
     tokens: Int[Tensor, "batch pos"]
     attention_mask: Int[Tensor, "batch pos"]
     """1 for real tokens, 0 for padding."""
     prompt_mask: Bool[Tensor, "batch pos"]
-    """True for prompt tokens, the BOS token among them."""
+    """True for prompt tokens, including BOS."""
     labels: Int[Tensor, "batch pos"]
-    """The token itself where it belongs to a completion, else -100."""
+    """The token id for completion tokens, -100 for all others."""
     texts: tuple[str, ...] | None = None
     """The prompts; with `offsets`, what `Span` reads."""
     offsets: Int[Tensor, "batch pos 2"] | None = None
@@ -44,10 +44,10 @@ class Batch:
         return len(self.tokens)
 
     def to(self, device: str | torch.device) -> Batch:
-        """The same batch on another device.
+        """Returns the batch on another device.
 
         Args:
-            device: where to.
+            device: the target device.
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
@@ -55,12 +55,12 @@ class Batch:
 
     @property
     def prompts(self) -> Prompts:
-        """What a position rule may know of this batch."""
+        """The information about this batch that position rules may use."""
         return Prompts(self.prompt_mask, self.labels != IGNORE, self.texts, self.offsets)
 
     @property
     def last_prompt_index(self) -> Int[Tensor, " batch"]:
-        """Column of each prompt's last token: where the first completion token is predicted."""
+        """Column of each prompt's last token, where the first completion token is predicted."""
         columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return torch.where(self.prompt_mask, columns, -1).amax(dim=1)
 
@@ -70,10 +70,10 @@ class Batch:
         return torch.zeros_like(self.prompt_mask).scatter(1, self.last_prompt_index[:, None], True)
 
     def at_last_prompt_token(self, values: Shaped[Tensor, "batch pos axis"]) -> Shaped[Tensor, "batch axis"]:
-        """The line of each prompt's last token: of logits, those that predict the first completion token.
+        """Selects the values at each prompt's last token. Logits there predict the first completion token.
 
         Args:
-            values: one line for each position, such as logits.
+            values: one row per position, such as logits.
         """
         rows = torch.arange(len(self), device=values.device)
         return values[rows, self.last_prompt_index]
@@ -84,7 +84,7 @@ class Batch:
         return f"Batch({batch} prompts x {pos} positions: {prompt} prompt tokens, {completion} completion tokens)"
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each prompt: its text, where it is known, and its numbers of tokens."""
+        """Returns one row per prompt: its text, if known, and its numbers of tokens."""
         counts = {"prompt tokens": self.prompt_mask, "completion tokens": self.labels != IGNORE}
         lines = pd.DataFrame({name: mask.sum(dim=1).tolist() for name, mask in counts.items()})
         if self.texts is not None:
@@ -103,26 +103,26 @@ def encode(
     padding_side: Literal["left", "right"] = "right",
     prepend_bos: bool | None = None,
 ) -> Batch:
-    """Tokenizes prompts, and completions behind them, into one batch.
+    """Tokenizes prompts and optional completions into one batch.
 
     Prompt + completion has the tokens of the joint text, and a prompt has the same tokens with and without a completion
-    (`data.tokens` has the rule for texts that merge across the seam). A completion usually begins with a space, as in
-    `(" The tower is in", " Rome")`. A prompt may also be a conversation, a list of messages: it goes through the tokenizer's
-    chat template, and its completion is the assistant's turn.
+    (`data.tokens` has the rule for texts that merge across the boundary). A completion usually begins with a space, as in
+    `(" The tower is in", " Rome")`. A prompt may also be a conversation, which is a list of messages. It is formatted by
+    the tokenizer's chat template, and its completion is the assistant's turn.
 
     Args:
         bridge: gives the tokenizer, the context length and the device.
         prompts: texts or conversations.
-        completions: one for each prompt, or none at all.
+        completions: one per prompt, or None.
         padding_side: "left" for generation; "right" lets a causal model run without an attention mask.
-        prepend_bos: whether each text begins with BOS; `bridge.cfg.default_prepend_bos` if not given. A text that begins
-            with it already does not get a second one, and a chat template says so itself.
+        prepend_bos: whether each text begins with BOS; `bridge.cfg.default_prepend_bos` by default. A text that already
+            begins with BOS does not get a second one, and a chat template sets BOS itself.
 
     Raises:
-        TypeError: for a single text where a list is wanted, or items that are not texts.
-        ValueError: for no prompts, another number of completions, an empty prompt or completion, a text longer than the model's
-            context, a token that the model has no embedding for, or prompts of different lengths on a model whose logits padding on that
-            side changes.
+        TypeError: If a single text is given instead of a list, or an item is not a text.
+        ValueError: If there are no prompts, the number of completions differs, a prompt or completion is empty, a text is
+            longer than the model's context, the model has no embedding for a token, or prompts differ in length and padding
+            on that side changes the model's logits.
     """
     given = as_prompts(prompts)
     wants_tail = completions is not None
@@ -145,7 +145,7 @@ def encode(
 
 
 def token_counts(bridge: TransformerBridge, prompts: Iterable[Prompt], *, prepend_bos: bool | None = None) -> list[int]:
-    """How many tokens `encode` makes of each prompt, BOS included.
+    """Counts the tokens of each prompt after `encode`, including BOS.
 
     Args:
         bridge: gives the tokenizer.
@@ -158,7 +158,7 @@ def token_counts(bridge: TransformerBridge, prompts: Iterable[Prompt], *, prepen
 def completion_tokens(
     bridge: TransformerBridge, prompts: Iterable[Prompt], completions: Iterable[Prompt], *, name: str = "completions"
 ) -> list[list[int]]:
-    """The tokens that `encode` gives each completion, whatever the length of the text.
+    """Returns the tokens that `encode` gives each completion, without a limit on the length of the text.
 
     Args:
         bridge: gives the tokenizer.
@@ -183,7 +183,7 @@ def completion_tokens(
 def first_tokens(
     bridge: TransformerBridge, prompts: Iterable[Prompt], answers: Iterable[Prompt], *, name: str = "answers"
 ) -> Int[Tensor, " prompt"]:
-    """The first token of each answer behind its prompt, on the model's device: what the logits after the prompt predict.
+    """Returns the first token of each answer after its prompt, on the model's device. The logits after the prompt predict it.
 
     Args:
         bridge: gives the tokenizer.
@@ -199,7 +199,7 @@ def first_tokens(
 
 
 class _Rows:
-    """Prompts as tokens, each by itself, and their completions behind them."""
+    """Tokenizes each prompt separately, and the completions that follow them."""
 
     def __init__(self, bridge: TransformerBridge, prompts: Sequence[Prompt], prepend_bos: bool | None) -> None:
         self.tokenizer, self.prompts = tokenizer_of(bridge), prompts
@@ -222,7 +222,7 @@ class _Rows:
 
 
 def _place_offsets(batch: Batch, offsets: Sequence[Sequence[tuple[int, int]]]) -> Int[Tensor, "batch pos 2"]:
-    """The characters of each token at its place in the batch; (0, 0) for BOS, completions and padding."""
+    """Returns the character span of each token at its position in the batch; (0, 0) for BOS, completions and padding."""
     placed = torch.zeros((*batch.tokens.shape, 2), dtype=torch.long)
     for row, characters in enumerate(offsets):
         placed[row, batch.prompt_mask[row]] = torch.tensor(list(characters))

@@ -1,4 +1,4 @@
-"""Batches of whatever an analysis is given: texts, pairs, conversations, a batch or several."""
+"""Converts the prompts of an analysis (texts, pairs, conversations, one or several batches) to batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def as_batches(
     at_least: int = 1,
     padding_side: Literal["left", "right"] = "right",
 ) -> list[Batch]:
-    """Prompts in their own order, cut into batches; batches stay as they are.
+    """Divides prompts into batches, in order. Given batches are returned unchanged.
 
     Args:
         bridge: gives the tokenizer.
@@ -56,7 +56,7 @@ def as_batch(
     name: str = "prompts",
     padding_side: Literal["left", "right"] = "right",
 ) -> Batch:
-    """All prompts as one batch.
+    """Returns all prompts as one batch.
 
     Args:
         bridge: gives the tokenizer.
@@ -76,9 +76,9 @@ def as_batch(
 
 
 def batches_by_length(counts: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Rows that are run together, of about the same length, so that little is padded.
+    """Groups rows of similar length into batches, so that there is little padding.
 
-    The longest come first: what does not fit in memory shows at once.
+    The longest rows come first, so that running out of memory shows at once.
 
     Args:
         counts: the length of each row.

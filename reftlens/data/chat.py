@@ -1,4 +1,4 @@
-"""Conversations -> text, through the tokenizer's own chat template.
+"""Converts conversations to text with the tokenizer's own chat template.
 
 The text of a conversation ends where the assistant's turn begins. The assistant's turn is the completion, and ends as the
 template ends it. The template says where BOS stands: none is put in front of its text.
@@ -15,7 +15,7 @@ from reftlens.data.texts import Message, Prompt, is_conversation
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
-    """The text of a prompt.
+    """Returns the text of a prompt.
 
     Args:
         tokenizer: has the template.
@@ -35,7 +35,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
 
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Prompt) -> str:
-    """The text that follows the text of a prompt.
+    """Returns the text that follows the text of a prompt.
 
     Args:
         tokenizer: has the template.
@@ -66,7 +66,7 @@ def completion_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completi
 
 
 def split_conversation(messages: Any) -> tuple[Sequence[Message], str]:
-    """A conversation -> its prompt and the assistant's last turn.
+    """Splits a conversation into its prompt and the assistant's last turn.
 
     Args:
         messages: ends with the assistant's turn.

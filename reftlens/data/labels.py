@@ -1,4 +1,4 @@
-"""Token ids -> labels: every id of a vocabulary has its own, readable one.
+"""Converts token ids to readable labels. Every id of a vocabulary has a unique label.
 
 A label is the token's text with its leading space, whatever mark the vocabulary has for it, so that `li` and ` li` differ.
 Where a token is not text, each of its bytes stands as `<0xE2>`; a token of spaces has a `▁` for each, a line end is `\\n`,
@@ -25,7 +25,7 @@ _SPACE, _UNKNOWN = "▁", "\ufffd"
 
 
 def str_tokens(bridge: TransformerBridge, tokens: Int[Tensor, " pos"]) -> tuple[str, ...]:
-    """The label of each token.
+    """Returns the label of each token.
 
     Args:
         bridge: gives the tokenizer.
@@ -36,7 +36,7 @@ def str_tokens(bridge: TransformerBridge, tokens: Int[Tensor, " pos"]) -> tuple[
 
 
 def labels_of(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Id -> label for a whole vocabulary.
+    """Returns id -> label for a whole vocabulary.
 
     Args:
         tokenizer: of any kind.

@@ -1,4 +1,4 @@
-"""The one way in for prompts, answers and subjects: any iterable of texts, read once, in its own order, and counted.
+"""Reads prompts, answers and subjects from any ordered iterable of texts, once, and checks their number.
 
 A prompt is a text, or a conversation: a list of messages such as `{"role": "user", "content": "..."}`.
 """
@@ -35,7 +35,7 @@ def as_texts(values: object, name: str, *, count: int | None = None) -> list[str
 
 
 def as_prompts(values: object, name: str = "prompts", *, count: int | None = None) -> list[Prompt]:
-    """The same for prompts, which may be conversations as well as texts.
+    """Reads prompts, which may be texts or conversations.
 
     Args:
         values: the prompts.
@@ -90,7 +90,7 @@ def as_list(values: Any, name: str, count: int | None = None) -> list[Any]:
 
 
 def is_conversation(value: object) -> TypeGuard[Sequence[Message]]:
-    """Whether it is a list of messages, each with a role and a content.
+    """Returns whether a value is a list of messages, each with a role and a content.
 
     Args:
         value: anything.
@@ -101,7 +101,7 @@ def is_conversation(value: object) -> TypeGuard[Sequence[Message]]:
 
 
 def written(prompt: Prompt) -> str:
-    """A prompt for a reader: a text as it is, and a conversation with a line for each turn.
+    """Formats a prompt for display: a text unchanged, a conversation with one line per turn.
 
     Args:
         prompt: a text or a conversation.

@@ -1,9 +1,9 @@
-"""Texts -> token ids: a completion has the tokens that it has behind its prompt, and a prompt those that it has by itself.
+"""Converts texts to token ids. A prompt has the tokens it has alone, and a completion those that follow its prompt.
 
-Prompt and completion are tokenized as one text. Where the prompt's tokens begin it, the rest are the completion's. Where
-the joint text merges across the seam ("in" + "side"), the prompt keeps its own tokens, which are what decoding starts
-from, and the completion is tokenized as what goes on from them: without a space or a mark of a word's beginning that is
-not in it, so that both together still decode to the joint text.
+Prompt and completion are tokenized as one text. If it begins with the prompt's tokens, the rest are the completion's
+tokens. If tokens merge across the boundary ("in" + "side"), the prompt keeps its own tokens, from which decoding starts.
+The completion is then tokenized as their continuation, without a space or word-start mark that it does not contain. Both
+together still decode to the joint text.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def tokenize(
 
 
 def first_token_of_texts(bridge: TransformerBridge, prepend_bos: bool | None) -> int | None:
-    """The token that every text begins with: BOS, or an encoder's classification token; None where there is none.
+    """Returns the token that every text begins with: BOS, or an encoder's classification token; None if there is none.
 
     Args:
         bridge: the model; its `cfg.default_prepend_bos` says whether there is one.
@@ -71,7 +71,7 @@ def continuations(
     heads: Sequence[Sequence[int]],
     completions: Sequence[str],
 ) -> list[list[int]]:
-    """The tokens of each completion behind its prompt.
+    """Returns the tokens of each completion after its prompt.
 
     Args:
         tokenizer: of the model.
