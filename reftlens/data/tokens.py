@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
 _ANCHORS = (".", "\n", "|", "7", "x", "q", "z", "e", ")")
-"""Texts that a completion is put behind to see how it goes on from something that it does not merge with."""
+"""Texts placed before a completion to tokenize it as a continuation of a text that it does not merge with."""
 
 
 def tokenizer_of(bridge: TransformerBridge) -> PreTrainedTokenizerBase:
@@ -80,7 +80,7 @@ def continuations(
         completions: one for each prompt.
 
     Raises:
-        ValueError: If a completion merges with its prompt and cannot be tokenized as what goes on from it.
+        ValueError: If a completion merges with its prompt and cannot be tokenized as its continuation.
     """
     joint, _ = tokenize(tokenizer, [prompt + tail for prompt, tail in zip(prompts, completions, strict=True)])
     tails = []
@@ -116,7 +116,7 @@ def _behind_anchors(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[l
 
 
 def continuing(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of a text as it goes on from some other text, where no prompt is at hand.
+    """Returns the tokens of a text as the continuation of some other text, if no prompt is known.
 
     Args:
         tokenizer: of the model.

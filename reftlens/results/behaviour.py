@@ -30,7 +30,7 @@ class Outcome(Result):
     edited: float
     """The same fraction for the edited model."""
     control: float
-    """Part under the same edit turned to random directions."""
+    """The same fraction under changes of the same norm in random directions."""
     kl: float
     """Mean KL divergence of the next-token distribution, base to edited, in nats."""
     base_whole: float = float("nan")
@@ -38,7 +38,7 @@ class Outcome(Result):
     edited_whole: float = float("nan")
     """The same fraction for the edited model."""
     control_whole: float = float("nan")
-    """Part under the same edit turned to random directions."""
+    """The same fraction under changes of the same norm in random directions."""
 
     @property
     def longer(self) -> bool:
