@@ -1,4 +1,4 @@
-"""The family of edits: one idea a file, each class opening with its equation."""
+"""The interventions. Each class docstring begins with the equation."""
 
 from reftlens.interventions.agreement import require_agreement, require_within
 from reftlens.interventions.base import Affine, Intervention, NotAffineError

@@ -1,7 +1,7 @@
-"""Do `affine` and `basis` say what the change is? Compared on activations that an analysis has at hand anyway.
+"""Checks that `affine` and `basis` agree with the change, on activations that an analysis has already computed.
 
-Analyses read these two instead of the change itself. A class whose sides disagree would give wrong numbers in all of them:
-a decomposition ten times too large, or a control smaller than the edit and still called the same change turned.
+Analyses read these two instead of the change itself. If a class defines them inconsistently, every analysis is wrong:
+a decomposition may be ten times too large, or a random-direction control smaller than the edit it should match.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from reftlens.interventions.base import Affine, Intervention, NotAffineError
 
 _MOST_TOKENS = 64
-"""Tokens of each batch that are compared."""
+"""Maximum number of tokens compared per batch."""
 _RELATIVE = 1e-3
 _SEE = "Analyses and controls would get wrong numbers from it: mend the class, and try it with rl.check_intervention"
 
@@ -22,18 +22,18 @@ _SEE = "Analyses and controls would get wrong numbers from it: mend the class, a
 def require_agreement(
     intervention: Intervention, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"] | None = None
 ) -> None:
-    """Refuses an intervention whose `affine` or `basis` is not that of its change of these activations.
+    """Refuses an intervention whose `affine` or `basis` disagrees with its change of these activations.
 
     Args:
-        intervention: of any kind; one that is not affine is compared by its basis, and one that has neither is not.
+        intervention: of any kind. If it is not affine, only its basis is compared; if it has neither, nothing is.
         tokens: activations before the edit.
-        example: row of the batch that each belongs to; all of one if not given.
+        example: batch row of each token; all tokens belong to one row by default.
 
     Raises:
-        ValueError: if one of them disagrees.
+        ValueError: If one of them disagrees.
     """
     affine = _affine(intervention)
-    # A basis that is not written by hand follows from affine.
+    # A basis that the class does not override follows from affine.
     by_hand = type(intervention).basis is not Intervention.basis
     if not len(tokens) or (affine is None and not by_hand):
         return
@@ -61,16 +61,16 @@ def require_within(
     """Refuses a basis that is not orthonormal, or that does not span these changes.
 
     Args:
-        change: of each token.
-        basis: what `basis()` gave.
-        tokens: before the edit, which say what rounding is.
-        name: of the class, for the message.
+        change: the change of each token.
+        basis: the value of `basis()`.
+        tokens: activations before the edit, which set the rounding tolerance.
+        name: the class name, for the message.
 
     Raises:
-        ValueError: if it does not hold.
+        ValueError: If the basis is not orthonormal or does not span the changes.
     """
     h = tokens.double()
-    # In bfloat16 each change is rounded by itself, and leaves the span a little.
+    # In bfloat16 each change is rounded separately and leaves the span slightly.
     relative = max(_RELATIVE, 4 * torch.finfo(change.dtype).eps)
     basis, change = basis.to(h), change.to(h)
     if not torch.allclose(basis @ basis.T, torch.eye(len(basis)).to(h), rtol=0, atol=1e-4):
@@ -80,7 +80,7 @@ def require_within(
 
 
 def _require_close(change: Tensor, said: Tensor, h: Tensor, what: str, *, relative: float = _RELATIVE) -> None:
-    """Token by token, with room for float32: a change may be a small difference of terms as large as the activation."""
+    """Compares token by token. The tolerance allows for float32: a change may be a small difference of large terms."""
     off, lengths = (change - said).norm(dim=-1).flatten(), [one.norm(dim=-1).flatten() for one in (said, change, h)]
     rounding = 1e-5 if torch.get_float32_matmul_precision() == "highest" else 1e-2
     room = relative * torch.maximum(lengths[0], lengths[1]) + rounding * lengths[2]

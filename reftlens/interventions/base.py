@@ -1,8 +1,8 @@
-"""What every edit is: h + delta(h), and, where delta is affine, its factors.
+"""Base class of all interventions: h + delta(h), and the factors of delta if it is affine.
 
-An intervention maps activations `resid [..., d_model]` to `resid + delta(resid)`. A member of the family implements
-`delta` and `affine`, and nothing else: norms, ledgers and dissections read those two (and `basis`, which follows
-from `affine`), so they work on a new member unchanged. A member that is not affine says so by `NotAffineError`.
+An intervention maps activations `resid [..., d_model]` to `resid + delta(resid)`. A subclass implements only `delta` and
+`affine`. Norms, ledgers and dissections read those two (and `basis`, which follows from `affine`), so they work on a new
+subclass unchanged. If a subclass is not affine, its `affine` raises `NotAffineError`.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from torch import Tensor, nn
 
 
 class NotAffineError(ValueError):
-    """An edit whose change is not A h + c was asked for A and c."""
+    """A and c were requested from an edit whose change is not A h + c."""
 
 
 class Affine(NamedTuple):
     """delta(h) = write^T (read h) + diagonal * h + constant: A in factors, never as a d x d matrix."""
 
     write: Float[Tensor, "rank d_model"]
-    """No rows for an edit without a low-rank part."""
+    """Has no rows if the edit has no low-rank part."""
     read: Float[Tensor, "rank d_model"]
     constant: Float[Tensor, " d_model"]
     diagonal: Float[Tensor, " d_model"] | None = None
-    """A factor for each coordinate by itself, as in RED; None where there is none."""
+    """A factor per coordinate, as in RED; None if there is none."""
     erase: Float[Tensor, "k d_model"] | None = None
-    """E, where -E^T E h is part of the change (and of write and read) and takes out what stood there; None for an
-    edit that only adds. The ledger reads it."""
+    """E, if the change (and write and read) includes -E^T E h, which removes the old value; None if the edit only
+    adds. The ledger reads it."""
 
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """The change of each activation, in the dtype of the factors."""
+        """Computes the change of each activation, in the dtype of the factors."""
         h = resid.to(self.constant)
         change = h @ self.read.T @ self.write + self.constant
         return change if self.diagonal is None else change + self.diagonal * h
 
     def along(self, basis: Float[Tensor, "k d_model"]) -> tuple[Float[Tensor, "k d_model"], Float[Tensor, " k"]]:
-        """The change in the coordinates of a basis: `basis @ delta(h) = gain @ h + push`.
+        """Returns the change in the coordinates of a basis: `basis @ delta(h) = gain @ h + push`.
 
         Args:
             basis: orthonormal rows; the result has their dtype and device.
@@ -55,7 +55,7 @@ class Affine(NamedTuple):
 
     @torch.no_grad()
     def basis(self) -> Float[Tensor, "k d_model"]:
-        """Orthonormal rows that span every change, in float64; none for an edit that changes nothing.
+        """Returns orthonormal rows that span every change, in float64; no rows if the edit changes nothing.
 
         A diagonal reaches every coordinate, so its span is the whole space: `[d_model, d_model]`.
         """
@@ -67,17 +67,17 @@ class Affine(NamedTuple):
 
 
 class Intervention(nn.Module, ABC):
-    """An edit of one activation: `forward(resid) = resid + delta(resid)`, never overridden.
+    """An edit of one activation: `forward(resid) = resid + delta(resid)`. Subclasses do not override `forward`.
 
-    Parameters are float32, and stay so: `.to(torch.bfloat16)` and `.half()` move an edit but do not round it (an
-    orthonormal R would no longer be one, and an edit is too small for the memory to matter). Inside a bfloat16
-    model the change is computed in float32 and cast.
+    Parameters stay in float32: `.to(torch.bfloat16)` and `.half()` do not round them. Rounding would make R no longer
+    orthonormal, and an edit is too small for its memory to matter. Inside a bfloat16 model the change is computed in
+    float32 and cast.
     """
 
     kind: ClassVar[str]
     """Name in checkpoints."""
     arguments: ClassVar[tuple[str, ...]] = ("d_model", "rank")
-    """Names of the constructor's arguments, each kept as an attribute, each a plain JSON value."""
+    """Names of the constructor's arguments. Each is stored as an attribute and is a plain JSON value."""
 
     def __init__(self, d_model: int, rank: int) -> None:
         """Args: d_model: width of the activation. rank: dimensions that the change can span."""
@@ -94,9 +94,9 @@ class Intervention(nn.Module, ABC):
 
     @abstractmethod
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """The change that the edit makes, in the dtype of `resid`.
+        """Computes the change that the edit makes, in the dtype of `resid`.
 
-        Where the change of one token depends on others (ReFT-r1), the second-last axis is the tokens of one example.
+        If the change of a token depends on other tokens (ReFT-r1), the second-last axis holds the tokens of one example.
 
         Args:
             resid: activations.
@@ -104,50 +104,50 @@ class Intervention(nn.Module, ABC):
 
     @abstractmethod
     def affine(self) -> Affine:
-        """The same change as factors of A and the constant c.
+        """Returns the same change as factors of A and the constant c.
 
         Raises:
-            NotAffineError: if the change is not of that form; it says why.
+            NotAffineError: If the change is not of that form. The message gives the reason.
         """
 
     @property
     def across_tokens(self) -> bool:
-        """Whether the change of one token depends on the other edited tokens of its example: where `delta_of` is overridden.
+        """Whether the change of a token depends on the other edited tokens of its example (`delta_of` is overridden).
 
-        All edited tokens of an example are then read, also where the change lands on some of them only.
+        If so, all edited tokens of an example are read, even if only some of them are changed.
         """
         return type(self).delta_of is not Intervention.delta_of
 
     def delta_of(self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
-        """The change of the edited tokens of a batch. An edit that acts token by token leaves this as it is.
+        """Computes the change of the edited tokens of a batch. Edits that act token by token do not override this.
 
         Args:
             tokens: the activations of the edited tokens, example after example, in the order of their positions.
-            example: row of the batch that each belongs to.
+            example: batch row of each token.
         """
         return self.delta(tokens)
 
     def l1(
         self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"], n_examples: int
     ) -> Float[Tensor, " n_examples"]:
-        """What training may hold small besides the loss (`TrainConfig.l1`), for each row of the batch.
+        """Computes the L1 term that training may add to the loss (`TrainConfig.l1`), for each row of the batch.
 
         Args:
             tokens: the activations of the edited tokens, before the edit.
-            example: row of the batch that each belongs to.
-            n_examples: rows of the batch.
+            example: batch row of each token.
+            n_examples: number of rows in the batch.
 
         Raises:
-            ValueError: if this kind has no L1 term.
+            ValueError: If this kind has no L1 term.
         """
         raise ValueError(f"{type(self).__name__} has no L1 term: leave l1 at 0, or train a kind that has one")
 
     def basis(self) -> Float[Tensor, "k d_model"]:
-        """Orthonormal rows that span everything the edit can write, in float64."""
+        """Returns orthonormal rows that span everything the edit can write, in float64."""
         return self.affine().basis()
 
     def forward(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """The edited activation, in the dtype of `resid`.
+        """Returns the edited activation, in the dtype of `resid`.
 
         Args:
             resid: activations.
@@ -155,11 +155,11 @@ class Intervention(nn.Module, ABC):
         return resid + self.delta(resid)
 
     def n_parameters(self) -> int:
-        """Trained numbers."""
+        """Number of trained parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def settings(self) -> dict[str, object]:
-        """The constructor's arguments, as plain JSON values."""
+        """Returns the constructor's arguments as plain JSON values."""
         return {name: getattr(self, name) for name in self.arguments}
 
     def extra_repr(self) -> str:
@@ -170,7 +170,7 @@ class Intervention(nn.Module, ABC):
 
 
 def keep_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A conversion of parameters (`nn.Module._apply`) without the part that would round them below float32."""
+    """Wraps a conversion of parameters (`nn.Module._apply`) so that it never reduces them below float32."""
 
     def moved(tensor: Tensor) -> Tensor:
         out = fn(tensor)
@@ -181,5 +181,5 @@ def keep_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def promote(resid: Tensor, parameter: Tensor) -> Tensor:
-    """The activation in the dtype in which the edit is computed."""
+    """Casts the activation to the dtype in which the edit is computed."""
     return resid.to(torch.promote_types(resid.dtype, parameter.dtype))

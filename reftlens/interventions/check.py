@@ -1,5 +1,5 @@
-"""Does a class of interventions do what it says? Its change against its affine form and its span, and what training and
-saving need of it, tried before anything is trained."""
+"""Tests an intervention class before training: that its change agrees with its affine form and its span, and that it
+can be trained and saved."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def check_intervention(
     settings: Mapping[str, object] | None = None,
     prepare: Callable[[Intervention], object] | None = None,
 ) -> tuple[str, ...]:
-    """Tries a class of interventions: everything that training, analyses and saving rely on.
+    """Tests everything that training, analyses and saving require of an intervention class.
 
     Args:
-        kind: the class, such as one of your own.
-        settings: arguments of its constructor; `d_model=16` and `rank=3` where it takes these, and its defaults, if not
-            given.
-        prepare: called with each instance before use, where the class needs more than its constructor (the source of
-            an `Interchange`).
+        kind: the class, for example your own.
+        settings: arguments of its constructor. By default `d_model=16` and `rank=3` if it takes these, and its own
+            defaults for the others.
+        prepare: called with each instance before use, if the class needs more than its constructor (such as the source
+            of an `Interchange`).
 
     Returns:
-        What was found to hold, one line each.
+        The properties that hold, one line each.
 
     Raises:
-        ValueError: if anything does not hold; it lists all that does not.
+        ValueError: If any property does not hold. The message lists all that fail.
     """
     held: list[str] = []
     failed: list[str] = []
@@ -45,7 +45,7 @@ def check_intervention(
     for name, check in trial.checks().items():
         try:
             check()
-        except Exception as error:  # An outside class may raise anything, and all of its faults belong in one message.
+        except Exception as error:  # A user's class may raise anything, and one message should list all of its faults.
             failed.append(f"- {name}: {type(error).__name__}: {error}")
             if name in _NEEDED:
                 break
@@ -57,14 +57,14 @@ def check_intervention(
 
 
 def require_kind(kind: Any) -> None:
-    """Refuses a class that no saved edit could name, or that is no whole class of interventions.
+    """Refuses a class that a saved edit could not name, or that is not a complete intervention class.
 
     Args:
         kind: the class.
 
     Raises:
-        TypeError: if it is no class of interventions.
-        ValueError: if its `kind` is missing or another's, or a method is.
+        TypeError: If it is not an intervention class.
+        ValueError: If its `kind` is missing or belongs to another class, or a method is missing.
     """
     if not (isinstance(kind, type) and issubclass(kind, Intervention)):
         raise TypeError(f"wanted a class of rl.Intervention, got {kind!r}")
@@ -82,11 +82,11 @@ def require_kind(kind: Any) -> None:
 
 
 _NEEDED = ("it is a class of Intervention with a kind of its own", "its settings are plain JSON and make it again")
-"""Without these there is nothing to try the others on."""
+"""The other checks require these."""
 
 
 class _Trial:
-    """One class under trial: untrained, and after a few steps of training, in which all of its parts differ from zero."""
+    """One class under test: untrained, and after a few training steps, when all of its parameters differ from zero."""
 
     def __init__(
         self,
@@ -216,7 +216,7 @@ class _Trial:
         return edit
 
     def _trained(self) -> Intervention:
-        """After steps towards random activations: at its start, many an edit changes nothing."""
+        """Trains a few steps towards random activations, since many edits change nothing at initialisation."""
         edit = self._made()
         parameters = [parameter for parameter in edit.parameters() if parameter.requires_grad]
         if not parameters:

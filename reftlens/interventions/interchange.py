@@ -1,8 +1,8 @@
-"""Distributed interchange: the part of an activation inside a subspace is taken from another run of the model.
+"""Distributed interchange: replaces the part of an activation inside a subspace by that of another run of the model.
 
-The parent of the family (Geiger et al. 2023, arXiv:2303.02536): LoReFT is this with a learned source, Rs = Wh + b, and
-learning R on pairs of inputs is DAS. Success is no evidence by itself: R can be fitted to arbitrary labels, and on
-random models too; `transformer_lens.tools.analysis.interchange` has those controls, and `fit_das`.
+The other interventions derive from it (Geiger et al. 2023, arXiv:2303.02536): LoReFT is interchange with a learned
+source, Rs = Wh + b, and DAS learns R on pairs of inputs. Success alone is not evidence: R can be fitted to arbitrary
+labels, and on random models. `transformer_lens.tools.analysis.interchange` has those controls, and `fit_das`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from reftlens.interventions.base import Affine, Intervention, NotAffineError, pr
 from reftlens.interventions.orthonormal import Orthonormal
 
 Source = Tensor | Callable[[Tensor], Tensor]
-"""Source activations `[d_model]` (one for all) or `[n, d_model]` (one for each edited token), or what gives them."""
+"""Source activations `[d_model]` (one for all) or `[n, d_model]` (one per edited token), or a function that returns them."""
 
 
 @final
 class Interchange(Intervention):
-    """Interchange: h + R^T(Rs - Rh), R with orthonormal rows, s the activation of the source run.
+    """Interchange: h + R^T(Rs - Rh), where R has orthonormal rows and s is the activation of the source run.
 
     (Geiger et al. 2023, arXiv:2303.02536; eq. 1 of Wu et al. 2024, arXiv:2404.03592.) Computed by
     `transformer_lens.tools.analysis.interchange.SubspaceInterchange`. The source belongs to a batch, not to the edit:
-    give it by `edit.take(...)` before a run. It is not saved.
+    set it with `edit.take(...)` before a run. It is not saved.
     """
 
     kind = "interchange"
@@ -40,13 +40,13 @@ class Interchange(Intervention):
 
     @classmethod
     def along(cls, basis: Float[Tensor, "rank d_model"]) -> Interchange:
-        """In a given subspace, such as the transpose of `fit_das(...).basis`.
+        """Creates an interchange in a given subspace, such as the transpose of `fit_das(...).basis`.
 
         Args:
             basis: orthonormal rows.
 
         Raises:
-            ValueError: if the rows are not orthonormal.
+            ValueError: If the rows are not orthonormal.
         """
         rank, d_model = basis.shape
         edit = cls(d_model, rank).to(basis.device)
@@ -62,19 +62,19 @@ class Interchange(Intervention):
 
     @property
     def R(self) -> Float[Tensor, "rank d_model"]:
-        """The subspace, rows orthonormal."""
+        """The subspace, with orthonormal rows."""
         return self.rotation()
 
     @property
     def source(self) -> Source | None:
-        """Where s comes from; None until it is given by `take`."""
+        """The source of s; None until `take` sets it."""
         return self._source[0] if self._source else None
 
     def take(self, source: Source | None) -> None:
-        """Sets where s comes from, for the runs that follow; None forgets it.
+        """Sets the source of s for the following runs. None removes it.
 
         Args:
-            source: a tensor `[d_model]`, or of the shape of the edited tokens, `[n, d_model]`, in the order of rows and
+            source: a tensor `[d_model]`; a tensor `[n, d_model]`, one row per edited token, in the order of batch rows and
                 positions (`cache[hook_name][mask]`); or a function from the edited tokens to such a tensor.
         """
         self._source = () if source is None else (source,)
@@ -84,7 +84,7 @@ class Interchange(Intervention):
 
         h = promote(resid, self.rotation.weight)
         move = self._values(resid).to(h) - h
-        # It is linear: moving 0 towards s - h is the change itself, without the rounding of h + change - h.
+        # The map is linear: moving 0 towards s - h gives the change without the rounding of h + change - h.
         swapped: Tensor = SubspaceInterchange(self.R.T)(torch.zeros_like(h), move)
         return swapped.to(resid.dtype)
 

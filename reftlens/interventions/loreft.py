@@ -1,7 +1,7 @@
-"""The edits that write inside a learned subspace: R has orthonormal rows, and the change is R^T(something of rank r).
+"""Interventions that write inside a learned subspace: R has orthonormal rows, and the change is R^T times r numbers.
 
-LoReFT is the interchange with a learned source, Rs = Wh + b; the others are its ablations (Wu et al. 2024,
-arXiv:2404.03592, section 3 and appendix): what is left when the target is constant, or when nothing is erased.
+LoReFT is interchange with a learned source, Rs = Wh + b. The others are its ablations (Wu et al. 2024,
+arXiv:2404.03592, section 3 and appendix), with a constant target or without erasure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from reftlens.interventions.orthonormal import Orthonormal
 class LoReFT(Intervention):
     """LoReFT: h + R^T(Wh + b - Rh), R with orthonormal rows (Wu et al. 2024, arXiv:2404.03592, eq. 2).
 
-    As in the paper, W and b start as `nn.Linear` does, so an untrained edit is not the identity: it already
+    As in the paper, W and b are initialised as in `nn.Linear`, so an untrained edit is not the identity: it already
     replaces Rh by Wh + b.
     """
 
@@ -33,7 +33,7 @@ class LoReFT(Intervention):
 
     @property
     def R(self) -> Float[Tensor, "rank d_model"]:
-        """The subspace, rows orthonormal. Known only up to a rotation of its rows: not an answer by itself."""
+        """The subspace, with orthonormal rows. Training identifies it only up to a rotation of the rows."""
         return self.rotation()
 
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
@@ -48,10 +48,10 @@ class LoReFT(Intervention):
 
 @final
 class AdditiveLoReFT(Intervention):
-    """LoReFT that erases nothing: h + R^T(Wh + b), R with orthonormal rows (an ablation in Wu et al. 2024).
+    """LoReFT without erasure: h + R^T(Wh + b), R with orthonormal rows (an ablation in Wu et al. 2024).
 
-    A naming trap: pyreft calls this class `DireftIntervention`, but the paper's DiReFT has no constraint on its
-    matrices, and is pyreft's `NodireftIntervention`. Here `DiReFT` is the paper's, and this is not it.
+    The names differ from pyreft's: pyreft calls this class `DireftIntervention`. The paper's DiReFT has no constraint
+    on its matrices. It is `NodireftIntervention` in pyreft and `DiReFT` here.
     """
 
     kind = "additive-loreft"
@@ -63,7 +63,7 @@ class AdditiveLoReFT(Intervention):
 
     @property
     def R(self) -> Float[Tensor, "rank d_model"]:
-        """The subspace, rows orthonormal."""
+        """The subspace, with orthonormal rows."""
         return self.rotation()
 
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
@@ -80,7 +80,7 @@ class AdditiveLoReFT(Intervention):
 class ConsReFT(Intervention):
     """ConsReFT: h + R^T(b - Rh), R with orthonormal rows: a constant target inside the subspace.
 
-    An ablation in Wu et al. 2024 (arXiv:2404.03592). As in the reference code, b starts uniform in [0, 1).
+    An ablation in Wu et al. 2024 (arXiv:2404.03592). As in the reference code, b is initialised uniformly in [0, 1).
     """
 
     kind = "consreft"
@@ -92,7 +92,7 @@ class ConsReFT(Intervention):
 
     @property
     def R(self) -> Float[Tensor, "rank d_model"]:
-        """The subspace, rows orthonormal."""
+        """The subspace, with orthonormal rows."""
         return self.rotation()
 
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
@@ -109,8 +109,8 @@ class ConsReFT(Intervention):
 class LobiReFT(Intervention):
     """LobiReFT: h + R^T b, R with orthonormal rows: the same push for every activation.
 
-    An ablation in Wu et al. 2024 (arXiv:2404.03592): a steering vector with more numbers than it needs, since any
-    R^T b is one vector. As in the reference code, b starts uniform in [0, 1).
+    An ablation in Wu et al. 2024 (arXiv:2404.03592): a steering vector with more parameters than it needs, since R^T b
+    is a single vector. As in the reference code, b is initialised uniformly in [0, 1).
     """
 
     kind = "lobireft"
@@ -122,7 +122,7 @@ class LobiReFT(Intervention):
 
     @property
     def R(self) -> Float[Tensor, "rank d_model"]:
-        """The rows that b weighs, orthonormal."""
+        """The orthonormal rows that b weights."""
         return self.rotation()
 
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
@@ -130,5 +130,5 @@ class LobiReFT(Intervention):
 
     def affine(self) -> Affine:
         R = self.R
-        # No low-rank part: of the r dimensions of R only R^T b is ever written.
+        # There is no low-rank part: only the vector R^T b is ever written.
         return Affine(write=R[:0], read=R[:0], constant=self.target @ R)

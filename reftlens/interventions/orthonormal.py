@@ -1,4 +1,4 @@
-"""R with orthonormal rows, R R^T = I, kept so under any optimiser."""
+"""A parameter R that keeps orthonormal rows, R R^T = I, under any optimiser."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from reftlens.interventions.base import keep_float32
 class Orthonormal(nn.Module):
     """A matrix R `[rank, d_model]` with orthonormal rows, under any optimiser.
 
-    The parameter is R itself. Its gradient is projected to the tangent of the manifold, G - sym(G R^T) R. Each use
-    checks R R^T, an r x r matrix, and where an optimiser has moved R off the manifold retracts it by QR: once per
-    step, however many hooks read it. (A version counter would be cheaper, and wrong: the fused AdamW that
-    `transformers.Trainer` uses does not advance it.) No d x d buffer is kept, and what is saved is R. Like every edit
-    it stays in float32 under `.to(torch.bfloat16)`.
+    The parameter is R itself. Its gradient is projected to the tangent space of the manifold, G - sym(G R^T) R. Each use
+    checks R R^T, an r x r matrix. If an optimiser has moved R off the manifold, QR retracts it, once per step for any
+    number of hooks. (A version counter would be cheaper but wrong: the fused AdamW that `transformers.Trainer` uses does
+    not advance it.) There is no d x d buffer, and R is what is saved. Like every edit it stays in float32 under
+    `.to(torch.bfloat16)`.
 
-    Beside the reference's form of R, torch's Householder parametrisation (`orthogonal_map="householder"`):
+    Comparison with the reference's form of R, torch's Householder parametrisation (`orthogonal_map="householder"`):
 
-    - Weight decay only shortens R, and QR restores it: no rank is lost. Householder's R is exactly zero after one
+    - Weight decay only shortens R, and QR restores it, so no rank is lost. Householder's R is exactly zero after one
       step of AdamW with weight decay.
-    - The manifold is the same, the path is not: Adam scales each entry of R here, of the reflections there. On one
-      planted problem (`tests/benchmarks/orthonormal.py`: d 64, rank 4, one start) both come from 0.3 to below
-      1e-13, and Householder goes down sooner at small rates: at lr 9e-4 the loss after 300 steps is 0.019 here and
+    - The manifold is the same but the path differs: Adam scales each entry of R here, and of the reflections there. On
+      one planted problem (`tests/benchmarks/orthonormal.py`: d 64, rank 4, one start) the loss of both falls from 0.3 to
+      below 1e-13, and Householder's falls sooner at small rates: at lr 9e-4 the loss after 300 steps is 0.019 here and
       0.007 there, after 1000 1.9e-5 and 2.5e-6. At lr 2e-2 they are alike up to 100 steps (5.0e-6 and 5.6e-6).
     - A step of a 12-layer model of width 768 on 1 x 32 tokens, with 12 edits of rank 4, takes 1.03 times the bare
       model's on one CPU thread, and 1.22 times with Householder (the same script).
@@ -35,17 +35,17 @@ class Orthonormal(nn.Module):
     def __init__(self, rank: int, d_model: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(rank, d_model)))
-        # What is saved right after a step of the optimiser is R as well.
+        # A state dict saved right after an optimiser step must also hold an orthonormal R.
         self.register_state_dict_pre_hook(_on_manifold)
 
     def forward(self, fixed: Float[Tensor, "k d_model"] | None = None) -> Float[Tensor, "rank d_model"]:
-        """R, retracted where it has left the manifold.
+        """Returns R, retracted if it has left the manifold.
 
         Args:
-            fixed: orthonormal rows that R has to stay orthogonal to. They are not changed.
+            fixed: orthonormal rows that R must stay orthogonal to. They are not changed.
 
         Raises:
-            ValueError: if R holds NaN or infinite values.
+            ValueError: If R holds NaN or infinite values.
         """
         fixed = self.weight.detach()[:0] if fixed is None else fixed.detach()
         self._retract(fixed)
@@ -53,7 +53,7 @@ class Orthonormal(nn.Module):
 
     @torch.no_grad()
     def _retract(self, fixed: Tensor) -> None:
-        """Puts the rows back on the manifold; leaves them to the bit where they already lie on it."""
+        """Moves the rows back onto the manifold. Rows that already lie on it stay bit-identical."""
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         rows = torch.cat([fixed.to(dtype), self.weight.to(dtype)])
         off = (rows[len(fixed) :] @ rows.T - torch.eye(len(rows), dtype=dtype, device=rows.device)[len(fixed) :]).abs()
@@ -63,7 +63,7 @@ class Orthonormal(nn.Module):
         if worst != worst or worst == float("inf"):
             raise ValueError("R holds NaN or infinite values; training has diverged: lower the learning rate")
         Q, upper = torch.linalg.qr(rows.T)
-        # The sign that continues R, so that a small step of the optimiser stays a small step.
+        # QR leaves the signs free. Keep those of R, so that a small optimiser step stays a small step.
         Q = torch.where(upper.diagonal() < 0, -Q, Q)
         self.weight.copy_(Q.T[len(fixed) :])
 
@@ -77,7 +77,7 @@ def _on_manifold(module: nn.Module, *_: object) -> None:
 
 
 class _TangentGradient(torch.autograd.Function):
-    """Identity forward; backward removes the part of the gradient that leaves the manifold."""
+    """Identity in the forward pass; the backward pass removes the gradient component that leaves the manifold."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, R: Tensor, fixed: Tensor) -> Tensor:

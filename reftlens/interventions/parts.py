@@ -1,7 +1,7 @@
-"""One LoReFT whose rank is shared out to named parts, trained apart and used together or alone.
+"""LoReFT with its rank divided among named parts, which are trained separately and used together or alone.
 
 The composition of Wu et al. 2024 (arXiv:2404.03592): rank 8, four dimensions for one task and four for another. Since
-all rows are orthonormal together, a part fixes what it wrote: R_p h' = W_p h + b_p whichever other parts act.
+all rows are jointly orthonormal, other parts do not change what a part writes: R_p h' = W_p h + b_p for any active parts.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from reftlens.interventions.orthonormal import Orthonormal
 
 @final
 class SplitLoReFT(Intervention):
-    """LoReFT in parts: h + sum over active parts p of R_p^T(W_p h + b_p - R_p h), all rows orthonormal together.
+    """LoReFT in parts: h + sum over active parts p of R_p^T(W_p h + b_p - R_p h), all rows jointly orthonormal.
 
-    All parts act unless a `with edit.only("german"):` says which. Each part has its own parameters, so training inside
-    that block moves the named ones and leaves the others to the bit, weight decay included: rows that are trained
-    yield to those that are not. A part trained first therefore keeps clear of the still random rows of the others;
-    taking turns gives them back. (The reference trains slices of one R, where every step moves all of them.)
+    All parts are active unless `with edit.only("german"):` selects some. Each part has its own parameters. Training
+    inside that block changes the named parts and leaves the others bit-identical, even with weight decay: trained rows
+    are kept orthogonal to the untrained ones. So a part trained first is confined to the complement of the others' random
+    rows; alternating between parts removes this limit. (The reference trains slices of one R, and every step moves all.)
     """
 
     kind = "split-loreft"
@@ -35,7 +35,7 @@ class SplitLoReFT(Intervention):
         """Args: d_model: width of the activation. parts: rank of each part, by name.
 
         Raises:
-            ValueError: for no parts, a rank below 1, more ranks together than the width, or a name with a dot.
+            ValueError: If there are no parts, a rank is below 1, the total rank exceeds the width, or a name has a dot.
         """
         for name, rank in parts.items():
             if rank < 1:
@@ -46,7 +46,7 @@ class SplitLoReFT(Intervention):
             raise ValueError("SplitLoReFT wants at least one part, such as {'german': 4, 'french': 4}, got none")
         super().__init__(d_model, sum(parts.values()))
         self.parts = dict(parts)
-        # The prefix keeps names such as "keys" from those of ModuleDict itself.
+        # The prefix prevents clashes of names such as "keys" with attributes of ModuleDict.
         self.rotations = nn.ModuleDict({f"part_{name}": Orthonormal(rank, d_model) for name, rank in parts.items()})
         self.sources = nn.ModuleDict({f"part_{name}": nn.Linear(d_model, rank) for name, rank in parts.items()})
         self._active = tuple(parts)
@@ -55,18 +55,18 @@ class SplitLoReFT(Intervention):
 
     @property
     def active(self) -> tuple[str, ...]:
-        """The parts that act now."""
+        """The active parts."""
         return self._active
 
     @contextmanager
     def only(self, *names: str) -> Iterator[SplitLoReFT]:
-        """Inside, these parts alone act and are trained. Step the optimiser inside as well.
+        """Context in which only these parts are active and trained. Step the optimiser inside it as well.
 
         Args:
-            names: of the parts.
+            names: names of the parts.
 
         Raises:
-            ValueError: for no names, or one that is no part.
+            ValueError: If there are no names, or a part does not exist.
         """
         unknown = [name for name in names if name not in self.parts]
         if unknown or not names:
@@ -76,7 +76,7 @@ class SplitLoReFT(Intervention):
         self._active = tuple(name for name in self.parts if name in names)
         try:
             yield self
-            # While the others still stand: what was trained yields to them, not they to it.
+            # Retract before the others can change: the trained rows become orthogonal to them, not the reverse.
             self._factors()
         finally:
             self._active = before
@@ -92,7 +92,7 @@ class SplitLoReFT(Intervention):
         return Affine(write=R, read=W - R, constant=b @ R, erase=R)
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """R `[active rank, d_model]`, W and b of the active parts, in order."""
+        """Returns R `[active rank, d_model]`, W and b of the active parts, in order."""
         idle = [name for name in self.parts if name not in self._active]
         rows: list[Tensor] = []
         for name in (*idle, *self._active):
@@ -106,6 +106,6 @@ class SplitLoReFT(Intervention):
 
 
 def _settle(module: nn.Module, *_: object) -> None:
-    """What is saved is orthonormal together, not only part by part."""
+    """Makes the rows jointly orthonormal before saving, not only within each part."""
     if isinstance(module, SplitLoReFT) and not next(module.parameters()).is_meta:
         module._factors()

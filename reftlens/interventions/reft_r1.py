@@ -1,8 +1,8 @@
-"""One direction that detects a concept and steers towards it.
+"""ReFT-r1: one direction that detects a concept and steers towards it.
 
-Unlike the rest of the family the push of a token depends on the other edited tokens of its example, so there is no
-A and no c: what needs them says `NotAffineError`. What reads changes alone (edit size, effect maps, outcomes and their
-placebos) works as for any member.
+Unlike in the other interventions, the push of a token depends on the other edited tokens of its example, so A and c do
+not exist. Analyses that need them raise `NotAffineError`. Analyses that read only the change (edit size, effect maps,
+outcomes and their placebos) work as usual.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from reftlens.numbers import require_whole_number
 class ReFTr1(Intervention):
     """ReFT-r1: h + m v, |v| = 1, m the mean of the k largest ReLU(h . v) of the example (arXiv:2501.17148).
 
-    (Wu et al. 2025, AxBench.) The maximum runs over the edited tokens of an example; one that has fewer than k takes
-    the mean of all of them. Where generated tokens are edited too, those of a training example's whole completion count, as in
-    the paper's code; in decoding, those so far. v is held at length 1 after each step, where the reference code scales it before. Training
-    can add a penalty on the scores that are not among the k largest: see `l1`.
+    (Wu et al. 2025, AxBench.) The maximum runs over the edited tokens of an example. An example with fewer than k edited
+    tokens uses the mean of all of them. If generated tokens are edited too, training counts the whole completion, as in
+    the paper's code, and decoding counts the tokens so far. v is rescaled to length 1 after each step; the reference code
+    rescales it before. Training can add a penalty on the scores that are not among the k largest: see `l1`.
     """
 
     kind = "reft-r1"
     arguments = ("d_model", "k")
 
     def __init__(self, d_model: int, k: int = 1) -> None:
-        """Args: d_model: width of the activation. k: tokens of each example that set the size of the push.
+        """Args: d_model: width of the activation. k: number of tokens per example that set the size of the push.
 
         Raises:
-            ValueError: if k is below 1.
+            ValueError: If k is below 1.
         """
         super().__init__(d_model, rank=1)
         require_whole_number("k", k, least=1)
@@ -48,7 +48,7 @@ class ReFTr1(Intervention):
         return self.direction()[0]
 
     def detect(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "..."]:
-        """The concept's score of each token, ReLU(h . v), in the units of the activation.
+        """Computes the concept's score at each token, ReLU(h . v), in the units of the activation.
 
         Args:
             resid: activations.
@@ -70,10 +70,10 @@ class ReFTr1(Intervention):
     def l1(
         self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"], n_examples: int
     ) -> Float[Tensor, " n_examples"]:
-        """The scores outside the k largest, summed and divided by the example's number of tokens.
+        """Sums the scores outside the k largest and divides by the example's number of tokens.
 
-        The paper sums them; the division is that of its code, which lets the term's factor grow from 0 over the run,
-        where `train` keeps it as it is. 0 for a row without edited tokens.
+        The paper sums them; its code divides as well. That code increases the term's factor from 0 during the run, while
+        `train` keeps it constant. The value is 0 for a row without edited tokens.
         """
         score = self.detect(tokens)
         rest = score.masked_fill(self._strongest(score, example), 0.0)
@@ -103,7 +103,7 @@ class ReFTr1(Intervention):
 def _mean(
     values: Float[Tensor, " n"], chosen: Bool[Tensor, " n"], example: Int[Tensor, " n"]
 ) -> Float[Tensor, " examples"]:
-    """The mean of each example's chosen values, by row of the batch; NaN for a row without any."""
+    """Returns the mean of each example's chosen values, per batch row; NaN for a row without any."""
     n_examples = int(example.max()) + 1 if len(example) else 0
     total = torch.zeros(n_examples, dtype=values.dtype, device=values.device)
     weight = chosen.to(values.dtype)

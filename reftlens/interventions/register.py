@@ -1,6 +1,7 @@
-"""Classes of your own, known by name once they are registered: to saved edits, to `at_layers`, on the command line.
+"""Registers your own classes by name, for saved edits, `at_layers` and the command line.
 
-Nothing in a file makes a class known. Its module does, when you import it, or name it to the command line by `--import`.
+A saved file cannot register a class. Import the module that defines it, or name that module with `--import` on the command
+line.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ _KINDS: dict[str, type[Intervention]] = {}
 
 
 def register(cls: C) -> C:
-    """Makes a class of your own known by its name. It stands above the class as `@rl.register`.
+    """Registers your own class by its name. Use it as the decorator `@rl.register`.
 
     Args:
-        cls: an intervention with a `kind`, or a position rule with a `rule` whose `spec()` is `{"rule": its name, ...}` and
-            the arguments that make it again, as plain JSON values.
+        cls: an intervention with a `kind`, or a position rule with a `rule` whose `spec()` is `{"rule": its name, ...}`
+            plus its constructor arguments as plain JSON values.
 
     Returns:
-        The class, as it is.
+        The class, unchanged.
 
     Raises:
-        TypeError: for anything else.
-        ValueError: if its name is missing or another class's, or a method is missing.
+        TypeError: If it is neither.
+        ValueError: If its name is missing or belongs to another class, or a method is missing.
     """
     if isinstance(cls, type) and issubclass(cls, Positions):
         register_rule(cls)
@@ -40,12 +41,12 @@ def register(cls: C) -> C:
 def _register_kind(kind: Any) -> None:
     require_kind(kind)
     before = _KINDS.get(kind.kind)
-    # A cell of a notebook that is run again defines its class again.
+    # Running a notebook cell again defines its class again.
     if before is not None and (before.__module__, before.__qualname__) != (kind.__module__, kind.__qualname__):
         raise ValueError(f"kind = {kind.kind!r} is that of {before.__qualname__}: give {kind.__qualname__} another")
     _KINDS[kind.kind] = kind
 
 
 def registered() -> tuple[type[Intervention], ...]:
-    """The interventions that were registered."""
+    """Returns the registered interventions."""
     return tuple(_KINDS.values())

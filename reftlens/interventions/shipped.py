@@ -25,9 +25,9 @@ FAMILY: tuple[type[Intervention], ...] = (
     SplitLoReFT,
     Interchange,
 )
-"""Every member that ships. A new one is one class in a file of this folder and one word here."""
+"""Every intervention that ships. To add one, write its class in a file of this folder and add its name here."""
 
 
 def known_kinds() -> tuple[type[Intervention], ...]:
-    """Every class that a name may mean: the family, and what you registered."""
+    """Returns every class that can be named: those that ship and those that you registered."""
     return (*FAMILY, *registered())

@@ -1,4 +1,4 @@
-"""The edits that hold vectors alone: a factor for each coordinate, a push for all, or both (RED)."""
+"""Interventions with only vectors as parameters: a factor per coordinate, a constant push, or both (RED)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reftlens.numbers import require_number
 
 
 def _no_rows(like: Float[Tensor, " d_model"]) -> Float[Tensor, "0 d_model"]:
-    """The factors of an edit without a low-rank part."""
+    """Returns the empty factors of an edit without a low-rank part."""
     return like.detach()[None][:0]
 
 
@@ -21,10 +21,10 @@ def _no_rows(like: Float[Tensor, " d_model"]) -> Float[Tensor, "0 d_model"]:
 class RED(Intervention):
     """RED: s * h + b, coordinate by coordinate (Wu, M. et al. 2024, arXiv:2402.15179).
 
-    s starts at 1 and b at 0, so an untrained edit is the identity. It has no rank to choose: its change
-    (s - 1) * h + b can point anywhere, and `basis()` is the whole space, `[d_model, d_model]`. Unlike a low-rank edit
-    it depends on the coordinates: turned to another basis it would be another edit. (The paper edits what the MLP
-    adds; the site is the caller's to choose.)
+    s is initialised to 1 and b to 0, so an untrained edit is the identity. There is no rank: the change (s - 1) * h + b
+    can point anywhere, and `basis()` is the whole space, `[d_model, d_model]`. Unlike a low-rank edit it depends on the
+    choice of coordinates: in another basis it would be a different edit. (The paper edits the MLP output; here the caller
+    chooses the site.)
     """
 
     kind = "red"
@@ -47,10 +47,10 @@ class RED(Intervention):
 
 @final
 class Rescale(Intervention):
-    """A factor for each coordinate: h + a * h, the first step of LoFiT (Yin et al. 2024, arXiv:2406.01563).
+    """A factor per coordinate: h + a * h, the first step of LoFiT (Yin et al. 2024, arXiv:2406.01563).
 
-    a starts at zero, where the edit is the identity (the reference draws it from N(0, 0.001)). The length of a learned
-    on a head is how much that head matters; see `lofit`. Like RED it depends on the coordinates.
+    a is initialised to zero, which makes the edit the identity (the reference draws it from N(0, 0.001)). The norm of the
+    learned a at a head measures that head's importance; see `lofit`. Like RED it depends on the choice of coordinates.
     """
 
     kind = "rescale"
@@ -68,7 +68,7 @@ class Rescale(Intervention):
     def l1(
         self, tokens: Float[Tensor, "n d_model"], example: Int[Tensor, " n"], n_examples: int
     ) -> Float[Tensor, " n_examples"]:
-        """The sum of |a|, the same for every example."""
+        """Returns the sum of |a|, the same for every example."""
         return self.excess.abs().sum().expand(n_examples)
 
     def affine(self) -> Affine:
@@ -80,7 +80,7 @@ class Rescale(Intervention):
 class SteeringVector(Intervention):
     """A steering vector: h + scale * v, the same push for every activation.
 
-    v starts at zero, where the edit is the identity, or is given; it can be trained or left as it is. The form is
+    v is given or initialised to zero, which makes the edit the identity. It can be trained or left unchanged. The form is
     that of activation addition (Turner et al. 2023, arXiv:2308.10248).
     """
 
@@ -88,14 +88,14 @@ class SteeringVector(Intervention):
     arguments = ("d_model", "scale")
 
     def __init__(self, d_model: int, scale: float = 1.0) -> None:
-        """A zero vector, to be trained; `SteeringVector.of(vector)` starts from a given one.
+        """Creates a zero vector for training. `SteeringVector.of(vector)` starts from a given one.
 
         Args:
             d_model: width of the activation.
             scale: fixed factor of the push.
 
         Raises:
-            ValueError: if scale is zero or not finite.
+            ValueError: If scale is zero or not finite.
         """
         super().__init__(d_model, rank=1)
         require_number("scale", scale)
@@ -106,14 +106,14 @@ class SteeringVector(Intervention):
 
     @classmethod
     def of(cls, vector: Float[Tensor, " d_model"], scale: float = 1.0) -> SteeringVector:
-        """The push along a given vector, which is copied.
+        """Creates the edit that adds a given vector, which is copied.
 
         Args:
-            vector: what is added, before the scale.
+            vector: the vector that is added, before scaling.
             scale: fixed factor of the push.
 
         Raises:
-            ValueError: if the vector holds NaN or infinite values, or scale is zero or not finite.
+            ValueError: If the vector holds NaN or infinite values, or scale is zero or not finite.
         """
         if not bool(torch.isfinite(vector).all()):
             raise ValueError("the steering vector must be finite, got NaN or infinite values")

@@ -1,4 +1,4 @@
-"""Which tokens an edit touches: rules from the prompts of a batch to the mask of edited tokens.
+"""Position rules, which select the tokens that an edit changes: from the prompts of a batch to a mask.
 
 >>> First(2) | Last(1)
 First(2) | Last(1)

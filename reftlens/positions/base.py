@@ -1,7 +1,7 @@
-"""What a position rule is, what it may know of a batch, and how rules are joined.
+"""Base class of position rules, the batch information they may use, and how rules are combined.
 
-A rule is a small frozen value; its `mask` is True at the tokens it picks. Padding side, ragged batches and short
-prompts are all one case: a token's place is counted among its own row's prompt tokens, so padding never counts.
+A rule is a small frozen value whose `mask` is True at the tokens it picks. An index counts only the prompt tokens of its
+own row, so padding on either side, ragged batches and short prompts need no special case.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from reftlens.display import as_html
 @final
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """What a rule may know of a batch."""
+    """The information about a batch that a rule may use."""
 
     mask: Bool[Tensor, "batch pos"]
     """True for prompt tokens."""
     completion: Bool[Tensor, "batch pos"] | None = None
     """True for tokens that follow a prompt."""
     texts: tuple[str, ...] | None = None
-    """The prompts themselves."""
+    """The prompt texts."""
     offsets: Int[Tensor, "batch pos 2"] | None = None
     """First and one-past-last character of each prompt token in its text; equal for a token without text (BOS)."""
 
     @cached_property
     def place(self) -> Int[Tensor, "batch pos"]:
-        """0-based place of each prompt token in its own prompt; without meaning elsewhere."""
+        """0-based index of each prompt token in its own prompt; undefined elsewhere."""
         return self.mask.long().cumsum(dim=1) - 1
 
     @cached_property
@@ -45,11 +45,11 @@ class Prompts:
 
 
 _SKETCHED = (6, 16)
-"""Lengths of the prompts that a rule is shown on."""
+"""Lengths of the prompts on which a notebook shows a rule."""
 
 
 class Positions(ABC):
-    """A rule that picks tokens of a prompt. Join rules with `|`, take one from another with `-`."""
+    """A rule that picks tokens of a prompt. Combine rules with `|` (union) and `-` (difference)."""
 
     @property
     def generated(self) -> bool:
@@ -58,30 +58,30 @@ class Positions(ABC):
 
     @property
     def short(self) -> str:
-        """The rule in few words, for tables and figures: `first 2`; a rule of your own is shown as it prints."""
+        """A short label for tables and figures, such as `first 2`; the default is the `repr`."""
         return repr(self)
 
     @abstractmethod
     def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
-        """True at the picked tokens.
+        """Returns a mask that is True at the picked tokens.
 
         Args:
-            prompts: what the rule may know of a batch.
+            prompts: the information about a batch that the rule may use.
         """
 
     @abstractmethod
     def spec(self) -> dict[str, object]:
-        """The rule as plain JSON values; `from_spec` reads it back."""
+        """Returns the rule as plain JSON values, which `from_spec` reads back."""
 
     def mask(self, prompts: Prompts | Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-        """The mask of edited tokens.
+        """Returns the mask of edited tokens.
 
         Args:
-            prompts: those of a batch, or the mask of its prompt tokens alone, which is enough for rules that do
+            prompts: the prompts of a batch, or only the mask of its prompt tokens, which is enough for rules that do
                 not read the text.
 
         Raises:
-            ValueError: if the rule wants a token that some prompt does not have, or reads a text that is not given.
+            ValueError: If a prompt lacks a token that the rule requires, or the rule reads a text that is not given.
         """
         return self.pick(prompts if isinstance(prompts, Prompts) else Prompts(prompts))
 
@@ -92,7 +92,7 @@ class Positions(ABC):
         return Difference(self, other) if isinstance(other, Positions) else NotImplemented
 
     def _repr_html_(self) -> str:
-        """The rule, and which tokens it picks of a short and a long prompt: there rules overlap, or fall short."""
+        """Shows which tokens the rule picks in a short and a long prompt, where rules may overlap or run out of tokens."""
         lines = [f"{n} tokens: {self._sketch(n)}" for n in _SKETCHED]
         return as_html("\n".join([repr(self), *lines]), pd.DataFrame)
 
@@ -110,7 +110,7 @@ _JOINED = {"union": "+", "difference": "-"}
 
 @dataclass(frozen=True)
 class _Pair(Positions):
-    """Two rules, joined."""
+    """A combination of two rules."""
 
     left: Positions
     right: Positions

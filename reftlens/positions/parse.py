@@ -1,4 +1,4 @@
-"""Rules as text: the field's short form, and the plain values that checkpoints hold; rules of your own among them."""
+"""Reads position rules, including your own, from the field's short form and from the JSON values in checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reftlens.positions.rules import All, AnySpan, At, First, Generated, Last, L
 
 
 def union_parts(positions: Positions) -> list[Positions]:
-    """The rules that a union joins, left to right; a single rule is its own only part."""
+    """Returns the rules in a union, from left to right; a single rule gives a list of itself."""
     if isinstance(positions, Union):
         return union_parts(positions.left) + union_parts(positions.right)
     return [positions]
@@ -27,16 +27,16 @@ def parse(text: str | int | Positions) -> Positions:
     """Reads the field's short form: `"f7+l7"`, `"f5"`, `"l1"`, with the paper's rule for short prompts.
 
     The first n tokens stop at floor(len / 2) and the last n at ceil(len / 2), so the two never overlap
-    (Wu et al. 2024, arXiv:2404.03592). `"all"`, `"first"` and `"last"` are words for `All()`, `First(1)` and `Last(1)`,
-    and an integer is an index. `'{"rule": "span", "text": "the tower"}'` is a rule as `spec` writes it, and a `Positions` is
-    returned as it is.
+    (Wu et al. 2024, arXiv:2404.03592). `"all"`, `"first"` and `"last"` mean `All()`, `First(1)` and `Last(1)`, and an
+    integer is an index. `'{"rule": "span", "text": "the tower"}'` is a rule in the form that `spec` writes. A `Positions` is
+    returned unchanged.
 
     Args:
         text: the short form, a word, an index, or a rule.
 
     Raises:
-        ValueError: for a text that is none of these; it says what was wrong.
-        TypeError: for anything else.
+        ValueError: If the text has none of these forms. The message gives the reason.
+        TypeError: If the argument is anything else.
     """
     if isinstance(text, Positions):
         return text
@@ -67,10 +67,10 @@ def parse(text: str | int | Positions) -> Positions:
 
 
 def from_spec(spec: object) -> Positions:
-    """Reads back what `Positions.spec` wrote.
+    """Reads a rule from the values that `Positions.spec` wrote.
 
     Raises:
-        ValueError: if the spec is not one that `spec` writes.
+        ValueError: If `spec` could not have written these values.
     """
     match spec:
         case {"rule": "first", "count": int(count), "half": bool(half), **rest} if not rest:
@@ -102,10 +102,10 @@ def from_spec(spec: object) -> Positions:
 
 
 def register_rule(cls: type[Positions]) -> None:
-    """Makes a rule of your own known to `from_spec` and `parse`; see `interventions.register`.
+    """Registers your own rule for `from_spec` and `parse`; see `interventions.register`.
 
     Raises:
-        ValueError: if its `rule` is missing or another's, or a method is missing.
+        ValueError: If its `rule` is missing or belongs to another class, or a method is missing.
     """
     name = getattr(cls, "rule", None)
     if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
@@ -121,10 +121,10 @@ def register_rule(cls: type[Positions]) -> None:
 
 
 def require_loadable(rule: Positions) -> None:
-    """Refuses a rule that could not be loaded again once it is saved.
+    """Refuses a rule that could not be loaded after saving.
 
     Raises:
-        ValueError: if so; it says what to do.
+        ValueError: If it could not be loaded. The message says what to do.
     """
     try:
         read = from_spec(json.loads(json.dumps(rule.spec(), allow_nan=False)))

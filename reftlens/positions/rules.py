@@ -1,6 +1,6 @@
-"""The rules: by place in the prompt, by its text, and what follows it.
+"""Position rules: by index in the prompt, by its text, and for the tokens after it.
 
-A rule that ships is a class here, a `case` of `from_spec` and a name in `_SHIPPED` (both in `parse`), and an export.
+A rule that ships has a class here, a `case` of `from_spec` and a name in `_SHIPPED` (both in `parse`), and an export.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from reftlens.positions.base import Positions, Prompts
 
 _MOST = 2**31 - 1
-"""Tokens: more than any prompt has, and small enough for a tensor."""
+"""Largest count or index: larger than any prompt, and small enough for a tensor."""
 
 
 def _require_count(rule: str, count: object) -> None:
@@ -48,7 +48,7 @@ class First(Positions):
 
     count: int
     half: bool = False
-    """Never past the first half, floor(n / 2) tokens: the paper's rule for short prompts."""
+    """Limits the rule to the first half, floor(n / 2) tokens: the paper's rule for short prompts."""
 
     def __post_init__(self) -> None:
         _require_count("First", self.count)
@@ -76,7 +76,7 @@ class Last(Positions):
 
     count: int
     half: bool = False
-    """Never before the second half, ceil(n / 2) tokens: the paper's rule for short prompts. (The reference
+    """Limits the rule to the second half, ceil(n / 2) tokens: the paper's rule for short prompts. (The reference
     code takes floor(n / 2), which edits nothing in a one-token prompt.)"""
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ class Last(Positions):
 
     @property
     def short(self) -> str:
-        # One token is the last of the second half of any prompt.
+        # The last token is in the second half of any prompt, so "half" changes nothing.
         return f"l{self.count}" if self.half and self.count > 1 else f"last {self.count}"
 
     def __repr__(self) -> str:
@@ -157,11 +157,11 @@ class At(Positions):
 @final
 @dataclass(frozen=True)
 class Span(Positions):
-    """The tokens that hold a text, by its characters. Every prompt must have it."""
+    """The tokens that contain a text, matched by characters. Every prompt must contain it."""
 
     text: str
     occurrence: int | None = None
-    """Which occurrence: 0 is the first, -1 the last, None is all of them. Occurrences do not overlap."""
+    """Index of the occurrence: 0 is the first, -1 the last, None means all. Occurrences do not overlap."""
 
     def __post_init__(self) -> None:
         _require_text("Span", self.text)
@@ -205,9 +205,9 @@ class Span(Positions):
 @final
 @dataclass(frozen=True)
 class AnySpan(Positions):
-    """The tokens that hold one of several texts, such as the subjects of prompts that are about different ones.
+    """The tokens that contain one of several texts, such as the subjects of prompts about different subjects.
 
-    Of each prompt it is the longest of the texts that the prompt holds, at its first occurrence. Every prompt must hold one.
+    In each prompt the rule uses the first occurrence of the longest text found. Every prompt must contain one of the texts.
     """
 
     texts: tuple[str, ...]
@@ -274,7 +274,7 @@ class LastOf(Positions):
 @final
 @dataclass(frozen=True)
 class Generated(Positions):
-    """Everything after the prompt: completion tokens in training, generated ones while decoding."""
+    """All tokens after the prompt: completion tokens in training, generated tokens in decoding."""
 
     @property
     def generated(self) -> bool:
