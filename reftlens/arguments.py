@@ -1,9 +1,9 @@
-"""Wrong arguments of public calls: an error from far inside becomes one that names the argument.
+"""Explains wrong arguments of public calls: turns an error from deep inside into one that names the argument.
 
-Only when an exception comes out that this package did not raise on purpose are the arguments compared with the annotations
-of the function. One that does not fit is named, with what was wanted and what came; if all fit, the exception goes on as it is.
-What works goes on working, and is not looked at beforehand but for the numbers that a function takes: NaN for a count would
-be an answer, and a wrong one. Classes look at their own when they are made.
+The arguments are compared with the function's annotations only after an exception that this package did not raise on
+purpose. The new error names an argument that does not fit, what was expected and what was given. If all arguments fit, the
+exception is raised unchanged. So a call that works is not checked beforehand, except for its numbers: NaN as a count would
+give a wrong answer instead of an error. Classes check their own arguments when they are created.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from reftlens.numbers import LARGEST, plain_number
 _PACKAGE = str(Path(__file__).parent)
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _METHODS = ("__init__", "__getitem__", "__or__", "__sub__")
-"""Methods with underscores that a person calls."""
+"""Methods with underscores that users call, directly or by an operator."""
 _HINTS = {
     "TransformerBridge": "rl.load_bridge(hf_model=model, tokenizer=tokenizer) or rl.load_bridge(name)",
     "Batch": "rl.encode(bridge, prompts)",
@@ -35,25 +35,25 @@ _HINTS = {
     "Reft": "rl.Reft.at_layers(bridge, ...)",
     "Positions": 'rl.parse("f1+l1"), rl.Last(1), rl.Span(text), ...',
 }
-"""Class -> what makes one."""
+"""The functions that create an instance of each class."""
 
 
 def explain_all(namespace: dict[str, Any]) -> None:
-    """Lets the public calls of a package name what was wrong; its `__init__` says so last, with `globals()`.
+    """Makes the public calls of a package name a wrong argument. Call it last in its `__init__`, with `globals()`.
 
     Args:
-        namespace: of the package, with `__all__`.
+        namespace: the namespace of the package, with `__all__`.
     """
     for name in namespace["__all__"]:
         namespace[name] = explained(namespace[name], namespace["__name__"])
 
 
 def explained(public: Any, package: str) -> Any:
-    """A public name whose calls name a wrong argument: functions are wrapped, classes keep their identity.
+    """Makes the calls of a public object name a wrong argument. Functions are wrapped; classes keep their identity.
 
     Args:
-        public: what the name stands for; what is neither function nor class is given back as it is.
-        package: where people find it, and pickle too.
+        public: the object; if it is neither a function nor a class, it is returned unchanged.
+        package: the package in which users, and pickle, find it.
     """
     if inspect.isfunction(public):
         return _function(public, package)
@@ -109,7 +109,7 @@ def _wrapped(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def _numbers(function: Callable[..., Any]) -> dict[int, tuple[str, str]]:
-    """Place -> name and annotation of each number that a function takes; those given by name alone stand behind all others."""
+    """Maps the index of each number argument to its name and annotation. Keyword-only arguments come after all others."""
     found = {}
     for place, parameter in enumerate(inspect.signature(function).parameters.values()):
         if str(parameter.annotation).removesuffix(" | None") in ("int", "float"):
@@ -118,7 +118,7 @@ def _numbers(function: Callable[..., Any]) -> dict[int, tuple[str, str]]:
 
 
 class _Entered(AbstractContextManager[Any]):
-    """A context whose beginning is explained too: its function runs no line before that."""
+    """Explains errors on entering a context as well, since its function runs no line before that."""
 
     def __init__(self, context: AbstractContextManager[Any], explain: Callable[[Exception], None]) -> None:
         self.context, self.explain = context, explain
@@ -143,7 +143,7 @@ def _explain(
     try:
         given = signature.bind(*args, **kwargs).arguments
     except TypeError:
-        return  # Python's own words for a call with an argument too few or too many.
+        return  # Python's own message already explains missing and surplus arguments.
     for parameter, value in given.items():
         kind = signature.parameters[parameter].kind
         hint = _hint(function, parameter)
@@ -178,7 +178,7 @@ def _require_known_tokens(name: str, given: Mapping[str, Any], error: IndexError
 
 
 def _on_purpose(error: BaseException) -> bool:
-    """Whether a `raise` of this package made it, other than the one above: an outer call may know better."""
+    """Whether this package raised it, other than by the `raise` above, since an outer call may explain that one better."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -196,19 +196,19 @@ def _hint(function: Callable[..., Any], parameter: str) -> Any:
         return typing.get_type_hints(types.SimpleNamespace(__annotations__={parameter: annotation}), plain.__globals__)[
             parameter
         ]
-    except Exception:  # a name that is there for type checkers alone
+    except Exception:  # a name that exists only for type checkers
         return Any
 
 
 def _described(function: Callable[..., Any], parameter: str) -> str:
-    """What the documentation says of a parameter, in brackets."""
+    """Returns the parameter's description from the docstring, in brackets."""
     text = inspect.getdoc(function) or ""
     found = re.search(rf"^ +{re.escape(parameter)}: (.*?)(?=\n\s*\n|\n +\w+: |\Z)", text, re.MULTILINE | re.DOTALL)
     return f" ({' '.join(found[1].split()).rstrip('.')})" if found else ""
 
 
 def _wrong(value: object, hint: Any) -> str | None:
-    """What does not fit an annotation, in words; None if all of it does."""
+    """Describes the part of a value that does not fit an annotation; None if all of it fits."""
     if hint is Any or isinstance(hint, typing.TypeVar | str | typing.ForwardRef):
         return None
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
@@ -230,7 +230,7 @@ def _wrong(value: object, hint: Any) -> str | None:
     try:
         if not isinstance(value, hint):
             return _shown(value)
-    except TypeError:  # a protocol, or what else cannot be asked
+    except TypeError:  # a protocol, or another type that isinstance does not support
         return None
     finite = value.isfinite().all() if "Tensor" in str(hint) and hasattr(value, "isfinite") else True
     return None if finite else f"{_shown(value)} with NaN or infinity in it"

@@ -1,7 +1,7 @@
-"""How an object shows itself: one line of text, and in a notebook that line above a small table.
+"""Displays objects: one line of text, and in a notebook that line above a small table.
 
-Names and tokens come from anywhere, so all of them are escaped and made visible, and what is long is cut and says so.
-A page around it gives colours and fonts: the table reads in light and in dark notebooks.
+Names and tokens are untrusted, so all of them are escaped. Long ones are cut, with a mark where they are cut.
+The surrounding page sets colours and fonts, so the table is readable in light and dark notebooks.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from markupsafe import Markup, escape
 from reftlens.text import plain
 
 MOST_LINES, MOST_COLUMNS = 20, 16
-"""Of a table: what is left out is in the middle, and the line below says how large the whole is."""
+"""Maximum size of a table. The middle is left out, and a line below gives the full size."""
 _LONGEST = 120
-"""Characters of a cell or a headline."""
+"""Maximum number of characters in a cell or headline."""
 
 
 def as_html(headline: str, table: Callable[[], pd.DataFrame]) -> str:
-    """The headline above the first and last lines of a table.
+    """Renders a headline above the first and last rows of a table.
 
     Args:
-        headline: what this is; its line breaks are kept.
-        table: makes what there is to see, such as `to_dataframe`; an empty table is left out.
+        headline: describes the object; its line breaks are kept.
+        table: creates the table, such as `to_dataframe`; an empty table is left out.
     """
     lines = Markup("<br>").join(escape(plain(line, longest=4 * _LONGEST)) for line in headline.split("\n"))
     head = Markup('<div style="margin:.3em 0;white-space:pre-wrap;overflow-wrap:anywhere">{}</div>').format(lines)
-    # Lone surrogates (half a character) have no place in the Arrow strings of pandas 3.
+    # The Arrow strings of pandas 3 cannot hold lone surrogates (half a character).
     with pd.option_context("mode.string_storage", "python"):
         frame = table()
         return str(head) if frame.empty else str(head) + _table(frame)
@@ -37,7 +37,7 @@ def as_html(headline: str, table: Callable[[], pd.DataFrame]) -> str:
 
 def _table(frame: pd.DataFrame) -> str:
     half = MOST_LINES // 2
-    # Cells are made to text here, so only those that are shown are looked at.
+    # Converts cells to text here, so that only the displayed ones are read.
     few = frame if len(frame) <= MOST_LINES else pd.concat([frame.iloc[:half], frame.iloc[-half:]])
     shown = pd.DataFrame(
         {place: [_cell(value) for value in few.iloc[:, place]] for place in range(min(few.shape[1], MOST_COLUMNS))}
@@ -62,7 +62,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "\N{EN DASH}" if value != value else f"{value:.4g}"
     text = plain(str(value), longest=_LONGEST)
-    # Spaces at the ends, which say which token it is, would be lost.
+    # HTML would drop the leading and trailing spaces that distinguish tokens.
     inner = text.strip(" ")
     before = len(text) - len(text.lstrip(" "))
     return "·" * before + inner + "·" * (len(text) - len(inner) - before)

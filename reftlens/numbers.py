@@ -6,19 +6,19 @@ import math
 from numbers import Integral, Real
 
 LARGEST = 2**63 - 1
-"""No count, place or seed is above it: torch has no larger integers."""
+"""Upper bound of every count, index and seed: torch has no larger integers."""
 
 
 def require_whole_number(name: str, value: object, *, least: int | None = None) -> None:
-    """Refuses anything but an integer, of at least this size.
+    """Requires an integer, optionally of a minimum size.
 
     Args:
-        name: of the setting, for the message.
-        value: what was given.
-        least: the smallest that is allowed.
+        name: name of the setting, for the message.
+        value: the given value.
+        least: the smallest allowed value.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: If it is anything else.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(
@@ -38,17 +38,17 @@ def require_number(
     above: int | float | None = None,
     below: int | float | None = None,
 ) -> None:
-    """Refuses anything but a finite number in a range.
+    """Requires a finite number in a range.
 
     Args:
-        name: of the setting, for the message.
-        value: what was given.
-        least: the smallest that is allowed.
-        above: it must be larger than this.
-        below: it must be smaller than this.
+        name: name of the setting, for the message.
+        value: the given value.
+        least: the smallest allowed value.
+        above: exclusive lower bound.
+        below: exclusive upper bound.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: If it is anything else.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
@@ -70,19 +70,19 @@ _LEAST = {
     **dict.fromkeys(("batch_size", "d_model", "directions", "memory_bytes", "most", "n", "rank", "top", "window"), 1),
     **dict.fromkeys(("n_draws", "n_null", "n_placebo", "n_random", "n_resamples", "max_new_tokens"), 1),
 }
-"""Argument -> the smallest whole number that means anything, whichever function takes it."""
+"""The smallest meaningful integer for each argument name, in every function."""
 
 
 def plain_number(name: str, annotation: str, value: object) -> object:
-    """A number that a function is given, as Python's own, which torch asks for; one that does not fit is refused.
+    """Converts a number argument to Python's own type, which torch requires, and checks its range.
 
     Args:
-        name: of the argument: a `seed` is not negative, a `tolerance` is above zero, whichever function takes it.
-        annotation: "int" or "float", or either with " | None", as it is written in the function.
-        value: what was given; numbers of numpy are numbers.
+        name: name of the argument. In every function a `seed` must not be negative and a `tolerance` must be positive.
+        annotation: "int" or "float", or either with " | None", as written in the function.
+        value: the given value; numpy numbers are accepted.
 
     Raises:
-        ValueError: if it does not fit.
+        ValueError: If the value does not fit the annotation or the range.
     """
     if value is None and annotation.endswith(" | None"):
         return None

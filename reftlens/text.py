@@ -1,4 +1,4 @@
-"""Texts from anywhere, made visible: none commands a terminal or turns the direction of writing."""
+"""Makes untrusted text safe to print: escapes terminal commands and changes of the writing direction."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u2
 
 
 def plain(text: str, *, longest: int | None = None) -> str:
-    r"""The text with what cannot be printed, or would turn the direction of writing, as escapes.
+    r"""Escapes the characters that cannot be printed or would change the writing direction.
 
     Args:
-        text: any string, lone surrogates included.
-        longest: characters to keep, if it is to be cut.
+        text: any string, including lone surrogates.
+        longest: maximum number of characters; the rest is cut. No limit by default.
 
     >>> print(plain("a\x1b[1m\u202e\n"), plain("abcdef", longest=4))
     a\x1b[1m\u202e\n abc…
@@ -22,9 +22,9 @@ def plain(text: str, *, longest: int | None = None) -> str:
 
 
 def harmless(text: str) -> str:
-    r"""The text with what would command a terminal, turn the direction of writing, or has no UTF-8 form as escapes.
+    r"""Escapes the characters that command a terminal, change the writing direction, or have no UTF-8 form.
 
-    Line breaks, tabs and the invisible parts of scripts and emoji stay.
+    Line breaks, tabs and the invisible characters in scripts and emoji are kept.
 
     Args:
         text: any string.

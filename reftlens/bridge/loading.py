@@ -27,7 +27,7 @@ from reftlens.bridge.pretrained import (
 )
 
 _REVISIONS: WeakKeyDictionary[TransformerBridge, str] = WeakKeyDictionary()
-"""The commit that each bridge was loaded from, where it came from the hub."""
+"""The commit that each bridge was loaded from, if it came from the hub."""
 
 
 def load_bridge(
@@ -46,20 +46,20 @@ def load_bridge(
 
     Args:
         name: an embedded organism ("facts-small"), a local directory or a hub name ("gpt2").
-        hf_model: a model already in memory instead of a name. It becomes the bridge's own and changes in place. The adapter
-            of a `peft` model is merged into its weights, and the log says so.
+        hf_model: a model already in memory instead of a name. The bridge takes it over and changes it in place. The adapter
+            of a `peft` model is merged into its weights, and a log message says so.
         tokenizer: its tokenizer; needed with `hf_model`, optional with a name.
-        device: where the model goes. A model in 4 or 8 bits stays where it is.
-        dtype: of the weights, also by its name ("bf16", "float16"); as stored in the checkpoint (or as `hf_model` has it) if
-            not given.
+        device: the target device. A model in 4 or 8 bits stays on its device.
+        dtype: dtype of the weights, or its name ("bf16", "float16"). The default is that of the checkpoint or of `hf_model`.
         device_map: spreads a named model over several devices, or the disk, as `from_pretrained` of transformers does;
-            `device` is not used then. Edits stay where the embedding is, and their tokens come to them. Tested with
-            blocks on the disk and the rest on a CPU, not on several GPUs.
-        offload_folder: where a `device_map` puts what goes to the disk.
-        prepend_bos: whether every text begins with BOS. If not given, TransformerLens's habit for the architecture, and
-            False for a tokenizer without BOS. It is kept in `bridge.cfg.default_prepend_bos`, which everything here and
-            in TransformerLens reads; a saved edit records it.
-        fresh_head: accept random weights where the checkpoint lacks some, as that of a classifier lacks the language-model head.
+            `device` is then ignored. Edits stay on the embedding's device, and the edited tokens are moved there. Tested
+            with blocks on the disk and the rest on a CPU, not on several GPUs.
+        offload_folder: folder for the weights that a `device_map` puts on the disk.
+        prepend_bos: whether every text begins with BOS. The default is TransformerLens's default for the architecture, and
+            False for a tokenizer without BOS. The value is stored in `bridge.cfg.default_prepend_bos`, which this package
+            and TransformerLens read; a saved edit records it.
+        fresh_head: accept random values for weights that the checkpoint lacks, such as the language-model head of a
+            classifier's checkpoint.
 
     Raises:
         TypeError: If `hf_model` is not a model of transformers.
@@ -97,7 +97,7 @@ def load_bridge(
             device=place,
             dtype=model.dtype,
         )
-    # Booting makes EOS the BOS of a tokenizer that has none, and puts it before every text.
+    # For a tokenizer without BOS, booting uses EOS as BOS and puts it before every text.
     bridge.tokenizer.bos_token, bridge.tokenizer.eos_token = tokenizer.bos_token, tokenizer.eos_token
     if prepend_bos is not None or _first_token(tokenizer) is None:
         bridge.cfg.default_prepend_bos = bool(prepend_bos)
@@ -121,7 +121,7 @@ def _refused(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _absent_parts_kept(model: PreTrainedModel) -> Iterator[None]:
-    """None stays None: booting puts empty parts where a config leaves one out, as Granite 4 leaves out rotary embeddings."""
+    """Keeps None: booting creates empty parts for those that a config omits, such as Granite 4's rotary embeddings."""
     absent = [(m, name) for m in model.modules() for name, part in (vars(m) | m._modules).items() if part is None]
     yield
     for module, name in absent:
@@ -131,7 +131,7 @@ def _absent_parts_kept(model: PreTrainedModel) -> Iterator[None]:
         delattr(module, name)
         setattr(module, name, None)
         if isinstance(part, RotaryEmbeddingBridge):
-            # Each part has a copy of the config, and those of attention would warn that nothing was rotated.
+            # Each part has a copy of the config, and the attention parts would warn about missing rotation.
             for own in (m.config for m in model.modules() if isinstance(m, GeneralizedComponent)):
                 if own is not None:
                     own.positional_embedding_type = "none"
@@ -146,7 +146,7 @@ def _first_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def _bootable(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Copies the tokenizer, because the bridge changes the one it gets."""
     own = copy.deepcopy(tokenizer)
-    # The bridge replaces a tokenizer that does not say these two things about itself, and adds a token for a missing EOS.
+    # The bridge replaces a tokenizer that lacks these two attributes, and adds a token for a missing EOS.
     own.init_kwargs.setdefault("name_or_path", "")
     own.init_kwargs["add_bos_token"] = True
     if own.eos_token is None:
@@ -160,7 +160,7 @@ def revision(bridge: TransformerBridge) -> str | None:
 
 
 _DOUBLE = ("GPT2", "GPTNeoX", "Bert", "Roberta")
-"""Beginnings of the classes whose padded batches were seen to stay finite in float64."""
+"""Prefixes of the classes whose padded batches were observed to stay finite in float64."""
 
 
 def _place(model: PreTrainedModel, device: str | torch.device) -> str | None:

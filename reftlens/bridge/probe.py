@@ -1,8 +1,8 @@
-"""What would a write at an activation point do? Measured on the model at hand, by one small forward and backward pass.
+"""Measures the effect of a write at an activation point, by one small forward and backward pass of the model.
 
-At every point asked about, a hook returns h + e with e = 0. That it ran says the point fires; the shape of h says how
-wide an edit is; and whether the logits' graph holds e says whether anything reads what a hook returns there. (Some
-points only show an activation: what their hooks return is thrown away.)
+At every requested point, a hook returns h + e with e = 0. If the hook runs, the point fires. The shape of h gives the width
+of an edit. If the graph of the logits contains e, the model reads the value that a hook returns there. (Some points only
+show an activation, and the model ignores the values that their hooks return.)
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ _KNOWN: WeakKeyDictionary[TransformerBridge, dict[tuple[object, ...], Point]] = 
 
 @dataclass(frozen=True)
 class Point:
-    """One activation point as it is on one model."""
+    """Measured properties of an activation point of one model."""
 
     fired: int
-    """How often a forward pass runs it."""
+    """Number of times a forward pass runs it."""
     carries: str
-    """Its dtype, or the type of what is not a tensor."""
+    """Its dtype, or its type if it is not a tensor."""
     per_token: bool
     """Whether its first two axes are batch and position."""
     shape: tuple[int, ...]
-    """Its axes behind these two."""
+    """Its axes after these two."""
     read: bool
-    """Whether the logits depend on what a hook returns there."""
+    """Whether the logits depend on the value that a hook returns there."""
 
 
 def measure(bridge: TransformerBridge, name: str) -> Point:
-    """Measures an activation point, and those of the same name in other blocks along with it; remembered afterwards.
+    """Measures an activation point and those of the same name in other blocks. The results are cached.
 
     Args:
-        bridge: the model. Hooks that others have attached do not run, and are there again afterwards.
-        name: canonical, and not switched off.
+        bridge: the model. Its other hooks do not run; they are attached again afterwards.
+        name: canonical name of a point that is not switched off.
     """
     known = _KNOWN.setdefault(bridge, {})
     settings = (bool(bridge.compatibility_mode), *(bool(getattr(bridge.cfg, switch, False)) for switch in _SWITCHES))
@@ -61,7 +61,7 @@ def measure(bridge: TransformerBridge, name: str) -> Point:
 
 
 def _run(bridge: TransformerBridge, names: Sequence[str]) -> dict[str, Point]:
-    # A length that no count of heads has, so that [batch, head, pos, ...] is not taken for [batch, pos, head, ...].
+    # A length that differs from every number of heads, to tell [batch, head, pos, ...] from [batch, pos, head, ...].
     heads = {bridge.cfg.n_heads, getattr(bridge.cfg, "n_key_value_heads", None)}
     length = next(n for n in (5, 6, 7) if n not in heads)
     tokens = torch.arange(_BATCH * length, device=bridge.cfg.device).reshape(_BATCH, length) % bridge.cfg.d_vocab
@@ -99,9 +99,9 @@ def _describe(activations: list[Any], batch_pos: tuple[int, int], read: bool) ->
 
 @contextmanager
 def alone(bridge: TransformerBridge) -> Iterator[None]:
-    """Takes hooks off the model's points, and puts them back as they were.
+    """Removes the hooks from the model's points, and restores them afterwards.
 
-    Not permanent ones: by such a hook TransformerLens itself passes an activation from one point to another.
+    Permanent hooks stay: TransformerLens itself uses one to pass an activation from one point to another.
     """
     points = {id(point): point for point in bridge.hook_dict.values()}.values()
     kept = [(point, point._forward_hooks, point._backward_hooks) for point in points]

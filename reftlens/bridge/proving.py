@@ -1,7 +1,7 @@
-"""What a model shows before a shortcut is taken on it: made-up inputs, a fair comparison, and one answer for all models alike.
+"""Proves on made-up inputs that a shortcut is valid for a model, once for all models of the same kind.
 
-Models are alike if they have the same classes of modules, the same settings in their config, the same dtype and kind of device. The
-weights do not matter. Answers live as long as the process, so each release of the libraries proves anew.
+Models are of the same kind if they have the same module classes, config settings, dtype and device type. The weights do
+not matter. Results are kept only within the process, so every new version of the libraries is tested again.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _KNOWN: dict[tuple[object, ...], Any] = {}
 _KINDS: WeakKeyDictionary[TransformerBridge, tuple[bool, str]] = WeakKeyDictionary()
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
-"""Largest `difference` of two ways to compute the same logits, by the dtype of the weights."""
+"""Largest allowed `difference` between two computations of the same logits, by the dtype of the weights."""
 
 
 def proved(bridge: TransformerBridge, what: str, prove: Callable[[], _T], *facts: object) -> _T:
-    """The result of a proof on this model, or on one like it that was proved before.
+    """Returns the result of a proof on this model, or the cached result of an earlier model of the same kind.
 
     Args:
-        bridge: the model. Hooks that others have attached do not run during a proof.
+        bridge: the model. Its other hooks do not run during a proof.
         what: the name of the proof.
         prove: runs the model.
-        facts: what else the result depends on.
+        facts: other values that the result depends on.
     """
     key = (what, _kind(bridge), replaced_forwards(bridge), *facts)
     if key not in _KNOWN:
@@ -49,30 +49,33 @@ def proved(bridge: TransformerBridge, what: str, prove: Callable[[], _T], *facts
 
 
 def difference(ours: Float[Tensor, "*batch d_vocab"], theirs: Float[Tensor, "*batch d_vocab"]) -> float:
-    """The distance of two sets of logits, in units of their spread over the vocabulary. A shift of all logits changes nothing."""
+    """Computes the distance between two sets of logits, in units of their spread over the vocabulary.
+
+    Adding a constant to all logits does not change it.
+    """
     ours, theirs = (logits.double() - logits.double().mean(-1, keepdim=True) for logits in (ours, theirs))
     return float((ours - theirs).norm() / theirs.norm())
 
 
 def made_up(bridge: TransformerBridge, n_rows: int, length: int) -> Int[Tensor, "batch pos"]:
-    """Random tokens, the same each time, padding tokens not among them."""
+    """Returns random tokens, the same on every call, without padding tokens."""
     generator = torch.Generator().manual_seed(0)
     lowest = min(3, bridge.cfg.d_vocab - 2)
     tokens = torch.randint(lowest, bridge.cfg.d_vocab, (n_rows, length), generator=generator)
-    # Some models take the places of tokens from which of them are padding (RoBERTa).
+    # Some models (RoBERTa) derive position ids from which tokens are padding.
     pad = pad_id(bridge)
     tokens[tokens == pad] = lowest if lowest != pad else lowest + 1
     return tokens.to(bridge.cfg.device)
 
 
 def pad_id(bridge: TransformerBridge) -> int:
-    """The token that rows are padded with. Without one, any will do: padding is masked out."""
+    """Returns the padding token. If the model has none, any token will do, since padding is masked out."""
     pad = None if bridge.tokenizer is None else bridge.tokenizer.pad_token_id
     return pad if pad is not None and pad < bridge.cfg.d_vocab else 0
 
 
 def attention_window(bridge: TransformerBridge) -> int | None:
-    """The shortest distance, in tokens, at which some layer stops attending; None if all layers see everything."""
+    """Returns the shortest attention window of any layer, in tokens; None if no layer has a window."""
     config = bridge.original_model.config.get_text_config().to_dict()
     sizes = [
         value

@@ -1,9 +1,9 @@
-"""A true write to the residual between attention and MLP, where TransformerLens has no point that all of it passes.
+"""Writes to the residual between attention and MLP, for which TransformerLens has no single point.
 
-`blocks.l.hook_resid_mid` is an alias of the MLP branch's own input: the skip connection keeps the old value of what is
-written there. But resid_mid = resid_pre + attn_out, so an edit f is written whole by returning
-attn_out + f(resid_mid) - resid_mid at `hook_attn_out`. That the residual really is this sum, on this architecture and
-among other people's hooks, is checked where it enters the MLP branch, in every run.
+`blocks.l.hook_resid_mid` is an alias of the MLP branch's input. A write there does not reach the skip connection, which
+keeps the old value. But resid_mid = resid_pre + attn_out, so returning attn_out + f(resid_mid) - resid_mid at
+`hook_attn_out` writes an edit f for both. Every run checks, at the input of the MLP branch, that the residual really is
+this sum on this architecture and with the other hooks.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class EditError(RuntimeError):
 
 
 def is_resid_mid(hook_name: str) -> bool:
-    """Whether a hook name is that of the residual between attention and MLP."""
+    """Whether a hook name means the residual between attention and MLP."""
     return _NAME.fullmatch(hook_name) is not None
 
 
 def resid_pre_inside(bridge: TransformerBridge, hook_name: str) -> str:
-    """The first point in a block that sees its resid_pre after every hook on that.
+    """Returns the first point in a block that receives its resid_pre after all hooks on it.
 
-    `hook_resid_pre` itself lies outside of what gradient checkpointing runs again, and hooks may follow there.
+    `hook_resid_pre` itself is outside the part that gradient checkpointing recomputes, and more hooks may follow there.
     """
     block = _block(hook_name)
     return f"{block}.ln1.hook_in" if f"{block}.ln1.hook_in" in bridge.hook_dict else f"{block}.attn.hook_in"
@@ -43,15 +43,15 @@ def resid_pre_inside(bridge: TransformerBridge, hook_name: str) -> str:
 def written_whole(
     hook_name: str, writes: Sequence[HookFunction], *, read_at: str | None = None
 ) -> list[tuple[str, HookFunction]]:
-    """Hooks that write resid_mid for both of its readers.
+    """Returns hooks that write resid_mid for both of its readers.
 
-    They are to be attached behind all other hooks of the block. What is held between two of them is written anew
-    whenever the block begins, so a block may run again, and may have been left by an exception.
+    Attach them after all other hooks of the block. The state that they share is reset whenever the block begins, so a
+    block may run again, even after an exception.
 
     Args:
         hook_name: `blocks.l.hook_resid_mid`.
         writes: hook functions on resid_mid, in order.
-        read_at: where resid_pre is taken, from `resid_pre_inside`; `hook_resid_pre` if there is no model to ask.
+        read_at: the point at which resid_pre is read, from `resid_pre_inside`; `hook_resid_pre` if there is no model.
     """
     block = _block(hook_name)
     held: dict[str, Tensor] = {}
@@ -94,6 +94,6 @@ def _block(hook_name: str) -> str:
 
 
 def _equal(actual: Tensor, expected: Tensor) -> bool:
-    """Equal up to the rounding of one sum."""
+    """Whether two tensors are equal up to the rounding of one sum."""
     tolerance = 8 * torch.finfo(expected.dtype).eps * expected.abs().max()
     return bool((actual.to(expected.dtype) - expected).abs().max() <= tolerance)

@@ -1,1 +1,1 @@
-"""Files that are written whole or not at all, and read with doubt."""
+"""Writes files and folders atomically, and checks files before using them."""

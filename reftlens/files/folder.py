@@ -1,9 +1,9 @@
-"""A folder that is written whole or not at all: filled under a temporary name beside its place, then put there.
+"""Writes a folder atomically: fills it under a temporary name next to its target, then renames it.
 
-On Linux the new folder and the one that it replaces change places in one step (`renameat2`), so that whoever is killed,
-whenever, leaves one of the two whole. Where a file system or another operating system cannot do that, the old one is
-moved aside first; killed between these two renames, a process leaves both whole, beside the place, under names that
-begin with a dot. What a killed process leaves under such a name is never read, and may be deleted.
+On Linux the new folder and the one that it replaces are exchanged in one step (`renameat2`), so a process killed at any
+time leaves one complete folder. If the file system or operating system cannot do that, the old folder is moved aside
+first. A process killed between these two renames leaves both folders complete, next to the target, under names that begin
+with a dot. Such leftovers are never read and may be deleted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import final
 
 UNFINISHED = "."
-"""Beginning of the names under which files and folders are written before they take their place."""
+"""Prefix of the temporary names under which files and folders are written."""
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -27,27 +27,27 @@ _RENAME_EXCHANGE = 2
 
 @final
 class Replacement:
-    """Context whose value is an empty temporary folder; it takes the wanted place when the context ends well.
+    """Context whose value is an empty temporary folder, which becomes the target folder if the context succeeds.
 
-    An earlier folder of the same kind is replaced; anything else at that place is refused before any work is done.
+    An earlier folder of the same kind is replaced. Anything else at the target is refused before any work is done.
     """
 
     def __init__(self, directory: Path | str, *, marker: str) -> None:
-        """Prepares nothing yet.
+        """Stores the target without changing the disk.
 
         Args:
-            directory: the wanted place; of a link, what it points to.
-            marker: name of the file that shows a folder to be of the same kind.
+            directory: the target folder; a link is followed.
+            marker: name of the file that identifies a folder of the same kind.
         """
         self.directory = Path(directory).resolve()
         self.marker = marker
 
     def __enter__(self) -> Path:
-        """Makes the temporary folder.
+        """Creates the temporary folder.
 
         Raises:
-            ValueError: if something else is there.
-            OSError: if the place cannot be written.
+            ValueError: If something else is at the target.
+            OSError: If the target cannot be written.
         """
         place = self.directory
         if place.exists() and not place.is_dir():
@@ -59,7 +59,7 @@ class Replacement:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             self._temporary = place.parent / f"{UNFINISHED}{place.name}-{secrets.token_hex(8)}"
-            # Not tempfile.mkdtemp, whose folders nobody else can read: this one follows the umask.
+            # tempfile.mkdtemp makes folders that only the owner can read; this one follows the umask.
             self._temporary.mkdir()
         except OSError as error:
             raise OSError(f"{place} cannot be written: {error.strerror}; choose another folder") from error
@@ -68,10 +68,10 @@ class Replacement:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Puts the folder into its place, or removes it if the context failed.
+        """Moves the folder to the target, or removes it if the context failed.
 
         Raises:
-            OSError: if the disk is full, or the folder cannot be put there; it names the folder.
+            OSError: If the disk is full, or the folder cannot be moved. The message names the folder.
         """
         try:
             if kind is None:
@@ -79,7 +79,7 @@ class Replacement:
             elif isinstance(error, OSError) and (said := named(error, self.directory, self._temporary)) is not error:
                 raise said from error
         finally:
-            # Under this name there is now what was replaced, what failed, or nothing.
+            # This name now holds the replaced folder, the failed one, or nothing.
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _finish(self) -> None:
@@ -93,14 +93,14 @@ class Replacement:
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, readable by whom the umask allows.
+    """Writes a file atomically, with the permissions of the umask.
 
     Args:
-        file: the place; an earlier file is replaced.
+        file: the target; an earlier file is replaced.
         content: all of its bytes.
 
     Raises:
-        OSError: if it cannot be written; it names the file.
+        OSError: If it cannot be written. The message names the file.
     """
     temporary = file.with_name(f"{UNFINISHED}{file.name}-{secrets.token_hex(8)}")
     try:
@@ -114,12 +114,12 @@ def write_whole(file: Path, content: bytes) -> None:
 
 
 def named(error: OSError, place: Path, temporary: Path) -> OSError:
-    """The same error with the name of what was to be written: a full disk is reported without one, or with a passing one.
+    """Returns the error with the target's name. A full disk is reported with no name, or with the temporary one.
 
     Args:
-        error: what came.
-        place: what was to be written.
-        temporary: where it was written meanwhile.
+        error: the original error.
+        place: the target file or folder.
+        temporary: the temporary path that was written.
     """
     nameless = error.filename is None and error.errno in _OF_THE_DISK
     if nameless or (error.filename is not None and str(temporary) in str(error.filename)):
@@ -128,12 +128,12 @@ def named(error: OSError, place: Path, temporary: Path) -> OSError:
 
 
 def _put(new: Path, place: Path) -> None:
-    """Moves a folder to its place; one that was there is afterwards where the new one was."""
+    """Moves a folder to the target. A folder already there moves to the temporary name."""
     if not place.exists():
         try:
             new.rename(place)
         except OSError:
-            # Another process may have been first.
+            # Another process may have moved it first.
             if not place.exists():
                 raise
         else:
@@ -150,7 +150,7 @@ def _put(new: Path, place: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Lets two folders change places in one step; False where that cannot be done."""
+    """Exchanges two folders in one step. Returns False if the system cannot do that."""
     if sys.platform != "linux":
         return False
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
@@ -158,7 +158,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _to_disk(path: Path) -> None:
-    """Waits until a file, or the names in a folder, would survive a power cut."""
+    """Flushes a file, or the names in a folder, so that it survives a power cut."""
     if path.is_dir() and os.name != "posix":
         return
     handle = os.open(path, os.O_RDONLY)

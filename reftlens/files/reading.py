@@ -1,7 +1,7 @@
-"""Reading files that may be damaged, or made by somebody else: bounded, strict, and against their seal.
+"""Reads files that may be damaged or untrusted: with size limits, strictly, and checked against their seal.
 
-Everything here raises `ValueError` with one line that says what is wrong with the file. An OSError stays one where the file
-cannot be opened at all (no permission, say): that is not damage.
+For a bad file every function raises `ValueError` with one line that describes the fault. If a file cannot be opened at all
+(for example for lack of permission), the OSError is kept, because that is not damage.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 SEAL_NAME = "digests.json"
-"""The file that holds the digests of a folder; `files.seal` writes it."""
+"""The file with the checksums of a folder; `files.seal` writes it."""
 MOST_TEXT = 4 * 2**20
-"""Bytes of a JSON document that describes something."""
+"""Maximum size in bytes of a JSON document that holds a description."""
 _MOST_DEPTH = 64
-"""Levels of lists and objects in such a document."""
+"""Maximum nesting of lists and objects in such a document."""
 _READS = 20
-"""Attempts to read a folder that other processes keep replacing."""
+"""Maximum attempts to read a folder that other processes keep replacing."""
 
 T = TypeVar("T")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """A JSON value, read strictly.
+    """Parses a JSON value strictly.
 
     Raises:
-        ValueError: for text that is not JSON, a repeated key, NaN or infinity, or deep nesting.
+        ValueError: If the text is not JSON, repeats a key, has NaN or infinity, or is nested too deeply.
     """
     try:
         value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
@@ -39,16 +39,16 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(file: Path, *, most: int = MOST_TEXT, digests: Mapping[str, str] | None = None) -> Any:
-    """The JSON document in a file.
+    """Reads a JSON file.
 
     Args:
         file: the file.
-        most: bytes that it may have.
-        digests: from `digests_in` its folder; the file must then be what was sealed.
+        most: maximum size in bytes.
+        digests: checksums from `digests_in` of its folder; if given, the file must match its checksum.
 
     Raises:
-        ValueError: if it is too large, not strict JSON, or not what was sealed.
-        OSError: if it cannot be opened.
+        ValueError: If it is too large, not strict JSON, or does not match its checksum.
+        OSError: If it cannot be opened.
     """
     data = read_bytes(file, most=most, digests=digests)
     try:
@@ -60,16 +60,16 @@ def read_json(file: Path, *, most: int = MOST_TEXT, digests: Mapping[str, str] |
 
 
 def read_bytes(file: Path, *, most: int, digests: Mapping[str, str] | None = None) -> bytes:
-    """The bytes of a file.
+    """Reads the bytes of a file.
 
     Args:
         file: the file.
-        most: bytes that it may have; a larger one is refused unread.
+        most: maximum size in bytes; a larger file is refused without reading it.
         digests: as in `read_json`.
 
     Raises:
-        ValueError: if it is missing, too large, or not what was sealed.
-        OSError: if it cannot be opened.
+        ValueError: If it is missing, too large, or does not match its checksum.
+        OSError: If it cannot be opened.
     """
     if not file.is_file():
         raise ValueError(f"{file.name} is missing, or not a file")
@@ -83,29 +83,29 @@ def read_bytes(file: Path, *, most: int, digests: Mapping[str, str] | None = Non
 
 
 def require_sealed(name: str, data: bytes, digests: Mapping[str, str] | None) -> None:
-    """Compares bytes with their digest.
+    """Compares bytes with their checksum.
 
     Args:
-        name: of the file, relative to its sealed folder.
+        name: name of the file, relative to its sealed folder.
         data: its content.
-        digests: from `digests_in`; None checks nothing.
+        digests: checksums from `digests_in`; None skips the check.
 
     Raises:
-        ValueError: if they differ, or the file was not sealed.
+        ValueError: If they differ, or the file was not sealed.
     """
     if digests is not None and hashlib.sha256(data).hexdigest() != digests.get(name):
         raise ValueError(f"{name} is not what was saved: its SHA-256 differs from the one in {SEAL_NAME}")
 
 
 def consistently(folder: Path, read: Callable[[], T]) -> T:
-    """What `read` makes of a folder, read again if the folder was replaced meanwhile.
+    """Returns the result of `read` on a folder. Reads again if the folder was replaced meanwhile.
 
     Args:
         folder: the folder.
-        read: reads all that is wanted of it.
+        read: reads everything needed from it.
 
     Raises:
-        OSError: if something in it cannot be opened; it names the folder.
+        OSError: If something in it cannot be opened. The message names the folder.
     """
     for _ in range(_READS):
         before = _version(folder)
@@ -124,13 +124,13 @@ def consistently(folder: Path, read: Callable[[], T]) -> T:
 
 
 def json_lines(file: Path) -> Iterator[tuple[int, Any]]:
-    """Number (from 1) and value of each line of a file of JSON lines; empty lines are passed over.
+    """Yields the number (from 1) and value of each line of a JSON Lines file. Empty lines are skipped.
 
-    Lines end at a line feed and nowhere else: text may hold other separators, such as U+2028.
+    Lines end only at a line feed, since text may contain other separators, such as U+2028.
 
     Raises:
-        ValueError: for a line that is not strict JSON, or a file that is not UTF-8; it names file and line.
-        OSError: if the file cannot be opened.
+        ValueError: If a line is not strict JSON, or the file is not UTF-8. The message names the file and line.
+        OSError: If the file cannot be opened.
     """
     try:
         text = file.read_bytes().decode("utf-8-sig")
@@ -170,7 +170,7 @@ def _no_constant(name: str) -> float:
 def _require_shallow(value: Any, depth: int = 0) -> None:
     if depth > _MOST_DEPTH:
         raise ValueError(f"it has more than {_MOST_DEPTH} levels of lists and objects")
-    # Empty ones are left out here, so that a million of them cost no calls.
+    # Empty lines are skipped here, so that a million of them cost no calls.
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         if part and type(part) in (dict, list):
             _require_shallow(part, depth + 1)

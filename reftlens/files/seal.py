@@ -1,7 +1,7 @@
-"""A seal over a folder: the SHA-256 of every file in it, and one of that list, in `digests.json`.
+"""Seals a folder with the SHA-256 checksum of every file in it, and one of that list, in `digests.json`.
 
-A folder that has its seal holds what was written, to the bit, and nothing else. A seal tells damage; anyone who can change
-the files can also seal them again.
+A folder that matches its seal holds exactly the bytes that were written and nothing else. A seal detects damage, not
+tampering: anyone who can change the files can also seal them again.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ __all__ = ["SEAL_NAME", "UncheckedWarning", "digests_in", "seal", "warn_unchecke
 
 
 class UncheckedWarning(UserWarning):
-    """What was read does not say what it should be, so damage to it cannot be seen."""
+    """The data that was read has no checksum, so damage cannot be detected."""
 
 
 def seal(folder: Path) -> None:
-    """Writes the seal of a folder whose files are all there; it is the last file that is written."""
+    """Writes the seal of a complete folder. It must be the last file written."""
     digests = {name: _digest(folder / name) for name in _names(folder)}
     (folder / SEAL_NAME).write_text(json.dumps({"files": digests, "sha256": _of(digests)}, indent=2) + "\n", "utf-8")
 
 
 def why_broken(folder: Path) -> str | None:
-    """Why a folder is not what was sealed; None if it is.
+    """Returns why a folder does not match its seal; None if it does.
 
-    A folder without a seal is broken as well. Files whose names begin with a dot are not looked at: systems leave such.
+    A folder without a seal is broken as well. Files whose names begin with a dot are ignored: operating systems create them.
     """
     try:
         digests = digests_in(folder)
@@ -42,7 +42,7 @@ def why_broken(folder: Path) -> str | None:
         if more:
             return f"{more[0]} was not saved with it"
         strange = [name for name in names if not (folder / name).is_file()]
-        if strange:  # a pipe, for example, which never ends
+        if strange:  # for example a pipe, whose reading never ends
             return f"{strange[0]} is not a file"
         changed = [name for name in names if _digest(folder / name) != digests[name]]
     except ValueError as error:
@@ -53,11 +53,11 @@ def why_broken(folder: Path) -> str | None:
 
 
 def digests_in(folder: Path) -> dict[str, str] | None:
-    """The digests of a sealed folder, by file; None if it has no seal.
+    """Reads the checksums of a sealed folder, by file; None if it has no seal.
 
     Raises:
-        ValueError: if the seal itself is damaged.
-        OSError: if it cannot be opened.
+        ValueError: If the seal itself is damaged.
+        OSError: If it cannot be opened.
     """
     if not (folder / SEAL_NAME).exists():
         return None
@@ -71,11 +71,11 @@ def digests_in(folder: Path) -> dict[str, str] | None:
 
 
 def seal_over(file: Path) -> tuple[str, dict[str, str]] | None:
-    """The name and digests by which a sealed folder knows a file in it; None if no folder around it is sealed.
+    """Returns a file's name in its sealed folder and the folder's checksums; None if no parent folder is sealed.
 
     Raises:
-        ValueError: if the seal itself is damaged.
-        OSError: if it cannot be opened.
+        ValueError: If the seal itself is damaged.
+        OSError: If it cannot be opened.
     """
     for folder in file.absolute().parents[:2]:
         digests = digests_in(folder)
@@ -85,7 +85,7 @@ def seal_over(file: Path) -> tuple[str, dict[str, str]] | None:
 
 
 def warn_unchecked(folder: Path) -> None:
-    """Says that a folder has no seal."""
+    """Warns that a folder has no seal."""
     message = (
         f"{folder} was saved by an earlier version without {SEAL_NAME}, so damage to it cannot be seen: save it again"
     )
