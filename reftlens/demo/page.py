@@ -1,4 +1,4 @@
-"""The demo's figures, its report page, its numbers as JSON, and the table at the end."""
+"""Writes the demo's figures, report page, numbers as JSON, and final table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reftlens.results import outcomes_to_dataframe
 
 REPORT_NAME = "report.html"
 _FURTHER = ("ledger", "overlaps", "dose", "interchange", "off-manifold")
-"""Sections of the dissection that the demo has not covered itself."""
+"""Sections of the dissection that the demo does not cover itself."""
 
 
 def write_all(result: DemoResult, folder: Path) -> None:
@@ -35,14 +35,14 @@ def write_all(result: DemoResult, folder: Path) -> None:
     for picture in (*pictures.values(), *(picture for section in further for picture in section.pictures)):
         (figures / f"{picture.name}.png").write_bytes(picture.png)
     (folder / REPORT_NAME).write_text(render(_report(result, pictures, further)), encoding="utf-8")
-    # The dissection has a folder of its own.
+    # The dissection is saved in a separate folder.
     document = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "dissection"}
     numbers = json.dumps(to_json(document), indent=2, allow_nan=False)
     (folder / RESULTS_NAME).write_text(numbers + "\n", encoding="utf-8")
 
 
 def to_json(value: Any) -> Any:
-    """Results as plain JSON values: dataclasses as objects, tensors as nested lists, NaN as null."""
+    """Converts results to plain JSON values: dataclasses to objects, tensors to nested lists, NaN to null."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Tensor):
@@ -57,7 +57,7 @@ def to_json(value: Any) -> Any:
 
 
 def print_table(result: DemoResult, out: Path) -> None:
-    """The short table at the end of the run."""
+    """Prints the short table at the end of the run."""
     table = Table(title=f"{result.config.model}: {_what(result)}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("prompts about")
     for column in ("n", "right is", "base", "edited", "control", "KL"):

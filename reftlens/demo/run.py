@@ -1,4 +1,4 @@
-"""The main job: train an edit, save it, load it again, take it apart, draw it. Every number is computed here and now."""
+"""The demo: trains an edit, saves and reloads it, dissects it and draws the results. No number is precomputed."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class DemoConfig:
     model: str = "facts-small"
     """An embedded organism, a local directory or a hub name."""
     rank: int = 4
-    """Rank of the LoReFT at each of two layers, a quarter and three quarters of the way up."""
+    """Rank of the LoReFT at each of two layers, at one and three quarters of the depth."""
     epochs: int = 30
     batch_size: int = 35
     lr: float = 4e-3
     seed: int = 0
-    """Of the edit's first weights, the order of examples, and every control."""
+    """Seed of the edit's initialisation, the order of examples, and every control."""
     progress: bool = True
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class DemoResult:
-    """All that the demo found."""
+    """All results of the demo."""
 
     config: DemoConfig
     story: Story
@@ -57,29 +57,29 @@ class DemoResult:
     n_parameters: int
     log: TrainLog
     reload_difference: float
-    """Largest absolute difference of a logit between the trained and the reloaded edit; 0 is equal to the bit."""
+    """Largest absolute difference of a logit between the trained and the reloaded edit; 0 means bit-identical."""
     outcomes: tuple[Outcome, ...]
     effect: TokenMap
     sizes: tuple[EditSize, ...]
     operators: tuple[Operator, ...]
     untrained: tuple[Operator, ...]
-    """The same edit with fresh weights on the same inputs."""
+    """The same edit, newly initialised, on the same inputs."""
     readouts: tuple[DirectionReadout, ...]
     dissection: Dissection
-    """The further analyses, on questions that were mostly never trained on."""
+    """The other analyses, mostly on questions that were not in training."""
     tracing: TokenMap | None
-    """The base's own causal trace; None where no two subjects have the same length in tokens."""
+    """The causal trace of the base; None if no two subjects have the same length in tokens."""
     stamp: dict[str, Any]
     seconds: dict[str, float]
     """Wall-clock time of each part."""
 
 
 def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
-    """Runs the demo; the trained edit is saved as `directory / "edit"`.
+    """Runs the demo and saves the trained edit as `directory / "edit"`.
 
     Raises:
-        ValueError: for an unknown model.
-        RuntimeError: if the reloaded edit does not give the same logits to the bit.
+        ValueError: If the model is unknown.
+        RuntimeError: If the logits of the reloaded edit are not bit-identical.
     """
     clock = _Clock()
     bridge = load_bridge(config.model)
@@ -119,7 +119,7 @@ def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
     clock.lap("locate its effect")
     shown = [questions[0], *stay_questions(story.stay_unseen[:1], story.phrasings[:1])]
     sizes = tuple(analysis.edit_size(bridge, reft, question.prompt, subject=question.subject) for question in shown)
-    # At the last token of the moved prompts, where the effect is: elsewhere the edit changes much that nothing reads.
+    # Use the last token of the moved prompts, where the effect is. Elsewhere later layers ignore most of the change.
     last = encode(bridge, [question.prompt for question in moved])
     fresh = analysis.untrained(reft, seed=config.seed)
     operators, untrained = (analysis.decompose(bridge, edit, [last], at=Last(1)) for edit in (reft, fresh))
@@ -168,13 +168,13 @@ class _Clock:
 
 
 def _two_layers(n_layers: int) -> tuple[int, ...]:
-    """A quarter and three quarters of the way up: where a subject is understood, and where its answer is ready."""
+    """Returns the layers at one and three quarters of the depth, where the subject is resolved and the answer is ready."""
     return tuple(sorted({n_layers // 4, 3 * n_layers // 4}))
 
 
 @torch.no_grad()
 def _reload_difference(model: str, directory: Path, bridge: TransformerBridge, reft: Reft, story: Story) -> float:
-    """Loads base and edit once more, from their files, and compares logits on every training prompt."""
+    """Reloads base and edit from their files, and compares logits on every training prompt."""
     prompts = [prompt for prompt, _ in story.training_examples()]
 
     def logits(base: TransformerBridge, edit: Reft) -> Tensor:
@@ -214,13 +214,13 @@ def _outcomes(bridge: TransformerBridge, reft: Reft, story: Story, seed: int) ->
 
 
 def _dissected(story: Story) -> list[Question]:
-    """Every moved subject in every phrasing, and those that stay and were never trained on."""
+    """Returns every moved subject in every phrasing, and the unmoved subjects that were not in training."""
     moved = story.moved_questions((*story.phrasings, *story.new_phrasings), new=True)
     return [*moved, *stay_questions(story.stay_unseen, story.phrasings)]
 
 
 def _one_length(bridge: TransformerBridge, questions: Sequence[Question]) -> list[Question]:
-    """The largest set of questions in one phrasing whose prompts and subjects have the same number of tokens."""
+    """Returns the largest set of questions in one phrasing whose prompts and subjects have equal token counts."""
     sets: dict[tuple[str, int, int], list[Question]] = {}
     for question in questions:
         phrasing = question.prompt.replace(question.subject, "{}")
@@ -230,7 +230,7 @@ def _one_length(bridge: TransformerBridge, questions: Sequence[Question]) -> lis
 
 
 def _trace(bridge: TransformerBridge, story: Story, *, progress: bool) -> TokenMap | None:
-    """Traces the base on its own facts: every subject of the largest aligned set against two others."""
+    """Traces the base on its facts: compares every subject of the largest aligned set with two others."""
     known = (*story.moved, *story.stay_trained, *story.stay_unseen)
     clean = _one_length(bridge, stay_questions(known, story.phrasings[:1]))
     n = len(clean)

@@ -1,4 +1,4 @@
-"""A trained edit taken apart by every analysis at once: what it costs, the run, and one result that shows and saves itself."""
+"""Runs every analysis on a trained edit: the cost estimate, the run, and one result that can be displayed and saved."""
 
 from reftlens.dissection.cost import Cost, estimate_cost
 from reftlens.dissection.result import DissectConfig, Dissection, load_dissection

@@ -1,4 +1,4 @@
-"""What a dissection will cost: passes and light cones counted from its budgets, and one of each timed."""
+"""Estimates the cost of a dissection: counts passes and light cones from its budgets, and times one of each."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from reftlens.dissection.result import DissectConfig
 from reftlens.edit.reft import Reft
 
 BACKWARD = 2.0
-"""A backward pass, in forward passes."""
+"""Cost of a backward pass, in forward passes."""
 N_CONTROL = 2
-"""Turns of the edit that the dose curve is compared with."""
+"""Number of random-direction controls of the dose curve."""
 PATHWAYS = 4
-"""Runs with gradients in one interchange."""
+"""Number of runs with gradients in one interchange."""
 READ_OUT = 8
-"""Prompts whose last residuals the write directions are added to."""
+"""Number of prompts whose last residuals the write directions are added to."""
 
 
 @final
@@ -34,15 +34,15 @@ class Cost:
     """An estimate, in forward passes of one batch."""
 
     passes: float
-    """Over whole batches; retraining included."""
+    """Passes over whole batches, including retraining."""
     cones: float
-    """Runs of the edit's light cone for one batch; backward ones count twice."""
+    """Runs of the edit's light cone for one batch; backward runs count twice."""
     readout_vectors: int
-    """Residuals read through the unembedding."""
+    """Number of residuals read through the unembedding."""
     seconds: float
-    """On this machine, from one timed batch of each: right within a factor of two or so."""
+    """Time on this machine, from one timed batch of each kind; accurate to about a factor of two."""
     bytes_held: int
-    """Largest set of tensors held at once, beside the model and one batch: covariances, and gradients to find what is read."""
+    """Peak memory of tensors besides the model and one batch: covariances, and gradients that find the read space."""
 
     def __str__(self) -> str:
         return (
@@ -55,7 +55,7 @@ class Cost:
 def estimate_cost(
     bridge: TransformerBridge, reft: Reft, examples: Sequence[tuple[str, str]], config: DissectConfig = DissectConfig()
 ) -> Cost:
-    """What `dissect` with these arguments will take; runs three forward passes.
+    """Estimates the cost of `dissect` with these arguments. Runs three forward passes.
 
     Args:
         bridge: the base.
@@ -69,16 +69,16 @@ def estimate_cost(
     width = max(intervention.d_model for _, intervention in reft)
     sites = len(reft)
     gradients = 2 * width / min(config.n_pairs, config.batch_size, n)
-    # Base, outcomes, two decompositions, contexts twice, one vector for each prompt, the dose's base; then naturalness.
+    # Base, outcomes, two decompositions, contexts twice, one vector per prompt, the dose's base; then naturalness.
     passes = float(batches * (1 + 2 + 2 + 2 + 1 + 1)) + 5 / 3 * batches
     cones = float(batches * (2 * 3 + (1 + N_CONTROL) * (len(ALPHAS) + 1 + BACKWARD)))
-    # Of each interchange, the runs of base and sources, and what the cones of swaps, pathways and gradients start from.
+    # For each interchange: the runs of base and sources, and the starting runs of the cones of swaps, pathways, gradients.
     passes += sites * (pair_batches * (3 + PATHWAYS) + 1)
     pathways = PATHWAYS * (1 + BACKWARD * (1 + PROBES))
     cones += sites * (pair_batches * (5 + 2 * config.n_random + pathways) + 1 + gradients * BACKWARD)
     if config.retrain is not None:
         steps = -(-len(examples) // config.retrain.batch_size) * config.retrain.epochs
-        # Twice a pass of the example batch for the backward part, and the comparison of every pair.
+        # Two passes of the example batch for the backward part, and the comparison of every pair.
         share = config.retrain.batch_size / config.batch_size
         passes += (len(config.seeds) + config.n_null_edits) * (steps * share * (1 + BACKWARD) + 6 * batches)
     prompts = [prompt for prompt, _ in examples[: config.batch_size]]
@@ -89,7 +89,7 @@ def estimate_cost(
     one_pass = _seconds(lambda: bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False))
     one_cone = _seconds(lambda: runs.logits(edits))
     vectors = sites * config.directions * READ_OUT * (config.n_null + 1)
-    # The unembedding alone: its share of a pass's multiplications, for this many vectors.
+    # Only the unembedding: its share of the multiplications of a pass, for this many vectors.
     unembed = logits.shape[-1] * bridge.cfg.d_model
     whole = sum(p.numel() for p in bridge.original_model.parameters())
     readout = vectors / batch.tokens.numel() * unembed / max(whole, unembed)
@@ -98,7 +98,7 @@ def estimate_cost(
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """The shorter of two."""
+    """Returns the shorter of two timed runs."""
     taken = []
     for _ in range(2):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a dissection found: every result with its null or control, and nothing that shows or saves it."""
+"""The results of a dissection, each with its null or control. Display and saving are elsewhere."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from reftlens.results import (
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """All that was found, each result with its null or control. Empty where `left_out` says why."""
+    """All results of a dissection, each with its null or control. `left_out` gives the reason for each empty field."""
 
     model: str
     edit: str
-    """The edit as it prints."""
+    """The `repr` of the edit."""
     n_wanted: int
-    """Examples that the base does not answer as wanted: what the edit is for."""
+    """Number of examples that the base does not answer as wanted, which the edit should change."""
     n_kept: int
-    """Examples that it already does: what the edit must leave alone."""
+    """Number of examples that the base already answers as wanted, which the edit should not change."""
     outcomes: tuple[Outcome, ...] = ()
     operators: tuple[Operator, ...] = ()
     untrained: tuple[Operator, ...] = ()
-    """The same edit with fresh weights on the same inputs: the control of the spectrum."""
+    """The same edit, newly initialised, on the same inputs: the control of the spectrum."""
     sizes: EditSize | None = None
     ledger: Ledger | None = None
     readouts: tuple[DirectionReadout, ...] = ()
@@ -46,12 +46,12 @@ class Findings:
     manifolds: tuple[OffManifold, ...] = ()
     agreements: tuple[Agreement, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
-    """(what, why)."""
+    """Pairs of a part that was left out and the reason."""
     seconds: tuple[tuple[str, float], ...] = ()
     """Wall-clock time of each part."""
     settings: tuple[tuple[str, str], ...] = ()
 
     def beside_untrained(self) -> list[tuple[Operator, Operator | None]]:
-        """Each site's operator with the untrained edit's at the same place in the list; None where there is none."""
+        """Pairs each site's operator with that of the untrained edit, or with None if there is none."""
         fresh = self.untrained or (None,) * len(self.operators)
         return list(zip(self.operators, fresh, strict=True))

@@ -1,4 +1,4 @@
-"""`reftlens inspect`: a saved edit taken apart on a file of examples, or a saved dissection shown again."""
+"""`reftlens inspect`: dissects a saved edit on a file of examples, or shows a saved dissection."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def inspect(
     model: str | None,
     config: DissectConfig = DissectConfig(),
 ) -> Dissection:
-    """Takes apart what is saved in a folder.
+    """Dissects the edit saved in a folder, or reads a saved dissection.
 
     Args:
-        directory: from `Reft.save_pretrained`, or from `Dissection.save`, which is only read.
-        examples: JSON lines with "prompt" and "completion", or such pairs; needed for an edit.
-        model: the base; the one that the edit names, if that is at hand and none is given.
-        config: budgets.
+        directory: folder of `Reft.save_pretrained`, or of `Dissection.save`, which is only read.
+        examples: JSON Lines with "prompt" and "completion", or such pairs; required for an edit.
+        model: the base. The default is the base that the edit names, if it is available.
+        config: the budgets.
 
     Raises:
-        ValueError: if the folder is neither, its base is not at hand, or the examples are missing or malformed.
+        ValueError: If the folder is neither, its base is not available, or the examples are missing or malformed.
     """
     if (directory / JSON_NAME).is_file():
         return load_dissection(directory)
@@ -53,11 +53,11 @@ def inspect(
 
 
 def read_lines(file: Path) -> list[tuple[Prompt, str]]:
-    """(prompt, completion) pairs from JSON lines; of a conversation in "messages" the last turn is the completion.
+    """Reads (prompt, completion) pairs from JSON Lines. In a conversation in "messages" the last turn is the completion.
 
     Raises:
-        ValueError: for a line that is not such an object; it names the line.
-        OSError: if the file cannot be read.
+        ValueError: If a line is not such an object. The message names the line.
+        OSError: If the file cannot be read.
     """
     pairs: list[tuple[Prompt, str]] = []
     for number, line in json_lines(file):
@@ -79,7 +79,7 @@ def read_lines(file: Path) -> list[tuple[Prompt, str]]:
 
 
 def write_report(result: Dissection, folder: Path) -> None:
-    """Writes the page, its figures as PNG, and the dissection itself into a folder."""
+    """Writes the page, its figures as PNG, and the dissection itself to a folder."""
     page = report(result)
     figures = folder / "figures"
     figures.mkdir()

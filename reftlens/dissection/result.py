@@ -1,4 +1,4 @@
-"""What a dissection is asked for, and what it found."""
+"""The settings and the result of a dissection."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ class DissectConfig:
     """Budgets of a dissection."""
 
     at: Positions | None = None
-    """Weight the directions by these of the edited tokens alone, such as `Last(1)`; all edited tokens if not given."""
+    """Edited tokens that weight the directions, such as `Last(1)`; all edited tokens by default."""
     max_examples: int = 256
-    """Examples used, drawn at random if there are more."""
+    """Maximum number of examples. If there are more, they are drawn at random."""
     batch_size: int = 32
-    """Prompts in one forward pass."""
+    """Number of prompts in one forward pass."""
     directions: int = 2
-    """Write directions of each site that are read out and looked up in the examples."""
+    """Number of write directions per site that are read out and looked up in the examples."""
     n_null: int = 200
-    """Draws of each null."""
+    """Number of draws of each null."""
     n_pairs: int = 64
-    """Pairs of prompts for the interchange."""
+    """Number of prompt pairs for the interchange."""
     n_random: int = 19
-    """Random subspaces, and as many placebos, for the interchange."""
+    """Number of random subspaces, and of placebos, for the interchange."""
     retrain: TrainConfig | None = None
-    """How to train the edit again from `seeds`, and on shuffled answers. The dearest part, and left out if not given."""
+    """Training settings to retrain the edit from `seeds` and on shuffled answers. This part costs most; None omits it."""
     seeds: tuple[int, ...] = (1, 2)
-    """Of the retrained edits."""
+    """Seeds of the retrained edits."""
     n_null_edits: int = 6
-    """Edits trained on shuffled answers, the null of their agreement; with n of them p is at least 2 / ((n + 2)(n + 1))."""
+    """Number n of edits trained on shuffled answers, the null of the agreement; p is at least 2 / ((n + 2)(n + 1))."""
     seed: int = 0
-    """Of every draw."""
+    """Seed of every draw."""
     progress: bool = True
-    """Say the cost beforehand, and show a progress bar."""
+    """Print the cost beforehand and show a progress bar."""
 
     def __post_init__(self) -> None:
         for name in ("max_examples", "batch_size", "directions", "n_null", "n_pairs", "n_random", "n_null_edits"):
@@ -59,30 +59,30 @@ class DissectConfig:
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Dissection(Findings):
-    """All that was found about one edit. It shows itself as a page, and saves itself to a folder."""
+    """All results about one edit. It displays as a page and can be saved to a folder."""
 
     def save(self, directory: str | Path) -> Path:
-        """Writes JSON and safetensors to a folder, whole or not at all; `load_dissection` reads it.
+        """Writes JSON and safetensors to a folder, atomically. `load_dissection` reads it.
 
         Args:
             directory: the folder; replaced if it is a saved dissection.
 
         Raises:
-            ValueError: if something else is there.
-            OSError: if it cannot be written.
+            ValueError: If the folder holds anything else.
+            OSError: If it cannot be written.
         """
         return save_dissection(self, Path(directory))
 
     def summary(self) -> pd.DataFrame:
-        """The main numbers, each with what it has to be compared with."""
+        """Returns the main numbers, each with its null or control."""
         return summarize(self)
 
     def to_html(self) -> str:
-        """The report as one page that needs nothing but itself."""
+        """Returns the report as one self-contained page."""
         return render(report(self))
 
     def _repr_html_(self) -> str:
-        # A frame of its own keeps the page's styles from the notebook's.
+        # A separate frame isolates the page's styles from the notebook's.
         page = html.escape(self.to_html(), quote=True)
         return f'<iframe sandbox srcdoc="{page}" style="width:100%;height:45em;border:1px solid #8888"></iframe>'
 
@@ -100,13 +100,13 @@ class Dissection(Findings):
 
 
 def load_dissection(directory: str | Path) -> Dissection:
-    """Reads what `Dissection.save` wrote.
+    """Reads a dissection that `Dissection.save` wrote.
 
     Args:
         directory: the folder.
 
     Raises:
-        ValueError: if it is not a saved dissection, or is damaged.
-        OSError: if it cannot be opened.
+        ValueError: If it is not a saved dissection, or is damaged.
+        OSError: If it cannot be opened.
     """
     return read_dissection(Path(directory), Dissection)

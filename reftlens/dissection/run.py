@@ -1,4 +1,4 @@
-"""`dissect`: every analysis of one trained edit, in order, within its budgets."""
+"""`dissect`: runs every analysis of one trained edit, in order, within the budgets."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ Examples = Sequence[tuple[str, str]]
 def dissect(
     bridge: TransformerBridge, reft: Reft, examples: Examples | Dataset, config: DissectConfig = DissectConfig()
 ) -> Dissection:
-    """Takes a trained edit apart.
+    """Runs every analysis on a trained edit.
 
-    The examples that the base does not answer as wanted are what the edit is for; those that it does are what it must
-    leave alone. Both are used, so pass both kinds.
+    The edit should change the examples that the base does not answer as wanted, and leave the others unchanged. Both kinds
+    are used, so pass both.
 
     Args:
         bridge: the base.
         reft: the trained edit.
-        examples: (prompt, wanted completion) pairs, such as those it was trained on, or better, held-out ones; or a
+        examples: (prompt, wanted completion) pairs, preferably held out rather than used in training; or a
             `datasets.Dataset` with these columns.
-        config: budgets. With `progress`, the cost is said beforehand.
+        config: the budgets. With `progress`, the cost is printed beforehand.
 
     Raises:
-        ValueError: for fewer than three examples, or one that cannot be encoded.
+        ValueError: If there are fewer than three examples, or one cannot be encoded.
     """
     pairs = Completion().read(examples)
     if len(pairs) < 3:
@@ -92,7 +92,7 @@ def dissect(
 @final
 @dataclass
 class _Work:
-    """What the parts share: the examples sorted into wanted and kept, their batches, and what was found so far."""
+    """The state that the parts share: examples sorted into wanted and kept, their batches, and the results so far."""
 
     bridge: TransformerBridge
     reft: Reft
@@ -121,7 +121,7 @@ class _Work:
         self.seconds.append((name, time.perf_counter() - start))
 
     def rank(self, operator: Operator) -> int:
-        """Directions that an edit really uses."""
+        """Counts the directions that an edit actually uses."""
         return max(1, min(round(operator.effective_rank), len(operator.write)))
 
     def outcomes(self) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class _Work:
         try:
             control = tuple(analysis.decompose(self.bridge, fresh, self.batches, at=self.config.at))
         except ValueError as error:
-            # An edit that starts as the identity has nothing to decompose.
+            # An edit that is the identity at initialisation has nothing to decompose.
             self.left_out.append(("the untrained edit's directions", str(error)))
             control = ()
         return {"operators": self.found, "untrained": control}
@@ -204,7 +204,7 @@ class _Work:
         return {"readouts": tuple(readouts), "contexts": tuple(contexts)}
 
     def overlaps(self) -> dict[str, Any]:
-        """Write directions against what else there is: large directions of the activations, and differences of classes."""
+        """Compares write directions with the largest activation directions and with class differences."""
         from transformer_lens.tools.analysis.interchange import mean_difference_basis
 
         results: list[Overlap] = []
@@ -237,7 +237,7 @@ class _Work:
         return {"overlaps": tuple(results)}
 
     def _one_for_each(self, index: int) -> tuple[Tensor, list[int]]:
-        """The base's activation at the last edited token of each prompt, and the prompt it belongs to."""
+        """Returns the base's activation at the last edited token of each prompt, and the index of its prompt."""
         states, rows = [], []
         for number, batch in enumerate(self.batches):
             edit, h = edited_activations(self.bridge, self.reft.scaled(0.0), batch)[index]
@@ -264,7 +264,7 @@ class _Work:
         prompts = [prompt for prompt, _ in self.examples][: self.config.n_pairs]
         side = side_for_ends(self.bridge)
         base, source = (encode(self.bridge, texts, padding_side=side) for texts in (prompts, prompts[1:] + prompts[:1]))
-        # What is read is found in one batch of them, which bounds the memory of its graph.
+        # The read space is found from one batch of them, which limits the memory of its graph.
         some = encode(self.bridge, prompts[: self.config.batch_size], padding_side=side)
         spaces: list[ReadSpace] = []
         results: list[Interchanged] = []
@@ -344,7 +344,7 @@ class _Work:
 
 
 def _no_majority(examples: Examples) -> Examples:
-    """The examples without as many of the commonest answer as it takes for every answer to be wrong somewhere else."""
+    """Drops examples with the commonest answer until every answer can be assigned to an example with another answer."""
     answer, most = Counter(completion for _, completion in examples).most_common(1)[0]
     surplus = max(0, 2 * most - len(examples))
     having = [place for place, (_, completion) in enumerate(examples) if completion == answer]
@@ -353,7 +353,7 @@ def _no_majority(examples: Examples) -> Examples:
 
 
 def _strongest(operator: Operator, n: int) -> Operator:
-    """The same result with its first n directions alone."""
+    """Keeps only the first n directions of a result."""
     return replace(
         operator,
         write=operator.write[:n],

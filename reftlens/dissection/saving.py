@@ -1,4 +1,4 @@
-"""A dissection as a folder: JSON for everything that can be read, safetensors for tensors. Nothing is ever unpickled."""
+"""Saves a dissection to a folder: tensors as safetensors, everything else as JSON. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ F = TypeVar("F", bound=Findings)
 SCHEMA = 2
 """Version 1 had no seal."""
 _MOST_BYTES = 2**30
-"""Of each file."""
+"""Maximum size in bytes of each file."""
 JSON_NAME = "dissection.json"
 TENSORS_NAME = "dissection.safetensors"
 _TYPES: dict[str, type[Any]] = {
@@ -85,7 +85,7 @@ def _load(folder: Path, kind: type[F]) -> F:
 
 
 def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """Plain JSON; tensors are put aside under their place, and what is no JSON value says its type."""
+    """Converts a value to plain JSON. Tensors go to `tensors` under their place; other non-JSON values record their type."""
     if isinstance(value, Tensor):
         tensors[place] = value.detach().cpu().clone()
         return {"tensor": place}

@@ -1,4 +1,4 @@
-"""A dissection as sections of a report: each number with its null or control in the same table or figure."""
+"""Renders a dissection as report sections. Each number has its null or control in the same table or figure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reftlens.results import agreements_to_dataframe, outcomes_to_dataframe
 
 
 def report(result: Findings) -> Report:
-    """The whole page."""
+    """Renders the whole page."""
     settings: dict[str, object] = {"model": result.model, "edit": result.edit, **dict(result.settings)}
     settings |= {f"seconds: {part}": f"{seconds:.1f}" for part, seconds in result.seconds}
     return Report(
@@ -28,11 +28,11 @@ def report(result: Findings) -> Report:
 
 
 def sections(result: Findings, names: Sequence[str] | None = None) -> list[Section]:
-    """What was found, in the order of the questions; what was left out, and why, at the end.
+    """Renders the results in the order of the questions, then a list of the parts left out, with reasons.
 
     Args:
         result: a dissection.
-        names: of `PARTS`; all if not given. A part without a result is left out.
+        names: names from `PARTS`; all by default. A part without a result is left out.
     """
     chosen = [make for name, make in PARTS.items() if names is None or name in names]
     return [section for make in chosen if (section := make(result)) is not None]

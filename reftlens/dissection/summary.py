@@ -1,4 +1,4 @@
-"""The main numbers of a dissection, each beside what it has to be compared with."""
+"""The main numbers of a dissection, each with its null or control."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Line = tuple[str, str, str, str]
 
 
 def summarize(result: Findings) -> pd.DataFrame:
-    """One line for each number: where, question, found, and its null or control."""
+    """Returns one row per number: where, question, found, and its null or control."""
     lines = [*_whole(result), *_sites(result), *_seeds(result)]
     return pd.DataFrame(lines, columns=["where", "question", "found", "beside it"])
 

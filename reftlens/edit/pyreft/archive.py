@@ -1,10 +1,10 @@
-"""pyreft's `.bin` files: torch archives, a zip of a pickle and of raw numbers. Looked through before torch reads them.
+"""Checks pyreft's `.bin` files before torch reads them. They are torch archives: a zip of a pickle and raw numbers.
 
-`torch.load(weights_only=True)` executes nothing, but gives memory to whatever asks: it unpacks a zip to a thousand times its
-size, and makes a `bytearray` as long as a pickle wants. So the pickle may use only the few opcodes and names of a plain state
-dict, and every size that it gives must be the size that is there.
+`torch.load(weights_only=True)` executes nothing, but it allocates any amount of memory: it unpacks a zip to a thousand times
+its size, and makes a `bytearray` of any length that a pickle requests. So the pickle may use only the few opcodes and names
+of a plain state dict, and every size in it must match the data.
 
-torch names the folder inside the zip after the file that it saves to, so a file that took another one's place is seen.
+torch names the folder inside the zip after the target file, so a file that was renamed over another one is detected.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from torch import Tensor
 from reftlens.files.seal import UncheckedWarning
 
 _MOST_PICKLE = 2**20
-"""Bytes; that of a state dict has a few hundred."""
+"""Maximum size in bytes; the pickle of a state dict has a few hundred."""
 _MOST_MEMO = 2**16
 _NAMELESS = "archive"
-"""Folder inside what torch wrote to a stream, or to a path with other letters than ASCII's."""
+"""Name of the inner folder if torch wrote to a stream, or to a path with non-ASCII letters."""
 _PLAIN = """
 PROTO GLOBAL BINPUT LONG_BINPUT BINGET LONG_BINGET MARK TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_TUPLE EMPTY_DICT BINUNICODE BININT
 BININT1 BININT2 NEWTRUE NEWFALSE NONE BINPERSID REDUCE BUILD SETITEM SETITEMS STOP
 """
 _OPCODES = frozenset(_PLAIN.split())
-"""Of the pickle of a state dict. There is none among them that copies, or that finds a name in its data."""
+"""Opcodes in the pickle of a state dict. None of them copies data, or looks up a name that is stored as data."""
 
 
 class StoredTensor(NamedTuple):
-    """A tensor as its archive describes it, not yet read."""
+    """The description of a tensor in its archive, before its data are read."""
 
     storage: tuple[Any, ...]
     offset: int
@@ -67,15 +67,15 @@ _NAMES: dict[tuple[str, str], Any] = {
     ("torch", "BFloat16Storage"): torch.bfloat16,
     ("torch", "LongStorage"): torch.int64,
 }
-"""All that the pickle may name, and what stands for it here."""
+"""All names that the pickle may use, with their stand-ins here."""
 
 
 def dump(state: Mapping[str, Tensor], name: str) -> bytes:
-    """The archive that `torch.save` writes to `name.bin`, wherever that lies.
+    """Returns the archive that `torch.save` writes to `name.bin`, in any folder.
 
     Args:
         state: a state dict.
-        name: of the file, without its ending.
+        name: name of the file, without its extension.
     """
     stream, named = io.BytesIO(), io.BytesIO()
     torch.save(state, stream)
@@ -86,14 +86,14 @@ def dump(state: Mapping[str, Tensor], name: str) -> bytes:
 
 
 def describe(data: bytes, name: str) -> dict[str, StoredTensor]:
-    """The tensors that a torch archive holds, from its pickle alone; every size is checked against what is there.
+    """Describes the tensors in a torch archive from its pickle, and checks every size against the data.
 
     Args:
         data: the archive.
-        name: of its file, without the ending.
+        name: name of its file, without the extension.
 
     Raises:
-        ValueError: if it is not the archive of a plain state dict, or was saved as another file.
+        ValueError: If it is not the archive of a plain state dict, or was saved under another name.
     """
     try:
         if not data.startswith(b"PK\x03\x04"):
@@ -125,7 +125,7 @@ def describe(data: bytes, name: str) -> dict[str, StoredTensor]:
 
 
 def load(data: bytes) -> dict[str, Tensor]:
-    """The tensors of an archive that `describe` has seen and its caller found to be as they should."""
+    """Loads the tensors of an archive. Call `describe` first and check its result."""
     try:
         return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     except (RuntimeError, pickle.UnpicklingError, ValueError, TypeError) as error:
@@ -133,7 +133,7 @@ def load(data: bytes) -> dict[str, Tensor]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes descriptions of tensors; there is nothing else that it can make."""
+    """Unpickles only descriptions of tensors; it cannot create anything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _NAMES:

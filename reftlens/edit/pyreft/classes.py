@@ -1,7 +1,7 @@
-"""pyreft's six classes: the tensors that each saves, and the member of the family that is the same equation.
+"""pyreft's six classes: the tensors that each saves, and the intervention here with the same equation.
 
-pyreft's R has columns, `[d_model, rank]`; here it has rows. Four of its classes save R by torch's orthogonal parametrisation
-(Householder): with A the strict lower triangle of `original` and tau = 2 / (1 + sum of A^2 by column),
+pyreft's R has orthonormal columns, `[d_model, rank]`; here it has rows. Four of its classes save R in torch's orthogonal
+parametrisation (Householder): with A the strict lower triangle of `original` and tau = 2 / (1 + sum of A^2 by column),
 R = base (householder_product(A, tau) * int(diag(original))).
 """
 
@@ -31,17 +31,17 @@ CLASSES: dict[str, type[Intervention]] = {
     "DireftIntervention": AdditiveLoReFT,
     "NodireftIntervention": DiReFT,
 }
-"""pyreft's name -> ours."""
+"""pyreft's class names and the classes here."""
 
 NAMES = {edit: name for name, edit in CLASSES.items()}
 
 _ORIGINAL, _BASE = "rotate_layer.parametrizations.weight.original", "rotate_layer.parametrizations.weight.0.base"
 UNCONSTRAINED: dict[type[Intervention], type[Intervention]] = {LoReFT: NoReFT, AdditiveLoReFT: DiReFT}
-"""The same equation with any matrix in R's place."""
+"""The same equation with an unconstrained matrix instead of R."""
 
 
 def shapes(name: str, d_model: int, rank: int) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor that pyreft saves for a class, in its order."""
+    """Returns the shape of each tensor that pyreft saves for a class, in pyreft's order."""
     linear = {"learned_source.weight": (rank, d_model), "learned_source.bias": (rank,)}
     scalars: dict[str, tuple[int, ...]] = {"embed_dim": (), "interchange_dim": ()}
     rotation = {_ORIGINAL: (d_model, rank), _BASE: (d_model, d_model)}
@@ -57,26 +57,26 @@ def shapes(name: str, d_model: int, rank: int) -> dict[str, tuple[int, ...]]:
 
 
 OPTIONAL = {"proj_layer.bias"}
-"""Saved by pyreft's `add_bias=True`: p in W1 h + b - (P h + p), and without any effect in Nodireft."""
+"""Saved with pyreft's `add_bias=True`: p in W1 h + b - (P h + p). It has no effect in Nodireft."""
 
 
 def names_with(tensors: Collection[str]) -> list[str]:
-    """pyreft's classes that save tensors of just these names."""
+    """Returns pyreft's classes that save tensors with exactly these names."""
     plain = set(tensors) - OPTIONAL
     fits = [name for name in CLASSES if set(shapes(name, 1, 1)) == plain]
     return [name for name in fits if name.startswith("No") or plain == set(tensors)]
 
 
 def to_edit(name: str, tensors: Mapping[str, Tensor], wanted: type[Intervention]) -> Intervention:
-    """The edit that pyreft's tensors are.
+    """Converts pyreft's tensors to an edit.
 
     Args:
         name: pyreft's class.
-        tensors: what it saved, of the shapes that `shapes` gives.
+        tensors: its saved tensors, with the shapes of `shapes`.
         wanted: `CLASSES[name]`, or the same equation without the constraint on R.
 
     Raises:
-        ValueError: if R is not orthonormal and `wanted` has it so.
+        ValueError: If `wanted` requires an orthonormal R and the saved R is not.
     """
     t = {key: tensor.float() for key, tensor in tensors.items()}
     if name in ("NoreftIntervention", "NodireftIntervention"):
@@ -96,16 +96,16 @@ def to_edit(name: str, tensors: Mapping[str, Tensor], wanted: type[Intervention]
         else {"rotation.weight": R, "source.weight": W, "source.bias": b}
     )
     edit.load_state_dict(own)
-    # R as the edit will use it, to the bit: what is written from it is then read as the same.
+    # Keep R bit-identical to the one that the edit uses, so that a written folder reads back the same.
     edit.state_dict()
     return edit
 
 
 def to_tensors(edit: Intervention) -> tuple[str, OrderedDict[str, Tensor]]:
-    """pyreft's class of an edit, and what it would save.
+    """Returns pyreft's class of an edit, and the tensors that it saves.
 
     Raises:
-        ValueError: if pyreft has no such class.
+        ValueError: If pyreft has no such class.
     """
     name = NAMES.get(type(edit))
     if name is None:
@@ -146,7 +146,7 @@ def _householder(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def _completed(R: Tensor) -> Tensor:
-    """An orthogonal matrix `[d_model, d_model]` whose first columns are R."""
+    """Returns an orthogonal matrix `[d_model, d_model]` whose first columns are R."""
     Q = torch.linalg.qr(R, mode="complete").Q
     return torch.cat([R, Q[:, R.shape[1] :]], dim=1)
 

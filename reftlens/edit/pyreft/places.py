@@ -1,6 +1,6 @@
-"""Where the edits of a pyreft folder act: its `config.json` and the names of its files, which are keys of pyvene.
+"""Reads the sites of a pyreft folder from its `config.json` and its file names, which are pyvene keys.
 
-No path is made from what a config says: it must name just the files that lie there.
+No path is built from the contents of a config: the config must name exactly the files in the folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _KEY = re.compile(
 
 
 class Representation(NamedTuple):
-    """pyvene's settings of one edit, in the order of a config; 0.1.2 had not the last one."""
+    """pyvene's settings of one edit, in the order of a config. Version 0.1.2 did not have the last one."""
 
     layer: Any
     component: Any
@@ -47,24 +47,24 @@ class Representation(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Place:
-    """One edit of a folder."""
+    """One edit in a folder."""
 
     key: str
     layer: int
     turn: int
     """0 for the first edit after its layer, 1 for the second."""
     name: str | None = None
-    """pyreft's class, where there is a config."""
+    """pyreft's class, if there is a config."""
     rank: int | None = None
     link: str | int | None = None
-    """Edits of one link share their weights."""
+    """Edits with the same link share their weights."""
 
 
 def find_places(folder: Path) -> list[Place]:
-    """The edits of a folder in pyreft's order.
+    """Finds the edits in a folder, in pyreft's order.
 
     Raises:
-        ValueError: if there are none, or the config is damaged or asks for something else than edits of block outputs.
+        ValueError: If there are none, the config is damaged, or it has edits of anything but block outputs.
     """
     places = {key: _from_key(key) for key in _keys(folder)}
     if not places:
@@ -84,14 +84,14 @@ def find_places(folder: Path) -> list[Place]:
 
 
 def make_key(layer: int, turn: int) -> str:
-    """pyvene's key of the edit that comes at this turn after a block."""
+    """Returns pyvene's key of the edit at this turn after a block."""
     return f"layer_{layer}_comp_block_output_unit_pos_nunit_1#{turn}"
 
 
 def make_config(
     names: Sequence[str], layers: Sequence[int], ranks: Sequence[int], keys: Sequence[str], width: int
 ) -> str:
-    """The text of `config.json`."""
+    """Returns the text of `config.json`."""
     document = {
         "intervention_constant_sources": [True] * len(names),
         "intervention_dimensions": [width] * len(names),
@@ -158,7 +158,7 @@ def _representation(values: object) -> Representation:
 
 
 def _layer(given: Representation) -> tuple[int, bool]:
-    """The block, and whether the component is a path of the model instead of pyvene's own name."""
+    """Returns the block, and whether the component is a module path instead of pyvene's own name."""
     if given.component == "block_output" and type(given.layer) is int:
         return given.layer, False
     found = _BLOCK_PATH.fullmatch(given.component)

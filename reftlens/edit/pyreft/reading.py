@@ -1,4 +1,4 @@
-"""A pyreft folder -> a `Reft`."""
+"""Reads a pyreft folder into a `Reft`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reftlens.interventions import Intervention
 from reftlens.positions import Positions, parse, union_parts
 
 _MOST_BASE = 2**20
-"""Bytes of a `pytorch_model.bin` that is looked into."""
+"""Maximum size in bytes of a `pytorch_model.bin` that is inspected."""
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -32,23 +32,25 @@ def load_pyreft(
     intervention: type[Intervention] | None = None,
     act_fn: str | None = None,
 ) -> Reft:
-    """Reads what pyreft's `reft_model.save(dir)` or its trainer wrote. Nothing in the folder is executed.
+    """Reads a folder of pyreft's `reft_model.save(dir)` or of its trainer. Nothing in the folder is executed.
 
-    What pyreft does not write down is asked for; nothing is guessed. Dropout has no effect on a trained edit, and W in
-    bfloat16, pyreft's habit, becomes float32 without rounding.
+    pyreft does not save all settings. The missing ones are arguments; nothing is guessed. Dropout has no effect on a trained
+    edit. pyreft usually saves W in bfloat16, which converts to float32 without rounding.
 
     Args:
-        directory: the folder; of a trainer's checkpoint, itself or its `intervenable_model`.
+        directory: the folder. For a trainer's checkpoint, the checkpoint or its `intervenable_model`.
         bridge: the base model.
-        positions: that it was trained with, such as `"f5+l5"`. Where a layer is listed twice (`share_weights=False`), the first
-            edit takes the first part and the second the second. Or a list: one rule for each edit, in pyreft's order. In some of
-            pyreft's data sets "l1" is the token before the prompt's last one; `At(-2)` says that.
-        intervention: the class, which a trainer's checkpoint does not always tell; or `NoReFT` (for pyreft's LoReFT) and
-            `DiReFT` (for its Direft) to read an R that has drifted from being orthonormal as it is.
-        act_fn: pyreft's activation function inside the edit. Only None and "linear" are edits of this family.
+        positions: the rule that it was trained with, such as `"f5+l5"`. If a layer is listed twice (`share_weights=False`),
+            its first edit gets the first part of the rule and its second edit the second part. Or a list with one rule per
+            edit, in pyreft's order. In some of pyreft's data sets "l1" is the token before the prompt's last one: use
+            `At(-2)` for these.
+        intervention: the class, which a trainer's checkpoint does not always record. `NoReFT` (for pyreft's LoReFT) and
+            `DiReFT` (for its Direft) read an R that is no longer orthonormal without changing it.
+        act_fn: pyreft's activation function inside the edit. Only None and "linear" are supported.
 
     Raises:
-        ValueError: if the folder is damaged or not of this model, or holds what the family cannot express; it says why.
+        ValueError: If the folder is damaged or belongs to another model, or has an edit with no equivalent here. The
+            message gives the reason.
     """
     if act_fn not in (None, "linear"):
         raise ValueError(
@@ -74,7 +76,7 @@ def load_pyreft(
 
 
 def _rules(positions: str | Positions | Sequence[str | Positions], places: Sequence[Place]) -> list[Positions]:
-    """The rule of each edit."""
+    """Returns the position rule of each edit."""
     if not isinstance(positions, str | Positions):
         if len(positions) != len(places):
             keys = ", ".join(place.key for place in places)
@@ -94,9 +96,9 @@ def _rules(positions: str | Positions | Sequence[str | Positions], places: Seque
 
 
 def _edit(folder: Path, place: Place, d_model: int, wanted: type[Intervention] | None) -> Intervention:
-    """Reads one file, whose description must fit before any of its numbers is read."""
+    """Reads one file. Its description must be valid before any of its numbers is read."""
     try:
-        # The largest file that there can be: three square matrices of double precision, and names.
+        # The largest possible file: three square matrices in double precision, and names.
         file = folder / f"intkey_{place.key}.bin"
         data = read_bytes(file, most=3 * 8 * d_model**2 + 2**20)
         described = describe(data, file.stem)
@@ -112,7 +114,7 @@ def _edit(folder: Path, place: Place, d_model: int, wanted: type[Intervention] |
 
 
 def _name(place: Place, described: dict[str, StoredTensor], wanted: type[Intervention] | None) -> str:
-    """pyreft's class of a file, by the config, else by its tensors."""
+    """Returns pyreft's class of a file, from the config if there is one, else from its tensors."""
     fits = names_with(described)
     if place.name is not None:
         fits = [name for name in fits if name == place.name]
@@ -131,7 +133,7 @@ def _name(place: Place, described: dict[str, StoredTensor], wanted: type[Interve
 
 
 def _check(described: dict[str, StoredTensor], name: str, d_model: int, rank: int | None) -> None:
-    """Shapes and dtypes, by the model's width and the folder's rank."""
+    """Checks shapes and dtypes against the model's width and the folder's rank."""
     first = next(key for key in ("learned_source", "learned_source.bias", "bias") if key in described)
     shape = described[first].shape
     rank = (shape[0] if len(shape) == 1 else 0) if rank is None else rank
@@ -146,7 +148,7 @@ def _check(described: dict[str, StoredTensor], name: str, d_model: int, rank: in
 
 
 def _shared(places: Sequence[Place], edits: Sequence[Intervention]) -> list[Intervention]:
-    """One intervention for all places of a link, whose files must agree."""
+    """Returns one intervention for all sites with the same link. Their files must agree."""
     first: dict[str | int, Intervention] = {}
     shared = []
     for place, edit in zip(places, edits, strict=True):
@@ -159,12 +161,12 @@ def _shared(places: Sequence[Place], edits: Sequence[Intervention]) -> list[Inte
 
 
 def _refuse_trained_base(folder: Path) -> None:
-    """A trainer's checkpoint may also hold weights of the base model that were trained, such as a classifier's."""
+    """Refuses a trainer's checkpoint that also holds trained weights of the base model, such as a classifier's."""
     path = folder / "pytorch_model.bin"
     if not path.exists():
         return
     try:
-        # Without tensors it has a few hundred bytes, so what is larger need not be read to be refused.
+        # Without tensors it has a few hundred bytes, so a larger file can be refused without reading it.
         names = sorted(describe(read_bytes(path, most=_MOST_BASE), path.stem))
     except ValueError as error:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A `Reft` -> a folder that pyreft loads."""
+"""Writes a `Reft` to a folder that pyreft loads."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from reftlens.files.folder import Replacement
 def save_pyreft(reft: Reft, directory: str | Path) -> Path:
     """Writes a folder for pyreft's `ReftModel.load`.
 
-    Positions are not part of the format: pyreft takes them with every call. Edits come in pyreft's order, the first ones of
-    all layers, then the second ones, as `share_weights=False` wants them. An edit at several sites is written once for each
-    and not linked: pyreft 0.1.0 gives every site of a link the activation of the first (seen in a run of it).
+    Positions are not part of the format: pyreft takes them with every call. Edits are in pyreft's order, which
+    `share_weights=False` requires: first the first edits of all layers, then the second ones. An edit at several sites is
+    written once per site and not linked, because pyreft 0.1.0 gives every site of a link the activation of the first
+    (observed in a run).
 
-    W is written in float32. `ReftModel.load` does not know that: it rounds W to bfloat16, so that LoReFT fails in a float32
-    model, and it cannot make Noreft and Nodireft at all, whoever wrote the folder. There, make pyreft's interventions with
-    `dtype=torch.float32, add_bias=False` and give each the state dict of its file.
+    W is written in float32. `ReftModel.load` rounds W to bfloat16, so LoReFT fails in a float32 model. It cannot create
+    Noreft and Nodireft from any folder. In these cases, create pyreft's interventions with
+    `dtype=torch.float32, add_bias=False` and load the state dict of its file into each.
 
     Args:
-        reft: edits of the residual stream after blocks, of the classes that pyreft has.
-        directory: a new or empty folder, or an earlier one of the same sites.
+        reft: edits of the residual stream after blocks, of classes that pyreft has.
+        directory: a new or empty folder, or an earlier one with the same sites.
 
     Raises:
-        ValueError: if pyreft cannot express it; it says why.
-        OSError: if it cannot be written.
+        ValueError: If pyreft has no equivalent. The message gives the reason.
+        OSError: If it cannot be written.
     """
     turns: Counter[int] = Counter()
     entries = []
@@ -41,7 +42,7 @@ def save_pyreft(reft: Reft, directory: str | Path) -> Path:
         layer = _layer(site)
         entries.append((turns[layer], layer, *to_tensors(edit), edit))
         turns[layer] += 1
-    # Python's sort keeps the order of the layers.
+    # Python's sort is stable, so the order of the layers is kept.
     entries.sort(key=lambda entry: entry[0])
     keys = [make_key(layer, turn) for turn, layer, *_ in entries]
     _, layers, names, states, edits = zip(*entries, strict=True)
