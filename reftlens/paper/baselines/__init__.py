@@ -1,9 +1,9 @@
-"""Other ways to train the same base on the same examples, and the cheap controls that an edit has to beat.
+"""Other methods to train the same base on the same examples, and cheap controls that an edit should beat.
 
     problem = completed(bridge, train, held_out)
     print(compare(bridge, problem, METHODS, rl.TrainConfig(epochs=30)))
 
-Not evidence by itself: settings are not tuned, and a small model says little of a large one.
+A comparison alone is not evidence: settings are not tuned, and results on a small model may not hold on a large one.
 """
 
 from reftlens.arguments import explain_all

@@ -1,9 +1,9 @@
-"""What a baseline is: a base with something trained on it, and put back afterwards.
+"""Base class of baselines, which train a base and restore it afterwards.
 
-A ReFT edit leaves the base alone. Other methods train parameters of the base or add some to it; here they do so in place,
-inside a context, so that the same examples, objective, trainer and scorer serve all of them, and every method starts from
-the same base, to the bit. What a method trains in the base is what requires gradients inside its context; where it is an
-edit, the context gives that.
+A ReFT edit does not change the base. Other methods train parameters of the base or add some. Here they do so in place,
+inside a context, so that all methods use the same examples, objective, trainer and scorer, and start from a bit-identical
+base. Inside its context, a method trains the base parameters that require gradients. If the method is an edit, the context
+returns it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from reftlens.training.objectives.base import Example
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """One way to train a model. Settings are fields."""
+    """A training method. Its settings are fields."""
 
     lr: float | None = None
-    """Its learning rate; None is the one that all are trained with. One rate does not suit all."""
+    """The method's own learning rate; None uses the common one. One rate does not suit all methods."""
 
     def __post_init__(self) -> None:
         if self.lr is not None:
@@ -38,26 +38,26 @@ class Method(ABC):
     def applied(
         self, bridge: TransformerBridge, objective: Objective, example: Example
     ) -> AbstractContextManager[Reft | None]:
-        """A context in which the base is ready to be trained by this method; afterwards it is as it was, and frozen.
+        """Returns a context that prepares the base for training. On exit the base is restored and frozen.
 
-        First weights are drawn from torch's global generator.
+        Initialisation uses torch's global generator.
 
         Args:
             bridge: the frozen base.
-            objective: what is learned; a fresh one for each run, whose head a method may replace.
-            example: one of those trained on, for what has to be measured.
+            objective: the objective, new for each run; a method may replace its head.
+            example: one training example, for measurements.
 
         Returns:
-            The context, which gives the edit to train, or None where parameters of the base or the head are trained.
+            The context, whose value is the edit to train, or None if parameters of the base or the head are trained.
 
         Raises:
-            ValueError: on entry, if the method has no meaning for this model or objective.
+            ValueError: On entry, if the method does not apply to this model or objective.
         """
 
 
 @contextmanager
 def unfrozen(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, these parameters of the base are trained; afterwards they hold what they held, and are frozen again."""
+    """Context in which these base parameters are trainable. On exit their values are restored and they are frozen."""
     before = [parameter.detach().clone() for parameter in parameters]
     try:
         for parameter in parameters:

@@ -1,7 +1,7 @@
-"""Several methods on one problem: the same examples in the same order, the same number of steps, the same scorer.
+"""Compares methods on one problem, with the same examples in the same order, number of steps and scorer.
 
-What is not the same is the learning rate, where a method has its own. None of it is tuned: a table says what these
-settings give, and a method that fares badly in it may fare well with others.
+Only the learning rate differs, if a method has its own. Nothing is tuned: a table shows the results of these settings, and a
+method that does poorly may do well with others.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ def compare(
     seeds: Sequence[int] = (0, 1, 2),
     memory: bool = True,
 ) -> Comparison:
-    """Trains and scores each method with each seed, every time from the same base, which is left as it was.
+    """Trains and scores each method with each seed, always from the same base, which is restored afterwards.
 
     Args:
         bridge: the frozen base.
         problem: from `completed`, `labelled` or `of_task`, on this bridge.
-        methods: name -> method; `METHODS` has some to choose from.
-        config: settings of all runs. Its seed is replaced, and its learning rate where a method has its own; dropout and L1
-            terms fall on edits alone.
-        seeds: one for each run of a method: of its first weights and of the order of examples.
-        memory: measure it, in one more step of each method.
+        methods: methods by name; `METHODS` has some to choose from.
+        config: settings of all runs. Its seed is replaced, and its learning rate if a method has its own. Dropout and L1
+            terms apply only to edits.
+        seeds: one per run of a method, for its initialisation and the order of examples.
+        memory: measure peak memory, in one extra step per method.
 
     Raises:
-        ValueError: for no methods or seeds, a base that is not frozen, settings that one folder cannot serve, or a method
-            that has no meaning for this model or problem; it names the method.
+        ValueError: If there are no methods or seeds, the base is not frozen, the settings cannot share one folder, or a
+            method does not apply to this model or problem. The message names the method.
     """
     _check(bridge, methods, config, seeds)
     runs, steps, peaks = [], 0, dict[str, int]()
@@ -113,7 +113,7 @@ def _run(
 
 
 def _memory(bridge: TransformerBridge, problem: Problem, method: Method, config: TrainConfig) -> int:
-    """Bytes of one step by itself, from the first weights on. Counting slows the work down: it is not timed."""
+    """Measures the bytes of one separate step from the initialisation. It is not timed, because counting is slow."""
     first = problem.examples[: config.batch_size * config.gradient_accumulation]
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(config.seed)
@@ -125,11 +125,11 @@ def _memory(bridge: TransformerBridge, problem: Problem, method: Method, config:
 
 
 def _settings(config: TrainConfig, reft: Reft | None) -> TrainConfig:
-    """Dropout and L1 terms are of edits, and fall on nothing else."""
+    """Removes dropout and L1 terms if the method is not an edit."""
     return config if reft is not None else replace(config, dropout=0.0, l1=0.0)
 
 
 def _n_trained(bridge: TransformerBridge, reft: Reft | None) -> int:
-    """Numbers that training changes, of the edit and of the base."""
+    """Counts the trained parameters of the edit and of the base."""
     modules: list[torch.nn.Module] = [bridge] if reft is None else [bridge, reft]
     return sum(value.numel() for module in modules for value in module.parameters() if value.requires_grad)

@@ -1,4 +1,4 @@
-"""A comparison on what a run's settings say: its model, task, tests, positions and budget."""
+"""Compares methods on the model, task, tests, positions and budget in a run's settings."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ from reftlens.training.train import TrainConfig
 def compare_configured(
     config: RunConfig, names: Sequence[str], *, seeds: Sequence[int] = (0, 1, 2), progress: bool = True
 ) -> Comparison:
-    """Trains a run's own edit and named methods, edits at the run's layers and positions and of its rank, and tests them on its tests.
+    """Trains a run's own edit and named methods, and tests them on the run's tests.
+
+    Methods that are edits use the run's layers, positions and rank.
 
     Args:
-        config: the run's settings; its seed is not used, and the last state is tested, not the best on validation.
-        names: of `METHODS`.
-        seeds: one for each run of a method.
-        progress: show a bar.
+        config: the run's settings. Its seed is ignored. The final state is tested, not the best on validation.
+        names: names from `METHODS`.
+        seeds: one per run of a method.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: for an unknown method, no test, or what `compare` refuses.
-        OSError: if data cannot be read.
+        ValueError: If a method is unknown, there is no test, or `compare` refuses the settings.
+        OSError: If data cannot be read.
     """
     unknown = [name for name in names if name not in METHODS]
     if unknown:
@@ -64,6 +66,6 @@ def _placed(method: EditAt, config: RunConfig) -> EditAt:
 
 
 def _settings(config: RunConfig, progress: bool) -> TrainConfig:
-    """Fields of one name, without checkpoints."""
+    """Copies the fields that both settings have, without checkpoints."""
     shared = {field.name for field in fields(TrainConfig)} & {field.name for field in fields(RunConfig)}
     return TrainConfig(**{name: getattr(config, name) for name in shared - {"save_every"}}, progress=progress)

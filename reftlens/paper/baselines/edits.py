@@ -1,9 +1,9 @@
-"""Edits in the harness: ReFT itself, and the two cheap controls it has to beat.
+"""Edits as baselines: ReFT itself, and the two cheap controls that it should beat.
 
-A constant push (LobiReFT, SteeringVector) at the same positions does not depend on what it edits; what the input still does to
-the outcome, other layers and tokens do. ConsReFT's target alone is constant: its change depends on what it erases. A random
-subspace: LoReFT whose R is drawn at the start and stays as it is, so that W and b alone are trained and the subspace owes
-nothing to the data.
+A constant push (LobiReFT, SteeringVector) at the same positions does not depend on the edited activation. Any remaining
+effect of the input on the outcome comes from other layers and tokens. (ConsReFT is not one: only its target is constant, and
+its change depends on the part that it erases.) A random subspace is LoReFT with R fixed at its initialisation. Only W and b
+are trained, so the subspace does not depend on the data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from reftlens.training.objectives.base import Example
 @final
 @dataclass(frozen=True, kw_only=True)
 class EditAt(Method):
-    """One kind of edit after several layers, as `Reft.at_layers` lays it out."""
+    """One kind of edit after several layers, as `Reft.at_layers` creates it."""
 
     intervention: type[Intervention] = LoReFT
     layers: Sequence[int] | Literal["all"] = "all"
@@ -37,7 +37,7 @@ class EditAt(Method):
     hook: str = "hook_resid_post"
     """The activation point inside each block."""
     learn_subspace: bool = True
-    """False leaves R as it was drawn."""
+    """False keeps R fixed at its initialisation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

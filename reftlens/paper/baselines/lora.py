@@ -1,9 +1,9 @@
-"""LoRA and DoRA by Hugging Face's `peft`, inside the bridge.
+"""LoRA and DoRA with Hugging Face's `peft`, inside the bridge.
 
-LoRA (Hu et al. 2022, arXiv:2106.09685): W + (alpha / r) B A, with B = 0 at the start. DoRA (Liu et al. 2024,
-arXiv:2402.09353) splits W + (alpha / r) B A into a trained length for each output and a direction. The names of the
-matrices are TransformerLens's, so one setting fits every architecture; a fused query-key-value matrix is adapted in its
-three parts. Without dropout: the base stays in eval mode here, whatever is trained.
+LoRA (Hu et al. 2022, arXiv:2106.09685): W + (alpha / r) B A, with B initialised to 0. DoRA (Liu et al. 2024,
+arXiv:2402.09353) splits W + (alpha / r) B A into a trained magnitude per output and a direction. The matrix names are
+TransformerLens's, so one setting fits every architecture. A fused query-key-value matrix is adapted in its three parts.
+There is no dropout: the base always stays in eval mode.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class LoRA(Method):
 
     rank: int = 4
     alpha: float | None = None
-    """The change is scaled by alpha / rank; 2 * rank if not given."""
+    """The change is scaled by alpha / rank; alpha is 2 * rank by default."""
     matrices: tuple[str, ...] = ("attn.q", "attn.v")
-    """Of every block: attn.q, attn.k, attn.v, attn.o, mlp.in, mlp.out and, in gated MLPs, mlp.gate."""
+    """Matrices of every block: attn.q, attn.k, attn.v, attn.o, mlp.in, mlp.out and, in gated MLPs, mlp.gate."""
     dora: bool = False
-    """DoRA instead."""
+    """Use DoRA instead of LoRA."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,14 +57,14 @@ class LoRA(Method):
                 component.set_original_component(module)
 
     def _adapt(self, linears: list[nn.Module]) -> list[nn.Module]:
-        """Each linear map with an adapter around it, which holds the map itself."""
+        """Wraps each linear map in an adapter, which holds the map itself."""
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
             raise ImportError("LoRA and DoRA are peft's: pip install 'reftlens[peft]'") from error
         adapted: dict[int, nn.Module] = {}
         for kind in dict.fromkeys(map(type, linears)):
-            # peft looks inside a module for what it adapts; here it gets one that holds nothing else.
+            # peft searches a module for the layers to adapt, so it gets a module that holds only this one.
             places = [place for place, linear in enumerate(linears) if type(linear) is kind]
             box = nn.ModuleDict({str(place): linears[place] for place in places})
             config = LoraConfig(
@@ -80,7 +80,7 @@ class LoRA(Method):
 
 
 def _component(bridge: TransformerBridge, layer: int, name: str) -> Any:
-    """The bridge's wrapper of one linear map of a block."""
+    """Returns the bridge's wrapper of one linear map of a block."""
     part, _, matrix = name.partition(".")
     component = getattr(getattr(bridge.blocks[layer], part, None), matrix, None)
     if not isinstance(getattr(component, "original_component", None), nn.Linear | Conv1D):

@@ -1,8 +1,8 @@
-"""How much memory a piece of work takes: bytes of tensors that are alive at once.
+"""Measures the peak memory of a computation: the bytes of tensors that are alive at the same time.
 
-Counted, not sampled: every tensor that an operation of torch puts out, until it is freed. So it is the same on every machine
-and in every order of runs, unlike a process's resident memory, which the allocator does not give back. What the operations
-themselves use inside, and what other libraries hold, is not in it.
+The bytes are counted, not sampled: every output tensor of a torch operation counts until it is freed. So the result is the
+same on every machine and in any order of runs, unlike a process's resident memory, which the allocator does not release.
+Memory inside operations and in other libraries is not counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 @final
 class PeakMemory(TorchDispatchMode):
-    """Inside, `peak` follows the most bytes alive at once, beyond what was alive before.
+    """Context in which `peak` tracks the maximum bytes alive, beyond those alive before.
 
     with PeakMemory() as memory:
         work()
@@ -36,7 +36,7 @@ class PeakMemory(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         for storage in _storages((args, kwargs)):
-            # Made before: part of what was alive.
+            # Created before the context, so it is not counted.
             self._known.setdefault(storage, None)
         out = func(*args, **(kwargs or {}))
         for storage in _storages(out):

@@ -1,4 +1,4 @@
-"""Methods to start a comparison from, by name."""
+"""Default methods for a comparison, by name."""
 
 from __future__ import annotations
 
@@ -24,5 +24,6 @@ METHODS: dict[str, Method] = {
     "full fine-tuning": FullFineTuning(lr=1e-3),
     "linear probe": LinearProbe(),
 }
-"""Name -> a method to start from: rank 4, edits after every layer at the first and the last prompt token. Learning rates are
-starting points that were not tuned; without one of its own a method takes the settings'. The linear probe is for heads alone, BitFit for models with biases, prefix tuning for causal ones without a sliding window."""
+"""Default methods by name: rank 4, edits after every layer at the first and the last prompt token. Learning rates are
+untuned starting points; a method without its own uses that of the settings. The linear probe applies only to heads, BitFit
+to models with biases, and prefix tuning to causal models without a sliding window."""

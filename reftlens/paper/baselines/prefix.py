@@ -1,8 +1,8 @@
-"""Prefix tuning: trained keys and values before the prompt, which every token attends to, in every layer.
+"""Prefix tuning: trained keys and values before the prompt, to which every token attends in every layer.
 
-(Li and Liang 2021, arXiv:2101.00190.) Departures: the keys and values are trained themselves, not through an MLP (as in
-`peft`, where it is off by default); they start as those of random tokens in the base, which the paper found better than
-random numbers; and the prompt's tokens keep their own places, as if the prefix took none.
+(Li and Liang 2021, arXiv:2101.00190.) There are three differences. The keys and values are trained directly, not through an
+MLP (which is off by default in `peft`). They are initialised to those of random tokens in the base, which the paper found
+better than random numbers. The prompt's tokens keep their position ids, as if there were no prefix.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PrefixTuning(Method):
     """A prefix of trained keys and values."""
 
     length: int = 4
-    """Tokens' worth of them."""
+    """Number of prefix tokens."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,14 +59,14 @@ class PrefixTuning(Method):
 
     @torch.no_grad()
     def _start(self, bridge: TransformerBridge) -> nn.ParameterList:
-        """Keys and values `[1, kv_head, length, d_head]` of random tokens, layer after layer."""
+        """Returns keys and values `[1, kv_head, length, d_head]` of random tokens, layer by layer."""
         cache = DynamicCache()
         bridge(torch.randint(bridge.cfg.d_vocab, (1, self.length)).to(bridge.cfg.device), **with_cache(bridge, cache))
         return nn.ParameterList(held.clone() for layer in cache.layers for held in (layer.keys, layer.values))
 
 
 def _prepend(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Before each forward pass: puts the prefix into its cache, unless it is a later step of decoding."""
+    """Puts the prefix into the cache before each forward pass, except in later steps of decoding."""
     prefix = list(model.get_submodule(_NAME).parameters())
     tokens: Tensor = args[0] if args else kwargs["input_ids"]
     batch, pos = tokens.shape
@@ -83,6 +83,6 @@ def _prepend(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _forget(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    """After it: a cache that was made for the prefix alone is not handed on, or decoding without one would use it."""
+    """Drops a cache that only holds the prefix after the forward pass, or decoding without a cache would use it."""
     if kwargs.get("use_cache") is False and isinstance(output, ModelOutput):
         output[cache_name(type(model))] = None

@@ -1,4 +1,4 @@
-"""A linear probe: what a linear map can read off the frozen base's last hidden state."""
+"""Linear probe: trains a linear map on the last hidden state of the frozen base."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from reftlens.training.objectives.head import Head
 @final
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe(Method):
-    """Trains W h + b in place of a classifier's head, and nothing else.
+    """Trains only W h + b, in place of a classifier's head.
 
-    For heads (labels, real numbers) alone. Of completions the linear map would be the unembedding, which with tied embeddings is no probe.
+    It applies only to heads (labels, real numbers). For completions the linear map would be the unembedding, which is not a
+    probe if embeddings are tied.
     """
 
     @contextmanager

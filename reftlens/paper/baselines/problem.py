@@ -1,4 +1,4 @@
-"""What all methods are given alike: examples, what is learned of them, and how a trained model is scored.
+"""The input that all methods share: examples, the objective, and the scorer of a trained model.
 
 problem = labelled(bridge, train, test)             # (text, label)
 problem = completed(bridge, train, test)            # (prompt, completion)
@@ -26,18 +26,18 @@ from reftlens.training.objectives.base import Example, predictions
 @final
 @dataclass(frozen=True)
 class Problem:
-    """One thing to learn."""
+    """A learning problem."""
 
     examples: Sequence[Example]
-    """Trained on."""
+    """Training examples."""
     objective: Callable[[], Objective]
-    """Makes what is learned, anew for each run."""
+    """Creates a new objective for each run."""
     score: Callable[[Reft | None, Objective], float]
-    """Of the bridge as it is, under an edit or without one, on examples that are not trained on."""
+    """Scores the bridge in its current state, with or without an edit, on held-out examples."""
     metric: str
-    """What the score is."""
+    """Name of the score."""
     n_test: int
-    """Examples that are scored."""
+    """Number of scored examples."""
 
 
 def completed(
@@ -47,7 +47,7 @@ def completed(
     *,
     batch_size: int = 64,
 ) -> Problem:
-    """(prompt, completion) pairs, scored by the part whose completion is what greedy decoding gives."""
+    """Makes a problem of (prompt, completion) pairs, scored by the fraction that greedy decoding completes exactly."""
     _require(train, test)
 
     def score(reft: Reft | None, objective: Objective) -> float:
@@ -63,7 +63,7 @@ def labelled(
     *,
     batch_size: int = 64,
 ) -> Problem:
-    """(text, label) pairs, labels 0 to n - 1, scored by accuracy."""
+    """Makes a problem of (text, label) pairs with labels 0 to n - 1, scored by accuracy."""
     _require(train, test)
     n_classes = 1 + max(label for _, label in (*train, *test))
     texts, labels = zip(*test, strict=True)
@@ -84,10 +84,10 @@ def of_task(
     *,
     batch_size: int = 16,
 ) -> Problem:
-    """Records of a task, scored as its tests do it: by the mean of theirs, as in the paper's tables.
+    """Makes a problem of a task's records, scored by the mean over its tests, as in the paper's tables.
 
     Raises:
-        ValueError: for no records, or tests with several metrics.
+        ValueError: If there are no records, or the tests have different metrics.
     """
     _require(train, [record for _, records in tests for record in records])
     metrics = {test.metric for test, _ in tests}
@@ -111,9 +111,9 @@ def of_task(
 def exact_match(
     bridge: TransformerBridge, reft: Reft | None, pairs: Sequence[tuple[str, str]], *, batch_size: int = 64
 ) -> float:
-    """The part of pairs whose completion is what greedy decoding would give, in one run for each batch.
+    """Returns the fraction of pairs that greedy decoding completes exactly, with one forward pass per batch.
 
-    Every token of the completion must be the most likely one after the tokens before it, which is the same thing.
+    Equivalently, every token of the completion must be the most likely one after the tokens before it.
     """
     right = 0
     for start in range(0, len(pairs), batch_size):

@@ -1,4 +1,4 @@
-"""Training the base's own weights: all of them, or its biases alone."""
+"""Trains the base's own weights: all of them, or only its biases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reftlens.training.objectives.base import Example
 @final
 @dataclass(frozen=True, kw_only=True)
 class FullFineTuning(Method):
-    """Every parameter that the loss depends on."""
+    """Trains every parameter that the loss depends on."""
 
     @contextmanager
     def applied(self, bridge: TransformerBridge, objective: Objective, example: Example) -> Iterator[None]:
@@ -31,7 +31,7 @@ class FullFineTuning(Method):
 @final
 @dataclass(frozen=True, kw_only=True)
 class BitFit(Method):
-    """The biases alone, of layer norms too (Ben Zaken et al. 2022, arXiv:2106.10199)."""
+    """Trains only the biases, including those of layer norms (Ben Zaken et al. 2022, arXiv:2106.10199)."""
 
     @contextmanager
     def applied(self, bridge: TransformerBridge, objective: Objective, example: Example) -> Iterator[None]:
@@ -45,10 +45,10 @@ class BitFit(Method):
 
 
 def used(bridge: TransformerBridge, objective: Objective, example: Example) -> dict[str, nn.Parameter]:
-    """Parameters of the base that the loss of an example depends on, by name; measured by one backward pass.
+    """Finds the base parameters that the loss of an example depends on, by name, with one backward pass.
 
-    Not all are: a bridge splits a fused query-key-value matrix and keeps it, unused, beside its parts, and a classifier
-    does not read the unembedding.
+    Some are unused: a bridge splits a fused query-key-value matrix and keeps it alongside its parts, and a classifier does
+    not read the unembedding.
     """
     named = dict(bridge.original_model.named_parameters())
     try:

@@ -15,16 +15,16 @@ TASKS: dict[str, Task] = {
         *glue.TASKS,
     )
 }
-"""Name -> task, training sets among them; in the order of the paper's tables."""
+"""All tasks by name, including training sets, in the order of the paper's tables."""
 
 __all__ = ["TASKS", "Family", "Record", "Task", "TextTask", "evaluate", "task_named"]
 
 
 def task_named(name: str) -> Task:
-    """A task by its name, in small letters or capitals.
+    """Returns a task by its name, in upper or lower case.
 
     Raises:
-        ValueError: if there is none; it lists those there are.
+        ValueError: If the name is unknown. The message lists the known ones.
     """
     for task in TASKS.values():
         if task.name.lower() == name.lower():

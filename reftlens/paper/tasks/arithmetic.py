@@ -3,10 +3,10 @@
 Prompt: the Alpaca template; target: the record's `output`, a rationale that ends in the answer (Wu et al. 2024, section 4.2).
 The paper trains on `math_10k` and reports AQuA, GSM8K, MAWPS and SVAMP.
 
-AddSub, MultiArith and SingleEq are parts of MAWPS, whose training half is in `math_10k`: as LLM-Adapters' authors say
-themselves, models trained on it cannot be judged by them. They are here for models trained on something else, and loading
-one says so. The reference also tunes its settings on the last 300 records of GSM8K's own training set, with another prompt;
-that is not built.
+AddSub, MultiArith and SingleEq are parts of MAWPS, whose training half is in `math_10k`. As LLM-Adapters' authors state,
+models trained on it cannot be evaluated on these sets. They are provided for models trained on other data, and loading one
+warns of this. The reference also tunes its settings on the last 300 records of GSM8K's training set, with another prompt;
+that is not implemented.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from reftlens.results import Evaluation
 
 LETTERS = tuple("ABCDE")
 GREEDY = Decoding(max_new_tokens=512)
-"""What the commands in the reference's README run."""
+"""The decoding of the commands in the reference's README."""
 BEAMS = Decoding(max_new_tokens=512, num_beams=4, temperature=0.3, top_p=0.75, top_k=40)
-"""What the paper's text says; `dataclasses.replace(task, decoding=BEAMS)`."""
+"""The decoding in the paper's text; use `dataclasses.replace(task, decoding=BEAMS)`."""
 
 
 class LeakWarning(UserWarning):
@@ -48,7 +48,7 @@ class Arithmetic(TextTask):
     """Whether answers may be letters, A to E."""
     splits: tuple[str, ...] = ("test",)
     leaked: bool = False
-    """Whether `math_10k` holds records of it."""
+    """Whether `math_10k` contains records of it."""
 
     @property
     def metric(self) -> str:

@@ -1,7 +1,7 @@
-"""What a task is: records, what of them an edit is trained on, what the edited model says to them, and the score.
+"""Base class of tasks: loads records, makes training examples, collects the model's outputs and scores them.
 
-The same records, objective and scorer serve a trained edit, the base model (`reft=None`), and whatever else has been done
-to the bridge, so that numbers in one table are comparable.
+A trained edit, the base model (`reft=None`) and any other modified bridge use the same records, objective and scorer, so
+that the numbers in one table are comparable.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ Family = Literal["commonsense", "arithmetic", "instruct", "glue", "own"]
 @final
 @dataclass(frozen=True)
 class Record:
-    """One example of a task, as the model meets it."""
+    """One example of a task, in the form given to the model."""
 
     prompt: Prompt
-    """The text before the model's part, or a conversation. Of GLUE: the text to classify, or the first of a pair."""
+    """The text before the model's output, or a conversation. In GLUE: the text to classify, or the first of a pair."""
     completion: str
-    """What the model is trained to say, without EOS; empty where the target is a label, or the file has none."""
+    """The target text, without EOS; empty if the target is a label, or the file has none."""
     answer: str
-    """What the scorer compares with. Of GLUE: the label, or the real number, as text."""
+    """The answer that the scorer compares with. In GLUE: the label, or the real number, as text."""
     second: str | None = None
-    """The second text of a pair, which is joined to the first as the model's tokenizer does it; None where there is one."""
+    """The second text of a pair, which the model's tokenizer joins to the first; None if there is only one text."""
 
 
 @dataclass(frozen=True)
@@ -49,39 +49,39 @@ class Task(ABC):
 
     family: ClassVar[Family]
     name: str
-    """As the paper's tables have it."""
+    """The name in the paper's tables."""
 
     @property
     @abstractmethod
     def metric(self) -> str:
-        """What `score` computes, in words: "accuracy", "Matthews correlation", ..."""
+        """Name of the score: "accuracy", "Matthews correlation", ..."""
 
     @abstractmethod
     def load(self, split: str, *, source: str | Path | None = None, limit: int | None = None) -> list[Record]:
-        """The records of a split, in their order.
+        """Loads the records of a split, in order.
 
         Args:
-            split: such as "train" or "test"; the task says which it has.
-            source: a local file, or a folder of tasks with `<task>/<split>.json`; where the task's data is published
-                if not given.
-            limit: only so many, the first ones.
+            split: such as "train" or "test"; the available splits depend on the task.
+            source: a local file, or a folder of tasks with `<task>/<split>.json`. The default is the task's published
+                data.
+            limit: number of records to load, from the first; all by default.
 
         Raises:
-            ValueError: for a split that the task does not have, or a malformed record: it names file, line and fault.
-            FileNotFoundError: if a local source does not exist.
+            ValueError: If the task has no such split, or a record is malformed. The message names file, line and fault.
+            FileNotFoundError: If a local source does not exist.
         """
 
     @abstractmethod
     def examples(self, bridge: TransformerBridge, records: Sequence[Record]) -> list[Example]:
-        """What `rl.train` takes with this task's objective.
+        """Converts records to examples for `rl.train` with this task's objective.
 
         Raises:
-            ValueError: if a record has nothing to train on.
+            ValueError: If a record has no target.
         """
 
     @abstractmethod
     def objective(self, bridge: TransformerBridge) -> Objective:
-        """A fresh objective; one with a head of its own is trained with the edit, and needed again by `outputs`."""
+        """Creates a new objective. If it has a head, that is trained with the edit, and `outputs` needs it."""
 
     @abstractmethod
     def outputs(
@@ -94,23 +94,23 @@ class Task(ABC):
         batch_size: int = 16,
         progress: bool = True,
     ) -> list[str]:
-        """What the model says to each record, or the label it chooses, as text.
+        """Returns the model's output on each record, or the label it chooses, as text.
 
         Args:
             bridge: the model.
             reft: the edit; None for the base.
-            records: from `load`.
-            objective: the trained one, where it has a head.
-            batch_size: records in one run, of about the same length.
-            progress: show a bar.
+            records: records from `load`.
+            objective: the trained objective, if it has a head.
+            batch_size: number of records in one run, of similar length.
+            progress: show a progress bar.
         """
 
     @abstractmethod
     def score(self, outputs: Sequence[str], records: Sequence[Record]) -> Evaluation:
-        """Compares outputs, live or stored, with the records' answers.
+        """Compares new or stored outputs with the records' answers.
 
         Raises:
-            ValueError: for no records, or another number of outputs.
+            ValueError: If there are no records, or the number of outputs differs.
         """
 
 
@@ -118,16 +118,17 @@ class Task(ABC):
 class TextTask(Task):
     """A task that is answered in text: trained on completions, evaluated by decoding.
 
-    Prompt and target have the tokens of the joint text, as in the reference implementation, which counts the prompt's tokens
-    off. Where the two merge into other tokens, the prompt keeps its own here, so that training and decoding begin alike.
-    A target ends with the tokenizer's EOS, at which decoding stops; that of a conversation ends as its template ends it.
+    Prompt and target have the tokens of the joint text, as in the reference implementation, which splits them after the
+    prompt's number of tokens. If the two merge into other tokens, the prompt keeps its own tokens here, so that training and
+    decoding start from the same prompt. A target ends with the tokenizer's EOS, at which decoding stops; in a conversation
+    it ends as the template ends it.
     """
 
     decoding: Decoding = GREEDY
-    """How it is answered; greedily, with 32 tokens at most, if not said otherwise."""
+    """Decoding of the answers; by default greedy with at most 32 tokens."""
     max_length: int | None = 512
-    """Tokens of prompt and target together, in training: what is longer loses its end and EOS, as in the reference, and a
-    warning says how many records did. None cuts nothing."""
+    """Maximum number of prompt and target tokens in training. Longer records lose their end and EOS, as in the reference,
+    and a warning counts them. None means no limit."""
 
     def __post_init__(self) -> None:
         if self.max_length is not None:
@@ -155,7 +156,7 @@ class TextTask(Task):
     def _cut(
         self, bridge: TransformerBridge, prompts: Sequence[Prompt], targets: Sequence[str], max_length: int
     ) -> list[str]:
-        """The targets, as much of each as has room."""
+        """Returns the targets, cut to the available length."""
         n_prompts = token_counts(bridge, prompts)
         tails = completion_tokens(bridge, prompts, targets)
         kept = list(targets)
@@ -211,6 +212,6 @@ def evaluate(
     batch_size: int = 16,
     progress: bool = True,
 ) -> Evaluation:
-    """Runs the model on the records of a task and scores what it says; see `Task.outputs` and `Task.score`."""
+    """Runs the model on the records of a task and scores its outputs; see `Task.outputs` and `Task.score`."""
     outputs = task.outputs(bridge, reft, records, objective=objective, batch_size=batch_size, progress=progress)
     return task.score(outputs, records)

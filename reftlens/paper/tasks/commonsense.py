@@ -1,11 +1,11 @@
 """Commonsense reasoning: eight tasks of choosing one of the named answers, and the 170,000 records trained on for all.
 
-Prompt `instruction + "\\n"`, target `"the correct answer is " + answer`, greedy decoding of 32 tokens; right is an output
-whose text after the trigger is the answer and nothing else (Wu et al. 2024, section 4.1). The files are LLM-Adapters' (Hu et
-al. 2023), which the reference implementation copies from GitHub; none is on the hub under its authors' names.
+Prompt `instruction + "\\n"`, target `"the correct answer is " + answer`, greedy decoding of 32 tokens. An output is correct
+if its text after the trigger is exactly the answer (Wu et al. 2024, section 4.1). The files are LLM-Adapters' (Hu et
+al. 2023), which the reference implementation copies from GitHub. The authors did not publish them on the hub.
 
-One departure: the trigger is looked for in the output, where the reference looks in prompt and output together. No
-instruction of the seven test files that were read for this holds it (hellaswag's could not be had).
+One difference: the trigger is searched in the output, while the reference searches prompt and output together. None of the
+instructions in the seven test files that were checked contains it (hellaswag's file was not available).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from reftlens.paper.tasks.scoring import TRIGGER, accuracy, read_trigger, same_t
 from reftlens.results import Evaluation
 
 BEAMS = Decoding(max_new_tokens=32, num_beams=4, temperature=0.1, top_p=0.75, top_k=40)
-"""What the reference does where greedy decoding is not asked for; the paper's numbers are greedy."""
+"""The reference's decoding if greedy decoding is not requested. The paper's numbers use greedy decoding."""
 
 
 @final
 @dataclass(frozen=True)
 class Commonsense(TextTask):
-    """One of the eight, or the training set."""
+    """One of the eight tasks, or the training set."""
 
     family: ClassVar[Family] = "commonsense"
     answers: tuple[str, ...] = ()
-    """What a record's answer may be."""
+    """Allowed answers."""
     splits: tuple[str, ...] = ("train", "test")
 
     @property
@@ -72,7 +72,7 @@ _ANSWERS = {
     "ARC-Challenge": _numbered("answer", 5),
     "openbookqa": _numbered("answer", 4),
 }
-"""In the order of the paper's tables. A few questions of ARC have five answers."""
+"""Tasks in the order of the paper's tables. A few questions of ARC have five answers."""
 
 TASKS = tuple(Commonsense(name, answers=answers) for name, answers in _ANSWERS.items())
 TRAINING = Commonsense(

@@ -1,14 +1,14 @@
-"""GLUE: eight tasks of saying something of a sentence or a pair, by a head on one token (Wang et al. 2018, arXiv:1804.07461).
+"""GLUE: eight classification or regression tasks on a sentence or a pair (Wang et al. 2018, arXiv:1804.07461).
 
-As in Wu et al. 2024 (section 4.4): encoders' first token (a causal model's last), MNLI matched, texts cut to 256 tokens,
-and GLUE's validation set in two, because its test labels are not published: 1,000 records to choose the model by where
-there are more than 5,000, otherwise half, and the rest to report on. The paper reports Matthews correlation of CoLA, Pearson
-correlation of STS-B and accuracy of the others.
+As in Wu et al. 2024 (section 4.4), a head reads an encoder's first token (a causal model's last), MNLI is matched, and texts
+are cut to 256 tokens. GLUE's test labels are not published, so its validation set is split: 1,000 records (half, if there
+are at most 5,000) select the model, and the rest are reported on. The paper reports Matthews correlation for CoLA, Pearson
+correlation for STS-B and accuracy for the others.
 
-Three departures. Which records fall into which part is drawn from `split_seed`, not from the reference's state of random
-numbers, so the parts are as large and not the same. `train(validation=...)` chooses by the loss, where the reference
-goes by the metric. And the reference trains in the base's own dropout and that of transformers' head; here the base stays
-in eval mode, the head is the paper's formula, and `TrainConfig.dropout` is that of the edits alone.
+There are three differences. The split is drawn from `split_seed`, not from the reference's random state, so the parts have
+the same sizes but not the same records. `train(validation=...)` selects by the loss, while the reference selects by the
+metric. The reference trains with the dropout of the base and of transformers' head; here the base stays in eval mode, the
+head is the paper's formula, and `TrainConfig.dropout` applies only to the edits.
 """
 
 from __future__ import annotations
@@ -38,52 +38,52 @@ from reftlens.training.objectives.base import Example
 logger = logging.getLogger(__name__)
 
 HUB = "nyu-mll/glue"
-"""Where the hub has it, a configuration for each task."""
+"""Its name on the hub, with one configuration per task."""
 _SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")
 
 
 @final
 @dataclass(frozen=True)
 class Glue(Task):
-    """One of the eight.
+    """One of the eight tasks.
 
-    Local files are those of GLUE's own download (`MNLI/dev_matched.tsv`), or JSON lines, a JSON list or comma-separated
-    values with the columns of the hub. QQP's own file has broken lines: they are refused by number, not passed over.
+    Local files are those of GLUE's own download (`MNLI/dev_matched.tsv`), or JSON Lines, a JSON list or comma-separated
+    values with the columns of the hub. QQP's own file has broken lines, which raise an error with their numbers.
     """
 
     family: ClassVar[Family] = "glue"
     config: str
     """Its name on the hub."""
     columns: tuple[str, ...]
-    """Columns of its one or two texts on the hub, where the label's is "label"."""
+    """Columns of its one or two texts on the hub. The label's column is "label"."""
     labels: tuple[str, ...]
-    """Of each class, in the order of the hub's numbers; none where the answer is a number from 0 to 5."""
+    """Name of each class, in the order of the hub's numbers; empty if the answer is a number from 0 to 5."""
     official: tuple[str, ...]
-    """Columns of the texts, and last the label's, in GLUE's own files."""
+    """Columns of the texts, then of the label, in GLUE's own files."""
     header: tuple[str, ...] = ()
-    """All columns of GLUE's own file, where it does not begin with their names."""
+    """All columns of GLUE's own file, if it has no header line."""
     metric_name: str = "accuracy"
     max_length: int = 256
-    """In tokens; what is longer is cut, and the log says how many were."""
+    """Maximum number of tokens. Longer texts are cut, and the log counts them."""
     split_seed: int = 42
-    """Says which records of the validation set are for choosing, and which to report on."""
+    """Seed of the split of the validation set into records for model selection and for reporting."""
 
     @property
     def metric(self) -> str:
         return self.metric_name
 
     def load(self, split: str, *, source: str | Path | None = None, limit: int | None = None) -> list[Record]:
-        """The records of a split, in their order.
+        """Loads the records of a split, in order.
 
         Args:
-            split: "train"; "validation", the part of GLUE's validation set to choose the model by; "test", its rest.
-            source: a file of that set; a folder with such files, or with one folder for each task; a dataset of
-                the hub; GLUE on the hub if not given.
-            limit: only so many, the first ones.
+            split: "train"; "validation", the part of GLUE's validation set for model selection; "test", the rest of it.
+            source: a file of that set; a folder with such files, or with one folder per task; or a dataset on the hub.
+                The default is GLUE on the hub.
+            limit: number of records to load, from the first; all by default.
 
         Raises:
-            ValueError: for another split, or a malformed record: it names file, line and fault.
-            FileNotFoundError: if the source does not exist.
+            ValueError: If the split is unknown, or a record is malformed. The message names file, line and fault.
+            FileNotFoundError: If the source does not exist.
         """
         if split not in ("train", "validation", "test"):
             raise ValueError(f"{self.name} has the splits train, validation and test, not {split!r}")
@@ -99,7 +99,7 @@ class Glue(Task):
         return records[:limit]
 
     def _to_choose_by(self, n_records: int) -> list[int]:
-        """Rows of the validation set to choose the model by."""
+        """Returns the rows of the validation set for model selection."""
         if n_records < 2:
             raise ValueError(f"{self.name}'s validation set is parted in two, and has {n_records} record")
         order = torch.randperm(n_records, generator=torch.Generator().manual_seed(self.split_seed))
@@ -146,7 +146,7 @@ class Glue(Task):
         return Record(first, "", self._answer(raw, label), *second)
 
     def _answer(self, raw: Raw, column: str) -> str:
-        """The label by its name, however the file has it, or the number."""
+        """Returns the label's name, from its name or number in the file, or the real number."""
         value = str(raw.fields[column]).strip()
         if not self.labels:
             if not is_number(value) or not 0 <= float(value) <= 5:
@@ -163,10 +163,10 @@ class Glue(Task):
         return Classification(bridge, len(self.labels)) if self.labels else Regression(bridge)
 
     def texts(self, bridge: TransformerBridge, records: Sequence[Record]) -> list[str]:
-        """What the model reads of each record: pairs joined, and cut to `max_length`; the log says what was lost.
+        """Returns the input text of each record: pairs are joined and cut to `max_length`, and the log reports the cuts.
 
         Raises:
-            ValueError: if the model's tokenizer cannot join texts; see `pairs`.
+            ValueError: If the model's tokenizer cannot join texts; see `pairs`.
         """
         texts, cut = join(
             bridge, [(written(record.prompt), record.second) for record in records], max_length=self.max_length
@@ -209,13 +209,13 @@ class Glue(Task):
         )
 
     def score(self, outputs: Sequence[str], records: Sequence[Record]) -> Evaluation:
-        """Compares outputs, live or stored, with the records' answers.
+        """Compares new or stored outputs with the records' answers.
 
-        Where all outputs, or all answers, are the same, neither correlation is defined: Matthews' counts as 0, as it is
-        usual, and Pearson's is NaN.
+        If all outputs, or all answers, are the same, neither correlation is defined. Matthews' is then 0, as usual, and
+        Pearson's is NaN.
 
         Raises:
-            ValueError: for no records, another number of outputs, or an output that is no label or number.
+            ValueError: If there are no records, the number of outputs differs, or an output is not a label or number.
         """
         for place, output in enumerate(outputs):
             if not (output.strip() in self.labels if self.labels else is_number(output)):
@@ -237,7 +237,7 @@ class Glue(Task):
 
 
 def _shown(row: Answered, record: Record, *, judged: bool) -> Answered:
-    """A row with both texts; of a real number there is no right and wrong."""
+    """Returns a row with both texts. Real-number answers are not marked right or wrong."""
     prompt = written(record.prompt) if record.second is None else f"{record.prompt}\n{record.second}"
     return Answered(prompt, row.output, row.prediction, row.answer, row.right if judged else None)
 
@@ -300,4 +300,4 @@ TASKS = (
         metric_name="Pearson correlation",
     ),
 )
-"""In the order of the paper's tables."""
+"""Tasks in the order of the paper's tables."""

@@ -1,14 +1,14 @@
-"""Following instructions: Alpaca's and UltraFeedback's records, trained on whole responses.
+"""Instruction following: Alpaca's and UltraFeedback's records, trained on whole responses.
 
-Prompt: the Alpaca template, with an input where the record has one; target: its `output` (Wu et al. 2024, section 4.3).
-The paper scores by Alpaca-Eval 1.0, where GPT-4 compares each response with text-davinci-003's. No program can do that
-alone: `save_for_alpaca_eval` writes what `alpaca_eval --model_outputs` reads, and the score here is another, much stricter
-one, the part of the responses that equal the record's word for word: what tells whether training records were learned.
+Prompt: the Alpaca template, with an input if the record has one. Target: its `output` (Wu et al. 2024, section 4.3).
+The paper scores by Alpaca-Eval 1.0, where GPT-4 compares each response with text-davinci-003's. This package does not run
+that: `save_for_alpaca_eval` writes the file that `alpaca_eval --model_outputs` reads. The score here is a much stricter one,
+the fraction of responses equal to the record's, word for word. It shows whether training records were learned.
 
-Where the reference's data lies, seen in its scripts: `ultrafeedback` on GitHub (130 MB, by Git LFS), `alpaca_data_cleaned` among
-LLM-Adapters' files, `alpaca_eval` on the hub, 805 instructions. None could be fetched without a network, so these addresses are
-not tried. `source="argilla/ultrafeedback-binarized-preferences-cleaned"` reads the dataset that the first was made of, by
-its `prompt` and the last of its `chosen` messages; which of its 61,000 records the paper kept is not known.
+According to the reference's scripts, its data are: `ultrafeedback` on GitHub (130 MB, by Git LFS), `alpaca_data_cleaned` in
+LLM-Adapters' files, and `alpaca_eval` on the hub, 805 instructions. These addresses are untested, since no network was
+available. `source="argilla/ultrafeedback-binarized-preferences-cleaned"` reads the dataset from which the first was made: its
+`prompt` and the last of its `chosen` messages. Which of its 61,000 records the paper kept is not known.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from reftlens.paper.tasks.templates import alpaca
 from reftlens.results import Evaluation
 
 DECODING = Decoding(max_new_tokens=2048, no_repeat_ngram_size=5, repetition_penalty=1.1)
-"""The paper's; the reference counts the prompt's tokens into the 2,048."""
+"""The paper's decoding. The reference includes the prompt's tokens in the 2,048."""
 
 
 @final
 @dataclass(frozen=True)
 class Instruct(TextTask):
-    """One set of instructions and responses."""
+    """A set of instructions and responses."""
 
     family: ClassVar[Family] = "instruct"
     decoding: Decoding = DECODING
     max_length: int | None = 768
     split: str = "train"
-    """The one it has."""
+    """The only split."""
     published: str = ""
-    """Web address of the file."""
+    """URL of the file."""
 
     @property
     def metric(self) -> str:
@@ -85,17 +85,17 @@ def _judge(output: str, answer: str) -> tuple[str, bool]:
 def save_for_alpaca_eval(
     file: str | Path, instructions: Sequence[str], outputs: Sequence[str], *, generator: str
 ) -> Path:
-    """Writes responses as `alpaca_eval --model_outputs FILE` reads them.
+    """Writes responses in the format of `alpaca_eval --model_outputs FILE`.
 
     Args:
-        file: where to.
-        instructions: without the template.
-        outputs: one for each.
-        generator: what the model is called in its tables.
+        file: the target file.
+        instructions: the instructions, without the template.
+        outputs: one per instruction.
+        generator: name of the model in alpaca_eval's tables.
 
     Raises:
-        ValueError: for another number of outputs than instructions.
-        OSError: if it cannot be written.
+        ValueError: If the numbers of outputs and instructions differ.
+        OSError: If the file cannot be written.
     """
     if len(instructions) != len(outputs):
         raise ValueError(f"wanted one output for each instruction, got {len(outputs)} for {len(instructions)}")

@@ -1,8 +1,8 @@
 """The files of LLM-Adapters (Hu et al. 2023, arXiv:2304.01933; Apache-2.0): `{instruction, input, output, answer}`.
 
-They lie on GitHub, at the commit below, in the repository that the reference implementation forked. The test files were
-read from that commit and have the paper's numbers of records; fetching them by address, and the large training files, could
-not be tried without a network. What is fetched is compared with the digest that the commit itself has of it.
+They are on GitHub, at the commit below, in the repository that the reference implementation forked. The test files of that
+commit have the paper's numbers of records. Downloads by URL, and the large training files, are untested, since no network
+was available. A downloaded file is compared with its checksum in the commit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from reftlens.paper.tasks.records import Raw, read
 
 PUBLISHED = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/816657208af4db747803f87ba40a4c71383fed7a"
-"""Of March 2024."""
+"""The commit is from March 2024."""
 _BLOBS = """
 731fbb456f7a93bb4121125de09c4adcf42e5dab dataset/AQuA/test.json
 9540685439144200b5a7e48dab9ca4655be2af09 dataset/ARC-Challenge/test.json
@@ -49,25 +49,25 @@ bd524129d80efdfabc8476bbedc4f41b400cfda0 dataset/social_i_qa/train.json
 fd93bf268b53bb644b38e71270cdf633951ba3e0 ft-training_set/math_7k.json
 22a588e69121103120d4b5173f1a6ea804d15a44 ft-training_set/math_data.json
 """
-"""What that commit calls its files: Git's digest of each (SHA-1), and its path. A fetched file must have its digest."""
+"""Git's checksum (SHA-1) and the path of each file in that commit. A downloaded file must have its checksum."""
 
 
 def read_split(
     name: str, split: str, *, splits: Sequence[str], source: str | Path | None = None, limit: int | None = None
 ) -> list[Raw]:
-    """The records of a task or training set, unchecked.
+    """Loads the records of a task or training set, unchecked.
 
     Args:
-        name: of the task.
+        name: name of the task.
         split: one of `splits`.
-        splits: those it has; a set that has "train" alone lies in `ft-training_set`.
-        source: a file, a dataset of the hub, or a folder in this layout or the reference implementation's, which has
-            `<task>/<split>.json`.
-        limit: only so many, the first ones.
+        splits: the available splits. A set with only "train" is in `ft-training_set`.
+        source: a file, a dataset on the hub, or a folder in this layout or the reference implementation's
+            (`<task>/<split>.json`).
+        limit: number of records to load, from the first; all by default.
 
     Raises:
-        ValueError: for another split, or a file that is not of records.
-        FileNotFoundError: if the source does not exist.
+        ValueError: If the split is unknown, or the file does not hold records.
+        FileNotFoundError: If the source does not exist.
     """
     if split not in splits:
         raise ValueError(f"{name} has the splits {', '.join(splits)}, not {split!r}")
