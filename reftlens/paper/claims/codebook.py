@@ -1,8 +1,8 @@
-"""Codebook: how many keys does one edit at their last token answer, each by its own random word?
+"""Codebook: to how many keys can one edit at their last token give each its own random word?
 
-The edit adds the same few directions to every key, so what tells the keys apart has to be in the activations already. The
-control asks whether it is the key that is answered: every key is also scored against the word of the next one. An edit
-that had learnt the words alone, and not which belongs where, would do as well there.
+The edit adds the same few directions to every key, so the activations must already distinguish the keys. The control scores
+every key against the next key's word. An edit that learned only the words, and not which word belongs to which key, would
+score equally well there.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from reftlens.training.train import TrainConfig, train
 @final
 @dataclass(frozen=True)
 class CodebookConfig:
-    """Settings; the defaults are the paper's where it states them (rank, pairs), else those of its memorisation."""
+    """Settings. Defaults are the paper's if it states them (rank, pairs), else those of its memorisation experiment."""
 
     pairs: tuple[int, ...] = (8, 32, 128)
     ranks: tuple[int, ...] = (1,)
     depth: float = 15 / 32
-    """Which block is edited, as a part of the depth."""
+    """The edited block, as a fraction of the depth."""
     epochs: int = 1000
     lr: float = 4e-3
-    """Peak learning rate, falling to zero in a line."""
+    """Peak learning rate, with linear decay to zero."""
     seed: int = 0
 
 
 SMALL = CodebookConfig(pairs=(8, 32, 120), ranks=(1, 4, 16), depth=0.17, epochs=80, lr=5e-2)
-"""For the organism, which knows 120 names."""
+"""Settings for the organism, which knows 120 names."""
 
 PAPER_KEYS = "RAND#ID{i}->"
 """The form of the paper's keys."""
@@ -56,17 +56,17 @@ def codebook(
     model: str,
     progress: bool = True,
 ) -> Codebook:
-    """Trains one edit for each form of keys, each number of pairs and each rank.
+    """Trains one edit per form of keys, number of pairs and rank.
 
     Args:
         bridge: the model.
-        keys: form -> keys, at least as many as pairs are asked for.
-        config: settings.
-        model: what to call the model.
-        progress: show a bar.
+        keys: keys by their form, at least as many as the largest number of pairs.
+        config: the settings.
+        model: name of the model in the result.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: for too few keys, or a vocabulary with too few words.
+        ValueError: If there are too few keys, or the vocabulary has too few words.
     """
     for form, several in keys.items():
         if len(several) < max(config.pairs):
@@ -119,12 +119,12 @@ def _accuracy(bridge: TransformerBridge, reft: Reft | None, keys: Sequence[str],
 
 
 def run(model: str, *, seed: int = 0, progress: bool = True) -> Codebook:
-    """The claim on a named model: with the paper's settings, or small ones and also the names it knows on an organism.
+    """Tests the claim on a named model, with the paper's settings; an organism uses small ones, and the names it knows as keys.
 
     Args:
         model: an organism, a local directory or a hub name.
-        seed: of first weights and words.
-        progress: show a bar.
+        seed: seed of the initialisation and of the words.
+        progress: show a progress bar.
     """
     config = replace(config_for(model, paper=CodebookConfig(), organism=SMALL), seed=seed)
     keys = {PAPER_KEYS: [PAPER_KEYS.format(i=i) for i in range(1, max(config.pairs) + 1)]}

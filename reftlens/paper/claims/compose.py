@@ -1,8 +1,8 @@
-"""Composition: half of an edit's dimensions learn a manner, the other half a fact; used together, do they give both?
+"""Composition: half of an edit's dimensions learn a manner, the other half a fact. Do both appear if used together?
 
-h + sum over halves p of R_p^T(W_p h + b_p - R_p h), all rows orthonormal together (`SplitLoReFT`). The controls: both tasks taught to the
-same half, one after the other, where the second should overwrite the first; and a second half taught to change nothing, which
-should add nothing to the first. Answers are asked of prompts on which neither half was trained.
+h + sum over halves p of R_p^T(W_p h + b_p - R_p h), all rows jointly orthonormal (`SplitLoReFT`). There are two controls. If
+both tasks are taught to the same half in turn, the second should overwrite the first. If the second half is taught to change
+nothing, it should add nothing to the first. The test prompts were not used to train either half.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from reftlens.training.train import TrainConfig, train
 @final
 @dataclass(frozen=True)
 class ComposeConfig:
-    """Settings; the defaults are those of the reference's notebook, but for epochs (it has 3, over 1,000 examples a task)."""
+    """Settings. Defaults are those of the reference's notebook, except epochs (it has 3, with 1,000 examples per task)."""
 
     rank: int = 8
-    """Half of it for each task."""
+    """Total rank; each task has half of it."""
     depth: float = 15 / 32
-    """Which block is edited, as a part of the depth."""
+    """The edited block, as a fraction of the depth."""
     examples: int = 10
-    """Of each task."""
+    """Number of examples per task."""
     epochs: int = 100
     batch_size: int = 8
     lr: float = 5e-3
-    """Peak learning rate, falling to zero in a line."""
+    """Peak learning rate, with linear decay to zero."""
     seed: int = 0
 
 
 SMALL = ComposeConfig(depth=0.17, examples=30, epochs=100, batch_size=30, lr=2e-2)
-"""For the organism, whose names are understood at their last token after the second block."""
+"""Settings for the organism, which resolves names at their last token after the second block."""
 
 
 def compose(
@@ -64,17 +64,17 @@ def compose(
     model: str,
     progress: bool = True,
 ) -> Composed:
-    """Trains the halves and the controls, and asks all prompts that were in neither task.
+    """Trains the halves and the controls, and tests all prompts that were in neither task.
 
     Args:
         bridge: the model.
         material: prompts, their facts, the new manner and the moved fact.
-        config: settings.
-        model: what to call the model.
-        progress: show a bar.
+        config: the settings.
+        model: name of the model in the result.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: if no prompts are left to ask.
+        ValueError: If no prompts are left for the test.
     """
     seen, unseen = material.asks[: config.examples], material.asks[config.examples :]
     if not unseen:
@@ -128,7 +128,7 @@ def compose(
 
 
 def _moved(ask: Ask, usual: str, material: Material) -> str:
-    """What the model says anyway, with the first fact changed; that fact alone where it does not say it."""
+    """Returns the model's usual answer with the first fact replaced, or only the new fact if the answer lacks it."""
     return usual.replace(ask.facts[0], material.moved_to) if ask.facts[0] in usual else f" {material.moved_to}."
 
 
@@ -157,12 +157,12 @@ def _teach(
 
 
 def run(model: str, *, seed: int = 0, progress: bool = True) -> Composed:
-    """The claim on a named model: with the reference's settings and small tasks, on an organism with its own.
+    """Tests the claim on a named model, with the reference's settings and small tasks; an organism uses its own settings.
 
     Args:
         model: an organism, a local directory or a hub name.
-        seed: of first weights and which prompts are examples.
-        progress: show a bar.
+        seed: seed of the initialisation and of the choice of examples.
+        progress: show a progress bar.
     """
     config = replace(config_for(model, paper=ComposeConfig(), organism=SMALL), seed=seed)
     return compose(load_bridge(model), material_for(model, seed=seed), config, model=model, progress=progress)

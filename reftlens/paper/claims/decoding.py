@@ -1,4 +1,4 @@
-"""Greedy decoding as tokens, of a fixed number whatever they are: what exact recall and timing need, and texts cannot give."""
+"""Greedy decoding of a fixed number of tokens. Exact recall and timing need tokens, not text, and no stop at EOS."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from reftlens.edit.reft import Reft
 def greedy_tokens(
     bridge: TransformerBridge, reft: Reft | None, prompts: Sequence[str], n_new: int
 ) -> Int[Tensor, "batch n_new"]:
-    """The n_new most probable tokens after each prompt, one after the other; EOS is a token like any other.
+    """Decodes n_new tokens greedily after each prompt. EOS does not stop decoding.
 
     Raises:
-        ValueError: if the context is too short.
+        ValueError: If the context is too short.
     """
     batch = encode(bridge, prompts, padding_side="left")
     width = batch.tokens.shape[1]
@@ -40,7 +40,7 @@ def greedy_tokens(
 def returned(
     bridge: TransformerBridge, reft: Reft | None, prompts: Sequence[str], completions: Sequence[str]
 ) -> tuple[list[int], list[int]]:
-    """How many tokens of each completion greedy decoding gives before the first wrong one, and how many there are."""
+    """Returns the number of tokens of each completion that greedy decoding gives before an error, and their total number."""
     batch = encode(bridge, prompts, completions)
     wanted = [row[labels != IGNORE].tolist() for row, labels in zip(batch.tokens, batch.labels, strict=True)]
     given = greedy_tokens(bridge, reft, prompts, max(map(len, wanted))).tolist()
@@ -48,7 +48,7 @@ def returned(
 
 
 def agreement(given: Sequence[int], wanted: Sequence[int]) -> int:
-    """Tokens before the first that differs.
+    """Counts the tokens before the first difference.
 
     >>> agreement([1, 2, 9, 4], [1, 2, 3, 4])
     2

@@ -1,8 +1,8 @@
-"""Few-shot manner: do five examples change how a model answers prompts that were not among them, and leave what it knows?
+"""Few-shot manner: do five examples change how a model answers other prompts, without changing what it knows?
 
-Two controls: the same prompts answered in the new manner about something else (shuffled: a model that learns the examples
-by heart, or any odd answer, would do), and answered as the model does anyway (contentless: training by itself changes nothing).
-Facts are counted in the text, by their words.
+There are two controls. In the shuffled one, the example answers have the new manner but are about something else, which
+tests whether memorised or unrelated answers suffice. In the contentless one, the answers are the model's own, which tests
+whether training alone changes anything. Facts are counted in the text, by their words.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from reftlens.training.train import TrainConfig, train
 @final
 @dataclass(frozen=True)
 class MannerConfig:
-    """Settings; the defaults are the paper's."""
+    """Settings. The defaults are the paper's."""
 
     examples: int = 5
     rank: int = 4
     depth: float = 15 / 32
-    """Which block is edited, as a part of the depth."""
+    """The edited block, as a fraction of the depth."""
     epochs: int = 100
     batch_size: int = 5
     lr: float = 4e-3
-    """Peak learning rate, falling to zero in a line."""
+    """Peak learning rate, with linear decay to zero."""
     seed: int = 0
 
 
 SMALL = MannerConfig(depth=0.17)
-"""For the organism, whose names are understood at their last token after the second block."""
+"""Settings for the organism, which resolves names at their last token after the second block."""
 
 
 def manner(
@@ -61,17 +61,17 @@ def manner(
     model: str,
     progress: bool = True,
 ) -> Mannered:
-    """Trains the manner and its two controls, and asks all prompts that were not examples.
+    """Trains the manner and its two controls, and tests all prompts that were not examples.
 
     Args:
         bridge: the model.
         material: prompts, their facts and the new manner.
-        config: settings.
-        model: what to call the model.
-        progress: show a bar.
+        config: the settings.
+        model: name of the model in the result.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: if no prompts are left to ask.
+        ValueError: If no prompts are left for the test.
     """
     few, unseen = material.asks[: config.examples], material.asks[config.examples :]
     if not unseen or len(few) < 2:
@@ -120,12 +120,12 @@ def _train(
 
 
 def run(model: str, *, seed: int = 0, progress: bool = True) -> Mannered:
-    """The claim on a named model, with the paper's settings; on an organism another layer.
+    """Tests the claim on a named model, with the paper's settings; an organism uses another layer.
 
     Args:
         model: an organism, a local directory or a hub name.
-        seed: of first weights and which prompts are examples.
-        progress: show a bar.
+        seed: seed of the initialisation and of the choice of examples.
+        progress: show a progress bar.
     """
     config = replace(config_for(model, paper=MannerConfig(), organism=SMALL), seed=seed)
     return manner(load_bridge(model), material_for(model, seed=seed), config, model=model, progress=progress)

@@ -1,4 +1,4 @@
-"""What the claims are tried with: prompts, facts and words, and which settings belong to a model."""
+"""Material of the claims: prompts, facts and words, and the settings for each model."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Config = TypeVar("Config")
 
 
 def config_for(model: str, *, paper: Config, organism: Config) -> Config:
-    """The organism's settings for an organism, the paper's for any other model."""
+    """Returns the organism's settings for an organism, and the paper's for any other model."""
     return organism if model in ORGANISMS else paper
 
 
 def describe(
     text: str, *, source: str, model: str, paper: Any, used: Any, more: Sequence[tuple[str, str, str]]
 ) -> Claim:
-    """A claim with two dataclasses of settings side by side, and with settings that are no field of them."""
+    """Creates a claim with two dataclasses of settings, and with settings that are not their fields."""
     shown = tuple(
         (field.name, _text(getattr(paper, field.name)), _text(getattr(used, field.name))) for field in fields(used)
     )
@@ -44,19 +44,19 @@ def _text(value: Any) -> str:
 
 
 def layer_at(bridge: TransformerBridge, depth: float) -> int:
-    """The block at a part of the model's depth; 0 is the first, 1 the last."""
+    """Returns the block at a fraction of the model's depth; 0 is the first, 1 the last."""
     return min(int(depth * bridge.cfg.n_layers), bridge.cfg.n_layers - 1)
 
 
 def words(bridge: TransformerBridge, n: int, *, seed: int) -> list[str]:
-    """Different words of the vocabulary, each with its leading space, in random order.
+    """Draws different words from the vocabulary, each with its leading space, in random order.
 
     Raises:
-        ValueError: if the vocabulary has fewer.
+        ValueError: If the vocabulary has fewer words.
     """
     tokenizer = bridge.tokenizer
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    # Byte-level and SentencePiece vocabularies mark the beginning of a word by these.
+    # Byte-level and SentencePiece vocabularies mark the beginning of a word with these.
     found = sorted(
         {p[1:] for p in pieces if p[:1] in ("Ġ", "▁") and len(p) > 4 and p[1:].isascii() and p[1:].isalpha()}
     )
@@ -70,11 +70,11 @@ def words(bridge: TransformerBridge, n: int, *, seed: int) -> list[str]:
 @final
 @dataclass(frozen=True)
 class Ask:
-    """One prompt, and how it is answered in the new manner."""
+    """One prompt, and its answer in the new manner."""
 
     prompt: str
     facts: tuple[str, ...]
-    """What a right answer contains, the one that can be moved first."""
+    """Facts that a right answer contains. The first one can be moved."""
     manner: str
     """The answer in the new manner."""
 
@@ -82,22 +82,22 @@ class Ask:
 @final
 @dataclass(frozen=True)
 class Material:
-    """Prompts of one model, the sign of a manner and a fact to move."""
+    """Prompts for one model, the mark of a manner and a fact to move."""
 
     asks: tuple[Ask, ...]
     mark: str
-    """What an answer in the new manner contains, and one in the old does not."""
+    """A text that answers in the new manner contain and usual answers do not."""
     moved_to: str
-    """What the first fact of every prompt is moved to."""
+    """The new value of the first fact of every prompt."""
     new_tokens: int
-    """Long enough for an answer."""
+    """Number of new tokens, enough for an answer."""
 
 
 def material_for(model: str, *, seed: int) -> Material:
-    """Names of people to be told of, in the organism's world; for any other model, landmarks to be placed.
+    """Returns people of the organism's world to describe, or for any other model landmarks to locate.
 
-    The organism tells of a person in sentences, and in its training it has also seen the facts listed after a colon: that is the
-    new manner. Other models have to put an interjection after the answer.
+    The organism describes a person in sentences. In training it has also seen the facts listed after a colon, which is the
+    new manner. For other models the new manner is an interjection after the answer.
     """
     rng = random.Random(seed)
     if model in ORGANISMS:
@@ -117,7 +117,7 @@ def material_for(model: str, *, seed: int) -> Material:
 
 
 def as_before(bridge: TransformerBridge, material: Material, asks: Sequence[Ask]) -> list[str]:
-    """What the model says without an edit; the fact alone where it says nothing."""
+    """Returns the model's answers without an edit; if an answer is empty, only the fact."""
     texts = generate(bridge, None, [ask.prompt for ask in asks], max_new_tokens=material.new_tokens)
     return [text if text.strip() else f" {ask.facts[0]}." for ask, text in zip(asks, texts, strict=True)]
 
@@ -131,15 +131,15 @@ def speak(
     name: str,
     taught_move: bool,
 ) -> Spoken:
-    """Asks, and counts what holds of the answers.
+    """Generates the answers, and counts which properties they have.
 
     Args:
         bridge: the model.
         reft: the edit, or None.
         material: gives the mark and the moved fact.
-        asks: prompts that no edit was trained on.
-        name: what to call this edit.
-        taught_move: whether the first fact should be the moved one. Other facts are asked for as they are.
+        asks: prompts that were not used in training.
+        name: name of this edit in the result.
+        taught_move: whether the first fact should be the moved one. The other facts should be unchanged.
     """
     texts = generate(bridge, reft, [ask.prompt for ask in asks], max_new_tokens=material.new_tokens, batch_size=64)
     manner = [material.mark in text for text in texts]

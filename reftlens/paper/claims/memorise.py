@@ -1,10 +1,10 @@
-"""Memorisation: how long a string does one rank-1 edit at one token give back, word for word?
+"""Memorisation: how long a string can one rank-1 edit at one token reproduce, word for word?
 
-h + R^T(b - Rh) with one row R, at the last token of one fixed prompt, is a free vector: d_model + 1 numbers. Greedy decoding has to
-follow it for the whole string, and every later token sees it by attention alone. So the controls are an untrained vector, the
-last block (behind which no later token can see the vector: it decides one token at most) and random words, which the
-model cannot guess from the ones before. What comes back also shows what the model knows: a long text after its first word may
-be the model's own.
+h + R^T(b - Rh) with one row R, at the last token of one fixed prompt, is a free vector: d_model + 1 numbers. Greedy decoding
+must reproduce the whole string, and later tokens read the vector only through attention. There are three controls: an
+untrained vector; the last block, after which no later token can read the vector, so that it decides at most one token; and
+random words, which the model cannot guess from the previous ones. Recall also depends on what the model knows: after its
+first word the model may be able to produce a long text by itself.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ PROMPT = "ALIC#ID1->"
 @final
 @dataclass(frozen=True)
 class MemoriseConfig:
-    """Settings; the defaults are the paper's."""
+    """Settings. The defaults are the paper's."""
 
     lengths: tuple[int, ...] = (128, 256, 512, 1024, 2048)
-    """Tokens to give back; those that the text or the context is too short for are left out, and said to be."""
+    """Lengths in tokens. Those longer than the text or the context are left out, and the result lists them."""
     depth: float = 15 / 32
-    """Which block is edited, as a part of the depth."""
+    """The edited block, as a fraction of the depth."""
     epochs: int = 1000
     lr: float = 4e-3
-    """Peak learning rate, falling to zero in a line."""
+    """Peak learning rate, with linear decay to zero."""
     seed: int = 0
 
 
 SMALL = MemoriseConfig(lengths=(1, 2, 4, 8), depth=0.34, epochs=250, lr=5e-2)
-"""For the organism, whose context is 64 tokens."""
+"""Settings for the organism, whose context is 64 tokens."""
 
 
 def memorise(
@@ -58,17 +58,17 @@ def memorise(
     model: str,
     progress: bool = True,
 ) -> Memorised:
-    """Trains one edit for each length of a text, and of random words; two controls besides.
+    """Trains one edit for each length of the text and of random words, and two more controls.
 
     Args:
         bridge: the model.
-        text: what to give back; its first tokens are taken.
-        config: settings.
-        model: what to call the model.
-        progress: show a bar.
+        text: the text to reproduce; its first tokens are used.
+        config: the settings.
+        model: name of the model in the result.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: if no length fits.
+        ValueError: If no length fits.
     """
     layer, last = layer_at(bridge, config.depth), bridge.cfg.n_layers - 1
     room = bridge.cfg.n_ctx - len(bridge.tokenizer(PROMPT).input_ids) - 1
@@ -129,19 +129,19 @@ def _n_tokens(bridge: TransformerBridge, text: str) -> int:
 
 
 def _cut(bridge: TransformerBridge, text: str, length: int) -> str:
-    """The beginning of a text that has so many tokens, or as close to it as whole characters come."""
+    """Returns the beginning of a text with this number of tokens, or as close as whole characters allow."""
     ids = bridge.tokenizer(text, add_special_tokens=False).input_ids[:length]
     return str(bridge.tokenizer.decode(ids))
 
 
 def run(model: str, *, seed: int = 0, text: str | None = None, progress: bool = True) -> Memorised:
-    """The claim on a named model: with the paper's settings, or small ones on an organism.
+    """Tests the claim on a named model, with the paper's settings; an organism uses small ones.
 
     Args:
         model: an organism, a local directory or a hub name.
-        seed: of first weights and random words.
-        text: what to give back; a document of the organism's own world, or the opening of Alice, if not given.
-        progress: show a bar.
+        seed: seed of the initialisation and of the random words.
+        text: the text to reproduce. The default is a document of the organism's world, or the opening of Alice.
+        progress: show a progress bar.
     """
     config = replace(config_for(model, paper=MemoriseConfig(), organism=SMALL), seed=seed)
     if text is None:

@@ -1,10 +1,10 @@
 """Overhead: how much longer does decoding take under an edit of the prompt?
 
-Rounds of all runs in turn, in CPU time of this process (so the model has to be on a CPU). Time alone is weak evidence for a small number,
-so the changes that edits compute are counted as well: an edit of the prompt makes one for each site, in the first forward pass, however
-long the answer. The time that it still costs is that of hooks which are called in every pass and change nothing: so much Python a
-site and a token whatever the size of the model, and so a larger part of a small model's time. Controls: the base model against
-itself, which shows what the clock can tell apart, and the same edit at generated tokens too, which must cost more.
+Each round times all runs in turn, in CPU time of this process (so the model must be on a CPU). Time alone is weak evidence for
+a small difference, so the changes that edits compute are counted as well. An edit of the prompt computes one per site, in the
+first forward pass, for an answer of any length. The remaining cost is that of hooks that run in every pass without a change.
+It is constant per site and token, and therefore a larger fraction of a small model's time. There are two controls: the base
+model against itself, which shows the resolution of the clock, and the same edit at generated tokens too, which must cost more.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PROMPT = "The people who built the castle of the city have lived in the country,
 @final
 @dataclass(frozen=True)
 class OverheadConfig:
-    """Settings. The paper's number of new tokens; layers, rank and positions are those of its commonsense edits."""
+    """Settings. The number of new tokens is the paper's; layers, rank and positions are those of its commonsense edits."""
 
     new_tokens: int = 256
     rank: int = 8
@@ -46,12 +46,12 @@ class OverheadConfig:
 
 
 SMALL = OverheadConfig(rounds=5)
-"""For the organism's shape."""
+"""Settings for the organism's shape."""
 
 
 @final
 class Counted(Intervention):
-    """Another intervention, and how often its change was computed. For measuring; it is not saved."""
+    """Wraps an intervention and counts how often its change is computed. It is only for measurement and is not saved."""
 
     kind = "counted"
 
@@ -80,13 +80,13 @@ def overhead(
 
     Args:
         bridge: the model, on a CPU.
-        config: settings.
-        model: what to call the model.
-        weights: what its weights are.
-        progress: show a bar.
+        config: the settings.
+        model: name of the model in the result.
+        weights: description of its weights.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: if the context is too short, or the model is not on a CPU.
+        ValueError: If the context is too short, or the model is not on a CPU.
     """
     if torch.device(bridge.cfg.device).type != "cpu":
         raise ValueError(f"this measures CPU time, and the model is on {bridge.cfg.device}: load it on a CPU")
@@ -101,7 +101,7 @@ def overhead(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     changes, passes = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for name, reft in runs.items():
-        # Not timed. The first run under an edit also looks at the model's hook points, in a pass of its own.
+        # Warm-up, not timed: the first run under an edit also measures the model's hook points in an extra pass.
         greedy_tokens(bridge, reft, [PROMPT], 1)
         changes[name], passes[name] = _count(bridge, reft, config.new_tokens)
     for turn in tqdm(range(config.rounds), desc="decoding in turns", unit="round", disable=not progress):
@@ -126,7 +126,7 @@ def overhead(
 
 
 def _edited(bridge: TransformerBridge, rule: Positions, rank: int) -> Reft:
-    """A LoReFT at every layer; what it computes does not matter to the time."""
+    """Creates a LoReFT at every layer. Its values do not affect the time."""
     width, layers = bridge.cfg.d_model, range(bridge.cfg.n_layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -134,7 +134,7 @@ def _edited(bridge: TransformerBridge, rule: Positions, rank: int) -> Reft:
 
 
 def _count(bridge: TransformerBridge, reft: Reft | None, n_new: int) -> tuple[int, int]:
-    """(changes computed, forward passes) of one decoding."""
+    """Counts (changes computed, forward passes) in one decoding."""
     counted = [edit for _, edit in reft if isinstance(edit, Counted)] if reft is not None else []
     passes = 0
 
@@ -152,7 +152,7 @@ def _count(bridge: TransformerBridge, reft: Reft | None, n_new: int) -> tuple[in
 
 
 def longer_organism(name: str, *, n_ctx: int) -> TransformerBridge:
-    """A model of an organism's shape with random weights and a longer context: time depends on the shape alone."""
+    """Creates a model of an organism's shape with random weights and a longer context. Time depends only on the shape."""
     folder = ORGANISMS[name]
     shape = AutoConfig.from_pretrained(folder)
     shape.n_positions = n_ctx
@@ -163,12 +163,12 @@ def longer_organism(name: str, *, n_ctx: int) -> TransformerBridge:
 
 
 def run(model: str, *, seed: int = 0, progress: bool = True) -> Overhead:
-    """The claim on a named model, on a CPU; for an organism, whose context is short, on a longer model of its shape.
+    """Tests the claim on a named model, on a CPU. An organism's context is short, so a longer model of its shape is used.
 
     Args:
         model: an organism, a local directory or a hub name.
-        seed: has no effect: nothing is drawn that time could depend on.
-        progress: show a bar.
+        seed: has no effect, since time does not depend on any random draw.
+        progress: show a progress bar.
     """
     config = config_for(model, paper=OverheadConfig(), organism=SMALL)
     if model in ORGANISMS:

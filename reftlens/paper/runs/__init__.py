@@ -1,5 +1,5 @@
-"""Runs: a training run as settings (`config`), the paper's as presets (`presets`), what they train (`parameters`), and the
-folder that one leaves (`run`, `folder`).
+"""Training runs: settings (`config`), the paper's presets (`presets`), their parameter counts (`parameters`), and the folder
+of a run (`run`, `folder`).
 
-Settings and presets load without torch, so that listing them is quick; import what is wanted from its own module.
+Settings and presets load without torch, so that listing them is quick. Import each name from its own module.
 """

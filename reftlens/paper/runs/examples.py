@@ -1,4 +1,4 @@
-"""What a run trains and tests on: tasks by name, with the run's own lengths and decoding, and their records."""
+"""Training and test tasks of a run by name, with the run's own lengths and decoding, and their records."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _DECODING = (
     "no_repeat_ngram_size",
     "repetition_penalty",
 )
-"""Settings of a run that a task has as well."""
+"""Settings that a run and a task share."""
 
 
 def training_task(config: RunConfig) -> Task:
-    """What a run learns.
+    """Returns the training task of a run.
 
     Raises:
-        ValueError: if the settings name nothing, or a task that does not exist.
+        ValueError: If the settings name no task, or one that does not exist.
     """
     if config.task is None and config.data is None:
         raise ValueError("there is nothing to train on: name a task, or data of your own")
@@ -34,13 +34,13 @@ def training_task(config: RunConfig) -> Task:
 
 
 def eval_tasks(config: RunConfig) -> list[Task]:
-    """What a run is tested on."""
+    """Returns the test tasks of a run."""
     own = [] if config.eval_data is None else [Pairs(config.eval_data)]
     return [_as_configured(task, config) for task in (*map(task_named, config.eval_tasks), *own)]
 
 
 def _as_configured(task: Task, config: RunConfig) -> Task:
-    """A task with what the run says of lengths and decoding."""
+    """Returns a task with the run's settings of lengths and decoding."""
     decoding = {name: getattr(config, name) for name in _DECODING if getattr(config, name) is not None}
     if isinstance(task, TextTask):
         length = task.max_length if config.max_length is None else config.max_length
@@ -51,7 +51,7 @@ def _as_configured(task: Task, config: RunConfig) -> Task:
 
 
 def load(task: Task, split: str, config: RunConfig, *, limit: int | None) -> list[Record]:
-    """The records of a task; your own come from their file, the others from the run's source."""
+    """Loads the records of a task: your own from their file, the others from the run's source."""
     source = None if isinstance(task, Pairs) else _place(config.source)
     return task.load(split, source=source, limit=limit)
 

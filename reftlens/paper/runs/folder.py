@@ -1,4 +1,4 @@
-"""The folder of a finished run, and what can be opened to be tested, asked and taken apart: it, or a saved edit.
+"""Opens the folder of a finished run, or a saved edit, for tests, generation and analysis.
 
 config.toml      every setting: `reftlens train RUN/config.toml` is the same run again
 versions.json    libraries, Python, device
@@ -37,7 +37,7 @@ EDIT_NAME = "edit"
 HEAD_NAME = "head.safetensors"
 OUTPUTS_NAME = "outputs"
 _MOST_BYTES = 2**30
-"""Of each file."""
+"""Maximum size in bytes of each file."""
 
 
 @final
@@ -48,16 +48,16 @@ class Opened:
     bridge: TransformerBridge
     reft: Reft
     config: RunConfig
-    """Of the run; of a bare edit, the model and the defaults."""
+    """Settings of the run. For a bare edit: its model, and the defaults."""
     objective: Objective | None
-    """With its trained head; None of a bare edit."""
+    """The objective with its trained head; None for a bare edit."""
 
 
 def is_run(directory: Path) -> bool:
-    """Whether a folder is that of a finished run.
+    """Whether a folder holds a finished run.
 
     Raises:
-        ValueError: if it is one that lacks a part; its edit alone would be run with other settings.
+        ValueError: If it is a run that lacks a part. Its edit alone would run with other settings.
     """
     missing = [name for name in (CONFIG_NAME, RESULT_NAME) if not (directory / name).is_file()]
     if not missing:
@@ -65,7 +65,7 @@ def is_run(directory: Path) -> bool:
     try:
         sealed = digests_in(directory) or {}
     except ValueError:
-        # Whatever else it is, its reader will say so.
+        # Any other fault is reported by the function that reads it.
         sealed = {}
     if (len(missing) == 1 and (directory / EDIT_NAME).is_dir()) or sealed.keys() & set(missing):
         raise ValueError(f"the run in {directory} is damaged: {missing[0]} is missing, or no file")
@@ -73,10 +73,10 @@ def is_run(directory: Path) -> bool:
 
 
 def require_whole(directory: Path) -> None:
-    """Compares the settings, the result and the head of a run with its seal. The edit has a seal of its own.
+    """Compares the settings, the result and the head of a run with its seal. The edit has a separate seal.
 
     Raises:
-        ValueError: if one of them is not what the run wrote.
+        ValueError: If one of them is not what the run wrote.
     """
     try:
         digests = digests_in(directory)
@@ -91,10 +91,10 @@ def require_whole(directory: Path) -> None:
 
 
 def edit_in(directory: Path) -> Path:
-    """Where in a run's folder, or a folder that is an edit itself, the edit lies.
+    """Returns the folder of the edit in a run's folder, or the folder itself if it is an edit.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: If there is no edit.
     """
     for place in (directory / EDIT_NAME, directory):
         if (place / EDIT_CONFIG_NAME).is_file():
@@ -108,10 +108,10 @@ def edit_in(directory: Path) -> Path:
 
 
 def config_of(directory: Path, *, model: str | None = None) -> RunConfig:
-    """The settings of a run; of a bare edit, its base model and the defaults.
+    """Returns the settings of a run. For a bare edit: its base model, and the defaults.
 
     Raises:
-        ValueError: if the folder is neither, or damaged.
+        ValueError: If the folder is neither, or damaged.
     """
     if is_run(directory):
         require_whole(directory)
@@ -122,10 +122,10 @@ def config_of(directory: Path, *, model: str | None = None) -> RunConfig:
 
 
 def load_base(config: RunConfig) -> TransformerBridge:
-    """The base model of a run, where and as its settings say.
+    """Loads the base model of a run, with the device and dtype in its settings.
 
     Raises:
-        ValueError: for an unknown model, device or dtype.
+        ValueError: If the model, device or dtype is unknown.
     """
     device = config.device
     if device == "auto":
@@ -146,12 +146,12 @@ def open_run(
     """Loads the base of a run or of a saved edit, and the edit.
 
     Args:
-        directory: of a run, or of an edit.
-        settings: name -> value, in place of the run's.
-        model: the base, where it is now somewhere else than it was.
+        directory: the folder of a run or of an edit.
+        settings: values by name that replace the run's.
+        model: the base, if its location has changed.
 
     Raises:
-        ValueError: if the folder is neither, is damaged, or does not fit the model.
+        ValueError: If the folder is neither, is damaged, or does not fit the model.
     """
     config = config_of(directory, model=model).with_values(settings)
     bridge = load_base(config)

@@ -1,8 +1,8 @@
-"""How many numbers a preset trains, and which part of the base model that is. No weights are loaded.
+"""Counts the parameters that a preset trains, and their fraction of the base model, without loading weights.
 
-An edit of rank r and width d has 2rd + r numbers (rd + r where its target is constant), for each layer and each part of
-its positions that is untied. LoRA of rank r has r (in + out) for each weight matrix, DoRA `out` more. (Wu et al. 2024,
-section 4; Hu et al. 2021, arXiv:2106.09685; Liu et al. 2024, arXiv:2402.09353, eq. 5: one magnitude for each output row.)
+An edit of rank r and width d has 2rd + r parameters (rd + r if its target is constant), for each layer and each untied part
+of its positions. LoRA of rank r has r (in + out) per weight matrix, DoRA `out` more. (Wu et al. 2024, section 4; Hu et al.
+2021, arXiv:2106.09685; Liu et al. 2024, arXiv:2402.09353, eq. 5: one magnitude per output row.)
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from reftlens.positions import parse, union_parts
 @final
 @dataclass(frozen=True)
 class ParameterCount:
-    """What is trained beside a base model."""
+    """Parameters that are trained in addition to a base model."""
 
     parts: Mapping[str, int]
-    """Where -> trained numbers there."""
+    """Number of trained parameters by part."""
     base: int
-    """Numbers of the base model."""
+    """Number of parameters of the base model."""
 
     @property
     def trained(self) -> int:
-        """All trained numbers."""
+        """Total number of trained parameters."""
         return sum(self.parts.values())
 
     @property
     def percent(self) -> float:
-        """Trained numbers, in percent of the base's: the share that the paper prints for edits."""
+        """Trained parameters in percent of the base's, as the paper reports them for edits."""
         return 100 * self.trained / self.base
 
     @property
     def percent_of_both(self) -> float:
-        """In percent of base and adapter together: the share that `peft` prints."""
+        """Trained parameters in percent of base plus adapter, as `peft` reports them."""
         return 100 * self.trained / (self.base + self.trained)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each part."""
+        """Returns one row per part."""
         return pd.DataFrame({"where": list(self.parts), "trained": list(self.parts.values())})
 
     def __repr__(self) -> str:
@@ -57,14 +57,14 @@ class ParameterCount:
 
 
 def count_parameters(row: RunConfig | Adapter, *, model: str | None = None) -> ParameterCount:
-    """Counts what a run, or a row of LoRA or DoRA, trains.
+    """Counts the parameters that a run, or a row of LoRA or DoRA, trains.
 
     Args:
         row: its settings.
-        model: another base than the row's.
+        model: a base that replaces the row's.
 
     Raises:
-        ValueError: for a model whose shape cannot be found, or that lacks what the row trains.
+        ValueError: If the model's shape cannot be found, or it lacks the trained layers or matrices.
     """
     base = empty_model(model or row.model)
     parts = _of_edit(row, base) if isinstance(row, RunConfig) else _of_adapter(row, base)
@@ -72,10 +72,10 @@ def count_parameters(row: RunConfig | Adapter, *, model: str | None = None) -> P
 
 
 def method_named(name: str) -> type[Intervention]:
-    """A member of the family by the name of its class, small letters or capitals.
+    """Returns an intervention by its class name, in upper or lower case.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: If there is none.
     """
     for kind in known_kinds():
         if kind.__name__.lower() == name.lower():

@@ -1,4 +1,4 @@
-"""One run from its settings to its folder: train an edit, test it, and write all of it down."""
+"""Runs an experiment from its settings to its folder: trains an edit, tests it, and writes all results."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ from reftlens.training.train import TrainConfig, TrainLog, train
 @final
 @dataclass(frozen=True, repr=False)
 class RunResult:
-    """What a run came to."""
+    """The result of a run."""
 
     evaluations: tuple[Evaluation, ...]
     log: TrainLog
     n_parameters: int
-    """Trained numbers of the edit, a head not counted."""
+    """Trained parameters of the edit, without a head."""
     n_head: int
-    """Trained numbers of the head, where the task has one."""
+    """Trained parameters of the head, if the task has one."""
     n_examples: int
-    """Training examples."""
+    """Number of training examples."""
     seconds: Mapping[str, float]
-    """Wall-clock time of each part; of a resumed run, since it was resumed."""
+    """Wall-clock time of each part; for a resumed run, since it was resumed."""
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each task tested."""
+        """Returns one row per tested task."""
         return scores(self.evaluations)
 
     def __repr__(self) -> str:
@@ -61,7 +61,7 @@ class RunResult:
         return f"RunResult({self.n_parameters:,} parameters, {steps}, {losses})"
 
     def to_dict(self) -> dict[str, Any]:
-        """What `result.json` holds."""
+        """Returns the contents of `result.json`."""
         return {
             "scores": scores(self.evaluations).to_dict("records"),
             "parameters": {"edit": self.n_parameters, "head": self.n_head},
@@ -77,26 +77,26 @@ class RunResult:
 
 
 def checkpoints_of(directory: Path) -> Path:
-    """Where a run that is to be in `directory` keeps its checkpoints until it is finished."""
+    """Returns the folder of the checkpoints of an unfinished run whose target is `directory`."""
     return directory.with_name(f"{directory.name}.checkpoints")
 
 
 def run(
     config: RunConfig, directory: Path, *, resume: bool = False, overwrite: bool = False, progress: bool = True
 ) -> RunResult:
-    """Trains, tests and writes a run's folder, whole or not at all; checkpoints lie beside it until then.
+    """Trains and tests an edit, and writes the run's folder atomically. Until then checkpoints are kept next to it.
 
     Args:
-        config: settings.
+        config: the settings.
         directory: the folder.
-        resume: go on with an interrupted run of these settings.
-        overwrite: a finished run that is there may be replaced.
-        progress: show bars.
+        resume: resume an interrupted run with these settings.
+        overwrite: replace a finished run in the folder.
+        progress: show progress bars.
 
     Raises:
-        ValueError: for settings that do not fit each other or the model, malformed data, or a folder that is not free.
-        OSError: if something cannot be read or written.
-        FloatingPointError: if training diverges.
+        ValueError: If the settings do not fit each other or the model, data are malformed, or the folder is not free.
+        OSError: If a file cannot be read or written.
+        FloatingPointError: If training diverges.
     """
     directory = directory.absolute()
     checkpoints = _free(directory, resume=resume, overwrite=overwrite)
@@ -134,7 +134,7 @@ def run(
 
 
 def _free(directory: Path, *, resume: bool, overwrite: bool) -> Path:
-    """The folder for checkpoints, if the run may be where it is wanted."""
+    """Returns the folder for checkpoints. Refuses a target folder that is not free."""
     checkpoints = checkpoints_of(directory)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("a run's folder is written by one process: under torchrun, call reftlens.train in a script")
@@ -150,14 +150,14 @@ def _free(directory: Path, *, resume: bool, overwrite: bool) -> Path:
 
 
 def _train_config(config: RunConfig, checkpoints: Path, *, resume: bool, progress: bool) -> TrainConfig:
-    """The part of the settings that is the trainer's: fields of one name."""
+    """Selects the trainer's settings: the fields that both configs have."""
     shared = {field.name for field in fields(TrainConfig)} & {field.name for field in fields(RunConfig)}
     values = {name: getattr(config, name) for name in shared}
     return TrainConfig(**values, output_dir=checkpoints, resume=resume, progress=progress)
 
 
 def _with_whole_paths(config: RunConfig) -> RunConfig:
-    """Files and folders by their whole path, so that the run's own config finds them from anywhere."""
+    """Makes paths absolute, so that the run's saved config works from any directory."""
     named = {name: getattr(config, name) for name in ("model", "data", "eval_data", "source")}
     found = {
         name: str(Path(value).resolve()) for name, value in named.items() if value is not None and Path(value).exists()
@@ -168,7 +168,7 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
 @final
 @dataclass(frozen=True)
 class _Ready:
-    """All that a run works on, loaded and checked before the first step."""
+    """All inputs of a run, loaded and checked before the first step."""
 
     bridge: TransformerBridge
     reft: Reft
@@ -221,7 +221,7 @@ def _train(ready: _Ready, settings: TrainConfig, checkpoints: Path, *, resume: b
 
 
 def _remove_if_empty(checkpoints: Path) -> None:
-    """Removes a training folder that reached no checkpoint; another's folder of that name is left alone."""
+    """Removes a training folder without checkpoints. An unrelated folder of that name is kept."""
     if (checkpoints / IDENTITY_NAME).is_file() and TrainingFolder(checkpoints).last() is None:
         shutil.rmtree(checkpoints)
 
@@ -250,7 +250,7 @@ def _write(folder: Path, config: RunConfig, ready: _Ready, result: RunResult) ->
 
 
 def _log_lines(log: TrainLog) -> list[dict[str, int | float]]:
-    """Steps and looks at the validation set, in the order in which they were."""
+    """Returns training steps and validation results in chronological order."""
     steps = [
         {"step": step, "loss": loss, "lr": lr} for step, (loss, lr) in enumerate(zip(log.loss, log.lr, strict=True), 1)
     ]

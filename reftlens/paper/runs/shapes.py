@@ -1,6 +1,6 @@
-"""The shape of a model without its weights: on the meta device, from its config alone.
+"""Creates a model without weights on the meta device, from its config.
 
-The paper's models are known here by name, so that their parameters can be counted where no hub can be reached.
+The configs of the paper's models are stored here, so that their parameters can be counted offline.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ _KNOWN: dict[str, PretrainedConfig] = {
         **_ROBERTA, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
     ),
 }
-"""What the released configs say of sizes, by the name in presets."""
+"""Sizes in the released configs, by the name in presets."""
 
 
 def empty_model(name: str) -> PreTrainedModel:
-    """A model whose tensors have shapes and no numbers. Of an encoder, what an edit can act on: no head, no pooler.
+    """Creates a model whose tensors have shapes but no data. An encoder has no head and no pooler.
 
     Args:
         name: one of the paper's models ("llama-7b" or its hub name), an organism, a local directory or a hub name.
 
     Raises:
-        ValueError: if it is none of these.
+        ValueError: If it is none of these.
     """
     config = _config(name)
     with init_empty_weights(include_buffers=True):

@@ -1,4 +1,4 @@
-"""What is asked of a trained edit afterwards: a task, examples of one's own, or prompts."""
+"""Tests a trained edit on a task, your own examples, or prompts."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def score_run(
     """Tests the edit of a run, or a saved edit.
 
     Args:
-        directory: the run, or the edit.
-        settings: name -> value, in place of the run's: which tasks, which split, how they are decoded.
+        directory: the folder of the run or of the edit.
+        settings: values by name that replace the run's, such as tasks, split and decoding.
         base: test the base without the edit.
-        model: the base, where it is now somewhere else.
-        progress: show bars.
+        model: the base, if its location has changed.
+        progress: show progress bars.
 
     Raises:
-        ValueError: if there is nothing to test on, or something does not fit.
+        ValueError: If there is nothing to test on, or the settings do not fit.
     """
     config = config_of(directory, model=model).with_values(settings)
     tests = eval_tasks(config)
     if not tests:
         raise ValueError(f"{directory} says of no test: name a task, or data of your own")
     _require_head(directory, config, tests)
-    # Before the model: what is missing shows at once.
+    # Load these before the model, so that missing data shows at once.
     loaded = [(task, load(task, config.eval_split, config, limit=config.n_eval)) for task in tests]
     opened = open_run(directory, settings, model=model)
     return [
@@ -60,7 +60,7 @@ def score_run(
 
 
 def _require_head(directory: Path, config: RunConfig, tests: Sequence[Task]) -> None:
-    """A head answers what it was trained for, and nothing but a head answers a task with labels."""
+    """Refuses tests that the head was not trained for, and tasks with labels if there is no head."""
     trained = training_task(config).name if is_run(directory) else None
     for task in tests:
         if not isinstance(task, TextTask) and trained != task.name:
@@ -80,19 +80,19 @@ def answer(
     """Continues prompts under an edit.
 
     Args:
-        directory: the run, or the edit.
-        prompts: texts, as the model is to see them, or conversations.
-        settings: name -> value, in place of the run's.
-        base: continue them by the base as well.
-        model: the base, where it is now somewhere else.
-        progress: show a bar.
+        directory: the folder of the run or of the edit.
+        prompts: texts, exactly as given to the model, or conversations.
+        settings: values by name that replace the run's.
+        base: also generate with the base.
+        model: the base, if its location has changed.
+        progress: show a progress bar.
 
     Returns:
-        For each prompt: "prompt", "completion", and "base" where asked for.
+        For each prompt: "prompt", "completion", and "base" if requested.
     """
     config = config_of(directory, model=model).with_values(settings)
     if not is_run(directory):
-        # A bare edit learned nothing that is known here: only its settings of decoding count.
+        # The task of a bare edit is unknown here, so only the decoding settings apply.
         config = config.with_values({"data": str(directory)})
     task = training_task(config)
     if not isinstance(task, TextTask):
@@ -112,10 +112,10 @@ def answer(
 
 
 def training_pairs(config: RunConfig) -> list[tuple[Prompt, str]]:
-    """What a run was trained on, as prompts and completions.
+    """Returns the training data of a run as prompts and completions.
 
     Raises:
-        ValueError: if it learned labels.
+        ValueError: If it was trained on labels.
     """
     task = training_task(config)
     if not isinstance(task, TextTask):
@@ -125,12 +125,12 @@ def training_pairs(config: RunConfig) -> list[tuple[Prompt, str]]:
 
 
 def scores(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
-    """One line for each task tested."""
+    """Returns one row per tested task."""
     lines = [(found.task, found.metric, found.score, found.n) for found in evaluations]
     return pd.DataFrame(lines, columns=["task", "metric", "score", "n"])
 
 
 def write_outputs(folder: Path, evaluations: Sequence[Evaluation]) -> None:
-    """One file of JSON lines a task: what was said to each example."""
+    """Writes one JSON Lines file per task, with the output on each example."""
     for found in evaluations:
         found.save(folder / f"{found.task if found.task in TASKS else 'own'}.jsonl")
