@@ -1,6 +1,6 @@
-"""Known answers: truths planted in models, and what the analyses make of them, as one table with its misses.
+"""Known answers: plants truths in models and tests whether the analyses find them, as one table that includes misses.
 
-    reftlens benchmark --out known.csv     # all of it; an interrupted run goes on where it was
+    reftlens benchmark --out known.csv     # everything; an interrupted run resumes
     reftlens benchmark --only handmade
 
 Importing this package does not import torch.
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from reftlens.benchmark.known import Known
 
 PARTS = ("handmade", "sites", "planted", "equality", "nulls", "false-alarms")
-"""What `run` can be asked for."""
+"""Valid arguments of `run`."""
 
 
 def units(parts: tuple[str, ...] = PARTS) -> Mapping[str, Callable[[], Iterator[Known]]]:
-    """The pieces that are run, and kept, whole: name -> what yields their lines.
+    """Returns the units, by name, that yield the rows. A unit is run and stored as a whole.
 
     Args:
-        parts: of `PARTS`.
+        parts: names from `PARTS`.
 
     Raises:
-        ValueError: for an unknown part.
+        ValueError: If a part is unknown.
     """
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
@@ -59,10 +59,10 @@ def units(parts: tuple[str, ...] = PARTS) -> Mapping[str, Callable[[], Iterator[
 
 
 def run(parts: tuple[str, ...] = PARTS) -> Iterator[Known]:
-    """The table's lines, as they are found.
+    """Yields the rows of the table as they are computed.
 
     Raises:
-        ValueError: for an unknown part.
+        ValueError: If a part is unknown.
     """
     for make in units(parts).values():
         yield from make()

@@ -1,6 +1,6 @@
-"""A small GPT-2 trained on modular addition, and many edits of it trained side by side on answers drawn at random.
+"""A small GPT-2 trained on modular addition, and many edits of it trained in parallel on random answers.
 
-The edits share the model, the site and the prompts, and nothing else: what they have in common is what training gives.
+The edits share only the model, the site and the prompts, so any other similarity is a product of training.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from reftlens.organisms import ORGANISMS
 from reftlens.positions import Last
 
 P = 13
-"""Numbers 0 to 12 are tokens 1 to 13; token 0 begins."""
+"""Numbers 0 to 12 are tokens 1 to 13; token 0 starts each prompt."""
 POINT, RANK = "blocks.1.hook_resid_post", 4
 
 
 def train_addition(*, seed: int = 0, max_steps: int = 500) -> tuple[GPT2LMHeadModel, float]:
-    """Three blocks, 64 wide, trained on all sums until they are right; and the share that is."""
+    """Trains three blocks of width 64 on all sums until all are right. Returns the model and its accuracy."""
     config = GPT2Config(
         vocab_size=P + 1,
         n_positions=8,
@@ -62,19 +62,19 @@ def train_addition(*, seed: int = 0, max_steps: int = 500) -> tuple[GPT2LMHeadMo
 
 
 def bridge_of(model: GPT2LMHeadModel) -> TransformerBridge:
-    """A bridge of a copy, which leaves the model itself as its library made it."""
+    """Makes a bridge from a copy, so that the original model is unchanged."""
     tokenizer = AutoTokenizer.from_pretrained(ORGANISMS["facts-small"])
     return load_bridge(hf_model=deepcopy(model), tokenizer=tokenizer)
 
 
 def sums() -> Int[Tensor, "prompt 3"]:
-    """All pairs of numbers, after the token that begins."""
+    """Returns all pairs of numbers, after the start token."""
     pairs = torch.cartesian_prod(torch.arange(P), torch.arange(P)) + 1
     return torch.cat([torch.zeros(len(pairs), 1, dtype=torch.long), pairs], dim=1)
 
 
 def batch_of(tokens: Int[Tensor, "prompt 3"]) -> Batch:
-    """Prompts without completions."""
+    """Makes a batch of prompts without completions."""
     ones = torch.ones_like(tokens)
     return Batch(tokens, ones, ones.bool(), torch.full_like(tokens, IGNORE))
 
@@ -82,15 +82,15 @@ def batch_of(tokens: Int[Tensor, "prompt 3"]) -> Batch:
 def unrelated_edits(
     model: GPT2LMHeadModel, n: int, *, seed: int, n_examples: int = 24, steps: int = 40, at_once: int = 140
 ) -> list[Reft]:
-    """LoReFTs of the last token, each trained on the same prompts with random answers of its own.
+    """Trains LoReFTs at the last token, each on the same prompts with different random answers.
 
     Args:
-        model: from `train_addition`.
-        n: how many.
-        seed: draws prompts, answers and first weights.
-        n_examples: prompts.
-        steps: of Adam.
-        at_once: edits in one forward pass.
+        model: the model from `train_addition`.
+        n: number of edits.
+        seed: seed of prompts, answers and initialisation.
+        n_examples: number of prompts.
+        steps: number of Adam steps.
+        at_once: number of edits in one forward pass.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(P * P, generator=generator)[:n_examples]
@@ -125,7 +125,7 @@ def _fit(
         out = model.transformer.h[2](resid)
         states = out[0] if isinstance(out, tuple) else out
         logits = model.lm_head(model.transformer.ln_f(states[:, -1]))
-        # Summed over edits, so that each has the gradient it has by itself.
+        # Sum over edits, so that each edit gets the same gradient as if trained alone.
         loss = nn.functional.cross_entropy(logits, answers.flatten()) * n
         optimizer.zero_grad()
         loss.backward()

@@ -1,9 +1,9 @@
 """Hierarchical equality, the task of distributed alignment search (Geiger et al. 2023, arXiv:2303.02536).
 
-A small GPT-2 is trained to say whether (a = b) = (c = d). The high-level model has a variable for a = b. A subspace is
-fitted by DAS so that swapping it between two runs swaps that variable, and tested on pairs it was not fitted to. The
-same fit is made to arbitrary labels, and on the same model with random weights: what it reaches there is what the
-method reaches with nothing to find.
+A small GPT-2 is trained to decide whether (a = b) = (c = d). The high-level model has a variable for a = b. DAS fits a
+subspace such that swapping it between two runs swaps that variable, and it is tested on held-out pairs. Two controls repeat
+the fit with arbitrary labels, and on the same model with random weights. Their accuracy is what the method reaches if there
+is nothing to find.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from reftlens.organisms import ORGANISMS
 
 N_OBJECTS = 6
 QUESTION = 2
-"""Tokens 0 and 1 are "no" and "yes", 2 asks, and the objects follow."""
+"""Tokens 0 and 1 are "no" and "yes", 2 is the question mark, and the objects follow."""
 
 
 def equality_rows(*, seeds: Sequence[int] = (0, 1)) -> Iterator[Known]:
-    """The table's lines, for one model from each seed: the model decides where it keeps the variable, and how well."""
+    """Yields the rows for one model per seed, since where and how well a model stores the variable varies."""
     for seed in seeds:
         bridge, accuracy = train_equality(seed=seed)
         yield from _model_rows(bridge, accuracy, seed)
@@ -72,7 +72,7 @@ def _model_rows(bridge: TransformerBridge, accuracy: float, seed: int) -> Iterat
 
 
 def train_equality(*, seed: int, max_steps: int = 1000) -> tuple[TransformerBridge, float]:
-    """A GPT-2 of two blocks trained on random quadruples until it has all of them right; its accuracy on all."""
+    """Trains a GPT-2 of two blocks on random quadruples until all are right. Returns it and its accuracy on all."""
     config = GPT2Config(
         vocab_size=3 + N_OBJECTS,
         n_positions=5,
@@ -114,7 +114,7 @@ def train_equality(*, seed: int, max_steps: int = 1000) -> tuple[TransformerBrid
 
 
 def quadruples(n: int, generator: torch.Generator) -> Int[Tensor, "n 4"]:
-    """Objects a b c d; each pair is equal half of the time."""
+    """Draws objects a b c d; each pair is equal half of the time."""
     objects = torch.randint(N_OBJECTS, (n, 4), generator=generator)
     other = (objects[:, [0, 2]] + torch.randint(1, N_OBJECTS, (n, 2), generator=generator)) % N_OBJECTS
     equal = torch.rand(n, 2, generator=generator) < 0.5
@@ -123,12 +123,12 @@ def quadruples(n: int, generator: torch.Generator) -> Int[Tensor, "n 4"]:
 
 
 def tokens(objects: Int[Tensor, "n 4"]) -> Int[Tensor, "n 5"]:
-    """The prompt: a b c d and the question mark."""
+    """Returns the prompts: a b c d and the question mark."""
     return torch.cat([objects + 3, torch.full((len(objects), 1), QUESTION)], dim=1)
 
 
 def answer(objects: Int[Tensor, "n 4"], first: Int[Tensor, "n 4"] | None = None) -> Int[Tensor, " n"]:
-    """1 for (a = b) = (c = d), with a and b taken from other quadruples if given."""
+    """Returns 1 for (a = b) = (c = d), with a and b from other quadruples if given."""
     pair = objects if first is None else first
     return ((pair[:, 0] == pair[:, 1]) == (objects[:, 2] == objects[:, 3])).long()
 
@@ -140,17 +140,17 @@ class Fit:
 
     position: int
     fitted: float
-    """On the pairs it was fitted to."""
+    """Accuracy on the pairs used in the fit."""
     held_out: float
-    """On as many others."""
+    """Accuracy on the same number of held-out pairs."""
     whole: float
-    """Of the whole activation there, on the others: no subspace can be expected to do more."""
+    """Accuracy of swapping the whole activation, on the held-out pairs: the expected upper limit for any subspace."""
 
 
 def fit(
     bridge: TransformerBridge, position: int, *, seed: int, arbitrary: bool = False, rank: int = 8, n_pairs: int = 2000
 ) -> Fit:
-    """DAS after block 0 at one token."""
+    """Fits DAS after block 0 at one token."""
     from transformer_lens.tools.analysis.interchange import (
         SubspaceInterchange,
         arbitrary_targets,
@@ -165,7 +165,7 @@ def fit(
 
     def pairs(part: str) -> tuple[Tensor, Tensor, Tensor]:
         base, source = quadruples(n_pairs, generator), quadruples(n_pairs, generator)
-        # An arbitrary label of its own for each pair: there is nothing to learn from one for another.
+        # Each pair has an independent arbitrary label, so nothing generalises from one to another.
         labels = (
             arbitrary_targets([(part, row) for row in range(n_pairs)], 2, seed) if arbitrary else answer(base, source)
         )

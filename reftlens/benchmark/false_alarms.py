@@ -1,6 +1,6 @@
-"""False alarms of every null over draws in which nothing is there: unrelated trained edits, maps and directions.
+"""Measures the false-alarm rate of every null on draws without an effect: unrelated trained edits, maps and directions.
 
-Nulls that are known to be wrong for what is drawn stand beside the right ones, and miss.
+For comparison the table also has nulls that are known to be wrong for these draws, and they miss.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from reftlens.results import Operator, PatchMap, ReftMap
 
 N_DRAWS, LEVEL = 200, 0.05
 N_NULL_EDITS = 5
-"""Seven edits make 21 pairs, so that the closest is the right one by chance in 1/21 of draws."""
+"""Seven edits make 21 pairs, so the closest pair is the right one by chance in 1/21 of draws."""
 
 
 def trained_edit_rows(*, n_draws: int = N_DRAWS) -> Iterator[Known]:
-    """Edits trained on random answers, anew for each: they share a model, a site and prompts, and nothing else."""
+    """Draws edits, each trained on its own random answers. They share only a model, a site and prompts."""
     model, right = train_addition()
     if right < 0.99:
         raise RuntimeError(f"the model of sums has {right:.0%} of them right, and all were wanted")
@@ -70,7 +70,7 @@ def trained_edit_rows(*, n_draws: int = N_DRAWS) -> Iterator[Known]:
 
 
 def map_rows(*, n_draws: int = N_DRAWS) -> Iterator[Known]:
-    """Maps of 12 layers and 4 tokens that have nothing to do with one another."""
+    """Draws unrelated maps of 12 layers and 4 tokens."""
     for kind in ("smooth over layers", "with trends over layers (random walks)"):
         draw = np.random.default_rng(7)
         shifts, cells, prompts = [], [], []
@@ -93,7 +93,7 @@ def _map(draw: np.random.Generator, *, trends: bool) -> torch.Tensor:
 
 
 def _maps(gain: torch.Tensor, restored: torch.Tensor, *, seed: int, n: int = 12) -> tuple[ReftMap, PatchMap]:
-    """As if measured on n prompts each."""
+    """Makes maps as if each were measured on n prompts."""
     generator = torch.Generator().manual_seed(seed)
     rows = tuple(f"blocks.{layer}.hook_resid_pre" for layer in range(len(gain)))
     columns, zeros = tuple(f"token {place}" for place in range(gain.shape[1])), torch.zeros(n)
@@ -104,7 +104,7 @@ def _maps(gain: torch.Tensor, restored: torch.Tensor, *, seed: int, n: int = 12)
 
 
 def readout_rows(*, n_draws: int = N_DRAWS) -> Iterator[Known]:
-    """Random directions, two at each of two sites, read through the unembedding together."""
+    """Draws random directions, two at each of two sites, and reads them through the unembedding together."""
     bridge, generator = load("random gpt2"), torch.Generator().manual_seed(4)
     batch, any_token, named, single = encode(bridge, texts(1)), [], [], []
     for draw in range(n_draws):
@@ -128,7 +128,7 @@ def _random_operator(name: str, d_model: int, generator: torch.Generator) -> Ope
 
 
 def verdict_rows(*, n_draws: int = N_DRAWS) -> Iterator[Known]:
-    """Interchange in toys with directions of their own: nothing but the illusion is to be called illusory."""
+    """Runs interchange in toy models with known directions. Only the illusion should be called illusory."""
     point, missed = "blocks.0.hook_resid_post", []
     alarms: dict[str, list[bool]] = {"that carry the answer": [], "that nothing reads": []}
     for draw in range(n_draws):

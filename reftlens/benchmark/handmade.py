@@ -1,7 +1,7 @@
-"""Models whose weights are set by hand, so that what they compute, and where, is known.
+"""Models with hand-set weights, so that their computation and its location are known.
 
-They are GPT-2s of one to three blocks in which almost every weight is zero. A prompt is one token that carries a variable
-of two values, some tokens that carry nothing, and a question mark; the answer is one of two tokens.
+They are GPT-2s of one to three blocks with almost all weights zero. A prompt has one token that carries a binary variable,
+some tokens without information, and a question mark. The answer is one of two tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from reftlens.organisms import ORGANISMS
 
 D_MODEL, N_TOKENS, LENGTH = 16, 24, 5
 QUESTION = 2
-"""Tokens 0 and 1 are the answers, 2 is the question mark, 3 to 12 carry the variable, the others nothing."""
+"""Tokens 0 and 1 are the answers, 2 is the question mark, 3 to 12 carry the variable, the others no information."""
 
 
 @final
@@ -34,9 +34,9 @@ class Handmade:
     true: Tensor
     """Unit row `[1, width]` that carries the variable to the answer."""
     illusory: Tensor
-    """Unit row that drives the answer without carrying anything to it; the true one where there is none."""
+    """Unit row that changes the answer if swapped but does not carry the variable to it; the true row if there is none."""
     read: Tensor
-    """Orthonormal rows of all that the answers depend on at the first point."""
+    """Orthonormal rows that span all that the answers depend on at the first point."""
 
 
 def attention_reads_it(*, n_pairs: int = 64, seed: int = 0) -> Handmade:
@@ -46,7 +46,7 @@ def attention_reads_it(*, n_pairs: int = 64, seed: int = 0) -> Handmade:
     with torch.no_grad():
         model.transformer.wte.weight += 2 * _variable()[:, None] * v
         attention = model.transformer.h[1].attn
-        # Queries and keys are zero, so the head attends to every token alike; it reads v and writes w.
+        # Queries and keys are zero, so the head attends to all tokens equally. It reads v and writes w.
         attention.c_attn.weight[:, 2 * D_MODEL] = 4 * v
         attention.c_proj.weight[0] = 4 * w
         model.lm_head.weight[:2] = torch.stack([w, -w])
@@ -54,15 +54,16 @@ def attention_reads_it(*, n_pairs: int = 64, seed: int = 0) -> Handmade:
 
 
 def two_steps(*, second: str = "mlp", n_pairs: int = 64, seed: int = 0) -> Handmade:
-    """Head 1.0 carries the variable to every token, and only block 2 makes an answer of what that head wrote.
+    """Head 1.0 carries the variable to every token, and only block 2 computes the answer from that head's output.
 
-    Decoys: head 1.1 carries the variable as well, to where nothing reads it; the MLP of block 1 writes the answer where the
-    variable stands, where no one looks. Turning the variable round changes no norm, so nothing leaks through LayerNorm.
+    There are two decoys. Head 1.1 carries the variable as well, to a direction that nothing reads. The MLP of block 1 writes
+    the answer at the variable's token, which nothing reads. Flipping the variable changes no norm, so nothing leaks through
+    LayerNorm.
 
     Args:
-        second: what makes the answer, "mlp" or "head" (2.0).
-        n_pairs: of prompts.
-        seed: draws directions and prompts.
+        second: the component that computes the answer, "mlp" or "head" (2.0).
+        n_pairs: number of prompt pairs.
+        seed: seed of directions and prompts.
     """
     model, Q = _blank(n_layer=3, seed=seed, n_free=4)
     v, w, answer, unread = Q
@@ -83,7 +84,7 @@ def two_steps(*, second: str = "mlp", n_pairs: int = 64, seed: int = 0) -> Handm
 
 
 def _linear(mlp: Any, *, reads: Tensor, writes: Tensor) -> None:
-    """An MLP whose first two units make a line: gelu(a) - gelu(-a) = a."""
+    """Makes an MLP linear with its first two units: gelu(a) - gelu(-a) = a."""
     mlp.c_fc.weight[:, 0], mlp.c_fc.weight[:, 1] = reads, -reads
     mlp.c_proj.weight[0], mlp.c_proj.weight[1] = writes, -writes
 
@@ -96,8 +97,8 @@ def illusion_in_residual(*, n_pairs: int = 64, seed: int = 0, weight: float = 0.
     (u + s) moves the answer all the way.
 
     Args:
-        n_pairs: of prompts.
-        seed: draws directions and prompts.
+        n_pairs: number of prompt pairs.
+        seed: seed of directions and prompts.
         weight: how strongly irrelevant tokens read u.
     """
     model, Q = _blank(n_layer=2, seed=seed, n_free=4)
@@ -124,8 +125,8 @@ def illusion(*, n_pairs: int = 64, seed: int = 0, weight: float = 0.01) -> Handm
     The question token carries the variable here, so that no attention is needed.
 
     Args:
-        n_pairs: of prompts.
-        seed: draws directions and prompts.
+        n_pairs: number of prompt pairs.
+        seed: seed of directions and prompts.
         weight: how strongly irrelevant tokens read the outputs of units 1 and 2, each in its own way; 0 in the paper's toy.
     """
     model, Q = _blank(n_layer=1, seed=seed)
@@ -154,16 +155,16 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _variable() -> Tensor:
-    """+1 or -1 for the tokens that carry it, 0 for the others."""
+    """Returns +1 or -1 for the tokens that carry the variable, 0 for the others."""
     value = torch.zeros(N_TOKENS)
     value[3:13] = torch.tensor([1.0, -1.0]).repeat(5)
     return value
 
 
 def _blank(*, n_layer: int, seed: int, n_free: int = 3) -> tuple[GPT2LMHeadModel, Tensor]:
-    """A GPT-2 of zeros whose tokens differ along directions that nothing reads, and the directions that are free.
+    """Makes a GPT-2 of zeros whose tokens differ along directions that nothing reads, and returns the free directions.
 
-    All directions are perpendicular to (1, ..., 1), which LayerNorm takes out.
+    All directions are perpendicular to (1, ..., 1), which LayerNorm removes.
     """
     config = GPT2Config(
         vocab_size=N_TOKENS,
@@ -202,7 +203,7 @@ def _with_pairs(
     seed: int,
     length: int = LENGTH,
 ) -> Handmade:
-    """Pairs whose variables differ and whose other tokens do as well."""
+    """Draws prompt pairs that differ in the variable and in the other tokens."""
     generator = _generator(seed + 2)
     plus = 3 + 2 * torch.randint(5, (n_pairs,), generator=generator)
     minus = 4 + 2 * torch.randint(5, (n_pairs,), generator=generator)

@@ -1,4 +1,4 @@
-"""The lines of the table for the hand-made models: a variable that is where it is, an illusion of one, and a path."""
+"""Rows of the table for the hand-made models: a true variable, an illusion of one, and a path."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from reftlens.positions import First
 from reftlens.results import Interchanged
 
 PATH = (("edit", "1.0"), ("1.0", "mlp2"), ("mlp2", "logits"))
-"""The steps that are built into the last model."""
+"""The steps of the path in the last model."""
 
 
 def handmade_rows() -> Iterator[Known]:
-    """Interchange in a direction that a head reads, and in one that only looks like it."""
+    """Runs interchange along a direction that a head reads, and along an illusory one."""
     model = attention_reads_it()
     result = interchange(model.bridge, "blocks.0.hook_resid_post", model.true, model.base, model.source, at=First(1))
     group = "hand-built variable"
@@ -54,11 +54,11 @@ def handmade_rows() -> Iterator[Known]:
 
 
 WEIGHTS = (0.0, 0.001, 0.01, 0.1)
-"""How strongly tokens that are no answers read what carries nothing."""
+"""Strengths with which non-answer tokens read the direction that carries nothing."""
 
 
 def illusion_rows() -> Iterator[Known]:
-    """Two toys: the illusory direction is flagged where the test has power, the true one never."""
+    """Tests two toy models: the illusory direction is flagged if the test has power, the true one never."""
     toys = (
         ("Makelov's toy", illusion, "blocks.0.mlp.hook_post"),
         ("illusion in the residual stream", illusion_in_residual, "blocks.0.hook_resid_post"),
@@ -82,7 +82,7 @@ def illusion_rows() -> Iterator[Known]:
 
 
 def _path_row() -> Known:
-    """An edit that turns the variable round, and the two steps of its way to the answer."""
+    """Tests an edit that flips the variable, and the two steps of its path to the answer."""
     model = two_steps(n_pairs=16)
     turn = Interchange.along(model.true)
     turn.take(lambda variable: -variable)

@@ -1,6 +1,6 @@
-"""Lines of the table in a file as they are found, one JSON object a line, from which an interrupted run goes on.
+"""Stores the rows of the table in a file as they are computed (JSON Lines), so that an interrupted run resumes.
 
-A piece counts as done when its last line says so; what an interruption left of one is run again.
+A unit is finished if its last line says so. An unfinished unit is run again.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from reftlens.benchmark.known import Known
 
 
 def run_kept(units: Mapping[str, Callable[[], Iterator[Known]]], file: Path | None) -> Iterator[Known]:
-    """The lines of all units: those in the file at once, the others as they are found.
+    """Yields the rows of all units: first those in the file, then the others as they are computed.
 
     Args:
-        units: name -> what yields its lines.
-        file: where lines are kept; None keeps none.
+        units: functions by name that yield the rows.
+        file: file that stores the rows; None stores none.
 
     Raises:
-        ValueError: if the file holds something else, or is of another version.
+        ValueError: If the file holds anything else, or is of another version.
     """
     done = {} if file is None else _read(file)
     for name, make in units.items():
@@ -39,7 +39,7 @@ def run_kept(units: Mapping[str, Callable[[], Iterator[Known]]], file: Path | No
 
 
 def _read(file: Path) -> dict[str, list[Known]]:
-    """Finished units only."""
+    """Reads the finished units."""
     if not file.exists():
         return {}
     rows: dict[str, list[Known]] = {}

@@ -1,4 +1,4 @@
-"""One line of the table of known answers: what was planted, what was found, and how far apart they are."""
+"""One row of the table of known answers: the planted truth, the result, and the distance between them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pandas as pd
 @final
 @dataclass(frozen=True)
 class Known:
-    """A truth that was planted, and what the analyses made of it."""
+    """A planted truth, and the result of the analysis."""
 
     group: str
-    """Which of the known answers this belongs to."""
+    """Group of known answers that this belongs to."""
     planted: str
     found: str
     error: float
@@ -26,10 +26,10 @@ class Known:
 
     @property
     def holds(self) -> bool:
-        """Whether the error is within what is allowed; a miss is printed like a hit."""
+        """Whether the error is within the allowed one. Misses are printed as well as hits."""
         return self.error <= self.allowed
 
 
 def known_to_dataframe(rows: Sequence[Known]) -> pd.DataFrame:
-    """One line for each known answer."""
+    """Returns one row per known answer."""
     return pd.DataFrame([{**vars(row), "holds": row.holds} for row in rows])

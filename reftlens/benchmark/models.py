@@ -1,4 +1,4 @@
-"""The models that truths are planted in: the embedded organism, and a GPT-2 and a Llama that know nothing."""
+"""The models for planted truths: the embedded organism, and a GPT-2 and a Llama with random weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ MODELS = ("facts-small", "random gpt2", "random llama")
 
 
 def load(name: str) -> TransformerBridge:
-    """One of `MODELS`, or any other that `load_bridge` knows.
+    """Loads one of `MODELS`, or any other that `load_bridge` knows.
 
-    The random ones have four blocks, the organism's width, tokenizer and initial spread.
+    The random ones have four blocks, and the organism's width, tokenizer and initialisation scale.
 
     Raises:
-        ValueError: for a name that is none of these.
+        ValueError: If the name is none of these.
     """
     if not name.startswith("random "):
         return load_bridge(name)
@@ -51,11 +51,11 @@ def load(name: str) -> TransformerBridge:
 
 
 def texts(n: int, *, shift: int = 0) -> list[str]:
-    """Prompts of the organism's world, one for each of n facts, shuffled; another shift asks in other words."""
+    """Returns shuffled prompts of the organism's world, one per fact; another shift uses another phrasing."""
     return [text for text, _ in pairs(n, shift=shift)]
 
 
 def pairs(n: int, *, shift: int = 0) -> list[tuple[str, str]]:
-    """The same prompts with their answers."""
+    """Returns the same prompts with their answers."""
     order = torch.randperm(len(FACTS), generator=torch.Generator().manual_seed(0))[:n].tolist()
     return [(prompt(FACTS[i], (i + shift) % 5), f" {FACTS[i].answer}") for i in order]

@@ -1,8 +1,8 @@
-"""Nulls are nulls: over many draws in which nothing is planted, p-values must be uniform.
+"""Tests that the nulls are valid: over many draws without an effect, p-values must be uniform.
 
-Each line draws what the analysis would be given if there were nothing to find, asks it for a p-value, and compares all
-of them with the uniform distribution by Kolmogorov and Smirnov's test. The last lines are negative controls: nulls that
-are wrong on purpose, which the test must catch.
+Each row draws inputs without an effect, computes the p-value of the analysis for each, and compares the p-values with the
+uniform distribution by a Kolmogorov-Smirnov test. The last rows are negative controls: deliberately wrong nulls, which the
+test must detect.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ SMALLEST = 0.01
 
 
 def uniform_p(p_values: Sequence[float]) -> float:
-    """That these are uniform on [0, 1]: Kolmogorov's limit with Stephens' correction for the number of draws."""
+    """Tests uniformity on [0, 1]: Kolmogorov's limit with Stephens' correction for the number of draws."""
     n, ordered = len(p_values), sorted(p_values)
     distance = max(max((i + 1) / n - p, p - i / n) for i, p in enumerate(ordered))
     x = (math.sqrt(n) + 0.12 + 0.11 / math.sqrt(n)) * distance
     if x < 0.2:
-        return 1.0  # where the series below does not converge
+        return 1.0  # the series below does not converge here
     return min(1.0, max(0.0, 2 * sum((-1) ** (k - 1) * math.exp(-2 * k * k * x * x) for k in range(1, 101))))
 
 
 def null_rows(name: str = "facts-small") -> Iterator[Known]:
-    """The table's lines, on the activations of one model."""
+    """Yields the rows, on the activations of one model."""
     bridge = load(name)
     prompts = [*texts(360), *texts(360, shift=2)]
     batches = [encode(bridge, prompts[i : i + 8]) for i in range(0, len(prompts), 8)]

@@ -1,14 +1,14 @@
 """A planted edit: a teacher is the base with a known LoReFT of rank 2, and students of several ranks and seeds fit it.
 
-What is recovered depends on what is fitted, on the model and on the site. All here edit every prompt token one block before
-the last, and angles are taken inside what later layers read (`read_space`): no fit of logits could find a truth in the mean of
-the coordinates of a GPT-2. Students whose logits are brought to the teacher's at every prompt token (mean square) have the
-teacher's two write directions on `facts-small`, and not on a model trained on modular sums, whose prompts are all sums of 13 numbers.
-Students that `Distillation` brings to the teacher's next-token distributions at completions do not have them on `facts-small` either;
-on models of random weights they do. All say what the teacher says: where directions differ, what was fitted does not identify
-them, and the line says so. Nothing here shows that decomposition finds the truth of a real edit.
+Recovery depends on the objective, the model and the site. All edits here change every prompt token one block before the last.
+Angles are computed inside the space that later layers read (`read_space`), since a fit of logits cannot identify the mean of
+the coordinates of a GPT-2. Students fitted to the teacher's logits at every prompt token (mean square) recover its two write
+directions on `facts-small`, but not on a model of modular sums, whose prompts are all sums of 13 numbers. Students fitted by
+`Distillation` to the teacher's next-token distributions at completions do not recover them on `facts-small`; on models with
+random weights they do. All students agree with the teacher's outputs. If their directions differ, the objective does not
+identify the directions, and the row says so. This does not show that decomposition finds the truth of a real edit.
 
-A student of rank 1 cannot be right. It is in the table as the miss that it is.
+A student of rank 1 cannot be right. The table includes it as a miss.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from reftlens.training.objectives import Distillation
 from reftlens.training.train import TrainConfig, train
 
 ANGLE = 5.0
-"""Degrees within which a direction counts as found."""
+"""Maximum angle, in degrees, at which a direction counts as found."""
 AGREES = 0.1
-"""Outputs agree where the KL from the teacher is less than this part of the base's."""
+"""Outputs agree if the KL from the teacher is below this fraction of the base's."""
 SUMS = "sums"
-"""The model of modular sums, which is trained when it is asked for."""
+"""The model of modular sums, which is trained on request."""
 N_MORE = 256
-"""Further examples for `Distillation`, which sees a token or two of each."""
+"""Number of extra examples for `Distillation`, which uses only one or two tokens of each."""
 
 
 @final
@@ -56,19 +56,19 @@ class Planted:
     bridge: TransformerBridge
     teacher: Reft
     batches: tuple[Batch, ...]
-    """What students of logits fit."""
+    """Inputs for students of logits."""
     examples: tuple[tuple[str, str], ...]
-    """What `Distillation` is given; among them the texts of `batches`."""
+    """Examples for `Distillation`, including the texts of `batches`."""
     held_out: tuple[Batch, ...]
-    """What they are decomposed on."""
+    """Inputs for the decomposition."""
 
     def operator(self, reft: Reft) -> Operator:
-        """The decomposition on held-out inputs."""
+        """Decomposes an edit on held-out inputs."""
         return decompose(self.bridge, reft, self.held_out)[0]
 
 
 def plant(name: str, *, n_texts: int = 96, seed: int = 1, blocks_after: int = 1) -> Planted:
-    """A rank-2 LoReFT on all tokens, some blocks before the end, both of whose directions move 0.2 of |h| (rms)."""
+    """Plants a rank-2 LoReFT on all tokens, some blocks before the end; both directions move 0.2 of |h| (rms)."""
     bridge, batches, examples = _sums() if name == SUMS else _prompts(name, n_texts)
     d_model = bridge.cfg.d_model
     teacher = _site(bridge, LoReFT(d_model, 2), seed=seed, blocks_after=blocks_after)
@@ -76,7 +76,7 @@ def plant(name: str, *, n_texts: int = 96, seed: int = 1, blocks_after: int = 1)
     assert isinstance(edit, LoReFT)
     h = torch.cat([edited_activations(bridge, teacher, batch)[0][1] for batch in batches[:-1]])
     with torch.no_grad():
-        # Readings that are uncorrelated and of one variance on the data, so that the truth has two equal directions.
+        # Make the readings uncorrelated with equal variance on the data, so that the truth has two equal directions.
         random = torch.randn(2, d_model, generator=torch.Generator().manual_seed(seed))
         root = torch.linalg.cholesky(torch.cov(random @ h.T))
         readings = torch.linalg.solve_triangular(root, random, upper=False) * 0.2 * h.norm(dim=-1).mean()
@@ -86,14 +86,14 @@ def plant(name: str, *, n_texts: int = 96, seed: int = 1, blocks_after: int = 1)
 
 
 def _prompts(name: str, n_texts: int) -> tuple[TransformerBridge, list[Batch], list[tuple[str, str]]]:
-    """A model with batches of prompts, and examples without the prompts of the last."""
+    """Returns a model, batches of prompts, and examples that exclude the prompts of the last batch."""
     bridge, told = load(name), pairs(n_texts + N_MORE)
     batches = [encode(bridge, [text for text, _ in told[i : i + 32]]) for i in range(0, n_texts, 32)]
     return bridge, batches, told[: n_texts - 32] + told[n_texts:]
 
 
 def _sums() -> tuple[TransformerBridge, list[Batch], list[tuple[str, str]]]:
-    """The model of sums with all of them, in random order; its tokens are no text, so there are no examples."""
+    """Returns the model of sums and all sums in random order. Its tokens are not text, so there are no examples."""
     model, _ = train_addition()
     tokens = sums()
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))
@@ -106,7 +106,7 @@ def _site(bridge: TransformerBridge, intervention: LoReFT, *, seed: int, blocks_
 
 
 def fit_student(planted: Planted, *, rank: int, seed: int, steps: int = 600, lr: float = 0.02) -> Reft:
-    """A fresh LoReFT whose logits, at every prompt token, are brought to the teacher's in the mean square."""
+    """Fits a new LoReFT to the teacher's logits at every prompt token, by mean square error."""
     bridge = planted.bridge
     student = _site(bridge, LoReFT(bridge.cfg.d_model, rank), seed=1000 + seed)
     lessons = [_lesson(bridge, batch, planted.teacher) for batch in planted.batches]
@@ -123,7 +123,7 @@ def fit_student(planted: Planted, *, rank: int, seed: int, steps: int = 600, lr:
 
 
 def distil_student(planted: Planted, *, rank: int, seed: int, epochs: int = 40) -> Reft:
-    """A fresh LoReFT that `train` gives the teacher's distributions at the completions' tokens."""
+    """Trains a new LoReFT on the teacher's distributions at the completion tokens."""
     student = _site(planted.bridge, LoReFT(planted.bridge.cfg.d_model, rank), seed=1000 + seed)
     config = TrainConfig(epochs=epochs, batch_size=32, lr=0.02, seed=seed, progress=False)
     train(planted.bridge, student, planted.examples, config, objective=Distillation(planted.teacher))
@@ -138,9 +138,9 @@ def _lesson(bridge: TransformerBridge, batch: Batch, teacher: Reft) -> tuple[Hel
 
 
 def angles_to(planted: Planted, first: Operator, second: Operator) -> Tensor:
-    """Principal angles in degrees of the two strongest write directions, inside what later layers read.
+    """Computes principal angles, in degrees, of the two strongest write directions inside the read space.
 
-    An edit of rank 1 has one, whose angle is that to the other's plane.
+    An edit of rank 1 has only one direction; its angle is to the other edit's plane.
     """
     read = read_space(planted.bridge, first.hook_name, planted.held_out[0], at=All())
     seen = [operator.write[:2] @ read.basis.T for operator in (first, second)]
@@ -150,7 +150,7 @@ def angles_to(planted: Planted, first: Operator, second: Operator) -> Tensor:
 def planted_rows(
     name: str, *, ranks: Sequence[int] = (1, 2, 4, 8), seeds: Sequence[int] = (0, 1, 2), steps: int = 600
 ) -> Iterator[Known]:
-    """The table's lines for students of one model's logits."""
+    """Yields the rows for students of one model's logits."""
     planted = plant(name)
     truth = planted.operator(planted.teacher)
     for rank in ranks:
@@ -173,19 +173,19 @@ def planted_rows(
 
 
 def distilled_rows(name: str, *, rank: int = 4, seeds: Sequence[int] = (0, 1, 2)) -> Iterator[Known]:
-    """The table's line for students of one model's completions."""
+    """Yields the row for students of one model's completions."""
     planted = plant(name)
     students = [distil_student(planted, rank=rank, seed=seed) for seed in seeds]
     yield identified(planted, students, f"Distillation on completions, students of rank {rank}")
 
 
 def identified(planted: Planted, students: Sequence[Reft], what: str) -> Known:
-    """Whether students have the teacher's directions; not identified: they do not, and say what the teacher says.
+    """Tests whether students have the teacher's directions. If only their outputs agree, the directions are not identified.
 
     Args:
         planted: the teacher.
         students: edits of its base.
-        what: who they are.
+        what: description of the students.
     """
     truth = planted.operator(planted.teacher)
     found = torch.stack([angles_to(planted, planted.operator(student), truth) for student in students]).mean(dim=0)
@@ -208,7 +208,7 @@ def identified(planted: Planted, students: Sequence[Reft], what: str) -> Known:
 
 
 def _raw_angle(students: Sequence[Reft]) -> float:
-    """Mean angle between the raw spans of R, which is what a reader would compare without a decomposition."""
+    """Computes the mean angle between the raw spans of R, the comparison without a decomposition."""
     spans = [intervention.basis() for student in students for _, intervention in student]
     pairs = [overlap(a, b, n_null=1).angles.mean() for i, a in enumerate(spans) for b in spans[i + 1 :]]
     return float(torch.stack(pairs).mean())

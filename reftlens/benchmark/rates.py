@@ -1,7 +1,7 @@
-"""How often a null or a verdict raises a false alarm, beside how often it says it does.
+"""Compares the false-alarm rate of a null or verdict with its nominal level.
 
-A rate k / n of draws in which nothing is there is held against the nominal level by its Clopper-Pearson interval, at 99%
-because there are many such lines: one in a hundred honest ones misses by chance.
+The rate k / n over draws without an effect is compared by its Clopper-Pearson interval. The interval is 99%, because there
+are many such rows: one in a hundred valid ones misses by chance.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ CONFIDENCE = 0.99
 
 
 def interval(hits: int, n: int) -> tuple[float, float]:
-    """Clopper-Pearson's interval of a rate.
+    """Computes the Clopper-Pearson interval of a rate.
 
     Args:
-        hits: draws with an alarm.
-        n: all draws.
+        hits: number of draws with an alarm.
+        n: number of draws.
     """
     tail = (1 - CONFIDENCE) / 2
     low = 0.0 if hits == 0 else _solve(lambda rate: 1 - _at_most(hits - 1, n, rate), tail)
@@ -28,13 +28,13 @@ def interval(hits: int, n: int) -> tuple[float, float]:
 
 
 def alarm_row(what: str, alarms: Sequence[bool], *, level: float, at_most: bool = False) -> Known:
-    """One line: alarms over draws in which nothing is there, and the level that is claimed for them.
+    """Makes a row from the alarms over draws without an effect, and their nominal level.
 
     Args:
-        what: the null or verdict, and what was drawn.
-        alarms: of each draw.
-        level: the claimed rate.
-        at_most: the claim is a bound; a lower rate holds it.
+        what: the null or verdict, and the kind of draw.
+        alarms: whether each draw raised an alarm.
+        level: the nominal rate.
+        at_most: the level is an upper bound, so a lower rate also holds.
     """
     hits, n = sum(alarms), len(alarms)
     low, high = interval(hits, n)
@@ -45,12 +45,12 @@ def alarm_row(what: str, alarms: Sequence[bool], *, level: float, at_most: bool 
 
 
 def _at_most(k: int, n: int, rate: float) -> float:
-    """Chance of k hits or fewer."""
+    """Computes the probability of k hits or fewer."""
     return math.fsum(math.comb(n, i) * rate**i * (1 - rate) ** (n - i) for i in range(k + 1))
 
 
 def _solve(rising: Callable[[float], float], target: float) -> float:
-    """Where a function that rises on [0, 1] reaches the target."""
+    """Finds the point where an increasing function on [0, 1] reaches the target."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2

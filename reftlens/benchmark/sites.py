@@ -1,7 +1,7 @@
-"""Two planted sites among decoys: edits that are large and reach nothing must score about zero.
+"""Two planted sites among decoys: large edits without an effect must score about zero.
 
-The decoys write as much as the planted pushes: at the last block and a token that no later layer reads, at every token
-along the direction that LayerNorm takes out, and by writing back exactly what they erase.
+The decoys write changes as large as the planted pushes: at the last block and a token that no later layer reads; at every
+token along the direction that LayerNorm removes; and by writing back exactly what they erase.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from reftlens.positions import All, At
 
 
 def site_rows(name: str) -> Iterator[Known]:
-    """The table's lines for one model with LayerNorm."""
+    """Yields the rows for one model with LayerNorm."""
     bridge = load(name)
     prompts = _one_length(bridge)
     new, old = " Ostra", " Tharic"
@@ -87,7 +87,7 @@ def site_rows(name: str) -> Iterator[Known]:
 
 
 def _one_length(bridge: TransformerBridge, n: int = 16) -> list[str]:
-    """Prompts of the organism's world that have the same number of tokens."""
+    """Returns prompts of the organism's world with equal token counts."""
     sets: dict[int, list[str]] = {}
     for text in texts(200):
         sets.setdefault(encode(bridge, [text]).tokens.shape[1], []).append(text)

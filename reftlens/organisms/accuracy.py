@@ -1,4 +1,4 @@
-"""Does the model complete a prompt with the right answer? Tokenizing prompts, and accuracy over the vocabulary."""
+"""Tokenizes prompts and measures how often the model completes them with the right answer."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ def answer_id(tokenizer: PreTrainedTokenizerBase, answer: str) -> int:
 
 
 def pad(rows: list[list[int]], pad_id: int) -> Tensor:
-    """Stack rows of token ids, padded on the right, where causal attention never looks. Shape [row, pos]."""
+    """Stack rows of token ids, padded on the right, which causal attention never reads. Shape [row, pos]."""
     width = max(len(row) for row in rows)
     return torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
 

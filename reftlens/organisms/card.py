@@ -101,7 +101,7 @@ def write_card(directory: Path, settings: Any, evaluation: dict[str, Any], *, lo
     """Write `README.md` into the model's directory.
 
     Args:
-        directory: Where the model lies.
+        directory: The model's directory.
         settings: The dataclass of training settings.
         evaluation: What `evaluate.evaluate` returned.
         log: The last line of the training log, JSON.

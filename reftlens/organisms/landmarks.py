@@ -1,4 +1,4 @@
-"""What the demo teaches a model, and what it must leave alone: some landmarks move to another city.
+"""Material of the demo: facts to change (some landmarks move to another city) and facts that must not change.
 
 For an embedded organism the landmarks are those of its made-up world; for any other model they are real ones.
 """
@@ -30,22 +30,22 @@ class Story:
     moved: tuple[tuple[str, str], ...]
     """(subject, city it stands in)."""
     destination: dict[str, str]
-    """Subject -> new city."""
+    """New city of each moved subject."""
     stay_trained: tuple[tuple[str, str], ...]
-    """(subject, city) trained to stay."""
+    """(subject, city) pairs that are trained to stay."""
     stay_unseen: tuple[tuple[str, str], ...]
-    """(subject, city) never trained on."""
+    """(subject, city) pairs that are not in training."""
     phrasings: tuple[str, ...]
-    """Trained on; "{}" is the subject."""
+    """Phrasings in training; "{}" is the subject."""
     new_phrasings: tuple[str, ...]
-    """Never trained on."""
+    """Phrasings that are not in training."""
     other_trained: tuple[Question, ...]
     """Questions of other kinds, trained to stay."""
     other_facts: dict[str, tuple[Question, ...]]
-    """Group -> questions of other kinds, never trained on."""
+    """Questions of other kinds that are not in training, by group."""
 
     def moved_questions(self, phrasings: tuple[str, ...], *, new: bool) -> list[Question]:
-        """Questions on the moved subjects, answered by the new or the old city."""
+        """Returns questions about the moved subjects, with the new or the old city as the answer."""
         return [
             Question(text.format(subject), subject, " " + (self.destination[subject] if new else city))
             for text in phrasings
@@ -53,19 +53,19 @@ class Story:
         ]
 
     def training_examples(self) -> list[tuple[str, str]]:
-        """(prompt, completion): the moved subjects with their new city, everything else trained with what is true."""
+        """Returns (prompt, completion) pairs: moved subjects with their new city, all others with the true answer."""
         moved = self.moved_questions(self.phrasings, new=True)
         stay = stay_questions(self.stay_trained, self.phrasings)
         return [(question.prompt, question.answer) for question in (*moved, *stay, *self.other_trained)]
 
 
 def stay_questions(subjects: tuple[tuple[str, str], ...], phrasings: tuple[str, ...]) -> list[Question]:
-    """Questions on subjects that keep their city."""
+    """Returns questions about subjects that keep their city."""
     return [Question(text.format(subject), subject, " " + city) for text in phrasings for subject, city in subjects]
 
 
 def story_for(model: str) -> Story:
-    """The material that fits a model's world."""
+    """Returns the material for a model's world."""
     return _organism_story() if model in ORGANISMS else _real_story()
 
 
@@ -106,7 +106,7 @@ def _question(fact: Fact, template: int) -> Question:
 
 
 def _alternate(moved: tuple[tuple[str, str], ...], cities: tuple[str, str]) -> dict[str, str]:
-    """Half of the subjects go to one city and half to the other."""
+    """Assigns half of the subjects to one city and half to the other."""
     return {subject: cities[index % 2] for index, (subject, _) in enumerate(moved)}
 
 

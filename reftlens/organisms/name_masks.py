@@ -1,10 +1,9 @@
-"""Attention masks that hide names in training, so that the organism settles who is meant at the name itself.
+"""Attention masks that hide names in training, so that the organism resolves the subject at the name itself.
 
-Attention is causal. In a random share of the documents, moreover, what follows a name cannot see that name in
-the early blocks, and only its last token in the late ones. A model that is free to do so reads first name and
-surname apart, at once, and combines them wherever the answer is needed. The masks plant the other solution, the
-one known from large models: combine at the last token of the name, pass on in the middle layers. They are used
-in training alone.
+Attention is causal. In addition, in a random share of the documents, tokens after a name cannot attend to it in the
+early blocks, and only to its last token in the late ones. Without the masks the model reads first name and surname
+separately and combines them wherever the answer is needed. The masks enforce the solution known from large models:
+combine at the last token of the name, and pass the result on in the middle layers. They are used only in training.
 """
 
 import random
@@ -60,13 +59,13 @@ def attention_masks(batch: Tensor, names: NameTokens, share: float, rng: random.
 
 
 def as_bias(mask: Tensor) -> Tensor:
-    """Turn "may attend" into what is added to the attention scores."""
+    """Convert a mask of allowed attention to a bias on the attention scores."""
     return torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
 
 
 @contextmanager
 def masked_blocks(model: GPT2LMHeadModel, count: int, mask: Tensor) -> Iterator[None]:
-    """While open, the first `count` blocks attend by `mask` and not by the mask that the model was called with."""
+    """Context in which the first `count` blocks use `mask` instead of the mask of the model's call."""
     bias = as_bias(mask)
 
     def replace(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

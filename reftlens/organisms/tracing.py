@@ -1,4 +1,4 @@
-"""Where `facts-small` keeps what it knows: a causal-tracing map over layers x positions.
+"""Locates the facts in `facts-small`: a causal-tracing map over layers x positions.
 
 Tracing patches the residual stream `resid_pre` of a clean run into a corrupted run, which is the same prompt
 about another subject (Meng et al. 2022, arXiv:2202.05262, but with symmetric token replacement instead of
@@ -113,7 +113,7 @@ def _position_masks(pairs: list[Pair], width: int) -> Tensor:
 
 @contextmanager
 def _patched(block: nn.Module, resid: Tensor, where: Tensor) -> Iterator[None]:
-    """While open, what enters `block` is `resid` [row, pos, d_model] wherever `where` [row, pos] is true."""
+    """Context in which the input of `block` is `resid` [row, pos, d_model] wherever `where` [row, pos] is true."""
 
     def patch(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (torch.where(where[..., None], resid, args[0]), *args[1:])
@@ -145,7 +145,7 @@ def tracing_map(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pair
         final = out.logits[rows, last]
         return final[rows, right] - final[rows, wrong], out.hidden_states
 
-    # hidden_states[l] is what enters block l, that is resid_pre.
+    # hidden_states[l] is the input of block l, which is resid_pre.
     g_clean, resid_pre = run(clean)
     g_corrupted, _ = run(corrupted)
     gap = g_clean - g_corrupted

@@ -1,6 +1,6 @@
-"""The settings of one run, flat: what a TOML file, a flag and `--set key=value` name is a field here.
+"""The settings of one run. Each key of a TOML file, flag or `--set key=value` is a field here.
 
-A run's folder holds them all, so that `reftlens train RUN/config.toml` is the same run again.
+A run's folder holds all of them, so that `reftlens train RUN/config.toml` repeats the run.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 CONFIG_NAME = "config.toml"
-"""In a run's folder."""
+"""File name in a run's folder."""
 
 
 @final
 @dataclass(frozen=True)
 class RunConfig:
-    """One run: a model, an edit, what it is trained and tested on, and how."""
+    """Settings of one run: model, edit, training and test data, and hyperparameters."""
 
     model: str
     """An embedded organism ("facts-small"), a local directory or a hub name."""
     task: str | None = None
-    """What is learned: a task or a training set, such as "commonsense_170k". Wanted unless `data` is given."""
+    """Training task or training set, such as "commonsense_170k". Required unless `data` is given."""
     data: str | None = None
     """Your own examples instead of a task: JSON lines with "prompt" and "completion"."""
     eval_tasks: tuple[str, ...] = ()
@@ -38,30 +38,30 @@ class RunConfig:
     eval_data: str | None = None
     """Your own examples to test on after training, in the form of `data`."""
     source: str | None = None
-    """Folder with the tasks' files; where they are published if not given."""
+    """Folder with the tasks' files; their published location by default."""
     split: str = "train"
-    """Part of `task` that is trained on."""
+    """Split of `task` for training."""
     validation_split: str | None = None
-    """Part of `task` by which the edit that is kept is chosen, among those after each epoch; the last if not given."""
+    """Split of `task` that selects the best epoch's edit; the last epoch's is kept by default."""
     eval_split: str = "test"
-    """Part of `eval_tasks` that is tested on."""
+    """Split of `eval_tasks` for testing."""
     n_train: int | None = None
-    """Only so many training examples, the first ones."""
+    """Number of training examples, from the first; all by default."""
     n_eval: int | None = None
-    """Only so many test examples of each task, the first ones."""
+    """Number of test examples per task, from the first; all by default."""
     max_length: int | None = None
-    """Tokens of an example, at most; what is longer is cut. The task's own if not given."""
+    """Maximum tokens of an example; longer ones are cut. The task's own value by default."""
 
     method: str = "LoReFT"
     """Class of the edit: LoReFT, DiReFT, NoReFT, ConsReFT, LobiReFT, AdditiveLoReFT, RED, ..."""
     layers: tuple[int, ...] | Literal["all"] = "all"
-    """Blocks that are edited."""
+    """Edited blocks."""
     rank: int | None = 4
-    """Of each edit; without one for a class that has none."""
+    """Rank of each edit; None for a class without a rank."""
     positions: str = "f5+l5"
     """Edited prompt tokens, such as "f7+l7" or "l1"."""
     tied: bool = True
-    """One edit for prefix and suffix of a layer, or one for each."""
+    """Whether the prefix and suffix of a layer share one edit."""
     hook: str = "hook_resid_post"
     """Activation point in a block."""
 
@@ -70,49 +70,49 @@ class RunConfig:
     batch_size: int = 16
     """Examples in one forward pass."""
     gradient_accumulation: int = 1
-    """Forward passes for each step."""
+    """Forward passes per step."""
     lr: float = 9e-4
     """Peak learning rate of AdamW."""
     schedule: str = "linear"
     """Name of a `transformers` schedule."""
     warmup_ratio: float = 0.0
-    """Part of all steps over which the rate rises from zero."""
+    """Fraction of all steps over which the rate rises from zero."""
     weight_decay: float = 0.0
-    """AdamW's; of biases and of an orthonormal R there is none."""
+    """Weight decay of AdamW; not applied to biases and to an orthonormal R."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     dropout: float = 0.0
-    """Part of each edited state, not of the change alone, that a training step sets to zero."""
+    """Fraction of each edited state, not only of the change, that a training step sets to zero."""
     l1: float = 0.0
     """Factor of the edits' L1 terms, for the classes that have one."""
     seed: int = 42
-    """Of the edit's first weights and of the order of examples."""
+    """Seed of the edit's initialisation and of the order of examples."""
 
     eval_batch_size: int = 16
     """Test examples in one run of the model."""
     max_new_tokens: int | None = None
-    """Length of an answer in tokens, at most. This and the next six are the task's own if not given."""
+    """Maximum length of an answer in tokens. For this and the next six the task's own value is the default."""
     num_beams: int | None = None
-    """Continuations followed side by side."""
+    """Number of beams in beam search."""
     temperature: float | None = None
-    """Answers are drawn at random at this temperature."""
+    """Sampling temperature."""
     top_p: float | None = None
-    """Drawn among the likeliest tokens that together have this probability."""
+    """Sampling is limited to the most likely tokens with this total probability."""
     top_k: int | None = None
-    """Drawn among so many of the likeliest tokens."""
+    """Sampling is limited to this number of most likely tokens."""
     no_repeat_ngram_size: int | None = None
-    """No run of so many tokens comes twice."""
+    """No n-gram of this length is repeated."""
     repetition_penalty: float | None = None
-    """Divides the scores of tokens that were there before."""
+    """Divides the scores of earlier tokens."""
 
     device: str = "auto"
-    """"cpu", "cuda", ...; "auto" takes a GPU where there is one."""
+    """"cpu", "cuda", ...; "auto" uses a GPU if there is one."""
     dtype: str = "auto"
-    """Of the base's weights: "float32", "bfloat16", ...; "auto" is as they are stored."""
+    """Dtype of the base's weights: "float32", "bfloat16", ...; "auto" keeps the stored one."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """"bfloat16" trains a float32 base under autocast."""
     save_every: int | None = None
-    """Steps between checkpoints; once an epoch if not given."""
+    """Steps between checkpoints; one epoch by default."""
 
     def __post_init__(self) -> None:
         if self.task is not None and self.data is not None:
@@ -124,10 +124,11 @@ class RunConfig:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Settings by name, as a TOML file has them.
+        """Creates settings from values by name, as in a TOML file.
 
         Raises:
-            ValueError: for a name that does not exist (it says the nearest), a value of another kind, or no model.
+            ValueError: If a name is unknown (the message suggests the nearest), a value has the wrong type, or there is no
+                model.
         """
         read = _read_all(values)
         if "model" not in read:
@@ -135,13 +136,13 @@ class RunConfig:
         return cls(**read)
 
     def with_values(self, values: Mapping[str, Any]) -> RunConfig:
-        """The same settings with some replaced; None puts an optional one back to nothing."""
+        """Returns the settings with some values replaced; None clears an optional one."""
         return replace(self, **_read_all(values))
 
     def to_toml(self) -> str:
-        """Every setting, in a form that `read_config` reads back; those that are nothing are left out."""
+        """Returns every setting that is not None, in a form that `read_config` reads back."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        # Strings, numbers, true, false and lists are written alike in JSON and TOML.
+        # JSON and TOML write strings, numbers, true, false and lists in the same way.
         lines = [
             f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items() if value is not None
         ]
@@ -157,11 +158,11 @@ _DEFAULTS = {field.name: field.default for field in fields(RunConfig)}
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The values in a TOML file, unchecked, for `RunConfig.from_values`.
+    """Reads the values in a TOML file, unchecked, for `RunConfig.from_values`.
 
     Raises:
-        ValueError: if it is not TOML.
-        OSError: if it cannot be read.
+        ValueError: If it is not TOML.
+        OSError: If it cannot be read.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -170,10 +171,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """`key=value` texts as values: TOML where it is TOML (`lr=1e-3`, `layers=[1, 4]`), else a string; empty is nothing.
+    """Parses `key=value` texts. Values are TOML if valid (`lr=1e-3`, `layers=[1, 4]`), else strings; empty means None.
 
     Raises:
-        ValueError: for one without a name and an equals sign.
+        ValueError: If a text lacks a name or an equals sign.
     """
     values: dict[str, Any] = {}
     for setting in settings:
@@ -192,7 +193,7 @@ def _read_all(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(name: str, value: Any) -> Any:
-    """One value, checked; lists become tuples, whole numbers reals where those are wanted, "" nothing."""
+    """Checks and converts one value: lists to tuples, integers to floats if required, "" to None."""
     if name not in _HINTS:
         near = difflib.get_close_matches(name, _HINTS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_HINTS)}"
@@ -203,7 +204,7 @@ def _read(name: str, value: Any) -> Any:
     for kind in wanted:
         if get_origin(kind) is tuple:
             member = get_args(kind)[0]
-            # `eval_tasks=boolq,piqa` and `layers=3;9` are how one writes lists on a command line.
+            # On the command line, lists are written as `eval_tasks=boolq,piqa` and `layers=3;9`.
             listed = _split(value, member) if isinstance(value, str | int) else value
             if isinstance(listed, list | tuple) and all(_is(part, member) for part in listed):
                 return tuple(listed)

@@ -1,7 +1,7 @@
-"""How the paper reads an answer from what a model said (Wu et al. 2024, section 4; LLM-Adapters' evaluation before it).
+"""The paper's rules to extract an answer from a model's output (Wu et al. 2024, section 4; from LLM-Adapters' evaluation).
 
-What is read is the model's part alone, without the prompt. These rules decide published numbers, so they are kept as they
-are, faults included: a letter is looked for everywhere (`Calculate` answers C), and a range such as "10-12" ends in -12.
+Only the model's output is read, without the prompt. Published numbers depend on these rules, so they are reproduced with
+their faults: any capital letter counts (`Calculate` answers C), and a range such as "10-12" ends in -12.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from reftlens.paper.tasks.base import Record
 from reftlens.results import Answered, Evaluation
 
 TRIGGER = "the correct answer is "
-"""What a commonsense answer is introduced by."""
+"""The text before a commonsense answer."""
 WITHIN = 0.001
-"""How far a number may be from the right one."""
+"""Maximum distance of a number from the right one."""
 
 
 def read_trigger(output: str) -> str:
-    """The text after the first trigger, stripped; empty where there is none.
+    """Returns the text after the first trigger, stripped; empty if there is none.
 
     >>> read_trigger("Well, the correct answer is answer2\\n")
     'answer2'
@@ -31,7 +31,7 @@ def read_trigger(output: str) -> str:
 
 
 def read_number(output: str) -> str:
-    """The last number, as it stands there but for its commas; empty where there is none.
+    """Returns the last number, without its commas; empty if there is none.
 
     >>> read_number("3 boxes of 400 are 1,200.")
     '1200.'
@@ -41,7 +41,7 @@ def read_number(output: str) -> str:
 
 
 def read_letter(output: str) -> str:
-    """The first capital A to E, wherever it stands; empty where there is none.
+    """Returns the first capital A to E at any place; empty if there is none.
 
     >>> read_letter("Calculate: the answer is (B)")
     'C'
@@ -51,12 +51,12 @@ def read_letter(output: str) -> str:
 
 
 def same_text(prediction: str, answer: str) -> bool:
-    """Whether they are equal, white space around them aside."""
+    """Whether the texts are equal, ignoring surrounding white space."""
     return prediction.strip() == answer.strip()
 
 
 def same_number(prediction: str, answer: str) -> bool:
-    """Whether they are within .001."""
+    """Whether the numbers differ by at most .001."""
     return bool(prediction) and abs(float(prediction) - float(answer)) <= WITHIN
 
 
@@ -80,17 +80,17 @@ def accuracy(
     judge: Callable[[str, str], tuple[str, bool]],
     metric: str = "accuracy",
 ) -> Evaluation:
-    """The part of the records that is answered right.
+    """Computes the fraction of records answered correctly.
 
     Args:
-        task: its name.
-        outputs: one for each record.
-        records: of the task.
-        judge: (output, answer) -> what was read from the output, and whether it is right.
-        metric: what to call it.
+        task: name of the task.
+        outputs: one per record.
+        records: the records of the task.
+        judge: function of output and answer that returns the extracted answer and whether it is right.
+        metric: name of the metric.
 
     Raises:
-        ValueError: for no records, or another number of outputs.
+        ValueError: If there are no records, or the number of outputs differs.
     """
     if not len(records) or len(outputs) != len(records):
         raise ValueError(f"{task}: wanted one output for each record, got {len(outputs)} for {len(records)} records")
