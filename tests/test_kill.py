@@ -207,6 +207,8 @@ def in_a_child(work: Callable[[], object]) -> int:
         child = os.fork()
     if child == 0:
         code = 1
+        # The threads of OpenMP did not come along, and a child that waits for them waits for ever.
+        torch.set_num_threads(1)
         try:
             work()
             code = 0
