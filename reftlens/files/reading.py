@@ -18,7 +18,7 @@ MOST_TEXT = 4 * 2**20
 """Maximum size in bytes of a JSON document that holds a description."""
 _MOST_DEPTH = 64
 """Maximum nesting of lists and objects in such a document."""
-_READS = 20
+_READS = 200
 """Maximum attempts to read a folder that other processes keep replacing."""
 
 T = TypeVar("T")
