@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 
 # No test may need a network: a name that is not here must fail at once, not after retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -131,3 +133,29 @@ def reseal(folder: Path) -> None:
     if small and (folder / SEAL_NAME).is_file():
         (folder / SEAL_NAME).unlink()
         seal(folder)
+
+
+@dataclass(frozen=True)
+class Every(rl.Positions):
+    """Every `step`-th token of a prompt."""
+
+    rule = "every"
+    step: int = 2
+
+    def pick(self, prompts):
+        return prompts.mask & (prompts.place % self.step == 0)
+
+    def spec(self):
+        return {"rule": self.rule, "step": self.step}
+
+
+def forget_registered(monkeypatch) -> None:
+    """Nothing is registered from here to the end of the test, but for what the test registers."""
+    monkeypatch.setattr(importlib.import_module("reftlens.interventions.register"), "_KINDS", {})
+    monkeypatch.setattr(importlib.import_module("reftlens.positions.parse"), "_OWN", {})
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """What is registered inside a test is forgotten after it."""
+    forget_registered(monkeypatch)

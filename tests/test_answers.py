@@ -11,7 +11,7 @@ import torch
 from conftest import make_bridge, make_edit
 
 import reftlens as rl
-from reftlens.cone.answers import Answers
+from reftlens.cone.answers import Answers, next_token_logprobs
 from reftlens.edit.hooks import attach
 
 ROOT = Path(rl.__file__).parent
@@ -40,6 +40,8 @@ def test_answers_equal_whole_runs(form, side, kind) -> None:
     assert (runs.held.start, runs.held.boundary) != (0, -1), "a cone that leaves nothing out proves nothing"
     for edits in ((), reft.edits(batch), other.edits(batch), reft.edits(batch)[1:]):
         torch.testing.assert_close(runs.logits(edits), whole(bridge, batch, edits), rtol=0, atol=1e-5)
+        said = next_token_logprobs(bridge, batch, edits)
+        torch.testing.assert_close(said, whole(bridge, batch, edits).detach().log_softmax(-1), rtol=0, atol=1e-5)
     moved = runs.logits(reft.edits(batch)) - runs.logits()
     assert float(moved.detach().abs().max()) > 1e-3
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
-from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import PROMPTS, make_bridge, make_edit
+from conftest import PROMPTS, Every, make_bridge, make_edit
 from torch import nn
 
 import reftlens as rl
@@ -188,27 +186,6 @@ def test_each_fault_of_a_class_is_named(kind, message) -> None:
 
 
 # Classes of your own, known by name.
-
-
-@dataclass(frozen=True)
-class Every(rl.Positions):
-    """Every `step`-th token of a prompt."""
-
-    rule = "every"
-    step: int = 2
-
-    def pick(self, prompts):
-        return prompts.mask & (prompts.place % self.step == 0)
-
-    def spec(self):
-        return {"rule": self.rule, "step": self.step}
-
-
-@pytest.fixture
-def known(monkeypatch):
-    """What is registered inside a test is forgotten after it."""
-    monkeypatch.setattr(importlib.import_module("reftlens.interventions.register"), "_KINDS", {})
-    monkeypatch.setattr(importlib.import_module("reftlens.positions.parse"), "_OWN", {})
 
 
 EXAMPLES = [(prompt, " Ostra") for prompt in PROMPTS]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
 import json
 import shutil
 import sys
 
 import pytest
 import torch
-from conftest import make_bridge, make_hf, make_tokenizer, reseal
+from conftest import Every, forget_registered, make_bridge, make_hf, make_tokenizer, reseal
 from typer.testing import CliRunner
 
 import reftlens as rl
@@ -431,7 +431,7 @@ def test_a_base_that_an_edit_names_is_fetched_only_with_the_users_word(tmp_path,
     assert "base model: no/such-model (of the Hugging Face Hub, or its cache here)" in message
 
 
-OWN = """
+OWN = f"""
 from dataclasses import dataclass
 import torch
 import reftlens as rl
@@ -450,23 +450,12 @@ class Push(rl.Intervention):
         return Affine(write=self.push[None][:0], read=self.push[None][:0], constant=self.push)
 
 @rl.register
-@dataclass(frozen=True)
-class Every(rl.Positions):
-    rule = "every"
-    step: int = 2
-    def pick(self, prompts):
-        return prompts.mask & (prompts.place % self.step == 0)
-    def spec(self):
-        return {"rule": self.rule, "step": self.step}
-"""
+{inspect.getsource(Every)}"""
 
 
-def test_classes_of_a_module_that_is_named_are_known(place, tmp_path, monkeypatch) -> None:
+def test_classes_of_a_module_that_is_named_are_known(place, tmp_path, monkeypatch, known) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "edits_of_mine.py").write_text(OWN)
-    places = [("reftlens.interventions.register", "_KINDS"), ("reftlens.positions.parse", "_OWN")]
-    for module, name in places:
-        monkeypatch.setattr(importlib.import_module(module), name, {})
     imported = ("--import", "edits_of_mine")
     chosen = (
         "--method",
@@ -481,8 +470,7 @@ def test_classes_of_a_module_that_is_named_are_known(place, tmp_path, monkeypatc
     assert "there is no method 'Push'" in refused("train", place / "moved.toml", *chosen, "--out", "run", "--quiet")
     call(*imported, "train", place / "moved.toml", *chosen, "--epochs", 1, "--n-train", 2, "--out", "run", "--quiet")
     call(*imported, "generate", "run", "The tower", "--max-new-tokens", 1, "--quiet")
-    for module, name in places:
-        monkeypatch.setattr(importlib.import_module(module), name, {})
+    forget_registered(monkeypatch)
     assert "on the command line by --import its_module" in refused("generate", "run", "The tower", "--quiet")
     assert "nothing_of_mine cannot be imported" in call("--import", "nothing_of_mine", "presets", code=2).output
     assert sys.path[0] != str(tmp_path)

@@ -30,7 +30,7 @@ from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.overlap import directions, haar, overlap
-from reftlens.cone.answers import Answers
+from reftlens.cone.answers import next_token_logprobs
 from reftlens.data import Batch, Given, as_batches
 from reftlens.edit.reft import Reft
 from reftlens.interventions import NotAffineError
@@ -245,8 +245,7 @@ def _compare(pairs: Sequence[tuple[Tensor, ...]]) -> tuple[float, float]:
 
 
 def _said(bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch]) -> Float[Tensor, "prompts d_vocab"]:
-    of_batches = ((batch, reft.edits(batch)) for batch in batches)
-    return torch.cat([Answers(bridge, batch, edits).logprobs(edits) for batch, edits in of_batches])
+    return torch.cat([next_token_logprobs(bridge, batch, reft.edits(batch)) for batch in batches])
 
 
 def _kl(p: Float[Tensor, "prompts d_vocab"], q: Float[Tensor, "prompts d_vocab"]) -> float:

@@ -20,7 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.controls.turned import turned
 from reftlens.bridge import side_for_ends
 from reftlens.cone.answers import Answers
-from reftlens.data import Prompt, as_prompts, encode, first_tokens
+from reftlens.data import Prompt, as_batches, as_prompts, first_tokens
 from reftlens.edit.reft import Reft
 from reftlens.interventions import Affine, Intervention
 from reftlens.results import Dose
@@ -59,15 +59,15 @@ def dose(
     prompts, completions = zip(*examples, strict=True)
     answers = first_tokens(bridge, prompts, completions, name="completions")
     side = side_for_ends(bridge)
-    target = [
-        (encode(bridge, prompts[i : i + batch_size], padding_side=side), answers[i : i + batch_size])
-        for i in range(0, len(prompts), batch_size)
-    ]
     others = [] if isinstance(kept, list | tuple) and not kept else as_prompts(kept, "kept")
-    stay = [encode(bridge, others[i : i + batch_size], padding_side=side) for i in range(0, len(others), batch_size)]
-    aimed = [(Answers(bridge, batch, reft.edits(batch)), answer) for batch, answer in target]
-    others_said = [Answers(bridge, batch, reft.edits(batch)) for batch in stay]
-    base = [answers_of.logprobs() for answers_of in others_said]
+
+    def runs(some: Sequence[Prompt]) -> list[Answers]:
+        batches = as_batches(bridge, some, batch_size=batch_size, padding_side=side)
+        return [Answers(bridge, batch, reft.edits(batch)) for batch in batches]
+
+    aimed = list(zip(runs(prompts), answers.split(batch_size), strict=True))
+    stay = runs(others) if others else []
+    base = [of.logprobs() for of in stay]
     grid = torch.tensor(sorted({0.0, *alphas}))
     controls = [turned(reft, seed=seed + draw) for draw in range(n_control)]
 
@@ -75,7 +75,7 @@ def dose(
         doses = [edit.scaled(alpha) for alpha in grid.tolist()]
         return (
             torch.tensor([_target(d, aimed) for d in doses]),
-            torch.tensor([_kl(d, others_said, base) for d in doses]),
+            torch.tensor([_kl(d, stay, base) for d in doses]),
         )
 
     values, kl = curve(reft)

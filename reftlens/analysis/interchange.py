@@ -147,14 +147,11 @@ class _Runner:
         self.bridge, self.hook_name, self.base, self.batch_size = bridge, hook_name, base, batch_size
         self.places = _one_token(base, at)
         (self.bases, said), (self.sources, wanted) = (
-            self._run(batch, _one_token(batch, at)) for batch in (base, source)
+            self._run(batch, places) for batch, places in ((base, self.places), (source, _one_token(source, at)))
         )
-        at_places = torch.zeros_like(base.prompt_mask).scatter(1, self.places[:, None], True)
+        needed = at.mask(base.prompts) | base.last_prompt_mask
         rows = torch.arange(len(base)).split(batch_size)
-        self.pieces = [
-            (some, hold_from(bridge, repeated(base, some), [hook_name], (at_places | base.last_prompt_mask)[some]))
-            for some in rows
-        ]
+        self.pieces = [(some, hold_from(bridge, repeated(base, some), [hook_name], needed[some])) for some in rows]
         self.pair = torch.stack([wanted.argmax(-1), said.argmax(-1)], dim=1)
         self.differ: Bool[Tensor, " pair"] = self.pair[:, 0] != self.pair[:, 1]
         if not bool(self.differ.any()):

@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.controls.turned import Turned
 from reftlens.bridge import side_for_ends
 from reftlens.cone.answers import Answers
-from reftlens.data import IGNORE, Prompt, as_prompts, encode, first_tokens
+from reftlens.data import IGNORE, Prompt, as_batches, as_prompts, completion_tokens
 from reftlens.edit.reft import Reft
 from reftlens.results import Outcome
 
@@ -48,14 +48,14 @@ def outcome(
     """
     prompts = as_prompts(prompts)
     answers = as_prompts(answers, "answers", count=len(prompts))
-    targets = first_tokens(bridge, prompts, answers).cpu()
+    tails = completion_tokens(bridge, prompts, answers, name="answers")
+    targets = torch.tensor([tail[0] for tail in tails])
     generator = torch.Generator().manual_seed(seed)
     turned = [Turned(intervention, generator) for _, intervention in reft]
     right = torch.zeros(3)
     kl = 0.0
-    for start in range(0, len(prompts), batch_size):
-        batch = encode(bridge, prompts[start : start + batch_size], padding_side=side_for_ends(bridge))
-        target = targets[start : start + batch_size]
+    batches = as_batches(bridge, prompts, batch_size=batch_size, padding_side=side_for_ends(bridge))
+    for batch, target in zip(batches, targets.split(batch_size), strict=True):
         edits = reft.edits(batch)
         control = [replace(edit, intervention=placebo) for edit, placebo in zip(edits, turned, strict=True)]
         answers_of = Answers(bridge, batch, edits)
@@ -63,7 +63,9 @@ def outcome(
         right += torch.tensor([float((run.argmax(-1) == target).sum()) for run in runs])
         kl += float((runs[0].exp() * (runs[0] - runs[1])).sum())
     base, edited, placebo_right = (right / len(prompts)).tolist()
-    whole = _whole_answers(bridge, reft, turned, prompts, answers, batch_size)
+    # An answer of one token is whole where its first token is right.
+    several = max(map(len, tails)) > 1
+    whole = _whole_answers(bridge, reft, turned, prompts, answers, batch_size) if several else ()
     return Outcome(group, wanted, len(prompts), base, edited, placebo_right, kl / len(prompts), *whole)
 
 
@@ -75,15 +77,13 @@ def _whole_answers(
     answers: Sequence[Prompt],
     batch_size: int,
 ) -> tuple[float, ...]:
-    """Returns the fraction of answers that greedy decoding gives whole: base, edited, control; none if all have one token.
+    """Returns the fraction of answers that greedy decoding gives whole: base, edited, control.
 
     Greedy decoding gives an answer if each of its tokens is the most likely one after the previous ones.
     """
-    right, longest = torch.zeros(3), 0
-    for start in range(0, len(prompts), batch_size):
-        batch = encode(bridge, prompts[start : start + batch_size], answers[start : start + batch_size])
+    right = torch.zeros(3)
+    for batch in as_batches(bridge, list(zip(prompts, answers, strict=True)), batch_size=batch_size):
         labels = batch.labels[:, 1:]
-        longest = max(longest, int((labels != IGNORE).sum(1).max()))
         edits = reft.edits(batch)
         control = [replace(edit, intervention=placebo) for edit, placebo in zip(edits, turned, strict=True)]
         wanted = labels != IGNORE
@@ -92,4 +92,4 @@ def _whole_answers(
             wrong = torch.zeros_like(wanted)
             wrong[wanted] = runs.logits(chosen).argmax(-1) != labels[wanted]
             right[place] += float((~wrong.any(1)).sum())
-    return tuple((right / len(prompts)).tolist()) if longest > 1 else ()
+    return tuple((right / len(prompts)).tolist())

@@ -38,9 +38,7 @@ def starred(bridge: TransformerBridge, prompt: Prompt, subjects: Sequence[str] |
         prompt: the first prompt.
         subjects: a part of each prompt.
     """
-    if subjects:
-        return subject_places(bridge, prompt, subjects[0])
-    return (False,) * encode(bridge, [prompt]).tokens.shape[1]
+    return subject_places(bridge, prompt, subjects[0] if subjects else "")
 
 
 def logit_difference(

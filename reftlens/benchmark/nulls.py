@@ -28,7 +28,7 @@ from reftlens.analysis.engine.activations import edited_activations
 from reftlens.benchmark.handmade import attention_reads_it
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import load, texts
-from reftlens.data import encode
+from reftlens.data import as_batches, encode
 from reftlens.edit.reft import Reft
 from reftlens.edit.site import Site
 from reftlens.interventions import SteeringVector
@@ -52,7 +52,7 @@ def null_rows(name: str = "facts-small") -> Iterator[Known]:
     """Yields the rows, on the activations of one model."""
     bridge = load(name)
     prompts = [*texts(360), *texts(360, shift=2)]
-    batches = [encode(bridge, prompts[i : i + 8]) for i in range(0, len(prompts), 8)]
+    batches = as_batches(bridge, prompts, batch_size=8)
     point, d_model = f"blocks.{bridge.cfg.n_layers - 2}.hook_resid_post", bridge.cfg.d_model
     nothing = Reft([(Site(point, Last(1)), SteeringVector.of(torch.ones(d_model)))])
     h = torch.cat([edited_activations(bridge, nothing, batch)[0][1] for batch in batches])

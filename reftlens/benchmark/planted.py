@@ -26,9 +26,9 @@ from reftlens.analysis.engine.activations import edited_activations
 from reftlens.benchmark.addition import batch_of, bridge_of, sums, train_addition
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import load, pairs
-from reftlens.cone.answers import Answers
+from reftlens.cone.answers import next_token_logprobs
 from reftlens.cone.hold import Held, hold, run_cone
-from reftlens.data import Batch, encode
+from reftlens.data import Batch, as_batches
 from reftlens.edit.reft import Reft
 from reftlens.edit.site import Site
 from reftlens.interventions import LoReFT
@@ -88,7 +88,7 @@ def plant(name: str, *, n_texts: int = 96, seed: int = 1, blocks_after: int = 1)
 def _prompts(name: str, n_texts: int) -> tuple[TransformerBridge, list[Batch], list[tuple[str, str]]]:
     """Returns a model, batches of prompts, and examples that exclude the prompts of the last batch."""
     bridge, told = load(name), pairs(n_texts + N_MORE)
-    batches = [encode(bridge, [text for text, _ in told[i : i + 32]]) for i in range(0, n_texts, 32)]
+    batches = as_batches(bridge, [text for text, _ in told[:n_texts]], batch_size=32)
     return bridge, batches, told[: n_texts - 32] + told[n_texts:]
 
 
@@ -191,7 +191,7 @@ def identified(planted: Planted, students: Sequence[Reft], what: str) -> Known:
     found = torch.stack([angles_to(planted, planted.operator(student), truth) for student in students]).mean(dim=0)
     (batch,) = planted.held_out
     edits = [reft.edits(batch) for reft in (planted.teacher, *students)]
-    said, *others = (Answers(planted.bridge, batch, edit).logprobs(edit) for edit in (*edits, ()))
+    said, *others = (next_token_logprobs(planted.bridge, batch, edit) for edit in (*edits, ()))
     *kl, base = (float((said.exp() * (said - other)).sum(-1).mean()) for other in others)
     error = float(found.max()) if len(found) == 2 else 90.0
     agrees = sum(kl) / len(kl) < AGREES * base

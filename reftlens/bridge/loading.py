@@ -83,9 +83,7 @@ def load_bridge(
         raise ValueError("hf_model is quantised and keeps the dtype it was loaded with: leave dtype out")
     model = plain_model(hf_model)
     _require_runnable(model, dtype or model.dtype)
-    place = _place(model, device)
-    if place == str(device) and not is_quantized(model):
-        model = model.to(device=device, dtype=dtype or model.dtype)
+    model, place = _placed(model, device, dtype)
     model.config.architectures = [type(model).__name__]
     if prepend_bos and _first_token(tokenizer) is None:
         raise ValueError("prepend_bos=True wants a tokenizer with a BOS token, and this one has none: leave it out")
@@ -163,11 +161,15 @@ _DOUBLE = ("GPT2", "GPTNeoX", "Bert", "Roberta")
 """Prefixes of the classes whose padded batches were observed to stay finite in float64."""
 
 
-def _place(model: PreTrainedModel, device: str | torch.device) -> str | None:
-    """Returns the model's device; None if it is spread over several devices."""
+def _placed(
+    model: PreTrainedModel, device: str | torch.device, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, str | None]:
+    """Moves a model, and says where it is. One that is spread over devices (None) or quantised stays where it is."""
     if getattr(model, "hf_device_map", None) is not None:
-        return None
-    return str(model.device) if is_quantized(model) else str(device)
+        return model, None
+    if is_quantized(model):
+        return model, str(model.device)
+    return model.to(device=device, dtype=dtype or model.dtype), str(device)
 
 
 def _require_runnable(hf_model: PreTrainedModel, dtype: torch.dtype) -> None:

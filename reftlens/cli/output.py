@@ -24,7 +24,7 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
     """The one thing on stdout where `--json` is given."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     # Such characters stand inside strings only, where JSON has an escape for them.
-    typer.echo("".join(char if harmless(char) == char else f"\\u{ord(char):04x}" for char in text))
+    typer.echo(harmless(text, escape=lambda char: f"\\u{ord(char):04x}"))
 
 
 def print_frame(frame: pd.DataFrame, *, title: str | None = None) -> None:

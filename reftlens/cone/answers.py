@@ -15,7 +15,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.cone.hold import hold
-from reftlens.cone.light_cone import run_cone
+from reftlens.cone.light_cone import run_cone, whole
 from reftlens.data import Batch
 from reftlens.edit.hooks import Edit
 
@@ -62,6 +62,21 @@ class Answers:
             edits: as for `logits`.
         """
         return self.logits(edits).float().log_softmax(-1).cpu()
+
+
+@torch.no_grad()
+def next_token_logprobs(
+    bridge: TransformerBridge, batch: Batch, edits: Sequence[Edit] = ()
+) -> Float[Tensor, "prompt d_vocab"]:
+    """Log-probabilities after each prompt from one whole run, on the CPU in float32. For several edits, use `Answers`.
+
+    Args:
+        bridge: the base, without edits attached.
+        batch: the prompts.
+        edits: those that act; none for the base.
+    """
+    logits = run_cone(bridge, whole(batch), edits, logits_at=batch.last_prompt_mask)
+    return logits.float().log_softmax(-1).cpu()
 
 
 def _acting(edits: Sequence[Edit]) -> list[Edit]:

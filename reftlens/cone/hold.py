@@ -43,12 +43,12 @@ def hold(
     Raises:
         ValueError: If the edits change no token, or there are neither edits nor wanted logits.
     """
-    if any(parameter.requires_grad for parameter in bridge.parameters()):
+    if _trained(bridge):
         return whole(batch)
     if (edits or wanted is None) and not any(bool(edit.changed.any()) for edit in edits):
         raise ValueError("these edits touch no token, so they have no light cone")
     masks = [edit.read for edit in edits] + ([wanted] if wanted is not None else [])
-    return hold_from(bridge, batch, [edit.hook_name for edit in edits], torch.stack(masks).any(dim=0))
+    return _hold(bridge, batch, [edit.hook_name for edit in edits], torch.stack(masks).any(dim=0))
 
 
 @torch.no_grad()
@@ -63,8 +63,14 @@ def hold_from(
         hook_names: hooks that will be written to. The cone begins after the last block that none of them changes.
         mask: tokens that are written to, and tokens whose logits are needed. The cone begins at the first of them.
     """
-    if any(parameter.requires_grad for parameter in bridge.parameters()):
-        return whole(batch)
+    return whole(batch) if _trained(bridge) else _hold(bridge, batch, hook_names, mask)
+
+
+def _trained(bridge: TransformerBridge) -> bool:
+    return any(parameter.requires_grad for parameter in bridge.parameters())
+
+
+def _hold(bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str], mask: Bool[Tensor, "batch pos"]) -> Held:
     columns = mask.any(dim=0).cpu()
     if not is_causal(bridge) and bridge not in _TOLD:
         _TOLD.add(bridge)

@@ -73,7 +73,7 @@ def estimate_cost(
     passes = float(batches * (1 + 2 + 2 + 2 + 1 + 1)) + 5 / 3 * batches
     cones = float(batches * (2 * 3 + (1 + N_CONTROL) * (len(ALPHAS) + 1 + BACKWARD)))
     # For each interchange: the runs of base and sources, and the starting runs of the cones of swaps, pathways, gradients.
-    passes += sites * (pair_batches * (3 + PATHWAYS) + 1)
+    passes += sites * (pair_batches * (3 + 1) + 1)
     pathways = PATHWAYS * (1 + BACKWARD * (1 + PROBES))
     cones += sites * (pair_batches * (5 + 2 * config.n_random + pathways) + 1 + gradients * BACKWARD)
     if config.retrain is not None:

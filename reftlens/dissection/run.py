@@ -19,8 +19,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens import analysis
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.bridge import side_for_ends
-from reftlens.cone.answers import Answers
-from reftlens.data import Batch, encode, first_tokens
+from reftlens.cone.answers import next_token_logprobs
+from reftlens.data import Batch, as_batches, encode, first_tokens
 from reftlens.dissection.cost import N_CONTROL, READ_OUT, estimate_cost
 from reftlens.dissection.result import DissectConfig, Dissection
 from reftlens.edit.reft import Reft
@@ -104,12 +104,9 @@ class _Work:
     found: tuple[Operator, ...] = ()
 
     def __post_init__(self) -> None:
-        size = self.config.batch_size
-        self.batches = [
-            encode(self.bridge, [prompt for prompt, _ in self.examples[i : i + size]])
-            for i in range(0, len(self.examples), size)
-        ]
-        said = torch.cat([Answers(self.bridge, batch, ()).logprobs().argmax(-1) for batch in self.batches])
+        prompts = [prompt for prompt, _ in self.examples]
+        self.batches = as_batches(self.bridge, prompts, batch_size=self.config.batch_size)
+        said = torch.cat([next_token_logprobs(self.bridge, batch).argmax(-1) for batch in self.batches])
         right = (said == first_tokens(self.bridge, *zip(*self.examples, strict=True)).cpu()).tolist()
         self.wanted = [pair for pair, known in zip(self.examples, right, strict=True) if not known]
         self.kept = [pair for pair, known in zip(self.examples, right, strict=True) if known]
@@ -302,7 +299,7 @@ class _Work:
         if len(batches) < 3:
             third = -(-len(self.examples) // 3)
             prompts = [prompt for prompt, _ in self.examples]
-            batches = [encode(self.bridge, prompts[i : i + third]) for i in range(0, len(prompts), third)]
+            batches = as_batches(self.bridge, prompts, batch_size=third)
         try:
             return {"manifolds": tuple(analysis.off_manifold(self.bridge, self.reft, batches, seed=self.config.seed))}
         except ValueError as error:

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import canonical_hook, hooked
-from reftlens.cone.hold import hold_from, run_cone
+from reftlens.cone.hold import Held, hold_from, run_cone
 from reftlens.cone.recording import repeated
 from reftlens.data import Batch
 
@@ -67,28 +67,29 @@ class Pathways:
         seed: int,
     ) -> None:
         """Args: rows: the pairs that are looked at. answers: new and old token of every pair."""
-        self.bridge, self.hook_name, self.batch = bridge, hook_name, batch
-        self.places, self.answers, self.rows, self.batch_size = places, answers, rows, batch_size
+        self.bridge, self.hook_name, self.places, self.answers = bridge, hook_name, places, answers
         names = [f"blocks.{layer}.{unit}" for layer in range(bridge.cfg.n_layers) for unit in UNITS]
         self.names = [name for name in names if name in bridge.hook_dict]
         here = canonical_hook(bridge, hook_name)
         self.is_unit = any(canonical_hook(bridge, name) == here for name in self.names)
         self.names = [name for name in self.names if canonical_hook(bridge, name) != here]
         self.generator = torch.Generator().manual_seed(seed)
+        written = torch.zeros_like(batch.prompt_mask).scatter(1, places[:, None].to(batch.tokens.device), True)
+        needed = written | batch.last_prompt_mask
+        self.pieces = [
+            (some, hold_from(bridge, repeated(batch, some), [hook_name], needed[some]))
+            for some in rows.split(batch_size)
+        ]
 
     def under(self, written: Float[Tensor, "pair width"]) -> Passed:
         """The runs with these activations written at the token; of the rows that are looked at."""
-        found = [self._run(some, written) for some in self.rows.split(self.batch_size)]
+        found = [self._run(some, held, written) for some, held in self.pieces]
         units, gradients, own, read = (torch.cat(column) for column in zip(*found, strict=True))
         return Passed(units, gradients, own, read.T @ read / len(read))
 
-    def _run(self, rows: Tensor, written: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _run(self, rows: Tensor, held: Held, written: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         kept: dict[str, Tensor] = {}
         inside = torch.arange(len(rows))
-
-        batch = repeated(self.batch, rows)
-        at = torch.zeros_like(batch.prompt_mask).scatter(1, self.places[rows][:, None].to(batch.tokens.device), True)
-        held = hold_from(self.bridge, batch, [self.hook_name], at | batch.last_prompt_mask)
 
         def write(activation: Tensor, hook: Any) -> Tensor:
             kept["leaf"] = (
@@ -106,7 +107,7 @@ class Pathways:
 
         hooks = [(self.hook_name, write), *((name, keep(name)) for name in self.names)]
         with torch.enable_grad(), hooked(self.bridge, hooks):
-            logits = run_cone(self.bridge, held, [], logits_at=batch.last_prompt_mask).float()
+            logits = run_cone(self.bridge, held, [], logits_at=held.batch.last_prompt_mask).float()
             pair = logits.gather(1, self.answers[rows].to(logits.device))
             D = (pair[:, 0] - pair[:, 1]).sum()
             behind = [kept[name] for name in self.names if name in kept and kept[name].requires_grad]
