@@ -136,7 +136,7 @@ def test_operator_can_be_weighted_by_some_tokens_alone(gpt2, make_reft) -> None:
 
 def test_an_edit_that_changes_nothing_has_no_directions(gpt2) -> None:
     for edit in (rl.RED(32), Push(torch.zeros(32))):
-        with pytest.raises(ValueError, match=r"blocks\.1\.hook_resid_post changes nothing"):
+        with pytest.raises(ValueError, match=r"blocks\.1\.hook_resid_post does not change"):
             rl.analysis.decompose(gpt2, one_site(edit), [rl.encode(gpt2, PROMPTS)])
 
 
