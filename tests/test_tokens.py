@@ -154,7 +154,7 @@ def test_answers_must_be_one_for_each_prompt(gpt2, make_reft) -> None:
     batch = rl.encode(gpt2, prompts)
     three = rl.analysis.probability_of(gpt2, [*prompts, "x"], [" Ostra"] * 3)
     for call in (rl.analysis.patch, rl.analysis.attribute):
-        with pytest.raises(ValueError, match="made for 3 prompts and their answers, and 2 prompts are run"):
+        with pytest.raises(ValueError, match="made for the answers of 3 prompts, but 2 prompts are run"):
             call(gpt2, batch, batch, three, progress=False)
 
 
