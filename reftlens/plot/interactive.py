@@ -27,7 +27,7 @@ STEPS = 20
 _MOST_PROMPTS = 40
 _LONGEST_PROMPT = 70
 _NO_VALUE = "\N{EN DASH}"
-_NAMES = {"measured": "measured", "control": "control", "difference": "difference"}
+_SHOWN = ("measured", "control", "difference")
 
 
 @final
@@ -111,8 +111,8 @@ def dose(result: Dose, place: int) -> Interactive:
         place: of its numbers among those of the page.
     """
     has_kl = not bool(torch.isnan(result.kl).all())
-    panels = [_Curve("log-probability of the wanted answer, in nats", result.target, result.control_target)]
-    panels += [_Curve("KL from the base on prompts that should stay, in nats", result.kl, result.control_kl)] * has_kl
+    panels = [_Curve("log-probability of the wanted answer, nats", result.target, result.control_target)]
+    panels += [_Curve("KL on prompts that should stay, nats", result.kl, result.control_kl)] * has_kl
     numbers = [
         {"x": round(_across(result, alpha), 2), "text": _dose_text(result, index, has_kl=has_kl)}
         for index, alpha in enumerate(result.alpha.tolist())
@@ -176,15 +176,13 @@ def _view(
     name: str, tokens: Sequence[str], starred: Sequence[bool], values: torch.Tensor, control: torch.Tensor | None
 ) -> dict[str, Any]:
     """What one choice of the picker shows; the last row first, as in the table."""
-    finite = None if control is None else control[control.isfinite()]
-    reach = finite is not None and len(finite) > 0
+    finite = torch.zeros(1) if control is None else control[control.isfinite()].abs()
     return {
         "name": name,
         "tokens": [_named(token) + "*" * star for token, star in zip(tokens, starred, strict=True)],
         "value": _grid(values),
         "control": None if control is None else _grid(control),
-        "low": _rounded(float(finite.min())) if finite is not None and reach else 0.0,
-        "high": _rounded(float(finite.max())) if finite is not None and reach else 0.0,
+        "reach": _rounded(float(finite.max())) if len(finite) else 0.0,
     }
 
 
@@ -205,10 +203,7 @@ def _switch(result: TokenMap, place: int) -> list[Markup]:
     if result.control is None:
         return []
     button = Markup('<label><input type="radio" name="show-{}" value="{}"{}> {}</label> ')
-    buttons = [
-        button.format(place, value, Markup(" checked") if value == "measured" else "", name)
-        for value, name in _NAMES.items()
-    ]
+    buttons = [button.format(place, name, Markup(" checked") if name == "measured" else "", name) for name in _SHOWN]
     return [Markup('<span role="group" aria-label="what the cells show">{}</span>').format(Markup("").join(buttons))]
 
 
@@ -224,7 +219,7 @@ def _line(numbers: dict[str, Any], view: dict[str, Any], row: int) -> Markup:
     cells = []
     for column, value in enumerate(view["value"][row]):
         control = None if view["control"] is None else view["control"][row][column]
-        covered = control is not None and value is not None and view["low"] <= value <= view["high"]
+        covered = control is not None and value is not None and abs(value) <= view["reach"]
         shade = 0 if value is None else round(STEPS * max(-1.0, min(1.0, value / numbers["limit"])))
         name = "none" if value is None else "covered" if covered else f"v{shade + STEPS}"
         beside = f", control {number(control, numbers['more'])}" if control is not None else ""
@@ -322,13 +317,17 @@ def _panel(result: Dose, curve: _Curve) -> Markup:
         return Markup('<polyline class="{}" points="{}"/>').format(name, points)
 
     marker = _across(result, float(result.alpha[(result.alpha - 1).abs().argmin()]))
+    texts: list[tuple[float, float, str, str]]
     texts = [(_LEFT - 4, up(value) + 4, "end", number(value, 1 if reach >= 1 else 2)) for value in (low, high)]
     texts += [
         (_across(result, alpha), _HIGH - _BOTTOM + 14, "middle", f"{alpha:g}".replace("-", "\N{MINUS SIGN}"))
         for alpha in sorted({float(result.alpha.min()), 0.0, 1.0, float(result.alpha.max())})
         if float(result.alpha.min()) <= alpha <= float(result.alpha.max())
     ]
-    texts += [(_LEFT, 14, "start", curve.title), ((_WIDE + _LEFT) / 2, _HIGH - 3, "middle", "dose (1: the trained edit)")]
+    texts += [
+        (_LEFT, 14, "start", curve.title),
+        ((_WIDE + _LEFT) / 2, _HIGH - 3, "middle", "dose (1: the trained edit)"),
+    ]
     drawn = [Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>').format(*text) for text in texts]
     said = f"{curve.title}: {_reach(curve.edit)} over the doses; with random directions {_reach(curve.control)}"
     head = Markup('<svg viewBox="0 0 {} {}" width="{}" height="{}" role="img" aria-label="{}">')

@@ -23,7 +23,9 @@
   };
   const hide = () => { tip.hidden = true; };
   for (const name of ["pointerover", "focusin"]) document.addEventListener(name, show);
-  for (const name of ["focusout", "scroll"]) document.addEventListener(name, hide, true);
+  document.addEventListener("focusout", hide);
+  // The tip of what has the focus goes along with it.
+  document.addEventListener("scroll", () => { if (!tip.hidden) show({ target: document.activeElement }); }, true);
   document.documentElement.addEventListener("pointerleave", hide);
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
   for (const element of all(document, "[title]")) {
@@ -58,7 +60,7 @@
       const control = view.control && view.control[row][column];
       const apart = value === null || control === null ? null : value - control;
       const shown = { measured: value, control, difference: apart }[what];
-      const covered = what !== "control" && view.control && value !== null && value >= view.low && value <= view.high;
+      const covered = what !== "control" && view.control && value !== null && Math.abs(value) <= view.reach;
       const shade = shown === null ? 0 : Math.round(20 * Math.max(-1, Math.min(1, shown / map.limit)));
       cell.className = shown === null ? "none" : covered ? "covered" : `v${shade + 20}`;
       cell.textContent = number(shown, map.decimals);

@@ -47,7 +47,7 @@ class TokenMap(Result):
         shared = [len(set(tokens)) == 1 for tokens in zip(*self.prompts, strict=True)] or [True] * len(self.tokens)
         subject = [place for place, starred in enumerate(self.starred) if starred]
         roles = {place: f"[subject {index}]" for index, place in enumerate(subject, start=1)}
-        roles |= {place: "[last subject token]" for place in subject[-1:]}
+        roles |= dict.fromkeys(subject[-1:], "[last subject token]")
         return tuple(
             token if same else roles.get(place, f"[token {place}]")
             for place, (token, same) in enumerate(zip(self.tokens, shared, strict=True))
@@ -179,7 +179,9 @@ class PatchMap(Result):
         gap = ((self.source - self.base)[:, None, None] * there).sum(0)
         return (patched - self.base[:, None, None]).nansum(0) / torch.where(there.any(0), gap, torch.nan)
 
-    def restored_each(self, values: Float[Tensor, "pair rows columns"] | None = None) -> Float[Tensor, "pair rows columns"]:
+    def restored_each(
+        self, values: Float[Tensor, "pair rows columns"] | None = None
+    ) -> Float[Tensor, "pair rows columns"]:
         """Computes each pair's share of `restored`, by the mean gap, so that their mean over pairs with the position is it.
 
         Args:
