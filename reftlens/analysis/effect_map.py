@@ -59,7 +59,7 @@ def effect_map(
         ValueError: If n_control is below 1, prompts differ in length, or the edit has no effect to attribute.
     """
     if n_control < 1:
-        raise ValueError(f"n_control must be at least 1, got {n_control}: a map stands beside its control")
+        raise ValueError(f"n_control must be at least 1, got {n_control}: the map is compared with its control")
     prompts = as_prompts(prompts)
     subjects = None if subjects is None else as_texts(subjects, "subjects", count=len(prompts))
     batch = encode(bridge, prompts)
@@ -78,7 +78,9 @@ def effect_map(
     by_prompt, measured = parts(edits, "locating the effect")
     whole, largest = float(by_prompt.mean()), float(measured.mean(1).abs().max())
     if max(abs(whole), largest) < 1e-6:
-        raise ValueError("the edit does not move this metric at all: there is no effect to locate")
+        raise ValueError(
+            "the edit does not change this metric, so there is no effect to locate: choose another metric or other prompts"
+        )
     small = _why_small(by_prompt, largest)
     whole_or_one = 1.0 if small else whole
     generator = torch.Generator().manual_seed(seed)
