@@ -98,7 +98,7 @@ def _draw_terms(found: Found) -> Section | None:
         ),
         tuple(pictures),
         tuple(tables),
-        (("The same text: pointed at, a token says its size at each site", plot.token_strip(found.sizes)),),
+        (("The same text: pointed at, a token says its size at each site", found.sizes),),
     )
 
 
