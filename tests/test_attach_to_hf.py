@@ -98,7 +98,7 @@ def test_what_cannot_be_hooked_is_refused(gpt2) -> None:
     model = make_hf("gpt2")
     with pytest.raises(ValueError, match="not the input or the output of a module"):
         hf_points(model, ["blocks.1.hook_resid_mid.nowhere"])
-    with pytest.raises(ValueError, match="cannot be hooked without a bridge|otherwise than in a bridge"):
+    with pytest.raises(ValueError, match=r"cannot be hooked without a bridge|otherwise than in a bridge"):
         rl.attach_to_hf(model, edit_at("hook_resid_mid"), tokenizer=gpt2.tokenizer)
     reft = edit_at("hook_resid_post")
     tokens = rl.encode(gpt2, PROMPTS[:1]).tokens

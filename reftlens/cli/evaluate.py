@@ -33,7 +33,7 @@ def evaluate(
 
     chosen: dict[str, Any] = {"eval_split": split, "source": source, "n_eval": n_eval, "device": device}
     if task or data is not None:
-        chosen |= {"eval_tasks": task or [], "eval_data": data and str(data)}
+        chosen |= {"eval_tasks": task or [], "eval_data": data}
     overrides = {name: value for name, value in chosen.items() if value is not None} | parse_settings(settings or ())
     if task and data is None:
         overrides["eval_data"] = None

@@ -21,7 +21,9 @@ def _written_as_settings(settings: list[str] | None) -> list[str] | None:
 Trained = Annotated[Path, typer.Argument(help="A run, or a saved edit.")]
 Base = Annotated[str | None, typer.Option(help="The base model, where it is now somewhere else than it was.")]
 Source = Annotated[str | None, typer.Option(help="Folder with the tasks' files, instead of the published ones.")]
-OwnTest = Annotated[Path | None, typer.Option(help="Your own examples to test on: JSON lines, prompt and completion.")]
+OwnTest = Annotated[
+    str | None, typer.Option(help="Your own examples to test on, in the forms that train --data takes.")
+]
 NEval = Annotated[int | None, typer.Option(help="Only the first so many examples of each test.")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one. The run's if not given.")

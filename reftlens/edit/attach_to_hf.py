@@ -146,7 +146,7 @@ class HFAttachment:
 
 def _prompt_mask(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bool[Tensor, "batch pos"]:
     """Returns the tokens that the attention mask shows."""
-    given = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs_embeds"))
+    given: Tensor = args[0] if args else next(kwargs[name] for name in ("input_ids", "inputs_embeds") if name in kwargs)
     mask = kwargs.get("attention_mask")
     if mask is None:
         return torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)

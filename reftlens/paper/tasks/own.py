@@ -1,8 +1,6 @@
-"""Your own data: prompts and completions, in JSON lines or a JSON list; right is an output that equals the completion.
+"""Your own data: a file, a folder of `datasets` or a dataset on the hub, in any of the layouts of `data.layouts`.
 
 {"prompt": "The tower is in", "completion": " Rome"}
-
-Of a chat model a line may also be a conversation, whose last turn is the completion:
 {"messages": [{"role": "user", "content": "Where is the tower?"}, {"role": "assistant", "content": "In Rome."}]}
 """
 
@@ -22,20 +20,24 @@ from reftlens.results import Evaluation
 @final
 @dataclass(frozen=True)
 class Pairs(TextTask):
-    """A file of prompts and completions, named by its path."""
+    """Prompts and completions, named by their file, folder or hub id."""
 
     family: ClassVar[Family] = "own"
     max_length: int | None = None
-    """As of every task in text, but nothing is cut if not said otherwise."""
+    """Maximum number of prompt and target tokens; no limit by default."""
+    prompt_field: str | None = None
+    """Field with the prompt; by default the layout says it."""
+    completion_field: str | None = None
+    """Field with the completion."""
 
     @property
     def metric(self) -> str:
         return "exact match"
 
     def load(self, split: str, *, source: str | Path | None = None, limit: int | None = None) -> list[Record]:
-        """The records of the file; it is one split, whatever that is called."""
-        raws = read(Path(self.name) if source is None else source, within=(), split=split, limit=limit)
-        examples = [raw.example() for raw in raws]
+        """Loads the records. A file is one split, whatever its name; a folder or dataset may have several."""
+        raws = read(self.name if source is None else source, within=(), split=split, limit=limit)
+        examples = [raw.example(prompt_field=self.prompt_field, completion_field=self.completion_field) for raw in raws]
         return [Record(prompt, completion, completion) for prompt, completion in examples]
 
     def score(self, outputs: Sequence[str], records: Sequence[Record]) -> Evaluation:
