@@ -24,6 +24,12 @@ Source = Annotated[str | None, typer.Option(help="Folder with the tasks' files, 
 OwnTest = Annotated[
     str | None, typer.Option(help="Your own examples to test on, in the forms that train --data takes.")
 ]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        help="How outputs on your own examples are compared: prefix, exact, 'first word', rouge-l, chrf or module:function."
+    ),
+]
 NEval = Annotated[int | None, typer.Option(help="Only the first so many examples of each test.")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one. The run's if not given.")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reftlens.cli.options import AsJson, Device, NEval, OwnTest, Quiet, Settings, Source
+from reftlens.cli.options import AsJson, Device, Metric, NEval, OwnTest, Quiet, Settings, Source
 
 
 def train(
@@ -43,6 +43,7 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     n_train: Annotated[int | None, typer.Option(help="Only the first so many training examples.")] = None,
     n_eval: NEval = None,
+    metric: Metric = None,
     seed: Annotated[int | None, typer.Option(help="Of first weights and order.")] = None,
     device: Device = None,
     settings: Settings = None,
@@ -73,6 +74,7 @@ def train(
         "lr": lr,
         "n_train": n_train,
         "n_eval": n_eval,
+        "metric": metric,
         "seed": seed,
         "device": device,
     }

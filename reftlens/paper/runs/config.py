@@ -58,6 +58,10 @@ class RunConfig:
     max_length: int | None = None
     """Maximum tokens of an example; longer ones are cut. The task's own value by default."""
 
+    metric: str = "prefix"
+    """How outputs on `eval_data` are compared: prefix (up to the target's end), exact, first word, rouge-l, chrf, or
+    module:function."""
+
     method: str = "LoReFT"
     """Class of the edit: LoReFT, DiReFT, NoReFT, ConsReFT, LobiReFT, AdditiveLoReFT, RED, ..."""
     layers: tuple[int, ...] | Literal["all"] = "all"
@@ -97,7 +101,8 @@ class RunConfig:
     eval_batch_size: int = 16
     """Test examples in one run of the model."""
     max_new_tokens: int | None = None
-    """Maximum length of an answer in tokens. For this and the next six the task's own value is the default."""
+    """Maximum length of an answer in tokens. For this and the next six the task's own value is the default; on your own
+    data, answers may be as long as the longest target."""
     num_beams: int | None = None
     """Number of beams in beam search."""
     temperature: float | None = None

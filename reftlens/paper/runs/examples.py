@@ -42,7 +42,13 @@ def eval_tasks(config: RunConfig) -> list[Task]:
 
 
 def _own(name: str, config: RunConfig) -> Pairs:
-    return Pairs(name, prompt_field=config.prompt_field, completion_field=config.completion_field)
+    return Pairs(
+        name,
+        prompt_field=config.prompt_field,
+        completion_field=config.completion_field,
+        measure=config.metric,
+        whole=config.max_new_tokens is None,
+    )
 
 
 def _as_configured(task: Task, config: RunConfig) -> Task:
