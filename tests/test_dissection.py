@@ -79,7 +79,7 @@ def test_it_shows_itself(found) -> None:
     page = html.unescape(shown)
     for heading in ("Does it work", "How many directions", "More and less", "another seed", "How natural"):
         assert heading in page
-    assert page.count("data:image/png") == 16
+    assert page.count("data:image/png") == 14
     frame = found.summary().to_dataframe()
     assert (frame["beside it"].str.len() > 0).all(), "every number has its null or control"
 

@@ -72,11 +72,14 @@ def _works(found: Found) -> _Answer | None:
 def _where(found: Found) -> _Answer | None:
     if found.effect is None or found.effect.control is None:
         return None
-    effect, control = found.effect, found.effect.control.nan_to_num().abs()
+    effect, control = found.effect, found.effect.control
+    largest = float(control.nan_to_num().abs().max())
     values = effect.values.nan_to_num()
     site, place = divmod(int(values.abs().argmax()), values.shape[1])
-    beyond, cells = int((values.abs() > control.max()).sum()), int(effect.values.isfinite().sum())
-    null = f"In random directions: {_part(effect, float(effect.control[site, place]))} there, at most {_part(effect, float(control.max()))}."
+    beyond, cells = int((values.abs() > largest).sum()), int(effect.values.isfinite().sum())
+    null = (
+        f"In random directions: {_part(effect, float(control[site, place]))} there, at most {_part(effect, largest)}."
+    )
     most = f"{effect.rows[site]} at token {effect.tokens[place]!r} carries {_part(effect, float(values[site, place]))} alone"
     if not beyond:
         return _Answer(f"{SAME}the strongest of {cells} cells, {most}.", null, "not distinguishable")

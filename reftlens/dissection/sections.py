@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
+from reftlens.dissection.findings import findings
 from reftlens.dissection.found import Found
 from reftlens.dissection.parts import PARTS
 from reftlens.dissection.parts.part import table
@@ -26,6 +28,7 @@ def report(result: Found) -> Report:
         f"otherwise, {result.n_kept} that it answers as wanted already.",
         sections=tuple(sections(result)),
         settings=settings,
+        findings=findings(result),
     )
 
 
@@ -36,8 +39,9 @@ def sections(result: Found, names: Sequence[str] | None = None) -> list[Section]
         result: a dissection.
         names: names of parts; all, and what was left out, by default. A part without a result has no section.
     """
-    drawn = [part.draw(result) for name, part in PARTS.items() if names is None or name in names]
+    chosen = [part for name, part in PARTS.items() if names is None or name in names]
+    drawn = [replace(section, name=part.name) for part in chosen if (section := part.draw(result)) is not None]
     if names is None and result.left_out:
         frame = table([pd.DataFrame(result.left_out, columns=["what", "why"])])
         drawn.append(Section("Left out", tables=(("What, and why", frame),)))
-    return [section for section in drawn if section is not None]
+    return drawn

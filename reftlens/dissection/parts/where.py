@@ -46,12 +46,8 @@ def _draw_effect(found: Found) -> Section | None:
             "base's answer, edited minus base. Cells need not sum to the whole: they interact, and a later site can stand in "
             "for an earlier one. Control: the same changes turned to random directions.",
         ),
-        (
-            picture(
-                "effect", plot.effect_map(found.effect, title="Where the edit acts"), "Each cell of the edit alone."
-            ),
-        ),
-        (("Each cell", table([found.effect.to_dataframe().dropna(subset="value")])),),
+        tables=(("Each cell", table([found.effect.to_dataframe().dropna(subset="value")])),),
+        maps=(("Each cell of the edit alone", found.effect),),
     )
 
 
@@ -78,14 +74,11 @@ def _draw_spread(found: Found) -> Section | None:
             "The residual stream of the edited run beside that of the base. A large distance is no effect: later layers do not "
             "read much of what an edit changes. Control: changes of the same length in random directions.",
         ),
-        (
-            picture(
-                "spread",
-                plot.spread(found.spread),
-                "Distance from the base run, and where the likeliest token changes.",
-            ),
+        tables=(("Each layer and token", table([found.spread.to_dataframe()])),),
+        maps=(
+            ("Distance of the edited run from the base run", found.spread.distance),
+            ("Prompts where the likeliest token changes, by the logit lens", found.spread.mind),
         ),
-        (("Each layer and token", table([found.spread.to_dataframe()])),),
     )
 
 
