@@ -82,10 +82,10 @@ def test_shared_base_runs_give_the_cones_of_runs_of_their_own(form, dtype) -> No
     bridge = make_bridge(form, dtype=dtype)
     reft = rl.Reft([(rl.Site("blocks.1.hook_resid_post", "l2"), make_edit(rl.ReFTr1, seed=1))])
     early = rl.Reft([(rl.Site("blocks.0.hook_resid_post", "f1"), make_edit(rl.LoReFT, seed=2))])
+    fewer = [TEXTS[2], "Another town", TEXTS[0]]
     batches = [
         (rl.encode(bridge, texts, padding_side=side), edit)
-        for edit in (reft, early, reft)
-        for texts, side in ((TEXTS, "left"), (TEXTS, "right"), ([TEXTS[2], "Another town", TEXTS[0]], "right"))
+        for texts, side, edit in ((TEXTS, "left", reft), (fewer, "right", reft), (TEXTS, "right", early))
     ]
 
     def found() -> list[torch.Tensor]:
