@@ -123,16 +123,16 @@ LINES: list[tuple[str, Callable, str]] = [
     # loading
     ("no model", lambda g: rl.load_bridge(), "either a name or hf_model"),
     ("two models", lambda g: rl.load_bridge("gpt2", hf_model=make_hf("gpt2")), "either a name or hf_model"),
-    ("no tokenizer", lambda g: rl.load_bridge(hf_model=make_hf("gpt2")), "also wants its tokenizer"),
+    ("no tokenizer", lambda g: rl.load_bridge(hf_model=make_hf("gpt2")), "also needs the model's tokenizer"),
     ("a bridge's model", lambda g: rl.load_bridge(hf_model=g.bridge.original_model, tokenizer=make_tokenizer()), "already belongs to a bridge"),
-    ("an unknown model", lambda g: rl.load_bridge("no-such-model"), "the embedded organisms are facts-small"),
+    ("an unknown model", lambda g: rl.load_bridge("no-such-model"), "not an embedded organism"),
     # data
     ("no prompts", lambda g: rl.encode(g.bridge, []), "the list of prompts is empty"),
     ("one string", lambda g: unchecked(rl.encode)(g.bridge, "a prompt"), r"single string: write"),
-    ("too few completions", lambda g: rl.encode(g.bridge, PROMPTS, [" a"]), "completions must be one for each prompt, got 3 prompts and 1"),
+    ("too few completions", lambda g: rl.encode(g.bridge, PROMPTS, [" a"]), "completions must have one item for each prompt, got 3 prompts and 1"),
     ("an empty completion", lambda g: rl.encode(g.bridge, ["a"], [""]), "the completion of prompt 0"),
     ("an empty prompt", lambda g: rl.encode(g.bridge, ["a", ""], prepend_bos=False), "prompt 1 has no tokens"),
-    ("a prompt too long", lambda g: rl.encode(g.bridge, ["tower " * 99]), "context is 64: shorten"),
+    ("a prompt too long", lambda g: rl.encode(g.bridge, ["tower " * 99]), "context has only 64: shorten"),
     ("an unknown side", lambda g: unchecked(rl.encode)(g.bridge, PROMPTS, padding_side="top"), "must be 'left' or 'right', got 'top'"),
     # training and decoding
     ("no examples", lambda g: rl.train(g.bridge, g.reft, []), "no examples"),
@@ -149,14 +149,14 @@ LINES: list[tuple[str, Callable, str]] = [
     ("no saved edit", lambda g: rl.Reft.from_pretrained("/nowhere/at/all", bridge=g.bridge), "not a saved edit"),
     ("a file in the way", lambda g: Replacement(Path(__file__), marker="x").__enter__(), "is a file: choose another folder"),
     # analyses
-    ("prompts of two lengths", lambda g: effect(g, prompts=PROMPTS[:2], new=[" Tharic"] * 2, old=[" Ostra"] * 2, subjects=["The"] * 2), "one length"),
+    ("prompts of two lengths", lambda g: effect(g, prompts=PROMPTS[:2], new=[" Tharic"] * 2, old=[" Ostra"] * 2, subjects=["The"] * 2), "equal length"),
     ("one answer twice", lambda g: effect(g, old=[" Tharic"]), "begin with the same token"),
     ("an empty answer", lambda g: effect(g, new=[""]), "has no tokens"),
     ("a subject elsewhere", lambda g: effect(g, subjects=["castle"]), "not in the prompt"),
-    ("traces of two lengths", lambda g: trace(g, PROMPTS[:1], PROMPTS[2:]), "one shape in tokens"),
+    ("traces of two lengths", lambda g: trace(g, PROMPTS[:1], PROMPTS[2:]), "the same shape in tokens"),
     ("nothing to trace", lambda g: trace(g, PROMPTS[:1], PROMPTS[:1]), "nothing to restore"),
     ("nothing to decompose on", lambda g: rl.analysis.decompose(g.bridge, g.reft, []), "list of prompts is empty"),
-    ("weights of no token", lambda g: rl.analysis.decompose(g.bridge, g.reft, [g.batch], at=rl.All() - rl.First(99)), "is edited at"),
+    ("weights of no token", lambda g: rl.analysis.decompose(g.bridge, g.reft, [g.batch], at=rl.All() - rl.First(99)), "does not edit any token"),
     # the rest
     ("no such template", lambda g: prompt(FACTS[0], 99), "has templates 0 to 7, got 99"),
     ("not a picture", lambda g: Picture("a", b"GIF89a", "b"), "the bytes of a PNG"),

@@ -154,7 +154,7 @@ def test_answers_must_be_one_for_each_prompt(gpt2, make_reft) -> None:
     batch = rl.encode(gpt2, prompts)
     three = rl.analysis.probability_of(gpt2, [*prompts, "x"], [" Ostra"] * 3)
     for call in (rl.analysis.patch, rl.analysis.attribute):
-        with pytest.raises(ValueError, match="made for 3 prompts and their answers, and 2 prompts are run"):
+        with pytest.raises(ValueError, match="made for the answers of 3 prompts, but 2 prompts are run"):
             call(gpt2, batch, batch, three, progress=False)
 
 
@@ -189,7 +189,7 @@ def test_a_tokenizer_without_bos_gets_nothing_in_front_and_stays_as_it_was() -> 
         assert tokenizer.special_tokens_map | {"settings": tokenizer.init_kwargs} == before
         with pytest.raises(ValueError, match="no BOS token: pass prepend_bos=False"):
             rl.encode(bridge, ["The tower"], prepend_bos=True)
-    with pytest.raises(ValueError, match="wants a tokenizer with a BOS token"):
+    with pytest.raises(ValueError, match="needs a tokenizer with a BOS token"):
         rl.load_bridge(hf_model=make_hf("gpt2"), tokenizer=tokenizer, prepend_bos=True)
 
 
@@ -227,7 +227,7 @@ def test_conversations_are_prompts(make_reft) -> None:
     config = rl.TrainConfig(epochs=2, progress=False)
     logs = [rl.train(bridge, make_reft(), pairs, config) for pairs in ([(MESSAGES, "Rome")], [(text, "Rome<|end|>")])]
     assert logs[0].loss == logs[1].loss
-    with pytest.raises(ValueError, match="ends with the assistant's turn, which is the completion"):
+    with pytest.raises(ValueError, match="must not end with the assistant's turn, which is the completion"):
         rl.encode(bridge, [turn])
     with pytest.raises(ValueError, match="does not have a chat template"):
         rl.encode(make_bridge("gpt2"), [MESSAGES])
@@ -310,7 +310,7 @@ def test_a_target_is_cut_to_its_first_tokens_behind_the_prompt() -> None:
 
 @pytest.mark.slow
 def test_the_table_of_defaults_is_what_is_measured() -> None:
-    text = (Path(__file__).parents[1] / "tutorials" / "gotchas.md").read_text()
+    text = (Path(__file__).parents[1] / "tutorials" / "guides" / "gotchas.md").read_text()
     rows = [line.split("|")[1:4] for line in text.splitlines() if line.startswith("| ") and "default here" not in line]
     told = {name.strip(): default.strip() for names, default, _ in rows for name in names.split(",")}
     assert set(told) == set(ARCHITECTURES)

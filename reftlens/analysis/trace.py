@@ -19,7 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.metrics import Metric, name_of
 from reftlens.analysis.patch import patch
 from reftlens.analysis.tokens import require_aligned, starred
-from reftlens.data import Prompt, as_prompts, as_texts, encode
+from reftlens.data import Prompt, as_prompts, as_texts, encode, str_tokens
 from reftlens.results import TokenMap
 
 
@@ -56,8 +56,8 @@ def trace(
         require_aligned(batch)
         if batch.tokens.shape != clean_batch.tokens.shape:
             raise ValueError(
-                f"clean, corrupted and unrelated prompts must have one shape in tokens, got {list(clean_batch.tokens.shape)} "
-                f"and {list(batch.tokens.shape)}"
+                "clean, corrupted and unrelated prompts must have the same shape in tokens, got "
+                f"{list(clean_batch.tokens.shape)} and {list(batch.tokens.shape)}"
             )
     result = patch(
         bridge,
@@ -68,11 +68,14 @@ def trace(
         progress=progress,
     )
     if float((result.source.mean() - result.base.mean()).abs()) < 1e-6:
-        raise ValueError("the metric is the same on clean and corrupted prompts: there is nothing to restore")
+        raise ValueError(
+            "the metric is the same on the clean and the corrupted prompts, so there is nothing to restore"
+        )
     return replace(
         result.to_token_map(
             starred=starred(bridge, clean[0], subjects),
             quantity=f"restored part of the clean {name_of(metric)}",
+            prompts=tuple(str_tokens(bridge, row) for row in clean_batch.tokens),
         ),
         control_name="the same states from an unrelated subject" if unrelated is not None else "",
     )

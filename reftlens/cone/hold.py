@@ -50,7 +50,7 @@ def hold(
     if _trained(bridge):
         return whole(batch)
     if (edits or wanted is None) and not any(bool(edit.changed.any()) for edit in edits):
-        raise ValueError("these edits touch no token, so they have no light cone")
+        raise ValueError("these edits do not change any token, so they have no light cone")
     masks = [edit.read for edit in edits] + ([wanted] if wanted is not None else [])
     return _hold(bridge, batch, [edit.hook_name for edit in edits], torch.stack(masks).any(dim=0))
 
@@ -92,7 +92,9 @@ def _hold(bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str], ma
     columns = mask.any(dim=0).cpu()
     if not is_causal(bridge) and bridge not in _TOLD:
         _TOLD.add(bridge)
-        logger.info("%s is bidirectional: its cone saves layers alone", type(bridge.original_model).__name__)
+        logger.info(
+            "%s is bidirectional: its cone skips early layers, but no tokens", type(bridge.original_model).__name__
+        )
     parts = parts_of(bridge, batch)
     boundary = boundary_of(bridge, hook_names) if parts.layers else -1
     start = int(columns.int().argmax()) if parts.columns else 0
