@@ -11,6 +11,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.cone.shared import sharing
 from reftlens.dissection.config import DissectConfig
 from reftlens.dissection.cost import estimate_cost
 from reftlens.dissection.parts import PRESETS, chosen
@@ -21,6 +22,7 @@ from reftlens.edit.reft import Reft
 from reftlens.training.objectives import Completion
 
 
+@sharing
 def dissect(
     bridge: TransformerBridge,
     reft: Reft,

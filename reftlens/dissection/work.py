@@ -13,7 +13,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.metrics import Metric, token_difference
-from reftlens.cone.answers import next_token_logprobs
+from reftlens.bridge import side_for_ends
+from reftlens.cone.answers import Answers
 from reftlens.data import as_batches, first_tokens, token_counts
 from reftlens.dissection.config import DissectConfig
 from reftlens.edit.reft import Reft
@@ -42,8 +43,11 @@ class Work:
 
     def __post_init__(self) -> None:
         prompts = [prompt for prompt, _ in self.examples]
-        self.batches = as_batches(self.bridge, prompts, batch_size=self.config.batch_size)
-        said = torch.cat([next_token_logprobs(self.bridge, batch).argmax(-1) for batch in self.batches])
+        side = side_for_ends(self.bridge)
+        self.batches = as_batches(self.bridge, prompts, batch_size=self.config.batch_size, padding_side=side)
+        # With the edits, so that the shared base runs begin where the edits do.
+        runs = (Answers(self.bridge, batch, self.reft.edits(batch)) for batch in self.batches)
+        said = torch.cat([run.logprobs().argmax(-1) for run in runs])
         answers = first_tokens(self.bridge, *zip(*self.examples, strict=True)).cpu()
         self.right = (said == answers).tolist()
         """Whether the base answers each example as wanted."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from reftlens import analysis, plot
+from reftlens.bridge import side_for_ends
 from reftlens.data import as_batches
 from reftlens.dissection.found import Found
 from reftlens.dissection.parts.part import Part, Sizes, Spent, picture, table
@@ -16,7 +17,8 @@ def _manifolds(work: Work) -> dict[str, Any]:
     batches = work.batches
     if len(batches) < 3:
         third = -(-len(work.examples) // 3)
-        batches = as_batches(work.bridge, [prompt for prompt, _ in work.examples], batch_size=third)
+        prompts = [prompt for prompt, _ in work.examples]
+        batches = as_batches(work.bridge, prompts, batch_size=third, padding_side=side_for_ends(work.bridge))
     return {"manifolds": tuple(analysis.off_manifold(work.bridge, work.reft, batches, seed=work.config.seed))}
 
 
