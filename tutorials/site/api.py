@@ -31,7 +31,7 @@ PAGES = {
 }
 """Room -> title and sources. `reftlens/room` means the names that `reftlens` takes from that room; `reftlens.module` means
 the public names of a module."""
-OPENING = "    options:\n      members: false\n      show_root_heading: false"
+OPENING = "    options:\n      members: false\n      show_root_heading: false\n      show_root_toc_entry: false"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
