@@ -70,14 +70,13 @@ def effect_map(
     kept = torch.eye(len(cells), dtype=torch.bool)
     sets = torch.cat([torch.ones_like(kept[:1]), ~kept if leave_out else kept])
 
-    def parts(of: Sequence[Edit], doing: str) -> tuple[Float[Tensor, " prompt"], Float[Tensor, " cell"]]:
-        """Computes the effect of all cells on each prompt, and the mean effect of each cell."""
+    def parts(of: Sequence[Edit], doing: str) -> tuple[Float[Tensor, " prompt"], Float[Tensor, "cell prompt"]]:
+        """Computes the effect of all cells on each prompt, and the effect of each cell on it."""
         effects = runs.effects(of, cells, sets, progress=doing if progress else "")
-        total, each = effects[0], effects[1:].mean(1)
-        return total, total.mean() - each if leave_out else each
+        return effects[0], effects[0] - effects[1:] if leave_out else effects[1:]
 
     by_prompt, measured = parts(edits, "locating the effect")
-    whole, largest = float(by_prompt.mean()), float(measured.abs().max())
+    whole, largest = float(by_prompt.mean()), float(measured.mean(1).abs().max())
     if max(abs(whole), largest) < 1e-6:
         raise ValueError(
             "the edit does not change this metric, so there is no effect to locate: choose another metric or other prompts"
@@ -89,10 +88,10 @@ def effect_map(
     for _ in range(n_control):
         turned = [replace(edit, intervention=Turned(edit.intervention, generator)) for edit in edits]
         draws.append(parts(turned, "control")[1])
-    values, control = torch.full((2, len(edits), batch.tokens.shape[1]), torch.nan)
+    each, each_control = torch.full((2, len(prompts), len(edits), batch.tokens.shape[1]), torch.nan)
     row, column = torch.tensor([(cell.site, int(cell.mask.any(0).int().argmax())) for cell in cells]).T
-    values[row, column] = (measured / whole_or_one).float()
-    control[row, column] = (torch.stack(draws).mean(0) / whole_or_one).float()
+    each[:, row, column] = (measured.T / whole_or_one).float()
+    each_control[:, row, column] = (torch.stack(draws).mean(0).T / whole_or_one).float()
     what = "lost without this cell" if leave_out else "effect of this cell alone"
     unit = unit_of(metric)
     beside = (
@@ -101,14 +100,17 @@ def effect_map(
         else f" / effect of the whole edit ({whole:+.2f}{unit and f' {unit}'})"
     )
     return TokenMap(
-        values=values,
-        control=control,
+        values=each.mean(0),
+        control=each_control.mean(0),
         rows=reft.site_names,
         tokens=str_tokens(bridge, batch.tokens[0]),
         starred=starred(bridge, prompts[0], subjects),
         quantity=f"{what}{beside}",
         control_name=f"the same change turned to random directions, mean of {n_control}",
         n_prompts=len(prompts),
+        each=each,
+        each_control=each_control,
+        prompts=tuple(str_tokens(bridge, row) for row in batch.tokens),
     )
 
 
