@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+DOCS := .versions/docs
 
 # A fast core of the tests, for other releases and other machines.
 CORE := tests/test_caching.py tests/test_edit.py tests/test_generation.py tests/test_mediation.py tests/test_tokens.py tests/test_training.py
@@ -28,10 +29,10 @@ endef
 demo: $(READY)  ## train an edit, take it apart, draw it: demo/report.html
 	$(BIN)/reftlens demo --out demo
 
-test: check  ## what CI runs
+test: check docs  ## what CI runs
 	$(BIN)/python -m pytest -q
 
-test-all: check  ## the slow tests as well
+test-all: check docs  ## the slow tests as well
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 test-versions:  ## the core tests under the newest releases and under the oldest that are supported; PYTHON= takes another Python
@@ -76,8 +77,17 @@ tutorials: $(READY)  ## runs every notebook from start to end; fails on an error
 	OMP_NUM_THREADS=1 HF_HUB_DISABLE_PROGRESS_BARS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False tutorials/*.ipynb
 
-docs: $(READY)  ## the API pages, from the docstrings: docs/index.html
-	$(BIN)/python tests/api_pages.py docs
+# The site is made from sources and committed outputs, in an environment of its own: without torch, and without this package.
+# Not --quiet, which would also hide the warnings from `strict`.
+docs: $(DOCS)/.installed  ## the documentation, docs/index.html: warnings are errors, and every link is followed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build
+	$(DOCS)/bin/python tutorials/site/check.py docs
+
+$(DOCS)/.installed: constraints.txt
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt \
+		mkdocs-material mkdocstrings-python latex2mathml ruff typer
+	touch $@
 
 clean:
 	rm -rf $(VENV) .versions demo docs

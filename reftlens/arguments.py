@@ -172,8 +172,8 @@ def _require_known_tokens(name: str, given: Mapping[str, Any], error: IndexError
             least, most = int(value.tokens.min()), int(value.tokens.max())
             if least < 0 or most >= sizes[0]:
                 raise ValueError(
-                    f"{name}: the tokens of {parameter} must be in the vocabulary of the bridge, 0 to {sizes[0] - 1}, got "
-                    f"{least} to {most}: make it with rl.encode(bridge, prompts), of this bridge"
+                    f"{name}: the tokens of {parameter} must be in the bridge's vocabulary, 0 to {sizes[0] - 1}, got "
+                    f"{least} to {most}: make {parameter} with rl.encode(bridge, prompts) from the same bridge"
                 ) from error
 
 
@@ -233,14 +233,14 @@ def _wrong(value: object, hint: Any) -> str | None:
     except TypeError:  # a protocol, or another type that isinstance does not support
         return None
     finite = value.isfinite().all() if "Tensor" in str(hint) and hasattr(value, "isfinite") else True
-    return None if finite else f"{_shown(value)} with NaN or infinity in it"
+    return None if finite else f"{_shown(value)} that holds NaN or infinity"
 
 
 def _wrong_scalar(value: object, hint: type) -> str | None:
     if hint is str:
         if isinstance(value, str):
             broken = re.search("[\ud800-\udfff]", value)
-            return f"a text with half a character, {broken[0]!r} at {broken.start()}" if broken else None
+            return f"a string with a lone surrogate, {broken[0]!r} at index {broken.start()}" if broken else None
         return _shown(value)
     try:
         number = operator.index(value) if hint is int else float(value)  # type: ignore[arg-type]

@@ -273,9 +273,7 @@ def test_an_error_from_inside_names_the_argument(call, says) -> None:
 def test_tokens_outside_the_vocabulary(gpt2, make_reft) -> None:
     batch = rl.encode(gpt2, PROMPTS)
     batch = replace(batch, tokens=batch.tokens + 10**6)
-    with pytest.raises(
-        ValueError, match=r"tokens of batch must be in the vocabulary of the bridge, 0 to 319, got 10000"
-    ):
+    with pytest.raises(ValueError, match=r"tokens of batch must be in the bridge's vocabulary, 0 to 319, got 10000"):
         rl.hold(gpt2, batch, make_reft().edits(batch))
 
 

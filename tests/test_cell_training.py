@@ -95,13 +95,13 @@ def test_an_interrupted_map_goes_on_from_its_finished_cells(gpt2, tmp_path, monk
 
 
 def test_a_map_refuses_what_it_cannot_compare(gpt2, tmp_path) -> None:
-    with pytest.raises(ValueError, match="wanted examples, held-out pairs and positions, got 3, 2 and 0"):
+    with pytest.raises(ValueError, match="one held-out pair and one position rule, got 3, 2 and 0"):
         small_map(gpt2, positions={})
-    with pytest.raises(ValueError, match="each layer must be named once"):
+    with pytest.raises(ValueError, match="layers must not repeat a layer"):
         small_map(gpt2, layers=[1, 1])
     with pytest.raises(ValueError, match="does not have"):
         small_map(gpt2, positions={"far": rl.At(9)})
-    with pytest.raises(ValueError, match="'none' picks no token of"):
+    with pytest.raises(ValueError, match="'none' does not select any token of"):
         small_map(gpt2, positions={"none": rl.First(3) - rl.First(2) - rl.Last(1)})
     alike = [(prompt, " Ostra") for prompt, _ in EXAMPLES]
     with pytest.raises(ValueError, match="3 of 3 examples have the answer ' Ostra'"):
@@ -262,12 +262,12 @@ def test_a_map_over_positions_is_cut_down_to_one_token_of_each_prompt(gpt2) -> N
             assert torch.equal(cut.values[pair, :, column], result.values[pair, :, place])
             assert torch.equal(cut.control[pair, :, column], result.control[pair, :, place])
     assert cut.columns == ("subject", "last")
-    with pytest.raises(ValueError, match="'all' must pick one token of each prompt, and picks"):
+    with pytest.raises(ValueError, match="'all' must select one token in each prompt, but selects"):
         rl.analysis.at_rules(result, batches[0], {"all": rl.All()})
-    with pytest.raises(ValueError, match="wanted a map over positions"):
+    with pytest.raises(ValueError, match="the map must be over the positions of this batch"):
         rl.analysis.at_rules(result, rl.encode(gpt2, clean[:2]), rules)
     reft, _ = made(torch.rand(3, 2), torch.rand(3, 2))
-    with pytest.raises(ValueError, match="wanted tracing of the cells"):
+    with pytest.raises(ValueError, match="must have the cells of the trained edits"):
         rl.analysis.beside_tracing(reft, cut)
     with pytest.raises(ValueError, match="at least three cells"):
         rl.analysis.beside_tracing(*made(torch.rand(1, 2), torch.rand(1, 2)))

@@ -131,7 +131,7 @@ def test_what_cannot_be_done_is_said(bridge) -> None:
     reasons = dict(result.left_out)
     assert "does not edit the last token" in reasons["interchange at L1 resid_post @ first 1"]
     assert "alike in all prompts" in reasons["overlaps at L1 resid_post @ first 1"], "BOS is the same everywhere"
-    assert "no spread" in reasons["off-manifold"]
+    assert "distances cannot be measured" in reasons["off-manifold"]
     with pytest.raises(ValueError, match="needs the columns 'prompt' and 'completion'"):
         rl.dissect(bridge, first, Dataset.from_dict({"prompt": ["The tower"] * 3, "text": ["a"] * 3}))
     with pytest.raises(ValueError, match="three examples"):

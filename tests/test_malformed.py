@@ -149,14 +149,14 @@ LINES: list[tuple[str, Callable, str]] = [
     ("no saved edit", lambda g: rl.Reft.from_pretrained("/nowhere/at/all", bridge=g.bridge), "not a saved edit"),
     ("a file in the way", lambda g: Replacement(Path(__file__), marker="x").__enter__(), "is a file: choose another folder"),
     # analyses
-    ("prompts of two lengths", lambda g: effect(g, prompts=PROMPTS[:2], new=[" Tharic"] * 2, old=[" Ostra"] * 2, subjects=["The"] * 2), "one length"),
+    ("prompts of two lengths", lambda g: effect(g, prompts=PROMPTS[:2], new=[" Tharic"] * 2, old=[" Ostra"] * 2, subjects=["The"] * 2), "equal length"),
     ("one answer twice", lambda g: effect(g, old=[" Tharic"]), "begin with the same token"),
     ("an empty answer", lambda g: effect(g, new=[""]), "has no tokens"),
     ("a subject elsewhere", lambda g: effect(g, subjects=["castle"]), "not in the prompt"),
-    ("traces of two lengths", lambda g: trace(g, PROMPTS[:1], PROMPTS[2:]), "one shape in tokens"),
+    ("traces of two lengths", lambda g: trace(g, PROMPTS[:1], PROMPTS[2:]), "the same shape in tokens"),
     ("nothing to trace", lambda g: trace(g, PROMPTS[:1], PROMPTS[:1]), "nothing to restore"),
     ("nothing to decompose on", lambda g: rl.analysis.decompose(g.bridge, g.reft, []), "list of prompts is empty"),
-    ("weights of no token", lambda g: rl.analysis.decompose(g.bridge, g.reft, [g.batch], at=rl.All() - rl.First(99)), "is edited at"),
+    ("weights of no token", lambda g: rl.analysis.decompose(g.bridge, g.reft, [g.batch], at=rl.All() - rl.First(99)), "does not edit any token"),
     # the rest
     ("no such template", lambda g: prompt(FACTS[0], 99), "has templates 0 to 7, got 99"),
     ("not a picture", lambda g: Picture("a", b"GIF89a", "b"), "the bytes of a PNG"),

@@ -152,7 +152,7 @@ def test_a_path_built_by_hand_is_found_and_no_other() -> None:
 def test_mediation_refuses_what_it_cannot_tell_apart(gpt2) -> None:
     batch, metric = rl.encode(gpt2, PROMPTS), metric_on(gpt2)
     at_mlp = edit_on(gpt2, [("blocks.1.hook_resid_post", "f1")])
-    with pytest.raises(ValueError, match="no component's output"):
+    with pytest.raises(ValueError, match="not the output of a component"):
         rl.analysis.mediate(gpt2, at_mlp, batch, metric, point="resid_pre", over="positions")
     with pytest.raises(ValueError, match="direction must be"):
         rl.analysis.mediate(gpt2, at_mlp, batch, metric, direction="noise")

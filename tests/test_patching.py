@@ -172,7 +172,7 @@ def test_metrics_are_their_formulas(gpt2) -> None:
         torch.testing.assert_close(
             torch.stack([m(logits, pair)[row] for m in metrics]), torch.stack(expected), rtol=1e-4, atol=1e-5
         )
-    with pytest.raises(ValueError, match="answer and foil of pair 1 begin with the same token"):
+    with pytest.raises(ValueError, match="the answer and the foil of pair 1 begin with the same token"):
         analysis.logit_difference_of(gpt2, CLEAN[:2], ANSWERS[:2], [FOILS[0], ANSWERS[1]])
 
 
@@ -284,9 +284,9 @@ def test_patching_refuses_what_it_cannot_do(gpt2) -> None:
     clean, corrupted, _ = batches(gpt2)
     metric = rl.analysis.probability_of(gpt2, CLEAN, ANSWERS)
     patch = partial(rl.analysis.patch, gpt2, clean, corrupted, metric, progress=False)
-    with pytest.raises(ValueError, match="one length in tokens"):
+    with pytest.raises(ValueError, match="the same length in tokens"):
         rl.analysis.patch(gpt2, clean, rl.encode(gpt2, CORRUPTED[::-1]), metric)
-    with pytest.raises(ValueError, match="no heads to patch over"):
+    with pytest.raises(ValueError, match="not split into heads"):
         patch(point="mlp_out", over="heads")
     with pytest.raises(ValueError, match="point must be one of resid_pre"):
         patch(point="resid_pots")

@@ -201,17 +201,17 @@ def test_what_is_no_path_is_refused(gpt2) -> None:
     def paths(**options):
         return rl.analysis.paths(gpt2, reft, batch, metric, progress=False, **options)
 
-    with pytest.raises(ValueError, match=r"none of the senders named '4\.0': they are edit, 0\.0"):
+    with pytest.raises(ValueError, match=r"Unknown sender '4\.0'\. Choose from: edit, 0\.0"):
         paths(senders=["4.0"])
-    with pytest.raises(ValueError, match="none of the receivers named 'edit'"):
+    with pytest.raises(ValueError, match="Unknown receiver 'edit'"):
         paths(receivers=["edit"])
-    with pytest.raises(ValueError, match="each of the senders once"):
+    with pytest.raises(ValueError, match="each named once"):
         paths(senders=["1.0", "1.0"])
-    with pytest.raises(ValueError, match="no receiver lies behind a sender"):
+    with pytest.raises(ValueError, match="no receiver comes after a sender"):
         paths(senders=["2.0"], receivers=["1.0"])
     with pytest.raises(ValueError, match="over must be one of components"):
         paths(over="heads")
-    with pytest.raises(ValueError, match="made up of q, k and v"):
+    with pytest.raises(ValueError, match="letters q, k and v"):
         paths(through="qz")
     at_mlp = rl.Reft([(rl.Site("blocks.1.hook_mlp_out", rl.First(1)), rl.LoReFT(32, 2))])
     with pytest.raises(ValueError, match="hook_mlp_out itself"):

@@ -55,7 +55,7 @@ def test_results_name_sites_and_not_hooks(gpt2) -> None:
     assert {*operators[0].to_dataframe()["site"]} == {NAMES[0]}
     contexts = top_contexts(gpt2, reft, operators, [batch], directions=1, n_null=3)
     assert tuple(item.where for item in contexts) == NAMES
-    with pytest.raises(ValueError, match="one operator for each site"):
+    with pytest.raises(ValueError, match="one entry for each site"):
         top_contexts(gpt2, reft, operators[::-1], [batch])
     readouts = read_directions(gpt2, operators[1], batch, n_null=19)
     assert {item.where for item in readouts} == {NAMES[1]}

@@ -71,7 +71,7 @@ def test_the_mind_is_changed_where_another_token_was_written() -> None:
 
 
 def test_spread_refuses_prompts_that_do_not_align(gpt2) -> None:
-    with pytest.raises(ValueError, match="one length"):
+    with pytest.raises(ValueError, match="equal length"):
         rl.analysis.spread(gpt2, edit_at(1, rl.Last(1)), PROMPTS)
     with pytest.raises(ValueError, match="n_control must be at least 1"):
         rl.analysis.spread(gpt2, edit_at(1, rl.Last(1)), ONE_LENGTH, n_control=0)

@@ -161,9 +161,9 @@ def test_what_cannot_be_interchanged_is_refused(variable) -> None:
     model = variable
     with pytest.raises(ValueError, match="same answer"):
         interchange(model.bridge, "blocks.0.hook_resid_post", model.true, model.base, model.base, at=rl.First(1))
-    with pytest.raises(ValueError, match="picks 2 in row 0"):
+    with pytest.raises(ValueError, match="selects 2 in row 0"):
         interchange(model.bridge, "blocks.0.hook_resid_post", model.true, model.base, model.source, at=rl.First(2))
-    with pytest.raises(ValueError, match="reaches the next-token logits"):
+    with pytest.raises(ValueError, match="next-token logits do not depend"):
         read_space(model.bridge, "blocks.1.hook_resid_post", model.base, at=rl.First(1))
 
 
@@ -301,7 +301,7 @@ def test_top_contexts_are_the_largest_readings(bridge, make_reft) -> None:
     assert [c.z for c in found[0].contexts] == pytest.approx([float(z[i]) for i in order], abs=1e-3)
     assert found[0].n_tokens == len(values)
     assert "[[" in found[0].to_dataframe()["context"][0]
-    with pytest.raises(ValueError, match="one operator for each site"):
+    with pytest.raises(ValueError, match="one entry for each site"):
         top_contexts(bridge, reft, [], batches)
 
 

@@ -154,7 +154,7 @@ def test_answers_must_be_one_for_each_prompt(gpt2, make_reft) -> None:
     batch = rl.encode(gpt2, prompts)
     three = rl.analysis.probability_of(gpt2, [*prompts, "x"], [" Ostra"] * 3)
     for call in (rl.analysis.patch, rl.analysis.attribute):
-        with pytest.raises(ValueError, match="made for 3 prompts and their answers, and 2 prompts are run"):
+        with pytest.raises(ValueError, match="made for the answers of 3 prompts, but 2 prompts are run"):
             call(gpt2, batch, batch, three, progress=False)
 
 
@@ -310,7 +310,7 @@ def test_a_target_is_cut_to_its_first_tokens_behind_the_prompt() -> None:
 
 @pytest.mark.slow
 def test_the_table_of_defaults_is_what_is_measured() -> None:
-    text = (Path(__file__).parents[1] / "tutorials" / "gotchas.md").read_text()
+    text = (Path(__file__).parents[1] / "tutorials" / "guides" / "gotchas.md").read_text()
     rows = [line.split("|")[1:4] for line in text.splitlines() if line.startswith("| ") and "default here" not in line]
     told = {name.strip(): default.strip() for names, default, _ in rows for name in names.split(",")}
     assert set(told) == set(ARCHITECTURES)

@@ -69,7 +69,7 @@ def agreement(
         ValueError: If there are fewer than two edits, no batches, or null edits at other sites.
     """
     if len(refts) < 2:
-        raise ValueError(f"wanted at least two edits to compare, got {len(refts)}")
+        raise ValueError(f"agreement needs at least two edits, got {len(refts)}")
     batches = as_batches(bridge, prompts)
     nulls = list(null.values() if isinstance(null, Mapping) else null)
     seen = {name: _seen(bridge, reft, batches, at) for name, reft in refts.items()}
@@ -134,7 +134,7 @@ def _pair(
     angles = _angles(a, b, here, rank=rank, n_null=ranked.n_null, seed=ranked.seed)
     found = [_like(one, other) for one, other in others]
     if any(len(places) < len(here) for places, _ in found):
-        raise ValueError(f"the null edits of {names[0]} and {names[1]} must act where these do, at {_hooks(a, here)}")
+        raise ValueError(f"the null edits for {names[0]} and {names[1]} must edit the same points: {_hooks(a, here)}")
     null_cosines = [likeness.cosine for _, likeness in found]
     null_kls = [likeness.kl_both for _, likeness in found]
     null_angles = [

@@ -57,7 +57,7 @@ def attribute(
         ValueError: As for `patch`, or if no pair is checked.
     """
     if n_checked < 1:
-        raise ValueError(f"n_checked must be at least 1, got {n_checked}: an estimate stands beside what it estimates")
+        raise ValueError(f"n_checked must be at least 1, got {n_checked}: the estimates are compared with exact maps")
     clean, corrupted = as_batch(bridge, clean, name="clean"), as_batch(bridge, corrupted, name="corrupted")
     require_pairs(clean, corrupted=corrupted)
     require_pairs_of(metric, len(clean))

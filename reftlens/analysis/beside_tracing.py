@@ -49,15 +49,15 @@ def at_rules(result: PatchMap, batch: Batch, positions: Mapping[str, Positions])
     """
     if result.axes[-1] != "pos" or result.values.shape[::2] != batch.tokens.shape:
         raise ValueError(
-            f"wanted a map over positions of these {list(batch.tokens.shape)} tokens, got axes {result.axes} of "
-            f"{list(result.values.shape[::2])}"
+            f"the map must be over the positions of this batch, [batch, pos] = {list(batch.tokens.shape)}; got axes "
+            f"{result.axes} with [batch, columns] = {list(result.values.shape[::2])}"
         )
     columns = []
     for name, rule in positions.items():
         mask = rule.mask(batch.prompts).cpu()
         for row in (mask.sum(1) != 1).nonzero().flatten().tolist():
             raise ValueError(
-                f"{name!r} must pick one token of each prompt, and picks {int(mask[row].sum())} in row {row}"
+                f"{name!r} must select one token in each prompt, but selects {int(mask[row].sum())} in row {row}"
             )
         columns.append(mask.int().argmax(1))
     place = torch.stack(columns, dim=1)[:, None].expand(-1, result.values.shape[1], -1)
@@ -84,14 +84,14 @@ def beside_tracing(reft: ReftMap, tracing: PatchMap, *, n_resamples: int = 1000,
     missing = [row for row in reft.rows if row not in tracing.rows]
     if missing or tracing.columns != reft.columns:
         raise ValueError(
-            f"wanted tracing of the cells of the trained edits: rows {', '.join(missing) or 'all there'} missing, columns "
-            f"{tracing.columns} beside {reft.columns}; `at_rules` makes such columns"
+            f"the tracing map must have the cells of the trained edits. Missing rows: {', '.join(missing) or 'none'}. "
+            f"Columns: wanted {reft.columns}, got {tracing.columns}. Make the columns with `at_rules`"
         )
     kept = [tracing.rows.index(row) for row in reft.rows]
     control = None if tracing.control is None else tracing.control[:, kept]
     tracing = replace(tracing, values=tracing.values[:, kept], control=control, rows=reft.rows)
     if reft.gain().numel() < 3:
-        raise ValueError(f"a rank correlation wants at least three cells, got {reft.gain().numel()}")
+        raise ValueError(f"a rank correlation needs at least three cells, got {reft.gain().numel()}")
     gain = (reft.held_out - reft.base).flatten(0, 1).double().numpy()  # [cell, prompt]
     moved = (tracing.values - tracing.base[:, None, None]).flatten(1).T.double().numpy()  # [cell, pair]
     gap = (tracing.source - tracing.base).double().numpy()

@@ -62,7 +62,7 @@ class _Moments:
         mean, second = self.first / self.n, self.second / self.n
         if not bool(second.any()):
             raise ValueError(
-                f"{self.site}: the edit at {self.hook_name} changes nothing here, so there is nothing to decompose"
+                f"{self.site}: the edit at {self.hook_name} does not change any of these activations, so it has no directions"
             )
         energy, vectors = torch.linalg.eigh(second)
         order = energy.argsort(descending=True)
@@ -119,5 +119,5 @@ def decompose(bridge: TransformerBridge, reft: Reft, prompts: Given, *, at: Posi
             moment.add(h[wanted[edit.mask]])
     for moment in moments:
         if moment.n == 0:
-            raise ValueError(f"no token at {at!r} is edited at {moment.site}")
+            raise ValueError(f"{moment.site} does not edit any token that {at!r} selects")
     return [moment.result() for moment in moments]

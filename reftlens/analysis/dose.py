@@ -55,7 +55,9 @@ def dose(
         ValueError: If there are no examples or no control.
     """
     if not examples or n_control < 1:
-        raise ValueError(f"dose wants at least one example and one control, got {len(examples)} and {n_control}")
+        raise ValueError(
+            f"dose needs at least one example and n_control of at least 1, got {len(examples)} and {n_control}"
+        )
     prompts, completions = zip(*examples, strict=True)
     answers = first_tokens(bridge, prompts, completions, name="completions")
     side = side_for_ends(bridge)

@@ -59,7 +59,7 @@ def effect_map(
         ValueError: If n_control is below 1, prompts differ in length, or the edit has no effect to attribute.
     """
     if n_control < 1:
-        raise ValueError(f"n_control must be at least 1, got {n_control}: a map stands beside its control")
+        raise ValueError(f"n_control must be at least 1, got {n_control}: the map is compared with its control")
     prompts = as_prompts(prompts)
     subjects = None if subjects is None else as_texts(subjects, "subjects", count=len(prompts))
     batch = encode(bridge, prompts)
@@ -106,7 +106,9 @@ def _scale(by_prompt: Float[Tensor, " prompt"], largest: float, unit: str) -> tu
     """Returns what cells are divided by, the whole effect or 1, and how the quantity's name says so."""
     whole = float(by_prompt.mean())
     if max(abs(whole), largest) < 1e-6:
-        raise ValueError("the edit does not move this metric at all: there is no effect to locate")
+        raise ValueError(
+            "the edit does not change this metric, so there is no effect to locate: choose another metric or other prompts"
+        )
     if small := _why_small(by_prompt, largest):
         return 1.0, f", in {unit or 'units of the metric'}: {small}"
     return whole, f" / effect of the whole edit ({whole:+.2f}{unit and f' {unit}'})"

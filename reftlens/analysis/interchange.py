@@ -81,7 +81,7 @@ def interchange(
     base = as_batch(bridge, base, name="base", padding_side=side)
     source = as_batch(bridge, source, name="source", padding_side=side)
     if len(base) != len(source):
-        raise ValueError(f"wanted one source for each base, got {len(base)} bases and {len(source)} sources")
+        raise ValueError(f"interchange needs one source for each base, got {len(base)} bases and {len(source)} sources")
     canonical_hook(bridge, hook_name)  # raises for an unknown point
     runner = _Runner(bridge, hook_name, base, source, at, batch_size)
     B = torch.linalg.qr(subspace.detach().double().cpu().T).Q.float()
@@ -155,7 +155,10 @@ class _Runner:
         self.pair = torch.stack([wanted.argmax(-1), said.argmax(-1)], dim=1)
         self.differ: Bool[Tensor, " pair"] = self.pair[:, 0] != self.pair[:, 1]
         if not bool(self.differ.any()):
-            raise ValueError("every source has the same answer as its base, so no interchange could show: pair others")
+            raise ValueError(
+                "every source has the same answer as its base, so an interchange cannot change the answer: pair prompts with "
+                "different answers"
+            )
         self.start, self.end = self._difference(said), self._difference(wanted)
 
     def swap(self, name: str, move: _Move) -> Swap:
@@ -203,5 +206,5 @@ def _one_token(batch: Batch, at: Positions) -> Int[Tensor, " batch"]:
     counts: Sequence[int] = mask.sum(dim=1).tolist()
     for row, count in enumerate(counts):
         if count != 1:
-            raise ValueError(f"an interchange wants one token of each prompt, and {at!r} picks {count} in row {row}")
+            raise ValueError(f"an interchange needs one token in each prompt, but {at!r} selects {count} in row {row}")
     return mask.int().argmax(dim=1)

@@ -69,7 +69,7 @@ def mediate(
     if direction not in ("edited into base", "base into edited"):
         raise ValueError(f"direction must be 'edited into base' or 'base into edited', got {direction!r}")
     if point == "resid_pre":
-        raise ValueError("resid_pre is no component's output: use point='z', 'attn_out' or 'mlp_out'")
+        raise ValueError("resid_pre is not the output of a component: use point='z', 'attn_out' or 'mlp_out'")
     batch = as_batch(bridge, prompts)
     require_pairs(batch)
     of = grid(bridge, point, over, n_pos=batch.tokens.shape[1])
@@ -139,6 +139,6 @@ def require_elsewhere(bridge: TransformerBridge, reft: Reft, names: Sequence[str
     for name, point in zip(names, canonical_hooks(bridge, list(names)), strict=True):
         if point in edited:
             raise ValueError(
-                f"the edit acts at {name} itself, so it cannot be told from what this component does with it: leave that "
-                "site out, or choose another point"
+                f"the edit acts at {name} itself, so its own change cannot be separated from the component's response: leave "
+                "that site out, or choose another point"
             )

@@ -48,8 +48,8 @@ def require_pairs_of(metric: Metric, n_pairs: int) -> None:
     """
     if isinstance(metric, Counted) and metric.n_pairs != n_pairs:
         raise ValueError(
-            f"the metric was made for {metric.n_pairs} prompts and their answers, and {n_pairs} prompts are run: make it from "
-            "the prompts that are run"
+            f"the metric was made for the answers of {metric.n_pairs} prompts, but {n_pairs} prompts are run: make the metric "
+            "from the answers of these prompts"
         )
 
 
@@ -89,7 +89,7 @@ def logit_difference_of(
     target, foil = first_tokens(bridge, prompts, answers), first_tokens(bridge, prompts, foils, name="foils")
     for pair in (target == foil).nonzero().flatten().tolist():
         raise ValueError(
-            f"answer and foil of pair {pair} begin with the same token, so their logits cannot differ: "
+            f"the answer and the foil of pair {pair} begin with the same token, so their logits cannot differ: "
             f"{answers[pair]!r} and {foils[pair]!r}"
         )
 

@@ -69,7 +69,9 @@ class _Natural:
         covariance = self.second / self.n - torch.outer(mean, mean)
         p, trace, square = len(mean), float(covariance.trace()), float(covariance.square().sum())
         if not self.varies():
-            raise ValueError("the natural activations are all alike: there is no spread to measure distances by")
+            raise ValueError(
+                "all natural activations are equal, so distances cannot be measured in units of their spread"
+            )
         gap = square - trace**2 / p
         wanted = ((1 - 2 / p) * square + trace**2) / ((self.n + 1 - 2 / p) * gap) if gap > 0 else 1.0
         # The floor keeps directions without variance from getting an infinite weight by rounding.
@@ -143,8 +145,7 @@ def off_manifold(bridge: TransformerBridge, reft: Reft, prompts: Given, *, seed:
     batches = as_batches(bridge, prompts, at_least=3)
     if len(batches) < 3:
         raise ValueError(
-            f"off_manifold needs three batches at least (to fit, to refer to, to test), got {len(batches)}: use a "
-            "smaller batch"
+            f"off_manifold needs at least three batches (fit, reference and test), got {len(batches)}: use smaller batches"
         )
     fit, reference, test = (batches[part::3] for part in range(3))
     base = reft.scaled(0.0)

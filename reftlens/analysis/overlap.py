@@ -45,8 +45,8 @@ def directions(operator: Operator, rank: int, *, side: Literal["write", "read"] 
     moving = rows[:rank].double().norm(dim=-1) > 0
     if not 1 <= rank <= len(rows) or not bool(moving.all()):
         raise ValueError(
-            f"the edit at {operator.hook_name} has {len(rows)} directions, and wanted are {rank} that {side} something: "
-            f"lower the rank"
+            f"rank must be at least 1 and at most the number of nonzero {side} directions of the edit at "
+            f"{operator.hook_name}, got {rank}"
         )
     return torch.linalg.qr(rows[:rank].double().T).Q.T
 
@@ -110,10 +110,11 @@ def overlap(
 
     if first.shape[1] != second.shape[1]:
         raise ValueError(
-            f"wanted two subspaces of one space, rows [k, d_model], got {list(first.shape)} and {list(second.shape)}"
+            f"both subspaces must have rows of the same width, [k, d_model], got {list(first.shape)} and "
+            f"{list(second.shape)}"
         )
     if activations is not None and nulls is not None:
-        raise ValueError("wanted activations or nulls, got both: put covariance_matched(activations) into nulls")
+        raise ValueError("pass activations or nulls, not both: add covariance_matched(activations) to nulls")
     # With an explicit rank, the function raises for linearly dependent rows.
     bases = [orthonormal_subspace(r.detach().cpu().double().T, rank=len(r), rtol=1e-9) for r in (first, second)]
     cosines = projection_kernel(*bases).cosines

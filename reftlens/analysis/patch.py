@@ -135,8 +135,8 @@ def require_pairs(clean: Batch, **others: Batch | None) -> None:
         if batch is not None and not torch.equal(batch.prompt_mask, clean.prompt_mask):
             lengths = [b.prompt_mask.sum(1).tolist() for b in (clean, batch)]
             raise ValueError(
-                "prompts of a pair must have one length in tokens and the same padding; clean has "
-                f"{lengths[0]} tokens and {name} {lengths[1]}"
+                "the prompts of a pair must have the same length in tokens and the same padding; clean has "
+                f"{lengths[0]} tokens and {name} has {lengths[1]}"
             )
         if batch is not None and bool((batch.labels != IGNORE).any()):
             raise ValueError(f"patching reads the logits after each prompt: encode {name} without completions")

@@ -111,7 +111,7 @@ def paths(
     if over not in _OVER:
         raise ValueError(f"over must be one of {', '.join(_OVER)}, got {over!r}")
     if not through or set(through) - set("qkv"):
-        raise ValueError(f"through must be made up of q, k and v, got {through!r}")
+        raise ValueError(f"through must consist of the letters q, k and v, got {through!r}")
     batch = as_batch(bridge, prompts)
     require_pairs(batch)
     known = _components(bridge)
@@ -266,7 +266,7 @@ def _ways(
     receiving = _chosen(receivers, of=[*known, LOGITS], all_of=[*later, LOGITS], what="receivers")
     ways = [(s, r) for s in sending for r in receiving if _leads(s, r, known)]
     if not ways:
-        raise ValueError(f"no receiver lies behind a sender: got senders {sending} and receivers {receiving}")
+        raise ValueError(f"no receiver comes after a sender: got senders {sending} and receivers {receiving}")
     return sending, receiving, ways
 
 
@@ -274,9 +274,9 @@ def _chosen(names: Sequence[str] | None, *, of: Sequence[str], all_of: Sequence[
     chosen = tuple(all_of if names is None else names)
     for name in chosen:
         if name not in of:
-            raise ValueError(f"there is none of the {what} named {name!r}: they are {', '.join(of)}")
+            raise ValueError(f"Unknown {what.removesuffix('s')} {name!r}. Choose from: {', '.join(of)}")
     if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"wanted each of the {what} once, got {', '.join(chosen) or 'none'}")
+        raise ValueError(f"{what} must be at least one name, each named once, got {', '.join(chosen) or 'none'}")
     return chosen
 
 

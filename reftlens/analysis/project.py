@@ -70,5 +70,5 @@ def project(
         groups_of = tuple(names[index] for index in row[chosen].tolist())
         found.append(Projection(operator.hook_name, before, after, turned_to, groups_of, operator.site))
     if not found:
-        raise ValueError("no site of this edit has two write directions: there is no plane to project onto")
+        raise ValueError("no site of this edit has two write directions, so there is no plane to project onto")
     return found

@@ -65,11 +65,11 @@ def read_directions(
     for item in operators:
         if item.write.shape[1] != bridge.cfg.d_model:
             raise ValueError(
-                f"the directions of {item.where} are {item.write.shape[1]} wide, and only those of the residual "
-                f"stream, {bridge.cfg.d_model} wide, can be read through the unembedding"
+                f"the unembedding reads directions of the residual stream, of width {bridge.cfg.d_model}; those of "
+                f"{item.where} have width {item.write.shape[1]}"
             )
     if round(LEVEL * (n_null + 1), 9) < 1:
-        raise ValueError(f"a {1 - LEVEL:.0%} band wants at least 19 draws, got n_null = {n_null}")
+        raise ValueError(f"n_null must be at least 19 for a {1 - LEVEL:.0%} band, got {n_null}")
     batch = as_batch(bridge, prompts)
     name = f"blocks.{bridge.cfg.n_layers - 1}.hook_resid_post"
     _, cache = bridge.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=[name])

@@ -71,6 +71,6 @@ def read_space(
     stacked = torch.cat(gradients)
     _, sensitivity, vectors = torch.linalg.svd(stacked, full_matrices=False)
     if not float(sensitivity[0]) > 0:
-        raise ValueError(f"nothing at {hook_name}, {at!r}, reaches the next-token logits: choose other tokens")
+        raise ValueError(f"the next-token logits do not depend on {hook_name} at {at!r}: choose other tokens")
     read = sensitivity > tolerance * sensitivity[0]
     return ReadSpace(hook_name, vectors[read].float(), sensitivity.float(), tolerance, len(stacked))

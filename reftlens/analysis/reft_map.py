@@ -100,10 +100,11 @@ def reft_map(
     require_causal(bridge, "a map of trained edits")
     if not examples or not held_out or not positions:
         raise ValueError(
-            f"wanted examples, held-out pairs and positions, got {len(examples)}, {len(held_out)} and {len(positions)}"
+            "reft_map needs at least one example, one held-out pair and one position rule, got "
+            f"{len(examples)}, {len(held_out)} and {len(positions)}"
         )
     if config.output_dir is not None:
-        raise ValueError("the edits of a map are not kept: leave output_dir out, and pass save_to for finished cells")
+        raise ValueError("reft_map does not save its edits: leave output_dir out. To keep finished cells, pass save_to")
     make = partial(Reft.at_layers, bridge, intervention=intervention, rank=rank, hook=hook)
     cells = [
         (make(layers=[layer], positions=rule), column)
@@ -142,10 +143,10 @@ def reft_map(
 def _rows(cells: Sequence[_Cell], layers: Sequence[int] | str, positions: Mapping[str, Positions]) -> tuple[str, ...]:
     """Returns the hook names of a map's rows. Raises if a layer is missing or named twice."""
     if not cells:
-        raise ValueError('wanted layers, or "all" of them, got none')
+        raise ValueError('layers must be "all" or at least one layer, got none')
     rows = tuple(dict.fromkeys(reft.sites[0].hook_name for reft, _ in cells))
     if len(rows) * len(positions) != len(cells):
-        raise ValueError(f"each layer must be named once, got {layers}")
+        raise ValueError(f"layers must not repeat a layer, got {layers}")
     return rows
 
 
@@ -193,7 +194,7 @@ class _Scored:
         for name, reft in {column: reft for reft, column in cells}.items():
             mask = reft.edits(self.batch)[0].mask
             for row in (~mask.any(1)).nonzero().flatten().tolist():
-                raise ValueError(f"{name!r} picks no token of {self.pairs[row][0]!r}")
+                raise ValueError(f"{name!r} does not select any token of {self.pairs[row][0]!r}")
 
     def under(self, reft: Reft) -> Float[Tensor, " prompt"]:
         """Computes the score of each prompt under an edit."""

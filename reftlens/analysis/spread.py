@@ -49,7 +49,7 @@ def spread(
         ValueError: If prompts differ in length, or n_control is below 1.
     """
     if n_control < 1:
-        raise ValueError(f"n_control must be at least 1, got {n_control}: a map stands beside its control")
+        raise ValueError(f"n_control must be at least 1, got {n_control}: the map is compared with its control")
     prompts = as_prompts(prompts)
     subjects = None if subjects is None else as_texts(subjects, "subjects", count=len(prompts))
     batch = encode(bridge, prompts)

@@ -57,6 +57,6 @@ def require_aligned(batch: Batch) -> None:
     lengths = batch.prompt_mask.sum(dim=1)
     if bool((lengths != lengths[0]).any()) or batch.tokens.shape[1] != int(lengths[0]):
         raise ValueError(
-            f"a map over positions needs prompts of one length and no completions, got lengths {lengths.tolist()}: "
+            f"a map over positions needs prompts of equal length without completions, got lengths {lengths.tolist()}: "
             "group the prompts by length"
         )

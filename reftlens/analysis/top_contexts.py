@@ -60,7 +60,9 @@ def top_contexts(
     # An operator saved by an earlier version has no site name.
     hooks = [site.hook_name for site in reft.sites]
     if [operator.where for operator in operators] not in (list(reft.site_names), hooks):
-        raise ValueError("wanted one operator for each site of the edit, in its order: pass what decompose returned")
+        raise ValueError(
+            "operators must have one entry for each site of the edit, in the same order: pass the result of decompose"
+        )
     batches = as_batches(bridge, prompts)
     generator = torch.Generator().manual_seed(seed)
     seen = partial(_seen, bridge, reft, at=at)

@@ -56,8 +56,8 @@ def trace(
         require_aligned(batch)
         if batch.tokens.shape != clean_batch.tokens.shape:
             raise ValueError(
-                f"clean, corrupted and unrelated prompts must have one shape in tokens, got {list(clean_batch.tokens.shape)} "
-                f"and {list(batch.tokens.shape)}"
+                "clean, corrupted and unrelated prompts must have the same shape in tokens, got "
+                f"{list(clean_batch.tokens.shape)} and {list(batch.tokens.shape)}"
             )
     result = patch(
         bridge,
@@ -68,7 +68,9 @@ def trace(
         progress=progress,
     )
     if float((result.source.mean() - result.base.mean()).abs()) < 1e-6:
-        raise ValueError("the metric is the same on clean and corrupted prompts: there is nothing to restore")
+        raise ValueError(
+            "the metric is the same on the clean and the corrupted prompts, so there is nothing to restore"
+        )
     return replace(
         result.to_token_map(
             starred=starred(bridge, clean[0], subjects),

@@ -18,6 +18,7 @@ from reftlens.results.behaviour import (
 from reftlens.results.causes import Ablation, Attribution, BesideTracing, EditProfile, ReftMap
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead
 from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
+from reftlens.results.finding import Finding
 from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
 from reftlens.results.pairs import Agreement, Overlap, agreements_to_dataframe
 from reftlens.results.scores import Answered, Comparison, Evaluation
@@ -38,6 +39,7 @@ __all__ = [
     "EditProfile",
     "EditSize",
     "Evaluation",
+    "Finding",
     "Interchanged",
     "Ledger",
     "Mannered",

@@ -42,8 +42,8 @@ def permuted_labels(examples: Sequence[tuple[str, str]], *, seed: int) -> list[t
     answer, most = max(Counter(own).items(), key=lambda item: item[1], default=("", 0))
     if 2 * most > len(own):
         raise ValueError(
-            f"{most} of {len(own)} examples have the answer {answer!r}, so no dealing takes it from all of them: leave some of them "
-            "out until each answer belongs to half of the examples at most"
+            f"{most} of {len(own)} examples have the answer {answer!r}, so every shuffle leaves some of them correct. Remove "
+            "examples until no answer belongs to more than half of them"
         )
     draw = random.Random(seed)
     dealt = draw.sample(own, len(own))
@@ -85,7 +85,8 @@ def null_edits(
     seeds = range(seed, seed + n)
     if n < 1 or config.seed in seeds:
         raise ValueError(
-            f"wanted at least one null edit, and seeds other than {config.seed}, of the real one: got n={n}, seed={seed}"
+            f"n must be at least 1, and the null edits' seeds must not include {config.seed}, the seed of the real edit: "
+            f"got n={n}, seed={seed}"
         )
     made: list[Reft] = []
     for number in seeds:
@@ -109,7 +110,7 @@ def at_random_sites(bridge: TransformerBridge, reft: Reft, *, seed: int) -> Reft
     free = [layer for layer in range(bridge.cfg.n_layers) if layer not in taken]
     if None in taken or len(free) < len(taken):
         raise ValueError(
-            f"wanted {len(taken)} other blocks for an edit in blocks {taken}, and the model has {len(free)} of them"
+            f"an edit in blocks {taken} needs {len(taken)} other blocks as a control, but the model has only {len(free)}"
         )
     drawn = dict(zip(taken, sorted(random.Random(seed).sample(free, len(taken))), strict=True))
     moved = [

@@ -77,7 +77,7 @@ def grid(bridge: TransformerBridge, point: str, over: str, *, n_pos: int, window
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     if over != "positions" and point not in _WITH_HEADS:
-        raise ValueError(f"{point} has no heads to patch over: use point='z', 'q', 'k' or 'v', or over='positions'")
+        raise ValueError(f"{point} is not split into heads: use point='z', 'q', 'k' or 'v', or over='positions'")
     if window < 1:
         raise ValueError(f"window must be at least 1 layer, got {window}")
     names = tuple(f"blocks.{layer}.{_POINTS[point]}" for layer in range(bridge.cfg.n_layers))

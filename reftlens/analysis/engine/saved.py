@@ -32,7 +32,7 @@ class Saved:
         if not self.file.exists():
             return torch.zeros(shape, dtype=torch.bool), torch.full(shape, torch.nan)
         if not self.file.is_file():
-            raise ValueError(f"{self.file} is no file: choose another place for the cells of a sweep")
+            raise ValueError(f"{self.file} is not a regular file: choose another path for the cells of the sweep")
         try:
             with safe_open(self.file, framework="pt") as found:
                 said = found.metadata() or {}
@@ -40,17 +40,17 @@ class Saved:
                 done, values = found.get_tensor("done").clone(), found.get_tensor("values").clone()
         except (SafetensorError, RuntimeError, ValueError, OverflowError) as error:
             raise ValueError(
-                f"{self.file} cannot be read as cells of a sweep ({error}): choose another file, or delete it"
+                f"{self.file} cannot be read as the cells of a sweep ({error}): choose another file, or delete this one"
             ) from error
         made_for = said.get("made_for")
         if said.get("sha256") != _digest(str(made_for), done, values):
             raise ValueError(
-                f"{self.file} is damaged: its cells are not what was saved. Delete it, and the sweep begins anew"
+                f"{self.file} is damaged: its cells do not match their digest. Delete it to start the sweep again"
             )
         if made_for != self.made_for or done.shape != shape:
             raise ValueError(
-                f"{self.file} holds cells of another sweep (another model, other prompts, points or metric): choose another "
-                "file, or delete it"
+                f"{self.file} holds the cells of another sweep (another model, metric, or other prompts or points): choose "
+                "another file, or delete this one"
             )
         return done, values
 

@@ -1,0 +1,201 @@
+"""The words of a report: a label and an explanation for each column of its tables, and a glossary of its terms.
+
+`to_dataframe` names columns by identifiers, which stay the same for programs. `labelled` puts labels in their place for a
+reader.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import pandas as pd
+
+
+class Word(NamedTuple):
+    """How a column is called in front of a reader."""
+
+    label: str
+    """A phrase, with the unit."""
+    explanation: str
+    """One sentence."""
+
+
+GLOSSARY: dict[str, str] = {
+    "control": "The same measurement without the effect, such as the edit turned to random directions. A number means something only beside it.",
+    "random directions": "At every edited token, a change of the same length as the edit's, in a random direction.",
+    "null": "What chance gives: the same number for many random draws, such as random subspaces or edits trained on shuffled answers.",
+    "p": "The fraction of the null's draws that are at least as extreme as the measured value. It cannot be below 1 / (draws + 1).",
+    "Haar": "A random subspace in which all directions are equally likely.",
+    "covariance-matched": "A random subspace that follows the directions in which the activations vary most, as trained directions also do.",
+    "placebo": "A random subspace, with a change of the same length as that of the measured subspace.",
+    "untrained": "The same edit with fresh weights, on the same inputs.",
+    "shuffled answers": "Edits trained on the same prompts with one another's answers: what unrelated training gives.",
+    "site": "A point of the model where the edit acts, with the tokens that it changes there: L3 resid_post, first 2 tokens.",
+    "effective rank": "How many directions carry the change: 1 if one direction carries all of it, n if n directions carry equal parts.",
+    "write direction": "A direction along which the edit moves activations, strongest first.",
+    "read direction": "The direction of the activation that decides how far the edit moves along one write direction.",
+    "effect": "The logit of the wanted answer minus that of the base's answer, in the edited model minus in the base, in nats.",
+    "indirect effect": "The part of the effect that one later component carries: its output of the edited run, put into the base run.",
+    "direct effect": "The part of the effect that remains when every later attention and MLP output is that of the base.",
+    "interchange": "In the unedited model, the coordinates of one prompt inside a subspace are put into the run of another prompt.",
+    "dormant": "Without effect on the output in ordinary runs.",
+    "KL divergence": "How far the next-token distribution of the edited model is from the base's, in nats: 0 if they are equal.",
+    "identified": "Directions are identified if every edit that does the same has the same directions.",
+    "nat": "The unit of natural logarithms: a logit difference of 1 nat makes one answer e = 2.7 times as likely beside the other.",
+}
+"""Terms of a report, each with its explanation."""
+
+
+COLUMNS: dict[str, Word] = {
+    # What it does, and dose
+    "group": Word("examples", "The group of examples."),
+    "wanted": Word("right is", "The answer that counts as right in this group."),
+    "n": Word("number of examples", "How many prompts the fractions are taken over."),
+    "base": Word("right in the base", "Fraction of prompts whose most likely next token in the base begins the right answer."),
+    "edited": Word("right with the edit", "The same fraction in the edited model."),
+    "control": Word("control", "The same number under the control that the section names."),
+    "kl": Word("KL divergence from the base, nats", "How far the edit moves the next-token distribution, averaged over prompts."),
+    "base_whole": Word("whole answer right in the base", "Fraction of prompts where greedy decoding of the base gives the whole answer."),
+    "edited_whole": Word("whole answer right with the edit", "The same fraction for the edited model."),
+    "control_whole": Word("whole answer right, control", "The same fraction under changes of the same length in random directions."),
+    "alpha": Word("dose", "The factor on the edit: 0 is the base, 1 the edit as trained."),
+    "target": Word("log-probability of the wanted answer, nats", "Averaged over the prompts that the edit should change."),
+    "straight line": Word("straight line from dose 0, nats", "What the slope at dose 0 predicts; a small push would follow it."),
+    "control target": Word("the same in random directions, nats", "The log-probability under changes of the same length in random directions."),
+    "off-target KL": Word("KL divergence where nothing should change, nats", "How far the edit moves the answers to the prompts that it should leave alone."),
+    "control KL": Word("the same in random directions, nats", "That divergence under changes of the same length in random directions."),
+    # Maps
+    "row": Word("layer or site", "The point of the model that the row is about."),
+    "column": Word("column", "The number of the column."),
+    "position": Word("token number", "The place of the token in its prompt, counted from 0."),
+    "token": Word("token", "The token itself."),
+    "subject": Word("part of the subject", "Whether the token belongs to the subject of the prompt."),
+    "value": Word("measured", "The measured value of the cell."),
+    "label": Word("what it is", "The token or head of the column."),
+    "mean": Word("effect of the patch, mean", "The metric under the patch, averaged over examples."),
+    "stderr": Word("its standard error", "Over examples."),
+    "restored": Word("part of the effect carried", "0 is the base run, 1 the whole effect of the edit."),
+    "control restored": Word("the same in random directions", "The part that the same cell carries under the control."),
+    "value of distance": Word("distance from the base run", "|edited - base| / |base| of the residual stream."),
+    "control of distance": Word("the same in random directions", "That distance under the control."),
+    "value of mind": Word("prompts where the likeliest token changes", "By the logit lens: the final norm and the unembedding of the state."),
+    "control of mind": Word("such prompts, control", "That fraction under the control."),
+    # Sites
+    "site": Word("site", "Where the edit acts, and on which tokens."),
+    "alone": Word("effect of this site alone, nats", "The effect of the edit with only this site."),
+    "left out": Word("effect lost without it, nats", "The whole effect minus that of all other sites."),
+    "shapley": Word("its part of the effect, nats", "The Shapley value: its contribution averaged over all orders of adding sites. The parts sum to the whole."),
+    "low": Word("95% interval from", "Lower end of the interval over sampled orders; the value itself if all orders were run."),
+    "high": Word("to", "Upper end of that interval."),
+    "control alone": Word("this site alone in random directions, nats", "The effect of this site with changes of the same length in random directions."),
+    "relative_size": Word("length of the change / length of the activation", "How large the change of this token is."),
+    # Directions
+    "direction": Word("direction", "The number of the write direction at its site, strongest first, from 0."),
+    "rms_change": Word("size of the change", "Root-mean-square change along this direction, in the units of the activation."),
+    "energy": Word("part of the whole change", "The fraction of the squared change that this direction carries."),
+    "constant_share": Word("part that is the same for every input", "1 if the change along this direction never depends on the input."),
+    "effective_rank": Word("effective rank", "How many directions carry the change."),
+    "effective_rank_untrained": Word("effective rank, untrained", "The same for the edit with fresh weights."),
+    "input_rank": Word("effective rank of the input-dependent part", "How many directions carry the part of the change that depends on the input."),
+    "input_rank_untrained": Word("the same, untrained", "For the edit with fresh weights."),
+    "rank_99": Word("directions for 99% of the change", "How many of the strongest directions carry 99% of the squared change."),
+    "relative_change": Word("length of the change / length of the activation", "Root-mean-square over the edited tokens."),
+    "relative_change_untrained": Word("the same, untrained", "For the edit with fresh weights."),
+    # Terms
+    "erase": Word("erased, length", "Length of the part that removes what was in the edited subspace."),
+    "write constant": Word("written for every input, length", "Length of the part that is the same for every input."),
+    "write from input": Word("written from the input, length", "Length of the part that depends on the activation."),
+    "change": Word("whole change, length", "Length of the sum of the three terms."),
+    "activation": Word("activation, length", "Length of the activation before the edit."),
+    "cos(erase, constant)": Word("cosine of erased and constant", "-1 if the two terms cancel, 1 if they add."),
+    "cos(erase, from input)": Word("cosine of erased and from the input", "-1 if the two terms cancel, 1 if they add."),
+    "cos(constant, from input)": Word("cosine of constant and from the input", "-1 if the two terms cancel, 1 if they add."),
+    "random cosine": Word("cosine of random terms", "The size that chance gives to a cosine in the space of the terms."),
+    # Reads
+    "logit_change": Word("change of the token's logit", "When the direction is added to real last residuals, by the direct path to the logits."),
+    "beyond_null": Word("beyond chance", "Whether the value is larger than the largest that chance gives."),
+    "p": Word("p", "The fraction of the null's draws that are at least as extreme."),
+    "context": Word("token in its text", "The token stands in double brackets."),
+    "z": Word("reading, standard deviations", "How strongly the token is read, from the mean over all edited tokens."),
+    "random readings reach": Word("random readings reach", "95th percentile, over random directions, of their largest reading."),
+    # Overlaps
+    "first": Word("first", "The first of the two that are compared."),
+    "second": Word("second", "The second of the two."),
+    "score": Word("overlap", "Mean squared cosine of the principal angles: 1 if one lies inside the other, 0 if perpendicular."),
+    "mean angle": Word("mean angle, degrees", "0 for shared directions, 90 for perpendicular ones."),
+    "null": Word("null", "The random subspaces that the overlap is compared with."),
+    "null score": Word("overlap by chance", "The mean overlap of the null's draws."),
+    "null mean angle": Word("angle by chance, degrees", "The mean angle of the null's draws."),
+    # Interchange
+    "interchange": Word("what is put into the other run", "The subspace whose coordinates are taken from the source prompt."),
+    "flips": Word("answers that become the source's", "Fraction of pairs whose most likely next token becomes that of the source prompt."),
+    "moved": Word("part of the way to the source's answer", "Change of the logit difference, as a fraction of the gap between the two runs."),
+    "most moved": Word("largest of the draws", "The largest such part among random draws; the value itself where nothing is drawn."),
+    "p of inside": Word("p", "The fraction of these random subspaces that move the answer at least as far as the edit's directions."),
+    "read_share": Word("part that later layers read", "The fraction of the direction's squared length inside the space that the next-token logits depend on."),
+    "random_share": Word("the same of a random direction", "The fraction that a random direction has."),
+    # Natural
+    "activations": Word("activations", "Unedited ones of other prompts, edited ones, or ones changed in random directions."),
+    "median percentile": Word("median percentile among natural activations", "By Mahalanobis distance; 50 for natural activations."),
+    "beyond the 95th": Word("edited tokens beyond the 95th percentile of natural activations", "5% for natural activations."),
+    "median |h + delta| / |h|": Word("length after the edit / before", "The median over edited tokens."),
+    "tokens": Word("number of tokens", "How many edited tokens the row is about."),
+    # Plane
+    "before 0": Word("before, first direction", "Coordinate along the strongest write direction before the edit."),
+    "before 1": Word("before, second direction", "Coordinate along the second write direction before the edit."),
+    "after 0": Word("after, first direction", "The same after the edit."),
+    "after 1": Word("after, second direction", "The same after the edit."),
+    "control 0": Word("control, first direction", "The same after a change of the same length in a random direction."),
+    "control 1": Word("control, second direction", "The same after a change of the same length in a random direction."),
+    # Seeds
+    "sites": Word("sites compared", "Where both edits act on the same tokens."),
+    "relative_error": Word("distance of the changes", "0 if the changes are equal, 1.41 if they are unrelated."),
+    "cosine": Word("cosine of the changes", "Mean cosine of the two edits' changes of a token."),
+    "control_error": Word("distance, random directions", "The same with the second edit's changes in random directions."),
+    "control_cosine": Word("cosine, random directions", "The same with the second edit's changes in random directions."),
+    "control_kl": Word("KL divergence, random directions, nats", "The same with the second edit's changes in random directions."),
+    "rank": Word("directions compared", "How many of the strongest write directions are compared by angle."),
+    "angle": Word("angle of the write directions, degrees", "Mean principal angle of the strongest write directions."),
+    "null_angle": Word("angle of random subspaces, degrees", "Of random subspaces of this dimension."),
+    "raw_angle": Word("angle of the raw matrices, degrees", "Of all that the edits may write. It misleads: unused directions come from the initialisation."),
+    "raw_null_angle": Word("the same of random subspaces, degrees", "Of random subspaces of that dimension."),
+    "n_null_edits": Word("edits of the null", "How many edits were trained on shuffled answers."),
+    "null_cosine": Word("cosine, shuffled answers", "Mean cosine of the pairs with or among the edits trained on shuffled answers."),
+    "null_kl": Word("KL divergence, shuffled answers, nats", "Mean over those pairs."),
+    "null_trained_angle": Word("angle, shuffled answers, degrees", "Mean over those pairs."),
+    "p_cosine": Word("p of the cosine", "The fraction of all pairs that are as close."),
+    "p_kl": Word("p of the KL divergence", "The fraction of all pairs that are as close."),
+    "p_angle": Word("p of the angle", "The fraction of all pairs that are as close."),
+    "not identified": Word("outputs agree and directions do not", "The training then does not determine the directions."),
+    # Left out
+    "what": Word("what", "The part, or the piece of it, that was left out."),
+    "why": Word("why", "The reason."),
+}  # fmt: skip
+"""Identifier of a column -> how it is called in front of a reader."""
+
+_LOOKS = re.compile(r"p of \d+ looks")
+
+
+def word(column: str) -> Word:
+    """Returns label and explanation of a column.
+
+    Args:
+        column: an identifier from `to_dataframe`.
+
+    Raises:
+        KeyError: If the column has no label.
+    """
+    if _LOOKS.fullmatch(column):
+        return Word(column, "p corrected for all tokens and directions that were looked at together.")
+    return COLUMNS[column]
+
+
+def labelled(frame: pd.DataFrame) -> pd.DataFrame:
+    """Puts labels in place of the identifiers of columns; other columns stay as they are.
+
+    Args:
+        frame: from `to_dataframe`.
+    """
+    known = [name for name in map(str, frame.columns) if name in COLUMNS or _LOOKS.fullmatch(name)]
+    return frame.rename(columns={name: word(name).label for name in known})
