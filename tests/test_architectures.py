@@ -106,7 +106,7 @@ def test_olmo2_in_half_precision_is_refused() -> None:
 @pytest.mark.parametrize("architecture", TWELVE)
 def test_float64_runs_or_is_refused(architecture) -> None:
     if architecture not in ("gpt2", "gpt_neox", "bert", "roberta"):
-        with pytest.raises(ValueError, match=r"cannot be run in float64.*NaN"):
+        with pytest.raises(ValueError, match=r"cannot run in float64.*NaN"):
             make_bridge(architecture, dtype=torch.float64)
         return
     bridge = make_bridge(architecture, dtype=torch.float64)
@@ -131,9 +131,9 @@ def test_cached_equals_uncached_generation(architecture) -> None:
 @pytest.mark.parametrize("architecture", MASKED)
 def test_masked_models_do_not_predict_the_next_token(architecture) -> None:
     bridge, reft = bridge_of(architecture), make_edit()
-    with pytest.raises(ValueError, match=r"generate wants.*ForMaskedLM fills in masked"):
+    with pytest.raises(ValueError, match=r"generate needs.*ForMaskedLM predicts masked"):
         rl.generate(bridge, reft, PROMPTS)
-    with pytest.raises(ValueError, match=r"train wants.*ForMaskedLM fills in masked"):
+    with pytest.raises(ValueError, match=r"train needs.*ForMaskedLM predicts masked"):
         rl.train(bridge, reft, [("a", " b")])
 
 

@@ -55,7 +55,7 @@ def test_what_is_put_is_got_in_both_stores_and_after_reopening(tmp_path, dtype) 
 
 def test_a_folder_of_something_else_is_refused(tmp_path) -> None:
     OnDisk(tmp_path / "runs", made_for=MADE_FOR, max_bytes=100)
-    with pytest.raises(ValueError, match=r"made for something else \(it differs in base, dtype\)"):
+    with pytest.raises(ValueError, match=r"base runs of other inputs \(different: base, dtype\)"):
         OnDisk(tmp_path / "runs", made_for={**MADE_FOR, "base": "other", "dtype": "x"}, max_bytes=100)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
@@ -134,7 +134,7 @@ def test_a_full_disk_stops_no_training(gpt2, tmp_path, monkeypatch, caplog, when
     monkeypatch.setattr("reftlens.cone.store.write_whole", write)
     with caplog.at_level(logging.WARNING):
         assert losses(hold_dir=tmp_path / "runs", hold_bytes=hold_bytes) == truth
-    assert caplog.text.count("cannot be written (No space left on device): base runs that are not in it are kept") == 1
+    assert caplog.text.count("cannot be written (No space left on device). New base runs stay in memory") == 1
     monkeypatch.undo()
     assert losses(hold_dir=tmp_path / "runs") == truth
 
@@ -167,7 +167,7 @@ def test_training_from_a_folder_is_training_from_memory(gpt2, tmp_path, monkeypa
     held = []
     monkeypatch.setattr("reftlens.training.base_runs.hold", lambda *a, **k: held.append(1) or rl.hold(*a, **k))
     second, small = parameters(hold_dir=runs), parameters(hold_dir=tmp_path / "small", hold_dir_bytes=5000)
-    assert held.count(1) >= 1, "the damaged one is made again"
+    assert held.count(1) >= 1, "the damaged run is computed again"
     for file, time in files.items():
         assert (file.stat().st_mtime_ns == time) == (file != damaged), "what was there is used as it is"
     assert sum(file.stat().st_size for file in (tmp_path / "small").rglob("*.safetensors")) <= 5000
@@ -185,7 +185,7 @@ def test_training_never_uses_runs_of_something_else(gpt2, tmp_path, change) -> N
     examples = EXAMPLES[::-1] if change == "examples" else EXAMPLES
     reft = fresh(other, "f1" if change == "positions" else "l1", 2 if change == "layer" else 1)
     objective = rl.objectives.Distillation(fresh(other, layer=2)) if change == "objective" else None
-    with pytest.raises(ValueError, match="made for something else"):
+    with pytest.raises(ValueError, match="base runs of other inputs"):
         rl.train(other, reft, examples, config, objective=objective)
     assert set(json.loads((tmp_path / "runs" / MARKER).read_text())) >= {"weights", "examples", "edit", "precision"}
 

@@ -111,5 +111,5 @@ def test_a_budget_changes_memory_and_nothing_else(gpt2) -> None:
 def test_only_one_layout_can_be_joined(gpt2) -> None:
     batch = rl.encode(gpt2, PROMPTS[:1], COMPLETIONS[:1])
     helds = [hold(gpt2, batch, make(gpt2, "l1", (layer,)).edits(batch)) for layer in (0, 2)]
-    with pytest.raises(ValueError, match=r"can be joined, got blocks \[0, 2\]"):
+    with pytest.raises(ValueError, match=r"begin after the same block, got blocks \[0, 2\]"):
         join(helds)

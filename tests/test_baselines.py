@@ -404,5 +404,5 @@ def test_bases_that_do_not_fit_are_refused(gpt2) -> None:
     sliding = make_bridge("mistral")
     with pytest.raises(ValueError, match="sliding window"):
         PrefixTuning().applied(sliding, Completion(), EXAMPLE).__enter__()
-    with pytest.raises(ValueError, match="fills in masked"):
+    with pytest.raises(ValueError, match="predicts masked"):
         PrefixTuning().applied(make_bridge("bert"), Completion(), EXAMPLE).__enter__()

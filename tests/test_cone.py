@@ -122,7 +122,7 @@ def test_logits_before_the_cone_are_refused_and_none_may_be_wanted(gpt2) -> None
     batch = rl.encode(gpt2, PROMPTS, COMPLETIONS)
     edits = reft_at("blocks.1.hook_resid_post", "l1", torch.float32).edits(batch)
     held = hold(gpt2, batch, edits)
-    with pytest.raises(ValueError, match=f"wanted before column {held.start}"):
+    with pytest.raises(ValueError, match=f"selects tokens before column {held.start}"):
         run_cone(gpt2, held, edits, logits_at=batch.prompt_mask)
     nothing = torch.zeros_like(batch.prompt_mask)
     assert run_cone(gpt2, held, edits, logits_at=nothing).shape == (0, 320)
@@ -168,7 +168,7 @@ def test_the_log_says_once_that_a_bidirectional_model_saves_layers_alone(caplog)
     edits = reft_at("blocks.1.hook_resid_post", "f1", torch.float32).edits(batch)
     with caplog.at_level("INFO", logger="reftlens.cone.hold"):
         assert all(hold(bridge, batch, edits).start == 0 for _ in range(3))
-    assert caplog.text.count("BertForMaskedLM is bidirectional: its cone saves layers alone") == 1
+    assert caplog.text.count("BertForMaskedLM is bidirectional: its cone skips early layers") == 1
 
 
 def test_edits_without_tokens_have_no_cone(gpt2) -> None:

@@ -37,7 +37,7 @@ def test_texts_are_the_batch_they_make(gpt2, make_reft, question) -> None:
     for given in (TEXTS, tuple(TEXTS), iter(TEXTS), [rl.encode(gpt2, TEXTS)]):
         torch.testing.assert_close(ask(gpt2, reft, given), expected, rtol=0, atol=0, equal_nan=True)
     two = [rl.encode(gpt2, TEXTS[:1]), rl.encode(gpt2, TEXTS[1:])]
-    with pytest.raises(ValueError, match="must be one batch, got 2: pass the texts"):
+    with pytest.raises(ValueError, match="must be a single batch, got 2: pass the texts"):
         ask(gpt2, reft, two)
 
 
@@ -58,7 +58,7 @@ def test_pairs_are_encoded_as_such(gpt2, make_reft) -> None:
     assert torch.equal(batch.labels, rl.encode(gpt2, TEXTS, [" river"] * 3).labels)
     with pytest.raises(ValueError, match="got both in one list"):
         as_batches(gpt2, [*PAIRS, "The tower"])
-    with pytest.raises(ValueError, match="texts or batches, got both"):
+    with pytest.raises(ValueError, match="all texts or all batches, got both"):
         as_batches(gpt2, [batch, "The tower"])
     with pytest.raises(TypeError, match="single string"):
         analysis.decompose(gpt2, make_reft(), "The tower")

@@ -152,7 +152,7 @@ def test_no_run_is_used_after_a_weight_that_was_not_sampled_has_changed(gpt2, tm
     values, place = unsampled(gpt2)
     values[place] += 1.0
     assert sampled_fingerprint(gpt2) == sampled, "the old fingerprint would have seen it too"
-    with pytest.raises(ValueError, match=r"made for something else \(it differs in base, weights\)"):
+    with pytest.raises(ValueError, match=r"base runs of other inputs \(different: base, weights\)"):
         losses(gpt2, hold_dir=tmp_path / "runs")
     with pytest.raises(ValueError, match="does not fit this model: weights: saved"):
         rl.Reft.from_pretrained(tmp_path / "edit", bridge=gpt2)
@@ -202,7 +202,7 @@ def test_runs_of_another_tokenizer_with_the_same_vocabulary_are_not_used(tmp_pat
     before = stamp(bridge)["tokenizer"]
     bridge.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     assert stamp(bridge)["tokenizer"] == before
-    with pytest.raises(ValueError, match=r"made for something else \(it differs in tokens\)"):
+    with pytest.raises(ValueError, match=r"base runs of other inputs \(different: tokens\)"):
         losses(bridge, hold_dir=tmp_path / "runs")
 
 

@@ -59,7 +59,7 @@ def test_a_checkpoint_without_the_head_is_refused_unless_a_fresh_one_is_asked_fo
     with pytest.raises(ValueError, match=missing + ".*pass fresh_head=True"):
         rl.load_bridge(tmp_path)
     bridge = rl.load_bridge(tmp_path, fresh_head=True)
-    assert "random weights, as asked for, at" in caplog.text
+    assert "these weights are random, because fresh_head=True" in caplog.text
     theirs = dict(model.base_model.named_parameters())
     embedding = next(name for name in theirs if "word_embeddings" in name or "embed_tokens" in name)
     assert torch.equal(bridge.embed.weight, theirs[embedding]), "the rest is the checkpoint's"
@@ -186,7 +186,7 @@ def test_a_quantised_model_stays_as_it_is() -> None:
     bridge = rl.load_bridge(hf_model=quantised(make_hf("llama")), tokenizer=make_tokenizer())
     batch = rl.encode(bridge, PROMPTS)
     assert torch.equal(logits_of(bridge, batch), logits_of(make_hf("llama"), batch))
-    with pytest.raises(ValueError, match="quantised and keeps the dtype"):
+    with pytest.raises(ValueError, match="quantised, so its dtype cannot be changed"):
         rl.load_bridge(hf_model=quantised(make_hf("llama")), tokenizer=make_tokenizer(), dtype="bf16")
 
 
@@ -219,7 +219,7 @@ def adapted(peft_type: str):
 def test_an_adapter_of_peft_is_merged_and_the_log_says_so(caplog) -> None:
     model = adapted("lora")
     bridge = rl.load_bridge(hf_model=model, tokenizer=make_tokenizer())
-    assert "takes its base, LlamaForCausalLM, with the active adapter merged" in caplog.text
+    assert "uses its base, LlamaForCausalLM, with the active adapter merged" in caplog.text
     batch = rl.encode(bridge, PROMPTS)
     ours, theirs = logits_of(bridge, batch), logits_of(adapted("lora"), batch)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

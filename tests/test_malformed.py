@@ -123,16 +123,16 @@ LINES: list[tuple[str, Callable, str]] = [
     # loading
     ("no model", lambda g: rl.load_bridge(), "either a name or hf_model"),
     ("two models", lambda g: rl.load_bridge("gpt2", hf_model=make_hf("gpt2")), "either a name or hf_model"),
-    ("no tokenizer", lambda g: rl.load_bridge(hf_model=make_hf("gpt2")), "also wants its tokenizer"),
+    ("no tokenizer", lambda g: rl.load_bridge(hf_model=make_hf("gpt2")), "also needs the model's tokenizer"),
     ("a bridge's model", lambda g: rl.load_bridge(hf_model=g.bridge.original_model, tokenizer=make_tokenizer()), "already belongs to a bridge"),
-    ("an unknown model", lambda g: rl.load_bridge("no-such-model"), "the embedded organisms are facts-small"),
+    ("an unknown model", lambda g: rl.load_bridge("no-such-model"), "not an embedded organism"),
     # data
     ("no prompts", lambda g: rl.encode(g.bridge, []), "the list of prompts is empty"),
     ("one string", lambda g: unchecked(rl.encode)(g.bridge, "a prompt"), r"single string: write"),
-    ("too few completions", lambda g: rl.encode(g.bridge, PROMPTS, [" a"]), "completions must be one for each prompt, got 3 prompts and 1"),
+    ("too few completions", lambda g: rl.encode(g.bridge, PROMPTS, [" a"]), "completions must have one item for each prompt, got 3 prompts and 1"),
     ("an empty completion", lambda g: rl.encode(g.bridge, ["a"], [""]), "the completion of prompt 0"),
     ("an empty prompt", lambda g: rl.encode(g.bridge, ["a", ""], prepend_bos=False), "prompt 1 has no tokens"),
-    ("a prompt too long", lambda g: rl.encode(g.bridge, ["tower " * 99]), "context is 64: shorten"),
+    ("a prompt too long", lambda g: rl.encode(g.bridge, ["tower " * 99]), "context has only 64: shorten"),
     ("an unknown side", lambda g: unchecked(rl.encode)(g.bridge, PROMPTS, padding_side="top"), "must be 'left' or 'right', got 'top'"),
     # training and decoding
     ("no examples", lambda g: rl.train(g.bridge, g.reft, []), "no examples"),

@@ -64,9 +64,9 @@ def test_bert_has_a_norm_behind_its_mlp() -> None:
         ("gpt2", lambda: one(rl.ReFTr1), "cannot be merged: ReFT-r1 is not of the form"),
         ("gpt2", lambda: one(rule=rl.All()), "generated ones included, so its positions must be All"),
         ("gpt2", lambda: one(rule=rl.parse("f5+l5")), "a bias is added at every token"),
-        ("gpt2", lambda: one(hook="blocks.1.hook_resid_mid"), "no bias adds to blocks.1.hook_resid_mid alone"),
-        ("gpt2", lambda: one(hook="blocks.1.attn.hook_z"), "no bias adds to blocks.1.attn.hook_z alone"),
-        ("llama", lambda: one(), "blocks.1.mlp.out of LlamaForCausalLM has no bias to merge into: keep the edit as a hook"),
+        ("gpt2", lambda: one(hook="blocks.1.hook_resid_mid"), "blocks.1.hook_resid_mid is not the output of a linear map"),
+        ("gpt2", lambda: one(hook="blocks.1.attn.hook_z"), "blocks.1.attn.hook_z is not the output of a linear map"),
+        ("llama", lambda: one(), "blocks.1.mlp.out of LlamaForCausalLM has no bias to merge the edit into: keep the edit as a hook"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_merged_says_why(architecture, reft, message) -> None:
@@ -77,5 +77,5 @@ def test_what_cannot_be_merged_says_why(architecture, reft, message) -> None:
 def test_compatibility_mode_is_refused() -> None:
     bridge = make_bridge("gpt2")
     bridge.enable_compatibility_mode()
-    with pytest.raises(ValueError, match="in compatibility mode the weights are not those"):
+    with pytest.raises(ValueError, match="compatibility mode has changed the weights"):
         rl.merge(bridge, one())

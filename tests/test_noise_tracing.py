@@ -89,7 +89,7 @@ def test_it_refuses_what_it_cannot_noise(gpt2) -> None:
     given = {"subjects": ["castle"], "progress": False}
     with pytest.raises(ValueError, match="not in the prompt"):
         rl.analysis.trace_noise(gpt2, PROMPTS[:1], of(gpt2, 1), **given)
-    with pytest.raises(ValueError, match="subjects must be one for each prompt, got 2 prompts and 1 subjects"):
+    with pytest.raises(ValueError, match="subjects must have one item for each prompt, got 2 prompts and 1 subjects"):
         rl.analysis.trace_noise(gpt2, PROMPTS, of(gpt2), **given)
     with pytest.raises(ValueError, match="noise must be above 0"):
         rl.analysis.trace_noise(gpt2, PROMPTS[:1], of(gpt2, 1), **given | {"subjects": ["tower"]}, noise=0.0)

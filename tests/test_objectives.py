@@ -237,5 +237,5 @@ def test_bad_settings_are_refused(gpt2) -> None:
     for build, message in ((lambda: DPO(0.0), "beta must be above 0"), (lambda: Classification(gpt2, 1), "at least 2")):
         with pytest.raises(ValueError, match=message):
             build()
-    with pytest.raises(ValueError, match="train wants a model that predicts the next token"):
+    with pytest.raises(ValueError, match="train needs a model that predicts the next token"):
         rl.train(make_bridge("bert"), make(gpt2), PAIRS, objective=DPO())

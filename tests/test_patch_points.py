@@ -101,6 +101,7 @@ def test_a_masked_model_without_one_mask_token_is_refused() -> None:
     for text, times in (("The tower", 0), ("[MASK] or[MASK]", 2)):
         batch = rl.encode(bridge, [text])
         with pytest.raises(
-            ValueError, match=rf"must hold its mask token \('\[MASK\]'\) once.*row 0 has it {times} times"
+            ValueError,
+            match=rf"must contain the mask token \('\[MASK\]'\) exactly once.*row 0 contains it {times} times",
         ):
             rl.analysis.patch(bridge, batch, batch, rl.analysis.probability_of(bridge, [text], ANSWER))

@@ -296,7 +296,7 @@ def test_patching_refuses_what_it_cannot_do(gpt2) -> None:
     with pytest.raises(ValueError, match="without completions"):
         rl.analysis.patch(gpt2, *completed, metric)
     bert = make_bridge("bert")
-    with pytest.raises(ValueError, match=r"must hold its mask token .*row 0 has it 0 times"):
+    with pytest.raises(ValueError, match=r"must contain the mask token .*row 0 contains it 0 times"):
         rl.analysis.patch(bert, *batches(bert)[:2], metric)
 
 
@@ -315,5 +315,5 @@ def test_a_recording_is_what_hold_keeps(architecture) -> None:
     repeated = recording.cone(1, held.start, rows)
     torch.testing.assert_close(repeated.resid, held.resid[rows])
     assert torch.equal(repeated.batch.tokens, clean.tokens[rows])
-    with pytest.raises(ValueError, match="boundary from -1 to 2"):
+    with pytest.raises(ValueError, match=r"boundary must be in \[-1, 2\]"):
         recording.cone(3, 0)

@@ -71,7 +71,7 @@ def test_a_model_that_disagrees_is_run_whole_and_the_log_names_the_difference_on
     for _ in range(3):
         held = rl.hold(bridge, batch, reft.edits(batch))
     assert held.start == 0
-    assert caplog.text.count("keys and values do not stand for the tokens before a cone (logits move by") == 1
+    assert caplog.text.count("cached keys and values cannot replace the tokens before a cone (logits move by") == 1
     cone = rl.run_cone(bridge, held, reft.edits(batch))
     with reft.hooks(bridge, batch):
         whole = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
@@ -104,6 +104,6 @@ def test_a_token_without_an_embedding_is_named() -> None:
     bridge = make_bridge("gpt2")
     wanting = 320 - len(bridge.tokenizer)
     bridge.tokenizer.add_tokens([f"<new{number}>" for number in range(wanting + 1)])
-    message = rf"no embedding for, which has 320: 320 \('<new{wanting}>'\)\. Call hf_model\.resize_token"
+    message = rf"beyond the model's 320 embeddings: 320 \('<new{wanting}>'\)\. Call hf_model\.resize_token"
     with pytest.raises(ValueError, match=message):
         rl.encode(bridge, [f"The <new{wanting}> tower"])

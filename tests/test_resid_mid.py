@@ -175,7 +175,7 @@ def test_several_edits_around_it_act_in_the_order_of_the_model(gpt2) -> None:
 def test_hooks_that_change_the_sum_behind_the_edit_are_an_error(gpt2, make_reft) -> None:
     reft, other, batch = make_reft((SITE,)), make_reft((SITE,), seed=2), rl.encode(gpt2, PROMPTS)
     shift = [("blocks.1.hook_attn_out", lambda resid, hook: resid + 1.0)]
-    with pytest.raises(rl.EditError, match="behind the edit"), reft.hooks(gpt2, batch.prompt_mask):
+    with pytest.raises(rl.EditError, match="after the edit"), reft.hooks(gpt2, batch.prompt_mask):
         gpt2.run_with_hooks(batch.tokens, fwd_hooks=shift)
     with pytest.raises(rl.EditError), reft.hooks(gpt2, batch.prompt_mask), other.hooks(gpt2, batch.prompt_mask):
         gpt2(batch.tokens)
@@ -183,7 +183,7 @@ def test_hooks_that_change_the_sum_behind_the_edit_are_an_error(gpt2, make_reft)
     with pytest.raises(rl.EditError, match="twice"), twice.hooks(gpt2, batch.prompt_mask):
         gpt2(batch.tokens)
     listed = [*reft.fwd_hooks(batch.prompt_mask), ("blocks.1.hook_resid_pre", shift[0][1])]
-    with pytest.raises(rl.EditError, match="behind the edit"):
+    with pytest.raises(rl.EditError, match="after the edit"):
         gpt2.run_with_hooks(batch.tokens, fwd_hooks=listed)
 
 

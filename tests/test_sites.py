@@ -29,11 +29,11 @@ REASONS: dict[str, tuple[str, ...]] = {
     ),
     "last axis is a position": ("attn.hook_pattern", "attn.hook_attn_scores"),
     "not batch and position": ("attn.hook_cos", "attn.hook_sin", "rotary_emb.hook_cos", "rotary_emb.hook_sin"),
-    "throws away": ("rotary_emb.hook_in",),
+    "discards": ("rotary_emb.hook_in",),
 }  # fmt: skip
 """Reason -> the points that are refused for it wherever they exist."""
 NORMS = ("ln1", "ln2", "ln1_post", "ln2_post", "ln_final", "embed_ln", "attn.q_norm", "attn.k_norm")
-REASONS["in another way"] = tuple(f"{norm}.hook_{part}" for norm in NORMS for part in ("scale", "normalized"))
+REASONS["in a different way"] = tuple(f"{norm}.hook_{part}" for norm in NORMS for part in ("scale", "normalized"))
 HEADS_FIRST = tuple(
     f"attn.{point}" for s in "qk" for point in (f"hook_{s}_normed", f"{s}_norm.hook_in", f"{s}_norm.hook_out")
 )

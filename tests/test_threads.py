@@ -14,7 +14,7 @@ from reftlens.bridge import EditError, hooked, in_this_thread, one_thread
 from reftlens.cone.hold import hold, run_cone
 from reftlens.cone.recording import record
 
-REFUSED = "a bridge holds one edited run at a time"
+REFUSED = "a bridge runs one edit at a time"
 
 
 def edits(bridge, layer=1, seed=0):
@@ -82,7 +82,7 @@ def test_a_second_thread_is_refused_while_an_edit_is_attached(gpt2, batch, way) 
 def test_hooks_made_by_one_thread_refuse_to_run_in_another(gpt2, batch) -> None:
     hooks = edits(gpt2).fwd_hooks(batch)
     gpt2.run_with_hooks(batch.tokens, fwd_hooks=hooks)
-    with pytest.raises(EditError, match="'worker_0' runs a model to which 'MainThread' has attached"):
+    with pytest.raises(EditError, match="'worker_0' runs a model to which thread 'MainThread' has attached"):
         elsewhere(lambda: gpt2.run_with_hooks(batch.tokens, fwd_hooks=hooks))
 
 

@@ -189,7 +189,7 @@ def test_a_tokenizer_without_bos_gets_nothing_in_front_and_stays_as_it_was() -> 
         assert tokenizer.special_tokens_map | {"settings": tokenizer.init_kwargs} == before
         with pytest.raises(ValueError, match="no BOS token: pass prepend_bos=False"):
             rl.encode(bridge, ["The tower"], prepend_bos=True)
-    with pytest.raises(ValueError, match="wants a tokenizer with a BOS token"):
+    with pytest.raises(ValueError, match="needs a tokenizer with a BOS token"):
         rl.load_bridge(hf_model=make_hf("gpt2"), tokenizer=tokenizer, prepend_bos=True)
 
 
@@ -227,7 +227,7 @@ def test_conversations_are_prompts(make_reft) -> None:
     config = rl.TrainConfig(epochs=2, progress=False)
     logs = [rl.train(bridge, make_reft(), pairs, config) for pairs in ([(MESSAGES, "Rome")], [(text, "Rome<|end|>")])]
     assert logs[0].loss == logs[1].loss
-    with pytest.raises(ValueError, match="ends with the assistant's turn, which is the completion"):
+    with pytest.raises(ValueError, match="must not end with the assistant's turn, which is the completion"):
         rl.encode(bridge, [turn])
     with pytest.raises(ValueError, match="does not have a chat template"):
         rl.encode(make_bridge("gpt2"), [MESSAGES])

@@ -70,27 +70,55 @@ def effect_map(
     kept = torch.eye(len(cells), dtype=torch.bool)
     sets = torch.cat([torch.ones_like(kept[:1]), ~kept if leave_out else kept])
 
-    def parts(of: Sequence[Edit], doing: str) -> tuple[Float[Tensor, " prompt"], Float[Tensor, " cell"]]:
-        """Computes the effect of all cells on each prompt, and the mean effect of each cell."""
+    def parts(of: Sequence[Edit], doing: str) -> tuple[Float[Tensor, " prompt"], Float[Tensor, "cell prompt"]]:
+        """Computes the effect of all cells on each prompt, and the effect of each cell on it."""
         effects = runs.effects(of, cells, sets, progress=doing if progress else "")
-        total, each = effects[0], effects[1:].mean(1)
-        return total, total.mean() - each if leave_out else each
+        return effects[0], effects[0] - effects[1:] if leave_out else effects[1:]
 
     by_prompt, measured = parts(edits, "locating the effect")
+<<<<<<< HEAD
     generator = torch.Generator().manual_seed(seed)
     turned = [[replace(e, intervention=Turned(e.intervention, generator)) for e in edits] for _ in range(n_control)]
     scale, beside = _scale(by_prompt, float(measured.abs().max()), unit_of(metric))
     drawn = torch.stack([parts(one, "control")[1] for one in turned]).mean(0)
     values, control = (_on_map(part / scale, cells, (len(edits), batch.tokens.shape[1])) for part in (measured, drawn))
+=======
+    whole, largest = float(by_prompt.mean()), float(measured.mean(1).abs().max())
+    if max(abs(whole), largest) < 1e-6:
+        raise ValueError(
+            "the edit does not change this metric, so there is no effect to locate: choose another metric or other prompts"
+        )
+    small = _why_small(by_prompt, largest)
+    whole_or_one = 1.0 if small else whole
+    generator = torch.Generator().manual_seed(seed)
+    draws = []
+    for _ in range(n_control):
+        turned = [replace(edit, intervention=Turned(edit.intervention, generator)) for edit in edits]
+        draws.append(parts(turned, "control")[1])
+    each, each_control = torch.full((2, len(prompts), len(edits), batch.tokens.shape[1]), torch.nan)
+    row, column = torch.tensor([(cell.site, int(cell.mask.any(0).int().argmax())) for cell in cells]).T
+    each[:, row, column] = (measured.T / whole_or_one).float()
+    each_control[:, row, column] = (torch.stack(draws).mean(0).T / whole_or_one).float()
+    what = "lost without this cell" if leave_out else "effect of this cell alone"
+    unit = unit_of(metric)
+    beside = (
+        f", in {unit or 'units of the metric'}: {small}"
+        if small
+        else f" / effect of the whole edit ({whole:+.2f}{unit and f' {unit}'})"
+    )
+>>>>>>> main
     return TokenMap(
-        values=values,
-        control=control,
+        values=each.mean(0),
+        control=each_control.mean(0),
         rows=reft.site_names,
         tokens=str_tokens(bridge, batch.tokens[0]),
         starred=starred(bridge, prompts[0], subjects),
         quantity=("lost without this cell" if leave_out else "effect of this cell alone") + beside,
         control_name=f"the same change turned to random directions, mean of {n_control}",
         n_prompts=len(prompts),
+        each=each,
+        each_control=each_control,
+        prompts=tuple(str_tokens(bridge, row) for row in batch.tokens),
     )
 
 

@@ -61,7 +61,7 @@ def spread(
         with edit.hooks(bridge, batch):
             edited = _states(bridge, batch)
         distance = (edited - base).float().norm(dim=-1) / base.float().norm(dim=-1)
-        return distance.mean(1).cpu(), (_read(bridge, edited) != read).float().mean(1).cpu()
+        return distance.transpose(0, 1).cpu(), (_read(bridge, edited) != read).float().transpose(0, 1).cpu()
 
     distance, mind = compare(reft)
     draws = [compare(turned(reft, seed=seed + draw)) for draw in range(n_control)]
@@ -69,16 +69,22 @@ def spread(
     tokens = str_tokens(bridge, batch.tokens[0])
     places = starred(bridge, prompts[0], subjects)
 
-    def result(values: Tensor, controls: Sequence[Tensor], quantity: str) -> TokenMap:
+    prompt_tokens = tuple(str_tokens(bridge, row) for row in batch.tokens)
+
+    def result(each: Tensor, controls: Sequence[Tensor], quantity: str) -> TokenMap:
+        each_control = torch.stack(list(controls)).mean(0)
         return TokenMap(
-            values=values,
-            control=torch.stack(list(controls)).mean(0),
+            values=each.mean(0),
+            control=each_control.mean(0),
             rows=rows,
             tokens=tokens,
             starred=places,
             quantity=quantity,
             control_name=f"the same change turned to random directions, mean of {n_control}",
             n_prompts=len(prompts),
+            each=each,
+            each_control=each_control,
+            prompts=prompt_tokens,
         )
 
     return Spread(

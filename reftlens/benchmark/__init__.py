@@ -30,7 +30,7 @@ def units(parts: tuple[str, ...] = PARTS) -> Mapping[str, Callable[[], Iterator[
     """
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
-        raise ValueError(f"there is no part {', '.join(unknown)}: the parts are {', '.join(PARTS)}")
+        raise ValueError(f"Unknown part {', '.join(map(repr, unknown))}. Choose from: {', '.join(PARTS)}")
     from reftlens.benchmark.equality import equality_rows
     from reftlens.benchmark.false_alarms import map_rows, readout_rows, trained_edit_rows, verdict_rows
     from reftlens.benchmark.handmade_rows import handmade_rows

@@ -40,7 +40,7 @@ def trained_edit_rows(*, n_draws: int = N_DRAWS) -> Iterator[Known]:
     """Draws edits, each trained on its own random answers. They share only a model, a site and prompts."""
     model, right = train_addition()
     if right < 0.99:
-        raise RuntimeError(f"the model of sums has {right:.0%} of them right, and all were wanted")
+        raise RuntimeError(f"the model of sums must get all sums right, got {right:.0%}")
     bridge = bridge_of(model)
     held_out = batch_of(sums()[torch.randperm(169, generator=torch.Generator().manual_seed(9))[:64]])
     size = 2 + N_NULL_EDITS

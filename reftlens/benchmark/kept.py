@@ -49,12 +49,13 @@ def _read(file: Path) -> dict[str, list[Known]]:
             found = json.loads(line)
             if "done" in found:
                 if found["version"] != __version__:
-                    raise ValueError(f"version {found['version']}, and this is {__version__}")
+                    raise ValueError(f"it was written by version {found['version']}, and this is version {__version__}")
                 done.append(found["done"])
             else:
                 rows.setdefault(found.pop("piece"), []).append(Known(**found))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{file}, line {number}, is no line of a benchmark that can go on ({error}): delete it, or choose another --out"
+                f"the benchmark in {file} cannot be continued, because of line {number} ({error}): delete the file, or choose "
+                "another --out"
             ) from error
     return {name: rows.get(name, []) for name in done}

@@ -43,7 +43,9 @@ def load(name: str) -> TransformerBridge:
             **tokens,
         )
     else:
-        raise ValueError(f"wanted one of {', '.join(MODELS)}, or a model that load_bridge knows, got {name!r}")
+        raise ValueError(
+            f"Unknown model {name!r}. Choose from: {', '.join(MODELS)}, or a model that load_bridge can load"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         hf_model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")

@@ -28,18 +28,19 @@ def output_bias(bridge: TransformerBridge, hook_name: str) -> tuple[str, str, Te
     found = re.fullmatch(r"(blocks\.\d+)\.(\w+)", hook_name)
     if found is None or found[2] not in _LAST_MODULE:
         raise ValueError(
-            f"no bias adds to {hook_name} alone: only blocks.<n>.{', '.join(_LAST_MODULE)} come right behind a linear map"
+            f"{hook_name} is not the output of a linear map, so it has no bias of its own: only blocks.<n>."
+            f"{', '.join(_LAST_MODULE)} are"
         )
     if bridge.compatibility_mode:
         raise ValueError(
-            "in compatibility mode the weights are not those of the Hugging Face model: merge before enabling it"
+            "compatibility mode has changed the weights of the Hugging Face model: merge before enabling it"
         )
     path = f"{found[1]}.{_LAST_MODULE[found[2]]}"
     linear = bridge.get_submodule(path)
     bias = linear.original_component.bias
     if bias is None:
         raise ValueError(
-            f"{path} of {type(bridge.original_model).__name__} has no bias to merge into: keep the edit as a hook"
+            f"{path} of {type(bridge.original_model).__name__} has no bias to merge the edit into: keep the edit as a hook"
         )
     # The bridge registers some maps a second time under its own name.
     names = bridge.original_model.named_parameters(remove_duplicate=False)

@@ -30,7 +30,7 @@ def require_bridge(bridge: object, what: str) -> None:
         if isinstance(bridge, nn.Module)
         else "rl.load_bridge(name)"
     )
-    raise TypeError(f"{what} wants a TransformerBridge, got {type(bridge).__name__}: make one with {how}")
+    raise TypeError(f"{what} needs a TransformerBridge, got {type(bridge).__name__}: make one with {how}")
 
 
 def is_causal(bridge: TransformerBridge) -> bool:
@@ -50,8 +50,8 @@ def masked_columns(bridge: TransformerBridge, tokens: Int[Tensor, "batch pos"]) 
     wrong = (there.sum(dim=1) != 1).nonzero().flatten().tolist()
     if wrong:
         raise ValueError(
-            f"{type(bridge.original_model).__name__} predicts masked tokens, so each prompt must hold its mask token "
-            f"({bridge.tokenizer.mask_token!r}) once, where the logits are read; row {wrong[0]} has it "
+            f"{type(bridge.original_model).__name__} predicts masked tokens, so each prompt must contain the mask token "
+            f"({bridge.tokenizer.mask_token!r}) exactly once, where the logits are read; row {wrong[0]} contains it "
             f"{int(there[wrong[0]].sum())} times"
         )
     return there.int().argmax(dim=1)
@@ -65,8 +65,8 @@ def require_causal(bridge: TransformerBridge, what: str) -> None:
     """
     if not is_causal(bridge):
         raise ValueError(
-            f"{what} wants a model that predicts the next token, and {type(bridge.original_model).__name__} fills in masked "
-            "ones: use reft.hooks(bridge, prompt_mask) and a loss of your own"
+            f"{what} needs a model that predicts the next token, and {type(bridge.original_model).__name__} predicts masked "
+            "tokens: use reft.hooks(bridge, prompt_mask) and your own loss"
         )
 
 

@@ -67,7 +67,7 @@ def load_bridge(
             is no such device, or TransformerLens cannot take this architecture, or not in this dtype.
     """
     if (name is None) == (hf_model is None):
-        raise ValueError("load_bridge wants either a name or hf_model=..., and not both")
+        raise ValueError("load_bridge needs either a name or hf_model=..., not both")
     dtype, commit = dtype_of(dtype), None
     if device_map is None:
         require_device(device)
@@ -76,17 +76,19 @@ def load_bridge(
         hf_model, loaded_tokenizer, commit = read_pretrained(str(name), dtype, fresh_head=fresh_head, placed=placed)
         tokenizer = tokenizer or loaded_tokenizer
     elif tokenizer is None:
-        raise ValueError("load_bridge(hf_model=...) also wants its tokenizer: pass tokenizer=...")
+        raise ValueError("load_bridge(hf_model=...) also needs the model's tokenizer: pass tokenizer=...")
     elif device_map is not None:
-        raise ValueError("hf_model is where it is: pass device_map to its from_pretrained")
+        raise ValueError("hf_model is already on its devices: pass device_map to its from_pretrained instead")
     elif is_quantized(hf_model) and dtype is not None:
-        raise ValueError("hf_model is quantised and keeps the dtype it was loaded with: leave dtype out")
+        raise ValueError("hf_model is quantised, so its dtype cannot be changed: leave dtype out")
     model = plain_model(hf_model)
     _require_runnable(model, dtype or model.dtype)
     model, place = _placed(model, device, dtype)
     model.config.architectures = [type(model).__name__]
     if prepend_bos and _first_token(tokenizer) is None:
-        raise ValueError("prepend_bos=True wants a tokenizer with a BOS token, and this one has none: leave it out")
+        raise ValueError(
+            "prepend_bos=True needs a tokenizer with a BOS token, and this one has none: leave prepend_bos out"
+        )
     with nothing_installed(), _refused(model), _absent_parts_kept(model):
         bridge = TransformerBridge.boot_transformers(
             str(name or model.config.name_or_path or type(model).__name__),
@@ -112,8 +114,8 @@ def _refused(model: PreTrainedModel) -> Iterator[None]:
         yield
     except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError) as error:
         raise ValueError(
-            f"TransformerLens {version('transformer-lens')} cannot take {type(model).__name__} of transformers "
-            f"{version('transformers')} ({type(error).__name__}: {error}): pass a model that it can"
+            f"TransformerLens {version('transformer-lens')} does not support {type(model).__name__} of transformers "
+            f"{version('transformers')} ({type(error).__name__}: {error}): choose a model that it supports"
         ) from error
 
 
@@ -175,8 +177,8 @@ def _placed(
 def _require_runnable(hf_model: PreTrainedModel, dtype: torch.dtype) -> None:
     if dtype is torch.float64 and not type(hf_model).__name__.startswith(_DOUBLE):
         raise ValueError(
-            f"{type(hf_model).__name__} cannot be run in float64: transformers takes its softmax in float32, where a float64 "
-            "attention mask is minus infinity, and padded batches become NaN: pass dtype=torch.float32"
+            f"{type(hf_model).__name__} cannot run in float64: transformers computes its softmax in float32, where a float64 "
+            "attention mask becomes minus infinity and padded batches become NaN: pass dtype=torch.float32"
         )
     if type(hf_model).__name__.startswith("Olmo2") and dtype in (torch.bfloat16, torch.float16):
         raise ValueError(

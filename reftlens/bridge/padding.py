@@ -40,8 +40,8 @@ def require_padding(bridge: TransformerBridge, side: Literal["left", "right"], l
         other: Literal["left", "right"] = "right" if side == "left" else "left"
         instead = f"padding_side={other!r}, or " if padding_holds(bridge, other) else ""
         raise ValueError(
-            f"{type(bridge.original_model).__name__} computes other logits for a prompt that is padded on the {side} (they move by "
-            f"{change:.1g} of their spread): its state passes through padding. Pass {instead}prompts of one length together"
+            f"padding on the {side} changes the logits of {type(bridge.original_model).__name__} (by {change:.1g} of their "
+            f"spread), because its state passes through padding: pass {instead}prompts of equal length"
         )
 
 

@@ -23,7 +23,7 @@ _REFUSED: tuple[tuple[str, str, str], ...] = (
     (
         r"",
         r"\.attn\.qkv\.hook_(in|out)$",
-        "it never fires: the fused qkv projection is split; use attn.hook_q / k / v",
+        "it never fires, because the fused qkv projection is split; use attn.hook_q / k / v",
     ),
     (r"", r"^embed\.hook_in$", "it carries token ids; use hook_embed"),
     (
@@ -34,14 +34,14 @@ _REFUSED: tuple[tuple[str, str, str], ...] = (
     (
         r"",
         r"\.hook_(scale|normalized)$",
-        "an edit there makes TransformerLens compute the norm in another way, at all tokens; use hook_in or hook_out of "
-        "the norm",
+        "an edit there makes TransformerLens compute the norm in a different way at all tokens; use hook_in or hook_out "
+        "of the norm",
     ),
     (
         _BERT,
         r"\.hook_attn_out$",
         "on this architecture it is the residual after LayerNorm, not the attention output; use attn.o.hook_out for "
-        "the output, ln1.hook_out for that residual",
+        "the output or ln1.hook_out for that residual",
     ),
     (
         _BERT,
@@ -112,7 +112,7 @@ def width_of(bridge: TransformerBridge, hook_name: str, head: int | None = None)
         return math.prod(shape)
     if len(shape) != 2:
         raise ValueError(
-            f"{hook_name} has no heads, its activations are [batch, pos, {shape[-1]}]: leave out head={head}"
+            f"{hook_name} has no heads; its activations are [batch, pos, {shape[-1]}]: leave out head={head}"
         )
     if not 0 <= head < shape[0]:
         raise ValueError(f"head {head} does not exist: {hook_name} has heads 0 to {shape[0] - 1}")
@@ -162,11 +162,11 @@ def _measured_refusal(hook_name: str, name: str, point: Point) -> str | None:
         ends = [end for end in _NEVER_FIRES if hook_name.endswith(end) or name.endswith(end)]
         return "it never fires on this architecture" + "".join(f"; {_NEVER_FIRES[end]}" for end in ends[:1])
     if point.fired > 1:
-        return f"it fires {point.fired} times in one forward pass, and would be edited each time"
+        return f"it fires {point.fired} times in one forward pass, so the edit would apply {point.fired} times"
     if "float" not in point.carries:
         return f"it carries {point.carries}, not an activation"
     if not point.per_token:
         return "its first two axes are not batch and position; use attn.hook_q / k / v for queries, keys and values"
     if not point.read:
-        return "the model throws away what a hook returns there; use attn.hook_z or hook_resid_pre"
+        return "the model discards what a hook returns there; use attn.hook_z or hook_resid_pre"
     return None

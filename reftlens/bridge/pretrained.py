@@ -123,8 +123,8 @@ def read_pretrained(
     except (OSError, ValueError) as error:
         where = "the directory could not be read as a model" if Path(source).is_dir() else "there is no such directory"
         raise ValueError(
-            f"cannot load the model {name!r}: the embedded organisms are {', '.join(sorted(ORGANISMS))}; {where}; and as "
-            f"a hub name it could not be fetched: {str(error).strip().splitlines()[0]}"
+            f"cannot load the model {name!r}: it is not an embedded organism ({', '.join(sorted(ORGANISMS))}), {where}, and "
+            f"fetching it from the Hugging Face Hub failed: {str(error).strip().splitlines()[0]}"
         ) from error
     made_up = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if made_up and not fresh_head:
@@ -132,10 +132,10 @@ def read_pretrained(
         more = f" and {len(made_up) - 4} more" if len(made_up) > 4 else ""
         raise ValueError(
             f"the checkpoint {name!r} ({stored}) lacks weights of {type(model).__name__}: {', '.join(made_up[:4])}{more}. They "
-            "would be random: load a checkpoint that has its language-model head, or pass fresh_head=True to accept this"
+            "would be random: load a checkpoint with a language-model head, or pass fresh_head=True to accept random weights"
         )
     if made_up:
-        logger.warning("%s: random weights, as asked for, at %s", name, ", ".join(made_up))
+        logger.warning("%s: these weights are random, because fresh_head=True: %s", name, ", ".join(made_up))
     return model, tokenizer, extract_commit_hash(config_file, None)
 
 
@@ -161,14 +161,14 @@ def plain_model(hf_model: nn.Module) -> PreTrainedModel:
     """
     if type(hf_model).__name__ == "OptimizedModule" or getattr(hf_model, "_compiled_call_impl", None) is not None:
         raise ValueError(
-            "hf_model is compiled by torch.compile, which would not see the hooks of a bridge: pass the model as it was "
-            "before (compiled._orig_mod, or a model on which .compile() was not called)"
+            "hf_model is compiled by torch.compile, which ignores the hooks of a bridge: pass the original model "
+            "(compiled._orig_mod, or a model on which .compile() was not called)"
         )
     if type(hf_model).__module__.startswith("peft."):
         hf_model = _merged(hf_model)
     if any(type(module).__module__.startswith("transformer_lens.") for module in hf_model.modules()):
         raise ValueError(
-            "hf_model already belongs to a bridge, and a second one would fire every hook twice: use the first "
+            "hf_model already belongs to a bridge, and a second bridge would make every hook fire twice: use the first "
             "bridge, or load the model again"
         )
     if not isinstance(hf_model, PreTrainedModel):
@@ -181,18 +181,18 @@ def _merged(peft_model: Any) -> PreTrainedModel:
     kind = type(peft_model).__name__
     if is_quantized(base):
         raise ValueError(
-            f"hf_model is a {kind} on a quantised base, into which its adapter cannot be merged exactly: pass "
-            "hf_model.unload() for the base without the adapter, or merge it before quantising"
+            f"hf_model is a {kind} on a quantised base, and its adapter cannot be merged into that exactly: pass "
+            "hf_model.unload() to use the base without the adapter, or merge before quantising"
         )
     if not callable(getattr(peft_model.base_model, "merge_and_unload", None)):
         raise ValueError(
-            f"hf_model is a {kind} whose adapter ({peft_model.active_peft_config.peft_type}) cannot be merged into weights: pass "
-            "hf_model.get_base_model() for the base without it"
+            f"hf_model is a {kind} whose adapter ({peft_model.active_peft_config.peft_type}) cannot be merged into weights: "
+            "pass hf_model.get_base_model() to use the base without it"
         )
     merged: PreTrainedModel = peft_model.base_model.merge_and_unload()
     logger.warning(
-        "hf_model is a %s: the bridge takes its base, %s, with the active adapter merged into the weights (hf_model.unload() "
-        "gives the base without it)",
+        "hf_model is a %s: the bridge uses its base, %s, with the active adapter merged into the weights. For the base "
+        "without the adapter, pass hf_model.unload()",
         kind,
         type(merged).__name__,
     )

@@ -62,7 +62,9 @@ def written_whole(
 
     def write(attn_out: Tensor, hook: Any) -> Tensor | None:
         if "resid_pre" not in held:
-            raise EditError(f"the edit at {hook_name} ran twice, or without the beginning of its block")
+            raise EditError(
+                f"the edit at {hook_name} ran twice in one block, or the block did not run from its beginning"
+            )
         resid_pre = held.pop("resid_pre")
         before = after = resid_pre + attn_out
         for write_one in writes:
@@ -79,9 +81,9 @@ def written_whole(
         if expected is None or _equal(resid_mid.detach(), expected):
             return
         raise EditError(
-            f"{hook_name} is not what the edit wrote: another hook changed the residual or the attention output of this "
-            "block behind the edit (attach that one first, or put both edits into one Reft), or on this architecture "
-            "resid_mid is not resid_pre + attn_out"
+            f"{hook_name} does not hold what the edit wrote there. Either another hook changed the residual or the attention "
+            "output of this block after the edit (attach that hook first, or put both edits into one Reft), or on this "
+            "architecture resid_mid is not resid_pre + attn_out"
         )
 
     return [(read_at or f"{block}.hook_resid_pre", begin), (f"{block}.hook_attn_out", write), (hook_name, check)]

@@ -26,8 +26,8 @@ _TAKEN: WeakKeyDictionary[TransformerBridge, list[threading.Thread]] = WeakKeyDi
 """The thread that has taken each bridge, once for each context that it is in."""
 
 _ONE = (
-    "a bridge holds one edited run at a time. Let one thread finish before the next begins (a lock around both), or load a "
-    "second bridge for it"
+    "a bridge runs one edit at a time. Use a lock so that one thread finishes before the next begins, or load a second "
+    "bridge"
 )
 
 
@@ -42,7 +42,9 @@ def one_thread(bridge: TransformerBridge) -> Iterator[None]:
     with _LOCK:
         inside = _TAKEN.setdefault(bridge, [])
         if inside and inside[0] is not here:
-            raise EditError(f"thread {inside[0].name!r} is using this bridge, and {here.name!r} wants to: {_ONE}")
+            raise EditError(
+                f"thread {here.name!r} cannot use this bridge while thread {inside[0].name!r} uses it: {_ONE}"
+            )
         inside.append(here)
     try:
         yield
@@ -63,7 +65,7 @@ def in_this_thread(function: _Function) -> _Function:
         here = threading.current_thread()
         if here is not home and torch._C._current_graph_task_id() == -1:
             raise EditError(
-                f"thread {here.name!r} runs a model to which {home.name!r} has attached an edit or another hook: {_ONE}; "
+                f"thread {here.name!r} runs a model to which thread {home.name!r} has attached an edit or another hook: {_ONE}, "
                 "or attach the edit in the thread that runs the model"
             )
         return function(*args, **kwargs)

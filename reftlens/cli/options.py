@@ -21,7 +21,15 @@ def _written_as_settings(settings: list[str] | None) -> list[str] | None:
 Trained = Annotated[Path, typer.Argument(help="A run, or a saved edit.")]
 Base = Annotated[str | None, typer.Option(help="The base model, where it is now somewhere else than it was.")]
 Source = Annotated[str | None, typer.Option(help="Folder with the tasks' files, instead of the published ones.")]
-OwnTest = Annotated[Path | None, typer.Option(help="Your own examples to test on: JSON lines, prompt and completion.")]
+OwnTest = Annotated[
+    str | None, typer.Option(help="Your own examples to test on, in the forms that train --data takes.")
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        help="How outputs on your own examples are compared: prefix, exact, 'first word', rouge-l, chrf or module:function."
+    ),
+]
 NEval = Annotated[int | None, typer.Option(help="Only the first so many examples of each test.")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one. The run's if not given.")

@@ -46,7 +46,7 @@ def hold(
     if _trained(bridge):
         return whole(batch)
     if (edits or wanted is None) and not any(bool(edit.changed.any()) for edit in edits):
-        raise ValueError("these edits touch no token, so they have no light cone")
+        raise ValueError("these edits do not change any token, so they have no light cone")
     masks = [edit.read for edit in edits] + ([wanted] if wanted is not None else [])
     return _hold(bridge, batch, [edit.hook_name for edit in edits], torch.stack(masks).any(dim=0))
 
@@ -74,7 +74,9 @@ def _hold(bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str], ma
     columns = mask.any(dim=0).cpu()
     if not is_causal(bridge) and bridge not in _TOLD:
         _TOLD.add(bridge)
-        logger.info("%s is bidirectional: its cone saves layers alone", type(bridge.original_model).__name__)
+        logger.info(
+            "%s is bidirectional: its cone skips early layers, but no tokens", type(bridge.original_model).__name__
+        )
     boundary = boundary_of(bridge, hook_names)
     parts = parts_of(bridge, batch)
     return cut(

@@ -125,7 +125,9 @@ def run_cone(
     """
     batch, start = held.batch, held.start
     if logits_at is not None and bool(logits_at[:, :start].any()):
-        raise ValueError(f"logits are wanted before column {start}, where the held cone begins: pass wanted= to hold")
+        raise ValueError(
+            f"logits_at selects tokens before column {start}, where the held cone begins: pass wanted= to hold"
+        )
     early = any(bool(edit.read[:, :start].any()) for edit in edits)
     if early or (edits and boundary_of(bridge, [edit.hook_name for edit in edits]) < held.boundary):
         names = ", ".join(dict.fromkeys(edit.hook_name for edit in edits))
@@ -191,7 +193,9 @@ def join(helds: Sequence[Held]) -> Held:
     """
     boundaries = {held.boundary for held in helds}
     if len(boundaries) != 1:
-        raise ValueError(f"only cones that begin after the same block can be joined, got blocks {sorted(boundaries)}")
+        raise ValueError(
+            f"cones can only be joined if they begin after the same block, got blocks {sorted(boundaries)}"
+        )
     start = max(held.start for held in helds)
     width = max(held.batch.tokens.shape[1] - held.start for held in helds)
 

@@ -67,16 +67,16 @@ def _prove(bridge: TransformerBridge, length: int) -> Parts:
         columns = not wrong
         if wrong:
             logger.warning(
-                "%s: keys and values do not stand for the tokens before a cone (%s), as in a recurrent model. All tokens are run "
-                "each time, which is exact and slower",
+                "%s: cached keys and values cannot replace the tokens before a cone (%s), as in a recurrent model. Every run "
+                "computes all tokens, which is exact but slower",
                 name,
                 wrong,
             )
     wrong = trial.fails(boundary=layer, from_start=not columns)
     if wrong:
         logger.warning(
-            "%s: the residual stream does not stand for the blocks before a cone (%s). All blocks are run each time, which is "
-            "exact and slower",
+            "%s: the residual stream cannot replace the blocks before a cone (%s). Every run computes all blocks, which is "
+            "exact but slower",
             name,
             wrong,
         )

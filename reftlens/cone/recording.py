@@ -83,7 +83,7 @@ class Recording:
         n_layers, n_pos = len(self.resid) - 1, self.batch.tokens.shape[1]
         if not (-1 <= boundary < n_layers and 0 <= start < n_pos):
             raise ValueError(
-                f"wanted a boundary from -1 to {n_layers - 1} and a start from 0 to {n_pos - 1}, got {boundary} and {start}"
+                f"boundary must be in [-1, {n_layers - 1}] and start in [0, {n_pos - 1}], got {boundary} and {start}"
             )
         boundary, start = boundary if self.parts.layers else -1, start if self.parts.columns else 0
         rows = torch.arange(len(self.batch)) if rows is None else rows

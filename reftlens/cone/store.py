@@ -103,7 +103,7 @@ class OnDisk:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise OSError(
-                    f"hold_dir={directory} cannot be used: {error.strerror}; choose another folder"
+                    f"hold_dir={directory} cannot be used ({error.strerror}): choose another folder"
                 ) from error
             self._go_on_in_memory(error)
         self.n_bytes = sum(map(_size, self.directory.rglob("*.safetensors")))
@@ -117,22 +117,22 @@ class OnDisk:
             return kept
         try:
             if not place.is_file():
-                raise ValueError("it is no file")
+                raise ValueError("it is not a regular file")
             with safe_open(place, framework="pt") as file:
                 numbers = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             digest = numbers.pop(_DIGEST, None)
             if row not in self._checked and digest != self._digest(row, tensors, numbers):
-                raise ValueError("it does not have its digest")
+                raise ValueError("its digest does not match")
             run = Run(
                 {name: tensor.to(self.device) for name, tensor in tensors.items()},
                 {name: int(value) for name, value in numbers.items()},
             )
         except PermissionError as error:
-            logger.warning("the base run %s cannot be read (%s): it is made again", place, error.strerror)
+            logger.warning("the base run %s cannot be read (%s): it is computed again", place, error.strerror)
             return None
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            logger.warning("the base run %s is damaged (%s): it is made again", place, error)
+            logger.warning("the base run %s is damaged (%s): it is computed again", place, error)
             self.n_bytes -= _size(place)
             # In a read-only folder the file stays, and fails the check again next time.
             with suppress(OSError):
@@ -162,8 +162,8 @@ class OnDisk:
 
     def _go_on_in_memory(self, error: OSError) -> InMemory:
         logger.warning(
-            "hold_dir=%s cannot be written (%s): base runs that are not in it are kept in memory, up to %s bytes, and the "
-            "rest is run again in each epoch. The result is the same",
+            "hold_dir=%s cannot be written (%s). New base runs stay in memory, up to %s bytes; those that do not fit are "
+            "computed again in each epoch. The result is the same",
             self.directory,
             error.strerror,
             f"{self._memory_bytes:,}",
@@ -188,17 +188,19 @@ def _claim(directory: Path, made_for: dict[str, str]) -> None:
     if not marker.exists():
         # Other processes may claim the folder at the same time.
         if any(not entry.name.startswith(UNFINISHED) for entry in directory.iterdir()):
-            raise ValueError(f"{directory} is not empty and has no {MARKER}: choose another folder for base runs")
+            raise ValueError(
+                f"{directory} is not empty, and it is not a folder of base runs (it has no {MARKER}): choose another folder"
+            )
         write_whole(marker, json.dumps(made_for, indent=2).encode())
     try:
         found = dict(read_json(marker))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{marker} is damaged: delete {directory}, it will be made again") from error
+        raise ValueError(f"{marker} is damaged: delete {directory}; its base runs are then computed again") from error
     differing = sorted(name for name in found.keys() | made_for.keys() if found.get(name) != made_for.get(name))
     if differing:
         raise ValueError(
-            f"{directory} holds base runs made for something else (it differs in {', '.join(differing)}): delete it, or "
-            "choose another folder"
+            f"{directory} holds base runs of other inputs (different: {', '.join(differing)}): delete it, or choose another "
+            "folder"
         )
 
 

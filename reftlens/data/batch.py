@@ -174,9 +174,7 @@ def completion_tokens(
     tails = rows.tails(texts)
     for row, tail in enumerate(tails):
         if not tail:
-            raise ValueError(
-                f"{name} has an answer that has no tokens: {texts[row]!r} for prompt {row} ({rows.texts[row][-60:]!r})"
-            )
+            raise ValueError(f"{name}: {texts[row]!r} has no tokens after prompt {row} ({rows.texts[row][-60:]!r})")
     return tails
 
 
@@ -238,13 +236,13 @@ def _check_row(
     if unknown:
         pieces = ", ".join(f"{token} ({bridge.tokenizer.convert_ids_to_tokens(token)!r})" for token in unknown[:4])
         raise ValueError(
-            f"prompt {row} or its completion has tokens that the model has no embedding for, which has {bridge.cfg.d_vocab}: "
-            f"{pieces}. Call hf_model.resize_token_embeddings(len(tokenizer)) before load_bridge, or take them out of the tokenizer"
+            f"prompt {row} or its completion has tokens beyond the model's {bridge.cfg.d_vocab} embeddings: {pieces}. Call "
+            "hf_model.resize_token_embeddings(len(tokenizer)) before load_bridge, or remove these tokens from the tokenizer"
         )
     limit = bridge.cfg.n_ctx
     if len(head) + len(tail) > limit:
         raise ValueError(
-            f"prompt {row} has {len(head)} tokens and its completion {len(tail)}, but the model's context is {limit}: "
+            f"prompt {row} has {len(head)} tokens and its completion {len(tail)}, but the model's context has only {limit}: "
             f"shorten {prompt[:60]!r}"
         )
 

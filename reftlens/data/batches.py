@@ -42,7 +42,7 @@ def as_batches(
     items = as_list(prompts, name)
     if any(isinstance(item, Batch) for item in items):
         if not all(isinstance(item, Batch) for item in items):
-            raise ValueError(f"{name} must be texts or batches, got both in one list")
+            raise ValueError(f"{name} must be all texts or all batches, got both in one list")
         return items
     size = max(1, min(batch_size, len(items) // at_least))
     pieces = [items[start : start + size] for start in range(0, len(items), size)]
@@ -71,7 +71,7 @@ def as_batch(
     items = prompts if isinstance(prompts, Batch) else as_list(prompts, name)
     batches = as_batches(bridge, items, name=name, batch_size=len(items), padding_side=padding_side)
     if len(batches) > 1:
-        raise ValueError(f"{name} must be one batch, got {len(batches)}: pass the texts, or encode them together")
+        raise ValueError(f"{name} must be a single batch, got {len(batches)}: pass the texts, or encode them together")
     return batches[0]
 
 
@@ -97,7 +97,7 @@ def _encoded(
     if not any(_is_pair(item) for item in items):
         return encode(bridge, items, padding_side=padding_side)
     if not all(_is_pair(item) for item in items):
-        raise ValueError(f"{name} must be prompts or (prompt, completion) pairs, got both in one list")
+        raise ValueError(f"{name} must be all prompts or all (prompt, completion) pairs, got both in one list")
     heads, tails = zip(*items, strict=True)
     return encode(bridge, heads, tails, padding_side=padding_side)
 

@@ -28,8 +28,8 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
         return prompt
     if prompt[-1]["role"] == "assistant":
         raise ValueError(
-            "the conversation ends with the assistant's turn, which is the completion: pass the messages before it as the "
-            f"prompt, and {prompt[-1]['content']!r:.60} as its completion"
+            "a prompt must not end with the assistant's turn, which is the completion: pass the messages before it as the "
+            f"prompt, and {prompt[-1]['content']!r:.60} as the completion"
         )
     return _rendered(tokenizer, prompt, add_generation_prompt=True)
 
@@ -48,19 +48,22 @@ def completion_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completi
     if isinstance(prompt, str):
         if not isinstance(completion, str):
             raise ValueError(
-                f"the prompt is a text and its completion is a message: pass both as texts, got {prompt[:60]!r}"
+                f"the completion of a text prompt must be a text, got messages for {prompt[:60]!r}: pass both as texts"
             )
         return completion
     turns: Sequence[Message]
     turns = ({"role": "assistant", "content": completion},) if isinstance(completion, str) else completion
     if not all(turn["role"] == "assistant" for turn in turns):
-        raise ValueError(f"a completion is the assistant's turn, got one by {turns[0]['role']!r}")
+        raise ValueError(
+            "every message of a completion must have the role 'assistant', got "
+            f"{next(turn['role'] for turn in turns if turn['role'] != 'assistant')!r}"
+        )
     before = prompt_text(tokenizer, prompt)
     whole = _rendered(tokenizer, [*prompt, *turns])
     if not whole.startswith(before):
         raise ValueError(
-            "the chat template writes the conversation otherwise once the assistant's turn follows it, so prompt and "
-            f"completion cannot be told apart: {before[-60:]!r} is not in {whole[-120:]!r}"
+            "the chat template changes the prompt when the assistant's turn follows it, so prompt and completion cannot be "
+            f"separated: {whole[-120:]!r} does not continue {before[-60:]!r}"
         )
     return whole[len(before) :]
 
@@ -82,7 +85,7 @@ def split_conversation(messages: Any) -> tuple[Sequence[Message], str]:
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **how: Any) -> str:
     if tokenizer.chat_template is None:
         raise ValueError(
-            "the prompt is a list of messages, and this tokenizer does not have a chat template: set "
+            "the prompt is a list of messages, but this tokenizer does not have a chat template: set "
             "bridge.tokenizer.chat_template, or write the prompt as one text"
         )
     return str(tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, **how))

@@ -53,7 +53,7 @@ def as_prompts(values: object, name: str = "prompts", *, count: int | None = Non
     for row, prompt in enumerate(prompts):
         if not isinstance(prompt, str) and not is_conversation(prompt):
             raise TypeError(
-                f"{name} must be strings, or lists of messages with a role and a content, got {_shown(prompt)} at index {row}"
+                f"{name} must be strings or lists of messages with a role and a content, got {_shown(prompt)} at index {row}"
             )
     return [str(prompt) if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
 
@@ -73,7 +73,7 @@ def as_list(values: Any, name: str, count: int | None = None) -> list[Any]:
     if isinstance(values, str | bytes):
         raise TypeError(f"{name} must be a list of strings, got a single string: write [{_shown(values)}]")
     if isinstance(values, Mapping | set | frozenset | pd.DataFrame):
-        what = "has no order" if isinstance(values, set | frozenset) else "does not say which of its parts is meant"
+        what = "has no order" if isinstance(values, set | frozenset) else "has several parts"
         raise TypeError(
             f"{name} must be a list of strings, got a {type(values).__name__}, which {what}: pass a list or one column"
         )
@@ -83,7 +83,7 @@ def as_list(values: Any, name: str, count: int | None = None) -> list[Any]:
         raise TypeError(f"{name} must be a list of strings, got {_shown(values)}") from error
     items = list(given)
     if count is not None and len(items) != count:
-        raise ValueError(f"{name} must be one for each prompt, got {count} prompts and {len(items)} {name}")
+        raise ValueError(f"{name} must have one item for each prompt, got {count} prompts and {len(items)} {name}")
     if not items:
         raise ValueError(f"the list of {name} is empty")
     return items

@@ -91,8 +91,8 @@ def continuations(
         tail = _going_on(tokenizer, head, completions[row], ids)
         if tail is None:
             raise ValueError(
-                f"prompt {row} and its completion merge into other tokens, and the completion cannot be tokenized as what "
-                f"goes on from the prompt: move the seam between {prompts[row][-40:]!r} and {completions[row][:40]!r}"
+                f"prompt {row} and its completion merge into different tokens, so the completion cannot be tokenized as a "
+                f"continuation: split the text elsewhere than between {prompts[row][-40:]!r} and {completions[row][:40]!r}"
             )
         tails.append(tail)
     return tails
@@ -127,7 +127,9 @@ def continuing(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """
     for tail in _behind_anchors(tokenizer, text):
         return tail
-    raise ValueError(f"{text!r} has no tokens of its own behind another text")
+    raise ValueError(
+        f"{text!r} always merges with the text before it, so it has no tokens of its own: choose another text"
+    )
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:

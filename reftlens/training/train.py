@@ -38,7 +38,6 @@ from transformers import (
 
 from reftlens.bridge import EXACT, base_identity, foreign_hooks, one_thread, require_bridge, sampled_fingerprint
 from reftlens.cone.store import InMemory, OnDisk
-from reftlens.data import Message
 from reftlens.display import as_html
 from reftlens.edit import checkpoint
 from reftlens.edit.reft import Reft
@@ -47,7 +46,7 @@ from reftlens.training.base_runs import BaseRuns
 from reftlens.training.checkpoints import TrainingFolder
 from reftlens.training.loss import require_frozen
 from reftlens.training.objectives import Completion, Objective
-from reftlens.training.objectives.base import Example
+from reftlens.training.objectives.base import Example, Examples
 from reftlens.training.trainer import EditTrainer
 
 logger = logging.getLogger(__name__)
@@ -158,6 +157,12 @@ class TrainLog:
     unit: str = "nats per token"
     """Unit of the losses, such as nats per token."""
 
+    @property
+    def fall(self) -> float:
+        """The fraction by which the loss fell, from the first step to the mean of the last tenth of the steps."""
+        last = self.loss[-max(1, len(self.loss) // 10) :]
+        return 1 - sum(last) / len(last) / self.loss[0] if self.loss and self.loss[0] else 0.0
+
     def to_dataframe(self) -> pd.DataFrame:
         """Returns one row per step, with the validation loss at the steps that have one."""
         seen = dict(self.validation)
@@ -177,7 +182,7 @@ class TrainLog:
 def train(
     bridge: TransformerBridge,
     reft: Reft | None,
-    examples: Sequence[Example | Sequence[Message]] | Dataset,
+    examples: Examples,
     config: TrainConfig = TrainConfig(),
     *,
     objective: Objective | None = None,
