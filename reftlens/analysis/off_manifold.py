@@ -26,6 +26,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.engine.activations import edited_activations
+from reftlens.bridge import side_for_ends
+from reftlens.cone.shared import sharing
 from reftlens.data import Batch, Given, as_batches
 from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft
@@ -128,6 +130,7 @@ class _Kinds:
         return natural.factor() if own else (natural.mean, *of_main[1:])
 
 
+@sharing
 @torch.no_grad()
 def off_manifold(bridge: TransformerBridge, reft: Reft, prompts: Given, *, seed: int = 0) -> list[OffManifold]:
     """Compares edited with unedited activations at each site.
@@ -142,7 +145,7 @@ def off_manifold(bridge: TransformerBridge, reft: Reft, prompts: Given, *, seed:
     Raises:
         ValueError: If there are fewer than three batches, or the unedited activations do not vary.
     """
-    batches = as_batches(bridge, prompts, at_least=3)
+    batches = as_batches(bridge, prompts, at_least=3, padding_side=side_for_ends(bridge))
     if len(batches) < 3:
         raise ValueError(
             f"off_manifold needs at least three batches (fit, reference and test), got {len(batches)}: use smaller batches"
