@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -76,37 +77,12 @@ def effect_map(
         return effects[0], effects[0] - effects[1:] if leave_out else effects[1:]
 
     by_prompt, measured = parts(edits, "locating the effect")
-<<<<<<< HEAD
     generator = torch.Generator().manual_seed(seed)
     turned = [[replace(e, intervention=Turned(e.intervention, generator)) for e in edits] for _ in range(n_control)]
-    scale, beside = _scale(by_prompt, float(measured.abs().max()), unit_of(metric))
+    scale, beside = _scale(by_prompt, float(measured.mean(1).abs().max()), unit_of(metric))
     drawn = torch.stack([parts(one, "control")[1] for one in turned]).mean(0)
-    values, control = (_on_map(part / scale, cells, (len(edits), batch.tokens.shape[1])) for part in (measured, drawn))
-=======
-    whole, largest = float(by_prompt.mean()), float(measured.mean(1).abs().max())
-    if max(abs(whole), largest) < 1e-6:
-        raise ValueError(
-            "the edit does not change this metric, so there is no effect to locate: choose another metric or other prompts"
-        )
-    small = _why_small(by_prompt, largest)
-    whole_or_one = 1.0 if small else whole
-    generator = torch.Generator().manual_seed(seed)
-    draws = []
-    for _ in range(n_control):
-        turned = [replace(edit, intervention=Turned(edit.intervention, generator)) for edit in edits]
-        draws.append(parts(turned, "control")[1])
-    each, each_control = torch.full((2, len(prompts), len(edits), batch.tokens.shape[1]), torch.nan)
-    row, column = torch.tensor([(cell.site, int(cell.mask.any(0).int().argmax())) for cell in cells]).T
-    each[:, row, column] = (measured.T / whole_or_one).float()
-    each_control[:, row, column] = (torch.stack(draws).mean(0).T / whole_or_one).float()
-    what = "lost without this cell" if leave_out else "effect of this cell alone"
-    unit = unit_of(metric)
-    beside = (
-        f", in {unit or 'units of the metric'}: {small}"
-        if small
-        else f" / effect of the whole edit ({whole:+.2f}{unit and f' {unit}'})"
-    )
->>>>>>> main
+    shape = (len(prompts), len(edits), batch.tokens.shape[1])
+    each, each_control = (_on_map(part / scale, cells, shape) for part in (measured, drawn))
     return TokenMap(
         values=each.mean(0),
         control=each_control.mean(0),
@@ -122,11 +98,13 @@ def effect_map(
     )
 
 
-def _on_map(values: Float[Tensor, " cell"], cells: Sequence[Part], shape: tuple[int, int]) -> Float[Tensor, "site pos"]:
+def _on_map(
+    values: Float[Tensor, "cell prompt"], cells: Sequence[Part], shape: tuple[int, int, int]
+) -> Float[Tensor, "prompt site pos"]:
     """Puts each cell's value where the cell is; NaN elsewhere."""
     on_map = torch.full(shape, torch.nan)
     row, column = torch.tensor([(cell.site, int(cell.mask.any(0).int().argmax())) for cell in cells]).T
-    on_map[row, column] = values.float()
+    on_map[:, row, column] = rearrange(values, "cell prompt -> prompt cell").float()
     return on_map
 
 
