@@ -13,7 +13,20 @@ from typing import Annotated
 
 import typer
 
-from reftlens.cli import benchmark, claim, compare, demo, evaluate, generate, inspect, params, presets, trace, train
+from reftlens.cli import (
+    benchmark,
+    claim,
+    compare,
+    demo,
+    evaluate,
+    generate,
+    inspect,
+    lm_eval,
+    params,
+    presets,
+    trace,
+    train,
+)
 from reftlens.cli.errors import Commands
 
 app = typer.Typer(
@@ -36,6 +49,11 @@ app.command(epilog="Example: reftlens inspect run --out inspect")(inspect.inspec
 app.command(epilog="Example: reftlens trace gpt2 pairs.jsonl --out trace")(trace.trace)
 app.command(epilog="Example: reftlens compare run --method LoRA --method 'full fine-tuning' --seeds 2")(compare.compare)
 app.command(epilog="Example: reftlens benchmark --only handmade --only nulls --out known.csv")(benchmark.benchmark)
+app.command(
+    "lm-eval",
+    epilog="Example: reftlens lm-eval --tasks arc_easy --model_args edit=run --limit 100",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(lm_eval.lm_eval)
 app.add_typer(claim.app, name="claim")
 
 
