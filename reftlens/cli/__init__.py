@@ -17,6 +17,7 @@ from reftlens.cli import (
     benchmark,
     claim,
     compare,
+    convert,
     demo,
     evaluate,
     generate,
@@ -48,6 +49,7 @@ app.command(epilog='Example: reftlens generate run "The tower stands in" --base'
 app.command(epilog="Example: reftlens inspect run --out inspect")(inspect.inspect)
 app.command(epilog="Example: reftlens trace gpt2 pairs.jsonl --out trace")(trace.trace)
 app.command(epilog="Example: reftlens compare run --method LoRA --method 'full fine-tuning' --seeds 2")(compare.compare)
+app.command(epilog="Example: reftlens convert my_pyreft --model gpt2 --positions f5+l5 --out edit")(convert.convert)
 app.command(epilog="Example: reftlens benchmark --only handmade --only nulls --out known.csv")(benchmark.benchmark)
 app.command(
     "lm-eval",
