@@ -7,6 +7,7 @@ the result alone is on stdout; progress and what else there is to say are on std
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -19,9 +20,9 @@ from reftlens.cli import (
     compare,
     convert,
     demo,
+    dissect,
     evaluate,
     generate,
-    inspect,
     lm_eval,
     params,
     presets,
@@ -46,7 +47,7 @@ app.command(
 )(train.train)
 app.command("eval", epilog="Example: reftlens eval run --task boolq --n-eval 100")(evaluate.evaluate)
 app.command(epilog='Example: reftlens generate run "The tower stands in" --base')(generate.generate)
-app.command(epilog="Example: reftlens inspect run --out inspect")(inspect.inspect)
+app.command(epilog="Example: reftlens dissect run --preset quick --out dissect")(dissect.dissect)
 app.command(epilog="Example: reftlens trace gpt2 pairs.jsonl --out trace")(trace.trace)
 app.command(epilog="Example: reftlens compare run --method LoRA --method 'full fine-tuning' --seeds 2")(compare.compare)
 app.command(epilog="Example: reftlens convert my_pyreft --model gpt2 --positions f5+l5 --out edit")(convert.convert)
@@ -98,3 +99,6 @@ def main(
     ] = False,
 ) -> None:
     """Train representation edits (ReFT) on language models, and take them apart."""
+    if not sys.stderr.isatty():
+        # tqdm reads this when it is first imported. In a log file, a progress bar is a line every few seconds.
+        os.environ.setdefault("TQDM_MININTERVAL", "5")
