@@ -66,7 +66,7 @@ def project(
         plane = operator.write[:2].double().to(h.device)
         change, by_chance = edit.change(h), control.change(h)
         before, after, turned_to = (
-            einsum(state[chosen].double(), plane, "token d_model, axis d_model -> token axis").float().cpu()
+            einsum(state[chosen].double(), plane, "token d_model, direction d_model -> token direction").float().cpu()
             for state in (h, h + change, h + by_chance)
         )
         groups_of = tuple(names[index] for index in row[chosen].tolist())
