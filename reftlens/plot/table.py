@@ -41,7 +41,7 @@ def table(results: Sequence[Result] | Result) -> Figure:
     with house_style():
         height = _LINE * (lines + 1) + 0.1
         figure = sheet(max(6.5, width), height, title=_title(found), subtitle=_about(found, frame, lines, len(columns)))
-        axes = figure.add_axes((0.0, 0.0, 1.0, height / figure.get_size_inches()[1]))
+        axes = figure.subplots()
         axes.set(xlim=(0, max(6.5, width)), ylim=(height, 0))
         axes.set_axis_off()
         axes.axhline(_LINE + 0.02, color=GREY, linewidth=0.6)
