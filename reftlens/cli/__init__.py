@@ -7,13 +7,28 @@ the result alone is on stdout; progress and what else there is to say are on std
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from reftlens.cli import alone, benchmark, claim, compare, demo, dissect, evaluate, generate, params, presets, train
+from reftlens.cli import (
+    alone,
+    benchmark,
+    claim,
+    compare,
+    convert,
+    demo,
+    dissect,
+    evaluate,
+    generate,
+    lm_eval,
+    params,
+    presets,
+    train,
+)
 from reftlens.cli.errors import Commands
 
 app = typer.Typer(
@@ -43,7 +58,13 @@ for name, function, example in (
 for name, example in (("patch", "patch gpt2 pairs.jsonl --point mlp_out"), ("trace", "trace gpt2 pairs.jsonl")):
     app.command(name, epilog=f"Example: reftlens {example} --out {name}")(alone.command(name, name, of="base"))
 app.command(epilog="Example: reftlens compare run --method LoRA --method 'full fine-tuning' --seeds 2")(compare.compare)
+app.command(epilog="Example: reftlens convert my_pyreft --model gpt2 --positions f5+l5 --out edit")(convert.convert)
 app.command(epilog="Example: reftlens benchmark --only handmade --only nulls --out known.csv")(benchmark.benchmark)
+app.command(
+    "lm-eval",
+    epilog="Example: reftlens lm-eval --tasks arc_easy --model_args edit=run --limit 100",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(lm_eval.lm_eval)
 app.add_typer(claim.app, name="claim")
 
 
@@ -86,3 +107,6 @@ def main(
     ] = False,
 ) -> None:
     """Train representation edits (ReFT) on language models, and take them apart."""
+    if not sys.stderr.isatty():
+        # tqdm reads this when it is first imported. In a log file, a progress bar is a line every few seconds.
+        os.environ.setdefault("TQDM_MININTERVAL", "5")

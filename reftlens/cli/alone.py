@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from reftlens.cli.options import AsJson, Quiet
+from reftlens.cli.options import AsJson, Base, Quiet, Trained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ _SHOWN = 12
 """Number of lines of a printed table."""
 
 _EDIT = {
-    "directory": (Annotated[Path, typer.Argument(help="A run, or a saved edit.")], inspect.Parameter.empty),
+    "directory": (Trained, inspect.Parameter.empty),
     "examples": (
         Annotated[
             Path | None,
@@ -42,7 +42,7 @@ _EDIT = {
         ],
         None,
     ),
-    "model": (Annotated[str | None, typer.Option(help="The base model, if it is not where the edit says.")], None),
+    "model": (Base, None),
     "n_prompts": (
         Annotated[int, typer.Option(min=1, help="At most so many prompts, all of the commonest length in tokens.")],
         16,
@@ -136,7 +136,7 @@ def _run(name: str, function: str, of: str, values: dict[str, Any], options: dic
     from reftlens.files.folder import Replacement
 
     out, quiet = values["out"], values["quiet"]
-    for key in ("directory", "examples", "pairs"):
+    for key in ("examples", "pairs"):
         place = values.get(key)
         if place is not None and not place.exists():
             raise ValueError(f"there is no file or folder {place}")
@@ -230,11 +230,8 @@ def _largest(frame: Any) -> Any:
 
 def _drawn(result: Result) -> Figure:
     from reftlens import plot
-    from reftlens.results import Ablation, PatchMap
+    from reftlens.results import PatchMap
 
-    if isinstance(result, Ablation):
-        return plot.ablation(result)
-    if not isinstance(result, PatchMap):
-        return plot.effect_map(result)
-    ways = result.axes in (("layer", "head"), ("sender", "receiver")) and "into" in result.direction
-    return plot.mediation(result) if ways else plot.patch_map(result)
+    if isinstance(result, PatchMap) and result.axes in (("layer", "head"), ("sender", "receiver")):
+        return plot.mediation(result) if "into" in result.direction else plot.patch_map(result)
+    return result.plot()
