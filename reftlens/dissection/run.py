@@ -175,7 +175,7 @@ class _Work:
         if not self.found:
             return {}
         config, pairs = self.config, self.wanted or self.kept
-        batch = encode(self.bridge, [prompt for prompt, _ in pairs[:READ_OUT]])
+        prompts = [prompt for prompt, _ in pairs[:READ_OUT]]
         asked = {answer: prompt for prompt, answer in reversed(pairs)}
         answers = list(dict.fromkeys(answer for _, answer in pairs))
         tokens = first_tokens(self.bridge, [asked[answer] for answer in answers], answers).tolist()
@@ -189,7 +189,7 @@ class _Work:
         readouts: list[DirectionReadout] = []
         try:
             readouts = analysis.read_directions(
-                self.bridge, readable, batch, watch=watch, n_null=config.n_null, seed=config.seed
+                self.bridge, readable, prompts, watch=watch, n_null=config.n_null, seed=config.seed
             )
         except ValueError as error:
             self.left_out.append(("readouts", str(error)))
