@@ -296,7 +296,7 @@ def test_pointing_at_a_cell_a_token_or_a_term_says_its_numbers(opened) -> None:
         return browser.value("document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent")
 
     assert tip(".grid td[data-tip]") == (
-        f"L4 resid_post @ all, token [last subject token]*, mean of 3 prompts: measured {MINUS}0.250, control {MINUS}0.025, difference {MINUS}0.225"
+        f"L4 resid_post @ all, token [last subject]*, mean of 3 prompts: measured {MINUS}0.250, control {MINUS}0.025, difference {MINUS}0.225"
     )
     assert tip(".token", 1) == "0 resid_post, token 1 ·Tower: change of 0.5 of the activation's length"
     assert tip(".inside .term", 0).startswith("The logit of the wanted answer")

@@ -234,7 +234,7 @@ def test_terms_of_the_glossary_are_linked_once_in_a_section_and_explained_once()
 
 def test_a_map_shows_the_mean_with_roles_and_each_prompt_with_its_own_tokens() -> None:
     page = Page(render(Report("t", "l", (Section("s", maps=(("caption", effect(" Gate", " of")),)),), {})))
-    assert page.texts("th")[:2] == ["[last subject token]*", "·of"]
+    assert page.texts("th")[:2] == ["[last subject]*", "·of"]
     assert page.texts("option") == ["mean of 3 prompts", "1: of", "2: of", "3: of"]
     [numbers] = json.loads(page.texts("script")[0])
     assert [view["tokens"] for view in numbers["views"][1:]] == [[f"·Gate{n}*", "·of"] for n in range(3)]
@@ -244,8 +244,7 @@ def test_a_map_shows_the_mean_with_roles_and_each_prompt_with_its_own_tokens() -
     assert page.texts("td") == [f"{MINUS}0.25", f"{MINUS}0.25", "0.50", "0.50"]
     cells = [cell for cell in page.of("td") if "title" in cell]
     assert (
-        cells[0]["title"]
-        == f"L4 resid_post @ all, token [last subject token]*: measured {MINUS}0.250, control {MINUS}0.025"
+        cells[0]["title"] == f"L4 resid_post @ all, token [last subject]*: measured {MINUS}0.250, control {MINUS}0.025"
     )
 
 

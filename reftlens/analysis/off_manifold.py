@@ -165,26 +165,24 @@ def off_manifold(bridge: TransformerBridge, reft: Reft, prompts: Given, *, seed:
     own, edited, control = (
         _measure(bridge, run, test, factors, shown) for run in (base, reft, turned(reft, seed=seed))
     )
-    results = []
-    for i, at in enumerate(reft.sites):
 
-        def percentile(distance: Tensor, i: int = i) -> Float[Tensor, " token"]:
-            return _percentile(distance, shown[i], known[i][0], kinds[0][i])
+    def percentile(distance: Tensor, i: int) -> Float[Tensor, " token"]:
+        return _percentile(distance, shown[i], known[i][0], kinds[0][i])
 
-        results.append(
-            OffManifold(
-                hook_name=at.hook_name,
-                site=reft.site_names[i],
-                norm_ratio=edited[i][2].float(),
-                natural=percentile(own[i][0]),
-                edited=percentile(edited[i][1]),
-                control=percentile(control[i][1]),
-                shrinkage=factors[i][-1][2],
-                n_fit=sites[i].n,
-                n_reference=len(known[i][0]),
-            )
+    return [
+        OffManifold(
+            hook_name=at.hook_name,
+            site=reft.site_names[i],
+            norm_ratio=edited[i][2].float(),
+            natural=percentile(own[i][0], i),
+            edited=percentile(edited[i][1], i),
+            control=percentile(control[i][1], i),
+            shrinkage=factors[i][-1][2],
+            n_fit=sites[i].n,
+            n_reference=len(known[i][0]),
         )
-    return results
+        for i, at in enumerate(reft.sites)
+    ]
 
 
 def _kinds(

@@ -20,7 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.tokens import require_aligned, starred
 from reftlens.cone.recording import record
-from reftlens.data import Prompt, as_prompts, as_texts, encode, str_tokens
+from reftlens.data import Batch, Prompt, as_prompts, as_texts, encode, str_tokens
 from reftlens.edit.reft import Reft
 from reftlens.results import Spread, TokenMap
 
@@ -54,16 +54,12 @@ def spread(
     subjects = None if subjects is None else as_texts(subjects, "subjects", count=len(prompts))
     batch = encode(bridge, prompts)
     require_aligned(batch)
-
-    def states() -> Float[Tensor, "layer batch pos d_model"]:
-        return torch.stack(record(bridge, batch).resid)
-
-    base = states()
+    base = _states(bridge, batch)
     read = _read(bridge, base)
 
     def compare(edit: Reft) -> tuple[Tensor, Tensor]:
         with edit.hooks(bridge, batch):
-            edited = states()
+            edited = _states(bridge, batch)
         distance = (edited - base).float().norm(dim=-1) / base.float().norm(dim=-1)
         return distance.transpose(0, 1).cpu(), (_read(bridge, edited) != read).float().transpose(0, 1).cpu()
 
@@ -95,6 +91,11 @@ def spread(
         distance=result(distance, [d for d, _ in draws], "distance of edited from base run / length of base"),
         mind=result(mind, [m for _, m in draws], "part of prompts where the logit lens names another token"),
     )
+
+
+def _states(bridge: TransformerBridge, batch: Batch) -> Float[Tensor, "layer batch pos d_model"]:
+    """The residual stream before the first block and after each."""
+    return torch.stack(record(bridge, batch).resid)
 
 
 def _read(bridge: TransformerBridge, resid: Float[Tensor, "*axes d_model"]) -> Tensor:

@@ -18,7 +18,7 @@ from matplotlib.colors import to_hex
 
 from reftlens.plot.canvas import colour_at, ink_on, number
 from reftlens.plot.edit_size import COLOURS, largest
-from reftlens.plot.labels import short_name, visible
+from reftlens.plot.labels import is_role, short_name, visible
 from reftlens.results import Dose, EditSize, TokenMap
 from reftlens.text import harmless
 
@@ -188,7 +188,7 @@ def _view(
 
 def _named(token: str) -> str:
     """A role stays as it reads; a token shows its spaces."""
-    return token if token.startswith("[") and token.endswith("]") else visible(token)
+    return token if is_role(token) else visible(token)
 
 
 def _grid(values: torch.Tensor) -> list[list[float | None]]:

@@ -47,7 +47,7 @@ class TokenMap(Result):
         shared = [len(set(tokens)) == 1 for tokens in zip(*self.prompts, strict=True)] or [True] * len(self.tokens)
         subject = [place for place, starred in enumerate(self.starred) if starred]
         roles = {place: f"[subject {index}]" for index, place in enumerate(subject, start=1)}
-        roles |= dict.fromkeys(subject[-1:], "[last subject token]")
+        roles |= dict.fromkeys(subject[-1:], "[last subject]")
         return tuple(
             token if same else roles.get(place, f"[token {place}]")
             for place, (token, same) in enumerate(zip(self.tokens, shared, strict=True))
