@@ -80,7 +80,7 @@ def read_spaces(
     batch = as_batch(bridge, prompts, padding_side=side_for_ends(bridge))
     mask = at.mask(batch.prompts)
     return [
-        _space(name, gradients, f"{name}, {at!r}", tolerance)
+        _space(name, gradients, f"{name} at {at!r}", tolerance)
         for name, gradients in zip(hook_names, _gradients(bridge, hook_names, batch, mask, seed), strict=True)
     ]
 
@@ -88,7 +88,7 @@ def read_spaces(
 def _space(hook_name: str, gradients: Float[Tensor, "n width"], where: str, tolerance: float) -> ReadSpace:
     _, sensitivity, vectors = torch.linalg.svd(gradients, full_matrices=False)
     if not float(sensitivity[0]) > 0:
-        raise ValueError(f"the next-token logits do not depend on {hook_name} at {at!r}: choose other tokens")
+        raise ValueError(f"the next-token logits do not depend on {where}: choose other tokens")
     read = sensitivity > tolerance * sensitivity[0]
     return ReadSpace(hook_name, vectors[read].float(), sensitivity.float(), tolerance, len(gradients))
 

@@ -1,7 +1,7 @@
 """Runs several variants of one cone side by side, as rows of one batch: few rows use a processor badly.
 
-    wide = side_by_side(held, 3)                    # rows of the first variant, then those of the second, ...
-    logits = run_cone(bridge, wide, together([edits, others, ()]), logits_at=at.repeat(3, 1))
+wide = side_by_side(held, 3)                    # rows of the first variant, then those of the second, ...
+logits = run_cone(bridge, wide, together([edits, others, ()]), logits_at=at.repeat(3, 1))
 """
 
 from __future__ import annotations
