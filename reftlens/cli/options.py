@@ -18,11 +18,26 @@ def _written_as_settings(settings: list[str] | None) -> list[str] | None:
     return settings
 
 
-Trained = Annotated[Path, typer.Argument(help="A run, or a saved edit.")]
+def _there(place: Path) -> Path:
+    """Refuses a folder that does not exist before anything heavy is imported."""
+    if not place.exists():
+        raise ValueError(f"{place}: there is no such folder")
+    return place
+
+
+def data_there(source: str | None) -> str | None:
+    """Refuses a data file that does not exist before anything heavy is imported. A name without an ending may be on the hub."""
+    if source is not None and Path(source).suffix and "://" not in source and not Path(source).exists():
+        raise ValueError(f"there is no file or folder {source}")
+    return source
+
+
+Trained = Annotated[Path, typer.Argument(help="A run, or a saved edit.", callback=_there)]
 Base = Annotated[str | None, typer.Option(help="The base model, where it is now somewhere else than it was.")]
 Source = Annotated[str | None, typer.Option(help="Folder with the tasks' files, instead of the published ones.")]
 OwnTest = Annotated[
-    str | None, typer.Option(help="Your own examples to test on, in the forms that train --data takes.")
+    str | None,
+    typer.Option(help="Your own examples to test on, in the forms that train --data takes.", callback=data_there),
 ]
 Metric = Annotated[
     str | None,
