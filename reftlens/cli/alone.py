@@ -169,13 +169,14 @@ def _of_edit(function: str, values: dict[str, Any]) -> _Asked:
     from reftlens.dissection.work import Work
     from reftlens.paper.runs.folder import config_of, is_run, open_run
     from reftlens.paper.runs.testing import training_pairs
+    from reftlens.training.objectives import Completion
 
     directory, examples = values["directory"], values["examples"]
     config = config_of(directory, model=values["model"])
     if examples is None and not is_run(directory):
         raise ValueError("a saved edit is measured on examples: pass --examples with a file of JSON lines")
     prepare(config.model, quiet=values["quiet"])
-    pairs = training_pairs(config) if examples is None else read_lines(examples)
+    pairs = Completion().read(training_pairs(config) if examples is None else read_lines(examples))
     opened = open_run(directory, {"device": values["device"]}, model=values["model"])
     work = Work(opened.bridge, opened.reft, pairs, pairs, DissectConfig(n_mapped=values["n_prompts"]))
     prompts, metric = work.mapped
