@@ -101,16 +101,18 @@ def preset_named(name: str) -> Preset:
         ValueError: if there is none; it names the nearest ones.
     """
     if name in ADAPTERS:
-        raise ValueError(f"{name} is a row of {ADAPTERS[name].method}, here for its size alone: train a ReFT preset")
+        raise ValueError(
+            f"{name} is a preset of {ADAPTERS[name].method}, listed only for its parameter count: train a ReFT preset"
+        )
     if name not in PRESETS:
-        raise ValueError(f"there is no preset {name!r}{nearest(name)}")
+        raise ValueError(f"Unknown preset {name!r}. {nearest(name)}")
     return PRESETS[name]
 
 
 def nearest(name: str) -> str:
-    """What to say after "there is no preset ..."."""
+    """Returns a hint for an unknown preset: the nearest names, or the command that lists all."""
     near = difflib.get_close_matches(name, ROWS, n=3)
-    return f": did you mean {' or '.join(near)}?" if near else ": `reftlens presets` lists them"
+    return f"Did you mean {' or '.join(near)}?" if near else "List all with: reftlens presets"
 
 
 # Every setting of a row is written out here, whether or not it is the default of RunConfig.

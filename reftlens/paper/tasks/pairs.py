@@ -34,7 +34,9 @@ def separators(tokenizer: PreTrainedTokenizerBase) -> Separators:
         ValueError: if the tokenizer does not know texts from separators, or written into the text they become other tokens.
     """
     if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} cannot tell texts from separators: use the fast tokenizer")
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not mark which tokens are separators: use the fast tokenizer"
+        )
     one, two = ("a",), ("a", "b")
     _, behind_one = _specials(tokenizer, *one)
     between, behind_two = _specials(tokenizer, *two)
@@ -44,8 +46,8 @@ def separators(tokenizer: PreTrainedTokenizerBase) -> Separators:
         tokens = tokenizer(*texts)["input_ids"]
         if tokens[len(tokens) - len(written) :] != written:
             raise ValueError(
-                f"{type(tokenizer).__name__} makes {written} of {joined(marks, *texts)!r} and {tokens} of {texts!r}: its texts "
-                "cannot be joined by writing its separators out"
+                f"{type(tokenizer).__name__} encodes {joined(marks, *texts)!r} as {written} but {texts!r} as {tokens}, so its "
+                "texts cannot be joined with written separators"
             )
     return marks
 

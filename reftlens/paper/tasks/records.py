@@ -40,11 +40,11 @@ class Raw:
         """
         if field not in self.fields:
             raise ValueError(
-                f"{self.where}: the field {field!r} is missing; there are {', '.join(self.fields) or 'none'}"
+                f"{self.where}: the field {field!r} is missing; the record has {', '.join(self.fields) or 'no fields'}"
             )
         value = self.fields[field]
         if not isinstance(value, str):
-            raise ValueError(f"{self.where}: {field!r} must be text, got {value!r} ({type(value).__name__})")
+            raise ValueError(f"{self.where}: {field!r} must be a string, got {value!r} ({type(value).__name__})")
         if not value.strip() and not may_be_empty:
             raise ValueError(f"{self.where}: {field!r} is empty")
         return value
@@ -95,7 +95,7 @@ class Raw:
             ValueError: if there is one.
         """
         if self.fields.get("input"):
-            raise ValueError(f"{self.where}: 'input' must be empty, for this task's prompt has no place for it")
+            raise ValueError(f"{self.where}: 'input' must be empty, because this task's prompt has no place for it")
 
 
 def read(
@@ -118,7 +118,7 @@ def read(
         raise ValueError(f"limit must be at least 1, got {limit}")
     found = list(islice(_records(source, within, split, blob), limit))
     if not found:
-        raise ValueError(f"{source} holds no records")
+        raise ValueError(f"{source} has no records")
     return found
 
 
@@ -132,7 +132,7 @@ def _records(source: str | Path, within: Sequence[str], split: str, blob: str | 
         return parse(place, shown=str(place))
     if isinstance(source, str) and source.count("/") <= 1 and place.suffix not in (".json", ".jsonl"):
         return of_hub(source, split=split)
-    raise FileNotFoundError(f"there is no file or folder {source}")
+    raise FileNotFoundError(f"no such file or folder: {source}")
 
 
 def _in_folder(folder: Path, within: Sequence[str]) -> Path:
@@ -158,7 +158,7 @@ def _download(address: str, blob: str | None) -> Path:
     found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     if blob is not None and found != blob:
         file.unlink()
-        raise ValueError(f"{address} gave another file than the published one: its Git digest is {found}, not {blob}")
+        raise ValueError(f"{address} is not the published file: its Git digest is {found}, not {blob}")
     return file
 
 
@@ -173,7 +173,7 @@ def of_hub(name: str, *, split: str, subset: str | None = None) -> Iterator[Raw]
         rows = load_dataset(name, subset, split=split)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"there is no file or folder {name}, and as a dataset on the hub its split {split!r}{of} could not be had: {error}"
+            f"no such file or folder: {name}, and loading the split {split!r}{of} of that dataset from the hub failed: {error}"
         ) from error
     for number, row in enumerate(rows, start=1):
         yield Raw(row, f"{name} ({split}{of}), record {number}")
@@ -216,14 +216,16 @@ def _list(text: str, shown: str) -> Iterator[Raw]:
         number += 1
         if number > 1:
             if not text.startswith(",", place):
-                raise ValueError(f"{shown}, line {line}: wanted a comma or the list's end after record {number - 1}")
+                raise ValueError(
+                    f"{shown}, line {line}: expected a comma or the end of the list after record {number - 1}"
+                )
             at(place + 1)
         where = f"{shown}, record {number} (line {line})"
         value, end = _decode(text, place, where, line)
         yield _object(value, where)
         at(end)
     if at(place + 1) < len(text):
-        raise ValueError(f"{shown}, line {line}: there is something behind the end of the list")
+        raise ValueError(f"{shown}, line {line}: unexpected text after the end of the list")
 
 
 def _lines(text: str, shown: str) -> Iterator[Raw]:
@@ -232,7 +234,7 @@ def _lines(text: str, shown: str) -> Iterator[Raw]:
         where = f"{shown}, record {number} (line {number})"
         value, end = _decode(line, len(line) - len(line.lstrip(_SPACE)), where, number)
         if line[end:].strip(_SPACE):
-            raise ValueError(f"{where}: there is something behind the record: {line[end : end + 40]!r}")
+            raise ValueError(f"{where}: unexpected text after the record: {line[end : end + 40]!r}")
         yield _object(value, where)
 
 
@@ -244,7 +246,7 @@ def _decode(text: str, place: int, where: str, line: int) -> tuple[Any, int]:
         fault = line + text.count("\n", place, error.pos)
         raise ValueError(f"{where}: not JSON, in line {fault} ({error.msg})") from error
     except RecursionError as error:
-        raise ValueError(f"{where}: it has too many levels of lists and objects") from error
+        raise ValueError(f"{where}: lists and objects are nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     return value, end
@@ -260,7 +262,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"the field {name!r} is there {names.count(name)} times")
+            raise ValueError(f"the field {name!r} occurs {names.count(name)} times")
     return dict(pairs)
 
 

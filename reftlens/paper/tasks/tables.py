@@ -62,5 +62,7 @@ def _named(file: Path, rows: Iterator[tuple[int, list[str]]], header: Sequence[s
     for number, (line, row) in enumerate(rows, start=1):
         where = f"{file}, record {number} (line {line})"
         if len(row) != len(names):
-            raise ValueError(f"{where}: wanted {len(names)} columns ({', '.join(names)}), got {len(row)}: {row[:4]!r}")
+            raise ValueError(
+                f"{where}: expected {len(names)} columns ({', '.join(names)}), got {len(row)}: {row[:4]!r}"
+            )
         yield Raw(dict(zip(names, row, strict=True)), where)
