@@ -197,11 +197,11 @@ def test_own_kinds_and_rules_train_save_and_load_once_they_are_registered(tmp_pa
     reft = rl.Reft([(rl.Site(POST, Every(3) | rl.Last(1)), Shift(32, 3))])
     config = rl.TrainConfig(epochs=1, progress=False, output_dir=tmp_path / "run")
     with pytest.raises(
-        ValueError, match=r"Every\(step=3\) .* could not be loaded again .* registered by @rl\.register"
+        ValueError, match=r"Every\(step=3\) .* could not be loaded after saving .* registered by @rl\.register"
     ):
         rl.train(gpt2, reft, EXAMPLES, config)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match="could not be loaded again"):
+    with pytest.raises(ValueError, match="could not be loaded after saving"):
         reft.save_pretrained(tmp_path / "edit", bridge=gpt2)
     assert rl.register(Every) is Every
     rl.train(gpt2, reft, EXAMPLES, config)

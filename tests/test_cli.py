@@ -300,7 +300,7 @@ def test_params_prints_the_papers_table_without_weights() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "loreft-lama-7b-commonsense"], "did you mean loreft-llama-7b-commonsense"),
+        (["train", "loreft-lama-7b-commonsense"], "Did you mean loreft-llama-7b-commonsense"),
         (["train", "lora-llama-7b-commonsense"], "is a preset of LoRA, listed only for its parameter count"),
         (["train", "nothere.toml"], "No such file or directory: 'nothere.toml'"),
         (["train", "--model", "no-such-model", "--data", "{data}"], "cannot load the model 'no-such-model'"),
@@ -319,7 +319,7 @@ def test_params_prints_the_papers_table_without_weights() -> None:
         (["train", "{config}", "--lr", "1e30"], "lower the learning rate"),
         (["train", "{config}", "--resume"], "there is nothing to resume"),
         (["eval", "nothere"], "nothere does not exist"),
-        (["eval", "{empty}"], "there is neither a run (result.json) nor an edit (reft_config.json)"),
+        (["eval", "{empty}"], "holds neither a run (result.json) nor an edit (reft_config.json)"),
         (["generate", "nothere", "a"], "nothere does not exist"),
         (["params", "loreft-llama-7b-commonsense", "--model", "nothere"], "cannot find the shape of 'nothere'"),
         (["params", "no-such-preset"], "Unknown preset 'no-such-preset'"),
@@ -403,7 +403,7 @@ def test_a_damaged_run_is_refused(run, place) -> None:
     (folder / "edit" / "reft_config.json").write_text("{")
     assert "error: " in call("eval", folder, "--quiet", code=1).stderr
     shutil.rmtree(folder / "edit")
-    assert "there is neither a run" in refused("generate", folder, "a", "--quiet")
+    assert "holds neither a run" in refused("generate", folder, "a", "--quiet")
 
 
 def test_nothing_foreign_commands_the_terminal(tmp_path, capsys) -> None:
@@ -431,7 +431,7 @@ def test_a_base_that_an_edit_names_is_fetched_only_with_the_users_word(tmp_path,
     place = ["--out", tmp_path / "out"] if command == "inspect" else []
     message = refused(command, tmp_path / "edit", *arguments, *place, "--quiet")
     assert (
-        f"is of '{stamp}', which is not a local folder: pass --model {stamp} to load it from the Hugging Face Hub"
+        f"is '{stamp}', which is not a local folder: pass --model {stamp} to load it from the Hugging Face Hub"
         in message
     )
     message = call(command, tmp_path / "edit", *arguments, *place, "--model", "no/such-model", code=1).stderr

@@ -286,8 +286,8 @@ def spoil(folder: Path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["representations"][0].__setitem__(1, "mlp_output"), "component 'mlp_output' is not read"),
-        (lambda c: c["representations"][0].__setitem__(1, "model.embed_tokens.output"), "is not read"),
+        (lambda c: c["representations"][0].__setitem__(1, "mlp_output"), "component 'mlp_output' is not supported"),
+        (lambda c: c["representations"][0].__setitem__(1, "model.embed_tokens.output"), "is not supported"),
         (lambda c: c["representations"][0].__setitem__(2, "h.pos"), "only edits of single positions"),
         (lambda c: c["representations"][0].__setitem__(7, [[0, 2], [2, 4]]), "sets subspace_partition, which is not supported"),
         (lambda c: c["representations"][0].__setitem__(4, 2), r"weight must be \[2, 32\] on this model, got \[3, 32\]"),
@@ -313,7 +313,7 @@ def test_other_models_trained_bases_and_activation_functions_are_refused(tmp_pat
     folder = write_folder(tmp_path / "x", [state], names=["LoreftIntervention"], layers=(7,))
     with pytest.raises(ValueError, match="is after block 7: this model has blocks 0 to 2"):
         rl.load_pyreft(folder, bridge=gpt2, positions="l1")
-    with pytest.raises(ValueError, match="act_fn='gelu' is not affine"):
+    with pytest.raises(ValueError, match="act_fn must be None or 'linear', got 'gelu'"):
         rl.load_pyreft(folder, bridge=gpt2, positions="l1", act_fn="gelu")
     with pytest.raises(ValueError, match="is not a pyreft checkpoint"):
         rl.load_pyreft(tmp_path, bridge=gpt2, positions="l1")

@@ -107,7 +107,7 @@ def test_a_checkpoint_holds_the_edit_alone_and_loads(gpt2, tmp_path) -> None:
     [
         ({"lr": 1e-3}, "lr: was 0.005, is now 0.001"),
         ({"examples": EXAMPLES[:-1]}, "examples: it was 5, digest"),
-        ({"rank": 3}, "edit: it was Reft of 2 edits"),
+        ({"rank": 3}, "edit: was Reft of 2 edits"),
         ({"resume": False}, "holds a training run: pass resume=True"),
         ({"seed_of_model": 1}, "weights: it was"),
     ],
@@ -199,7 +199,9 @@ def test_a_checkpoint_with_any_damage_is_passed_over(damaged_run, caplog) -> Non
     (newest / "pytorch_model.bin").write_bytes(b"")
     with caplog.at_level(logging.WARNING):
         assert found(damaged_run) == "checkpoint-9"
-    said = "checkpoint-12 is damaged (pytorch_model.bin was not saved with it): training resumes from checkpoint-9"
+    said = (
+        "checkpoint-12 is damaged (pytorch_model.bin was added after it was saved): training resumes from checkpoint-9"
+    )
     assert said in caplog.text
     (newest / "pytorch_model.bin").unlink()
     (newest / ".nfs0001").write_bytes(b"")

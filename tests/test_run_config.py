@@ -66,8 +66,8 @@ def test_lists_and_nothing_as_they_are_written_on_a_command_line() -> None:
         ({"epochs": True}, "epochs must be an integer, got True"),
         ({"epochs": None}, "epochs must be an integer, got None"),
         ({"tied": 1}, "tied must be true or false, got 1"),
-        ({"layers": "some"}, "layers must be a list of whole numbers or 'all', got 'some'"),
-        ({"layers": [1, "a"]}, "layers must be a list of whole numbers or 'all', got [1, 'a']"),
+        ({"layers": "some"}, "layers must be a list of integers or 'all', got 'some'"),
+        ({"layers": [1, "a"]}, "layers must be a list of integers or 'all', got [1, 'a']"),
         ({"precision": "half"}, "precision must be 'float32' or 'bfloat16', got 'half'"),
         ({"rank": 0}, "rank must be at least 1, got 0"),
         ({"task": "boolq", "data": "own.jsonl"}, "set task or data, not both: got task=boolq and data=own.jsonl"),
@@ -90,7 +90,7 @@ def test_a_file_may_build_on_a_preset(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"mine\.toml is not a TOML file: .*line 1"):
         read_settings(str(file))
     file.write_text("epochs = 1\n")
-    with pytest.raises(ValueError, match="there is no model"):
+    with pytest.raises(ValueError, match="the settings have no model"):
         read_settings(str(file))
     with pytest.raises(ValueError, match=r"is a folder without a config\.toml"):
         read_settings(str(tmp_path))

@@ -186,7 +186,7 @@ def test_limit_takes_the_first(tmp_path) -> None:
 
 def test_what_is_not_there_is_said(tmp_path) -> None:
     for name, split in [("boolq", "validation"), ("math_10k", "test"), ("ultrafeedback", "test")]:
-        with pytest.raises(ValueError, match=f"not '{split}'"):
+        with pytest.raises(ValueError, match=f"got '{split}'"):
             task_named(name).load(split, source=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no such file or folder: .*nowhere\.json"):
         task_named("boolq").load("test", source=tmp_path / "nowhere.json")

@@ -1,4 +1,4 @@
-"""Arguments that several commands have, so that they are called and explained alike."""
+"""Arguments shared by several commands, so that they have the same names and help."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def _written_as_settings(settings: list[str] | None) -> list[str] | None:
     return settings
 
 
-Trained = Annotated[Path, typer.Argument(help="A run, or a saved edit.")]
-Base = Annotated[str | None, typer.Option(help="The base model, where it is now somewhere else than it was.")]
-Source = Annotated[str | None, typer.Option(help="Folder with the tasks' files, instead of the published ones.")]
-OwnTest = Annotated[Path | None, typer.Option(help="Your own examples to test on: JSON lines, prompt and completion.")]
-NEval = Annotated[int | None, typer.Option(help="Only the first so many examples of each test.")]
+Trained = Annotated[Path, typer.Argument(help="Folder of a run or a saved edit.")]
+Base = Annotated[str | None, typer.Option(help="Base model, if its location has changed since training.")]
+Source = Annotated[str | None, typer.Option(help="Folder with the tasks' files, instead of the published files.")]
+OwnTest = Annotated[Path | None, typer.Option(help="Your own test examples: JSON Lines with prompt and completion.")]
+NEval = Annotated[int | None, typer.Option(help="Use only the first N examples of each test.")]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one. The run's if not given.")
+    str | None, typer.Option(help="Device: cpu, cuda, ..., or auto for a GPU if there is one. Default: the run's.")
 ]
 Settings = Annotated[
     list[str] | None,
@@ -32,8 +32,8 @@ Settings = Annotated[
         "--set",
         metavar="KEY=VALUE",
         callback=_written_as_settings,
-        help="Any other setting, by its name in config.toml; give it several times.",
+        help="Any other setting, by its name in config.toml. Repeatable.",
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

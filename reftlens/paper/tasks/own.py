@@ -1,8 +1,8 @@
-"""Your own data: prompts and completions, in JSON lines or a JSON list; right is an output that equals the completion.
+"""Your own data: prompts and completions in JSON Lines or a JSON list. An output is correct if it equals the completion.
 
 {"prompt": "The tower is in", "completion": " Rome"}
 
-Of a chat model a line may also be a conversation, whose last turn is the completion:
+For a chat model, a line may also be a conversation whose last turn is the completion:
 {"messages": [{"role": "user", "content": "Where is the tower?"}, {"role": "assistant", "content": "In Rome."}]}
 """
 
@@ -22,24 +22,24 @@ from reftlens.results import Evaluation
 @final
 @dataclass(frozen=True)
 class Pairs(TextTask):
-    """A file of prompts and completions, named by its path."""
+    """A file of prompts and completions; its name is its path."""
 
     family: ClassVar[Family] = "own"
     max_length: int | None = None
-    """As of every task in text, but nothing is cut if not said otherwise."""
+    """As in `TextTask`, but by default nothing is cut."""
 
     @property
     def metric(self) -> str:
         return "exact match"
 
     def load(self, split: str, *, source: str | Path | None = None, limit: int | None = None) -> list[Record]:
-        """The records of the file; it is one split, whatever that is called."""
+        """Returns the records of the file, which has one split; its name is ignored."""
         raws = read(Path(self.name) if source is None else source, within=(), split=split, limit=limit)
         examples = [raw.example() for raw in raws]
         return [Record(prompt, completion, completion) for prompt, completion in examples]
 
     def score(self, outputs: Sequence[str], records: Sequence[Record]) -> Evaluation:
-        """Spaces at either end do not count."""
+        """Compares outputs with completions, ignoring whitespace at either end."""
         return accuracy(self.name, outputs, records, judge=_judge, metric=self.metric)
 
 

@@ -1,7 +1,7 @@
-"""Reading records: JSON lists in the layout of LLM-Adapters, JSON lines, or a dataset of the hub, each with its place.
+"""Reads records from a JSON list (as in LLM-Adapters), JSON Lines, or a dataset on the hub, and records where each was.
 
-Files are parsed here rather than by `datasets`, which makes "4" of a 4 and null of a field that is missing, and cannot say
-in which line. It loads what is on the hub by name.
+Files are parsed here and not by `datasets`, which turns 4 into "4" and missing fields into null, and does not report
+lines. `datasets` only loads named datasets from the hub.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _SPACE = " \t\r\n"
 @final
 @dataclass(frozen=True)
 class Raw:
-    """A record as it was found, unchecked but for being an object."""
+    """A record as read. It is an object, but its fields are not checked yet."""
 
     fields: Mapping[str, Any]
     where: str
-    """File, number (from 1) and line, as errors name it."""
+    """File, number (from 1) and line, for error messages."""
 
     def text(self, field: str, *, may_be_empty: bool = False) -> str:
-        """The text of a field.
+        """Returns the text of a field.
 
         Raises:
-            ValueError: if it is missing, not text, or blank where it must not be.
+            ValueError: If the field is missing, not a string, or blank although it must not be.
         """
         if field not in self.fields:
             raise ValueError(
@@ -50,7 +50,7 @@ class Raw:
         return value
 
     def prompt(self, field: str) -> Prompt:
-        """The prompt in a field: text, or a conversation.
+        """Returns the prompt in a field, which is a text or a conversation.
 
         Raises:
             ValueError: If it is missing or neither of the two.
@@ -59,7 +59,7 @@ class Raw:
         return tuple(value) if is_conversation(value) else self.text(field)
 
     def asked(self) -> Prompt:
-        """The prompt of a line: "prompt", or the conversation in "messages" up to the assistant's last turn.
+        """Returns the prompt of a record: "prompt", or the conversation in "messages" up to the assistant's last turn.
 
         Raises:
             ValueError: If it is missing or malformed.
@@ -70,7 +70,7 @@ class Raw:
         return turns[:-1] if not isinstance(turns, str) and turns[-1]["role"] == "assistant" else turns
 
     def example(self) -> tuple[Prompt, str]:
-        """A prompt and its completion: "prompt" and "completion", or one conversation in "messages".
+        """Returns a prompt and its completion, from "prompt" and "completion" or from one conversation in "messages".
 
         Raises:
             ValueError: If they are missing or malformed.
@@ -89,10 +89,10 @@ class Raw:
             raise ValueError(f"{self.where}: {error}") from error
 
     def no_input(self) -> None:
-        """Refuses an input where the prompt has no place for one.
+        """Refuses an input, for tasks whose prompt has no place for it.
 
         Raises:
-            ValueError: if there is one.
+            ValueError: If the record has one.
         """
         if self.fields.get("input"):
             raise ValueError(f"{self.where}: 'input' must be empty, because this task's prompt has no place for it")
@@ -101,18 +101,18 @@ class Raw:
 def read(
     source: str | Path, *, within: Sequence[str], split: str, limit: int | None = None, blob: str | None = None
 ) -> list[Raw]:
-    """The records of a split, in their order.
+    """Returns the records of a split, in order.
 
     Args:
-        source: a file; a folder, where `within` says which file; a web address of a file; or the name of a dataset on the hub.
-        within: paths in such a folder, the first that exists is read.
+        source: a file, a folder, the URL of a file, or the name of a dataset on the hub.
+        within: paths inside a folder; the first that exists is read.
         split: of a dataset on the hub.
-        limit: only so many, the first ones; what comes behind is not looked at.
-        blob: Git's digest of the file, where it is known and the source a web address.
+        limit: number of records to return, from the first; later records are not checked.
+        blob: Git's digest of the file, if it is known and the source is a URL.
 
     Raises:
-        ValueError: for a file that is not the one wanted, or not a list of records or lines of them, one without records, or a limit below 1.
-        FileNotFoundError: if there is no such file, folder, address or dataset.
+        ValueError: If the file does not match its digest, is malformed or has no records, or the limit is below 1.
+        FileNotFoundError: If the file, folder, URL or dataset does not exist.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
@@ -143,7 +143,7 @@ def _in_folder(folder: Path, within: Sequence[str]) -> Path:
 
 
 def _download(address: str, blob: str | None) -> Path:
-    """Fetched once and kept beside the datasets of the hub; compared with its digest whenever it is read."""
+    """Downloads a file once into the cache of `datasets`, and compares it with its digest at every read."""
     digest = hashlib.sha256(address.encode()).hexdigest()[:16]
     file = Path(config.HF_DATASETS_CACHE) / "reftlens" / f"{digest}-{address.rsplit('/', 1)[-1]}"
     if not file.is_file():
@@ -163,10 +163,10 @@ def _download(address: str, blob: str | None) -> Path:
 
 
 def of_hub(name: str, *, split: str, subset: str | None = None) -> Iterator[Raw]:
-    """The records of a dataset on the hub.
+    """Yields the records of a dataset on the hub.
 
     Raises:
-        FileNotFoundError: if there is none, or it cannot be fetched.
+        FileNotFoundError: If it does not exist or cannot be fetched.
     """
     of = "" if subset is None else f" of {subset!r}"
     try:
@@ -180,14 +180,14 @@ def of_hub(name: str, *, split: str, subset: str | None = None) -> Iterator[Raw]
 
 
 def parse(file: Path, *, shown: str) -> Iterator[Raw]:
-    """The records of a JSON list, or of JSON lines; a list is known by its first character.
+    """Yields the records of a JSON list or of JSON Lines. The first character decides which of them it is.
 
     Args:
-        file: where it lies.
-        shown: how errors name it.
+        file: the file.
+        shown: name of the file in error messages.
 
     Raises:
-        ValueError: for what is neither; it names the line.
+        ValueError: If the file is neither. The message names the line.
     """
     raw = file.read_bytes()
     try:
@@ -199,11 +199,11 @@ def parse(file: Path, *, shown: str) -> Iterator[Raw]:
 
 
 def _list(text: str, shown: str) -> Iterator[Raw]:
-    """Record by record, so that each is known by the line in which it begins."""
+    """Parses record by record, so that the line in which each begins is known."""
     place, line, number = text.index("[") + 1, 1 + text.count("\n", 0, text.index("[")), 0
 
     def at(new: int) -> int:
-        """Moves on over white space."""
+        """Moves to a place and skips whitespace from there."""
         nonlocal place, line
         while new < len(text) and text[new] in _SPACE:
             new += 1
@@ -229,7 +229,7 @@ def _list(text: str, shown: str) -> Iterator[Raw]:
 
 
 def _lines(text: str, shown: str) -> Iterator[Raw]:
-    # Not splitlines: JSON may hold other line separators inside a text.
+    # Not splitlines: JSON strings may contain other line separators.
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
         where = f"{shown}, record {number} (line {number})"
         value, end = _decode(line, len(line) - len(line.lstrip(_SPACE)), where, number)
@@ -239,7 +239,7 @@ def _lines(text: str, shown: str) -> Iterator[Raw]:
 
 
 def _decode(text: str, place: int, where: str, line: int) -> tuple[Any, int]:
-    """One JSON value that begins at a place, and where it ends."""
+    """Decodes the JSON value that begins at a place. Returns it and where it ends."""
     try:
         value, end = _DECODER.raw_decode(text, place)
     except json.JSONDecodeError as error:
