@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from reftlens.cone.hold import Held, hold, run_cone
     from reftlens.data import Batch, encode
     from reftlens.dissection import DissectConfig, Dissection, dissect, load_dissection
+    from reftlens.edit.attach_to_hf import attach_to_hf
     from reftlens.edit.check_sites import check_sites
     from reftlens.edit.generate import Decoding, generate
     from reftlens.edit.hooks import Edit, EditError, attach
@@ -70,6 +71,7 @@ _HOME = {
     "Dissection": "dissection",
     "dissect": "dissection",
     "load_dissection": "dissection",
+    "attach_to_hf": "edit.attach_to_hf",
     "check_sites": "edit.check_sites",
     "Decoding": "edit.generate",
     "generate": "edit.generate",

@@ -39,6 +39,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for place, item in enumerate(of_one):
             if place not in quick:
                 item.add_marker(pytest.mark.slow)
+    by_turns(items)
+
+
+def by_turns(items: list[pytest.Item]) -> None:
+    """Of the cases that differ in the fixture `architecture` alone one runs by default, by turns; the other is slow."""
+    turn: dict[str, int] = {}
+    for item in items:
+        marked = any("architecture" in mark.args[0] for mark in item.iter_markers("parametrize"))
+        if isinstance(item, pytest.Function) and "architecture" in item.fixturenames and not marked:
+            one = item.callspec.params["architecture"]
+            case = item.nodeid.replace(one, "")
+            if ARCHITECTURES.index(one) != turn.setdefault(case, len(turn) % len(ARCHITECTURES)):
+                item.add_marker(pytest.mark.slow)
 
 
 TEXT = "The old tower stands by the river in the city of Ostra , and the weaver who lives there speaks Tharic ."

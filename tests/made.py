@@ -304,7 +304,10 @@ def every_result(text: str) -> list[Result]:
     """One of each class, with `text` wherever a result can hold a string."""
     tokens, sites = (text, " b", text), (text, text)
     swap = Swap(text, 0.5, 0.25)
-    many = TokenMap(torch.rand(2, 3), torch.rand(2, 3), sites, tokens, (True, False, False), text, text, 3)
+    many = TokenMap(
+        torch.rand(2, 3), torch.rand(2, 3), sites, tokens, (True, False, False), text, text, 3,
+        torch.rand(2, 2, 3), torch.rand(2, 2, 3), (tokens, (text, "other", text)),
+    )  # fmt: skip
     size = EditSize(torch.rand(2, 3), torch.ones(2, 3, dtype=torch.bool), sites, tokens, (False,) * 3)
     curve = torch.linspace(0, 1, 3)
     values = torch.rand(4, 2, 3)

@@ -11,7 +11,9 @@ import torch
 from conftest import make_bridge, make_edit
 
 import reftlens as rl
+from reftlens.analysis.engine.activations import edited_activations
 from reftlens.cone.answers import Answers, next_token_logprobs
+from reftlens.cone.shared import shared
 from reftlens.edit.hooks import attach
 
 ROOT = Path(rl.__file__).parent
@@ -73,8 +75,43 @@ def test_wanted_tokens_and_edits_that_act_nowhere(gpt2, make_reft) -> None:
         runs.logits(early)
 
 
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("form", ["gpt2", "llama", "gpt_neox", "gemma2"])
+def test_shared_base_runs_give_the_cones_of_runs_of_their_own(form, dtype) -> None:
+    bridge = make_bridge(form, dtype=dtype)
+    reft = rl.Reft([(rl.Site("blocks.1.hook_resid_post", "l2"), make_edit(rl.ReFTr1, seed=1))])
+    early = rl.Reft([(rl.Site("blocks.0.hook_resid_post", "f1"), make_edit(rl.LoReFT, seed=2))])
+    fewer = [TEXTS[2], "Another town", TEXTS[0]]
+    batches = [
+        (rl.encode(bridge, texts, padding_side=side), edit)
+        for texts, side, edit in ((TEXTS, "left", reft), (fewer, "right", reft), (TEXTS, "right", early))
+    ]
+
+    def found() -> list[torch.Tensor]:
+        answers = [Answers(bridge, batch, edit.edits(batch)).logits(edit.edits(batch)) for batch, edit in batches]
+        seen = [h for batch, edit in batches for _, h in edited_activations(bridge, edit, batch)]
+        return [tensor.detach() for tensor in (*answers, *seen)]
+
+    own = found()
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    with shared(bridge) as runs:
+        for kept, alone in zip(found(), own, strict=True):
+            torch.testing.assert_close(kept, alone, rtol=tolerance, atol=tolerance)
+        n_run = runs.n_run
+        assert 4 <= n_run <= 3 * 4, (
+            "a prompt runs again only where a cone begins earlier: padded on the right, and the early edit"
+        )
+        found()
+        assert runs.n_run == n_run
+        assert runs.n_bytes() > 0
+    with shared(bridge, memory_bytes=0) as runs:
+        for kept, alone in zip(found(), own, strict=True):
+            torch.testing.assert_close(kept, alone, rtol=tolerance, atol=tolerance)
+        assert runs.n_bytes() == 0
+
+
 def test_no_analysis_runs_whole_passes_of_its_own() -> None:
-    """Exceptions: the activations that an edit meets, and the two runs that an interchange reads."""
     calls = re.compile(r"(?<![\w.])(?:self\.)?bridge\(")
     callers = {path.name for path in (ROOT / "analysis").rglob("*.py") if calls.search(path.read_text())}
-    assert callers == {"activations.py", "interchange.py"}
+    assert callers == set()

@@ -1,31 +1,34 @@
-"""Pages in a real browser: nothing leaves them, nothing that a string brought in is alive, light and dark are both read.
+"""Pages in a real browser: nothing leaves them, nothing that a string brought in is alive, all of it is read and answers.
 
-Each check has a page beside it in which the same strings are not escaped, and which must fail it.
+Each check has a page beside it that must fail it.
 """
 
 from __future__ import annotations
 
-import shutil
+import html
+import json
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from made import every_result
+from chromium import BROWSER, NAMES, Chromium
+from made import every_result, made_dose
 from matplotlib import image
-from test_report import report_of, strip
+from test_report import DASH, MINUS, dots, effect, report_of, size, strip
 
 import reftlens as rl
-from reftlens.plot.page import Report, Section, render
+from reftlens.plot.page import Picture, Report, Section, render
+from reftlens.results import Finding
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), None)
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason=f"needs one of these browsers on the PATH: {', '.join(BROWSERS)}"),
+    pytest.mark.skipif(BROWSER is None, reason=f"needs one of these browsers on the PATH: {', '.join(NAMES)}"),
 ]
 HOSTILE = (
     '<script>document.title = "alive"</script>',
@@ -36,6 +39,8 @@ HOSTILE = (
     "<svg onload=\"document.title='alive'\"><image href=http://evil.example/svg.png /></svg>",
     "<iframe src=http://evil.example/frame></iframe>",
     "</td></tr></table></title></style><b>&amp;\u202e",
+    "</script><script>document.title = 'alive'</script>",
+    "__proto__",
 )
 
 
@@ -106,8 +111,31 @@ def browse(tmp_path: Path, requests: list[str]) -> Callable[..., str]:
     return run
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chromium]:
+    # Frames stay in the page's process, where the tests look into them.
+    chromium = Chromium("--disable-features=IsolateSandboxedIframes")
+    yield chromium
+    chromium.close()
+
+
+@pytest.fixture
+def opened(browser: Chromium, tmp_path: Path) -> Callable[..., Chromium]:
+    """Opens a page and returns the browser with it."""
+
+    def run(page: str, **how: bool | int) -> Chromium:
+        file = tmp_path / "page.html"
+        file.write_text(page, encoding="utf-8")
+        browser.open(file, **how)
+        return browser
+
+    return run
+
+
 def hostile_report() -> str:
-    return render(Report("harmless", "lead", tuple(s for text in HOSTILE for s in report_of(text).sections), {}))
+    found = [report_of(text) for text in HOSTILE]
+    sections = tuple(section for report in found for section in report.sections)
+    return render(Report("harmless", "lead", sections, {}, tuple(f for report in found for f in report.findings)))
 
 
 def hostile_notebook() -> str:
@@ -117,18 +145,66 @@ def hostile_notebook() -> str:
     return f'<meta charset="utf-8"><title>harmless</title>{"".join(shown)}'
 
 
+def page_of_all() -> str:
+    """A page with one of everything."""
+    table = pd.DataFrame({"name": ["b", "a", "c"], "value": [-2.0, float("nan"), 10.0]})
+    section = Section(
+        "Where does it act?",
+        ("The effect, its control and its null.",),
+        (Picture("spectrum", dots(6, 3), "A picture."),),
+        (("A table", table), ("Long", pd.DataFrame({"n": range(40)}))),
+        (("Sizes", size(" The", " Tower", " stands", " in")),),
+        (("Effect of each cell", effect("<|endoftext|>", " Tower", " stands", " in", " the", " city", " of")),),
+        (("More and less", made_dose()),),
+        name="where",
+    )
+    findings = (Finding("Does it work?", "Yes.", "works"), Finding("Where does it act?", "There.", "where", null="0."))
+    sections = (section, Section("What else?", ("Nothing.",), name="works"))
+    return render(Report("A page", "lead", sections, {"seed": 0}, findings))
+
+
 @pytest.mark.parametrize("make", [hostile_report, hostile_notebook])
 def test_hostile_strings_are_inert_and_nothing_leaves_the_page(make, browse, requests) -> None:
-    page = make()
-    seen = browse(page)
+    seen = browse(make())
     document = Document(seen)
     assert document.title == "harmless"
     assert requests == []
     # The browser has made of it what was written, and nothing more.
-    for tag in ("script", "iframe", "link", "svg", "b", "object"):
-        assert document.of(tag) == [], tag
+    for tag in ("iframe", "link", "b", "object", "image"):
+        assert document.of(tag) == ([{}] * seen.count("<b>") if tag == "b" and make is hostile_report else []), tag
+    assert len(document.of("script")) == (2 if make is hostile_report else 0)
     assert not any(name.startswith("on") for _, attributes in document.elements for name in attributes)
     assert HOSTILE[0] in document.text
+
+
+def test_hostile_strings_are_inert_in_what_answers_the_reader(opened) -> None:
+    browser = opened(hostile_report())
+    before = browser.value("document.querySelectorAll('body *').length")
+    browser.value("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    # Every prompt of every map, every way to show it, every tip, every sorted column and every dose.
+    browser.value(
+        """for (const control of document.querySelectorAll('select, input')) {
+          const values = control.options ? [...control.options].map((_, at) => at) : control.type === 'range' ? [0, 1, 2] : [0];
+          for (const value of values) {
+            if (control.options) control.selectedIndex = value;
+            else if (control.type === 'range') control.value = value;
+            else control.checked = true;
+            for (const kind of ['input', 'change']) control.dispatchEvent(new Event(kind, { bubbles: true }));
+          }
+        }
+        window.tips = [...document.querySelectorAll('[data-tip]')].map(one => {
+          one.dispatchEvent(new PointerEvent('pointerover', { bubbles: true }));
+          return document.getElementById('tip').textContent;
+        });
+        for (const button of document.querySelectorAll('th button')) { button.click(); button.click(); }"""
+    )
+    tips = browser.value("window.tips")
+    assert any("document.title" in tip for tip in tips)
+    assert not any("\u202e" in tip for tip in tips)
+    assert browser.value("document.querySelectorAll('body *').length") == before
+    assert browser.value("document.title") == "harmless"
+    assert browser.value("window.refused") == []
+    assert browser.said == []
 
 
 def test_the_checks_find_a_page_that_is_alive(browse, requests) -> None:
@@ -137,31 +213,240 @@ def test_the_checks_find_a_page_that_is_alive(browse, requests) -> None:
     assert {"/image.png", "/frame", "/svg.png"} <= set(requests)
 
 
-def test_the_policy_holds_what_escaping_would_miss(browse, requests) -> None:
-    alive = render(report_of("harmless")).replace("<main>", "<main>" + HOSTILE[0] + HOSTILE[1])
+def test_the_policy_holds_what_escaping_would_miss(browse, requests, opened) -> None:
+    alive = render(report_of("harmless")).replace(
+        "<main>", "<main>" + HOSTILE[0] + HOSTILE[1] + "<p style='color:red'>"
+    )
     seen = browse(alive)
-    assert Document(seen).of("script")
+    assert len(Document(seen).of("script")) == 3
     assert Document(seen).title == "harmless"
     assert requests == []
+    refused = opened(alive).value("window.refused")
+    assert sorted({one.split()[0] for one in refused}) == [
+        "img-src",
+        "script-src-attr",
+        "script-src-elem",
+        "style-src-attr",
+    ]
 
 
-def test_hover_texts_are_there(browse) -> None:
-    seen = Document(browse(render(Report("t", "l", (Section("s", strips=(("caption", strip(" Tower", " a")),)),), {}))))
-    titles = [span["title"] for span in seen.of("span") if "title" in span]
-    assert titles == ["0 resid_post: |Δ|/|h| = 0.5; 1 resid_post: |Δ|/|h| = 0.25"] * 2
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_is_cut_or_overlaps_and_the_console_is_empty(width: int, dark: bool, opened) -> None:
+    for page in (page_of_all(), render(report_of("a long harmless text " * 6))):
+        browser = opened(page, width=width, dark=dark)
+        browser.value("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+        assert browser.value("document.documentElement.scrollWidth") <= width
+        assert browser.value(CUT) == []
+        assert browser.value(OVERLAPPING) == []
+        assert browser.said == []
+        assert browser.value("window.refused") == []
 
 
-def test_the_page_follows_light_and_dark(browse, tmp_path) -> None:
-    page, corners, cards = render(report_of("harmless")), {}, {}
-    for name, scheme in (("dark", 0), ("light", 1)):
-        shot = tmp_path / f"{name}.png"
-        browse(
-            page, f"--screenshot={shot}", "--window-size=900,1400", f"--blink-settings=preferredColorScheme={scheme}"
+CUT = """(() => {
+  const cut = [];
+  for (const one of document.querySelectorAll('body *')) {
+    const box = one.getBoundingClientRect();
+    if (!box.width || one.closest('.scroll, .card, select, [hidden]')) continue;
+    if (box.left < -1 || box.right > document.documentElement.clientWidth + 1) cut.push(one.outerHTML.slice(0, 80));
+  }
+  for (const text of document.querySelectorAll('svg text')) {
+    const [box, room] = [text.getBoundingClientRect(), text.ownerSVGElement.getBoundingClientRect()];
+    if (box.left < room.left - 1 || box.right > room.right + 1 || box.bottom > room.bottom + 1) cut.push(text.textContent);
+  }
+  return cut;
+})()"""
+"""Elements that leave the window other than in what scrolls, and texts that leave their drawing."""
+
+OVERLAPPING = """(() => {
+  const words = [];
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const held = walk.currentNode.parentElement;
+    if (!walk.currentNode.data.trim() || held.closest('script, select, output, [hidden], .grid tbody th')) continue;
+    const range = document.createRange();
+    range.selectNodeContents(walk.currentNode);
+    for (const box of range.getClientRects()) if (box.width > 1) words.push([box, walk.currentNode.data.trim().slice(0, 30)]);
+  }
+  const found = [];
+  words.forEach(([a, first], place) => {
+    for (const [b, second] of words.slice(0, place)) {
+      const [across, down] = [Math.min(a.right, b.right) - Math.max(a.left, b.left), Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top)];
+      if (across > 2 && down > 4) found.push([first, second]);
+    }
+  });
+  return found;
+})()"""
+"""Pairs of texts whose boxes share more than the room between lines."""
+
+
+def test_the_checks_of_layout_find_what_is_cut_and_what_overlaps(opened) -> None:
+    page = "<p style='width:3000px'>wide</p><p style='position:absolute;top:0;left:0'>one</p><p style='position:absolute;top:2px;left:0'>two</p>"
+    browser = opened("<!doctype html>" + page)
+    assert len(browser.value(CUT)) == 1
+    assert ["two", "one"] in browser.value(OVERLAPPING)
+
+
+def test_pointing_at_a_cell_a_token_or_a_term_says_its_numbers(opened) -> None:
+    browser = opened(page_of_all())
+    browser.value("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+
+    def tip(selector: str, place: int = 0) -> str:
+        browser.point(*browser.middle(selector, place))
+        return browser.value("document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent")
+
+    assert tip(".grid td[data-tip]") == (
+        f"L4 resid_post @ all, token [last subject]*, mean of 3 prompts: measured {MINUS}0.250, control {MINUS}0.025, difference {MINUS}0.225"
+    )
+    assert tip(".token", 1) == "0 resid_post, token 1 ·Tower: change of 0.5 of the activation's length"
+    assert tip(".inside .term", 0).startswith("The logit of the wanted answer")
+    browser.press("Escape")
+    assert browser.value("document.getElementById('tip').hidden")
+    assert tip("h1") == ""
+    assert browser.value("document.querySelectorAll('[title]').length") == 0
+
+
+def test_the_arrow_keys_move_between_cells(opened) -> None:
+    browser = opened(page_of_all())
+    browser.value("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    browser.value("document.querySelector('.grid td[data-tip]').focus()")
+
+    def at() -> list[int]:
+        return browser.value("[document.activeElement.parentElement.rowIndex, document.activeElement.cellIndex]")
+
+    places = [at()]
+    for key in ("ArrowRight", "ArrowDown", "ArrowLeft", "ArrowUp", "ArrowUp"):
+        browser.press(key)
+        places.append(at())
+    assert places == [[1, 1], [1, 2], [2, 2], [2, 1], [1, 1], [1, 1]]
+    assert "mean of 3 prompts" in browser.value("document.getElementById('tip').textContent")
+    # The map is one stop of the tab key.
+    assert browser.value("document.querySelectorAll('.grid td[tabindex=\"0\"]').length") == 1
+    browser.press("Tab")
+    assert browser.value("document.activeElement.closest('.grid')") is None
+
+
+def test_a_map_switches_between_measured_control_and_difference_and_between_prompts(opened) -> None:
+    browser = opened(page_of_all())
+    browser.value("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+
+    def cells() -> list[str]:
+        return browser.value(
+            "[...document.querySelectorAll('.grid tbody tr:last-child td')].map(one => one.textContent)"
         )
+
+    assert cells() == ["0.50"] * 7
+    browser.click(*browser.middle(".switch input[type=radio]", 1))
+    assert cells() == ["0.05"] * 7
+    browser.click(*browser.middle(".switch input[type=radio]", 2))
+    assert cells() == ["0.45"] * 7
+    browser.click(*browser.middle(".switch input[type=radio]", 0))
+    browser.value(
+        "const pick = document.querySelector('select'); pick.selectedIndex = 3; pick.dispatchEvent(new Event('change', { bubbles: true }))"
+    )
+    assert cells() == ["0.60"] * 7
+    heads = browser.value("[...document.querySelectorAll('.grid thead th')].map(one => one.textContent)")
+    assert heads[:2] == ["<|endoftext|>2*", "·Tower"]
+
+
+def test_columns_sort_and_say_so_and_a_slider_reads_the_doses(opened) -> None:
+    browser = opened(page_of_all())
+    browser.value("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+
+    def column(place: int) -> list[str]:
+        return browser.value(
+            f"[...document.querySelector('table.data').tBodies[0].rows].map(row => row.cells[{place}].textContent)"
+        )
+
+    heads = "[...document.querySelectorAll('table.data')[0].querySelectorAll('th')].map(one => one.getAttribute('aria-sort'))"
+    browser.click(*browser.middle("table.data th button", 1))
+    assert column(1) == [f"{MINUS}2.00", "10.00", DASH]
+    assert browser.value(heads) == [None, "ascending"]
+    browser.click(*browser.middle("table.data th button", 1))
+    assert column(0) == ["c", "b", "a"]
+    assert browser.value(heads) == [None, "descending"]
+    browser.click(*browser.middle("table.data th button", 0))
+    assert column(0) == ["a", "b", "c"]
+    said = "document.querySelector('figure.dose output').textContent"
+    before = browser.value(said)
+    browser.value("document.querySelector('figure.dose input').focus()")
+    browser.press("ArrowLeft")
+    assert browser.value(said) != before
+    assert browser.value("document.querySelector('figure.dose input').getAttribute('aria-valuetext')") == browser.value(
+        said
+    )
+
+
+def test_a_finding_opens_its_section(opened) -> None:
+    browser = opened(page_of_all())
+    folded = "[...document.querySelectorAll('details.part')].map(one => one.open)"
+    assert not any(browser.value(folded))
+    browser.click(*browser.middle(".findings a", 1))
+    assert browser.value(folded)[0]
+    assert 0 <= browser.value("document.getElementById('where').getBoundingClientRect().top") < 900
+
+
+def test_without_scripts_the_tables_stand_as_they_are(opened) -> None:
+    browser = opened(page_of_all(), scripts=False)
+    found = browser.ask("DOM.getDocument", depth=-1, pierce=False)
+    text = browser.ask("DOM.getOuterHTML", nodeId=found["root"]["nodeId"])["outerHTML"]
+    document = Document(text)
+    assert "0.50" in document.text
+    assert [one for one in document.of("div") if one.get("class") == "switch" and "hidden" not in one] == []
+    assert any("measured 0.500" in cell.get("title", "") for cell in document.of("td"))
+    assert all(one.get("scope") in ("row", "col") for one in document.of("th"))
+    assert document.of("button") == []
+
+
+@pytest.mark.parametrize("sandbox", ["allow-scripts", ""])
+def test_a_sandboxed_frame_of_a_notebook_works_and_reaches_nothing(sandbox: str, opened) -> None:
+    page = html.escape(page_of_all(), quote=True)
+    browser = opened(
+        f'<!doctype html><title>notebook</title><iframe sandbox="{sandbox}" srcdoc="{page}" width=900 height=600></iframe>'
+    )
+    frames = browser.ask("Page.getFrameTree")["frameTree"]["childFrames"]
+    world = browser.ask("Page.createIsolatedWorld", frameId=frames[0]["frame"]["id"])["executionContextId"]
+
+    def inside(expression: str) -> object:
+        return browser.ask("Runtime.evaluate", expression=expression, contextId=world, returnByValue=True)[
+            "result"
+        ].get("value")
+
+    assert inside("document.querySelector('h1').textContent") == "A page"
+    ready = inside("performance.getEntriesByName('ready').length")
+    assert ready == bool(sandbox)
+    assert inside("self.origin") == "null"
+    if sandbox:
+        inside("document.querySelectorAll('.findings a')[1].click()")
+        assert inside("document.querySelector('details.part').open")
+        assert inside("location.href").startswith("about:srcdoc")
+        assert [one for one in browser.said if "sandbox" not in one.lower()] == []
+
+
+def test_the_page_is_ready_at_once_and_small(opened) -> None:
+    section = Section("s", maps=tuple((f"map {n}", effect(*map(str, range(24)), prompts=12)) for n in range(20)))
+    page = render(Report("t", "l", (section,), {}))
+    assert len(page.encode()) < 2_000_000
+    browser = opened(page)
+    # 0.2 s on an idle machine; other processes share this one.
+    assert browser.value("performance.getEntriesByName('ready')[0].startTime") < 8000
+
+
+def test_the_page_follows_light_and_dark(browser, tmp_path, opened) -> None:
+    corners, cards = {}, {}
+    page = render(replace(report_of("harmless"), findings=()))
+    for name in ("light", "dark"):
+        shot = opened(page, dark=name == "dark", width=900).picture(tmp_path / f"{name}.png")
         pixels = image.imread(shot)[..., :3]
         corners[name] = float(pixels[5, 5].mean())
         cards[name] = float((pixels.reshape(-1, 3).min(axis=1) == 1).mean())
     assert corners["light"] == 1.0
     assert corners["dark"] < 0.2
     # Pictures are drawn for white, and stay on it.
-    assert cards["dark"] > 0.03
+    assert cards["dark"] > 0.005
+
+
+def test_numbers_of_the_page_are_data_and_nothing_else(opened) -> None:
+    browser = opened(hostile_report())
+    assert json.loads(browser.value("document.getElementById('data').textContent"))
+    assert browser.value("({}).polluted") is None

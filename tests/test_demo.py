@@ -1,17 +1,25 @@
-"""The main job as a user runs it: one command, and every file it leaves; then on a model it knows nothing of."""
+"""The main job as a user runs it: one command, and every file it leaves; the README's code; a model it knows nothing of."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from conftest import make_hf, make_tokenizer
 from typer.testing import CliRunner
 
+import reftlens as rl
 from reftlens.cli import app
+
+README = Path(__file__).parent.parent / "README.md"
 
 FIGURES = [
     "dissect_dose",
@@ -63,7 +71,9 @@ def test_it_leaves_the_edit_the_figures_the_report_and_the_numbers(finished, num
     assert sorted(path.stem for path in (out / "figures").iterdir()) == FIGURES
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in (out / "figures").iterdir())
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == len(FIGURES)
+    # Maps and sizes are on the page as tables and strips.
+    drawn = [name for name in FIGURES if name not in ("effect", "tracing", "size_moved", "size_unmoved")]
+    assert page.count("data:image/png;base64,") == len(drawn)
     assert [path.name for path in out.parent.iterdir()] == ["out"], "no temporary folder is left"
 
 
@@ -110,6 +120,64 @@ def test_the_table_says_what_the_numbers_say(finished, numbers) -> None:
     moved = by_group(numbers, "moved, new")
     assert f"{moved['edited']:.0%}" in text
     assert "largest difference of a logit 0" in text
+
+
+# The README.
+
+
+def check_the_readme(folder, monkeypatch, capsys) -> None:
+    """Runs its code in a folder, and checks what it says of it."""
+    first, *others = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    lines = [line for line in first.splitlines() if line]
+    assert len(lines) == 12
+    monkeypatch.chdir(folder)
+    names: dict[str, object] = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for block in (first, *others):
+            exec(compile(block, str(README), "exec"), names)
+    finally:
+        torch.set_num_threads(threads)
+    answers = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("["))
+    assert answers.count("Halvik") + answers.count("Wexmoor") >= 10, answers
+    assert (folder / "spectrum.png").stat().st_size > 10_000
+    assert (folder / "dissection").is_dir()
+    assert names["logits"].shape[0] == len(names["prompts"]) == 12
+
+
+def test_the_readmes_code_does_what_it_says_with_the_edit_of_the_demo(finished, tmp_path, monkeypatch, capsys) -> None:
+    """The two long calls are the demo's own, which has just run them: what it saved stands in for a second run."""
+    _, out = finished
+    train, dissect = inspect.signature(rl.train), inspect.signature(rl.dissect)
+
+    def trained(*args, **kwargs):
+        given = train.bind(*args, **kwargs).arguments
+        reft, config = given["reft"], replace(given["config"], seed=0)
+        assert config == rl.TrainConfig(epochs=30, batch_size=35, lr=4e-3, seed=0), "the demo's settings"
+        saved = rl.Reft.from_pretrained(out / "edit", bridge=given["bridge"])
+        assert repr(saved) == repr(reft)
+        reft.load_state_dict(saved.state_dict())
+
+    def dissected(*args, **kwargs):
+        given = dissect.bind(*args, **kwargs).arguments
+        assert (type(given["reft"]), given["config"].at) == (rl.Reft, rl.Last(1))
+        assert all(prompt and answer.startswith(" ") for prompt, answer in given["examples"])
+        return rl.load_dissection(out / "dissection")
+
+    monkeypatch.setattr(rl, "train", trained)
+    monkeypatch.setattr(rl, "dissect", dissected)
+    check_the_readme(tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+def test_the_readmes_code_runs_as_it_stands(tmp_path, monkeypatch, capsys) -> None:
+    check_the_readme(tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README.read_text()))
+def test_links_lead_somewhere(link) -> None:
+    assert (README.parent / link).exists()
 
 
 @pytest.mark.slow

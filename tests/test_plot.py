@@ -45,7 +45,7 @@ from matplotlib.text import Text
 
 from reftlens import plot
 from reftlens.plot.canvas import BLUE, GREY, INK, MINUS, ORANGE, PALE, VERMILLION, ink_on, number, text_width
-from reftlens.plot.labels import drawn_token, short_rows, visible
+from reftlens.plot.labels import drawn_token, short_rows, shortened, visible
 from reftlens.plot.training_curve import running_median
 from reftlens.results import Ablation, DirectionReadout, EditProfile, Spread, TokenMap
 
@@ -194,6 +194,15 @@ def test_texts_do_not_overlap(name: str) -> None:
     assert [(boxes[i][0], boxes[j][0]) for i, j in overlapping([box for _, box in boxes])] == []
 
 
+ONE_LINE = [name for name in DRAWINGS if not name.startswith("beside tracing")]
+
+
+@pytest.mark.parametrize("name", ONE_LINE)
+def test_a_subtitle_is_one_line(name: str) -> None:
+    figure, _, _ = drawing(name)
+    assert [text.get_text() for text in figure.texts[1:2] if "\n" in text.get_text()] == []
+
+
 def test_the_check_for_overlaps_finds_one() -> None:
     assert overlapping([np.array([0, 0, 2, 2]), np.array([1, 1, 3, 3]), np.array([2, 0, 3, 1])]) == [(1, 0)]
 
@@ -249,7 +258,7 @@ def test_subject_tokens_are_starred_and_spaces_visible() -> None:
     figure = plot.effect_map(made_map())
     for axes in images(figure):
         labels = [label.get_text() for label in axes.get_xticklabels()]
-        assert labels[:7] == ["<|endoftext|>", "·The", "·Upper*", "·Sarn*", "·Clock*", "·Tower*", "·stands"]
+        assert labels[:7] == ["<|end…|>", "·The", "·Upper*", "·Sarn*", "·Clock*", "·Tower*", "·stands"]
     assert "* subject" in written(figure)
 
 
@@ -265,6 +274,49 @@ def test_the_map_names_quantity_control_and_number_of_prompts() -> None:
     assert "control" not in written(plot.effect_map(made_map(control=False)))
 
 
+def test_a_control_without_a_range_is_one_dashed_line_in_a_spectrum() -> None:
+    [axes] = plot.spectrum([made_operator(1)], null=[made_operator(1)]).axes
+    assert len(axes.collections) == len(made_operator(1).spectrum)
+    assert all(line.get_linestyle()[0][1] is not None for line in axes.collections)
+    assert not [patch for patch in axes.patches if patch.get_linestyle() == "--"]
+
+
+def test_a_readout_has_two_columns_and_at_most_eight_panels() -> None:
+    figure = plot.readout([made_readout(direction=n) for n in range(11)])
+    assert len(figure.axes) == 8
+    assert len({round(axes.get_position().x0, 2) for axes in figure.axes}) == 2
+    assert "the first 8 of 11 directions" in written(figure)
+    assert len(plot.readout(made_readout()).axes) == 1
+
+
+def test_cells_are_grey_where_the_control_reaches_as_far_and_only_there() -> None:
+    result = made_map(3, TOKENS[:6])
+    assert result.control is not None
+    result.control.fill_(0.0)
+    result.control[2, 5] = -0.25
+    result.values.fill_(0.5)
+    result.values[0, 1], result.values[1, 2] = 0.2, -0.3
+    figure = plot.effect_map(result)
+    measured, control = images(figure)
+    grey = [patch for patch in measured.patches if isinstance(patch, Rectangle)]
+    assert [patch.get_xy() for patch in grey] == [(0.5, -0.5)]
+    assert to_hex(grey[0].get_facecolor()) == PALE.lower()
+    assert not control.patches
+    assert "grey: no further from 0 than some cell of the control" in written(figure)
+
+
+def test_positions_of_a_mean_are_named_by_role_where_prompts_differ() -> None:
+    tokens = (" The", " Old", " Mill", " of", " Ostra")
+    prompts = (tokens, (" The", " New", " Gate", " of", " Varn"))
+    starred = (False, True, True, False, False)
+    values = torch.zeros(2, 5)
+    result = TokenMap(values, None, ("a", "b"), tokens, starred, "q", "", 2, prompts=prompts)
+    assert result.labels == (" The", "[subject 1]", "[last subject]", " of", "[token 4]")
+    labels = [label.get_text() for label in images(plot.effect_map(result))[0].get_xticklabels()]
+    assert labels == ["·The", "[subject 1]*", "[last subject]*", "·of", "[token 4]"]
+    assert "tokens of the first" not in written(plot.effect_map(result))
+
+
 def test_cells_without_a_value_are_neither_coloured_nor_numbered() -> None:
     result = made_map(3, TOKENS[:6], control=False)
     result.values[1, 2] = float("nan")
@@ -272,7 +324,7 @@ def test_cells_without_a_value_are_neither_coloured_nor_numbered() -> None:
     [axes] = images(figure)
     assert np.ma.getmaskarray(axes.images[0].get_array()).tolist() == result.values.isnan().tolist()
     assert (2, 1) not in [text.get_position() for text in axes.texts]
-    assert "grey: no value" in written(figure)
+    assert "hatched: no value" in written(figure)
 
 
 def test_a_map_of_zeros_and_an_empty_map() -> None:
@@ -315,7 +367,7 @@ def test_long_texts_run_over_lines_and_keep_every_token() -> None:
     lines = images(plot.edit_size(result))
     labels = [label.get_text().removesuffix("*") for axes in lines for label in axes.get_xticklabels()]
     assert len(lines) == 2
-    assert labels == [drawn_token(token) for token in result.tokens]
+    assert labels == [shortened(drawn_token(token)) for token in result.tokens]
     assert len({axes.get_xlim() for axes in lines}) == 1
     assert len({axes.images[0].get_clim() for axes in lines}) == 1
 
@@ -513,8 +565,8 @@ def test_the_ledger_shows_that_terms_cancel() -> None:
     np.testing.assert_allclose(first, [0, -1, 0], atol=1e-6)
     # The token that is not edited is left out.
     assert cosines.get_xticklabels()[0].get_text() == "·The*"
-    assert "the first 24 of 29 edited tokens" in written(drawing("ledger large")[0])
-    assert "the first 6 of 8 sites" in written(drawing("ledger large")[0])
+    assert "24 of 29 edited tokens" in written(drawing("ledger large")[0])
+    assert "6 of 8 sites" in written(drawing("ledger large")[0])
     empty = made_ledger()
     empty.norm.fill_(torch.nan)
     with pytest.raises(ValueError, match="at least one edited token"):

@@ -140,6 +140,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("add_bias", [False, True])
 @pytest.mark.parametrize(("name", "kind"), list(zip(NAMES, KINDS, strict=True)))
@@ -153,6 +154,7 @@ def test_each_class_is_its_equation(tmp_path, gpt2, name, kind, add_bias, dtype)
     assert all(parameter.requires_grad for parameter in edit.parameters())
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_written_folders_read_back_and_are_the_same_to_the_byte(tmp_path, kind, tied) -> None:

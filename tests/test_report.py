@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 
@@ -10,14 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made import made_dose
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from reftlens.plot import png, token_strip
+from reftlens.plot.canvas import number
 from reftlens.plot.html import Html
 from reftlens.plot.page import Picture, Report, Section, render
-from reftlens.results import EditSize, TokenMap
+from reftlens.results import EditSize, Finding, TokenMap
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 HOSTILE = [
@@ -43,7 +47,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -63,17 +67,43 @@ def dots(width: int = 3, height: int = 2) -> bytes:
     return png(Figure(figsize=(width, height)))
 
 
-def strip(*tokens: str, site: str = "blocks.1.hook_resid_post") -> Html:
+def size(*tokens: str, site: str = "blocks.1.hook_resid_post") -> EditSize:
     n = len(tokens)
     rows = ("blocks.0.hook_resid_post", site)
     relative = torch.tensor([[0.5] * n, [0.25] * n])
-    return token_strip(EditSize(relative, relative > 0, rows, tokens, (False,) * n))
+    return EditSize(relative, relative > 0, rows, tokens, (False,) * n)
+
+
+def strip(*tokens: str, site: str = "blocks.1.hook_resid_post") -> Html:
+    return token_strip(size(*tokens, site=site))
+
+
+def effect(*tokens: str, prompts: int = 3, row: str = "L4 resid_post @ all", name: str = "turned") -> TokenMap:
+    """Rows of 0.5 and -0.25 on average; each prompt has its own first token, and 0.1 more than the one before it."""
+    n = len(tokens)
+    steps = 0.1 * (torch.arange(prompts) - (prompts - 1) / 2)
+    values = torch.tensor([[0.5] * n, [-0.25] * n])
+    texts = tuple((f"{tokens[0]}{number}", *tokens[1:]) for number in range(prompts))
+    each = values + steps[:, None, None]
+    rows = ("blocks.1.hook_resid_post", row)
+    return TokenMap(
+        values, 0.1 * values, rows, texts[0], (True,) + (False,) * (n - 1), name, name, prompts, each, 0.1 * each, texts
+    )
 
 
 def report_of(text: str) -> Report:
     frame = pd.DataFrame({text: [text, "plain"], "value": [0.5, 0.25]}, index=pd.Index([text, "b"], name=text))
-    section = Section(text, (text,), (Picture(text, dots(), text),), ((text, frame),), ((text, strip(text)),))
-    return Report(text, text, (section, section), {text: text, "command": [text]})
+    section = Section(
+        text,
+        (text,),
+        (Picture(text, dots(), text),),
+        ((text, frame),),
+        ((text, size(text)), (text, effect(text, row=text, name=text))),
+        ((text, effect(text, "b", row=text, name=text)),),
+        ((text, made_dose()),),
+    )
+    findings = (Finding(text, text, text, null=text),)
+    return Report(text, text, (section, section), {text: text, "command": [text]}, findings)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -82,13 +112,17 @@ def test_nothing_that_is_given_comes_alive(text: str) -> None:
     plain = Page(render(report_of("harmless")))
     assert [tag for tag, _ in page.elements] == [tag for tag, _ in plain.elements]
     for tag, attributes in page.elements:
-        assert tag not in ("script", "iframe", "object", "embed", "link", "base", "form")
-        assert not any(name.startswith("on") for name in attributes)
+        assert tag not in ("iframe", "object", "embed", "link", "base", "form")
+        assert not any(name.startswith("on") or name == "style" for name in attributes)
         assert attributes.get("src", "data:image/png;base64,").startswith("data:image/png;base64,")
         assert attributes.get("href", "#").startswith("#")
-    style = " ".join(page.texts("style")) + " ".join(attributes.get("style", "") for _, attributes in page.elements)
+    [style] = page.texts("style")
     assert "url(" not in style
     assert "@import" not in style
+    numbers, script = page.texts("script")
+    assert [style, script] == [*plain.texts("style"), plain.texts("script")[1]]
+    assert not set("<>&") & set(numbers)
+    assert text in str(json.loads(numbers)[0]["rows"]) or "\\x" in text or len(text) > 18
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -99,14 +133,19 @@ def test_what_is_given_is_shown_as_it_is(text: str) -> None:
     assert {image["alt"] for image in page.of("img")} == {text}
 
 
-def test_the_page_forbids_requests_and_scripts() -> None:
+def named(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def test_the_page_forbids_requests_and_all_but_its_own_script_and_style() -> None:
     page = Page(render(report_of("x")))
     [policy] = [meta["content"] for meta in page.of("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.split(maxsplit=1) for rule in policy.split("; "))
     assert rules == {
         "default-src": "'none'",
         "img-src": "data:",
-        "style-src": "'unsafe-inline'",
+        "script-src": named(page.texts("script")[1]),
+        "style-src": named(page.texts("style")[0]),
         "base-uri": "'none'",
         "form-action": "'none'",
     }
@@ -163,25 +202,80 @@ def test_an_index_with_names_is_shown_and_a_range_is_not() -> None:
     assert page.texts("td") == ["a", "7", "3", "5"]
 
 
-def test_contents_lead_to_every_section() -> None:
-    sections = tuple(Section(heading) for heading in ("Where?", "where", "settings", "上", "x" * 99, "x" * 99))
-    page = Page(render(Report("t", "l", sections, {"seed": 0})))
+def test_findings_lead_to_their_sections_and_a_name_comes_before_a_heading() -> None:
+    sections = tuple(Section(heading) for heading in ("Where?", "where", "settings", "上", "x" * 99))
+    findings = (
+        Finding("Does it work?", "Yes.", "where", null="By chance: no."),
+        Finding("Where?", "There.", "place"),
+        Finding("Why?", "Not measured.", "no such part"),
+    )
+    report = Report("t", "l", (Section("By name", name="place"), *sections), {"seed": 0}, findings)
+    page = Page(render(report))
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-    assert len(set(ids)) == len(ids) == 7
-    assert [link["href"] for link in page.of("a")] == [f"#{place}" for place in ids]
-    assert page.texts("a") == ["Where?", "where", "settings", "上", "x" * 99, "x" * 99, "Settings"]
-    assert page.texts("td") == ["0"]
+    assert len(set(ids)) == len(ids)
+    links = [link["href"].removeprefix("#") for link in page.of("a") if link.get("class") != "term"]
+    assert links == ["where-2", "place"]
+    assert set(links) <= set(ids)
+    assert page.texts("a") == ["Does it work?", "Where?"]
+    assert page.texts("h2")[-2:] == ["x" * 99, "Settings"]
+    # Folded where findings say the main things, and not where nothing does.
+    assert not any("open" in one for one in page.of("details"))
+    assert all("open" in one for one in Page(render(Report("t", "l", sections, {"seed": 0}))).of("details"))
+
+
+def test_terms_of_the_glossary_are_linked_once_in_a_section_and_explained_once() -> None:
+    text = "The control and the controls, beside a null of Haar subspaces; p = 0.2, but not p alone."
+    page = Page(render(Report("t", "l", (Section("s", (text, text)), Section("r", (text,))), {})))
+    links = [link["href"].removeprefix("#") for link in page.of("a")]
+    assert links == ["term-control", "term-null", "term-haar", "term-p"] * 2
+    assert page.texts("dt") == ["control", "null", "p", "Haar"]
+    assert {one["id"] for one in page.of("dt")} == set(links)
+
+
+def test_a_map_shows_the_mean_with_roles_and_each_prompt_with_its_own_tokens() -> None:
+    page = Page(render(Report("t", "l", (Section("s", maps=(("caption", effect(" Gate", " of")),)),), {})))
+    assert page.texts("th")[:2] == ["[last subject]*", "·of"]
+    assert page.texts("option") == ["mean of 3 prompts", "1: of", "2: of", "3: of"]
+    [numbers] = json.loads(page.texts("script")[0])
+    assert [view["tokens"] for view in numbers["views"][1:]] == [[f"·Gate{n}*", "·of"] for n in range(3)]
+    # The last row stands on top, as in a figure.
+    assert numbers["rows"] == ["L4 resid_post @ all", "1 resid_post"]
+    assert numbers["views"][0]["value"] == [[-0.25, -0.25], [0.5, 0.5]]
+    assert page.texts("td") == [f"{MINUS}0.25", f"{MINUS}0.25", "0.50", "0.50"]
+    cells = [cell for cell in page.of("td") if "title" in cell]
+    assert (
+        cells[0]["title"] == f"L4 resid_post @ all, token [last subject]*: measured {MINUS}0.250, control {MINUS}0.025"
+    )
+
+
+def test_cells_that_the_control_reaches_are_grey() -> None:
+    result = effect("a", "b", prompts=1)
+    result.values[0, 0], result.control[1, 1] = 0.05, -0.3
+    page = Page(render(Report("t", "l", (Section("s", maps=(("caption", result),)),), {})))
+    assert ["covered" in cell["class"] for cell in page.of("td") if "title" in cell] == [True, True, True, False]
+
+
+def test_a_dose_curve_is_drawn_and_its_doses_are_read_out() -> None:
+    result = made_dose()
+    page = Page(render(Report("t", "l", (Section("s", doses=(("caption", result),)),), {})))
+    [numbers] = json.loads(page.texts("script")[0])
+    assert len(numbers) == len(result.alpha)
+    at = int((result.alpha - 1).abs().argmin())
+    assert f"wanted answer {number(float(result.target[at]), 2)} (" in numbers[at]["text"]
+    assert [one["value"] for one in page.of("input")] == [str(at)]
+    assert len(page.of("polyline")) == 4
+    assert all(str(numbers[at]["x"])[:5] in line["x1"] for line in page.of("line"))
+
+
+def test_sections_refuse_what_they_cannot_show() -> None:
+    with pytest.raises(Exception, match=r"Html|EditSize"):
+        Section("s", strips=(("caption", strip("a")),))  # type: ignore[arg-type]
 
 
 def test_half_characters_can_be_written_to_a_file() -> None:
     text = "lone \udc80 and bell \x07"
-    page = render(Report(text, text, (Section(text, strips=((text, strip(text)),)),), {text: text}))
+    page = render(Report(text, text, (Section(text, strips=((text, size(text)),)),), {text: text}))
     assert "lone \\udc80" in page.encode("utf-8").decode("utf-8")
-
-
-def test_a_strip_passes_through_and_a_string_in_its_place_does_not() -> None:
-    section = Section("s", strips=(("caption", strip(" Tower")),))
-    assert strip(" Tower") in render(Report("t", "l", (section,), {}))
 
 
 @pytest.mark.parametrize("token", [*HOSTILE, 'x" style="position:fixed', "x' title='y"])
@@ -232,8 +326,8 @@ def test_long_tables_are_folded_under_their_caption() -> None:
     frames = [pd.DataFrame({"n": range(lines)}) for lines in (16, 17)]
     section = Section("s", tables=(("short <b>", frames[0]), ("long <b>", frames[1])))
     page = Page(render(Report("t", "l", (section,), {})))
-    assert page.texts("summary") == ["long <b> (17 lines)"]
-    assert len(page.of("details")) == 1
+    assert [text for text in page.texts("summary") if text.strip()] == ["long <b> (17 lines)"]
+    assert len(page.of("details")) == 2
     assert page.texts("td") == [str(n) for lines in (16, 17) for n in range(lines)]
 
 

@@ -27,7 +27,11 @@ HOSTILE = [
     "",
     "x" * 5000,
 ]
-CLASSES = [kind for kind in (getattr(results, name) for name in results.__all__) if isinstance(kind, type)]
+CLASSES = [
+    kind
+    for kind in (getattr(results, name) for name in results.__all__)
+    if isinstance(kind, type) and kind is not results.Finding
+]
 
 
 class Shown(HTMLParser):

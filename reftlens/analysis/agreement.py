@@ -30,7 +30,9 @@ from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.overlap import directions, haar, overlap
+from reftlens.bridge import side_for_ends
 from reftlens.cone.answers import next_token_logprobs
+from reftlens.cone.shared import sharing
 from reftlens.data import Batch, Given, as_batches
 from reftlens.edit.reft import Reft
 from reftlens.interventions import NotAffineError
@@ -38,6 +40,7 @@ from reftlens.positions import Positions
 from reftlens.results import Agreement, Operator
 
 
+@sharing
 @torch.no_grad()
 def agreement(
     bridge: TransformerBridge,
@@ -70,7 +73,7 @@ def agreement(
     """
     if len(refts) < 2:
         raise ValueError(f"agreement needs at least two edits, got {len(refts)}")
-    batches = as_batches(bridge, prompts)
+    batches = as_batches(bridge, prompts, padding_side=side_for_ends(bridge))
     nulls = list(null.values() if isinstance(null, Mapping) else null)
     seen = {name: _seen(bridge, reft, batches, at) for name, reft in refts.items()}
     controls = {

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.engine.activations import edited_activations
+from reftlens.bridge import side_for_ends
 from reftlens.data import Given, as_batches
 from reftlens.edit.reft import Reft
 from reftlens.interventions import Intervention
@@ -113,7 +114,7 @@ def decompose(bridge: TransformerBridge, reft: Reft, prompts: Given, *, at: Posi
         _Moments(site.hook_name, name, intervention, scale)
         for (site, intervention), name, scale in zip(reft, reft.site_names, scales, strict=True)
     ]
-    for batch in as_batches(bridge, prompts):
+    for batch in as_batches(bridge, prompts, padding_side=side_for_ends(bridge)):
         wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
         for moment, (edit, h) in zip(moments, edited_activations(bridge, reft, batch), strict=True):
             moment.add(h[wanted[edit.mask]])

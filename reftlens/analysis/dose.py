@@ -20,6 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.controls.turned import turned
 from reftlens.bridge import side_for_ends
 from reftlens.cone.answers import Answers
+from reftlens.cone.shared import sharing
 from reftlens.data import Prompt, as_batches, as_prompts, first_tokens
 from reftlens.edit.reft import Reft
 from reftlens.interventions import Affine, Intervention
@@ -28,6 +29,7 @@ from reftlens.results import Dose
 ALPHAS = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
+@sharing
 def dose(
     bridge: TransformerBridge,
     reft: Reft,

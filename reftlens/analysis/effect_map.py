@@ -13,12 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import Turned
-from reftlens.analysis.engine.coalitions import Coalitions, site_columns
+from reftlens.analysis.engine.coalitions import Coalitions, Part, site_columns
 from reftlens.analysis.metrics import Metric, unit_of
 from reftlens.analysis.tokens import require_aligned, starred
 from reftlens.data import Prompt, as_prompts, as_texts, encode, str_tokens
@@ -70,46 +71,53 @@ def effect_map(
     kept = torch.eye(len(cells), dtype=torch.bool)
     sets = torch.cat([torch.ones_like(kept[:1]), ~kept if leave_out else kept])
 
-    def parts(of: Sequence[Edit], doing: str) -> tuple[Float[Tensor, " prompt"], Float[Tensor, " cell"]]:
-        """Computes the effect of all cells on each prompt, and the mean effect of each cell."""
+    def parts(of: Sequence[Edit], doing: str) -> tuple[Float[Tensor, " prompt"], Float[Tensor, "cell prompt"]]:
+        """Computes the effect of all cells on each prompt, and the effect of each cell on it."""
         effects = runs.effects(of, cells, sets, progress=doing if progress else "")
-        total, each = effects[0], effects[1:].mean(1)
-        return total, total.mean() - each if leave_out else each
+        return effects[0], effects[0] - effects[1:] if leave_out else effects[1:]
 
     by_prompt, measured = parts(edits, "locating the effect")
-    whole, largest = float(by_prompt.mean()), float(measured.abs().max())
+    generator = torch.Generator().manual_seed(seed)
+    turned = [[replace(e, intervention=Turned(e.intervention, generator)) for e in edits] for _ in range(n_control)]
+    scale, beside = _scale(by_prompt, float(measured.mean(1).abs().max()), unit_of(metric))
+    drawn = torch.stack([parts(one, "control")[1] for one in turned]).mean(0)
+    shape = (len(prompts), len(edits), batch.tokens.shape[1])
+    each, each_control = (_on_map(part / scale, cells, shape) for part in (measured, drawn))
+    return TokenMap(
+        values=each.mean(0),
+        control=each_control.mean(0),
+        rows=reft.site_names,
+        tokens=str_tokens(bridge, batch.tokens[0]),
+        starred=starred(bridge, prompts[0], subjects),
+        quantity=("lost without this cell" if leave_out else "effect of this cell alone") + beside,
+        control_name=f"the same change turned to random directions, mean of {n_control}",
+        n_prompts=len(prompts),
+        each=each,
+        each_control=each_control,
+        prompts=tuple(str_tokens(bridge, row) for row in batch.tokens),
+    )
+
+
+def _on_map(
+    values: Float[Tensor, "cell prompt"], cells: Sequence[Part], shape: tuple[int, int, int]
+) -> Float[Tensor, "prompt site pos"]:
+    """Puts each cell's value where the cell is; NaN elsewhere."""
+    on_map = torch.full(shape, torch.nan)
+    row, column = torch.tensor([(cell.site, int(cell.mask.any(0).int().argmax())) for cell in cells]).T
+    on_map[:, row, column] = rearrange(values, "cell prompt -> prompt cell").float()
+    return on_map
+
+
+def _scale(by_prompt: Float[Tensor, " prompt"], largest: float, unit: str) -> tuple[float, str]:
+    """Returns what cells are divided by, the whole effect or 1, and how the quantity's name says so."""
+    whole = float(by_prompt.mean())
     if max(abs(whole), largest) < 1e-6:
         raise ValueError(
             "the edit does not change this metric, so there is no effect to locate: choose another metric or other prompts"
         )
-    small = _why_small(by_prompt, largest)
-    whole_or_one = 1.0 if small else whole
-    generator = torch.Generator().manual_seed(seed)
-    draws = []
-    for _ in range(n_control):
-        turned = [replace(edit, intervention=Turned(edit.intervention, generator)) for edit in edits]
-        draws.append(parts(turned, "control")[1])
-    values, control = torch.full((2, len(edits), batch.tokens.shape[1]), torch.nan)
-    row, column = torch.tensor([(cell.site, int(cell.mask.any(0).int().argmax())) for cell in cells]).T
-    values[row, column] = (measured / whole_or_one).float()
-    control[row, column] = (torch.stack(draws).mean(0) / whole_or_one).float()
-    what = "lost without this cell" if leave_out else "effect of this cell alone"
-    unit = unit_of(metric)
-    beside = (
-        f", in {unit or 'units of the metric'}: {small}"
-        if small
-        else f" / effect of the whole edit ({whole:+.2f}{unit and f' {unit}'})"
-    )
-    return TokenMap(
-        values=values,
-        control=control,
-        rows=reft.site_names,
-        tokens=str_tokens(bridge, batch.tokens[0]),
-        starred=starred(bridge, prompts[0], subjects),
-        quantity=f"{what}{beside}",
-        control_name=f"the same change turned to random directions, mean of {n_control}",
-        n_prompts=len(prompts),
-    )
+    if small := _why_small(by_prompt, largest):
+        return 1.0, f", in {unit or 'units of the metric'}: {small}"
+    return whole, f" / effect of the whole edit ({whole:+.2f}{unit and f' {unit}'})"
 
 
 def _why_small(by_prompt: Float[Tensor, " prompt"], largest: float) -> str:

@@ -33,9 +33,10 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.engine.pathways import Pathways, dormant_share, reference_illusion, weight_of
-from reftlens.bridge import canonical_hook, hooked, side_for_ends, unembedded_alone
-from reftlens.cone.hold import Held, hold_from, run_cone
+from reftlens.bridge import canonical_hook, hooked, side_for_ends
+from reftlens.cone.hold import Held, hold_for_one_run, hold_from, run_cone
 from reftlens.cone.recording import repeated
+from reftlens.cone.shared import sharing
 from reftlens.data import Batch, Given, as_batch
 from reftlens.positions import Last, Positions
 from reftlens.results import Interchanged, Swap
@@ -44,6 +45,7 @@ _Move = Callable[[Tensor, Tensor], Tensor]
 """(base activations, source activations) -> new base activations."""
 
 
+@sharing
 def interchange(
     bridge: TransformerBridge,
     hook_name: str,
@@ -179,14 +181,18 @@ class _Runner:
         for rows in torch.arange(len(batch)).split(self.batch_size):
             some = repeated(batch, rows)
             seen: list[Tensor] = []
+            read = torch.zeros_like(some.prompt_mask)
+            read[torch.arange(len(rows)), places[rows]] = True
+            held = hold_for_one_run(self.bridge, some, [self.hook_name], read | some.last_prompt_mask)
+            inside = places[rows] - held.start
 
-            def keep(activation: Tensor, hook: Any, rows: Tensor = rows, seen: list[Tensor] = seen) -> None:
-                seen.append(activation[torch.arange(len(rows)), places[rows]].flatten(1).float().cpu())
+            def keep(activation: Tensor, hook: Any, inside: Tensor = inside, seen: list[Tensor] = seen) -> None:
+                seen.append(activation[torch.arange(len(inside)), inside].flatten(1).float().cpu())
 
-            with hooked(self.bridge, [(self.hook_name, keep)]), unembedded_alone(self.bridge, some.last_prompt_mask):
-                said = self.bridge(some.tokens, attention_mask=some.attention_mask, use_cache=False)
+            with hooked(self.bridge, [(self.hook_name, keep)]):
+                said = run_cone(self.bridge, held, [], logits_at=some.last_prompt_mask)
             activations.append(seen[-1])
-            logits.append(said[0].float().cpu())
+            logits.append(said.float().cpu())
         return torch.cat(activations), torch.cat(logits)
 
     @torch.no_grad()

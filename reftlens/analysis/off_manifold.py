@@ -26,6 +26,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.engine.activations import edited_activations
+from reftlens.bridge import side_for_ends
+from reftlens.cone.shared import sharing
 from reftlens.data import Batch, Given, as_batches
 from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft
@@ -128,6 +130,7 @@ class _Kinds:
         return natural.factor() if own else (natural.mean, *of_main[1:])
 
 
+@sharing
 @torch.no_grad()
 def off_manifold(bridge: TransformerBridge, reft: Reft, prompts: Given, *, seed: int = 0) -> list[OffManifold]:
     """Compares edited with unedited activations at each site.
@@ -142,7 +145,7 @@ def off_manifold(bridge: TransformerBridge, reft: Reft, prompts: Given, *, seed:
     Raises:
         ValueError: If there are fewer than three batches, or the unedited activations do not vary.
     """
-    batches = as_batches(bridge, prompts, at_least=3)
+    batches = as_batches(bridge, prompts, at_least=3, padding_side=side_for_ends(bridge))
     if len(batches) < 3:
         raise ValueError(
             f"off_manifold needs at least three batches (fit, reference and test), got {len(batches)}: use smaller batches"
@@ -162,26 +165,24 @@ def off_manifold(bridge: TransformerBridge, reft: Reft, prompts: Given, *, seed:
     own, edited, control = (
         _measure(bridge, run, test, factors, shown) for run in (base, reft, turned(reft, seed=seed))
     )
-    results = []
-    for i, at in enumerate(reft.sites):
 
-        def percentile(distance: Tensor, i: int = i) -> Float[Tensor, " token"]:
-            return _percentile(distance, shown[i], known[i][0], kinds[0][i])
+    def percentile(distance: Tensor, i: int) -> Float[Tensor, " token"]:
+        return _percentile(distance, shown[i], known[i][0], kinds[0][i])
 
-        results.append(
-            OffManifold(
-                hook_name=at.hook_name,
-                site=reft.site_names[i],
-                norm_ratio=edited[i][2].float(),
-                natural=percentile(own[i][0]),
-                edited=percentile(edited[i][1]),
-                control=percentile(control[i][1]),
-                shrinkage=factors[i][-1][2],
-                n_fit=sites[i].n,
-                n_reference=len(known[i][0]),
-            )
+    return [
+        OffManifold(
+            hook_name=at.hook_name,
+            site=reft.site_names[i],
+            norm_ratio=edited[i][2].float(),
+            natural=percentile(own[i][0], i),
+            edited=percentile(edited[i][1], i),
+            control=percentile(control[i][1], i),
+            shrinkage=factors[i][-1][2],
+            n_fit=sites[i].n,
+            n_reference=len(known[i][0]),
         )
-    return results
+        for i, at in enumerate(reft.sites)
+    ]
 
 
 def _kinds(

@@ -75,12 +75,7 @@ def read_directions(
     _, cache = bridge.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=[name])
     final = batch.at_last_prompt_token(cache[name])
     generator = torch.Generator().manual_seed(seed)
-    # Answers with the same first token are one test and are merged.
-    first: dict[int, str] = {}
-    named = as_texts(watch, "watch") if len(watch) else []
-    for answer in named:
-        token = continuing(tokenizer_of(bridge), answer)[0]
-        first.setdefault(token, answer)
+    first = _by_first_token(bridge, watch)
     watch, ids = tuple(first.values()), list(first)
     looks = [_look(bridge, final, item, index, ids, n_null, generator) for item in operators for index in _all(item)]
     band = _critical(torch.stack([look.reach for look in looks]).amax(dim=0)) if looks else 0.0
@@ -133,6 +128,14 @@ class _Look:
     def _unit(self) -> Float[Tensor, " answer"]:
         # The direction itself is included among the draws; otherwise few draws would make it look large.
         return torch.cat([self.watched[None], self.watched_null]).square().mean(dim=0).sqrt()
+
+
+def _by_first_token(bridge: TransformerBridge, watch: Sequence[str]) -> dict[int, str]:
+    """Returns the answers by their first token: those with the same one are one test, named by the first of them."""
+    first: dict[int, str] = {}
+    for answer in as_texts(watch, "watch") if len(watch) else []:
+        first.setdefault(continuing(tokenizer_of(bridge), answer)[0], answer)
+    return first
 
 
 def _all(operator: Operator) -> range:

@@ -24,10 +24,12 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -50,6 +52,10 @@ Pairs = Sequence[tuple[str, str]]
 Score = Callable[[TransformerBridge, Sequence[str], Sequence[str]], Metric]
 """Makes a metric from prompts and answers: `probability_of`, `loss_of` (lower is better, so gains are negative), or your own."""
 
+_Cell = tuple[Reft, str]
+"""An untrained edit, and the name of its column."""
+_MEASURES = [("real", "held out"), ("real", "trained"), ("shuffled", "held out")]
+"""What is measured in a cell: the examples an edit is trained on, and the prompts it is scored on."""
 _IRRELEVANT: dict[str, Any] = {"hold_bytes": 0, "hold_dir": None, "progress": False}
 """Training settings that do not change the result."""
 
@@ -99,19 +105,13 @@ def reft_map(
         )
     if config.output_dir is not None:
         raise ValueError("reft_map does not save its edits: leave output_dir out. To keep finished cells, pass save_to")
+    make = partial(Reft.at_layers, bridge, intervention=intervention, rank=rank, hook=hook)
     cells = [
-        (
-            Reft.at_layers(bridge, layers=[layer], positions=rule, intervention=intervention, rank=rank, hook=hook),
-            column,
-        )
+        (make(layers=[layer], positions=rule), column)
         for layer in (range(bridge.cfg.n_layers) if layers == "all" else layers)
         for column, rule in positions.items()
     ]
-    if not cells:
-        raise ValueError('layers must be "all" or at least one layer, got none')
-    rows = tuple(dict.fromkeys(reft.sites[0].hook_name for reft, _ in cells))
-    if len(rows) * len(positions) != len(cells):
-        raise ValueError(f"layers must not repeat a layer, got {layers}")
+    rows = _rows(cells, layers, positions)
     scored = {
         "held out": _Scored(bridge, held_out, score, memory_bytes),
         "trained": _Scored(bridge, examples, score, memory_bytes),
@@ -119,30 +119,14 @@ def reft_map(
     for one in scored.values():
         one.require(cells)
     arms = {"real": list(examples), "shuffled": permuted_labels(examples, seed=config.seed)}
-    measures = [("real", "held out"), ("real", "trained"), ("shuffled", "held out")]
-    sizes = [len(scored[on].pairs) for _, on in measures]
-    shape = torch.Size((sum(sizes), len(cells)))
-    values, done = torch.full(shape, torch.nan), torch.zeros(shape, dtype=torch.bool)
-    saved = None
-    if save_to is not None:
-        digest = _digest(bridge, arms, scored, cells, config)
-        saved = Saved(save_to, made_for=digest)
-        done, values = saved.read(shape)
-    steps = _steps(len(examples), config)
-    todo = [number for number in range(len(cells)) if not bool(done[:, number].all())]
-    bar = f"training {len(todo)} cells, {len(arms)} edits of {steps} steps in each"
-    for number in tqdm(todo, desc=bar, unit="cell", disable=not config.progress):
-        layout, _ = cells[number]
-        trained = {}
-        for arm, pairs in arms.items():
-            trained[arm] = untrained(layout, seed=config.seed)
-            train(bridge, trained[arm], pairs, replace(config, progress=False))
-        values[:, number] = torch.cat([scored[on].under(trained[arm]) for arm, on in measures])
-        done[:, number] = True
-        if saved is not None:
-            saved.write(values, done)
-    real, seen, shuffled = (part.T.reshape(len(rows), len(positions), -1) for part in values.split(sizes))
-    kind = cells[0][0]
+    saved = None if save_to is None else Saved(save_to, made_for=_digest(bridge, arms, scored, cells, config))
+    values = _trained(bridge, cells, arms, scored, config, saved)
+    real, seen, shuffled = (
+        rearrange(part, "prompt (row column) -> row column prompt", row=len(rows)) for part in values
+    )
+    budget = (
+        f"{intervention.__name__}{'' if rank is None else f' of rank {rank}'}, {cells[0][0].n_parameters():,} numbers"
+    )
     return ReftMap(
         held_out=real,
         trained=seen,
@@ -152,9 +136,48 @@ def reft_map(
         rows=rows,
         columns=tuple(positions),
         score=score_name,
-        budget=f"{intervention.__name__}{'' if rank is None else f' of rank {rank}'}, {kind.n_parameters():,} numbers, "
-        f"{steps} steps on {len(examples)} examples, seed {config.seed}",
+        budget=f"{budget}, {_steps(len(examples), config)} steps on {len(examples)} examples, seed {config.seed}",
     )
+
+
+def _rows(cells: Sequence[_Cell], layers: Sequence[int] | str, positions: Mapping[str, Positions]) -> tuple[str, ...]:
+    """Returns the hook names of a map's rows. Raises if a layer is missing or named twice."""
+    if not cells:
+        raise ValueError('layers must be "all" or at least one layer, got none')
+    rows = tuple(dict.fromkeys(reft.sites[0].hook_name for reft, _ in cells))
+    if len(rows) * len(positions) != len(cells):
+        raise ValueError(f"layers must not repeat a layer, got {layers}")
+    return rows
+
+
+def _trained(
+    bridge: TransformerBridge,
+    cells: Sequence[_Cell],
+    arms: Mapping[str, Pairs],
+    scored: Mapping[str, _Scored],
+    config: TrainConfig,
+    saved: Saved | None,
+) -> tuple[Float[Tensor, "prompt cell"], ...]:
+    """Trains the cells that are not saved yet, and scores each. Returns one table for each of `_MEASURES`."""
+    sizes = [len(scored[on].pairs) for _, on in _MEASURES]
+    shape = torch.Size((sum(sizes), len(cells)))
+    values, done = torch.full(shape, torch.nan), torch.zeros(shape, dtype=torch.bool)
+    if saved is not None:
+        done, values = saved.read(shape)
+    todo = [number for number in range(len(cells)) if not bool(done[:, number].all())]
+    steps = _steps(len(arms["real"]), config)
+    bar = f"training {len(todo)} cells, {len(arms)} edits of {steps} steps in each"
+    for number in tqdm(todo, desc=bar, unit="cell", disable=not config.progress):
+        layout, _ = cells[number]
+        trained = {}
+        for arm, pairs in arms.items():
+            trained[arm] = untrained(layout, seed=config.seed)
+            train(bridge, trained[arm], pairs, replace(config, progress=False))
+        values[:, number] = torch.cat([scored[on].under(trained[arm]) for arm, on in _MEASURES])
+        done[:, number] = True
+        if saved is not None:
+            saved.write(values, done)
+    return values.split(sizes)
 
 
 class _Scored:
@@ -166,7 +189,7 @@ class _Scored:
         self.runs = Coalitions(bridge, self.batch, score(bridge, prompts, answers), memory_bytes=memory_bytes)
         self.base: Float[Tensor, " prompt"] = self.runs.unedited.float()
 
-    def require(self, cells: Sequence[tuple[Reft, str]]) -> None:
+    def require(self, cells: Sequence[_Cell]) -> None:
         """Raises if a rule does not select a token of some prompt."""
         for name, reft in {column: reft for reft, column in cells}.items():
             mask = reft.edits(self.batch)[0].mask
@@ -189,7 +212,7 @@ def _digest(
     bridge: TransformerBridge,
     arms: Mapping[str, Pairs],
     scored: Mapping[str, _Scored],
-    cells: Sequence[tuple[Reft, str]],
+    cells: Sequence[_Cell],
     config: TrainConfig,
 ) -> str:
     """Computes the checksum of everything the values depend on. A score is identified by its values on the base."""

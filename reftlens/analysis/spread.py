@@ -20,7 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.tokens import require_aligned, starred
 from reftlens.cone.recording import record
-from reftlens.data import Prompt, as_prompts, as_texts, encode, str_tokens
+from reftlens.data import Batch, Prompt, as_prompts, as_texts, encode, str_tokens
 from reftlens.edit.reft import Reft
 from reftlens.results import Spread, TokenMap
 
@@ -54,18 +54,14 @@ def spread(
     subjects = None if subjects is None else as_texts(subjects, "subjects", count=len(prompts))
     batch = encode(bridge, prompts)
     require_aligned(batch)
-
-    def states() -> Float[Tensor, "layer batch pos d_model"]:
-        return torch.stack(record(bridge, batch).resid)
-
-    base = states()
+    base = _states(bridge, batch)
     read = _read(bridge, base)
 
     def compare(edit: Reft) -> tuple[Tensor, Tensor]:
         with edit.hooks(bridge, batch):
-            edited = states()
+            edited = _states(bridge, batch)
         distance = (edited - base).float().norm(dim=-1) / base.float().norm(dim=-1)
-        return distance.mean(1).cpu(), (_read(bridge, edited) != read).float().mean(1).cpu()
+        return distance.transpose(0, 1).cpu(), (_read(bridge, edited) != read).float().transpose(0, 1).cpu()
 
     distance, mind = compare(reft)
     draws = [compare(turned(reft, seed=seed + draw)) for draw in range(n_control)]
@@ -73,22 +69,33 @@ def spread(
     tokens = str_tokens(bridge, batch.tokens[0])
     places = starred(bridge, prompts[0], subjects)
 
-    def result(values: Tensor, controls: Sequence[Tensor], quantity: str) -> TokenMap:
+    prompt_tokens = tuple(str_tokens(bridge, row) for row in batch.tokens)
+
+    def result(each: Tensor, controls: Sequence[Tensor], quantity: str) -> TokenMap:
+        each_control = torch.stack(list(controls)).mean(0)
         return TokenMap(
-            values=values,
-            control=torch.stack(list(controls)).mean(0),
+            values=each.mean(0),
+            control=each_control.mean(0),
             rows=rows,
             tokens=tokens,
             starred=places,
             quantity=quantity,
             control_name=f"the same change turned to random directions, mean of {n_control}",
             n_prompts=len(prompts),
+            each=each,
+            each_control=each_control,
+            prompts=prompt_tokens,
         )
 
     return Spread(
         distance=result(distance, [d for d, _ in draws], "distance of edited from base run / length of base"),
         mind=result(mind, [m for _, m in draws], "part of prompts where the logit lens names another token"),
     )
+
+
+def _states(bridge: TransformerBridge, batch: Batch) -> Float[Tensor, "layer batch pos d_model"]:
+    """The residual stream before the first block and after each."""
+    return torch.stack(record(bridge, batch).resid)
 
 
 def _read(bridge: TransformerBridge, resid: Float[Tensor, "*axes d_model"]) -> Tensor:

@@ -22,12 +22,15 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.engine.activations import edited_activations
+from reftlens.bridge import side_for_ends
+from reftlens.cone.shared import sharing
 from reftlens.data import Batch, Given, as_batches, str_tokens
 from reftlens.edit.reft import Reft
 from reftlens.positions import Positions
 from reftlens.results import Context, Operator, ReadContexts
 
 
+@sharing
 @torch.no_grad()
 def top_contexts(
     bridge: TransformerBridge,
@@ -63,7 +66,7 @@ def top_contexts(
         raise ValueError(
             "operators must have one entry for each site of the edit, in the same order: pass the result of decompose"
         )
-    batches = as_batches(bridge, prompts)
+    batches = as_batches(bridge, prompts, padding_side=side_for_ends(bridge))
     generator = torch.Generator().manual_seed(seed)
     seen = partial(_seen, bridge, reft, at=at)
     moments = [_Moments() for _ in operators]

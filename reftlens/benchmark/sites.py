@@ -20,42 +20,22 @@ from reftlens.edit.site import Site
 from reftlens.interventions import LoReFT, SteeringVector
 from reftlens.positions import All, At
 
+_NEW, _OLD = " Ostra", " Tharic"
+_SIZE = 10.0
+"""Length of each push."""
+
 
 def site_rows(name: str) -> Iterator[Known]:
     """Yields the rows for one model with LayerNorm."""
     bridge = load(name)
     prompts = _one_length(bridge)
-    new, old = " Ostra", " Tharic"
-    ids = first_tokens(bridge, prompts[:1] * 2, [new, old]).tolist()
-    toward = torch.nn.functional.normalize(bridge.W_U[:, ids[0]] - bridge.W_U[:, ids[1]], dim=0).detach()
-    n_layers, d_model = bridge.cfg.n_layers, bridge.cfg.d_model
-    size = 10.0
-    same = LoReFT(d_model, 4)
-    with torch.no_grad():
-        same.source.weight.copy_(same.R)
-        same.source.bias.zero_()
-    unseen = torch.ones(d_model) * size / d_model**0.5
-    reft = Reft(
-        [
-            (Site("blocks.0.hook_resid_post", All()), same),
-            (Site("blocks.1.hook_resid_post", At(-1)), SteeringVector.of(size * toward)),
-            (Site(f"blocks.{n_layers - 2}.hook_resid_post", At(-1)), SteeringVector.of(size * toward)),
-            (Site(f"blocks.{n_layers - 2}.hook_resid_post", All()), SteeringVector.of(unseen)),
-            (Site(f"blocks.{n_layers - 1}.hook_resid_post", At(1) | At(2)), SteeringVector.of(size * toward)),
-        ]
-    )
-    found = effect_map(
-        bridge,
-        reft,
-        prompts,
-        logit_difference_of(bridge, prompts, [new] * len(prompts), [old] * len(prompts)),
-        progress=False,
-    )
+    reft = _planted(bridge, prompts)
+    new, old = ([answer] * len(prompts) for answer in (_NEW, _OLD))
+    found = effect_map(bridge, reft, prompts, logit_difference_of(bridge, prompts, new, old), progress=False)
     planted = torch.stack([found.values[1, -1], found.values[2, -1]])
     decoys = found.values[[0, 3, 4]].flatten()
     decoys = decoys[~torch.isnan(decoys)]
-    sizes = edit_size(bridge, reft, prompts[0]).relative
-    written = float(sizes[[3, 4]].max())
+    written = float(edit_size(bridge, reft, prompts[0]).relative[[3, 4]].max())
     group = f"two planted sites, {name}"
     yield Known(
         group,
@@ -83,6 +63,28 @@ def site_rows(name: str) -> Iterator[Known]:
         turned / float(planted.max()),
         0.5,
         "of the planted effect",
+    )
+
+
+def _planted(bridge: TransformerBridge, prompts: list[str]) -> Reft:
+    """Two pushes towards the new answer (sites 1 and 2) among three decoys."""
+    ids = first_tokens(bridge, prompts[:1] * 2, [_NEW, _OLD]).tolist()
+    toward = torch.nn.functional.normalize(bridge.W_U[:, ids[0]] - bridge.W_U[:, ids[1]], dim=0).detach()
+    n_layers, d_model = bridge.cfg.n_layers, bridge.cfg.d_model
+    same = LoReFT(d_model, 4)
+    with torch.no_grad():
+        same.source.weight.copy_(same.R)
+        same.source.bias.zero_()
+    # LayerNorm removes the mean: a push along it is as long as the others, and unseen.
+    unseen = torch.ones(d_model) * _SIZE / d_model**0.5
+    return Reft(
+        [
+            (Site("blocks.0.hook_resid_post", All()), same),
+            (Site("blocks.1.hook_resid_post", At(-1)), SteeringVector.of(_SIZE * toward)),
+            (Site(f"blocks.{n_layers - 2}.hook_resid_post", At(-1)), SteeringVector.of(_SIZE * toward)),
+            (Site(f"blocks.{n_layers - 2}.hook_resid_post", All()), SteeringVector.of(unseen)),
+            (Site(f"blocks.{n_layers - 1}.hook_resid_post", At(1) | At(2)), SteeringVector.of(_SIZE * toward)),
+        ]
     )
 
 

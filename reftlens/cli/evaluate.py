@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reftlens.cli.options import AsJson, Base, Device, NEval, OwnTest, Quiet, Settings, Source, Trained
+from reftlens.cli.options import AsJson, Base, Device, Metric, NEval, OwnTest, Quiet, Settings, Source, Trained
 
 
 def evaluate(
@@ -20,6 +20,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Split of the task. Default: the run's, or test.")] = None,
     source: Source = None,
     n_eval: NEval = None,
+    metric: Metric = None,
     base: Annotated[bool, typer.Option("--base", help="Test the base model without the edit, for comparison.")] = False,
     model: Base = None,
     device: Device = None,
@@ -33,9 +34,15 @@ def evaluate(
     """Test a trained edit on a task or on your own examples."""
     from reftlens.paper.runs.config import parse_settings
 
-    chosen: dict[str, Any] = {"eval_split": split, "source": source, "n_eval": n_eval, "device": device}
+    chosen: dict[str, Any] = {
+        "eval_split": split,
+        "source": source,
+        "n_eval": n_eval,
+        "metric": metric,
+        "device": device,
+    }
     if task or data is not None:
-        chosen |= {"eval_tasks": task or [], "eval_data": data and str(data)}
+        chosen |= {"eval_tasks": task or [], "eval_data": data}
     overrides = {name: value for name, value in chosen.items() if value is not None} | parse_settings(settings or ())
     if task and data is None:
         overrides["eval_data"] = None

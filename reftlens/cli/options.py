@@ -21,7 +21,13 @@ def _written_as_settings(settings: list[str] | None) -> list[str] | None:
 Trained = Annotated[Path, typer.Argument(help="Folder of a run or a saved edit.")]
 Base = Annotated[str | None, typer.Option(help="Base model, if its location has changed since training.")]
 Source = Annotated[str | None, typer.Option(help="Folder with the tasks' files, instead of the published files.")]
-OwnTest = Annotated[Path | None, typer.Option(help="Your own test examples: JSON Lines with prompt and completion.")]
+OwnTest = Annotated[str | None, typer.Option(help="Your own test examples, in any form that train --data accepts.")]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        help="How to score outputs on your own examples: prefix, exact, 'first word', rouge-l, chrf or module:function."
+    ),
+]
 NEval = Annotated[int | None, typer.Option(help="Use only the first N examples of each test.")]
 Device = Annotated[
     str | None, typer.Option(help="Device: cpu, cuda, ..., or auto for a GPU if there is one. Default: the run's.")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reftlens.cli.options import AsJson, Device, NEval, OwnTest, Quiet, Settings, Source
+from reftlens.cli.options import AsJson, Device, Metric, NEval, OwnTest, Quiet, Settings, Source
 
 
 def train(
@@ -21,8 +21,13 @@ def train(
     model: Annotated[str | None, typer.Option(help="Base model: an organism, a local directory or a hub name.")] = None,
     task: Annotated[str | None, typer.Option(help="Task to train on, such as commonsense_170k or cola.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Your own training examples: JSON Lines with prompt and completion.")
+        str | None,
+        typer.Option(help="Your own examples: JSON, JSON Lines, CSV, Parquet, a datasets folder or a hub id."),
     ] = None,
+    prompt_field: Annotated[
+        str | None, typer.Option(help="Field with the prompt, if it does not have one of the usual names.")
+    ] = None,
+    completion_field: Annotated[str | None, typer.Option(help="Field with the completion.")] = None,
     eval_task: Annotated[list[str] | None, typer.Option(help="Task to test on after training. Repeatable.")] = None,
     eval_data: OwnTest = None,
     source: Source = None,
@@ -38,6 +43,7 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     n_train: Annotated[int | None, typer.Option(help="Use only the first N training examples.")] = None,
     n_eval: NEval = None,
+    metric: Metric = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the initial weights and the order of examples.")] = None,
     device: Device = None,
     settings: Settings = None,
@@ -52,9 +58,11 @@ def train(
     flags: dict[str, Any] = {
         "model": model,
         "task": task,
-        "data": data and str(data),
+        "data": data,
+        "prompt_field": prompt_field,
+        "completion_field": completion_field,
         "eval_tasks": eval_task or None,
-        "eval_data": eval_data and str(eval_data),
+        "eval_data": eval_data,
         "source": source,
         "method": method,
         "layers": layers,
@@ -66,6 +74,7 @@ def train(
         "lr": lr,
         "n_train": n_train,
         "n_eval": n_eval,
+        "metric": metric,
         "seed": seed,
         "device": device,
     }
@@ -88,5 +97,13 @@ def train(
     if as_json:
         print_json({"run": str(out), **result.to_dict()})
         return
-    print_frame(result.to_dataframe(), title=repr(result))
+    if result.evaluations:
+        print_frame(result.to_dataframe(), title=repr(result))
+    else:
+        say(f"{result!r}\nnot tested: pass --eval-data, or run `reftlens eval {out} --data FILE`")
+    if result.log.fall < 0.2:
+        say(
+            f"The loss fell by only {max(result.log.fall, 0):.0%}. Try more epochs, a higher --lr (now {chosen.lr:g}), a higher --rank, "
+            "more --layers or other --positions."
+        )
     say(f"wrote {out}: the edit, config.toml, log.jsonl, outputs, result.json")

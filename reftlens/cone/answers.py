@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.cone.hold import hold
-from reftlens.cone.light_cone import run_cone, whole
+from reftlens.cone.hold import hold, hold_for_one_run
+from reftlens.cone.light_cone import run_cone
 from reftlens.data import Batch
 from reftlens.edit.hooks import Edit
 
@@ -68,14 +68,17 @@ class Answers:
 def next_token_logprobs(
     bridge: TransformerBridge, batch: Batch, edits: Sequence[Edit] = ()
 ) -> Float[Tensor, "prompt d_vocab"]:
-    """Log-probabilities after each prompt from one whole run, on the CPU in float32. For several edits, use `Answers`.
+    """Log-probabilities after each prompt from one run, on the CPU in float32. For several edits, use `Answers`.
 
     Args:
         bridge: the base, without edits attached.
         batch: the prompts.
         edits: those that act; none for the base.
     """
-    logits = run_cone(bridge, whole(batch), edits, logits_at=batch.last_prompt_mask)
+    acting = _acting(edits)
+    masks = torch.stack([batch.last_prompt_mask, *(edit.read for edit in acting)])
+    held = hold_for_one_run(bridge, batch, [edit.hook_name for edit in acting], masks.any(dim=0))
+    logits = run_cone(bridge, held, acting, logits_at=batch.last_prompt_mask)
     return logits.float().log_softmax(-1).cpu()
 
 

@@ -1,4 +1,7 @@
-"""Runs the base once and keeps the activations that a light cone starts from: `hold` for edits, `hold_from` for any writes."""
+"""Runs the base once and keeps the activations that a light cone starts from: `hold` for edits, `hold_from` for any writes.
+
+Inside `shared.shared`, both take them from the base runs that are kept there.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.bridge import is_causal
 from reftlens.cone.light_cone import Held, boundary_of, cut, run_cone, whole
 from reftlens.cone.proof import parts_of
+from reftlens.cone.shared import shared_runs
 from reftlens.data import Batch
 from reftlens.edit.hooks import Edit
 
@@ -66,6 +70,20 @@ def hold_from(
     return whole(batch) if _trained(bridge) else _hold(bridge, batch, hook_names, mask)
 
 
+def hold_for_one_run(
+    bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str], mask: Bool[Tensor, "batch pos"]
+) -> Held:
+    """Does the same as `hold_from` where base runs are shared. Elsewhere it holds nothing, because a single run needs no cone.
+
+    Args:
+        bridge: the base.
+        batch: the inputs.
+        hook_names: as for `hold_from`.
+        mask: as for `hold_from`.
+    """
+    return whole(batch) if shared_runs(bridge) is None else hold_from(bridge, batch, hook_names, mask)
+
+
 def _trained(bridge: TransformerBridge) -> bool:
     return any(parameter.requires_grad for parameter in bridge.parameters())
 
@@ -77,11 +95,11 @@ def _hold(bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str], ma
         logger.info(
             "%s is bidirectional: its cone skips early layers, but no tokens", type(bridge.original_model).__name__
         )
-    boundary = boundary_of(bridge, hook_names)
     parts = parts_of(bridge, batch)
-    return cut(
-        bridge,
-        batch,
-        boundary=boundary if parts.layers else -1,
-        start=int(columns.int().argmax()) if parts.columns else 0,
-    )
+    boundary = boundary_of(bridge, hook_names) if parts.layers else -1
+    start = int(columns.int().argmax()) if parts.columns else 0
+    runs = shared_runs(bridge)
+    kept = None
+    if runs is not None and (start or boundary >= 0):
+        kept = runs.held(batch, boundary, start, columns=parts.columns)
+    return cut(bridge, batch, boundary=boundary, start=start) if kept is None else kept

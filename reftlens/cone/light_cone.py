@@ -53,6 +53,13 @@ def boundary_of(bridge: TransformerBridge, hook_names: Sequence[str]) -> int:
     return min(boundaries, default=bridge.cfg.n_layers - 1)
 
 
+def last_block_of(hook_names: Sequence[str]) -> int | None:
+    """Returns the last block that runs before the activations at all these hooks are known; None if one is after the blocks."""
+    layers = [layer_of(name) for name in hook_names if not name.startswith(("hook_", "embed"))]
+    known = [layer for layer in layers if layer is not None]
+    return max(known, default=None) if len(known) == len(layers) else None
+
+
 def _boundary(bridge: TransformerBridge, name: str) -> int:
     layer = layer_of(name)
     if layer is None:
@@ -128,6 +135,43 @@ def run_cone(
         raise ValueError(
             f"logits_at selects tokens before column {start}, where the held cone begins: pass wanted= to hold"
         )
+    late = _late(bridge, held, edits)
+    wanted = None if logits_at is None else logits_at[:, start:]
+    # An edit at the unembedding needs all tokens there.
+    picked = None if any(edit.hook_name.startswith("unembed") for edit in edits) else wanted
+    with _blocks_skipped(bridge, held), attach(bridge, edits), unembedded_alone(bridge, picked):
+        logits = bridge(batch.tokens[:, start:], attention_mask=batch.attention_mask, **late)
+    if wanted is None:
+        return logits
+    return logits[0] if picked is not None else logits[wanted]
+
+
+def run_blocks(bridge: TransformerBridge, held: Held, edits: Sequence[Edit], *, until: int) -> None:
+    """Runs the cone up to a block, for what hooks and watched edits see there.
+
+    Args:
+        bridge: the base, without edits attached.
+        held: as for `run_cone`.
+        edits: as for `run_cone`.
+        until: the last block that runs.
+
+    Raises:
+        ValueError: As `run_cone`.
+    """
+    late = _late(bridge, held, edits)
+    no_logits = torch.zeros_like(held.batch.prompt_mask[:, held.start :])
+    with _blocks_skipped(bridge, held), attach(bridge, edits), unembedded_alone(bridge, no_logits):
+        bridge(
+            held.batch.tokens[:, held.start :],
+            attention_mask=held.batch.attention_mask,
+            stop_at_layer=until + 1,
+            **late,
+        )
+
+
+def _late(bridge: TransformerBridge, held: Held, edits: Sequence[Edit]) -> dict[str, Any]:
+    """Returns the arguments of a forward pass that begins inside a sequence, after checking that the edits lie in the cone."""
+    batch, start = held.batch, held.start
     early = any(bool(edit.read[:, :start].any()) for edit in edits)
     if early or (edits and boundary_of(bridge, [edit.hook_name for edit in edits]) < held.boundary):
         names = ", ".join(dict.fromkeys(edit.hook_name for edit in edits))
@@ -139,14 +183,7 @@ def run_cone(
     late: dict[str, Any] = {"use_cache": False}
     if start:
         late = {"position_ids": _position_ids(batch)[:, start:], **with_cache(bridge, _fresh_cache(held))}
-    wanted = None if logits_at is None else logits_at[:, start:]
-    # An edit at the unembedding needs all tokens there.
-    picked = None if any(edit.hook_name.startswith("unembed") for edit in edits) else wanted
-    with _blocks_skipped(bridge, held), attach(bridge, edits), unembedded_alone(bridge, picked):
-        logits = bridge(batch.tokens[:, start:], attention_mask=batch.attention_mask, **late)
-    if wanted is None:
-        return logits
-    return logits[0] if picked is not None else logits[wanted]
+    return late
 
 
 def _position_ids(batch: Batch) -> Int[Tensor, "batch pos"]:

@@ -129,7 +129,7 @@ _CONTROL = "Random directions: the same change at every token, of the same lengt
 
 
 def _over(n: int) -> str:
-    return f"mean over {n} prompt{'s' if n != 1 else ''}. Starred tokens are the subject of the first one."
+    return f"mean over {n} prompt{'s' if n != 1 else ''}. Starred positions are the subject."
 
 
 def _report(result: DemoResult, pictures: dict[str, Picture], further: list[Section]) -> Report:
@@ -159,19 +159,17 @@ def _report(result: DemoResult, pictures: dict[str, Picture], further: list[Sect
                 "The effect is the logit of the new city minus that of the old one, edited minus base. Cells need "
                 "not sum to one: they interact. A later site can stand in for an earlier one.",
             ),
-            (pictures["effect"],),
+            maps=((pictures["effect"].caption, result.effect),),
         ),
         Section(
             "How large the edit is at each token",
-            ("Length of the change as a part of the length of the activation it changes.",),
-            (pictures["size_moved"], pictures["size_unmoved"]),
+            (
+                "Length of the change as a part of the length of the activation it changes. The edit is not small where it must "
+                "change nothing, so its size alone does not say that it acts.",
+            ),
             strips=tuple(
-                (
-                    f"{row}, on {'a moved landmark' if index == 0 else 'one that stays'}",
-                    plot.token_strip(size, row=line),
-                )
+                (f"Of a prompt about {'a moved landmark' if index == 0 else 'one that stays and was never trained on'}", size)
                 for index, size in enumerate(result.sizes)
-                for line, row in enumerate(size.rows)
             ),
         ),
         Section(
@@ -216,7 +214,7 @@ def _report(result: DemoResult, pictures: dict[str, Picture], further: list[Sect
 
 def _tracing_section(result: DemoResult, pictures: dict[str, Picture]) -> Section:
     heading = "Where the base holds the fact"
-    if "tracing" not in pictures:
+    if result.tracing is None:
         return Section(heading, ("Left out: no three subjects have the same number of tokens in this tokenizer.",))
     return Section(
         heading,
@@ -224,7 +222,7 @@ def _tracing_section(result: DemoResult, pictures: dict[str, Picture]) -> Sectio
             "One state of a clean run is put into a run about another subject. Where the base holds a fact and where an "
             "edit of it works need not agree (Hase et al. 2023, arXiv:2301.04213): the two maps are shown, not matched.",
         ),
-        (pictures["tracing"],),
+        maps=((pictures["tracing"].caption, result.tracing),),
     )
 
 

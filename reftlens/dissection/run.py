@@ -19,7 +19,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens import analysis
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.bridge import side_for_ends
-from reftlens.cone.answers import next_token_logprobs
+from reftlens.cone.answers import Answers
+from reftlens.cone.shared import sharing
 from reftlens.data import Batch, as_batches, encode, first_tokens
 from reftlens.dissection.cost import N_CONTROL, READ_OUT, estimate_cost
 from reftlens.dissection.result import DissectConfig, Dissection
@@ -33,6 +34,7 @@ from reftlens.training.seeds import train_seeds
 Examples = Sequence[tuple[str, str]]
 
 
+@sharing
 def dissect(
     bridge: TransformerBridge, reft: Reft, examples: Examples | Dataset, config: DissectConfig = DissectConfig()
 ) -> Dissection:
@@ -105,8 +107,11 @@ class _Work:
 
     def __post_init__(self) -> None:
         prompts = [prompt for prompt, _ in self.examples]
-        self.batches = as_batches(self.bridge, prompts, batch_size=self.config.batch_size)
-        said = torch.cat([next_token_logprobs(self.bridge, batch).argmax(-1) for batch in self.batches])
+        side = side_for_ends(self.bridge)
+        self.batches = as_batches(self.bridge, prompts, batch_size=self.config.batch_size, padding_side=side)
+        # With the edits, so that the shared base runs begin where the edits do.
+        runs = (Answers(self.bridge, batch, self.reft.edits(batch)) for batch in self.batches)
+        said = torch.cat([run.logprobs().argmax(-1) for run in runs])
         right = (said == first_tokens(self.bridge, *zip(*self.examples, strict=True)).cpu()).tolist()
         self.wanted = [pair for pair, known in zip(self.examples, right, strict=True) if not known]
         self.kept = [pair for pair, known in zip(self.examples, right, strict=True) if known]
@@ -299,7 +304,7 @@ class _Work:
         if len(batches) < 3:
             third = -(-len(self.examples) // 3)
             prompts = [prompt for prompt, _ in self.examples]
-            batches = as_batches(self.bridge, prompts, batch_size=third)
+            batches = as_batches(self.bridge, prompts, batch_size=third, padding_side=side_for_ends(self.bridge))
         try:
             return {"manifolds": tuple(analysis.off_manifold(self.bridge, self.reft, batches, seed=self.config.seed))}
         except ValueError as error:

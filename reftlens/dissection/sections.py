@@ -119,7 +119,7 @@ def _ledger(result: Findings) -> Section | None:
         ),
         tuple(pictures),
         tuple(tables),
-        (("The same text: pointed at, a token says its size at each site", plot.token_strip(result.sizes)),),
+        (("The same text: pointed at, a token says its size at each site", result.sizes),),
     )
 
 

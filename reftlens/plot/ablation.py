@@ -26,10 +26,8 @@ def ablation(result: Ablation) -> Figure:
         raise ValueError("ablation needs at least one site, got none")
     shown = min(len(result.sites), _MOST_ROWS)
     kind = "every order" if result.exact else "sampled orders, 95% interval"
-    subtitle = (
-        f"{result.n_examples} examples; the whole edit: {number(result.whole, 2)}; Shapley values sum to it ({kind})"
-    )
-    subtitle += f"; the first {shown} of {len(result.sites)} sites" * (shown < len(result.sites))
+    subtitle = f"{result.n_examples} examples; whole edit: {number(result.whole, 2)}; Shapley values sum to it ({kind})"
+    subtitle += f"; {shown} of {len(result.sites)} sites" * (shown < len(result.sites))
     places = np.arange(shown)
     values, low, high = (part[:shown].double().numpy() for part in (result.shapley, result.low, result.high))
     with house_style():

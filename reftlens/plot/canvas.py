@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import LoadFlags
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
 
-from reftlens.plot.labels import FONT, short_name, short_rows, wrap
+from reftlens.plot.labels import FONT, drawn, short_name, short_rows, shortened, wrap
 
 SMALL, LABEL, TITLE = 8.0, 9.0, 11.0
 """Font sizes in points; nothing is smaller than SMALL."""
@@ -84,7 +85,9 @@ def sheet(width: float, height: float, *, title: str, subtitle: str = "") -> Fig
         subtitle: explanation that a reader needs.
     """
     title = wrap(title, width=width - 0.3, size=TITLE * 1.08)
-    subtitle = wrap(subtitle, width=width - 0.3, size=SMALL)
+    # Measured, because the room that `wrap` allows a character would break many lines that fit.
+    fits = text_width(drawn(subtitle)) <= width - 0.2
+    subtitle = drawn(subtitle) if fits else wrap(subtitle, width=width - 0.3, size=SMALL)
     title_height = (title.count("\n") + 1) * TITLE * _LINE
     subtitle_height = (subtitle.count("\n") + 1) * SMALL * _LINE if subtitle else 0.0
     head = 0.08 + title_height + subtitle_height + 0.08
@@ -98,6 +101,31 @@ def sheet(width: float, height: float, *, title: str, subtitle: str = "") -> Fig
         figure.text(0.1 / width, y, text, size=size, weight=weight, color=INK, va="top", ha="left", linespacing=1.25)
         down += below + 0.02
     return figure
+
+
+KEY = 0.5
+"""Inches that a key of two lines takes on top of a figure."""
+
+
+def key_on_top(figure: Figure, handles: Sequence[Patch], *, below: float) -> None:
+    """Puts a key in two columns between the heading of a figure and its panels.
+
+    Args:
+        figure: from `sheet`.
+        handles: what the key shows.
+        below: the height that `sheet` was asked for, of which the key takes `KEY`.
+    """
+    height, engine = float(figure.get_figheight()), figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(rect=(0.0, 0.0, 1.0, (below - KEY) / height))
+    figure.legend(
+        handles=list(handles),
+        loc="upper left",
+        bbox_to_anchor=(0.0, below / height),
+        ncols=2,
+        frameon=False,
+        borderpad=0.2,
+    )
 
 
 @cache
@@ -117,12 +145,12 @@ def ink_on(colour: tuple[float, float, float, float]) -> str:
 
 
 def label_tokens(axes: Axes, tokens: list[str], *, room: float) -> None:
-    """Labels the columns of a map with tokens. Tokens that do not fit into `room` inches are rotated.
+    """Labels the columns of a map with tokens. Tokens that do not fit into `room` inches are rotated, and long ones shortened.
 
     If many do not fit, all are rotated, because a mixture is hard to read.
     """
     upright = _upright(tokens, room)
-    axes.set_xticks(range(len(tokens)), tokens)
+    axes.set_xticks(range(len(tokens)), _labels(tokens, upright))
     axes.tick_params(length=2, pad=2)
     for label, turned in zip(axes.get_xticklabels(), upright, strict=True):
         label.set_rotation(90 if turned else 0)
@@ -131,7 +159,8 @@ def label_tokens(axes: Axes, tokens: list[str], *, room: float) -> None:
 def token_room(tokens: list[str], *, room: float) -> float:
     """Inches below a map that `label_tokens` needs."""
     upright = _upright(tokens, room)
-    return max([0.25, *(text_width(token) + 0.15 for token, turned in zip(tokens, upright, strict=True) if turned)])
+    drawn_labels = zip(_labels(tokens, upright), upright, strict=True)
+    return max([0.25, *(text_width(token) + 0.15 for token, turned in drawn_labels if turned)])
 
 
 def label_rows(axes: Axes, rows: Sequence[str], *, height: float) -> None:
@@ -143,6 +172,10 @@ def label_rows(axes: Axes, rows: Sequence[str], *, height: float) -> None:
         ticks, axis = [short_name(row) for row in rows], ""
     axes.set_yticks(range(len(rows)), ticks)
     axes.set_ylabel(axis)
+
+
+def _labels(tokens: list[str], turned: list[bool]) -> list[str]:
+    return [shortened(token) if rotated else token for token, rotated in zip(tokens, turned, strict=True)]
 
 
 def _upright(tokens: list[str], room: float) -> list[bool]:

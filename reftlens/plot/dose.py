@@ -19,9 +19,9 @@ def dose(result: Dose) -> Figure:
     has_kl = not bool(torch.isnan(result.kl).all())
     width = 6.5
     subtitle = (
-        f"h + alpha * delta(h); alpha = 1 is the trained edit; {result.n_target} prompts with a new answer"
-        + (f", {result.n_kept} that should stay" if has_kl else "")
-        + f"; random directions: mean of {result.n_control} turns of the same edit"
+        f"alpha = 1: the trained edit; {result.n_target} prompts with a new answer"
+        + (f", {result.n_kept} to stay" if has_kl else "")
+        + f"; random directions: mean of {result.n_control}"
     )
     with house_style():
         figure = sheet(width, 2.9, title="More and less of the edit", subtitle=subtitle)

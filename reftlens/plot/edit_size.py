@@ -55,7 +55,7 @@ def edit_size(result: EditSize) -> Figure:
     cell = max(6.5 - 1.9, min(0.6 * columns, 7.9)) / columns
     line = max(n_rows, 2) * _CELL_HEIGHT + token_room(tokens, room=cell) + 0.1
     subtitle = "* subject; " if any(result.starred) else ""
-    subtitle += "|Δ| is the norm of the change, |h| the norm of the activation that it changes"
+    subtitle += "|Δ|: norm of the change, |h|: norm of the activation" + f"; all {n_rows} sites" * (n_rows > 1)
     with house_style():
         height = line * len(starts) + 0.35
         figure = sheet(cell * columns + 1.9, height, title="Size of the edit at each token", subtitle=subtitle)

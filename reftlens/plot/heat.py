@@ -52,10 +52,12 @@ class Panel:
     """One grid."""
 
     values: Values
-    """[rows, columns]; what is not finite stays grey."""
+    """[rows, columns]; what is not finite is hatched."""
     title: str = ""
     outlined: npt.NDArray[np.bool_] | None = None
     """Cells with a frame of their own."""
+    covered: npt.NDArray[np.bool_] | None = None
+    """Cells that are grey instead of coloured, because the control reaches as far."""
 
 
 @final
@@ -152,6 +154,14 @@ def _group(axes: Sequence[Axes], group: Group, *, columns: Sequence[str], room: 
 def _panel(axes: Axes, panel: Panel, group: Group, *, decimals: int | None) -> AxesImage:
     limit = group.limit
     finite = np.ma.masked_invalid(panel.values)
+    covered = np.zeros_like(panel.values, dtype=bool) if panel.covered is None else panel.covered
+    for row, pos in np.argwhere(covered | ~np.isfinite(panel.values)):
+        hatch = None if covered[row, pos] else "////"
+        axes.add_patch(
+            Rectangle(
+                (pos - 0.5, row - 0.5), 1, 1, facecolor=PALE, edgecolor=GREY, hatch=hatch, linewidth=0, zorder=1.5
+            )
+        )
     low = -limit if group.signed else 0.0
     image = axes.imshow(
         finite, cmap=group.cmap, vmin=low, vmax=limit, aspect="auto", origin="lower", interpolation="none"
@@ -161,7 +171,8 @@ def _panel(axes: Axes, panel: Panel, group: Group, *, decimals: int | None) -> A
     for (row, pos), value in np.ndenumerate(panel.values):
         text = "" if not np.isfinite(value) else _sign(value, limit) if decimals is None else number(value, decimals)
         if text:
-            colour = ink_on(colour_at(group.cmap, (value - low) / (limit - low)))
+            shade = colour_at(group.cmap, (value - low) / (limit - low))
+            colour = INK if covered[row, pos] else ink_on(shade)
             axes.text(pos, row, text, ha="center", va="center", size=SMALL, color=colour)
     if panel.outlined is not None:
         for row, pos in np.argwhere(panel.outlined):
@@ -180,7 +191,9 @@ def _notes(groups: Sequence[Group], room: float) -> list[str]:
     notes = []
     signs = [panel for group in groups if group.decimals(room) is None for panel in group.panels]
     if any(bool((panel.values < 0).any()) for panel in signs):
-        notes.append(f"{MINUS} marks clearly negative cells")
+        notes.append(f"{MINUS}: clearly negative")
     if any(not bool(np.isfinite(panel.values).all()) for group in groups for panel in group.panels):
-        notes.append("grey: no value")
+        notes.append("hatched: no value")
+    if any(panel.covered is not None and bool(panel.covered.any()) for group in groups for panel in group.panels):
+        notes.append("grey: no further from 0 than some cell of the control")
     return notes

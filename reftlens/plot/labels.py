@@ -21,6 +21,7 @@ SPACE, NEWLINE, TAB = "·", "⏎", "⇥"
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _SITE = re.compile(r"L(\d+) (.+ @ .+)")
 _LONGEST_SITE = 48
+_SPECIAL = re.compile(r"(<\|\w{3})\w{3,}(\|>\*?)")
 
 
 def visible(token: str) -> str:
@@ -58,9 +59,31 @@ def wrap(text: str, *, width: float, size: float) -> str:
     return "\n".join(textwrap.wrap(drawn(" ".join(text.split())), per_line))
 
 
+def shortened(token: str) -> str:
+    """A special token of drawn text without its middle, since rotated it would take the room of the figure.
+
+    >>> shortened("<|endoftext|>"), shortened("<|begin_of_text|>*"), shortened("<s>"), shortened("·Tower")
+    ('<|end…|>', '<|beg…|>*', '<s>', '·Tower')
+    """
+    special = _SPECIAL.fullmatch(token)
+    return token if special is None else f"{special[1]}…{special[2]}"
+
+
+def is_role(label: str) -> bool:
+    """Whether the label of a column is a role, such as `[last subject]`, rather than a token.
+
+    >>> is_role("[last subject]"), is_role("[CLS]"), is_role(" [")
+    (True, False, False)
+    """
+    return label.startswith("[") and label.endswith("]") and " " in label
+
+
 def star(tokens: Sequence[str], starred: Sequence[bool]) -> list[str]:
-    """Drawn tokens, those of the subject with a star behind."""
-    return [drawn_token(token) + "*" * mark for token, mark in zip(tokens, starred, strict=True)]
+    """Drawn tokens, or the roles that stand for them, those of the subject with a star behind."""
+    return [
+        (drawn(token) if is_role(token) else drawn_token(token)) + "*" * mark
+        for token, mark in zip(tokens, starred, strict=True)
+    ]
 
 
 def short_name(hook_name: str) -> str:

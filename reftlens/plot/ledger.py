@@ -54,9 +54,8 @@ def ledger(result: Ledger) -> Figure:
     tokens = [star(result.tokens, result.starred)[place] for place in shown]
     width = max(6.5, 0.36 * len(shown) + 1.2)
     room = (width - 1.2) / max(len(shown), 4)
-    notes = ["terms can cancel: the change is the length of their sum, and none is a share of it"]
-    notes += [f"the first {len(shown)} of {len(places)} edited tokens"] * (len(shown) < len(places))
-    notes += [f"the first {len(sites)} of {len(result.rows)} sites"] * (len(sites) < len(result.rows))
+    notes = ["terms can cancel, so none is a share of the change", f"{len(sites)} of {len(result.rows)} sites"]
+    notes += [f"{len(shown)} of {len(places)} edited tokens"] * (len(shown) < len(places))
     notes += ["* subject"] * any(result.starred[place] for place in shown)
     with house_style():
         height = (2.6 + token_room(tokens, room=room)) * len(sites) + 0.55

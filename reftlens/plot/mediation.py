@@ -81,8 +81,8 @@ def mediation(
     drawn_ways = found[:most]
     n = len(maps[0].values)
     subtitle = (
-        f"{maps[0].direction}, part of the whole effect; {len(drawn_ways)} strongest of {len(found)}; parts need not sum to "
-        f"1; 2.1 is head 1 of layer 2; 95% intervals over {n} examples"
+        f"part of the whole effect (parts need not sum to 1); {len(drawn_ways)} strongest of {len(found)}; 2.1: head 1 of "
+        f"layer 2; 95% intervals over {n} examples"
     )
     with house_style():
         height = max(3.4, _ROW * len(drawn_ways) + 0.9)

@@ -28,10 +28,7 @@ def off_manifold(results: Sequence[OffManifold] | OffManifold) -> Figure:
     columns = min(3, len(results))
     lines = -(-len(results) // columns)
     width = max(6.5, 3.0 * columns)
-    subtitle = (
-        "percentile of the Mahalanobis distance among natural activations of other prompts; "
-        "curves below the diagonal are further out than natural ones"
-    )
+    subtitle = "Mahalanobis distance, as a percentile among natural activations; below the diagonal: further out"
     with house_style():
         figure = sheet(width, 2.7 * lines + 0.3, title="Edited activations among natural ones", subtitle=subtitle)
         grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()

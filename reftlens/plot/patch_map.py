@@ -36,9 +36,8 @@ def patch_map(result: PatchMap, *, title: str = "", starred: tuple[bool, ...] = 
     columns = star(result.columns, (*starred, *(False,) * (len(result.columns) - len(starred))))
     subtitle = [
         f"mean of {n} pairs" + ", tokens of the first" * (not of_heads) if n > 1 else "one pair",
-        f"from base run to source run the metric goes {number(whole, 2)}",
-        *["framed: 95% interval over pairs (bootstrap, each cell by itself) without 0, and 1% of that way at least"]
-        * (n > 1),
+        f"the metric goes {number(whole, 2)} from base to source run",
+        *["framed: 95% interval without 0, at least 1% of it"] * (n > 1),
         *["* subject"] * any(starred),
     ]
     return heat(

@@ -37,7 +37,7 @@ def projection(results: Sequence[Projection] | Projection) -> Figure:
     columns = min(_COLUMNS, len(results))
     lines = -(-len(results) // columns)
     width = max(6.5, 3.3 * columns)
-    subtitle = "in units of the activation; the plane is the one in which the edit moves furthest, so the size of the move is no finding"
+    subtitle = "units of the activation; the plane of the largest moves, so their size is no finding"
     with house_style():
         figure = sheet(width, 3.2 * lines + 0.3, title="Activations along two write directions", subtitle=subtitle)
         grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()

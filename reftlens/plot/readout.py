@@ -8,10 +8,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from reftlens.plot.canvas import BLUE, GREY, INK, PALE, VERMILLION, house_style, listed, panel_title, sheet
+from reftlens.plot.canvas import (
+    BLUE,
+    GREY,
+    INK,
+    KEY,
+    PALE,
+    VERMILLION,
+    house_style,
+    key_on_top,
+    listed,
+    panel_title,
+    sheet,
+)
 from reftlens.plot.labels import drawn_token, short_name
 from reftlens.results import DirectionReadout
 
+_MOST = 8
+"""More panels would not be read on one page; the subtitle says how many directions there are."""
 _BAR = 0.18
 """Inches a bar and its label take."""
 
@@ -24,7 +38,7 @@ TWO_QUESTIONS = (
 
 
 def readout(readouts: Sequence[DirectionReadout] | DirectionReadout) -> Figure:
-    """Draws the tokens with the largest logit changes, one panel per site and direction.
+    """Draws the tokens with the largest logit changes, one panel per site and direction, at most eight of them.
 
     Bars inside the shaded band are grey: random directions reach such values at some token of some examined direction.
 
@@ -37,30 +51,25 @@ def readout(readouts: Sequence[DirectionReadout] | DirectionReadout) -> Figure:
     readouts = listed(readouts, DirectionReadout)
     if not readouts:
         raise ValueError("readout needs at least one direction, got none")
-    columns = _columns(readouts)
+    n_given, readouts = len(readouts), readouts[:_MOST]
+    columns = min(2, len(readouts))
     lines = -(-len(readouts) // columns)
     bars = max(len(item.promoted) + len(item.suppressed) for item in readouts)
     width = max(6.5, 3.2 * columns)
     n_null = " or ".join(str(n) for n in sorted({item.n_null for item in readouts}))
-    subtitle = f"as if the direction went straight to the unembedding; band from {n_null} random directions"
-    subtitle += "; each panel has its own scale" * (len(readouts) > 1)
+    subtitle = f"read straight through the unembedding; band: {n_null} random directions"
+    subtitle += "; scales differ" * (len(readouts) > 1)
+    subtitle += f"; the first {len(readouts)} of {n_given} directions" * (len(readouts) < n_given)
     with house_style():
-        height = (max(bars, 3) * _BAR + 0.8) * lines + 0.35
+        height = (max(bars, 3) * _BAR + 0.8) * lines + KEY
         figure = sheet(width, height, title="Tokens that each write direction moves most", subtitle=subtitle)
         grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
         for axes, item in zip(grid, readouts, strict=False):
             _panel(axes, item, bars=bars, width=width / columns - 0.9)
         for axes in grid[len(readouts) :]:
             axes.remove()
-        figure.legend(handles=_key(), loc="outside lower center", ncols=2, frameon=False)
+        key_on_top(figure, _key(), below=height)
     return figure
-
-
-def _columns(readouts: Sequence[DirectionReadout]) -> int:
-    """As many as each site has directions, so that a site is a line of panels; else three."""
-    counts = {sum(item.where == name for item in readouts) for name in {item.where for item in readouts}}
-    count = counts.pop() if len(counts) == 1 else 3
-    return min(count if 1 < count <= 3 else 2 if count == 4 else 3, len(readouts))
 
 
 def _panel(axes: Axes, item: DirectionReadout, *, bars: int, width: float) -> None:

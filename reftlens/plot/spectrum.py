@@ -42,8 +42,8 @@ def spectrum(operators: Sequence[Operator] | Operator, *, null: Sequence[Operato
     lines = -(-len(operators) // columns)
     width = max(6.5, 3.1 * columns)
     subtitle = (
-        "percentages: of the rms norm of the activations, |h|; effective rank 1: one direction does it all"
-        + "; each panel has its own scale" * (len(operators) > 1)
+        "percent: of |h|, the activations' rms norm; effective rank 1: one direction does it all"
+        + "; scales differ" * (len(operators) > 1)
     )
     with house_style():
         figure = sheet(width, 2.5 * lines + 0.35, title="Change along each write direction", subtitle=subtitle)
@@ -97,12 +97,18 @@ def _beside(ranks: Sequence[float]) -> str:
 
 
 def _band(axes: Axes, null: Sequence[Operator]) -> float:
-    """The range of the null's spectra, as a box around each direction; returns how high it reaches."""
+    """The range of the null's spectra, as a box around each direction or a line; returns how high it reaches."""
     top = 0.0
     for direction in range(max((len(one.spectrum) for one in null), default=0)):
         sizes = [float(one.spectrum[direction]) for one in null if direction < len(one.spectrum)]
         low, high = min(sizes), max(sizes)
-        axes.bar(direction, high - low, bottom=low, width=0.9, **_NULL)
+        if low < high:
+            axes.bar(direction, high - low, bottom=low, width=0.9, **_NULL)
+        else:
+            # A box without height would draw its dashes twice, one in the gaps of the other.
+            axes.hlines(
+                high, direction - 0.45, direction + 0.45, color=INK, linewidth=1.2, linestyle=_NULL["linestyle"]
+            )
         top = max(top, high)
     return top
 

@@ -34,6 +34,24 @@ class TokenMap(Result):
     """What the control is; empty without one."""
     n_prompts: int
     """Number of prompts averaged over."""
+    each: Float[Tensor, "prompt rows pos"] | None = None
+    """The values of each prompt, whose mean is `values`; None if they were not kept."""
+    each_control: Float[Tensor, "prompt rows pos"] | None = None
+    """The control of each prompt."""
+    prompts: tuple[tuple[str, ...], ...] = ()
+    """Tokens of each prompt; empty if only those of the first are known."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A name for each position of the mean: the token that all prompts have there, or else its role, in brackets."""
+        shared = [len(set(tokens)) == 1 for tokens in zip(*self.prompts, strict=True)] or [True] * len(self.tokens)
+        subject = [place for place, starred in enumerate(self.starred) if starred]
+        roles = {place: f"[subject {index}]" for index, place in enumerate(subject, start=1)}
+        roles |= dict.fromkeys(subject[-1:], "[last subject]")
+        return tuple(
+            token if same else roles.get(place, f"[token {place}]")
+            for place, (token, same) in enumerate(zip(self.tokens, shared, strict=True))
+        )
 
     def headline(self) -> str:
         control = f"; control: {self.control_name}" if self.control is not None else ""
@@ -161,12 +179,32 @@ class PatchMap(Result):
         gap = ((self.source - self.base)[:, None, None] * there).sum(0)
         return (patched - self.base[:, None, None]).nansum(0) / torch.where(there.any(0), gap, torch.nan)
 
-    def to_token_map(self, *, starred: tuple[bool, ...] = (), quantity: str = "restored part") -> TokenMap:
+    def restored_each(
+        self, values: Float[Tensor, "pair rows columns"] | None = None
+    ) -> Float[Tensor, "pair rows columns"]:
+        """Computes each pair's share of `restored`, by the mean gap, so that their mean over pairs with the position is it.
+
+        Args:
+            values: as of `restored`.
+        """
+        patched = self.values if values is None else values
+        there = patched.isfinite()
+        gap = ((self.source - self.base)[:, None, None] * there).sum(0) / there.sum(0)
+        return (patched - self.base[:, None, None]) / torch.where(there.any(0), gap, torch.nan)
+
+    def to_token_map(
+        self,
+        *,
+        starred: tuple[bool, ...] = (),
+        quantity: str = "restored part",
+        prompts: tuple[tuple[str, ...], ...] = (),
+    ) -> TokenMap:
         """The restored part, with its control, as plots take it.
 
         Args:
             starred: for the first columns, whether they belong to the subject; those behind do not.
             quantity: what the restored part is a part of.
+            prompts: tokens of each pair's source prompt, where they are known; the map then keeps each pair's values.
 
         Raises:
             ValueError: if more columns are starred than there are.
@@ -183,6 +221,9 @@ class PatchMap(Result):
             quantity=quantity,
             control_name=self.control_name,
             n_prompts=len(self.values),
+            each=self.restored_each() if prompts else None,
+            each_control=self.restored_each(self.control) if prompts and self.control is not None else None,
+            prompts=prompts,
         )
 
     def to_patching_result(self) -> PatchingResult:

@@ -38,7 +38,6 @@ from transformers import (
 
 from reftlens.bridge import EXACT, base_identity, foreign_hooks, one_thread, require_bridge, sampled_fingerprint
 from reftlens.cone.store import InMemory, OnDisk
-from reftlens.data import Message
 from reftlens.display import as_html
 from reftlens.edit import checkpoint
 from reftlens.edit.reft import Reft
@@ -47,7 +46,7 @@ from reftlens.training.base_runs import BaseRuns
 from reftlens.training.checkpoints import TrainingFolder
 from reftlens.training.loss import require_frozen
 from reftlens.training.objectives import Completion, Objective
-from reftlens.training.objectives.base import Example
+from reftlens.training.objectives.base import Example, Examples
 from reftlens.training.trainer import EditTrainer
 
 logger = logging.getLogger(__name__)
@@ -158,6 +157,12 @@ class TrainLog:
     unit: str = "nats per token"
     """Unit of the losses, such as nats per token."""
 
+    @property
+    def fall(self) -> float:
+        """The fraction by which the loss fell, from the first step to the mean of the last tenth of the steps."""
+        last = self.loss[-max(1, len(self.loss) // 10) :]
+        return 1 - sum(last) / len(last) / self.loss[0] if self.loss and self.loss[0] else 0.0
+
     def to_dataframe(self) -> pd.DataFrame:
         """Returns one row per step, with the validation loss at the steps that have one."""
         seen = dict(self.validation)
@@ -177,7 +182,7 @@ class TrainLog:
 def train(
     bridge: TransformerBridge,
     reft: Reft | None,
-    examples: Sequence[Example | Sequence[Message]] | Dataset,
+    examples: Examples,
     config: TrainConfig = TrainConfig(),
     *,
     objective: Objective | None = None,
@@ -224,7 +229,6 @@ def train(
     n_train = len(read)
     read += objective.read(validation) if validation is not None else []
     weights, tokens = _weigh(bridge, reft, objective, read)
-    progress = _Progress(config)
     with one_thread(bridge), tempfile.TemporaryDirectory() as unused, _random_state_kept():
         folder = TrainingFolder(config.output_dir if config.output_dir is not None else Path(unused) / "run")
         arguments = _arguments(config, bridge, n_train, folder, validates=validation is not None)
@@ -233,12 +237,7 @@ def train(
                 "with several processes, validation needs a shared folder for the best checkpoint: pass output_dir in TrainConfig"
             )
         identity = {**_identity(bridge, reft, objective, read), "tokens": tokens}
-        if not folder.identity().get("weights", EXACT).startswith(EXACT):
-            # An earlier version, with a sampled fingerprint, began this run.
-            identity["weights"] = sampled_fingerprint(bridge)
-        with arguments.main_process_first(desc="run folder"):
-            settings = {name: str(getattr(config, name)) for name in _RESULT}
-            latest = folder.begin({**identity, **settings}, resume=config.resume or arguments.process_index > 0)
+        identity, latest = _begin(folder, bridge, config, identity, arguments)
         runs = BaseRuns(bridge, reft, objective, read, store=_store(config, bridge, reft, identity))
         early = [EarlyStoppingCallback(config.patience)] if config.patience else []
         trainer = EditTrainer(
@@ -251,26 +250,51 @@ def train(
             keep=config.keep_checkpoints,
             dropout=config.dropout,
             l1=config.l1,
-            callbacks=[progress, *early, *callbacks],
+            callbacks=[*early, *callbacks],
             train_base=train_base,
         )
-        trainer.remove_callback(ProgressCallback)
-        trainer.remove_callback(PrinterCallback)
-        was_training = reft is not None and reft.training
-        try:
-            with trainer.accelerator.autocast():
-                runs.build(
-                    range(arguments.process_index, len(read), arguments.world_size),
-                    progress=config.progress and arguments.process_index == 0,
-                )
-            trainer.accelerator.wait_for_everyone()
-            trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
-        finally:
-            progress.close()
-            if reft is not None:
-                reft.train(was_training)
+        _run(trainer, runs, latest=latest, progress=config.progress)
     _require_finite(reft, objective)
     return _log(trainer, config, objective)
+
+
+def _begin(
+    folder: TrainingFolder,
+    bridge: TransformerBridge,
+    config: TrainConfig,
+    identity: dict[str, str],
+    arguments: TrainingArguments,
+) -> tuple[dict[str, str], Path | None]:
+    """Begins the run in its folder, or goes on with it. Returns the identity it has there, and the checkpoint to resume from."""
+    if not folder.identity().get("weights", EXACT).startswith(EXACT):
+        # An earlier version, with a sampled fingerprint, began this run.
+        identity = {**identity, "weights": sampled_fingerprint(bridge)}
+    with arguments.main_process_first(desc="run folder"):
+        settings = {name: str(getattr(config, name)) for name in _RESULT}
+        latest = folder.begin({**identity, **settings}, resume=config.resume or arguments.process_index > 0)
+    return identity, latest
+
+
+def _run(trainer: EditTrainer, runs: BaseRuns, *, latest: Path | None, progress: bool) -> None:
+    """Caches the base runs of this process's rows, then trains. Leaves the edit in the mode it was in."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    bar = _Progress(progress)
+    trainer.add_callback(bar)
+    reft, arguments = runs.reft, trainer.args
+    was_training = reft is not None and reft.training
+    try:
+        with trainer.accelerator.autocast():
+            runs.build(
+                range(arguments.process_index, len(runs.examples), arguments.world_size),
+                progress=progress and arguments.process_index == 0,
+            )
+        trainer.accelerator.wait_for_everyone()
+        trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
+    finally:
+        bar.close()
+        if reft is not None:
+            reft.train(was_training)
 
 
 def _require_finite(reft: Reft | None, objective: Objective) -> None:
@@ -426,8 +450,8 @@ def _log(trainer: EditTrainer, config: TrainConfig, objective: Objective) -> Tra
 class _Progress(TrainerCallback):
     """Progress bar that shows the loss of each step."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self._shown = config.progress
+    def __init__(self, shown: bool) -> None:
+        self._shown = shown
         self._bar: tqdm[Any] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

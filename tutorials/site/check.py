@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from api import every_public_name
+from api import every_anchor
 
 LOADED = {("script", "src"), ("img", "src"), ("iframe", "src"), ("link", "href"), ("source", "src")}
 """What a browser fetches by itself."""
@@ -47,7 +47,9 @@ def problems(site: Path) -> list[str]:
             if not outside(link) and not leads_somewhere(link, path, pages):
                 found.append(f"{where}: {link} leads nowhere")
     anchors = set().union(*(page.anchors for page in pages.values()))
-    return found + [f"{name} is on no page of the API" for name in every_public_name() if name not in anchors]
+    return found + [
+        f"{name} is on no page of the API" for name, anchor in every_anchor().items() if anchor not in anchors
+    ]
 
 
 def outside(link: str) -> bool:

@@ -28,10 +28,12 @@ def described(name: str, command: Any) -> Iterator[str]:
     """Yields the text of a command and of those below it."""
     if name != "reftlens":
         yield f"## {name}"
-    yield from (plain(text) for text in (command.help, command.epilog) if text)
+    yield plain(command.help)
+    if command.epilog:
+        yield f"```\n{command.epilog.removeprefix('Example: ')}\n```"
     rows = [row(parameter) for parameter in command.params]
     if rows:
-        yield "\n".join(["| | |", "|---|---|", *rows])
+        yield "\n".join(["| option | meaning |", "|---|---|", *rows])
     for key, below in getattr(command, "commands", {}).items():
         yield from described(f"{name} {key}", below)
 
@@ -39,7 +41,7 @@ def described(name: str, command: Any) -> Iterator[str]:
 def row(parameter: Any) -> str:
     value = parameter.metavar or ""
     default = parameter.default
-    said = "" if default in (None, False, True, ()) or callable(default) else f" Default: `{default}`."
+    said = "" if default is None or isinstance(default, bool) or callable(default) else f" Default: `{default}`."
     names = ", ".join(f"`{option}`" for option in (*parameter.opts, *parameter.secondary_opts))
     return f"| {names} {value} | {plain(parameter.help or '')}{said} |"
 

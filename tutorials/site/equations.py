@@ -14,6 +14,6 @@ def on_page_content(content: str, **_: Any) -> str:
 
     def drawn(match: re.Match[str]) -> str:
         display = "block" if match[1] == "div" else "inline"
-        return convert(html.unescape(match[2]).strip(), display=display)
+        return convert(html.unescape(match[2]).strip().replace("'", r"^\prime"), display=display)
 
     return MARKED.sub(drawn, content)

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.bridge import unembedded_alone
+from reftlens.cone.hold import hold_for_one_run
+from reftlens.cone.light_cone import last_block_of, run_blocks, run_cone
 from reftlens.data import Batch
-from reftlens.edit.hooks import Edit, Watch, attach
+from reftlens.edit.hooks import Edit, Watch
 from reftlens.edit.reft import Reft
 from reftlens.interventions import require_agreement
 
@@ -36,12 +37,14 @@ def edited_activations(
         return lambda tokens, example: seen.update({place: (tokens.detach(), example)})
 
     watched = [replace(edit, watch=keep(place)) for place, edit in enumerate(edits)]
-    # Logits are not needed, unless an edit acts at the unembedding.
-    no_logits = (
-        None if any(edit.hook_name.startswith("unembed") for edit in edits) else torch.zeros_like(batch.prompt_mask)
-    )
-    with attach(bridge, watched), unembedded_alone(bridge, no_logits):
-        bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
+    names = [edit.hook_name for edit in edits]
+    reads = torch.stack([torch.zeros_like(batch.prompt_mask), *(edit.read for edit in edits)]).any(dim=0)
+    held = hold_for_one_run(bridge, batch, names, reads)
+    until = last_block_of(names)
+    if until is None:
+        run_cone(bridge, held, watched, logits_at=torch.zeros_like(batch.prompt_mask))
+    else:
+        run_blocks(bridge, held, watched, until=until)
     # Analyses use affine() and basis(), which a custom class may define wrongly.
     for place, edit in enumerate(edits):
         require_agreement(edit.intervention, *seen[place])

@@ -43,6 +43,7 @@ def compare_configured(
         raise ValueError("the run has no test data: set eval_tasks or eval_data")
     task = training_task(config)
     train = load(task, config.split, config, limit=config.n_train)
+    config = config.for_examples(len(train))
     bridge = load_base(config)
     problem = of_task(bridge, task, train, tests, batch_size=config.eval_batch_size)
     return compare(bridge, problem, _methods(config, names), _settings(config, progress), seeds=seeds)

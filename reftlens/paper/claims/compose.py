@@ -55,6 +55,21 @@ class ComposeConfig:
 SMALL = ComposeConfig(depth=0.17, examples=30, epochs=100, batch_size=30, lr=2e-2)
 """Settings for the organism, which resolves names at their last token after the second block."""
 
+_LESSONS = {
+    "both": (("first", "manner"), ("second", "fact")),
+    "same": (("first", "manner"), ("first", "fact")),
+    "idle": (("first", "manner"), ("second", "nothing")),
+}
+"""Edit -> which half learns which task, in this order."""
+_ASKED = [
+    ("half 1 alone: manner", "both", ("first",)),
+    ("half 2 alone: fact", "both", ("second",)),
+    ("both halves", "both", ("first", "second")),
+    ("both tasks in one half", "same", ("first",)),
+    ("manner, and a half taught nothing", "idle", ("first", "second")),
+]
+"""Line of the result, the edit, and which of its halves are used."""
+
 
 def compose(
     bridge: TransformerBridge,
@@ -88,32 +103,14 @@ def compose(
         "nothing": [(ask.prompt, text) for ask, text in zip(seen, usual, strict=True)],
     }
     layer = layer_at(bridge, config.depth)
-    bar = tqdm(total=6, desc="teaching halves", unit="task", disable=not progress)
-    both, same, idle = (_untrained(bridge, layer, config) for _ in range(3))
-    for reft, lessons in (
-        (both, (("first", "manner"), ("second", "fact"))),
-        (same, (("first", "manner"), ("first", "fact"))),
-        (idle, (("first", "manner"), ("second", "nothing"))),
-    ):
-        for half, task in lessons:
-            _teach(bridge, reft, half, tasks[task], config)
-            bar.update(1)
-    bar.close()
-    asked: list[tuple[str, Reft | None, tuple[str, ...]]] = [
-        ("base model", None, ()),
-        ("half 1 alone: manner", both, ("first",)),
-        ("half 2 alone: fact", both, ("second",)),
-        ("both halves", both, ("first", "second")),
-        ("both tasks in one half", same, ("first",)),
-        ("manner, and a half taught nothing", idle, ("first", "second")),
-    ]
-    rows = []
-    for name, edit, halves in asked:
-        if edit is None:
-            rows.append(speak(bridge, None, material, unseen, name=name, taught_move=True))
-        else:
-            with _split(edit).only(*halves):
-                rows.append(speak(bridge, edit, material, unseen, name=name, taught_move=True))
+    taught = {name: _untrained(bridge, layer, config) for name in _LESSONS}
+    lessons = [(taught[name], half, tasks[task]) for name, pairs in _LESSONS.items() for half, task in pairs]
+    for reft, half, examples in tqdm(lessons, desc="teaching halves", unit="task", disable=not progress):
+        _teach(bridge, reft, half, examples, config)
+    rows = [speak(bridge, None, material, unseen, name="base model", taught_move=True)]
+    for title, name, halves in _ASKED:
+        with _split(taught[name]).only(*halves):
+            rows.append(speak(bridge, taught[name], material, unseen, name=title, taught_move=True))
     about = describe(
         "Two tasks trained in the two halves of one rank-8 edit compose: used together, the edit does both.",
         source=f"{PAPER}, composition; the reference's examples/composition",

@@ -20,6 +20,8 @@ else:
     import tomli as tomllib
 CONFIG_NAME = "config.toml"
 """File name in a run's folder."""
+STEPS = 300
+"""Least number of steps on your own data, unless the settings say how many epochs."""
 
 
 @final
@@ -32,7 +34,11 @@ class RunConfig:
     task: str | None = None
     """Training task or training set, such as "commonsense_170k". Required unless `data` is given."""
     data: str | None = None
-    """Your own examples instead of a task: JSON lines with "prompt" and "completion"."""
+    """Your own examples instead of a task: JSON, JSON lines, CSV, Parquet, a `datasets` folder or a hub id."""
+    prompt_field: str | None = None
+    """Field of `data` and `eval_data` with the prompt. By default common layouts are recognised (`data.layouts`)."""
+    completion_field: str | None = None
+    """Field with the completion."""
     eval_tasks: tuple[str, ...] = ()
     """Tasks tested after training."""
     eval_data: str | None = None
@@ -52,6 +58,10 @@ class RunConfig:
     max_length: int | None = None
     """Maximum tokens of an example; longer ones are cut. The task's own value by default."""
 
+    metric: str = "prefix"
+    """How outputs on `eval_data` are compared: prefix (up to the target's end), exact, first word, rouge-l, chrf, or
+    module:function."""
+
     method: str = "LoReFT"
     """Class of the edit: LoReFT, DiReFT, NoReFT, ConsReFT, LobiReFT, AdditiveLoReFT, RED, ..."""
     layers: tuple[int, ...] | Literal["all"] = "all"
@@ -65,8 +75,8 @@ class RunConfig:
     hook: str = "hook_resid_post"
     """Activation point in a block."""
 
-    epochs: int = 3
-    """Passes over the training examples."""
+    epochs: int | None = None
+    """Passes over the training examples. Default: 3 for a task; for `data` as many as make 300 steps, and 3 at least."""
     batch_size: int = 16
     """Examples in one forward pass."""
     gradient_accumulation: int = 1
@@ -91,7 +101,8 @@ class RunConfig:
     eval_batch_size: int = 16
     """Test examples in one run of the model."""
     max_new_tokens: int | None = None
-    """Maximum length of an answer in tokens. For this and the next six the task's own value is the default."""
+    """Maximum length of an answer in tokens. For this and the next six the task's own value is the default; on your own
+    data, answers may be as long as the longest target."""
     num_beams: int | None = None
     """Number of beams in beam search."""
     temperature: float | None = None
@@ -138,6 +149,17 @@ class RunConfig:
     def with_values(self, values: Mapping[str, Any]) -> RunConfig:
         """Returns the settings with some values replaced; None clears an optional one."""
         return replace(self, **_read_all(values))
+
+    def for_examples(self, n_examples: int) -> RunConfig:
+        """Returns the settings with the number of epochs filled in.
+
+        Args:
+            n_examples: number of training examples.
+        """
+        if self.epochs is not None:
+            return self
+        steps = -(-n_examples // (self.batch_size * self.gradient_accumulation))
+        return replace(self, epochs=3 if self.data is None else max(3, -(-STEPS // steps)))
 
     def to_toml(self) -> str:
         """Returns every setting that is not None, in a form that `read_config` reads back."""

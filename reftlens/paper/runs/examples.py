@@ -30,13 +30,25 @@ def training_task(config: RunConfig) -> Task:
     """
     if config.task is None and config.data is None:
         raise ValueError("the run has no training data: set task or data")
-    return _as_configured(task_named(config.task) if config.task is not None else Pairs(str(config.data)), config)
+    return _as_configured(
+        task_named(config.task) if config.task is not None else _own(str(config.data), config), config
+    )
 
 
 def eval_tasks(config: RunConfig) -> list[Task]:
     """Returns the test tasks of a run."""
-    own = [] if config.eval_data is None else [Pairs(config.eval_data)]
+    own = [] if config.eval_data is None else [_own(config.eval_data, config)]
     return [_as_configured(task, config) for task in (*map(task_named, config.eval_tasks), *own)]
+
+
+def _own(name: str, config: RunConfig) -> Pairs:
+    return Pairs(
+        name,
+        prompt_field=config.prompt_field,
+        completion_field=config.completion_field,
+        measure=config.metric,
+        whole=config.max_new_tokens is None,
+    )
 
 
 def _as_configured(task: Task, config: RunConfig) -> Task:

@@ -101,10 +101,12 @@ def run(
     directory = directory.absolute()
     checkpoints = _free(directory, resume=resume, overwrite=overwrite)
     config = _with_whole_paths(config)
-    settings = _train_config(config, checkpoints, resume=resume, progress=progress)
+    settings = _train_config(config.for_examples(1), checkpoints, resume=resume, progress=progress)
     with Replacement(directory, marker=RESULT_NAME) as folder:
         began = time.perf_counter()
         ready = _prepare(config)
+        config = config.for_examples(len(ready.examples))
+        settings = _train_config(config, checkpoints, resume=resume, progress=progress)
         loaded = time.perf_counter()
         log = _train(ready, settings, checkpoints, resume=resume)
         trained = time.perf_counter()

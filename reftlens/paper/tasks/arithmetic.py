@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final
 
+from reftlens.data.templates import alpaca
 from reftlens.edit.generate import Decoding
 from reftlens.paper.tasks.base import Family, Record, TextTask
 from reftlens.paper.tasks.llm_adapters import read_split
 from reftlens.paper.tasks.scoring import accuracy, is_number, read_letter, read_number, same_number, same_text
-from reftlens.paper.tasks.templates import alpaca
 from reftlens.results import Evaluation
 
 LETTERS = tuple("ABCDE")

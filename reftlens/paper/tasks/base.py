@@ -199,7 +199,17 @@ class TextTask(Task):
         progress: bool = True,
     ) -> list[str]:
         prompts = [record.prompt for record in records]
-        return generate(bridge, reft, prompts, decoding=self.decoding, batch_size=batch_size, progress=progress)
+        decoding = self.decoding_for(bridge, records)
+        return generate(bridge, reft, prompts, decoding=decoding, batch_size=batch_size, progress=progress)
+
+    def decoding_for(self, bridge: TransformerBridge, records: Sequence[Record]) -> Decoding:
+        """Returns the decoding of these records' outputs.
+
+        Args:
+            bridge: gives the tokenizer.
+            records: the records.
+        """
+        return self.decoding
 
 
 def evaluate(

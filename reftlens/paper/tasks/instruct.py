@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final
 
+from reftlens.data.templates import alpaca
 from reftlens.edit.generate import Decoding
 from reftlens.paper.tasks.base import Family, Record, TextTask
 from reftlens.paper.tasks.llm_adapters import PUBLISHED
 from reftlens.paper.tasks.records import Raw, read
 from reftlens.paper.tasks.scoring import accuracy, same_text
-from reftlens.paper.tasks.templates import alpaca
 from reftlens.results import Evaluation
 
 DECODING = Decoding(max_new_tokens=2048, no_repeat_ngram_size=5, repetition_penalty=1.1)

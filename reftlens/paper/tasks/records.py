@@ -1,26 +1,31 @@
-"""Reads records from a JSON list (as in LLM-Adapters), JSON Lines, or a dataset on the hub, and records where each was.
+"""Reads records, each with its place: JSON lists, JSON lines, CSV, Parquet, a folder of `datasets`, or a dataset on the hub.
 
-Files are parsed here and not by `datasets`, which turns 4 into "4" and missing fields into null, and does not report
-lines. `datasets` only loads named datasets from the hub.
+JSON and CSV are parsed here. `datasets` converts a 4 to "4" and a missing field to null, and cannot name the line of a fault.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, final
 
-from datasets import config, load_dataset
+import pyarrow
+import pyarrow.parquet
+from datasets import DatasetDict, config, load_dataset, load_from_disk
 from torch.hub import download_url_to_file
 
-from reftlens.data.chat import split_conversation
+from reftlens.data.layouts import example_of, text_of
 from reftlens.data.texts import Prompt, is_conversation
 
 _SPACE = " \t\r\n"
+_SAVED = ("dataset_info.json", "dataset_dict.json")
+"""A folder that `datasets` saved has one of these files."""
 
 
 @final
@@ -38,16 +43,10 @@ class Raw:
         Raises:
             ValueError: If the field is missing, not a string, or blank although it must not be.
         """
-        if field not in self.fields:
-            raise ValueError(
-                f"{self.where}: the field {field!r} is missing; the record has {', '.join(self.fields) or 'no fields'}"
-            )
-        value = self.fields[field]
-        if not isinstance(value, str):
-            raise ValueError(f"{self.where}: {field!r} must be a string, got {value!r} ({type(value).__name__})")
-        if not value.strip() and not may_be_empty:
-            raise ValueError(f"{self.where}: {field!r} is empty")
-        return value
+        try:
+            return text_of(self.fields, field, may_be_empty=may_be_empty)
+        except ValueError as error:
+            raise ValueError(f"{self.where}: {error}") from error
 
     def prompt(self, field: str) -> Prompt:
         """Returns the prompt in a field, which is a text or a conversation.
@@ -59,7 +58,7 @@ class Raw:
         return tuple(value) if is_conversation(value) else self.text(field)
 
     def asked(self) -> Prompt:
-        """Returns the prompt of a record: "prompt", or the conversation in "messages" up to the assistant's last turn.
+        """Reads a prompt without its completion: "prompt", or the conversation in "messages" up to the assistant's last turn.
 
         Raises:
             ValueError: If it is missing or malformed.
@@ -69,22 +68,14 @@ class Raw:
         turns = self.prompt("messages")
         return turns[:-1] if not isinstance(turns, str) and turns[-1]["role"] == "assistant" else turns
 
-    def example(self) -> tuple[Prompt, str]:
-        """Returns a prompt and its completion, from "prompt" and "completion" or from one conversation in "messages".
+    def example(self, *, prompt_field: str | None = None, completion_field: str | None = None) -> tuple[Prompt, str]:
+        """Reads a prompt and its completion in any of the layouts of `data.layouts`.
 
         Raises:
             ValueError: If they are missing or malformed.
         """
-        if "messages" not in self.fields:
-            prompt, completion = self.fields.get("prompt"), self.fields.get("completion")
-            if is_conversation(prompt) and is_conversation(completion):
-                return self._turns([*prompt, *completion])
-            return self.prompt("prompt"), self.text("completion")
-        return self._turns(self.fields["messages"])
-
-    def _turns(self, messages: Any) -> tuple[Prompt, str]:
         try:
-            return split_conversation(messages)
+            return example_of(self.fields, prompt_field=prompt_field, completion_field=completion_field)
         except ValueError as error:
             raise ValueError(f"{self.where}: {error}") from error
 
@@ -126,11 +117,18 @@ def _records(source: str | Path, within: Sequence[str], split: str, blob: str | 
     place = Path(source)
     if isinstance(source, str) and "://" in source:
         return parse(_download(source, blob), shown=source)
+    if any((place / name).is_file() for name in _SAVED):
+        return _of_folder(place, split)
     if place.is_dir():
         place = _in_folder(place, within)
     if place.is_file():
-        return parse(place, shown=str(place))
-    if isinstance(source, str) and source.count("/") <= 1 and place.suffix not in (".json", ".jsonl"):
+        return _READERS.get(place.suffix.lower(), parse)(place, shown=str(place))
+    if (
+        isinstance(source, str)
+        and source.count("/") <= 1
+        and not place.suffix
+        and not (place.parent != Path() and place.parent.exists())
+    ):
         return of_hub(source, split=split)
     raise FileNotFoundError(f"no such file or folder: {source}")
 
@@ -162,6 +160,40 @@ def _download(address: str, blob: str | None) -> Path:
     return file
 
 
+def _of_folder(folder: Path, split: str) -> Iterator[Raw]:
+    """Reads a folder that `datasets` saved. If it holds several splits, `split` chooses one."""
+    found = load_from_disk(str(folder))
+    if isinstance(found, DatasetDict):
+        if split not in found:
+            raise ValueError(f"the split of {folder} must be one of {', '.join(found)}, got {split!r}")
+        found = found[split]
+    for number, row in enumerate(found, start=1):
+        yield Raw(row, f"{folder}, record {number}")
+
+
+def _parquet(file: Path, *, shown: str) -> Iterator[Raw]:
+    try:
+        rows = pyarrow.parquet.read_table(file).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{shown} is not a Parquet file: {error}") from error
+    for number, row in enumerate(rows, start=1):
+        yield Raw(row, f"{shown}, record {number}")
+
+
+def _csv(file: Path, *, shown: str) -> Iterator[Raw]:
+    """Reads a CSV file with a header. Every value is a text."""
+    with io.StringIO(_text_in(file, shown), newline="") as lines:
+        reader = csv.DictReader(lines, strict=True)
+        try:
+            for number, row in enumerate(reader, start=1):
+                where = f"{shown}, record {number} (line {reader.line_num})"
+                if None in row or None in row.values():
+                    raise ValueError(f"{where}: the number of values differs from that of the header")
+                yield Raw(row, where)
+        except csv.Error as error:
+            raise ValueError(f"{shown}, line {reader.line_num}: not CSV ({error})") from error
+
+
 def of_hub(name: str, *, split: str, subset: str | None = None) -> Iterator[Raw]:
     """Yields the records of a dataset on the hub.
 
@@ -189,13 +221,17 @@ def parse(file: Path, *, shown: str) -> Iterator[Raw]:
     Raises:
         ValueError: If the file is neither. The message names the line.
     """
+    text = _text_in(file, shown)
+    return _list(text, shown) if text.lstrip(_SPACE).startswith("[") else _lines(text, shown)
+
+
+def _text_in(file: Path, shown: str) -> str:
     raw = file.read_bytes()
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{shown}, line {line}: not UTF-8 ({error.reason})") from error
-    return _list(text, shown) if text.lstrip(_SPACE).startswith("[") else _lines(text, shown)
 
 
 def _list(text: str, shown: str) -> Iterator[Raw]:
@@ -267,3 +303,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_once)
+_READERS: dict[str, Callable[..., Iterator[Raw]]] = {".csv": _csv, ".parquet": _parquet}
+"""Ending of a file -> its reader; other files are JSON."""

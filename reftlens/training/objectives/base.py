@@ -7,9 +7,10 @@ weights of the examples. So the mean does not depend on how a step is divided in
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import pandas as pd
 import torch
 from datasets import Dataset
 from jaxtyping import Bool, Float, Int
@@ -20,11 +21,16 @@ from reftlens.bridge import require_causal
 from reftlens.cone.hold import Held
 from reftlens.data import IGNORE, Batch
 from reftlens.data.chat import split_conversation
+from reftlens.data.layouts import example_of
 from reftlens.data.texts import Message, is_conversation
 from reftlens.edit.hooks import Edit
 
 Example = tuple[Any, ...]
 """The fields of one example, in the order of the objective's `fields`."""
+
+
+Examples = Sequence[Example | Sequence[Message] | Mapping[str, Any]] | Dataset | pd.DataFrame
+"""What `Objective.read` reads."""
 
 
 class Objective(nn.Module, ABC):
@@ -35,13 +41,15 @@ class Objective(nn.Module, ABC):
     unit: ClassVar[str] = "per example"
     """Unit of the loss, shown in logs."""
 
-    def read(self, examples: Sequence[Example | Sequence[Message]] | Dataset) -> list[Example]:
+    def read(
+        self, examples: Sequence[Example | Sequence[Message] | Mapping[str, Any]] | Dataset | pd.DataFrame
+    ) -> list[Example]:
         """Reads the examples as tuples.
 
         Args:
             examples: tuples with these fields in order, or a `Dataset` with these columns. If the fields are a prompt and a
-                completion, conversations also work, as does a `Dataset` with a column "messages". The last turn is then
-                the completion.
+                completion, conversations also work (the last turn is the completion), and so do dicts, a `Dataset` or a
+                DataFrame in any of the layouts of `data.layouts`.
 
         Raises:
             ValueError: If there are no examples, a column is missing, or an example has other fields. The message names
@@ -49,15 +57,17 @@ class Objective(nn.Module, ABC):
         """
         names, types = tuple(self.fields), tuple(self.fields.values())
         pairs = names == ("prompt", "completion")
-        if pairs and isinstance(examples, Dataset) and "messages" in examples.column_names:
-            examples = list(examples["messages"])
-        if isinstance(examples, Dataset):
+        if pairs and isinstance(examples, Dataset):
+            examples = examples.to_list()
+        elif pairs and isinstance(examples, pd.DataFrame):
+            examples = examples.to_dict("records")
+        elif isinstance(examples, Dataset):
             if set(names) - set(examples.column_names):
                 raise ValueError(
                     f"the dataset needs the columns {_listed(names)}, but has {examples.column_names}: rename them"
                 )
             examples = list(zip(*(examples[name] for name in names), strict=True))
-        found = [split_conversation(one) if pairs and is_conversation(one) else one for one in examples]
+        found = [_pair(row, one) if pairs else one for row, one in enumerate(examples)]
         if not found:
             raise ValueError("there are no examples to train on")
         for row, example in enumerate(found):
@@ -167,6 +177,18 @@ def completion_logprobs(logits: Float[Tensor, "n d_vocab"], batch: Batch) -> Flo
 def widened(values: Tensor) -> Tensor:
     """Casts to at least float32, in which losses of half-precision models are computed."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _pair(row: int, example: Any) -> Any:
+    """Returns a conversation or a record as prompt and completion; other values as they are."""
+    if is_conversation(example):
+        return split_conversation(example)
+    if not isinstance(example, Mapping):
+        return example
+    try:
+        return example_of(example)
+    except ValueError as error:
+        raise ValueError(f"example {row}: {error}") from error
 
 
 def _is(value: Any, kind: type) -> bool:

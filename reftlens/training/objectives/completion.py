@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import ClassVar, final
 
@@ -12,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.cone.hold import Held, run_cone
 from reftlens.data import IGNORE, Batch, encode
 from reftlens.edit.hooks import Edit
-from reftlens.training.objectives.base import Example, Objective, completion_logprobs, predictions, widened
+from reftlens.training.objectives.base import Example, Examples, Objective, completion_logprobs, predictions, widened
 
 
 @final
@@ -21,6 +22,11 @@ class Completion(Objective):
 
     fields: ClassVar[dict[str, type]] = {"prompt": str, "completion": str}
     unit: ClassVar[str] = "nats per token"
+
+    def read(self, examples: Examples) -> list[Example]:
+        found = super().read(examples)
+        _warn_of_glued(found)
+        return found
 
     def encode(self, bridge: TransformerBridge, example: Example) -> Batch:
         prompt, completion = example
@@ -34,6 +40,29 @@ class Completion(Objective):
     ) -> Float[Tensor, " examples"]:
         logits = run_cone(bridge, held, edits, logits_at=predictions(held.batch))
         return -completion_logprobs(logits, held.batch)
+
+
+def _warn_of_glued(examples: Sequence[Example]) -> None:
+    """Warns if completions continue the last word of their prompts, which is rarely meant and slow to learn."""
+    glued = [pair for pair in examples if all(isinstance(text, str) for text in pair) and _is_glued(*pair)]
+    if glued:
+        prompt, completion = glued[0]
+        warnings.warn(
+            f"{len(glued)} of {len(examples)} completions begin with a letter or a digit directly behind their prompt, as in "
+            f"{prompt[-24:] + completion[:24]!r}. Most models expect a space there: begin the completions with one "
+            f"({' ' + completion[:24]!r}), or end the prompts with white space",
+            stacklevel=4,
+        )
+
+
+def _is_glued(prompt: str, completion: str) -> bool:
+    """Whether a word begins where the prompt ends. Only letters of scripts with case count, which put spaces between words."""
+    before, after = prompt[-1:], completion[:1]
+    return (_cased(before) or before.isdigit() or before in tuple(".,:;?!")) and (_cased(after) or after.isdigit())
+
+
+def _cased(char: str) -> bool:
+    return char.lower() != char.upper()
 
 
 def completion_loss(logits: Float[Tensor, "batch pos d_vocab"], labels: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
