@@ -276,7 +276,7 @@ def test_presets_lists_filters_and_prints_what_train_takes(tmp_path) -> None:
     from reftlens.paper.runs.presets import PRESETS, read_settings
 
     assert read_settings(str(tmp_path / "mine.toml")) == PRESETS["loreft-llama-7b-arithmetic"].config
-    assert "no preset has all of that" in refused("presets", "--task", "chess")
+    assert "no preset matches all of these options" in refused("presets", "--task", "chess")
 
 
 def test_params_prints_the_papers_table_without_weights() -> None:
@@ -346,12 +346,12 @@ def test_what_cannot_be_done_is_said_in_one_line(place, tmp_path, monkeypatch, a
     [
         ([], ""),
         (["nothing"], "No such command 'nothing'"),
-        (["train"], "give a preset, a TOML file or a run; or --model, and --task or --data"),
-        (["train", "--model", "facts-small"], "give a preset, a TOML file or a run"),
+        (["train"], "pass a preset, a TOML file or a run; or --model, and --task or --data"),
+        (["train", "--model", "facts-small"], "pass a preset, a TOML file or a run"),
         (["train", "moved.toml", "--epochs", "many"], "unable to parse string as an integer"),
         (["train", "moved.toml", "--set", "epochs"], "a setting must have the form key=value, got 'epochs'"),
         (["eval"], "Missing argument"),
-        (["generate", "run", "a", "--file", "b"], "prompts are given and a file of them as well"),
+        (["generate", "run", "a", "--file", "b"], "pass prompts or --file, not both"),
         (["trace", "facts-small"], "Missing argument"),
     ],
 )
@@ -435,7 +435,7 @@ def test_a_base_that_an_edit_names_is_fetched_only_with_the_users_word(tmp_path,
         in message
     )
     message = call(command, tmp_path / "edit", *arguments, *place, "--model", "no/such-model", code=1).stderr
-    assert "base model: no/such-model (of the Hugging Face Hub, or its cache here)" in message
+    assert "base model: no/such-model (from the Hugging Face Hub or its local cache)" in message
 
 
 OWN = f"""
