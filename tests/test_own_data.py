@@ -132,7 +132,7 @@ def test_measures_by_hand(name, output, target, value) -> None:
 
 
 def test_an_unknown_measure_is_refused_before_anything_runs() -> None:
-    with pytest.raises(ValueError, match="unknown metric 'bleu': choose from prefix, exact"):
+    with pytest.raises(ValueError, match=r"Unknown metric 'bleu'. Choose from: prefix, exact"):
         Pairs("mine.jsonl", measure="bleu")
     with pytest.raises(ValueError, match="math has no function 'nothing'"):
         measure_named("math:nothing")

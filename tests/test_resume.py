@@ -251,7 +251,7 @@ def test_a_damaged_best_checkpoint_is_never_the_result(gpt2, tmp_path) -> None:
     best = rl.Reft.from_pretrained(moved / name / "edit", bridge=gpt2)
     assert all(torch.equal(a, b) for a, b in zip(values(again), values(best), strict=True)), "found after a move"
     flip(moved / name / "model.safetensors")
-    with pytest.raises(ValueError, match=rf"its best checkpoint, {name}, is: model\.safetensors has changed"):
+    with pytest.raises(ValueError, match=rf"its best checkpoint, {name}, is damaged: model\.safetensors has changed"):
         rl.train(gpt2, fresh(gpt2), EXAMPLES, config, validation=against)
 
 
