@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -152,3 +154,15 @@ def test_outputs_may_be_as_long_as_the_longest_target(gpt2) -> None:
     graded = rl.tasks.evaluate(gpt2, None, Pairs("mine.jsonl", whole=False, measure="rouge-l"), records, progress=False)
     assert 0 < graded.score < 1
     assert any(row.right is None for row in graded.rows)
+
+
+def test_wrong_paths_are_refused_before_heavy_imports(tmp_path) -> None:
+    script = (
+        "import sys; from typer.testing import CliRunner; from reftlens.cli import app\n"
+        "for words in (['eval', 'nowhere'], ['generate', 'nowhere', 'a'], ['train', '--model', 'm', '--data', 'nowhere.jsonl'],\n"
+        "              ['eval', '.', '--data', 'nowhere.csv'], ['convert', 'nowhere', '--model', 'm', '--positions', 'l1']):\n"
+        "    found = CliRunner().invoke(app, words)\n"
+        "    assert found.exit_code == 1 and 'there is no' in found.stderr, (words, found.output)\n"
+        "    assert 'torch' not in sys.modules, words\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)

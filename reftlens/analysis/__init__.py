@@ -9,6 +9,7 @@ from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
 from reftlens.analysis.dose import dose
 from reftlens.analysis.effect_map import effect_map
+from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.interchange import interchange
 from reftlens.analysis.ledger import edit_size, ledger
 from reftlens.analysis.mediate import direct_effect, mediate
@@ -42,6 +43,7 @@ __all__ = [
     "directions",
     "dose",
     "edit_size",
+    "edited_activations",
     "effect_map",
     "haar",
     "interchange",

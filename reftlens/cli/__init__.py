@@ -7,13 +7,28 @@ stdout carries only the result; progress and messages go to stderr.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from reftlens.cli import benchmark, claim, compare, demo, dissect, evaluate, generate, params, presets, trace, train
+from reftlens.cli import (
+    benchmark,
+    claim,
+    compare,
+    convert,
+    demo,
+    dissect,
+    evaluate,
+    generate,
+    lm_eval,
+    params,
+    presets,
+    trace,
+    train,
+)
 from reftlens.cli.errors import Commands
 
 app = typer.Typer(
@@ -35,7 +50,13 @@ app.command(epilog='Example: reftlens generate run "The tower stands in" --base'
 app.command(epilog="Example: reftlens dissect run --preset quick --out dissect")(dissect.dissect)
 app.command(epilog="Example: reftlens trace gpt2 pairs.jsonl --out trace")(trace.trace)
 app.command(epilog="Example: reftlens compare run --method LoRA --method 'full fine-tuning' --seeds 2")(compare.compare)
+app.command(epilog="Example: reftlens convert my_pyreft --model gpt2 --positions f5+l5 --out edit")(convert.convert)
 app.command(epilog="Example: reftlens benchmark --only handmade --only nulls --out known.csv")(benchmark.benchmark)
+app.command(
+    "lm-eval",
+    epilog="Example: reftlens lm-eval --tasks arc_easy --model_args edit=run --limit 100",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(lm_eval.lm_eval)
 app.add_typer(claim.app, name="claim")
 
 
@@ -78,3 +99,6 @@ def main(
     ] = False,
 ) -> None:
     """Train representation edits (ReFT) on language models, and take them apart."""
+    if not sys.stderr.isatty():
+        # tqdm reads this when it is first imported. In a log file, a progress bar is a line every few seconds.
+        os.environ.setdefault("TQDM_MININTERVAL", "5")

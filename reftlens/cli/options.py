@@ -18,10 +18,27 @@ def _written_as_settings(settings: list[str] | None) -> list[str] | None:
     return settings
 
 
-Trained = Annotated[Path, typer.Argument(help="Folder of a run or a saved edit.")]
+def _there(place: Path) -> Path:
+    """Refuses a folder that does not exist before anything heavy is imported."""
+    if not place.exists():
+        raise ValueError(f"{place} does not exist")
+    return place
+
+
+def data_there(source: str | None) -> str | None:
+    """Refuses a data file that does not exist before anything heavy is imported. A name without an ending may be on the hub."""
+    if source is not None and Path(source).suffix and "://" not in source and not Path(source).exists():
+        raise ValueError(f"no such file or folder: {source}")
+    return source
+
+
+Trained = Annotated[Path, typer.Argument(help="Folder of a run or a saved edit.", callback=_there)]
 Base = Annotated[str | None, typer.Option(help="Base model, if its location has changed since training.")]
 Source = Annotated[str | None, typer.Option(help="Folder with the tasks' files, instead of the published files.")]
-OwnTest = Annotated[str | None, typer.Option(help="Your own test examples, in any form that train --data accepts.")]
+OwnTest = Annotated[
+    str | None,
+    typer.Option(help="Your own test examples, in any form that train --data accepts.", callback=data_there),
+]
 Metric = Annotated[
     str | None,
     typer.Option(

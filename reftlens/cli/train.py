@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reftlens.cli.options import AsJson, Device, Metric, NEval, OwnTest, Quiet, Settings, Source
+from reftlens.cli.options import AsJson, Device, Metric, NEval, OwnTest, Quiet, Settings, Source, data_there
 
 
 def train(
@@ -22,7 +22,10 @@ def train(
     task: Annotated[str | None, typer.Option(help="Task to train on, such as commonsense_170k or cola.")] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Your own examples: JSON, JSON Lines, CSV, Parquet, a datasets folder or a hub id."),
+        typer.Option(
+            help="Your own examples: JSON, JSON Lines, CSV, Parquet, a datasets folder or a hub id.",
+            callback=data_there,
+        ),
     ] = None,
     prompt_field: Annotated[
         str | None, typer.Option(help="Field with the prompt, if it does not have one of the usual names.")
@@ -44,6 +47,9 @@ def train(
     n_train: Annotated[int | None, typer.Option(help="Use only the first N training examples.")] = None,
     n_eval: NEval = None,
     metric: Metric = None,
+    report_to: Annotated[
+        str | None, typer.Option(help="A logger of transformers: wandb, tensorboard, trackio, mlflow, ...")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the initial weights and the order of examples.")] = None,
     device: Device = None,
     settings: Settings = None,
@@ -75,6 +81,7 @@ def train(
         "n_train": n_train,
         "n_eval": n_eval,
         "metric": metric,
+        "report_to": report_to,
         "seed": seed,
         "device": device,
     }
@@ -90,10 +97,20 @@ def train(
     chosen = RunConfig.from_values(overrides) if config is None else read_settings(config, overrides)
 
     from reftlens.cli.output import prepare, print_frame, print_json, say
-    from reftlens.paper.runs.run import run
+    from reftlens.paper.runs.run import checkpoints_of, run
 
     prepare(chosen.model, quiet=quiet)
-    result = run(chosen, out, resume=resume, overwrite=overwrite, progress=not quiet)
+    try:
+        result = run(chosen, out, resume=resume, overwrite=overwrite, progress=not quiet)
+    except KeyboardInterrupt as interrupt:
+        kept = checkpoints_of(out.absolute())
+        what = (
+            f"{kept} has the checkpoints: the same command with --resume goes on"
+            if kept.exists()
+            else "nothing was kept"
+        )
+        say(f"interrupted: {what}", err=True)
+        raise typer.Exit(code=130) from interrupt
     if as_json:
         print_json({"run": str(out), **result.to_dict()})
         return

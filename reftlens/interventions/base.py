@@ -34,7 +34,11 @@ class Affine(NamedTuple):
     adds. The ledger reads it."""
 
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Computes the change of each activation, in the dtype of the factors."""
+        """Computes the change of each activation, in the dtype of the factors.
+
+        Args:
+            resid: activations before the edit.
+        """
         h = resid.to(self.constant)
         change = h @ self.read.T @ self.write + self.constant
         return change if self.diagonal is None else change + self.diagonal * h

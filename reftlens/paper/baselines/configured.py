@@ -69,4 +69,6 @@ def _placed(method: EditAt, config: RunConfig) -> EditAt:
 def _settings(config: RunConfig, progress: bool) -> TrainConfig:
     """Copies the fields that both settings have, without checkpoints."""
     shared = {field.name for field in fields(TrainConfig)} & {field.name for field in fields(RunConfig)}
-    return TrainConfig(**{name: getattr(config, name) for name in shared - {"save_every"}}, progress=progress)
+    return TrainConfig(
+        **{name: getattr(config, name) for name in shared - {"save_every", "report_to"}}, progress=progress
+    )

@@ -122,6 +122,8 @@ class RunConfig:
     """Dtype of the base's weights: "float32", "bfloat16", ...; "auto" keeps the stored one."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """"bfloat16" trains a float32 base under autocast."""
+    report_to: str = "none"
+    """Logger of `transformers` during training: "wandb", "tensorboard", "trackio", "mlflow", ..."""
     save_every: int | None = None
     """Steps between checkpoints; one epoch by default."""
 

@@ -99,6 +99,11 @@ def edit_in(directory: Path) -> Path:
     for place in (directory / EDIT_NAME, directory):
         if (place / EDIT_CONFIG_NAME).is_file():
             return place
+    if any(directory.glob("**/intkey_*.bin")):
+        raise ValueError(
+            f"{directory} is a pyreft checkpoint: convert it first, with the model and the positions that it was trained with: "
+            f"reftlens convert {directory} --model MODEL --positions f5+l5 --out edit"
+        )
     what = (
         "does not exist"
         if not directory.exists()
