@@ -21,7 +21,7 @@ from reftlens.analysis.patch import patch
 from reftlens.analysis.paths import paths
 from reftlens.analysis.project import project
 from reftlens.analysis.read_directions import read_directions
-from reftlens.analysis.read_space import read_space
+from reftlens.analysis.read_space import read_space, read_spaces
 from reftlens.analysis.spread import spread
 from reftlens.analysis.tokens import subject_places
 from reftlens.analysis.top_contexts import top_contexts
@@ -65,6 +65,7 @@ __all__ = [
     "random_readings",
     "read_directions",
     "read_space",
+    "read_spaces",
     "spread",
     "subject_places",
     "top_contexts",
