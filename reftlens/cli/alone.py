@@ -38,7 +38,7 @@ _EDIT = {
     "examples": (
         Annotated[
             Path | None,
-            typer.Option(help="JSON lines with prompt and completion; what a run was trained on if not given."),
+            typer.Option(help="JSON Lines with prompt and completion. Default: the training data of the run."),
         ],
         None,
     ),
@@ -50,20 +50,20 @@ _EDIT = {
 }
 _BASE = {
     "model": (
-        Annotated[str, typer.Argument(help="An embedded organism, a local directory or a hub name.")],
+        Annotated[str, typer.Argument(help="Base model: an embedded organism, a local directory or a hub name.")],
         inspect.Parameter.empty,
     ),
     "pairs": (
         Annotated[
             Path,
             typer.Argument(
-                help="JSON lines: clean, corrupted, answer (with its space), subject; unrelated as a control."
+                help="JSON Lines with clean, corrupted, answer (with its space) and subject, and unrelated for a control."
             ),
         ],
         inspect.Parameter.empty,
     ),
 }
-_DEVICE = Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one.")]
+_DEVICE = Annotated[str, typer.Option(help="Device: cpu, cuda, ..., or auto for a GPU if there is one.")]
 
 
 class _Asked(NamedTuple):
@@ -139,7 +139,7 @@ def _run(name: str, function: str, of: str, values: dict[str, Any], options: dic
     for key in ("examples", "pairs"):
         place = values.get(key)
         if place is not None and not place.exists():
-            raise ValueError(f"there is no file or folder {place}")
+            raise ValueError(f"no such file or folder: {place}")
     with Replacement(out, marker=f"{name}.json") as folder:
         from reftlens import analysis
         from reftlens.cli.output import print_frame, print_json, say

@@ -12,27 +12,27 @@ from reftlens.cli.options import AsJson, Base, Quiet
 
 
 def dissect(
-    directory: Annotated[Path, typer.Argument(help="A run, a saved edit, or a saved dissection.")],
+    directory: Annotated[Path, typer.Argument(help="Folder of a run, a saved edit or a saved dissection.")],
     examples: Annotated[
-        Path | None, typer.Option(help="JSON lines with prompt and completion; what a run was trained on if not given.")
+        Path | None, typer.Option(help="JSON Lines with prompt and completion. Default: the training data of the run.")
     ] = None,
     model: Base = None,
-    at: Annotated[str | None, typer.Option(help="Weight directions by these tokens alone, such as l1.")] = None,
-    preset: Annotated[str | None, typer.Option(help="quick, standard or full; standard if no part is named.")] = None,
+    at: Annotated[str | None, typer.Option(help="Compute directions only from these tokens, such as l1.")] = None,
+    preset: Annotated[str | None, typer.Option(help="quick, standard or full. Default: standard.")] = None,
     parts: Annotated[
         list[str] | None,
-        typer.Option("--part", help="Such as where or through, in place of a preset; give it several times."),
+        typer.Option("--part", help="A part by name, such as where or through, in place of a preset. Repeatable."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the report, its figures and the numbers.")] = Path("dissect"),
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take a trained edit apart: whether it works, where and through what, and whether that is more than chance."""
+    """Dissect a trained edit: whether it works, where and through what, and whether that exceeds chance."""
     if preset is not None and parts:
         raise typer.BadParameter("give a preset or parts, not both")
     for place in (directory, examples):
         if place is not None and not place.exists():
-            raise ValueError(f"there is no file or folder {place}")
+            raise ValueError(f"no such file or folder: {place}")
     from reftlens.files.folder import Replacement
 
     with Replacement(out, marker="report.html") as folder:
