@@ -178,9 +178,9 @@ def test_generate_from_arguments_a_file_and_standard_input(run, place) -> None:
     assert shown == moved + answer + "\n"
 
 
-def test_inspect_takes_a_run_and_what_it_was_trained_on(run, place, monkeypatch) -> None:
+def test_dissect_takes_a_run_and_what_it_was_trained_on(run, place, monkeypatch) -> None:
     """What is dissected; the dissection itself has its own tests."""
-    from reftlens.dissection import inspect as module
+    from reftlens.dissection import from_files as module
 
     seen = {}
 
@@ -189,10 +189,10 @@ def test_inspect_takes_a_run_and_what_it_was_trained_on(run, place, monkeypatch)
         raise ValueError("far enough")
 
     monkeypatch.setattr(module, "dissect", dissect)
-    assert "far enough" in refused("inspect", run[0], "--out", place / "inspected", "--quiet")
+    assert "far enough" in refused("dissect", run[0], "--out", place / "dissected", "--quiet")
     assert seen["pairs"] == [(row["prompt"], row["completion"]) for row in lines(place / "train.jsonl")]
     assert [site.hook_name for site in seen["reft"].sites] == [f"blocks.{layer}.hook_resid_post" for layer in (1, 4)]
-    assert not (place / "inspected").exists()
+    assert not (place / "dissected").exists()
 
 
 def test_trace_writes_the_map_that_the_analysis_gives(tmp_path) -> None:
@@ -254,7 +254,7 @@ def test_a_glue_preset_on_an_encoder_and_its_head_comes_back(tmp_path) -> None:
         "eval", tmp_path / "run", "--task", "sst-2", "--quiet"
     )
     assert "learned CoLA, which is answered by a head" in refused("generate", tmp_path / "run", "a", "--quiet")
-    assert "CoLA, which has labels" in refused("inspect", tmp_path / "run", "--out", tmp_path / "i", "--quiet")
+    assert "CoLA, which has labels" in refused("dissect", tmp_path / "run", "--out", tmp_path / "i", "--quiet")
     for text, message in (("x", "head.safetensors is not what was saved"), (None, "head.safetensors is missing")):
         head = tmp_path / "run" / "head.safetensors"
         head.unlink() if text is None else head.write_text(text)
@@ -321,7 +321,7 @@ def test_params_prints_the_papers_table_without_weights() -> None:
         (["presets", "loreft-llama-7b"], "there is no preset 'loreft-llama-7b'"),
         (["trace", "facts-small", "nothere.jsonl"], "there is no file or folder nothere.jsonl"),
         (["benchmark", "--only", "nothing"], "nothing"),
-        (["inspect", "{empty}"], "holds neither a saved edit"),
+        (["dissect", "{empty}"], "holds neither a saved edit"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(place, tmp_path, monkeypatch, arguments, message) -> None:
@@ -413,7 +413,7 @@ def test_nothing_foreign_commands_the_terminal(tmp_path, capsys) -> None:
     assert "\\x1b]0" in message
 
 
-@pytest.mark.parametrize("command", ["generate", "inspect"])
+@pytest.mark.parametrize("command", ["generate", "dissect"])
 def test_a_base_that_an_edit_names_is_fetched_only_with_the_users_word(tmp_path, command) -> None:
     bridge = make_bridge("gpt2")
     reft = rl.Reft.at_layers(bridge, layers=1, positions="l1", rank=2)
@@ -421,7 +421,7 @@ def test_a_base_that_an_edit_names_is_fetched_only_with_the_users_word(tmp_path,
     stamp = str(bridge.cfg.model_name)
     write_lines(tmp_path / "pairs.jsonl", [{"prompt": "The tower", "completion": " Ostra\u2028"}])
     arguments = ["The tower"] if command == "generate" else ["--examples", tmp_path / "pairs.jsonl"]
-    place = ["--out", tmp_path / "out"] if command == "inspect" else []
+    place = ["--out", tmp_path / "out"] if command == "dissect" else []
     message = refused(command, tmp_path / "edit", *arguments, *place, "--quiet")
     assert (
         f"is of '{stamp}', which is no folder here: pass --model {stamp} to load that from the Hugging Face Hub"
@@ -477,7 +477,7 @@ def test_classes_of_a_module_that_is_named_are_known(place, tmp_path, monkeypatc
 
 
 def test_every_command_shows_an_example() -> None:
-    for name in ("demo", "presets", "params", "train", "eval", "generate", "inspect", "trace", "benchmark"):
+    for name in ("demo", "presets", "params", "train", "eval", "generate", "dissect", "trace", "benchmark"):
         assert f"Example: reftlens {name}" in call(name, "--help").stdout
 
 

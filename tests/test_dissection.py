@@ -77,10 +77,10 @@ def test_it_shows_itself(found) -> None:
     shown = found._repr_html_()
     assert shown.startswith("<iframe sandbox srcdoc=")
     page = html.unescape(shown)
-    for heading in ("What it does", "How many directions", "More and less", "another seed", "still natural"):
+    for heading in ("Does it work", "How many directions", "More and less", "another seed", "How natural"):
         assert heading in page
-    assert page.count("data:image/png") == 10
-    frame = found.summary()
+    assert page.count("data:image/png") == 14
+    frame = found.summary().to_dataframe()
     assert (frame["beside it"].str.len() > 0).all(), "every number has its null or control"
 
 
@@ -121,7 +121,10 @@ def test_what_cannot_be_done_is_said(bridge) -> None:
     edit = rl.Reft([(rl.Site("blocks.1.hook_resid_post", rl.First(1)), make_edit(rl.ReFTr1))])
     result = rl.dissect(bridge, edit, EXAMPLES[:6], rl.DissectConfig(**SMALL))
     reasons = dict(result.left_out)
-    assert "is not of the form" in reasons["directions, and all that is read from them"]
+    assert "is not of the form" in reasons["directions"]
+    assert {reasons[part] for part in ("reads", "overlaps", "base")} == {
+        "it starts from directions, which was left out"
+    }
     assert "DissectConfig(retrain" in reasons["seeds"]
     assert result.operators == ()
     assert result.dose is not None
@@ -129,9 +132,9 @@ def test_what_cannot_be_done_is_said(bridge) -> None:
     first = rl.Reft([(rl.Site("blocks.1.hook_resid_post", rl.First(1)), make_edit(rl.LoReFT))])
     result = rl.dissect(bridge, first, EXAMPLES[:6], rl.DissectConfig(**SMALL))
     reasons = dict(result.left_out)
-    assert "does not edit the last token" in reasons["interchange at L1 resid_post @ first 1"]
+    assert "does not edit the last token" in reasons["base at L1 resid_post @ first 1"]
     assert "alike in all prompts" in reasons["overlaps at L1 resid_post @ first 1"], "BOS is the same everywhere"
-    assert "distances cannot be measured" in reasons["off-manifold"]
+    assert "distances cannot be measured" in reasons["natural"]
     with pytest.raises(ValueError, match="needs the columns 'prompt' and 'completion'"):
         rl.dissect(bridge, first, Dataset.from_dict({"prompt": ["The tower"] * 3, "text": ["a"] * 3}))
     with pytest.raises(ValueError, match="three examples"):
@@ -170,7 +173,7 @@ def test_the_command_takes_a_saved_edit_apart_and_shows_a_dissection(tmp_path, t
     edit.save_pretrained(tmp_path / "edit", bridge=base)
     lines = [json.dumps({"prompt": p, "completion": c}) for p, c in zip(PROMPTS * 3, COMPLETIONS * 3, strict=True)]
     (tmp_path / "examples.jsonl").write_text("\n".join(lines))
-    command = ["inspect", str(tmp_path / "edit"), "--quiet", "--out", str(tmp_path / "out")]
+    command = ["dissect", str(tmp_path / "edit"), "--quiet", "--out", str(tmp_path / "out")]
     bare = CliRunner().invoke(app, command)
     assert bare.exit_code == 1
     assert "--examples" in bare.output + bare.stderr
@@ -179,7 +182,7 @@ def test_the_command_takes_a_saved_edit_apart_and_shows_a_dissection(tmp_path, t
     assert done.exit_code == 0, done.output
     assert "effective rank" in done.output
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["dissection", "figures", "report.html"]
-    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "out" / "dissection"), "--out", str(tmp_path / "again")])
+    shown = CliRunner().invoke(app, ["dissect", str(tmp_path / "out" / "dissection"), "--out", str(tmp_path / "again")])
     assert shown.exit_code == 0, shown.output
     (tmp_path / "bad.jsonl").write_text(lines[0] + "\n[1]\n")
     bad = CliRunner().invoke(app, [*command, "--examples", str(tmp_path / "bad.jsonl")])

@@ -82,7 +82,7 @@ def test_controls_of_two_sites_at_one_hook_are_their_own(gpt2) -> None:
     for (own, beside), expected in zip(found.beside_untrained(), fresh, strict=True):
         assert own.where == beside.where == expected.where
         torch.testing.assert_close(beside.spectrum, expected.spectrum, rtol=1e-4, atol=1e-4)
-    table = found.summary()
+    table = found.summary().to_dataframe()
     lines = table[table["question"] == "effective rank"]
     assert tuple(lines["where"]) == NAMES
     assert list(lines["beside it"]) == [f"untrained {operator.effective_rank:.2f}" for operator in fresh]

@@ -19,7 +19,7 @@ from reftlens.cli.generate import _prompts as asked
 from reftlens.data import first_tokens, str_tokens
 from reftlens.data.labels import labels_of
 from reftlens.data.tokens import continuations, continued_text, shortened
-from reftlens.dissection.inspect import read_lines
+from reftlens.dissection.from_files import read_lines
 from reftlens.paper.tasks.base import Record
 from reftlens.paper.tasks.own import Pairs
 

@@ -93,10 +93,22 @@ def logit_difference_of(
             f"{answers[pair]!r} and {foils[pair]!r}"
         )
 
-    def metric(logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        return (_pick(logits, target[pair]) - _pick(logits, foil[pair])).float()
+    return token_difference(target, foil)
 
-    return Counted(len(prompts), metric, "logit difference", "nats")
+
+def token_difference(answers: Int[Tensor, " pair"], foils: Int[Tensor, " pair"]) -> Metric:
+    """Makes the metric logit(answer) - logit(foil) in nats from one answer token and one foil token per prompt.
+
+    Args:
+        answers: token ids, in the order of the pairs.
+        foils: the tokens to compare with, such as those that the base gives.
+    """
+
+    def metric(logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        target, foil = (tokens.to(logits.device)[pair] for tokens in (answers, foils))
+        return (_pick(logits, target) - _pick(logits, foil)).float()
+
+    return Counted(len(answers), metric, "logit difference", "nats")
 
 
 def probability_of(bridge: TransformerBridge, prompts: Iterable[Prompt], answers: Iterable[Prompt]) -> Metric:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from reftlens.cli import benchmark, claim, compare, demo, evaluate, generate, inspect, params, presets, trace, train
+from reftlens.cli import benchmark, claim, compare, demo, dissect, evaluate, generate, params, presets, trace, train
 from reftlens.cli.errors import Commands
 
 app = typer.Typer(
@@ -32,7 +32,7 @@ app.command(
 )(train.train)
 app.command("eval", epilog="Example: reftlens eval run --task boolq --n-eval 100")(evaluate.evaluate)
 app.command(epilog='Example: reftlens generate run "The tower stands in" --base')(generate.generate)
-app.command(epilog="Example: reftlens inspect run --out inspect")(inspect.inspect)
+app.command(epilog="Example: reftlens dissect run --preset quick --out dissect")(dissect.dissect)
 app.command(epilog="Example: reftlens trace gpt2 pairs.jsonl --out trace")(trace.trace)
 app.command(epilog="Example: reftlens compare run --method LoRA --method 'full fine-tuning' --seeds 2")(compare.compare)
 app.command(epilog="Example: reftlens benchmark --only handmade --only nulls --out known.csv")(benchmark.benchmark)

@@ -22,7 +22,7 @@ from reftlens.plot.readout import TWO_QUESTIONS
 from reftlens.results import outcomes_to_dataframe
 
 REPORT_NAME = "report.html"
-_FURTHER = ("ledger", "overlaps", "dose", "interchange", "off-manifold")
+_FURTHER = ("terms", "overlaps", "dose", "base", "natural")
 """Sections of the dissection that the demo does not cover itself."""
 
 

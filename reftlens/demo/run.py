@@ -131,7 +131,7 @@ def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
         bridge,
         reft,
         [(question.prompt, question.answer) for question in _dissected(story)],
-        DissectConfig(at=Last(1), max_examples=64, seed=config.seed, progress=config.progress),
+        DissectConfig(parts="quick", at=Last(1), max_examples=64, seed=config.seed, progress=config.progress),
     )
     dissection.save(directory / DISSECTION_NAME)
     clock.lap("dissect it further")

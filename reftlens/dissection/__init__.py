@@ -1,7 +1,8 @@
-"""Runs every analysis on a trained edit: the cost estimate, the run, and one result that can be displayed and saved."""
+"""Runs the analyses of a trained edit: the cost estimate, the run, and one result that can be displayed and saved."""
 
+from reftlens.dissection.config import DissectConfig
 from reftlens.dissection.cost import Cost, estimate_cost
-from reftlens.dissection.result import DissectConfig, Dissection, load_dissection
+from reftlens.dissection.result import Dissection, load_dissection
 from reftlens.dissection.run import dissect
 
 __all__ = [

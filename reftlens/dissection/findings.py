@@ -1,57 +1,313 @@
-"""The results of a dissection, each with its null or control. Display and saving are elsewhere."""
+"""The sentences that a dissection opens with: eight questions, each answered from the results by a rule.
+
+An answer gives the number and the null beside it. Two fractions count as different if Fisher's exact test, one-sided, gives
+p < 0.05 (it takes examples as independent). The largest of many cells counts if it exceeds the control's largest cell.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from math import comb
+from typing import NamedTuple
 
-from reftlens.results import (
-    Agreement,
-    DirectionReadout,
-    Dose,
-    EditSize,
-    Interchanged,
-    Ledger,
-    OffManifold,
-    Operator,
-    Outcome,
-    Overlap,
-    ReadContexts,
-    ReadSpace,
+from reftlens.dissection.found import Found
+from reftlens.dissection.parts.through import components
+from reftlens.results import Agreement, DirectionReadout, Finding, PatchMap, ReadContexts, TokenMap
+from reftlens.results.finding import Strength
+
+SAME = "Not distinguishable from its control: "
+"""How an answer begins that is not beyond its null."""
+_CLOSE = 0.5
+"""Difference of two effective ranks below which neither counts as higher."""
+
+
+class _Answer(NamedTuple):
+    answer: str
+    null: str
+    strength: Strength = "shown"
+
+
+def findings(found: Found) -> tuple[Finding, ...]:
+    """Answers the eight questions, in order.
+
+    Args:
+        found: the results of a dissection.
+    """
+    return tuple(_finding(found, *question) for question in _QUESTIONS)
+
+
+def _finding(found: Found, question: str, part: str, rule: Callable[[Found], _Answer | None]) -> Finding:
+    answer = rule(found)
+    if answer is None:
+        return Finding(question, _unmeasured(found, part), part, strength="not measured")
+    return Finding(question, answer.answer, part, answer.null, answer.strength)
+
+
+def _unmeasured(found: Found, part: str) -> str:
+    reasons = [why for what, why in found.left_out if what == part or what.startswith((f"{part}:", f"{part} at"))]
+    if reasons:
+        return f"Not measured: {reasons[0]}."
+    if part == "seeds":
+        return 'Not measured (run with parts=["seeds"] and DissectConfig(retrain=TrainConfig(...))).'
+    return f'Not measured (run with parts=["{part}"]).'
+
+
+def _works(found: Found) -> _Answer | None:
+    outcomes = found.outcomes_of("new answer")
+    if not outcomes:
+        return None
+    (outcome, *_) = outcomes
+    right = f"the wanted answer comes in {_of(outcome.edited, outcome.n)} examples that the base answers otherwise"
+    if outcome.longer:
+        right += f" (the whole answer in {_of(outcome.edited_whole, outcome.n)})"
+    null = f"In random directions: {_of(outcome.control, outcome.n)}."
+    if not outcome.edited:
+        return _Answer(f"No: {right}.", null, "not distinguishable")
+    if not _more(outcome.edited, outcome.control, outcome.n):
+        return _Answer(f"{SAME}{right}.", null, "not distinguishable")
+    word = "Yes" if outcome.edited >= 0.9 else "Mostly" if outcome.edited > 0.5 else "In part"
+    return _Answer(f"{word}: {right}.", null)
+
+
+def _where(found: Found) -> _Answer | None:
+    if found.effect is None or found.effect.control is None:
+        return None
+    effect, control = found.effect, found.effect.control
+    largest = float(control.nan_to_num().abs().max())
+    values = effect.values.nan_to_num()
+    site, place = divmod(int(values.abs().argmax()), values.shape[1])
+    beyond, cells = int((values.abs() > largest).sum()), int(effect.values.isfinite().sum())
+    null = (
+        f"In random directions: {_part(effect, float(control[site, place]))} there, at most {_part(effect, largest)}."
+    )
+    most = f"{effect.rows[site]} at token {effect.tokens[place]!r} carries {_part(effect, float(values[site, place]))} alone"
+    if not beyond:
+        return _Answer(f"{SAME}the strongest of {cells} cells, {most}.", null, "not distinguishable")
+    answer = f"Most at one site and token: {most}; {beyond} of {cells} such cells carry more than any control cell."
+    return _Answer(f"{answer}{_strongest_site(found)}", null)
+
+
+def _strongest_site(found: Found) -> str:
+    ablation = found.ablation
+    if ablation is None or len(ablation.sites) < 2:
+        return ""
+    best = int(ablation.shapley.argmax())
+    return f" Over all its tokens, {ablation.sites[best]} contributes most: {float(ablation.shapley[best]):.1f} of {ablation.whole:.1f} nats."
+
+
+def _part(effect: TokenMap, value: float) -> str:
+    """The value of a cell with its unit: a part of the whole effect, unless that is too small to divide by."""
+    return f"{value:.0%} of the effect" if "/ effect of the whole edit" in effect.quantity else f"{value:+.2f} nats"
+
+
+def _through(found: Found) -> _Answer | None:
+    maps = [result for result in (found.heads, found.mlps) if result is not None]
+    if not maps:
+        return None
+    gap, spread = _effect_of(maps[0])
+    if not abs(gap) > 2 * spread:
+        return _Answer(
+            f"{SAME}the whole effect on these prompts is {gap:+.2f} nats, within two standard errors of 0.",
+            f"Standard error: {spread:.2f} nats.",
+            "not distinguishable",
+        )
+    carrying = components(found.heads, found.mlps)
+    largest = max(abs(control) for _, _, control in carrying)
+    beyond = [(name, value) for name, value, _ in carrying if abs(value) > largest]
+    direct = None if found.direct is None else float(found.direct.mean()) / gap
+    straight = "" if direct is None else f"; {direct:.0%} needs no later component (direct effect)"
+    null = f"In random directions: no head or MLP carries more than {largest:.0%}."
+    if not beyond:
+        (name, value, _) = carrying[0]
+        answer = f"{SAME}of {len(carrying)} later heads and MLPs, {_component(name)} carries most, {value:.0%} of the effect{straight}."
+        return _Answer(answer, null, "not distinguishable")
+    named = ", ".join(f"{_component(name)} {value:.0%}" for name, value in beyond[:3])
+    answer = f"Alone, of the effect of {gap:+.1f} nats: {named}{straight}; {len(beyond)} of {len(carrying)} heads and MLPs are beyond the control."
+    return _Answer(answer, null)
+
+
+def _effect_of(result: PatchMap) -> tuple[float, float]:
+    """The effect of the whole edit, and its standard error over examples."""
+    effect = result.source - result.base
+    spread = float(effect.std()) / len(effect) ** 0.5 if len(effect) > 1 else float("inf")
+    return float(effect.mean()), spread
+
+
+def _component(name: str) -> str:
+    layer, _, head = name.partition(".")
+    return f"head {head} of layer {layer}" if head else f"the MLP of layer {name.removeprefix('mlp')}"
+
+
+def _directions(found: Found) -> _Answer | None:
+    pairs = found.beside_untrained()
+    if not pairs:
+        return None
+    shown = [f"{operator.effective_rank:.1f} of {len(operator.write)} at {operator.where}" for operator, _ in pairs[:2]]
+    more = f" (and {len(pairs) - 2} more sites)" if len(pairs) > 2 else ""
+    beside = ", ".join("none" if fresh is None else f"{fresh.effective_rank:.1f}" for _, fresh in pairs[:2])
+    null = f"Untrained, with fresh weights: {beside}."
+    used = f"the effective rank is {' and '.join(shown)}{more}"
+    identified = f" {_identified(found.agreements)}"
+    compared = [abs(one.effective_rank - fresh.effective_rank) for one, fresh in pairs if fresh is not None]
+    if compared and max(compared) < _CLOSE:
+        return _Answer(f"{SAME}{used}.{identified}", null, "not distinguishable")
+    return _Answer(f"{used[0].upper()}{used[1:]}.{identified}", null)
+
+
+def _identified(agreements: tuple[Agreement, ...]) -> str:
+    """What retrained edits say about the directions. Edits that do something else say nothing."""
+    same = [pair for pair in agreements if pair.kl < 0.1 * pair.control_kl]
+    if not agreements:
+        return "Whether these directions are identified is not known: no edit was retrained."
+    if not same:
+        least = min(pair.kl for pair in agreements)
+        return f"Whether these directions are identified is not known: no retrained edit does the same (KL divergence {least:.2g} nats or more)."
+    worst = max(same, key=lambda pair: pair.angle)
+    if worst.not_identified:
+        return f"They are not identified: another seed does nearly the same with directions {worst.angle:.0f} degrees off (chance {worst.null_angle:.0f})."
+    return f"Seeds that do the same agree on them within {worst.angle:.0f} degrees (chance {worst.null_angle:.0f})."
+
+
+def _reads(found: Found) -> _Answer | None:
+    if not found.readouts and not found.contexts:
+        return None
+    writes = max(map(_written, found.readouts), default=None, key=lambda item: item[0])
+    reads = max(map(_read, found.contexts), default=None, key=lambda item: item[0])
+    told = [
+        (item, sentence, chance) for what in (writes, reads) if what is not None for item, sentence, chance in [what]
+    ]
+    beyond = [sentence for item, sentence, _ in told if item > 1]
+    null = " ".join(chance for _, _, chance in told)
+    if not beyond:
+        return _Answer(
+            f"{SAME}no token moves further along a direction, and none is moved further by it, than for random directions.",
+            null,
+            "not distinguishable",
+        )
+    return _Answer(" ".join(beyond), null)
+
+
+def _written(readout: DirectionReadout) -> tuple[float, str, str]:
+    """How far beyond its band the strongest token of a direction is (1: at its edge), and sentences on both."""
+    sides = [
+        (token, change, change / readout.null_high if readout.null_high > 0 else 0.0)
+        for token, change in readout.promoted[:1]
+    ]
+    sides += [
+        (token, change, change / readout.null_low if readout.null_low < 0 else 0.0)
+        for token, change in readout.suppressed[:1]
+    ]
+    band = f"Random directions: {readout.null_low:.1f} to {readout.null_high:.1f} for all tokens."
+    if not sides:
+        return 0.0, "", band
+    token, change, ratio = max(sides, key=lambda side: side[2])
+    verb = "raises" if change > 0 else "lowers"
+    return (
+        ratio,
+        f"Direction {readout.direction} of {readout.where} {verb} {token!r} directly ({change:+.1f} of its logit).",
+        band,
+    )
+
+
+def _read(contexts: ReadContexts) -> tuple[float, str, str]:
+    chance = f"Random readings reach {contexts.null_high:.1f}."
+    if not contexts.contexts:
+        return 0.0, "", chance
+    first = max(contexts.contexts, key=lambda context: context.z)
+    ratio = first.z / contexts.null_high if contexts.null_high > 0 else 0.0
+    token = first.tokens[first.position]
+    return (
+        ratio,
+        f"Direction {contexts.direction} of {contexts.where} moves furthest at {token!r} ({first.z:.1f} standard deviations).",
+        chance,
+    )
+
+
+def _else(found: Found) -> _Answer | None:
+    outcomes = found.outcomes_of("old answer")
+    if not outcomes:
+        return None
+    (outcome, *_) = outcomes
+    changed, by_chance = 1 - outcome.edited, 1 - outcome.control
+    what = f"{_of(changed, outcome.n)} answers change that should stay (KL divergence {outcome.kl:.2g} nats)"
+    null = f"In random directions: {_of(by_chance, outcome.n)}."
+    if not changed:
+        return _Answer(
+            f"None of the {outcome.n} answers that should stay changes (KL divergence {outcome.kl:.2g} nats).", null
+        )
+    if not _more(changed, by_chance, outcome.n):
+        return _Answer(f"{SAME}{what}.", null, "not distinguishable")
+    return _Answer(f"{what}.", null)
+
+
+def _natural(found: Found) -> _Answer | None:
+    if not found.manifolds:
+        return None
+    worst = max(found.manifolds, key=lambda site: site.beyond()[1] - site.beyond()[0])
+    natural, edited, control = worst.beyond()
+    n = len(worst.edited)
+    what = f"{edited:.0%} of edited tokens at {worst.where} are beyond the 95th percentile of natural activations"
+    null = f"Unedited: {natural:.0%}. In random directions of the same length: {control:.0%}."
+    if _more(natural, 0.05, n) and natural > 0.1:
+        return _Answer(
+            f"Not known: {what}, but so are {natural:.0%} of unedited ones, where 5% is expected.",
+            null,
+            "not distinguishable",
+        )
+    if not _more(edited, natural, n):
+        return _Answer(f"Not distinguishable from natural ones: {what}.", null, "not distinguishable")
+    return _Answer(f"{what}.", null)
+
+
+def _seeds(found: Found) -> _Answer | None:
+    pairs = [pair for pair in found.agreements if "this edit" in (pair.first, pair.second)]
+    if not pairs:
+        return None
+    worst = min(pairs, key=lambda pair: pair.cosine)
+    what = f"changes of edits retrained from {len(pairs)} other seed{'s' * (len(pairs) > 1)} have a cosine of {worst.cosine:.2f} or more with its changes"
+    if not worst.n_null_edits:
+        return _Answer(
+            f"Not known: {what}, and nothing to compare that with was trained.",
+            f"In random directions: {worst.control_cosine:.2f}.",
+            "not distinguishable",
+        )
+    p = max(pair.p_cosine for pair in pairs)
+    null = f"Trained on shuffled answers: {worst.null_cosine:.2f}, p = {p:.2g} (smallest possible {1 / worst.n_null_pairs:.2g})."
+    if not p < 0.05:
+        return _Answer(f"{SAME}{what}.", null, "not distinguishable")
+    return _Answer(f"Closer than chance: {what}.", null)
+
+
+def _of(share: float, n: int) -> str:
+    """A fraction as a count.
+
+    >>> _of(0.5, 24)
+    '12 of 24'
+    """
+    return "an unknown number" if share != share else f"{round(share * n)} of {n}"
+
+
+def _more(first: float, second: float, n: int) -> bool:
+    """Whether one fraction of n exceeds another: Fisher's exact test, one-sided, p < 0.05. NaN exceeds nothing.
+
+    >>> _more(1.0, 0.0, 2), _more(1.0, 0.0, 4)
+    (False, True)
+    """
+    if first != first or second != second:
+        return False
+    a, b = round(first * n), round(second * n)
+    p = sum(comb(n, k) * comb(n, a + b - k) for k in range(a, min(n, a + b) + 1)) / comb(2 * n, a + b)
+    return p < 0.05
+
+
+_QUESTIONS: tuple[tuple[str, str, Callable[[Found], _Answer | None]], ...] = (
+    ("Does it work?", "works", _works),
+    ("Where does it act?", "where", _where),
+    ("Through what?", "through", _through),
+    ("How many directions does it use, and are they identified?", "directions", _directions),
+    ("What do they read and write?", "reads", _reads),
+    ("What else changes?", "else", _else),
+    ("How natural are the edited states?", "natural", _natural),
+    ("Would another seed find it?", "seeds", _seeds),
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Findings:
-    """All results of a dissection, each with its null or control. `left_out` gives the reason for each empty field."""
-
-    model: str
-    edit: str
-    """The `repr` of the edit."""
-    n_wanted: int
-    """Number of examples that the base does not answer as wanted, which the edit should change."""
-    n_kept: int
-    """Number of examples that the base already answers as wanted, which the edit should not change."""
-    outcomes: tuple[Outcome, ...] = ()
-    operators: tuple[Operator, ...] = ()
-    untrained: tuple[Operator, ...] = ()
-    """The same edit, newly initialised, on the same inputs: the control of the spectrum."""
-    sizes: EditSize | None = None
-    ledger: Ledger | None = None
-    readouts: tuple[DirectionReadout, ...] = ()
-    contexts: tuple[ReadContexts, ...] = ()
-    overlaps: tuple[Overlap, ...] = ()
-    dose: Dose | None = None
-    read_spaces: tuple[ReadSpace, ...] = ()
-    interchanges: tuple[Interchanged, ...] = ()
-    manifolds: tuple[OffManifold, ...] = ()
-    agreements: tuple[Agreement, ...] = ()
-    left_out: tuple[tuple[str, str], ...] = ()
-    """Pairs of a part that was left out and the reason."""
-    seconds: tuple[tuple[str, float], ...] = ()
-    """Wall-clock time of each part."""
-    settings: tuple[tuple[str, str], ...] = ()
-
-    def beside_untrained(self) -> list[tuple[Operator, Operator | None]]:
-        """Pairs each site's operator with that of the untrained edit, or with None if there is none."""
-        fresh = self.untrained or (None,) * len(self.operators)
-        return list(zip(self.operators, fresh, strict=True))
+"""Question, name of the part that answers it, and the rule."""

@@ -14,12 +14,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from reftlens import results
-from reftlens.dissection.findings import Findings
+from reftlens.dissection.found import Found
 from reftlens.files.folder import Replacement
 from reftlens.files.reading import consistently, read_bytes, read_json
 from reftlens.files.seal import SEAL_NAME, digests_in, seal, warn_unchecked
 
-F = TypeVar("F", bound=Findings)
+F = TypeVar("F", bound=Found)
 
 SCHEMA = 2
 """Version 1 had no seal."""
@@ -34,7 +34,7 @@ _TYPES: dict[str, type[Any]] = {
 }
 
 
-def save_dissection(result: Findings, directory: Path) -> Path:
+def save_dissection(result: Found, directory: Path) -> Path:
     """Writes the folder; see `Dissection.save`."""
     tensors: dict[str, Tensor] = {}
     document = {"schema": SCHEMA, "result": _encode(result, "result", tensors)}
@@ -47,7 +47,7 @@ def save_dissection(result: Findings, directory: Path) -> Path:
 
 
 def read_dissection(folder: Path, kind: type[F]) -> F:
-    """Reads a folder as this kind of findings; see `load_dissection`."""
+    """Reads a folder as this kind of results; see `load_dissection`."""
     if not (folder / JSON_NAME).is_file():
         raise ValueError(f"{folder} is not a saved dissection: it has no {JSON_NAME}")
     return consistently(folder, lambda: _load(folder, kind))

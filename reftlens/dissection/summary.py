@@ -1,23 +1,52 @@
-"""The main numbers of a dissection, each with its null or control."""
+"""A dissection in short: its findings as sentences, and its main numbers, each with its null or control."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
 
 import pandas as pd
 
-from reftlens.dissection.findings import Findings
+from reftlens.display import as_html
+from reftlens.dissection.found import Found
+from reftlens.results import Finding
+from reftlens.text import plain
 
 Line = tuple[str, str, str, str]
 
 
-def summarize(result: Findings) -> pd.DataFrame:
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Summary:
+    """Sentences and a table. It prints and displays itself whole."""
+
+    findings: tuple[Finding, ...]
+    numbers: pd.DataFrame
+    """One row per number: where, question, found, and its null or control."""
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Returns the table of the main numbers."""
+        return self.numbers
+
+    def __repr__(self) -> str:
+        sentences = "\n".join(
+            f"{finding.question}\n  {plain(finding.answer)} {plain(finding.null)}".rstrip() for finding in self.findings
+        )
+        table = self.numbers.map(plain).to_string(index=False, max_colwidth=None, line_width=None)
+        return f"{sentences}\n\n{table}"
+
+    def _repr_html_(self) -> str:
+        return as_html("\n".join(map(str, self.findings)), self.to_dataframe)
+
+
+def summarize(result: Found) -> pd.DataFrame:
     """Returns one row per number: where, question, found, and its null or control."""
     lines = [*_whole(result), *_sites(result), *_seeds(result)]
     return pd.DataFrame(lines, columns=["where", "question", "found", "beside it"])
 
 
-def _whole(result: Findings) -> Iterator[Line]:
+def _whole(result: Found) -> Iterator[Line]:
     for outcome in result.outcomes:
         beside = f"base {outcome.base:.0%}, random directions {outcome.control:.0%}"
         yield outcome.group, f"first token of the answer right, of {outcome.n}", f"{outcome.edited:.0%}", beside
@@ -29,7 +58,7 @@ def _whole(result: Findings) -> Iterator[Line]:
         yield "all sites", "slope at dose 0, nats", f"{dose.slope:.2f}", f"random directions {dose.control_slope:.2f}"
 
 
-def _sites(result: Findings) -> Iterator[Line]:
+def _sites(result: Found) -> Iterator[Line]:
     for operator, fresh in result.beside_untrained():
         for question, of in (
             ("effective rank", "effective_rank"),
@@ -54,7 +83,7 @@ def _sites(result: Findings) -> Iterator[Line]:
         yield manifold.where, "edited tokens beyond the 95th percentile", f"{edited:.0%}", beside
 
 
-def _seeds(result: Findings) -> Iterator[Line]:
+def _seeds(result: Found) -> Iterator[Line]:
     for pair in result.agreements:
         found = f"cosine {pair.cosine:.2f}, angle {pair.angle:.0f}, raw R {pair.raw_angle:.0f}"
         beside = f"turned {pair.control_cosine:.2f}, no null edits, so no claim"

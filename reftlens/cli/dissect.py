@@ -1,7 +1,8 @@
-"""`reftlens inspect`."""
+"""`reftlens dissect`."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,14 +11,14 @@ import typer
 from reftlens.cli.options import AsJson, Base, Quiet
 
 
-def inspect(
+def dissect(
     directory: Annotated[Path, typer.Argument(help="A run, a saved edit, or a saved dissection.")],
     examples: Annotated[
         Path | None, typer.Option(help="JSON lines with prompt and completion; what a run was trained on if not given.")
     ] = None,
     model: Base = None,
     at: Annotated[str | None, typer.Option(help="Weight directions by these tokens alone, such as l1.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the report, its figures and the numbers.")] = Path("inspect"),
+    out: Annotated[Path, typer.Option(help="Folder for the report, its figures and the numbers.")] = Path("dissect"),
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -27,8 +28,7 @@ def inspect(
     with Replacement(out, marker="report.html") as folder:
         from reftlens.cli.output import prepare, print_frame, print_json, say
         from reftlens.dissection import DissectConfig
-        from reftlens.dissection.inspect import inspect as take_apart
-        from reftlens.dissection.inspect import write_report
+        from reftlens.dissection.from_files import dissect_saved, write_report
         from reftlens.edit.checkpoint import CONFIG_NAME as EDIT_CONFIG_NAME
         from reftlens.edit.checkpoint import base_named
         from reftlens.paper.runs.folder import config_of, edit_in, is_run
@@ -43,12 +43,16 @@ def inspect(
             run = config_of(directory, model=model)
             prepare(run.model, quiet=quiet)
             pairs = training_pairs(run) if examples is None else examples
-            result = take_apart(edit_in(directory), examples=pairs, model=run.model, config=config)
+            result = dissect_saved(edit_in(directory), examples=pairs, model=run.model, config=config)
         else:
-            result = take_apart(directory, examples=examples, model=model, config=config)
+            result = dissect_saved(directory, examples=examples, model=model, config=config)
         write_report(result, folder)
     if as_json:
-        print_json({"report": str(out / "report.html"), "summary": result.summary().to_dict("records")})
+        numbers = result.summary().to_dataframe().to_dict("records")
+        found = [asdict(finding) for finding in result.findings]
+        print_json({"report": str(out / "report.html"), "findings": found, "summary": numbers})
         return
-    print_frame(result.summary(), title=repr(result))
+    for finding in result.findings:
+        say(f"{finding.question}\n  {finding.answer} {finding.null}".rstrip())
+    print_frame(result.summary().to_dataframe(), title=f"\n{result!r}")
     say(f"wrote {out / 'report.html'}, {out / 'figures'}, {out / 'dissection'}")

@@ -1,4 +1,4 @@
-"""`reftlens inspect`: dissects a saved edit on a file of examples, or shows a saved dissection."""
+"""`reftlens dissect`: dissects a saved edit on a file of examples, or shows a saved dissection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from reftlens.bridge import load_bridge
 from reftlens.data.chat import split_conversation
 from reftlens.data.texts import Prompt, is_conversation
-from reftlens.dissection.result import DissectConfig, Dissection, load_dissection
+from reftlens.dissection.config import DissectConfig
+from reftlens.dissection.result import Dissection, load_dissection
 from reftlens.dissection.run import dissect
 from reftlens.dissection.saving import JSON_NAME
 from reftlens.dissection.sections import report
@@ -20,7 +21,7 @@ from reftlens.plot.page import render
 REPORT_NAME = "report.html"
 
 
-def inspect(
+def dissect_saved(
     directory: Path,
     *,
     examples: Path | Sequence[tuple[Prompt, str]] | None,
@@ -33,7 +34,7 @@ def inspect(
         directory: folder of `Reft.save_pretrained`, or of `Dissection.save`, which is only read.
         examples: JSON Lines with "prompt" and "completion", or such pairs; required for an edit.
         model: the base. The default is the base that the edit names, if it is available.
-        config: the budgets.
+        config: parts and budgets.
 
     Raises:
         ValueError: If the folder is neither, its base is not available, or the examples are missing or malformed.

@@ -1,0 +1,124 @@
+"""How many directions does it use? The edit as an operator on real inputs, and the terms that its changes are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from reftlens import analysis, plot
+from reftlens.dissection.found import Found
+from reftlens.dissection.parts.part import Part, Sizes, Spent, picture, table
+from reftlens.dissection.work import Work
+from reftlens.interventions import NotAffineError
+from reftlens.plot.page import Section
+from reftlens.results import Operator
+
+
+def _directions(work: Work) -> dict[str, Any]:
+    config = work.config
+    operators = tuple(analysis.decompose(work.bridge, work.reft, work.batches, at=config.at))
+    fresh = analysis.untrained(work.reft, seed=config.seed)
+    try:
+        control = tuple(analysis.decompose(work.bridge, fresh, work.batches, at=config.at))
+    except ValueError as error:
+        # An edit that is the identity at initialisation has nothing to decompose.
+        work.left_out.append(("directions: the untrained edit", str(error)))
+        control = ()
+    return {"operators": operators, "untrained": control}
+
+
+def _terms(work: Work) -> dict[str, Any]:
+    prompt = (work.wanted or work.kept)[0][0]
+    found: dict[str, Any] = {"sizes": analysis.edit_size(work.bridge, work.reft, prompt)}
+    try:
+        found["ledger"] = analysis.ledger(work.bridge, work.reft, prompt)
+    except NotAffineError as error:
+        work.left_out.append(("terms: erased, constant, from the input", str(error)))
+    return found
+
+
+def _draw_directions(found: Found) -> Section | None:
+    if not found.operators:
+        return None
+    lines = [_line(operator, fresh) for operator, fresh in found.beside_untrained()]
+    return Section(
+        DIRECTIONS.heading,
+        (
+            "The edit's rank is what it may use. What it does use is the spectrum of its changes on real inputs; R and W are "
+            "known only up to a change of coordinates and say nothing by themselves. A constant push, the same for every input, "
+            "counts in the effective rank of the whole, and may hide how many directions depend on the input: both are given. "
+            "Beside each: the same edit with fresh weights, on the same inputs, which has a low effective rank too.",
+        ),
+        (
+            picture(
+                "spectrum",
+                plot.spectrum(found.operators, null=found.untrained),
+                "How far each write direction moves; dashed, with fresh weights.",
+            ),
+        ),
+        (
+            ("Each site, trained and untrained", table([pd.DataFrame(lines)])),
+            ("Each write direction", table([operator.to_dataframe() for operator in found.operators])),
+        ),
+    )
+
+
+def _line(operator: Operator, fresh: Operator | None) -> dict[str, object]:
+    nan = float("nan")
+    size = float(operator.spectrum.square().sum().sqrt()) / operator.rms_norm
+    return {
+        "site": operator.where,
+        "effective_rank": operator.effective_rank,
+        "effective_rank_untrained": nan if fresh is None else fresh.effective_rank,
+        "input_rank": operator.input_rank,
+        "input_rank_untrained": nan if fresh is None else fresh.input_rank,
+        "rank_99": operator.rank_for(0.99),
+        "relative_change": size,
+        "relative_change_untrained": nan
+        if fresh is None
+        else float(fresh.spectrum.square().sum().sqrt()) / operator.rms_norm,
+    }
+
+
+def _draw_terms(found: Found) -> Section | None:
+    if found.sizes is None:
+        return None
+    pictures = [picture("sizes", plot.edit_size(found.sizes), "Size of the edit at each token of one example.")]
+    tables: list[tuple[str, pd.DataFrame]] = []
+    if found.ledger is not None:
+        pictures.append(picture("ledger", plot.ledger(found.ledger), "Its terms, and how they meet."))
+        tables.append(("The terms at each edited token", table([found.ledger.to_dataframe()])))
+    return Section(
+        TERMS.heading,
+        (
+            "The change of a token is the sum of three terms: what is erased, what is written always, and what is written "
+            "from the input. They share a space and can cancel, so none is a share of the whole. Random cosine: what two "
+            "unrelated terms have in that space.",
+        ),
+        tuple(pictures),
+        tuple(tables),
+        (("The same text: pointed at, a token says its size at each site", found.sizes),),
+    )
+
+
+def _cost_directions(sizes: Sizes) -> Spent:
+    return Spent(2 * sizes.batches, bytes_held=8 * sizes.width**2 * sizes.sites)
+
+
+DIRECTIONS = Part(
+    name="directions",
+    heading="How many directions does it use?",
+    compute=_directions,
+    cost=_cost_directions,
+    draw=_draw_directions,
+    preset="quick",
+)
+TERMS = Part(
+    name="terms",
+    heading="What is each change made of?",
+    compute=_terms,
+    cost=lambda sizes: Spent(2 / sizes.config.batch_size),
+    draw=_draw_terms,
+    preset="quick",
+)

@@ -1,0 +1,35 @@
+"""What else changes? The answers that the edit should leave alone."""
+
+from __future__ import annotations
+
+from reftlens import plot
+from reftlens.dissection.found import Found
+from reftlens.dissection.parts.part import Part, Spent, picture, table
+from reftlens.dissection.parts.works import outcomes
+from reftlens.plot.page import Section
+from reftlens.results import outcomes_to_dataframe
+
+
+def _draw(found: Found) -> Section | None:
+    kept = found.outcomes_of("old answer")
+    if not kept:
+        return None
+    return Section(
+        ELSE.heading,
+        (
+            "The examples that the base already answers as wanted, which the edit should leave alone. Control: the same edit "
+            "turned to random directions. KL divergence: how far the distribution of the next token moves.",
+        ),
+        (picture("else", plot.outcomes(kept), "The examples that should stay as they are."),),
+        (("Examples that should stay", table([outcomes_to_dataframe(kept)])),),
+    )
+
+
+ELSE = Part(
+    name="else",
+    heading="What else changes?",
+    compute=lambda work: outcomes(work, kept=True),
+    cost=lambda sizes: Spent(sizes.batches / 2, 2 * sizes.batches / 2),
+    draw=_draw,
+    preset="quick",
+)

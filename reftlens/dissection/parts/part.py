@@ -1,0 +1,117 @@
+"""One part of a dissection: what it computes, what that costs, and how it is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from reftlens import plot
+from reftlens.dissection.config import DissectConfig
+from reftlens.dissection.found import Found
+from reftlens.dissection.work import Work
+from reftlens.plot.page import Picture, Section
+from reftlens.results.words import labelled
+
+Preset = Literal["quick", "standard", "full"]
+
+BACKWARD = 2.0
+"""Cost of a backward pass, in forward passes."""
+
+
+@final
+@dataclass(frozen=True)
+class Sizes:
+    """What the cost of a part is counted from."""
+
+    config: DissectConfig
+    examples: int
+    """Number of examples that are measured."""
+    training: int
+    """Number of examples that were given."""
+    tokens: int
+    """Number of tokens of a prompt."""
+    edited: float
+    """Number of tokens of a prompt that a site edits, averaged over sites."""
+    sites: int
+    layers: int
+    behind: int
+    """Number of layers behind the first site."""
+    heads: int
+    width: int
+    """Width of the widest edited activation."""
+
+    @property
+    def batches(self) -> float:
+        return self.examples / self.config.batch_size
+
+    @property
+    def mapped(self) -> float:
+        """The prompts of the maps, in batches."""
+        return min(self.config.n_mapped, self.examples) / self.config.batch_size
+
+
+@final
+@dataclass(frozen=True)
+class Spent:
+    """What a part costs, in forward passes of one batch."""
+
+    passes: float = 0.0
+    """Passes over whole batches."""
+    cones: float = 0.0
+    """Runs of the edit's light cone for one batch; backward runs count twice."""
+    readouts: int = 0
+    """Residuals that are read through the unembedding."""
+    bytes_held: int = 0
+    """Peak memory of tensors besides the model and one batch."""
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            self.passes + other.passes,
+            self.cones + other.cones,
+            self.readouts + other.readouts,
+            self.bytes_held + other.bytes_held,
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Part:
+    """An analysis of a dissection."""
+
+    name: str
+    """By which a user asks for it."""
+    heading: str
+    """Of its section."""
+    compute: Callable[[Work], dict[str, Any]]
+    """Returns results by field of `Found`. A ValueError leaves the part out, with its message as the reason."""
+    cost: Callable[[Sizes], Spent]
+    draw: Callable[[Found], Section | None]
+    """Returns the section; None without results."""
+    preset: Preset = "standard"
+    """The smallest preset that has it."""
+    needs: tuple[str, ...] = ()
+    """Parts whose results it starts from."""
+
+
+def picture(name: str, figure: Figure, caption: str) -> Picture:
+    """Draws a figure for the page.
+
+    Args:
+        name: the file's name without "dissect_".
+        figure: from `reftlens.plot`.
+        caption: one or two sentences.
+    """
+    return Picture(f"dissect_{name}", plot.png(figure), caption)
+
+
+def table(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Joins frames of equal columns and labels their columns for a reader.
+
+    Args:
+        frames: from `to_dataframe`.
+    """
+    return labelled(pd.concat(list(frames), ignore_index=True))

@@ -1,0 +1,216 @@
+"""What do its directions read and write? Tokens, examples, subspaces of the activations, and one plane of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from reftlens import analysis, plot
+from reftlens.analysis.engine.activations import edited_activations
+from reftlens.data import encode, first_tokens
+from reftlens.dissection.found import Found
+from reftlens.dissection.parts.part import Part, Sizes, Spent, picture, table
+from reftlens.dissection.work import Work
+from reftlens.plot.page import Picture, Section
+from reftlens.plot.readout import TWO_QUESTIONS
+from reftlens.results import DirectionReadout, Operator, Overlap
+
+_READ_OUT = 8
+"""Number of prompts whose last residuals the write directions are added to."""
+
+
+def _reads(work: Work) -> dict[str, Any]:
+    config, pairs = work.config, work.wanted or work.kept
+    batch = encode(work.bridge, [prompt for prompt, _ in pairs[:_READ_OUT]])
+    readable = []
+    for operator in work.operators:
+        if operator.write.shape[1] != work.bridge.cfg.d_model:
+            work.left_out.append((f"reads: writes at {operator.where}", "it is not as wide as the residual stream"))
+            continue
+        readable.append(_strongest(operator, config.directions))
+    readouts: list[DirectionReadout] = []
+    try:
+        readouts = analysis.read_directions(
+            work.bridge, readable, batch, watch=_watched(work), n_null=config.n_null, seed=config.seed
+        )
+    except ValueError as error:
+        work.left_out.append(("reads: writes", str(error)))
+    contexts = analysis.top_contexts(
+        work.bridge,
+        work.reft,
+        work.operators,
+        work.batches,
+        at=config.at,
+        directions=config.directions,
+        n_null=config.n_null,
+        seed=config.seed,
+    )
+    return {"readouts": tuple(readouts), "contexts": tuple(contexts)}
+
+
+def _watched(work: Work) -> list[str]:
+    """Returns up to four wanted answers that begin with different tokens."""
+    pairs = work.wanted or work.kept
+    asked = {answer: prompt for prompt, answer in reversed(pairs)}
+    answers = list(dict.fromkeys(answer for _, answer in pairs))
+    tokens = first_tokens(work.bridge, [asked[answer] for answer in answers], answers).tolist()
+    return [answer for place, answer in enumerate(answers) if tokens[place] not in tokens[:place]][:4]
+
+
+def _strongest(operator: Operator, n: int) -> Operator:
+    """Keeps only the first n directions of a result."""
+    return replace(
+        operator,
+        write=operator.write[:n],
+        read=operator.read[:n],
+        constant=operator.constant[:n],
+        spectrum=operator.spectrum[:n],
+        constant_share=operator.constant_share[:n],
+        pattern=operator.pattern[:n],
+        input_spectrum=None,
+    )
+
+
+def _overlaps(work: Work) -> dict[str, Any]:
+    """Compares write directions with the largest activation directions and with class differences."""
+    from transformer_lens.tools.analysis.interchange import mean_difference_basis
+
+    results: list[Overlap] = []
+    for index, operator in enumerate(work.operators):
+        h, rows = _one_for_each(work, index)
+        written = analysis.directions(operator, work.rank(operator))
+        centred = (h - h.mean(dim=0)).double()
+        if float(centred.norm()) < 1e-5 * float(h.norm()):
+            why = "the activations at the last edited token are alike in all prompts"
+            work.left_out.append((f"overlaps at {operator.where}", why))
+            continue
+        _, _, principal = torch.linalg.svd(centred, full_matrices=False)
+        others = {"largest directions of the activations": principal[: len(written)]}
+        labels = ["kept" if work.right[row] else "wanted" for row in rows]
+        if len(set(labels)) == 2:
+            others["difference of wanted and kept prompts"] = mean_difference_basis(h, labels).T
+        nulls = {"Haar": analysis.haar(h.shape[1]), "covariance-matched": analysis.covariance_matched(h)}
+        results += [
+            analysis.overlap(
+                written,
+                other,
+                nulls=nulls,
+                n_null=work.config.n_null,
+                names=(f"{operator.where}, {len(written)} write directions", name),
+                seed=work.config.seed,
+            )
+            for name, other in others.items()
+        ]
+    return {"overlaps": tuple(results)}
+
+
+def _one_for_each(work: Work, index: int) -> tuple[Tensor, list[int]]:
+    """Returns the base's activation at the last edited token of each prompt, and the index of its prompt."""
+    states, rows = [], []
+    for number, batch in enumerate(work.batches):
+        edit, h = edited_activations(work.bridge, work.reft.scaled(0.0), batch)[index]
+        row = edit.mask.nonzero()[:, 0].cpu()
+        last = torch.cat([row[1:] != row[:-1], torch.ones(1, dtype=torch.bool)])
+        states.append(h.float().cpu()[last])
+        rows += (row[last] + number * work.config.batch_size).tolist()
+    return torch.cat(states), rows
+
+
+def _plane(work: Work) -> dict[str, Any]:
+    n = work.config.n_mapped
+    groups = {
+        name: [p for p, _ in pairs[:n]] for name, pairs in (("wanted", work.wanted), ("kept", work.kept)) if pairs
+    }
+    found = analysis.project(work.bridge, work.reft, groups, at=work.config.at, seed=work.config.seed)
+    return {"projections": tuple(found)}
+
+
+def _draw_reads(found: Found) -> Section | None:
+    if not found.readouts and not found.contexts:
+        return None
+    drawn: tuple[Picture, ...] = ()
+    tables: list[tuple[str, pd.DataFrame]] = []
+    if found.readouts:
+        drawn = (picture("readout", plot.readout(found.readouts), "Write directions, straight to the logits."),)
+        watched = table([readout.watched_to_dataframe() for readout in found.readouts])
+        tables.append((f"Wanted answers. {TWO_QUESTIONS}", watched))
+    if found.contexts:
+        contexts = table([item.to_dataframe() for item in found.contexts])
+        tables.append(("Tokens (in brackets) that move furthest along each direction", contexts))
+    return Section(
+        READS.heading,
+        (
+            "A write direction is added to real last residuals and read through the final norm and the unembedding: the "
+            "direct path alone. A reading is in standard deviations; beside it, the largest that random readings of the "
+            "same tokens reach.",
+        ),
+        drawn,
+        tuple(tables),
+    )
+
+
+def _draw_overlaps(found: Found) -> Section | None:
+    if not found.overlaps:
+        return None
+    return Section(
+        OVERLAPS.heading,
+        (
+            "Overlap: mean squared cosine of the principal angles. A random subspace (Haar) is the weaker null: activations "
+            "are long in few directions, and whatever follows them overlaps. The covariance-matched null follows them too.",
+        ),
+        (picture("overlaps", plot.overlap(found.overlaps), "Each overlap, over what its nulls give."),),
+        (("Each overlap with its nulls", table([item.to_dataframe() for item in found.overlaps])),),
+    )
+
+
+def _draw_plane(found: Found) -> Section | None:
+    if not found.projections:
+        return None
+    return Section(
+        PLANE.heading,
+        (
+            "Each edited token before and after the edit, along the two write directions in which it moves furthest. A large "
+            "move is expected in a plane that was chosen so. Control: changes of the same length in random directions.",
+        ),
+        (
+            picture(
+                "plane", plot.projection(found.projections), "Edited tokens in the plane of the two write directions."
+            ),
+        ),
+    )
+
+
+def _cost_reads(sizes: Sizes) -> Spent:
+    readouts = sizes.sites * sizes.config.directions * _READ_OUT * (sizes.config.n_null + 1)
+    return Spent(2 * sizes.batches, readouts=readouts, bytes_held=8 * sizes.width**2)
+
+
+READS = Part(
+    name="reads",
+    heading="What do its directions read and write?",
+    compute=_reads,
+    cost=_cost_reads,
+    draw=_draw_reads,
+    preset="quick",
+    needs=("directions",),
+)
+OVERLAPS = Part(
+    name="overlaps",
+    heading="What do its directions share with others?",
+    compute=_overlaps,
+    cost=lambda sizes: Spent(sizes.sites * sizes.batches),
+    draw=_draw_overlaps,
+    preset="quick",
+    needs=("directions",),
+)
+PLANE = Part(
+    name="plane",
+    heading="How do edited tokens move in its plane?",
+    compute=_plane,
+    cost=lambda sizes: Spent(4 * sizes.mapped),
+    draw=_draw_plane,
+)

@@ -1,0 +1,150 @@
+"""Through what does it act? The later heads and MLPs that carry the effect, and the paths between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from reftlens import analysis, plot
+from reftlens.dissection.found import Found
+from reftlens.dissection.parts.part import Part, Sizes, Spent, picture, table
+from reftlens.dissection.work import Work
+from reftlens.plot.page import Picture, Section
+from reftlens.results import PatchMap
+
+
+def _through(work: Work) -> dict[str, Any]:
+    prompts, metric = work.mapped
+    seed = work.config.seed
+    found: dict[str, Any] = {}
+    for field, point, over in (("heads", "z", "heads"), ("mlps", "mlp_out", "positions")):
+        try:
+            found[field] = analysis.mediate(
+                work.bridge, work.reft, prompts, metric, point=point, over=over, seed=seed, progress=False
+            )
+        except ValueError as error:
+            work.left_out.append((f"through: {field}", str(error)))
+    try:
+        found["direct"] = analysis.direct_effect(work.bridge, work.reft, prompts, metric)
+    except ValueError as error:
+        work.left_out.append(("through: the direct effect", str(error)))
+    return found
+
+
+def components(heads: PatchMap | None, mlps: PatchMap | None) -> list[tuple[str, float, float]]:
+    """Returns every head and MLP with the part of the effect that it carries, largest first, and its control's.
+
+    Args:
+        heads: from `mediate` over heads.
+        mlps: from `mediate` of "mlp_out" over positions; the strongest token of each counts.
+    """
+    found: list[tuple[str, float, float]] = []
+    for result in (heads, mlps):
+        if result is None:
+            continue
+        value, control = result.restored(), result.restored(result.control)
+        for layer in range(len(result.rows)):
+            if result is heads:
+                found += [
+                    (f"{layer}.{head}", float(value[layer, head]), float(control[layer, head]))
+                    for head in range(value.shape[1])
+                ]
+            else:
+                place = int(torch.nan_to_num(value[layer]).abs().argmax())
+                found.append((f"mlp{layer}", float(value[layer, place]), float(control[layer, place])))
+    return sorted(found, key=lambda item: -abs(item[1]))
+
+
+def _paths(work: Work) -> dict[str, Any]:
+    prompts, metric = work.mapped
+    carrying = [name for name, value, _ in components(work.found.get("heads"), work.found.get("mlps")) if value != 0]
+    chosen = carrying[: work.config.n_paths]
+    if not chosen:
+        raise ValueError("no head and no MLP carries any part of the effect, so there are no paths to follow")
+    found = analysis.paths(
+        work.bridge,
+        work.reft,
+        prompts,
+        metric,
+        senders=["edit", *chosen],
+        receivers=[*chosen, "logits"],
+        seed=work.config.seed,
+        progress=False,
+    )
+    return {"paths": found}
+
+
+def _draw_through(found: Found) -> Section | None:
+    maps = [result for result in (found.heads, found.mlps) if result is not None]
+    if not maps:
+        return None
+    tables = [
+        (f"Each {name}", table([result.to_dataframe()]))
+        for name, result in (("head", found.heads), ("MLP and token", found.mlps))
+        if result is not None
+    ]
+    drawn: tuple[Picture, ...] = ()
+    if any(bool((result.values - result.base[:, None, None]).nan_to_num().any()) for result in maps):
+        drawn = (
+            picture(
+                "through",
+                plot.mediation(maps, direct=found.direct),
+                "The heads and MLPs that carry most of the effect.",
+            ),
+        )
+    return Section(
+        THROUGH.heading,
+        (
+            "The output of one head or MLP of the edited run, put into the base run: the part of the effect that it carries "
+            "alone. Parts need not sum to one: ways run through several components, and one can stand in for another. Control: "
+            "the same outputs under the edit turned to random directions.",
+        ),
+        drawn,
+        tuple(tables),
+    )
+
+
+def _draw_paths(found: Found) -> Section | None:
+    if found.paths is None:
+        return None
+    return Section(
+        PATHS.heading,
+        (
+            "The change that one component makes, read by only one later component, with everything else as in the base. 2.1 is "
+            "head 1 of layer 2. Only paths between the components that carry most are followed.",
+        ),
+        (picture("paths", plot.mediation(found.paths, title="Along which paths"), "The strongest paths."),),
+        (("Each path", table([found.paths.to_dataframe().dropna(subset="mean")])),),
+    )
+
+
+def _cost_through(sizes: Sizes) -> Spent:
+    # A component of layer l costs the layers from l on; one at a single token about half the tokens as well.
+    of_one_a_layer = (sizes.behind + 1) ** 2 / (2 * sizes.layers)
+    cells = of_one_a_layer * (sizes.heads + sizes.tokens / 2)
+    return Spent(sizes.mapped * (8 + 2 * cells))
+
+
+def _cost_paths(sizes: Sizes) -> Spent:
+    n = sizes.config.n_paths
+    return Spent(sizes.mapped * (3 + 2 * (n + 1) * (1 + n / 2)))
+
+
+THROUGH = Part(
+    name="through",
+    heading="Through what?",
+    compute=_through,
+    cost=_cost_through,
+    draw=_draw_through,
+    preset="quick",
+)
+PATHS = Part(
+    name="paths",
+    heading="Along which paths?",
+    compute=_paths,
+    cost=_cost_paths,
+    draw=_draw_paths,
+    preset="full",
+    needs=("through",),
+)

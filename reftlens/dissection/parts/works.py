@@ -1,0 +1,103 @@
+"""Does it work? What the model answers with and without the edit, and how that depends on the dose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reftlens import analysis, plot
+from reftlens.analysis.dose import ALPHAS
+from reftlens.dissection.found import Found
+from reftlens.dissection.parts.part import BACKWARD, Part, Sizes, Spent, picture, table
+from reftlens.dissection.work import Work
+from reftlens.plot.page import Section
+from reftlens.results import outcomes_to_dataframe
+
+WANTED, KEPT = "the base answers otherwise", "the base agrees"
+"""Names of the two groups of examples."""
+_N_CONTROL = 2
+"""Number of random-direction controls of the dose curve."""
+
+
+def outcomes(work: Work, *, kept: bool) -> dict[str, Any]:
+    """Measures the examples that the edit should change, or those that it should leave alone.
+
+    Args:
+        work: the dissection.
+        kept: whether to measure the latter.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    group, wanted, pairs = (KEPT, "old answer", work.kept) if kept else (WANTED, "new answer", work.wanted)
+    if not pairs:
+        raise ValueError(f"there is no example where {group}")
+    result = analysis.outcome(
+        work.bridge,
+        work.reft,
+        [prompt for prompt, _ in pairs],
+        [answer for _, answer in pairs],
+        group=group,
+        wanted=wanted,
+        batch_size=work.config.batch_size,
+        seed=work.config.seed,
+    )
+    return {"outcomes": (*work.found.get("outcomes", ()), result)}
+
+
+def _dose(work: Work) -> dict[str, Any]:
+    kept = [prompt for prompt, _ in work.kept] if work.wanted else []
+    result = analysis.dose(
+        work.bridge,
+        work.reft,
+        work.wanted or work.kept,
+        kept=kept,
+        n_control=_N_CONTROL,
+        batch_size=work.config.batch_size,
+        seed=work.config.seed,
+    )
+    return {"dose": result}
+
+
+def _draw_works(found: Found) -> Section | None:
+    wanted = found.outcomes_of("new answer")
+    if not wanted:
+        return None
+    return Section(
+        WORKS.heading,
+        (
+            "Right: the most likely next token begins the wanted answer. Control: the same edit turned to random directions. "
+            "These are the examples that the base answers otherwise.",
+        ),
+        (picture("outcomes", plot.outcomes(wanted), "What the model answers before and after."),),
+        (("Examples that should change", table([outcomes_to_dataframe(wanted)])),),
+    )
+
+
+def _draw_dose(found: Found) -> Section | None:
+    if found.dose is None:
+        return None
+    dose = found.dose
+    return Section(
+        DOSE.heading,
+        (
+            f"Slope at 0: {dose.slope:.3f} nats per unit of dose; with random directions {dose.control_slope:.3f}. A curve that "
+            "leaves its slope works by more than a small push would.",
+        ),
+        (picture("dose", plot.dose(dose), "The wanted answer, and what else moves, against the dose."),),
+        (("Each dose", table([dose.to_dataframe()])),),
+    )
+
+
+def _cost_dose(sizes: Sizes) -> Spent:
+    return Spent(sizes.batches, sizes.batches * (1 + _N_CONTROL) * (len(ALPHAS) + 1 + BACKWARD))
+
+
+WORKS = Part(
+    name="works",
+    heading="Does it work?",
+    compute=lambda work: outcomes(work, kept=False),
+    cost=lambda sizes: Spent(sizes.batches / 2, 2 * sizes.batches / 2),
+    draw=_draw_works,
+    preset="quick",
+)
+DOSE = Part(name="dose", heading="More and less of it", compute=_dose, cost=_cost_dose, draw=_draw_dose, preset="quick")

@@ -1,0 +1,184 @@
+"""The sentences of a dissection, on results made by hand: what works, does nothing, equals its control, or moves everything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from made import (
+    OUTCOMES,
+    made_ablation,
+    made_agreements,
+    made_heads,
+    made_manifold,
+    made_map,
+    made_mlps,
+    made_operator,
+    made_readout,
+)
+
+from reftlens.dissection import Dissection
+from reftlens.results import Context, Finding, Outcome, ReadContexts
+from reftlens.results.words import COLUMNS, word
+
+CHANGED, STAYED = OUTCOMES[0], replace(OUTCOMES[1], edited=0.96, control=0.97)
+EMPTY = Dissection("a model", "an edit", 24, 200)
+SEEDS = replace(made_agreements(("this edit", "seed 1"))[0], n_null_edits=6, null_cosine=0.2, p_cosine=1 / 28, p_kl=0.1)
+
+
+def answer(part: str, **results: object) -> Finding:
+    (found,) = (finding for finding in replace(EMPTY, **results).findings if finding.section == part)
+    return found
+
+
+def test_what_was_not_run_says_how_to_run_it() -> None:
+    assert len(EMPTY.findings) == 8
+    assert {finding.strength for finding in EMPTY.findings} == {"not measured"}
+    assert answer("where").answer == 'Not measured (run with parts=["where"]).'
+    assert "retrain=TrainConfig" in answer("seeds").answer
+    left = (("directions", "it is not affine"), ("reads", "it starts from directions, which was left out"))
+    assert answer("directions", left_out=left).answer == "Not measured: it is not affine."
+    assert answer("else", left_out=left).answer == 'Not measured (run with parts=["else"]).'
+
+
+@pytest.mark.parametrize(
+    ("edited", "control", "begins", "strength"),
+    [
+        (0.96, 0.02, "Yes: the wanted answer comes in 23 of 24 examples", "shown"),
+        (0.6, 0.0, "Mostly: ", "shown"),
+        (0.3, 0.0, "In part: the wanted answer comes in 7 of 24", "shown"),
+        (0.9, 0.85, "Not distinguishable from its control: the wanted answer comes in 22 of 24", "not distinguishable"),
+        (0.04, 0.0, "Not distinguishable from its control: ", "not distinguishable"),
+        (0.0, 0.0, "No: the wanted answer comes in 0 of 24", "not distinguishable"),
+    ],
+)
+def test_does_it_work(edited: float, control: float, begins: str, strength: str) -> None:
+    found = answer("works", outcomes=(replace(CHANGED, edited=edited, control=control),))
+    assert found.answer.startswith(begins)
+    assert found.null == f"In random directions: {round(control * 24)} of 24."
+    assert found.strength == strength
+
+
+def test_few_examples_show_nothing() -> None:
+    """Two right of two may be chance, though the fraction is 100%."""
+    assert (
+        answer("works", outcomes=(Outcome("g", "new answer", 2, 0.0, 1.0, 0.0, 3.0),)).strength == "not distinguishable"
+    )
+
+
+@pytest.mark.parametrize(
+    ("edited", "control", "begins", "strength"),
+    [
+        (1.0, 1.0, "None of the 200 answers that should stay changes", "shown"),
+        (0.96, 0.97, "Not distinguishable from its control: 8 of 200 answers change", "not distinguishable"),
+        (0.2, 0.97, "160 of 200 answers change that should stay", "shown"),
+    ],
+)
+def test_what_else_changes(edited: float, control: float, begins: str, strength: str) -> None:
+    found = answer("else", outcomes=(CHANGED, replace(STAYED, edited=edited, control=control)))
+    assert (found.answer.startswith(begins), found.strength) == (True, strength), found
+    assert "KL divergence 0.012 nats" in found.answer
+
+
+def test_where_names_the_cell_that_carries_most() -> None:
+    effect = replace(made_map(), quantity="effect of this cell alone / effect of the whole edit (+9.20 nats)")
+    found = answer("where", effect=effect, ablation=made_ablation())
+    assert "hook_resid_pre at token ' stands' carries 90% of the effect alone" in found.answer
+    assert "blocks.3.hook_resid_post contributes most: 3.0 of 4.0 nats" in found.answer
+    assert found.strength == "shown"
+    equal = answer("where", effect=replace(effect, control=effect.values))
+    assert equal.answer.startswith("Not distinguishable from its control: the strongest of 72 cells")
+    assert equal.strength == "not distinguishable"
+    absolute = replace(effect, quantity="effect of this cell alone, in nats: the whole edit's effect (+0.01) is small")
+    assert "carries +0.90 nats alone" in answer("where", effect=absolute).answer
+
+
+def test_through_what_names_components_beyond_the_control() -> None:
+    heads, mlps = made_heads(), made_mlps()
+    found = answer("through", heads=heads, mlps=mlps, direct=torch.full((8,), 1.0))
+    assert "head 1 of layer 2 50%, the MLP of layer 3 30%, head 3 of layer 5 -2" in found.answer
+    assert "25% needs no later component (direct effect)" in found.answer
+    assert found.strength == "shown"
+    equal = answer("through", heads=replace(heads, control=heads.values))
+    assert equal.answer.startswith(
+        "Not distinguishable from its control: of 24 later heads and MLPs, head 1 of layer 2"
+    )
+    nothing = answer("through", heads=replace(heads, source=torch.tensor([1.0, -1.0] * 4)))
+    assert "within two standard errors of 0" in nothing.answer
+    assert nothing.strength == "not distinguishable"
+
+
+def test_directions_are_identified_only_where_seeds_agree() -> None:
+    trained, fresh = made_operator(), replace(made_operator(), spectrum=torch.ones(4))
+    found = answer("directions", operators=(trained,), untrained=(fresh,))
+    assert "1.7 of 4 at blocks.3.hook_resid_post" in found.answer
+    assert "is not known: no edit was retrained" in found.answer
+    assert (found.null, found.strength) == ("Untrained, with fresh weights: 4.0.", "shown")
+    assert answer("directions", operators=(trained,), untrained=(trained,)).strength == "not distinguishable"
+    for angle, kl, said in (
+        (40.0, 0.001, "not identified: another seed does nearly the same with directions 40 degrees off"),
+        (5.0, 0.001, "Seeds that do the same agree on them within 5 degrees"),
+        (40.0, 1.9, "is not known: no retrained edit does the same"),
+    ):
+        pair = replace(SEEDS, angle=angle, kl=kl, control_kl=2.0)
+        assert said in answer("directions", operators=(trained,), untrained=(fresh,), agreements=(pair,)).answer
+
+
+def test_reads_and_writes_are_named_only_beyond_chance() -> None:
+    readout = made_readout()
+    context = Context((" the", " Tower"), 1, 4.0)
+    contexts = ReadContexts("blocks.3.hook_resid_post", 0, (context,), 3.0, 100, 20)
+    found = answer("reads", readouts=(readout,), contexts=(contexts,))
+    assert "raises '<|endoftext|>' directly" in found.answer or "lowers ' Clock' directly" in found.answer
+    assert "moves furthest at ' Tower' (4.0 standard deviations)" in found.answer
+    weak = answer(
+        "reads",
+        readouts=(replace(readout, null_high=9.0, null_low=-9.0),),
+        contexts=(replace(contexts, null_high=5.0),),
+    )
+    assert weak.answer.startswith("Not distinguishable from its control: no token")
+    assert (
+        "raises"
+        not in answer("reads", readouts=(replace(readout, null_high=9.0, null_low=-9.0),), contexts=(contexts,)).answer
+    )
+
+
+def test_natural_says_when_unedited_ones_are_unusual_too() -> None:
+    far = made_manifold()
+    found = answer("natural", manifolds=(far,))
+    assert found.answer.startswith("25% of edited tokens at blocks.3.hook_resid_post are beyond the 95th percentile")
+    assert found.null.startswith("Unedited: 5%. In random directions of the same length: ")
+    same = answer("natural", manifolds=(replace(far, edited=far.natural),))
+    assert same.answer.startswith("Not distinguishable from natural ones: 5%")
+    broken = answer("natural", manifolds=(replace(far, natural=far.edited),))
+    assert broken.answer.startswith("Not known: ")
+    assert broken.strength == "not distinguishable"
+
+
+def test_seeds_claim_nothing_without_a_null_of_trained_edits() -> None:
+    found = answer("seeds", agreements=(SEEDS,))
+    assert found.answer.startswith(
+        "Closer than chance: changes of edits retrained from 1 other seed have a cosine of 0.90"
+    )
+    assert found.null == "Trained on shuffled answers: 0.20, p = 0.036 (smallest possible 0.036)."
+    assert answer("seeds", agreements=(replace(SEEDS, p_cosine=0.3),)).strength == "not distinguishable"
+    assert answer("seeds", agreements=(replace(SEEDS, n_null_edits=0),)).answer.startswith("Not known: ")
+
+
+def test_a_summary_shows_whole_sentences_and_a_whole_table() -> None:
+    found = replace(EMPTY, outcomes=(CHANGED, replace(STAYED, edited=1.0)), operators=(made_operator(),))
+    printed = str(found.summary())
+    assert all(finding.answer in printed and finding.question in printed for finding in found.findings)
+    assert "..." not in printed.replace("TrainConfig(...)", "")
+    assert printed in str(found)
+    assert found.headline().startswith("Yes: the wanted answer comes in 23 of 24")
+    hostile = replace(CHANGED, group="\x1b[2J\u202e")
+    assert "\x1b" not in str(replace(EMPTY, outcomes=(hostile,)).summary())
+
+
+def test_every_column_has_a_label_and_no_two_of_a_table_have_the_same() -> None:
+    assert all(label and explanation.endswith(".") for label, explanation in COLUMNS.values())
+    assert word("p of 12 looks").label == "p of 12 looks"
+    with pytest.raises(KeyError):
+        word("no such column")
