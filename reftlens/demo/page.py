@@ -160,8 +160,9 @@ def _report(result: DemoResult) -> Report:
         further["where"] = replace(further["where"], maps=(aligned, *others))
     return Report(
         title="A trained edit, taken apart",
-        lead=f"A LoReFT of rank {result.config.rank} after layers {' and '.join(map(str, result.layers))} of "
-        f"{result.config.model}, at every prompt token: {_what(result)}.",
+        lead=f"{_what(result)}: a LoReFT of rank {result.config.rank} after layers "
+        f"{' and '.join(map(str, result.layers))} of {result.config.model} changes every prompt token so that the model says so. "
+        "Each finding stands beside its control.",
         sections=(*further.values(), _tracing(result), _training(result)),
         settings=_settings(result),
         findings=result.dissection.findings,
