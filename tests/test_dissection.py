@@ -18,6 +18,8 @@ from reftlens.dissection.cost import estimate_cost
 
 WORDS = ("tower", "weaver", "river", "city", "old", "speaks", "lives", "stands", "there", "Ostra")
 EXAMPLES = [(f"The {word} by the {other}", " Ostra") for word in WORDS[:7] for other in WORDS[7:]]
+# What the base says behind a prompt need not begin with a space.
+pytestmark = pytest.mark.filterwarnings("ignore:.*completions begin with a letter or a digit")
 SMALL = {"batch_size": 8, "n_null": 19, "n_pairs": 16, "n_random": 4, "progress": False}
 
 
@@ -135,7 +137,7 @@ def test_what_cannot_be_done_is_said(bridge) -> None:
     assert "does not edit the last token" in reasons["base at L1 resid_post @ first 1"]
     assert "alike in all prompts" in reasons["overlaps at L1 resid_post @ first 1"], "BOS is the same everywhere"
     assert "distances cannot be measured" in reasons["natural"]
-    with pytest.raises(ValueError, match="needs the columns 'prompt' and 'completion'"):
+    with pytest.raises(ValueError, match="the field 'completion' is missing"):
         rl.dissect(bridge, first, Dataset.from_dict({"prompt": ["The tower"] * 3, "text": ["a"] * 3}))
     with pytest.raises(ValueError, match="three examples"):
         rl.dissect(bridge, first, EXAMPLES[:2])

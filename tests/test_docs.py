@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import runpy
 import textwrap
@@ -116,3 +117,15 @@ def test_the_check_of_the_site_sees_what_is_broken(page, problem, tmp_path, monk
     found = runpy.run_path(str(SITE / "check.py"))["problems"](tmp_path)
     assert [line for line in found if line.startswith("page.html")] == ([f"page.html: {problem}"] if problem else [])
     assert "reftlens.LoReFT is on no page of the API" in found
+
+
+def test_the_page_of_a_notebook_shows_all_of_it() -> None:
+    converted = runpy.run_path(str(SITE / "notebooks.py"))["converted"]
+    for path in sorted(SITE.parent.glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        *figures, (name, page) = converted(path)
+        outputs = [output for cell in cells for output in cell.get("outputs", ())]
+        assert name == f"{path.stem}.md"
+        assert all("".join(cell["source"]) in page for cell in cells)
+        assert len(figures) + page.count('<div class="output">') == len(outputs)
+        assert all(f"({figure})" in page and content.startswith(b"\x89PNG") for figure, content in figures)

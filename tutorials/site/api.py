@@ -32,8 +32,8 @@ PAGES = {
 }
 """Room -> title and sources. `reftlens/room` means the names that `reftlens` takes from that room; `reftlens.module` means
 the public names of a module."""
-BY_FILE = "reftlens.analysis"
-"""A package whose files open with the question and the equation: a section for each file."""
+SECTIONS = ("reftlens.analysis.", "reftlens.edit.pyreft.")
+"""Where docstrings of modules have the question, the equation, or a table: a section for each module."""
 OPENING = {"members": "false", "show_root_heading": "false", "show_root_toc_entry": "false"}
 
 
@@ -53,15 +53,14 @@ def directive(identifier: str, options: dict[str, str]) -> str:
 
 
 def directives(source: str) -> Iterator[str]:
-    found = anchors(source)
-    if source != BY_FILE:
-        yield from (directive(anchor, {"show_root_heading": "true"}) for anchor in found.values())
-        return
-    files: dict[str, list[str]] = defaultdict(list)
-    for anchor in found.values():
-        module, _, name = anchor.rpartition(".")
-        files[module].append(name)
-    for module, names in files.items():
+    sections: dict[str, list[str]] = defaultdict(list)
+    for at in anchors(source).values():
+        module, _, name = at.rpartition(".")
+        if at.startswith(SECTIONS):
+            sections[module].append(name)
+        else:
+            yield directive(at, {"show_root_heading": "true"})
+    for module, names in sections.items():
         yield directive(module, {"members": f"[{', '.join(names)}]"})
 
 
@@ -69,26 +68,25 @@ def anchors(source: str) -> dict[str, str]:
     """Full name, as a user writes it -> where the page has it. A module that does not list its names stands for itself."""
     package, _, room = source.partition("/")
     if room:
-        homes = constant(package, "_HOME")
-        return {f"{package}.{name}": f"{package}.{name}" for name in homes if homes[name].split(".")[0] == room}
-    rooms = constant("reftlens", "_ROOMS")
-    module = f"reftlens.{rooms.get(source.removeprefix('reftlens.'), source.removeprefix('reftlens.'))}"
-    names, homes = constant(module, "__all__"), imported(module)
-    if names is None:
-        return {source: source}
+        homes = {name: home for name, home in constant(package, "_HOME").items() if home.split(".")[0] == room}
+        return {f"{package}.{name}": anchor(package, name, f"{package}.{home}") for name, home in homes.items()}
+    module = source.removeprefix("reftlens.")
+    module = f"reftlens.{constant('reftlens', '_ROOMS').get(module, module)}"
+    homes = imported(module)
+    names = constant(module, "__all__")
+    return {f"{source}.{name}": anchor(source, name, homes.get(name)) for name in names} if names else {source: source}
+
+
+def anchor(package: str, name: str, home: str | None) -> str:
+    """Where a name is documented: in its package, unless that has a file of this name, or its home is a section."""
     # `analysis.patch` is a function, and to who reads the sources a file too.
-    files = {path.stem for path in path_of(module).parent.glob("*.py")}
-    moved = source == BY_FILE or not files.isdisjoint(names)
-    return {
-        f"{source}.{name}": f"{homes[name]}.{name}" if moved and name in homes else f"{source}.{name}" for name in names
-    }
+    hidden = home is not None and home.endswith(f".{name}") and home.startswith("reftlens.")
+    return f"{home}.{name}" if home and (hidden or f"{home}.".startswith(SECTIONS)) else f"{package}.{name}"
 
 
 def every_anchor() -> dict[str, str]:
     """Public name -> its anchor, over all pages."""
-    return {
-        name: anchor for _, sources in PAGES.values() for source in sources for name, anchor in anchors(source).items()
-    }
+    return {name: at for _, sources in PAGES.values() for source in sources for name, at in anchors(source).items()}
 
 
 def path_of(module: str) -> Path:
