@@ -169,6 +169,8 @@ def numbers_given(results: dict[str, Any]) -> list[str]:
         *("4", "40", "28", "8", "0"),
         *table,
         f"{people['base'] - people['edited']:.0%}",
+        *(f"{one['effective_rank']:.1f}" for one in found["operators"]),
+        *(f"{one['untrained']:.1f}" for one in found["operators"]),
         *(f"{one['edited']:.0%}" for one in beyond),
         *("95", "5%"),
         *(f"{one['control']:.0%}" for one in beyond),
