@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from reftlens._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from reftlens import analysis, plot
+    from reftlens import analysis, plot, results
     from reftlens.analysis.reft_map import reft_map
     from reftlens.bridge import load_bridge
     from reftlens.cone.hold import Held, hold, run_cone
-    from reftlens.data import Batch, encode
+    from reftlens.data import Batch, encode, str_tokens
     from reftlens.dissection import DissectConfig, Dissection, dissect, load_dissection
     from reftlens.edit.attach_to_hf import attach_to_hf
     from reftlens.edit.check_sites import check_sites
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from reftlens.interventions import (
         RED,
         AdditiveLoReFT,
+        Affine,
         ConsReFT,
         DiReFT,
         Interchange,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
         register,
     )
     from reftlens.paper import baselines, tasks
-    from reftlens.positions import All, AnySpan, At, First, Generated, Last, LastOf, Positions, Span, parse
+    from reftlens.positions import All, AnySpan, At, First, Generated, Last, LastOf, Positions, Prompts, Span, parse
     from reftlens.training import objectives
     from reftlens.training.seeds import train_seeds
     from reftlens.training.train import TrainConfig, TrainLog, train
@@ -55,6 +56,7 @@ _ROOMS = {
     "baselines": "paper.baselines",
     "objectives": "training.objectives",
     "plot": "plot",
+    "results": "results",
     "tasks": "paper.tasks",
 }
 """Public namespace -> the package it is."""
@@ -67,6 +69,7 @@ _HOME = {
     "run_cone": "cone.hold",
     "Batch": "data",
     "encode": "data",
+    "str_tokens": "data",
     "DissectConfig": "dissection",
     "Dissection": "dissection",
     "dissect": "dissection",
@@ -86,6 +89,7 @@ _HOME = {
     "Reft": "edit.reft",
     "Site": "edit.site",
     "AdditiveLoReFT": "interventions",
+    "Affine": "interventions",
     "ConsReFT": "interventions",
     "DiReFT": "interventions",
     "Interchange": "interventions",
@@ -109,6 +113,7 @@ _HOME = {
     "Last": "positions",
     "LastOf": "positions",
     "Positions": "positions",
+    "Prompts": "positions",
     "Span": "positions",
     "parse": "positions",
     "train_seeds": "training.seeds",

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_bridge, make_edit
+from transformer_lens.tools.analysis.logit_lens import logit_readout
 
 import reftlens as rl
 from reftlens.analysis.engine.activations import edited_activations
+from reftlens.bridge import mean_logit_changes, unembeds_linearly
 from reftlens.cone.answers import Answers, next_token_logprobs
 from reftlens.cone.shared import shared
 from reftlens.edit.hooks import attach
@@ -48,6 +50,57 @@ def test_answers_equal_whole_runs(form, side, kind) -> None:
     assert float(moved.detach().abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    ("form", "dtype"), [("gpt2", torch.float64), ("llama", torch.float32), ("gemma2", torch.float32)]
+)
+def test_variants_side_by_side_equal_whole_runs(form, dtype, side) -> None:
+    bridge = make_bridge(form, dtype=dtype)
+    batch = rl.encode(bridge, TEXTS, padding_side=side)
+    places = [("blocks.1.hook_resid_post", "l2", rl.ReFTr1), ("blocks.2.hook_mlp_out", "l1", rl.LoReFT)]
+    reft = rl.Reft([(rl.Site(name, at), make_edit(kind, seed=2)) for name, at, kind in places])
+    some = [replace(edit, lands=batch.last_prompt_mask) for edit in reft.edits(batch)]
+    variants = [reft.edits(batch), (), reft.scaled(0.5).edits(batch), some, reft.edits(batch)[1:]]
+    runs = Answers(bridge, batch, reft.edits(batch))
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    expected = [whole(bridge, batch, edits) for edits in variants]
+    for memory_bytes in (0, 2**30):  # one by one, and all at once
+        found = list(runs.many(variants, memory_bytes=memory_bytes))
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize(
+    ("form", "dtype"), [("gpt2", torch.float64), ("llama", torch.float32), ("gemma2", torch.float32)]
+)
+def test_gradients_of_several_points_are_those_of_one_sum_after_another(form, dtype) -> None:
+    bridge = make_bridge(form, dtype=dtype)
+    names = ["blocks.0.hook_resid_post", "blocks.2.hook_mlp_out"]
+    batch = rl.encode(bridge, TEXTS, padding_side="left")
+    spaces = rl.analysis.read_spaces(bridge, names, batch, seed=3)
+    # The first and the last of the sums, one row a prompt, on whole runs with a graph of their own.
+    rounds = -(-2 * bridge.cfg.d_model // len(batch))
+    generator = torch.Generator().manual_seed(3)
+    weights = [torch.randn(len(batch), bridge.cfg.d_vocab, generator=generator) for _ in range(rounds)]
+    for name, space in zip(names, spaces, strict=True):
+        kept = {}
+
+        def leaf(activation, hook, kept=kept):
+            kept["h"] = activation.detach().requires_grad_()
+            return kept["h"]
+
+        gradients = []
+        with bridge.hooks(fwd_hooks=[(name, leaf)]):
+            logits = batch.at_last_prompt_token(bridge(batch.tokens, attention_mask=batch.attention_mask))
+        for weight in weights:
+            centred = (weight - weight.mean(-1, keepdim=True)).to(logits)
+            (gradient,) = torch.autograd.grad(logits, kept["h"], centred, retain_graph=True)
+            gradients.append(gradient[batch.last_prompt_mask].double())
+        expected = torch.linalg.svdvals(torch.cat(gradients)).float()
+        torch.testing.assert_close(space.sensitivity, expected, rtol=1e-5, atol=1e-6 * float(expected[0]))
+        assert space.n_gradients == rounds * len(batch)
+
+
 def test_gradients_equal_those_of_whole_runs(gpt2, make_reft) -> None:
     batch, reft = rl.encode(gpt2, TEXTS), make_reft(positions="l1")
     runs = Answers(gpt2, batch, reft.edits(batch))
@@ -75,9 +128,17 @@ def test_wanted_tokens_and_edits_that_act_nowhere(gpt2, make_reft) -> None:
         runs.logits(early)
 
 
-@pytest.mark.sampled(4)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("form", ["gpt2", "llama", "gpt_neox", "gemma2"])
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [
+        ("gpt2", torch.float64),
+        ("gpt2", torch.float32),
+        ("llama", torch.float32),
+        ("gpt_neox", torch.float32),
+        ("gemma2", torch.float32),
+    ],
+)
 def test_shared_base_runs_give_the_cones_of_runs_of_their_own(form, dtype) -> None:
     bridge = make_bridge(form, dtype=dtype)
     reft = rl.Reft([(rl.Site("blocks.1.hook_resid_post", "l2"), make_edit(rl.ReFTr1, seed=1))])
@@ -109,6 +170,20 @@ def test_shared_base_runs_give_the_cones_of_runs_of_their_own(form, dtype) -> No
         for kept, alone in zip(found(), own, strict=True):
             torch.testing.assert_close(kept, alone, rtol=tolerance, atol=tolerance)
         assert runs.n_bytes() == 0
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype", "linear"),
+    [("gpt2", torch.float64, True), ("llama", torch.float32, True), ("gemma2", torch.float32, False)],
+)
+def test_logit_changes_are_those_of_one_residual_after_another(form, dtype, linear) -> None:
+    bridge = make_bridge(form, dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    final, pushes = (torch.randn(n, 32, generator=generator, dtype=dtype) for n in (3, 70))
+    found = mean_logit_changes(bridge, final, pushes)
+    changes = [logit_readout(bridge, h + pushes).values - logit_readout(bridge, h[None]).values for h in final]
+    torch.testing.assert_close(found, torch.stack(changes).mean(0).float(), rtol=1e-5, atol=1e-5)
+    assert unembeds_linearly(bridge) == linear
 
 
 def test_no_analysis_runs_whole_passes_of_its_own() -> None:

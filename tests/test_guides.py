@@ -72,3 +72,21 @@ def test_every_notebook_is_in_the_list() -> None:
 def test_the_table_holds_every_analysis() -> None:
     text = (FOLDER / "guides" / "which-question-which-function.md").read_text()
     assert not [name for name in rl.analysis.__all__ if f"`{name}`" not in text]
+
+
+def test_the_analysis_of_the_contributors_guide_runs(gpt2, make_reft) -> None:
+    text = (FOLDER.parent / "CONTRIBUTING.md").read_text()
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "def length" in block]
+    names: dict[str, object] = {}
+    exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+    reft = make_reft(("blocks.0.hook_resid_post", "blocks.1.hook_resid_post"), positions="all")
+    found = names["length"](gpt2, reft, ["The old tower"])
+    assert [one.where for one in found] == list(reft.site_names)
+    sizes = rl.analysis.edit_size(gpt2, reft, "The old tower")
+    assert [one.share for one in found] == pytest.approx(sizes.relative.mean(1).tolist(), rel=1e-4)
+    assert found[0].untrained != found[0].share
+    assert repr(found[0]).startswith(f"Length({reft.site_names[0]}: a change of ")
+    assert "<table" in found[0]._repr_html_()
+    assert found[0].plot().axes
+    with pytest.raises(TypeError, match="several of one class"):
+        rl.plot.draw([found[0], sizes])

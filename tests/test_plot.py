@@ -101,6 +101,10 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "mediation of paths": lambda: plot.mediation([made_paths()]),
     "projection": lambda: plot.projection([made_projection(1), made_projection(4)]),
     "projection nasty": lambda: plot.projection([made_projection(1, ("$ <b>", "上", "\n", "%"))]),
+    "reft map": lambda: plot.reft_map(made_beside().reft),
+    "reft map nasty": lambda: plot.reft_map(made_beside(3, NASTY[:6], "$ <b> 上").reft),
+    "table": lambda: plot.table(made_interchange().whole),
+    "table of many": lambda: plot.table([made_readout(NASTY[:7]), *OUTCOMES * 12]),
     "spectrum with control": lambda: plot.spectrum([made_operator(1)], null=[made_operator(1), made_operator(1, 3)]),
 }
 

@@ -47,7 +47,7 @@ def test_at_says_which_of_the_edited_tokens(gpt2) -> None:
     reft, _ = planted(gpt2.cfg.d_model)
     [everywhere] = analysis.project(gpt2, reft, GROUPS, at=rl.All())
     assert len(everywhere.groups) == int(rl.encode(gpt2, PROMPTS).prompt_mask.sum())
-    with pytest.raises(ValueError, match="no token at"):
+    with pytest.raises(ValueError, match="does not edit any token that Last"):
         analysis.project(gpt2, rl.Reft([(rl.Site(HOOK, rl.First(1)), reft.interventions[0])]), GROUPS, at=rl.Last(1))
 
 

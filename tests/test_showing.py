@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 import torch
 from made import every_result, made_patch
+from matplotlib.text import Text
 
 import reftlens as rl
-from reftlens import results
+from reftlens import plot, results
 from reftlens.display import MOST_COLUMNS, MOST_LINES, as_html, framed
 from reftlens.results import Result, TokenMap
 from reftlens.text import plain
@@ -72,6 +73,40 @@ def test_nothing_in_a_notebook_comes_alive(text: str) -> None:
         assert Shown(page).tags == Shown(harmless._repr_html_()).tags, type(sample)
         assert page.encode("utf-8").decode("utf-8") == page
         assert len(page) < 40_000
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("text", HOSTILE)
+def test_every_result_draws_itself_and_figures_hold_no_text_that_cannot_be_drawn(text: str) -> None:
+    for sample in every_result(text):
+        figure = sample.plot()
+        assert figure.axes, type(sample)
+        assert all(shown.get_text().isprintable() or "\n" in shown.get_text() for shown in figure.findobj(Text))
+
+
+def test_results_are_drawn_by_their_class_or_as_a_table() -> None:
+    samples = {type(sample): sample for sample in every_result("x")}
+    assert set(plot.DRAWINGS) <= {*samples, Result}
+    assert {kind for kind in samples if kind not in plot.DRAWINGS} == {
+        results.Answered,
+        results.Comparison,
+        results.Context,
+        results.Evaluation,
+        results.ReadContexts,
+        results.ReadSpace,
+        results.SiteCheck,
+        results.SiteChecks,
+        results.Swap,
+    }
+    swaps = [samples[results.Swap]] * 3
+    assert "3 results" in " ".join(shown.get_text() for shown in plot.draw(swaps).findobj(Text))
+    assert (
+        samples[results.TokenMap].plot(title="A title").findobj(lambda shown: getattr(shown, "_text", "") == "A title")
+    )
+    with pytest.raises(TypeError, match="several of one class, got Swap, Dose"):
+        plot.draw([samples[results.Swap], samples[results.Dose]])
+    with pytest.raises(TypeError, match=r"got none"):
+        plot.draw([])
 
 
 def test_the_check_for_living_tags_finds_one() -> None:
@@ -176,7 +211,7 @@ def test_batches_edits_and_logs_show_themselves(gpt2, make_reft) -> None:
 def test_names_of_an_edit_are_inert(make_reft) -> None:
     for text in HOSTILE[:-2]:
         if "\udc80" in text:
-            with pytest.raises(ValueError, match="holds half a character"):
+            with pytest.raises(ValueError, match="must not hold a lone surrogate"):
                 rl.Reft(list(make_reft()), names=[text])
             continue
         named = rl.Reft(list(make_reft()), names=[text])

@@ -9,6 +9,7 @@ from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
 from reftlens.analysis.dose import dose
 from reftlens.analysis.effect_map import effect_map
+from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.interchange import interchange
 from reftlens.analysis.ledger import edit_size, ledger
 from reftlens.analysis.mediate import direct_effect, mediate
@@ -20,7 +21,7 @@ from reftlens.analysis.patch import patch
 from reftlens.analysis.paths import paths
 from reftlens.analysis.project import project
 from reftlens.analysis.read_directions import read_directions
-from reftlens.analysis.read_space import read_space
+from reftlens.analysis.read_space import read_space, read_spaces
 from reftlens.analysis.spread import spread
 from reftlens.analysis.tokens import subject_places
 from reftlens.analysis.top_contexts import top_contexts
@@ -42,6 +43,7 @@ __all__ = [
     "directions",
     "dose",
     "edit_size",
+    "edited_activations",
     "effect_map",
     "haar",
     "interchange",
@@ -63,6 +65,7 @@ __all__ = [
     "random_readings",
     "read_directions",
     "read_space",
+    "read_spaces",
     "spread",
     "subject_places",
     "top_contexts",

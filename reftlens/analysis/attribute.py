@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -77,7 +78,7 @@ def attribute(
     into, out_of = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
     pairs = tqdm(range(len(clean)), desc="attribution", unit="pair", disable=not progress)
     values = torch.stack([_estimate(bridge, into, out_of, metric, of, pair) for pair in pairs])
-    changes = exact.values - exact.base[:, None, None]
+    changes = exact.values - rearrange(exact.base, "pair -> pair 1 1")
     return Attribution(
         values=values,
         exact=exact,
@@ -114,9 +115,9 @@ def _estimate(
     ]
     at_all = torch.stack(products).cpu()  # [layer, pos], of z [layer, pos, head]
     if of.axes == ("layer", "head"):
-        return at_all.sum(1)
+        return reduce(at_all, "layer pos head -> layer head", "sum")
     if of.axes == ("layer", "head", "pos"):
-        by_row = at_all.transpose(1, 2).flatten(0, 1)
+        by_row = rearrange(at_all, "layer pos head -> (layer head) pos")
     else:
         by_row = at_all if at_all.ndim == 2 else at_all.sum(-1)
     out = torch.full((len(by_row), into.tokens.shape[1]), torch.nan)

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from einops import rearrange, reduce, repeat
 
 from reftlens.data import Batch
 from reftlens.positions import Positions
@@ -60,7 +61,7 @@ def at_rules(result: PatchMap, batch: Batch, positions: Mapping[str, Positions])
                 f"{name!r} must select one token in each prompt, but selects {int(mask[row].sum())} in row {row}"
             )
         columns.append(mask.int().argmax(1))
-    place = torch.stack(columns, dim=1)[:, None].expand(-1, result.values.shape[1], -1)
+    place = repeat(torch.stack(columns), "column pair -> pair row column", row=result.values.shape[1])
     return replace(
         result,
         values=result.values.gather(2, place),
@@ -92,8 +93,9 @@ def beside_tracing(reft: ReftMap, tracing: PatchMap, *, n_resamples: int = 1000,
     tracing = replace(tracing, values=tracing.values[:, kept], control=control, rows=reft.rows)
     if reft.gain().numel() < 3:
         raise ValueError(f"a rank correlation needs at least three cells, got {reft.gain().numel()}")
-    gain = (reft.held_out - reft.base).flatten(0, 1).double().numpy()  # [cell, prompt]
-    moved = (tracing.values - tracing.base[:, None, None]).flatten(1).T.double().numpy()  # [cell, pair]
+    gain = rearrange(reft.held_out - reft.base, "row column prompt -> (row column) prompt").double().numpy()
+    change = tracing.values - rearrange(tracing.base, "pair -> pair 1 1")
+    moved = rearrange(change, "pair row column -> (row column) pair").double().numpy()
     gap = (tracing.source - tracing.base).double().numpy()
     gains, restored = gain.mean(1), moved.sum(1) / gap.sum()
     draw = np.random.default_rng(seed)
@@ -102,7 +104,7 @@ def beside_tracing(reft: ReftMap, tracing: PatchMap, *, n_resamples: int = 1000,
     shape = reft.gain().shape
     shifted = _shifts(restored.reshape(shape))
     rho = _spearman(np.broadcast_to(gains, shifted.shape), shifted)
-    shuffled = (reft.control - reft.base).mean(-1).flatten().double().numpy()
+    shuffled = reduce(reft.control - reft.base, "row column prompt -> (row column)", "mean").double().numpy()
     best = int(restored.argmax())
     others = np.delete(gains, best)
     return BesideTracing(

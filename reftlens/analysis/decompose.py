@@ -20,6 +20,7 @@ Such directions are not identified (`reftlens benchmark --only planted`). Other 
 from __future__ import annotations
 
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -51,11 +52,11 @@ class _Moments:
 
     def add(self, h: Float[Tensor, "tokens d_model"]) -> None:
         h = h.double()
-        change = h @ self.gain.T + self.push
+        change = einsum(h, self.gain, "token d_model, k d_model -> token k") + self.push
         self.n += len(h)
         self.first += change.sum(dim=0)
-        self.second += change.T @ change
-        self.cross += change.T @ h
+        self.second += einsum(change, change, "token i, token j -> i j")
+        self.cross += einsum(change, h, "token k, token d_model -> k d_model")
         self.total += h.sum(dim=0)
         self.energy += float(h.square().sum())
 

@@ -77,21 +77,19 @@ def dose(
 
     def curve(edit: Reft) -> tuple[Tensor, Tensor]:
         doses = [edit.scaled(alpha) for alpha in grid.tolist()]
-        return (
-            torch.tensor([_target(d, aimed) for d in doses]),
-            torch.tensor([_kl(d, stay, base) for d in doses]),
-        )
+        return _targets(doses, aimed), _kls(doses, stay, base)
 
     values, kl = curve(reft)
     control_values, control_kl = (torch.stack(c).mean(dim=0) for c in zip(*map(curve, controls), strict=True))
+    slope, *control_slopes = _slopes([reft, *controls], aimed)
     return Dose(
         alpha=grid,
         target=values,
         kl=kl,
         control_target=control_values,
         control_kl=control_kl,
-        slope=_slope(reft, aimed),
-        control_slope=sum(_slope(control, aimed) for control in controls) / n_control,
+        slope=slope,
+        control_slope=sum(control_slopes) / n_control,
         n_target=len(examples),
         n_kept=len(others),
         n_control=n_control,
@@ -103,20 +101,29 @@ _Aimed = Sequence[tuple[Answers, Tensor]]
 
 
 @torch.no_grad()
-def _target(reft: Reft, aimed: _Aimed) -> float:
-    total = 0.0
+def _targets(doses: Sequence[Reft], aimed: _Aimed) -> Float[Tensor, " dose"]:
+    total = torch.zeros(len(doses))
     for runs, answer in aimed:
-        total += float(runs.logprobs(reft.edits(runs.batch)).gather(1, answer.cpu()[:, None]).sum())
+        for place, logits in enumerate(runs.many([dose.edits(runs.batch) for dose in doses])):
+            total[place] += float(_said(logits, answer).sum())
     return total / sum(len(answer) for _, answer in aimed)
 
 
+def _said(logits: Float[Tensor, "n d_vocab"], answer: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Returns the log-probability of one token a row."""
+    logits = logits.float()
+    return logits.gather(1, answer.to(logits.device)[:, None])[:, 0] - logits.logsumexp(-1)
+
+
 @torch.no_grad()
-def _kl(reft: Reft, stay: Sequence[Answers], base: Sequence[Tensor]) -> float:
+def _kls(doses: Sequence[Reft], stay: Sequence[Answers], base: Sequence[Tensor]) -> Float[Tensor, " dose"]:
     if not stay:
-        return float("nan")
-    total = 0.0
+        return torch.full((len(doses),), torch.nan)
+    total = torch.zeros(len(doses))
     for runs, before in zip(stay, base, strict=True):
-        total += float((before.exp() * (before - runs.logprobs(reft.edits(runs.batch)))).sum())
+        for place, logits in enumerate(runs.many([dose.edits(runs.batch) for dose in doses])):
+            after = logits.float().log_softmax(-1).cpu()
+            total[place] += float((before.exp() * (before - after)).sum())
     return total / sum(map(len, base))
 
 
@@ -144,13 +151,16 @@ class _Times(Intervention):
         raise NotImplementedError("only for differentiation")
 
 
-def _slope(reft: Reft, aimed: _Aimed) -> float:
-    total = 0.0
+def _slopes(edits: Sequence[Reft], aimed: _Aimed) -> list[float]:
+    """Returns the derivative of the mean log-probability by each edit's dose, at dose zero."""
+    total = torch.zeros(len(edits))
     for runs, answer in aimed:
-        alpha = torch.zeros((), device=answer.device, requires_grad=True)
+        alphas = [torch.zeros((), device=answer.device, requires_grad=True) for _ in edits]
         with torch.enable_grad():
-            edits = [replace(edit, intervention=_Times(edit.intervention, alpha)) for edit in reft.edits(runs.batch)]
-            logprobs = runs.logits(edits).float().log_softmax(-1)
-            (gradient,) = torch.autograd.grad(logprobs.gather(1, answer[:, None]).sum(), alpha)
-        total += float(gradient)
-    return total / sum(len(answer) for _, answer in aimed)
+            variants = [
+                [replace(edit, intervention=_Times(edit.intervention, alpha)) for edit in reft.edits(runs.batch)]
+                for reft, alpha in zip(edits, alphas, strict=True)
+            ]
+            said = [_said(logits, answer).sum() for logits in runs.many(variants)]
+            total += torch.stack(torch.autograd.grad(torch.stack(said).sum(), alphas)).cpu()
+    return (total / sum(len(answer) for _, answer in aimed)).tolist()

@@ -37,6 +37,7 @@ from reftlens.bridge import canonical_hook, hooked, side_for_ends
 from reftlens.cone.hold import Held, hold_for_one_run, hold_from, run_cone
 from reftlens.cone.recording import repeated
 from reftlens.cone.shared import sharing
+from reftlens.cone.variants import side_by_side, variants_at_once
 from reftlens.data import Batch, Given, as_batch
 from reftlens.positions import Last, Positions
 from reftlens.results import Interchanged, Swap
@@ -95,20 +96,29 @@ def interchange(
 
     d_model, rank = B.shape
     bases = [random_basis(d_model, rank, seed * 1_000_003 + draw) for draw in range(n_random + n_placebo)]
+    whole, within, complement, from_read, from_unread, *others = runner.swaps(
+        [
+            ("the whole activation", lambda h, s: s),
+            ("inside", inside),
+            ("its complement", lambda h, s: s - (inside(h, s) - h)),
+            ("inside, by what is read", along(lambda gap: gap @ P.to(gap))),
+            ("inside, by what is not read", along(lambda gap: gap - gap @ P.to(gap))),
+            *(("random subspace", SubspaceInterchange(basis)) for basis in bases[:n_random]),
+            *(("norm-matched placebo", NormMatchedPlacebo(inside, basis)) for basis in bases[n_random:]),
+        ]
+    )
     return Interchanged(
         hook_name=hook_name,
         rank=rank,
         n=int(runner.differ.sum()),
         n_given=len(base),
-        whole=runner.swap("the whole activation", lambda h, s: s),
-        inside=runner.swap("inside", inside),
-        complement=runner.swap("its complement", lambda h, s: s - (inside(h, s) - h)),
-        from_read=runner.swap("inside, by what is read", along(lambda gap: gap @ P.to(gap))),
-        from_unread=runner.swap("inside, by what is not read", along(lambda gap: gap - gap @ P.to(gap))),
-        random=tuple(runner.swap("random subspace", SubspaceInterchange(basis)) for basis in bases[:n_random]),
-        placebo=tuple(
-            runner.swap("norm-matched placebo", NormMatchedPlacebo(inside, basis)) for basis in bases[n_random:]
-        ),
+        whole=whole,
+        inside=within,
+        complement=complement,
+        from_read=from_read,
+        from_unread=from_unread,
+        random=tuple(others[:n_random]),
+        placebo=tuple(others[n_random:]),
         dormant=dormant,
         power=power,
     )
@@ -128,11 +138,11 @@ def _ways(runner: _Runner, B: Float[Tensor, "width rank"], seed: int) -> tuple[T
         seed=seed,
     )
     h, gap = runner.bases.double(), (runner.sources - runner.bases).double()
-    start, whole, inside = (ways.under(h + move) for move in (0 * gap, gap, gap @ B.double() @ B.double().T))
+    start, whole, inside = ways.under(h, h + gap, h + gap @ B.double() @ B.double().T)
     natural = start.parts(whole)
     read = (start.read + whole.read) / 2
     fake = reference_illusion(gap[rows], (start.own + whole.own) / 2, read)
-    made = ways.under(h + (gap @ fake)[:, None] * fake)
+    (made,) = ways.under(h + (gap @ fake)[:, None] * fake)
     return (
         weight_of(read).to(B),
         dormant_share(natural, start.parts(inside)),
@@ -161,18 +171,34 @@ class _Runner:
                 "every source has the same answer as its base, so an interchange cannot change the answer: pair prompts with "
                 "different answers"
             )
-        self.start, self.end = self._difference(said), self._difference(wanted)
+        self.start, self.end = (self._difference(logits.gather(1, self.pair)) for logits in (said, wanted))
 
-    def swap(self, name: str, move: _Move) -> Swap:
-        moved_to = move(self.bases, self.sources)
-        logits = torch.cat([self._written(held, self.places[rows], moved_to[rows]) for rows, held in self.pieces])
-        flips = (logits.argmax(-1) == self.pair[:, 0])[self.differ].float().mean()
-        moved = (self._difference(logits) - self.start).mean() / (self.end - self.start).mean()
+    def swaps(self, moves: Sequence[tuple[str, _Move]]) -> list[Swap]:
+        """Returns what each move does, in the order given."""
+        moved_to = [move(self.bases, self.sources) for _, move in moves]
+        tops: list[list[Tensor]] = [[] for _ in moves]
+        pairs: list[list[Tensor]] = [[] for _ in moves]
+        for rows, held in self.pieces:
+            n = variants_at_once(self.bridge, held)
+            for some in torch.arange(len(moves)).split(n):
+                values = torch.cat([moved_to[place][rows] for place in some])
+                logits = self._written(side_by_side(held, len(some)), self.places[rows].repeat(len(some)), values)
+                for place, part in zip(some.tolist(), logits.chunk(len(some)), strict=True):
+                    tops[place].append(part.argmax(-1).cpu())
+                    pairs[place].append(part.gather(1, self.pair[rows].to(part.device)).cpu())
+        return [
+            self._swap(name, torch.cat(top), torch.cat(pair))
+            for (name, _), top, pair in zip(moves, tops, pairs, strict=True)
+        ]
+
+    def _swap(self, name: str, top: Int[Tensor, " pair"], pair: Float[Tensor, "pair 2"]) -> Swap:
+        flips = (top == self.pair[:, 0])[self.differ].float().mean()
+        moved = (self._difference(pair) - self.start).mean() / (self.end - self.start).mean()
         return Swap(name, float(flips), float(moved))
 
-    def _difference(self, logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, " differing"]:
-        pair = logits.gather(1, self.pair)[self.differ]
-        return pair[:, 0] - pair[:, 1]
+    def _difference(self, pair: Float[Tensor, "pair 2"]) -> Float[Tensor, " differing"]:
+        """Returns logit(source's answer) - logit(base's answer) where they differ."""
+        return (pair[:, 0] - pair[:, 1])[self.differ]
 
     @torch.no_grad()
     def _run(self, batch: Batch, places: Int[Tensor, " pair"]) -> tuple[Tensor, Tensor]:
@@ -197,14 +223,14 @@ class _Runner:
 
     @torch.no_grad()
     def _written(self, held: Held, places: Int[Tensor, " n"], values: Float[Tensor, "n width"]) -> Tensor:
-        """Returns the logits after each prompt with these activations at its selected token."""
+        """Returns the logits after each prompt, with these activations at its selected token."""
 
         def write(activation: Tensor, hook: Any) -> Tensor:
             there = values.to(activation).reshape(len(values), *activation.shape[2:])
             return activation.index_put((torch.arange(len(values)), places - held.start), there)
 
         with hooked(self.bridge, [(self.hook_name, write)]):
-            return run_cone(self.bridge, held, [], logits_at=held.batch.last_prompt_mask).float().cpu()
+            return run_cone(self.bridge, held, [], logits_at=held.batch.last_prompt_mask).float()
 
 
 def _one_token(batch: Batch, at: Positions) -> Int[Tensor, " batch"]:

@@ -10,6 +10,7 @@ not evidence of an effect: later layers may not read it.
 from __future__ import annotations
 
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -45,7 +46,9 @@ def ledger(bridge: TransformerBridge, reft: Reft, prompt: Prompt, *, subject: st
         terms = _terms(edit, h.double())
         measured = edit.change(h).double()
         where = edit.mask[0].cpu()
-        gram[row, where] = torch.einsum("itd,isd->its", terms, terms).float().cpu()
+        gram[row, where] = (
+            einsum(terms, terms, "token one d_model, token other d_model -> token one other").float().cpu()
+        )
         norm[row, where], change[row, where] = (t.norm(dim=-1).float().cpu() for t in (h, measured))
         gap[row] = float((terms.sum(1) - measured).norm(dim=-1).max() / measured.norm(dim=-1).max().clamp(min=1e-30))
         null_cosine[row] = max(len(edit.intervention.basis()), 1) ** -0.5

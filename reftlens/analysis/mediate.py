@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -79,19 +80,21 @@ def mediate(
     into, out_of = (base, edited) if inward else (edited, base)
     bar = "mediation" if progress else ""
     edits = () if inward else reft.edits(batch)
-    values = sweep(bridge, into, out_of, of.cells, metric, memory_bytes=memory_bytes, edits=edits, progress=bar)
+    flat = sweep(bridge, into, out_of, of.cells, metric, memory_bytes=memory_bytes, edits=edits, progress=bar)
+    by_cell, n_rows = "pair (row column) -> pair row column", len(of.rows)
+    values = rearrange(flat, by_cell, row=n_rows)
     control = None
     if inward:
         placebo = edited_run(bridge, turned(reft, seed=seed), batch, of.names)
-        control = sweep(bridge, base, placebo, of.cells, metric, memory_bytes=memory_bytes)
-    shape = (len(batch), len(of.rows), len(of.cells) // len(of.rows))
+        flat = sweep(bridge, base, placebo, of.cells, metric, memory_bytes=memory_bytes)
+        control = rearrange(flat, by_cell, row=n_rows)
     return PatchMap(
-        values=values.view(shape),
-        control=None if control is None else control.view(shape),
+        values=values,
+        control=control,
         base=metric_of(metric, into),
         source=metric_of(metric, out_of),
         rows=of.rows,
-        columns=tuple(map(str, range(shape[2]))) if over == "heads" else column_labels(bridge, batch),
+        columns=tuple(map(str, range(values.shape[2]))) if over == "heads" else column_labels(bridge, batch),
         axes=of.axes,
         control_name="the same outputs under the edit turned to random directions" if inward else "",
         direction=direction,

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from einops import einsum, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -52,7 +53,7 @@ class _Natural:
         h = h.double().cpu()
         self.n += len(h)
         self.total += h.sum(dim=0)
-        self.second += h.T @ h
+        self.second += einsum(h, h, "token i, token j -> i j")
 
     @property
     def mean(self) -> Float[Tensor, " d_model"]:
@@ -230,7 +231,7 @@ def _measure(
             h, after = h.double().cpu(), after.double().cpu()
             those = kinds[i][begun[i] : begun[i] + len(h)]
             begun[i] += len(h)
-            measured = (after.norm(dim=-1) / h.norm(dim=-1)).repeat(3, 1)
+            measured = repeat(after.norm(dim=-1) / h.norm(dim=-1), "token -> number token", number=3).clone()
             for kind in those.unique().tolist():
                 mean, root, _ = factors[i][kind]
                 here = those == kind

@@ -59,7 +59,7 @@ def outcome(
         edits = reft.edits(batch)
         control = [replace(edit, intervention=placebo) for edit, placebo in zip(edits, turned, strict=True)]
         answers_of = Answers(bridge, batch, edits)
-        runs = [answers_of.logprobs(chosen) for chosen in ((), edits, control)]
+        runs = [logits.float().log_softmax(-1).cpu() for logits in answers_of.many(((), edits, control))]
         right += torch.tensor([float((run.argmax(-1) == target).sum()) for run in runs])
         kl += float((runs[0].exp() * (runs[0] - runs[1])).sum())
     base, edited, placebo_right = (right / len(prompts)).tolist()
@@ -88,8 +88,8 @@ def _whole_answers(
         control = [replace(edit, intervention=placebo) for edit, placebo in zip(edits, turned, strict=True)]
         wanted = labels != IGNORE
         runs = Answers(bridge, batch, edits, at=torch.nn.functional.pad(wanted, (0, 1)))
-        for place, chosen in enumerate(((), edits, control)):
+        for place, logits in enumerate(runs.many(((), edits, control))):
             wrong = torch.zeros_like(wanted)
-            wrong[wanted] = runs.logits(chosen).argmax(-1) != labels[wanted]
+            wrong[wanted] = logits.argmax(-1) != labels[wanted]
             right[place] += float((~wrong.any(1)).sum())
     return tuple((right / len(prompts)).tolist())

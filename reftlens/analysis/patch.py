@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -97,7 +98,7 @@ def patch(
             saved = Saved(Path(f"{save_to}.control" if number else save_to), made_for=made_for)
         bar = ("patching", "control")[number] if progress else ""
         values = sweep(bridge, base, source, of.cells, metric, memory_bytes=memory_bytes, saved=saved, progress=bar)
-        maps.append(values.view(len(clean), len(of.rows), -1))
+        maps.append(rearrange(values, "pair (row column) -> pair row column", row=len(of.rows)))
     labels = tuple(str(head) for head in range(maps[0].shape[-1]))
     return PatchMap(
         values=maps[0],

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -209,7 +210,8 @@ def _follow(
     prompt, last = batch.prompt_mask.cpu(), batch.last_prompt_index.cpu()
     each: list[int | None] = list(range(prompt.shape[1]))
     sent, written = (each if over == what else [None] for what in _OVER[1:])
-    values = metric_of(metric, base)[:, None, None].repeat(1, len(ways), len(sent) * len(written))
+    n_columns = len(sent) * len(written)
+    values = repeat(metric_of(metric, base), "pair -> pair way column", way=len(ways), column=n_columns).clone()
     numbers = {way: number for number, way in enumerate(ways)}
     runs = [(sender, pos) for sender in dict.fromkeys(sender for sender, _ in ways) for pos in sent]
     for sender, pos in tqdm(runs, desc=progress, unit="sender", disable=not progress):
@@ -224,9 +226,8 @@ def _follow(
         if cells:
             found = sweep(reader.bridge, base, read, cells, metric, memory_bytes=memory_bytes)
             columns = slice(None) if over == "receiver positions" else slice(pos or 0, (pos or 0) + 1)
-            values[:, [numbers[sender, receiver] for receiver in behind], columns] = found.view(
-                len(found), len(behind), len(written)
-            )
+            places = [numbers[sender, receiver] for receiver in behind]
+            values[:, places, columns] = rearrange(found, "pair (way column) -> pair way column", way=len(behind))
     return values if over == "components" else torch.where(prompt[:, None], values, torch.nan)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from einops import einsum
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
@@ -62,10 +63,11 @@ def project(
         if len(operator.write) < 2:
             continue
         chosen, row = wanted[edit.mask], edit.mask.nonzero()[:, 0]
-        plane = operator.write[:2].double().T.to(h.device)
+        plane = operator.write[:2].double().to(h.device)
         change, by_chance = edit.change(h), control.change(h)
         before, after, turned_to = (
-            (state[chosen].double() @ plane).float().cpu() for state in (h, h + change, h + by_chance)
+            einsum(state[chosen].double(), plane, "token d_model, direction d_model -> token direction").float().cpu()
+            for state in (h, h + change, h + by_chance)
         )
         groups_of = tuple(names[index] for index in row[chosen].tolist())
         found.append(Projection(operator.hook_name, before, after, turned_to, groups_of, operator.site))

@@ -17,17 +17,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.data import Given, as_batch, as_texts, str_tokens
+from reftlens.bridge import hooked, mean_logit_changes, side_for_ends
+from reftlens.cone.hold import hold_for_one_run, run_cone
+from reftlens.data import Batch, Given, as_batch, as_texts, str_tokens
 from reftlens.data.tokens import continuing, tokenizer_of
 from reftlens.results import DirectionReadout, Operator
 
+_DRAWS = 64
+"""Random directions that are read at a time."""
 LEVEL = 0.05
 """Probability under the null that any token of any direction leaves its band."""
 
@@ -70,10 +74,7 @@ def read_directions(
             )
     if round(LEVEL * (n_null + 1), 9) < 1:
         raise ValueError(f"n_null must be at least 19 for a {1 - LEVEL:.0%} band, got {n_null}")
-    batch = as_batch(bridge, prompts)
-    name = f"blocks.{bridge.cfg.n_layers - 1}.hook_resid_post"
-    _, cache = bridge.run_with_cache(batch.tokens, attention_mask=batch.attention_mask, names_filter=[name])
-    final = batch.at_last_prompt_token(cache[name])
+    final = _final_residuals(bridge, as_batch(bridge, prompts, padding_side=side_for_ends(bridge)))
     generator = torch.Generator().manual_seed(seed)
     first = _by_first_token(bridge, watch)
     watch, ids = tuple(first.values()), list(first)
@@ -152,16 +153,31 @@ def _look(
     generator: torch.Generator,
 ) -> _Look:
     size = operator.spectrum[index]
-    change = _mean_change(bridge, final, operator.write[index][None] * size)[0]
+    change = mean_logit_changes(bridge, final, operator.write[index][None] * size)[0]
     random = torch.nn.functional.normalize(torch.randn(n_null, operator.write.shape[1], generator=generator), dim=-1)
-    null = _mean_change(bridge, final, random * size)
-    lows, highs = null.amin(dim=1), null.amax(dim=1)
+    # In parts, because the changes of all tokens under all draws would not fit beside a large vocabulary.
+    nulls = (mean_logit_changes(bridge, final, some * size) for some in random.split(_DRAWS))
+    ends = [(null.amin(dim=1), null.amax(dim=1), null[:, list(ids)]) for null in nulls]
+    lows, highs, watched = (torch.cat(parts) for parts in zip(*ends, strict=True))
     low = min(float(torch.cat([change.amin()[None], lows]).median()), -1e-30)
     high = max(float(torch.cat([change.amax()[None], highs]).median()), 1e-30)
     reach = torch.maximum(lows / low, highs / high)
-    return _Look(
-        operator.hook_name, operator.site, index, change, low, high, reach, change[list(ids)], null[:, list(ids)]
-    )
+    return _Look(operator.hook_name, operator.site, index, change, low, high, reach, change[list(ids)], watched)
+
+
+def _final_residuals(bridge: TransformerBridge, batch: Batch) -> Float[Tensor, "batch d_model"]:
+    """Returns the residual after the last block at the last token of each prompt."""
+    name = f"blocks.{bridge.cfg.n_layers - 1}.hook_resid_post"
+    seen: list[Tensor] = []
+
+    def keep(resid: Tensor, hook: Any) -> None:
+        seen.append(resid[last[:, held.start :]])
+
+    last = batch.last_prompt_mask
+    held = hold_for_one_run(bridge, batch, [name], last)
+    with hooked(bridge, [(name, keep)]):
+        run_cone(bridge, held, [], logits_at=torch.zeros_like(last))
+    return seen[0]
 
 
 def _critical(reach: Float[Tensor, " draw"]) -> float:
@@ -184,20 +200,6 @@ def _p(null: Float[Tensor, " draw"], size: float) -> float:
 def _top(change: Float[Tensor, " d_vocab"], top: int, *, sign: int = 1) -> tuple[Tensor, Tensor]:
     found = (sign * change).topk(top)
     return found.indices, sign * found.values
-
-
-def _mean_change(
-    bridge: TransformerBridge, final: Float[Tensor, "batch d_model"], pushes: Float[Tensor, "n d_model"]
-) -> Float[Tensor, "n d_vocab"]:
-    """Computes the mean over prompts of logits(final + push) - logits(final), one prompt at a time to limit memory."""
-    from transformer_lens.tools.analysis.logit_lens import logit_readout
-
-    total = torch.zeros(())
-    for h in final:
-        vectors = torch.cat([h[None], h + pushes.to(h)])
-        logits = logit_readout(bridge, vectors).values.float().cpu()
-        total = total + (logits[1:] - logits[:1])
-    return total / len(final)
 
 
 def _watched(watch: Sequence[str], look: _Look) -> tuple[tuple[str, float, float], ...]:

@@ -11,15 +11,19 @@ counts as unread.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import hooked, side_for_ends
 from reftlens.cone.hold import hold_from, run_cone
-from reftlens.data import Given, as_batch
+from reftlens.cone.shared import sharing
+from reftlens.cone.variants import side_by_side, variants_at_once
+from reftlens.data import Batch, Given, as_batch
 from reftlens.positions import Last, Positions
 from reftlens.results import ReadSpace
 
@@ -47,30 +51,85 @@ def read_space(
     Raises:
         ValueError: If the logits do not depend on the activations at these tokens.
     """
+    return read_spaces(bridge, [hook_name], prompts, at=at, tolerance=tolerance, seed=seed)[0]
+
+
+@sharing
+def read_spaces(
+    bridge: TransformerBridge,
+    hook_names: Sequence[str],
+    prompts: Given,
+    *,
+    at: Positions = Last(1),
+    tolerance: float = 1e-3,
+    seed: int = 0,
+) -> list[ReadSpace]:
+    """Estimates the read spaces of several points, with the same random sums: one gradient gives those of all.
+
+    Args:
+        bridge: the model.
+        hook_names: points with activations `[batch, pos, width]`.
+        prompts: as for `read_space`.
+        at: as for `read_space`.
+        tolerance: as for `read_space`.
+        seed: as for `read_space`.
+
+    Raises:
+        ValueError: As `read_space`.
+    """
     batch = as_batch(bridge, prompts, padding_side=side_for_ends(bridge))
     mask = at.mask(batch.prompts)
-    generator = torch.Generator().manual_seed(seed)
+    return [
+        _space(name, gradients, f"{name} at {at!r}", tolerance)
+        for name, gradients in zip(hook_names, _gradients(bridge, hook_names, batch, mask, seed), strict=True)
+    ]
+
+
+def _space(hook_name: str, gradients: Float[Tensor, "n width"], where: str, tolerance: float) -> ReadSpace:
+    _, sensitivity, vectors = torch.linalg.svd(gradients, full_matrices=False)
+    if not float(sensitivity[0]) > 0:
+        raise ValueError(f"the next-token logits do not depend on {where}: choose other tokens")
+    read = sensitivity > tolerance * sensitivity[0]
+    return ReadSpace(hook_name, vectors[read].float(), sensitivity.float(), tolerance, len(gradients))
+
+
+def _gradients(
+    bridge: TransformerBridge,
+    hook_names: Sequence[str],
+    batch: Batch,
+    mask: Bool[Tensor, "batch pos"],
+    seed: int,
+) -> list[Float[Tensor, "n width"]]:
+    """Returns gradients of random sums at each point, two for each coordinate of the widest."""
+    held = hold_from(bridge, batch, hook_names, mask | batch.last_prompt_mask)
+    wide = variants_at_once(bridge, held)
     kept: dict[str, Tensor] = {}
 
-    def leaf(activation: Tensor, hook: Any) -> Tensor:
-        kept["h"] = activation.detach().requires_grad_()
-        return kept["h"]
+    def keep(name: str) -> Any:
+        def hook_fn(activation: Tensor, hook: Any) -> Tensor:
+            # The first point begins the graph; later ones are inside it.
+            kept[name] = activation if activation.requires_grad else activation.detach().requires_grad_()
+            return kept[name]
 
-    held = hold_from(bridge, batch, [hook_name], mask | batch.last_prompt_mask)
-    with torch.enable_grad(), hooked(bridge, [(hook_name, leaf)]):
-        logits = run_cone(bridge, held, [], logits_at=batch.last_prompt_mask).float()
-    mask = mask[:, held.start :]
-    width, rows = kept["h"].shape[-1], int(mask.sum())
+        return hook_fn
+
+    last = batch.last_prompt_mask.repeat(wide, 1)
+    with torch.enable_grad(), hooked(bridge, [(name, keep(name)) for name in hook_names]):
+        logits = run_cone(bridge, side_by_side(held, wide), [], logits_at=last)
+    width, rows = max(h.shape[-1] for h in kept.values()), int(mask.sum())
     rounds = -(-2 * width // max(rows, 1))
-    gradients = []
-    for index in range(rounds):
-        weight = torch.randn(logits.shape, generator=generator).to(logits)
-        total = (logits * (weight - weight.mean(dim=-1, keepdim=True))).sum()
-        (gradient,) = torch.autograd.grad(total, kept["h"], retain_graph=index < rounds - 1)
-        gradients.append(gradient[mask].double().cpu())
-    stacked = torch.cat(gradients)
-    _, sensitivity, vectors = torch.linalg.svd(stacked, full_matrices=False)
-    if not float(sensitivity[0]) > 0:
-        raise ValueError(f"the next-token logits do not depend on {hook_name} at {at!r}: choose other tokens")
-    read = sensitivity > tolerance * sensitivity[0]
-    return ReadSpace(hook_name, vectors[read].float(), sensitivity.float(), tolerance, len(stacked))
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, list[Tensor]] = {name: [] for name in hook_names}
+    for begun in range(0, rounds, wide):
+        n = min(wide, rounds - begun)
+        weights = [torch.randn(len(batch), logits.shape[-1], generator=generator) for _ in range(n)]
+        weight = torch.zeros_like(logits)
+        for place, part in enumerate(weights):
+            weight[place * len(batch) : (place + 1) * len(batch)] = (part - part.mean(dim=-1, keepdim=True)).to(logits)
+        points = [kept[name] for name in hook_names]
+        gradients = torch.autograd.grad(logits, points, weight, retain_graph=begun + wide < rounds, allow_unused=True)
+        there = mask[:, held.start :].repeat(n, 1)
+        for name, point, gradient in zip(hook_names, points, gradients, strict=True):
+            gradient = torch.zeros_like(point) if gradient is None else gradient
+            found[name].append(gradient[: len(there)][there].double().cpu())
+    return [torch.cat(found[name]) for name in hook_names]

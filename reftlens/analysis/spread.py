@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -61,7 +62,9 @@ def spread(
         with edit.hooks(bridge, batch):
             edited = _states(bridge, batch)
         distance = (edited - base).float().norm(dim=-1) / base.float().norm(dim=-1)
-        return distance.transpose(0, 1).cpu(), (_read(bridge, edited) != read).float().transpose(0, 1).cpu()
+        moved = (_read(bridge, edited) != read).float()
+        by_prompt = "layer prompt pos -> prompt layer pos"
+        return rearrange(distance, by_prompt).cpu(), rearrange(moved, by_prompt).cpu()
 
     distance, mind = compare(reft)
     draws = [compare(turned(reft, seed=seed + draw)) for draw in range(n_control)]

@@ -17,6 +17,7 @@ from functools import partial
 from typing import final
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -135,7 +136,7 @@ class _Readings:
     """Values `[reading, top]` and places `[reading, top, 3]` (batch, row, position) of each batch."""
 
     def add(self, h: Float[Tensor, "tokens d_model"], places: Int[Tensor, "tokens 3"], batch: Batch) -> None:
-        values = self.rows @ h.double().cpu().T
+        values = einsum(self.rows, h.double().cpu(), "reading d_model, token d_model -> reading token")
         self.n += values.shape[1]
         self.total = self.total + values.sum(dim=1)
         self.square = self.square + values.square().sum(dim=1)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from einops import reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -87,10 +88,13 @@ def trace_noise(
         noised.append(metric_of(metric, base))
         if draw + 1 < n_draws:
             runs = [other, _noised(bridge, batch, of.names, where, noise * sigma, generator)]
-    shape = (len(batch), len(of.rows), batch.tokens.shape[1])
+    values, control = (
+        reduce(torch.stack(draws), "draw pair (row column) -> pair row column", "mean", row=len(of.rows))
+        for draws in (maps, controls)
+    )
     return PatchMap(
-        values=torch.stack(maps).mean(0).view(shape),
-        control=torch.stack(controls).mean(0).view(shape),
+        values=values,
+        control=control,
         base=torch.stack(noised).mean(0),
         source=metric_of(metric, clean),
         rows=of.rows,

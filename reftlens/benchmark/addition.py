@@ -8,6 +8,7 @@ from __future__ import annotations
 from copy import deepcopy
 
 import torch
+from einops import einsum, rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
@@ -119,9 +120,10 @@ def _fit(
     for _ in range(steps):
         R = torch.linalg.qr(raw).Q.mT
         last = h[:, -1]
-        inside = torch.einsum("nrd,ed->ner", weight - R, last) + bias[:, None]
-        edited = last + torch.einsum("ner,nrd->ned", inside, R)
-        resid = torch.cat([h[:, :-1].expand(n, -1, -1, -1), edited[:, :, None]], dim=2).flatten(0, 1)
+        inside = einsum(weight - R, last, "edit rank d, example d -> edit example rank") + bias[:, None]
+        edited = last + einsum(inside, R, "edit example rank, edit rank d -> edit example d")
+        before = repeat(h[:, :-1], "example pos d -> (edit example) pos d", edit=n)
+        resid = torch.cat([before, rearrange(edited, "edit example d -> (edit example) 1 d")], dim=1)
         out = model.transformer.h[2](resid)
         states = out[0] if isinstance(out, tuple) else out
         logits = model.lm_head(model.transformer.ln_f(states[:, -1]))

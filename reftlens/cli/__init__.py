@@ -1,19 +1,34 @@
-"""The command line: one command a file. Heavy imports wait until a command runs, so that help is quick.
+"""The command line, with one file per command. Heavy imports wait until a command runs, so that help is fast.
 
-Exit codes: 0 done; 1 it could not be done, and one line on stderr says why; 2 it was not called rightly. With `--json`
-the result alone is on stdout; progress and what else there is to say are on stderr.
+Exit codes: 0 for success; 1 for a failure, with the reason in one line on stderr; 2 for wrong usage. With `--json`,
+stdout carries only the result; progress and messages go to stderr.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from reftlens.cli import benchmark, claim, compare, demo, dissect, evaluate, generate, params, presets, trace, train
+from reftlens.cli import (
+    benchmark,
+    claim,
+    compare,
+    convert,
+    demo,
+    dissect,
+    evaluate,
+    generate,
+    lm_eval,
+    params,
+    presets,
+    trace,
+    train,
+)
 from reftlens.cli.errors import Commands
 
 app = typer.Typer(
@@ -35,7 +50,13 @@ app.command(epilog='Example: reftlens generate run "The tower stands in" --base'
 app.command(epilog="Example: reftlens dissect run --preset quick --out dissect")(dissect.dissect)
 app.command(epilog="Example: reftlens trace gpt2 pairs.jsonl --out trace")(trace.trace)
 app.command(epilog="Example: reftlens compare run --method LoRA --method 'full fine-tuning' --seeds 2")(compare.compare)
+app.command(epilog="Example: reftlens convert my_pyreft --model gpt2 --positions f5+l5 --out edit")(convert.convert)
 app.command(epilog="Example: reftlens benchmark --only handmade --only nulls --out known.csv")(benchmark.benchmark)
+app.command(
+    "lm-eval",
+    epilog="Example: reftlens lm-eval --tasks arc_easy --model_args edit=run --limit 100",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(lm_eval.lm_eval)
 app.add_typer(claim.app, name="claim")
 
 
@@ -49,9 +70,9 @@ def _version(wanted: bool) -> bool:
 
 
 def _import(modules: list[str] | None) -> list[str] | None:
-    """Runs modules that the caller names: what they register is then known by name."""
+    """Imports the named modules, so that the classes that they register are known by name."""
     for name in modules or ():
-        # As `python -m` does: a module in the folder where one works is found.
+        # As with `python -m`, modules in the working directory are found.
         sys.path.insert(0, str(Path.cwd()))
         try:
             importlib.import_module(name)
@@ -70,11 +91,14 @@ def main(
             "--import",
             metavar="MODULE",
             callback=_import,
-            help="A module of yours that registers kinds of edits or position rules (rl.register); before the command.",
+            help="Import your own module, which registers edits or position rules with rl.register. Goes before the command.",
         ),
     ] = None,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Train representation edits (ReFT) on language models, and take them apart."""
+    if not sys.stderr.isatty():
+        # tqdm reads this when it is first imported. In a log file, a progress bar is a line every few seconds.
+        os.environ.setdefault("TQDM_MININTERVAL", "5")

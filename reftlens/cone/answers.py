@@ -6,7 +6,7 @@ base, edited = answers.logits(), answers.logits(reft.edits(batch))      # [promp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import final
 
 import torch
@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.cone.hold import hold, hold_for_one_run
 from reftlens.cone.light_cone import run_cone
+from reftlens.cone.variants import MEMORY_BYTES, side_by_side, together, variants_at_once
 from reftlens.data import Batch
 from reftlens.edit.hooks import Edit
 
@@ -53,6 +54,28 @@ class Answers:
             ValueError: If an edit acts at an earlier layer or token than the edits given to the constructor.
         """
         return run_cone(self.bridge, self.held, _acting(edits), logits_at=self.at)
+
+    def many(
+        self, variants: Sequence[Sequence[Edit]], *, memory_bytes: int = MEMORY_BYTES
+    ) -> Iterator[Float[Tensor, "n d_vocab"]]:
+        """Computes `logits` under each of several sets of edits, as many side by side as fit.
+
+        Args:
+            variants: sets of edits, each as for `logits`.
+            memory_bytes: approximate limit for the activations of one run.
+
+        Yields:
+            The logits of one set after another.
+
+        Raises:
+            ValueError: As `logits`.
+        """
+        n = variants_at_once(self.bridge, self.held, memory_bytes=memory_bytes)
+        for start in range(0, len(variants), n):
+            some = [_acting(edits) for edits in variants[start : start + n]]
+            held = side_by_side(self.held, len(some))
+            logits = run_cone(self.bridge, held, together(some), logits_at=self.at.repeat(len(some), 1))
+            yield from logits.chunk(len(some))
 
     @torch.no_grad()
     def logprobs(self, edits: Sequence[Edit] = ()) -> Float[Tensor, "n d_vocab"]:

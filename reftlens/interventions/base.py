@@ -34,7 +34,11 @@ class Affine(NamedTuple):
     adds. The ledger reads it."""
 
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Computes the change of each activation, in the dtype of the factors."""
+        """Computes the change of each activation, in the dtype of the factors.
+
+        Args:
+            resid: activations before the edit.
+        """
         h = resid.to(self.constant)
         change = h @ self.read.T @ self.write + self.constant
         return change if self.diagonal is None else change + self.diagonal * h
@@ -140,7 +144,7 @@ class Intervention(nn.Module, ABC):
         Raises:
             ValueError: If this kind has no L1 term.
         """
-        raise ValueError(f"{type(self).__name__} has no L1 term: leave l1 at 0, or train a kind that has one")
+        raise ValueError(f"{type(self).__name__} has no L1 term: leave l1 at 0, or train a class that has one")
 
     def basis(self) -> Float[Tensor, "k d_model"]:
         """Returns orthonormal rows that span everything the edit can write, in float64."""

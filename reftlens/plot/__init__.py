@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from reftlens import results
 from reftlens.arguments import explain_all
 from reftlens.plot.ablation import ablation
 from reftlens.plot.agreement import agreement
@@ -25,9 +31,11 @@ from reftlens.plot.overlap import overlap
 from reftlens.plot.patch_map import patch_map
 from reftlens.plot.projection import projection
 from reftlens.plot.readout import readout
+from reftlens.plot.reft_map import reft_map
 from reftlens.plot.spectrum import spectrum
 from reftlens.plot.spoken import composed, mannered
 from reftlens.plot.spread import spread
+from reftlens.plot.table import table
 from reftlens.plot.training_curve import training_curve
 
 __all__ = [
@@ -38,6 +46,7 @@ __all__ = [
     "codebook",
     "composed",
     "dose",
+    "draw",
     "edit_profile",
     "edit_size",
     "effect_map",
@@ -54,10 +63,64 @@ __all__ = [
     "png",
     "projection",
     "readout",
+    "reft_map",
     "spectrum",
     "spread",
+    "table",
     "token_strip",
     "training_curve",
 ]
 
+
+def draw(result: results.Result | Sequence[results.Result], **options: Any) -> Figure:
+    """Draws a result of any class, as `result.plot()` does.
+
+    Args:
+        result: one result, or several of one class.
+        options: of the function that draws the class, such as `title`.
+
+    Raises:
+        TypeError: If it is not a result, if the results are of several classes, or if their plot draws one at a time.
+    """
+    found = [result] if isinstance(result, results.Result) else list(result)
+    kinds = dict.fromkeys(map(type, found))
+    if len(kinds) != 1:
+        raise TypeError(
+            f"draw needs one result, or several of one class, got {', '.join(kind.__name__ for kind in kinds) or 'none'}"
+        )
+    for kind in next(iter(kinds)).__mro__:
+        if kind in DRAWINGS:
+            return DRAWINGS[kind](found if len(found) > 1 else found[0], **options)
+    raise TypeError(f"draw needs a result of an analysis, got {type(found[0]).__name__}")
+
+
 explain_all(globals())
+
+DRAWINGS: dict[type, Callable[..., Figure]] = {
+    results.Ablation: ablation,
+    results.Agreement: agreement,
+    results.Attribution: attribution,
+    results.BesideTracing: beside_tracing,
+    results.Codebook: codebook,
+    results.Composed: composed,
+    results.DirectionReadout: readout,
+    results.Dose: dose,
+    results.EditProfile: edit_profile,
+    results.EditSize: edit_size,
+    results.Interchanged: interchange,
+    results.Ledger: ledger,
+    results.Mannered: mannered,
+    results.Memorised: memorised,
+    results.OffManifold: off_manifold,
+    results.Operator: spectrum,
+    results.Outcome: outcomes,
+    results.Overhead: overhead,
+    results.Overlap: overlap,
+    results.PatchMap: patch_map,
+    results.Projection: projection,
+    results.ReftMap: reft_map,
+    results.Result: table,
+    results.Spread: spread,
+    results.TokenMap: effect_map,
+}
+"""Class of result -> what draws it. A class that is not here is drawn as its nearest base class: in the end, as a table."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from reftlens.plot.canvas import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, house_style, sheet
+from reftlens.plot.labels import drawn
 from reftlens.results import Memorised
 
 _STYLES = (
@@ -40,7 +41,7 @@ def memorised(result: Memorised) -> Figure:
                 linestyle=line,
                 markersize=5,
                 markerfacecolor="none",
-                label=name,
+                label=drawn(name),
             )
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths, [str(length) for length in lengths])

@@ -1,9 +1,10 @@
 """Results of the analyses: frozen dataclasses with axis labels, the name of the quantity, and its control.
 
-Plots take only results, no model or edit. Tensors are on the CPU, in float32.
+An analysis of your own returns a frozen dataclass that extends `Result`, or `SiteResult` for one site of an edit: give it a
+`headline` and `to_dataframe`, and it shows and draws itself. Plots take only results, no model or edit. Tensors are on the CPU, in float32.
 """
 
-from reftlens.results.base import Result
+from reftlens.results.base import Result, SiteResult
 from reftlens.results.behaviour import (
     Dose,
     Interchanged,
@@ -57,6 +58,7 @@ __all__ = [
     "Result",
     "SiteCheck",
     "SiteChecks",
+    "SiteResult",
     "Spread",
     "Swap",
     "TokenMap",

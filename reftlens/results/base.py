@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+import reftlens
 from reftlens.display import as_html
 from reftlens.text import plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Result(ABC):
@@ -20,6 +25,14 @@ class Result(ABC):
     @abstractmethod
     def to_dataframe(self) -> pd.DataFrame:
         """Returns the result as a table."""
+
+    def plot(self, **options: Any) -> Figure:
+        """Draws the result, with the function of `rl.plot` for its class.
+
+        Args:
+            options: of that function, such as `title`.
+        """
+        return reftlens.plot.draw(self, **options)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({plain(self.headline(), longest=300)})"

@@ -8,6 +8,7 @@ from typing import final
 
 import pandas as pd
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -117,7 +118,7 @@ class Attribution(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """Returns one row per cell: the estimate over all pairs, and estimate and exact change over the checked ones."""
         n = len(self.correlation)
-        changes = (self.exact.values - self.exact.base[:, None, None]).nanmean(0)
+        changes = (self.exact.values - rearrange(self.exact.base, "pair -> pair 1 1")).nanmean(0)
         table = torch.stack([self.mean(), self.values[:n].nanmean(0), changes], dim=-1)
         lines = [
             (row, place, column, *table[r, place].tolist())

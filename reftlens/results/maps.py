@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, final
 
 import pandas as pd
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -109,6 +110,11 @@ if TYPE_CHECKING:
     from transformer_lens.patching import PatchingResult
 
 
+def _each(values: Float[Tensor, " pair"]) -> Float[Tensor, "pair 1 1"]:
+    """One number for each pair, beside what a map has of it."""
+    return rearrange(values, "pair -> pair 1 1")
+
+
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class PatchMap(Result):
@@ -151,7 +157,7 @@ class PatchMap(Result):
         """Percentile bootstrap interval of the mean over pairs; NaN with fewer than two."""
         from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
-        flat = self.values.flatten(1)
+        flat = rearrange(self.values, "pair row column -> pair (row column)")
         low, high = torch.full((2, flat.shape[1]), torch.nan)
         # Only pairs that have the position are resampled, so cells with the same pairs share their resamples.
         patterns, kind = flat.isfinite().unique(dim=1, return_inverse=True)
@@ -164,7 +170,8 @@ class PatchMap(Result):
                     n_resamples=n_resamples,
                     generator=derive_generator(seed, "patching"),
                 )
-        return low.view(self.values.shape[1:]), high.view(self.values.shape[1:])
+        low, high = rearrange(torch.stack([low, high]), "end (row column) -> end row column", row=len(self.rows))
+        return low, high
 
     def restored(self, values: Float[Tensor, "pair rows columns"] | None = None) -> Float[Tensor, "rows columns"]:
         """Computes the fraction of the gap that a patch closes: (mean patched - base) / (source - base).
@@ -177,8 +184,8 @@ class PatchMap(Result):
         """
         patched = self.values if values is None else values
         there = patched.isfinite()
-        gap = ((self.source - self.base)[:, None, None] * there).sum(0)
-        return (patched - self.base[:, None, None]).nansum(0) / torch.where(there.any(0), gap, torch.nan)
+        gap = reduce(_each(self.source - self.base) * there, "pair row column -> row column", "sum")
+        return (patched - _each(self.base)).nansum(0) / torch.where(there.any(0), gap, torch.nan)
 
     def restored_each(
         self, values: Float[Tensor, "pair rows columns"] | None = None
@@ -190,8 +197,8 @@ class PatchMap(Result):
         """
         patched = self.values if values is None else values
         there = patched.isfinite()
-        gap = ((self.source - self.base)[:, None, None] * there).sum(0) / there.sum(0)
-        return (patched - self.base[:, None, None]) / torch.where(there.any(0), gap, torch.nan)
+        gap = reduce(_each(self.source - self.base) * there, "pair row column -> row column", "sum") / there.sum(0)
+        return (patched - _each(self.base)) / torch.where(there.any(0), gap, torch.nan)
 
     def to_token_map(
         self,
@@ -231,10 +238,10 @@ class PatchMap(Result):
         """The same as TransformerLens's result, with its axes; `baseline` is the base run's metric."""
         from transformer_lens.patching import PatchingResult
 
-        cells = self.values.permute(1, 2, 0)  # [rows, columns, pair]
+        cells = rearrange(self.values, "pair row column -> row column pair")
         if len(self.axes) == 3:
             n_layers = len({row.split("[")[0] for row in self.rows})
-            cells = cells.view(n_layers, -1, *cells.shape[1:]).transpose(1, 2)  # layer, pos, head, as there
+            cells = rearrange(cells, "(layer head) pos pair -> layer pos head pair", layer=n_layers)
         axes = ["layer", "pos", "head"] if len(self.axes) == 3 else list(self.axes)
         index = torch.cartesian_prod(*(torch.arange(n) for n in cells.shape[:-1]))
         return PatchingResult(

@@ -23,6 +23,11 @@ def edited_activations(
 ) -> list[tuple[Edit, Float[Tensor, "tokens d_model"]]]:
     """Runs a batch under an edit and returns each site's input.
 
+    Args:
+        bridge: the base.
+        reft: the edit. Later sites see the changes of earlier ones; `reft.scaled(0.0)` gives the base's activations.
+        batch: from `rl.encode`.
+
     Returns:
         For each site, in order: its edit on this batch (whose mask selects the tokens, row by row) and the activations
         before it, one row per edited token.

@@ -24,6 +24,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.bridge import canonical_hook, hooked
 from reftlens.cone.hold import Held, hold_from, run_cone
 from reftlens.cone.recording import repeated
+from reftlens.cone.variants import side_by_side
 from reftlens.data import Batch
 
 UNITS = ("mlp.hook_post", "attn.hook_z")
@@ -81,20 +82,28 @@ class Pathways:
             for some in rows.split(batch_size)
         ]
 
-    def under(self, written: Float[Tensor, "pair width"]) -> Passed:
-        """The runs with these activations written at the token; of the rows that are looked at."""
-        found = [self._run(some, held, written) for some, held in self.pieces]
-        units, gradients, own, read = (torch.cat(column) for column in zip(*found, strict=True))
-        return Passed(units, gradients, own, read.T @ read / len(read))
+    def under(self, *written: Float[Tensor, "pair width"]) -> list[Passed]:
+        """The runs with these activations written at the token, of the rows that are looked at: one for each write."""
+        n = len(written)
+        found = [
+            [
+                tensor.unflatten(0, (-1, n, len(some)))
+                for tensor in self._run(some.repeat(n), side_by_side(held, n), torch.cat([w[some] for w in written]))
+            ]
+            for some, held in self.pieces
+        ]
+        columns = [torch.cat(parts, dim=2) for parts in zip(*found, strict=True)]
+        return [
+            Passed(units[0], gradients[0], own[0], (reads := read.flatten(0, 1)).T @ reads / len(reads))
+            for units, gradients, own, read in zip(*(column.unbind(1) for column in columns), strict=True)
+        ]
 
     def _run(self, rows: Tensor, held: Held, written: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         kept: dict[str, Tensor] = {}
         inside = torch.arange(len(rows))
 
         def write(activation: Tensor, hook: Any) -> Tensor:
-            kept["leaf"] = (
-                written[rows].to(activation).reshape(len(rows), *activation.shape[2:]).detach().requires_grad_()
-            )
+            kept["leaf"] = written.to(activation).reshape(len(rows), *activation.shape[2:]).detach().requires_grad_()
             return activation.detach().index_put((inside, self.places[rows] - held.start), kept["leaf"])
 
         def keep(name: str) -> Any:

@@ -14,6 +14,7 @@ from reftlens.data import Batch, encode
 from reftlens.dissection.found import Found
 from reftlens.dissection.parts.part import BACKWARD, Part, Sizes, Spent, picture, table
 from reftlens.dissection.work import Work
+from reftlens.edit.site import Site
 from reftlens.plot.page import Section
 from reftlens.positions import Last
 from reftlens.results import Interchanged, Operator, ReadSpace
@@ -30,20 +31,22 @@ def _interchanges(work: Work) -> dict[str, Any]:
     some = encode(work.bridge, prompts[: work.config.batch_size], padding_side=side)
     spaces: list[ReadSpace] = []
     results: list[Interchanged] = []
+    sites: list[tuple[Operator, Site]] = []
     for index, (operator, site) in enumerate(zip(work.operators, work.reft.sites, strict=True)):
         what = f"base at {operator.where}"
         if site.head is not None or operator.write.shape[1] != work.bridge.cfg.d_model:
             work.left_out.append((what, "only whole activations as wide as the residual stream are interchanged"))
-            continue
-        if not bool((work.reft.edits(base)[index].mask & Last(1).mask(base.prompts)).any()):
+        elif not bool((work.reft.edits(base)[index].mask & Last(1).mask(base.prompts)).any()):
             work.left_out.append((what, "it does not edit the last token of the prompt"))
-            continue
+        else:
+            sites.append((operator, site))
+    reads = analysis.read_spaces(work.bridge, [site.hook_name for _, site in sites], some, seed=work.config.seed)
+    for (operator, _), read in zip(sites, reads, strict=True):
         try:
-            read = analysis.read_space(work.bridge, site.hook_name, some, seed=work.config.seed)
             results.append(replace(_interchange(work, operator, base, source), site=operator.site))
             spaces.append(replace(read, site=operator.site))
         except ValueError as error:
-            work.left_out.append((what, str(error)))
+            work.left_out.append((f"base at {operator.where}", str(error)))
     return {"interchanges": tuple(results), "read_spaces": tuple(spaces)}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reftlens import analysis, plot
 from reftlens.analysis.engine.activations import edited_activations
-from reftlens.data import encode, first_tokens
+from reftlens.data import first_tokens
 from reftlens.dissection.found import Found
 from reftlens.dissection.parts.part import Part, Sizes, Spent, picture, table
 from reftlens.dissection.work import Work
@@ -25,7 +25,7 @@ _READ_OUT = 8
 
 def _reads(work: Work) -> dict[str, Any]:
     config, pairs = work.config, work.wanted or work.kept
-    batch = encode(work.bridge, [prompt for prompt, _ in pairs[:_READ_OUT]])
+    prompts = [prompt for prompt, _ in pairs[:_READ_OUT]]
     readable = []
     for operator in work.operators:
         if operator.write.shape[1] != work.bridge.cfg.d_model:
@@ -35,7 +35,7 @@ def _reads(work: Work) -> dict[str, Any]:
     readouts: list[DirectionReadout] = []
     try:
         readouts = analysis.read_directions(
-            work.bridge, readable, batch, watch=_watched(work), n_null=config.n_null, seed=config.seed
+            work.bridge, readable, prompts, watch=_watched(work), n_null=config.n_null, seed=config.seed
         )
     except ValueError as error:
         work.left_out.append(("reads: writes", str(error)))

@@ -1,0 +1,83 @@
+"""Reads residuals through a model's final norm and unembedding."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from reftlens.bridge.proving import TOLERANCE, difference, proved
+from reftlens.bridge.threads import one_thread
+
+_ROWS = 64
+"""Vectors that are read at a time, which limits the logits in memory."""
+
+
+@torch.no_grad()
+def mean_logit_changes(
+    bridge: TransformerBridge, final: Float[Tensor, "prompt d_model"], pushes: Float[Tensor, "n d_model"]
+) -> Float[Tensor, "n d_vocab"]:
+    """Computes the mean over prompts of logits(final + push) - logits(final), in float32 on the CPU.
+
+    Where logits are linear in what the final norm returns, which is measured, the mean is taken before the unembedding.
+
+    Args:
+        bridge: the model.
+        final: residuals after the last block.
+        pushes: vectors that are added to each of them.
+
+    Raises:
+        ValueError: If the model does not read the last residual by a final norm and an unembedding.
+    """
+    pushes = pushes.to(final)
+    if not unembeds_linearly(bridge):
+        return _one_by_one(bridge, final, pushes)
+    with one_thread(bridge):
+        still = _normed(bridge, final)
+        moved = torch.stack([_normed(bridge, h + pushes) for h in final])
+        gaps = (moved.float() - still[:, None].float()).mean(dim=0).to(moved)
+        nothing = bridge.unembed(torch.zeros_like(gaps[None, :1]))
+        return torch.cat([(bridge.unembed(some[None]) - nothing)[0].float().cpu() for some in gaps.split(_ROWS)])
+
+
+def unembeds_linearly(bridge: TransformerBridge) -> bool:
+    """Returns whether logits are the unembedding of the final norm's output, and linear in it: no soft cap, no scale.
+
+    Raises:
+        ValueError: If the model does not read the last residual by a final norm and an unembedding.
+    """
+    from transformer_lens.tools.analysis.logit_lens import logit_readout
+
+    def prove() -> bool:
+        tolerance = TOLERANCE[bridge.original_model.dtype]
+        generator = torch.Generator().manual_seed(0)
+        # Large vectors, on which a soft cap shows.
+        vectors = 1e3 * torch.randn(4, bridge.cfg.d_model, generator=generator)
+        given = vectors.to(device=bridge.cfg.device, dtype=bridge.original_model.dtype)
+        own = bridge.unembed(given[None])[0]
+        halves = (bridge.unembed(given[None, :2])[0] + bridge.unembed(given[None, 2:])[0]) / 2
+        between = bridge.unembed((given[None, :2] + given[None, 2:]) / 2)[0]
+        read = logit_readout(bridge, given, apply_ln=False).values
+        return difference(own, read) <= tolerance and difference(between, halves) <= tolerance
+
+    return proved(bridge, "a linear unembedding", prove)
+
+
+def _normed(bridge: TransformerBridge, resid: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+    if getattr(bridge.cfg, "normalization_type", None) is None:
+        return resid
+    normed: Tensor = bridge.ln_final(resid[None])
+    return normed[0]
+
+
+def _one_by_one(
+    bridge: TransformerBridge, final: Float[Tensor, "prompt d_model"], pushes: Float[Tensor, "n d_model"]
+) -> Float[Tensor, "n d_vocab"]:
+    from transformer_lens.tools.analysis.logit_lens import logit_readout
+
+    total = torch.zeros(())
+    for h in final:
+        logits = logit_readout(bridge, torch.cat([h[None], h + pushes])).values.float().cpu()
+        total = total + (logits[1:] - logits[:1])
+    return total / len(final)
