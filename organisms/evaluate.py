@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     directory = parser.parse_args().directory
     print("\n\n".join(tables(evaluate_directory(directory))))
-    print(f"\nwritten to {directory / EVALUATION}")
+    print(f"\nwrote {directory / EVALUATION}")
 
 
 if __name__ == "__main__":

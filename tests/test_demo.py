@@ -230,4 +230,4 @@ def test_a_folder_without_permission(tmp_path) -> None:
 def test_someone_elses_folder(tmp_path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    assert "not ours to replace" in refused(tmp_path, "--out", str(tmp_path / "thesis"))
+    assert "so it is not replaced" in refused(tmp_path, "--out", str(tmp_path / "thesis"))

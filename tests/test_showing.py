@@ -187,7 +187,7 @@ def test_batches_edits_and_logs_show_themselves(gpt2, make_reft) -> None:
 def test_names_of_an_edit_are_inert(make_reft) -> None:
     for text in HOSTILE[:-2]:
         if "\udc80" in text:
-            with pytest.raises(ValueError, match="holds half a character"):
+            with pytest.raises(ValueError, match="must not hold a lone surrogate"):
                 rl.Reft(list(make_reft()), names=[text])
             continue
         named = rl.Reft(list(make_reft()), names=[text])

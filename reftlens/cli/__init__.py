@@ -1,7 +1,7 @@
-"""The command line: one command a file. Heavy imports wait until a command runs, so that help is quick.
+"""The command line, with one file per command. Heavy imports wait until a command runs, so that help is fast.
 
-Exit codes: 0 done; 1 it could not be done, and one line on stderr says why; 2 it was not called rightly. With `--json`
-the result alone is on stdout; progress and what else there is to say are on stderr.
+Exit codes: 0 for success; 1 for a failure, with the reason in one line on stderr; 2 for wrong usage. With `--json`,
+stdout carries only the result; progress and messages go to stderr.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def _version(wanted: bool) -> bool:
 
 
 def _import(modules: list[str] | None) -> list[str] | None:
-    """Runs modules that the caller names: what they register is then known by name."""
+    """Imports the named modules, so that the classes that they register are known by name."""
     for name in modules or ():
-        # As `python -m` does: a module in the folder where one works is found.
+        # As with `python -m`, modules in the working directory are found.
         sys.path.insert(0, str(Path.cwd()))
         try:
             importlib.import_module(name)
@@ -91,11 +91,11 @@ def main(
             "--import",
             metavar="MODULE",
             callback=_import,
-            help="A module of yours that registers kinds of edits or position rules (rl.register); before the command.",
+            help="Import your own module, which registers edits or position rules with rl.register. Goes before the command.",
         ),
     ] = None,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Train representation edits (ReFT) on language models, and take them apart."""

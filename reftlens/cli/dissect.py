@@ -12,17 +12,17 @@ from reftlens.cli.options import AsJson, Base, Quiet
 
 
 def dissect(
-    directory: Annotated[Path, typer.Argument(help="A run, a saved edit, or a saved dissection.")],
+    directory: Annotated[Path, typer.Argument(help="Folder of a run, a saved edit or a saved dissection.")],
     examples: Annotated[
-        Path | None, typer.Option(help="JSON lines with prompt and completion; what a run was trained on if not given.")
+        Path | None, typer.Option(help="JSON Lines with prompt and completion. Default: the training data of the run.")
     ] = None,
     model: Base = None,
-    at: Annotated[str | None, typer.Option(help="Weight directions by these tokens alone, such as l1.")] = None,
+    at: Annotated[str | None, typer.Option(help="Compute directions only from these tokens, such as l1.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the report, its figures and the numbers.")] = Path("dissect"),
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take a trained edit apart: what it reads, what it writes, and whether that is more than chance."""
+    """Dissect a trained edit: what it reads, what it writes, and whether that exceeds chance."""
     from reftlens.files.folder import Replacement
 
     with Replacement(out, marker="report.html") as folder:

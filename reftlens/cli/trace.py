@@ -12,17 +12,19 @@ from reftlens.cli.options import AsJson, Quiet
 
 
 def trace(
-    model: Annotated[str, typer.Argument(help="An embedded organism, a local directory or a hub name.")],
+    model: Annotated[str, typer.Argument(help="Base model: an embedded organism, a local directory or a hub name.")],
     pairs: Annotated[
         Path,
-        typer.Argument(help="JSON lines: clean, corrupted, answer (with its space), subject; unrelated as a control."),
+        typer.Argument(
+            help="JSON Lines with clean, corrupted, answer (with its space) and subject, and unrelated for a control."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the figure and the numbers.")] = Path("trace"),
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device: cpu, cuda, ..., or auto for a GPU if there is one.")] = "auto",
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Trace where a base model holds what its prompts ask for: a map over layers and tokens."""
+    """Trace where a base model holds the answers to its prompts: a map over layers and tokens."""
     from reftlens.files.folder import Replacement
 
     with Replacement(out, marker="trace.json") as folder:

@@ -186,7 +186,7 @@ def _reload_difference(model: str, directory: Path, bridge: TransformerBridge, r
     reloaded = logits(fresh, Reft.from_pretrained(directory, bridge=fresh))
     difference = float((logits(bridge, reft) - reloaded).abs().max())
     if difference != 0.0:
-        raise RuntimeError(f"the reloaded edit is not the trained one: a logit differs by {difference:.3g}")
+        raise RuntimeError(f"the reloaded edit does not equal the trained edit: a logit differs by {difference:.3g}")
     return difference
 
 
