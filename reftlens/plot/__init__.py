@@ -1,4 +1,7 @@
-"""Draws results as figures. Plots do not need a model, open a window, or change matplotlib's settings."""
+"""Draws results as figures. Plots do not need a model, open a window, or change matplotlib's settings.
+
+Each takes one result or a list of them; those of `DRAWINGS` are what `result.plot()` draws.
+"""
 
 from __future__ import annotations
 

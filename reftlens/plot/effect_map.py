@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from reftlens.plot.canvas import or_several
 from reftlens.plot.heat import Group, Panel, heat
 from reftlens.plot.labels import star
 from reftlens.results import TokenMap
 
 
+@or_several(TokenMap)
 def effect_map(result: TokenMap, *, title: str = "") -> Figure:
     """Draws a map over rows and tokens. The earliest row is at the bottom, and subject tokens have a star.
 
