@@ -77,11 +77,12 @@ def test_parts_are_what_the_analyses_give(bridge, reft, found) -> None:
 
 def test_it_shows_itself(found) -> None:
     shown = found._repr_html_()
-    assert shown.startswith("<iframe sandbox srcdoc=")
+    assert "Trust Notebook" in shown.split("<iframe")[0]
+    assert 'sandbox="allow-scripts" srcdoc=' in shown
     page = html.unescape(shown)
     for heading in ("Does it work", "How many directions", "More and less", "another seed", "How natural"):
         assert heading in page
-    assert page.count("data:image/png") == 14
+    assert page.count("data:image/png") == 12
     frame = found.summary().to_dataframe()
     assert (frame["beside it"].str.len() > 0).all(), "every number has its null or control"
 

@@ -340,9 +340,9 @@ def test_positions_of_a_mean_are_named_by_role_where_prompts_differ() -> None:
     starred = (False, True, True, False, False)
     values = torch.zeros(2, 5)
     result = TokenMap(values, None, ("a", "b"), tokens, starred, "q", "", 2, prompts=prompts)
-    assert result.labels == (" The", "[subject 1]", "[last subject]", " of", "[token 4]")
+    assert result.labels == (" The", "[subject 1]", "[last subject]", " of", "[last token]")
     labels = [label.get_text() for label in images(plot.effect_map(result))[0].get_xticklabels()]
-    assert labels == ["·The", "[subject 1]*", "[last subject]*", "·of", "[token 4]"]
+    assert labels == ["·The", "[subject 1]*", "[last subject]*", "·of", "[last token]"]
     assert "tokens of the first" not in written(plot.effect_map(result))
 
 

@@ -38,7 +38,7 @@ from transformers import (
 
 from reftlens.bridge import EXACT, base_identity, foreign_hooks, one_thread, require_bridge, sampled_fingerprint
 from reftlens.cone.store import InMemory, OnDisk
-from reftlens.display import as_html
+from reftlens.display import as_html, settings_as_html
 from reftlens.edit import checkpoint
 from reftlens.edit.reft import Reft
 from reftlens.numbers import require_number, require_whole_number
@@ -105,6 +105,9 @@ class TrainConfig:
     """Order of the examples."""
     progress: bool = True
     """Show progress bars."""
+
+    def _repr_html_(self) -> str:
+        return settings_as_html(self)
 
     def __post_init__(self) -> None:
         for name, least in _COUNTS.items():

@@ -83,8 +83,8 @@ def _draw_dose(found: Found) -> Section | None:
             f"Slope at 0: {dose.slope:.3f} nats per unit of dose; with random directions {dose.control_slope:.3f}. A curve that "
             "leaves its slope works by more than a small push would.",
         ),
-        (picture("dose", plot.dose(dose), "The wanted answer, and what else moves, against the dose."),),
-        (("Each dose", table([dose.to_dataframe()])),),
+        tables=(("Each dose", table([dose.to_dataframe()])),),
+        doses=(("The wanted answer, and what else moves, against the dose", dose),),
     )
 
 
