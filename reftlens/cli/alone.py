@@ -115,7 +115,9 @@ def command(name: str, function: str, *, of: Literal["edit", "base"]) -> Callabl
 
 def _described(function: str) -> tuple[str, dict[str, tuple[Any, Any]]]:
     """Returns the question that a file of `reftlens.analysis` answers, and the options of its function."""
-    tree = ast.parse(files("reftlens.analysis").joinpath(f"{function}.py").read_text(encoding="utf-8"))
+    # `files` imports the package that it is given, and `reftlens` alone is light.
+    source = files("reftlens").joinpath("analysis", f"{function}.py")
+    tree = ast.parse(source.read_text(encoding="utf-8"))
     (node,) = (found for found in tree.body if isinstance(found, ast.FunctionDef) and found.name == function)
     listed = (ast.get_docstring(node) or "").partition("Args:\n")[2].partition("\n\n")[0]
     lines = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", listed, flags=re.MULTILINE)
