@@ -102,7 +102,7 @@ def from_spec(spec: object) -> Positions:
 
 
 def register_rule(cls: type[Positions]) -> None:
-    """Registers your own rule for `from_spec` and `parse`; see `interventions.register`.
+    """Registers your own rule for `from_spec` and `parse`; see `interventions.user_defined`.
 
     Raises:
         ValueError: If its `rule` is missing or belongs to another class, or a method is missing.
