@@ -115,6 +115,10 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
 }
 
 
+some = pytest.mark.sampled(20)
+"""The same drawings in each test that looks at all of them, so that each is drawn once."""
+
+
 def rendered(figure: Figure) -> FigureCanvasAgg:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -163,7 +167,7 @@ def drawing(name: str) -> tuple[Figure, list[tuple[str, np.ndarray]], list[str]]
     return figure, boxes, changed
 
 
-@pytest.mark.sampled(12)
+@some
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_drawing_leaves_matplotlib_as_it_was(name: str) -> None:
     from matplotlib import pyplot
@@ -186,7 +190,7 @@ def test_a_png_is_white_and_has_150_dots_per_inch() -> None:
     assert (pixels[[0, 0, -1, -1], [0, -1, 0, -1]] == 1.0).all()
 
 
-@pytest.mark.sampled(14)
+@some
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_every_text_is_large_enough_and_inside_the_figure(name: str) -> None:
     figure, boxes, _ = drawing(name)
@@ -198,6 +202,7 @@ def test_every_text_is_large_enough_and_inside_the_figure(name: str) -> None:
         assert (box[2:] <= room[2:]).all(), text
 
 
+@some
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_texts_do_not_overlap(name: str) -> None:
     _, boxes, _ = drawing(name)
