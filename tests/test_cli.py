@@ -195,6 +195,52 @@ def test_dissect_takes_a_run_and_what_it_was_trained_on(run, place, monkeypatch)
     assert not (place / "dissected").exists()
 
 
+ALONE = {
+    "map": (["--n-control", 1], "effect of this cell alone"),
+    "ablate": (["--n-control", 1], "Shapley"),
+    "mediate": (["--point", "mlp_out", "--over", "positions"], "edited into base"),
+    "paths": (["--senders", "edit", "--receivers", "logits"], "1 x 1 cells by sender, receiver"),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_an_analysis_of_an_edit_runs_alone(run, tmp_path, name) -> None:
+    from reftlens.analysis.metrics import token_difference
+
+    options, said = ALONE[name]
+    done = call(name, run[0], *options, "--n-prompts", 2, "--out", tmp_path / "out", "--quiet", "--json")
+    numbers = json.loads(done.stdout)
+    assert numbers == json.loads((tmp_path / "out" / f"{name}.json").read_text())
+    assert (tmp_path / "out" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert (numbers["model"], len(numbers["prompts"])) == ("facts-small", 2)
+    assert said in numbers["headline"]
+    if name != "ablate":
+        return
+    bridge = rl.load_bridge("facts-small")
+    reft = rl.Reft.from_pretrained(run[0] / "edit", bridge=bridge)
+    answers = {row["prompt"]: row["completion"] for row in lines(run[0].parent / "train.jsonl")}
+    batch = rl.encode(bridge, numbers["prompts"])
+    base = batch.at_last_prompt_token(bridge(batch.tokens, attention_mask=batch.attention_mask)).argmax(-1)
+    wanted = [bridge.tokenizer.encode(answers[prompt])[0] for prompt in numbers["prompts"]]
+    metric = token_difference(torch.tensor(wanted), base)
+    expected = rl.analysis.ablate(bridge, reft, numbers["prompts"], metric, n_control=1, progress=False)
+    assert numbers["whole"] == pytest.approx(expected.whole, abs=1e-4)
+    assert [cell["alone"] for cell in numbers["cells"]] == pytest.approx(expected.alone.tolist(), abs=1e-4)
+
+
+def test_an_option_of_an_analysis_is_one_of_its_function() -> None:
+    """The commands are made from the source alone; here the functions themselves are asked."""
+    from reftlens.cli.alone import _described
+
+    for name in ("effect_map", "ablate", "mediate", "paths", "patch", "trace"):
+        about, options = _described(name)
+        parameters = inspect.signature(getattr(rl.analysis, name)).parameters
+        assert about.endswith((".", "?"))
+        for option, (_, default) in options.items():
+            assert parameters[option].default == default
+    assert {"point", "over", "direction", "seed"} == set(_described("mediate")[1])
+
+
 def test_trace_writes_the_map_that_the_analysis_gives(tmp_path) -> None:
     facts = [fact for fact in FACTS if fact.relation == "located_in"]
     rows = [
@@ -224,6 +270,10 @@ def test_trace_writes_the_map_that_the_analysis_gives(tmp_path) -> None:
         progress=False,
     )
     assert [cell["value"] for cell in numbers["cells"]] == pytest.approx(expected.values.flatten().tolist(), abs=1e-6)
+    patched = call("patch", "facts-small", tmp_path / "pairs.jsonl", "--out", tmp_path / "patched", "--quiet", "--json")
+    # Tracing is patching resid_pre over positions.
+    restored = [cell["restored"] for cell in json.loads(patched.stdout)["cells"]]
+    assert restored == pytest.approx(expected.values.flatten().tolist(), abs=1e-6)
     (tmp_path / "pairs.jsonl").write_text('{"clean": "a", "answer": "b"}\n')
     message = refused("trace", "facts-small", tmp_path / "pairs.jsonl", "--out", tmp_path / "no", "--quiet")
     assert "record 1 (line 1): the field 'corrupted' is missing" in message
@@ -325,6 +375,12 @@ def test_params_prints_the_papers_table_without_weights() -> None:
         (["params", "no-such-preset"], "Unknown preset 'no-such-preset'"),
         (["presets", "loreft-llama-7b"], "Unknown preset 'loreft-llama-7b'"),
         (["trace", "facts-small", "nothere.jsonl"], "no such file or folder: nothere.jsonl"),
+        (["map", "nothere"], "nothere does not exist"),
+        (["map", "{empty}", "--examples", "nothere"], "no such file or folder: nothere"),
+        (["ablate", "{empty}"], "neither a run"),
+        (["dissect", "nothere"], "no such file or folder: nothere"),
+        (["dissect", "{empty}", "--part", "wher"], "there is no part 'wher'"),
+        (["dissect", "{empty}", "--preset", "fast"], "preset must be one of quick, standard, full"),
         (["benchmark", "--only", "nothing"], "nothing"),
         (["dissect", "{empty}"], "holds neither a saved edit"),
     ],
@@ -484,7 +540,7 @@ def test_classes_of_a_module_that_is_named_are_known(place, tmp_path, monkeypatc
 
 
 def test_every_command_shows_an_example() -> None:
-    for name in ("demo", "presets", "params", "train", "eval", "generate", "dissect", "trace", "benchmark"):
+    for name in ("demo", "presets", "params", "train", "eval", "generate", "dissect", "map", "trace", "benchmark"):
         assert f"Example: reftlens {name}" in call(name, "--help").stdout
 
 

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from reftlens.cli import (
+    alone,
     benchmark,
     claim,
     compare,
@@ -26,7 +27,6 @@ from reftlens.cli import (
     lm_eval,
     params,
     presets,
-    trace,
     train,
 )
 from reftlens.cli.errors import Commands
@@ -48,7 +48,15 @@ app.command(
 app.command("eval", epilog="Example: reftlens eval run --task boolq --n-eval 100")(evaluate.evaluate)
 app.command(epilog='Example: reftlens generate run "The tower stands in" --base')(generate.generate)
 app.command(epilog="Example: reftlens dissect run --preset quick --out dissect")(dissect.dissect)
-app.command(epilog="Example: reftlens trace gpt2 pairs.jsonl --out trace")(trace.trace)
+for name, function, example in (
+    ("map", "effect_map", "map run --leave-out"),
+    ("ablate", "ablate", "ablate run --n-prompts 32"),
+    ("mediate", "mediate", "mediate run --point mlp_out --over positions"),
+    ("paths", "paths", "paths run --senders edit --senders 2.3 --receivers 2.3 --receivers logits"),
+):
+    app.command(name, epilog=f"Example: reftlens {example}")(alone.command(name, function, of="edit"))
+for name, example in (("patch", "patch gpt2 pairs.jsonl --point mlp_out"), ("trace", "trace gpt2 pairs.jsonl")):
+    app.command(name, epilog=f"Example: reftlens {example} --out {name}")(alone.command(name, name, of="base"))
 app.command(epilog="Example: reftlens compare run --method LoRA --method 'full fine-tuning' --seeds 2")(compare.compare)
 app.command(epilog="Example: reftlens convert my_pyreft --model gpt2 --positions f5+l5 --out edit")(convert.convert)
 app.command(epilog="Example: reftlens benchmark --only handmade --only nulls --out known.csv")(benchmark.benchmark)
