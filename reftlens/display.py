@@ -61,7 +61,7 @@ _FRAME = Markup(
     '<div style="margin:.3em 0">{line}</div>\n'
     "<style>[data-jp-theme-light='false'] .reftlens-page, .vscode-dark .reftlens-page {{ color-scheme: dark; }}</style>\n"
     '<iframe class="reftlens-page" sandbox="allow-scripts" srcdoc="{page}" '
-    'style="width:100%;height:45em;border:1px solid #8888"></iframe>'
+    'style="box-sizing:border-box;width:100%;height:45em;border:1px solid #8888"></iframe>'
 )
 _UNTRUSTED = (
     "The page is in the frame below. Where there is no frame, the notebook is not trusted: choose Trust Notebook."
@@ -78,7 +78,7 @@ def framed(headline: str, page: str) -> str:
         headline: describes the object.
         page: a document that stands by itself.
     """
-    return _text(headline) + _FRAME.format(line=_UNTRUSTED, page=page)
+    return str(_text(headline) + _FRAME.format(line=_UNTRUSTED, page=page))
 
 
 def _table(frame: pd.DataFrame) -> str:

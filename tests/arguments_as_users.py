@@ -255,8 +255,8 @@ def test_numbers_of_numpy_are_numbers(make_reft) -> None:
     ("call", "says"),
     [
         (lambda: rl.encode(make_hf("gpt2"), ["a"]), r"rl\.encode: bridge must be TransformerBridge \(.*got GPT2LMHeadModel; make one"),
-        (lambda: rl.plot.dose(3), r"rl\.plot\.dose: result must be Dose \(from `analysis\.dose`\), got 3 \(int\)"),
-        (lambda: rl.plot.effect_map([None]), r"rl\.plot\.effect_map: result must be TokenMap .*got list"),
+        (lambda: rl.plot.token_strip(3), r"rl\.plot\.token_strip: result must be .*TokenMap.*, got 3 \(int\)"),
+        (lambda: rl.plot.token_strip([None]), r"rl\.plot\.token_strip: result must be .*TokenMap.*got list"),
         (lambda: rl.Reft.compose({"a": 3}), r"a dict with 3 \(int\) as the value of 'a'"),
         (lambda: rl.tasks.task_named(None), r"rl\.tasks\.task_named: name must be str, got None"),
         (lambda: rl.objectives.predictions(torch.ones(2)), r"got Tensor of float32 \[2\]; make one with rl\.encode"),

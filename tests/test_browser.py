@@ -425,13 +425,12 @@ def test_a_sandboxed_frame_of_a_notebook_works_and_reaches_nothing(sandbox: str,
 
 
 @pytest.mark.parametrize(("theme", "dark"), [("true", False), ("false", True)])
-def test_a_page_in_a_notebook_follows_the_notebooks_theme(theme: str, dark: bool, opened, tmp_path) -> None:
+def test_a_page_in_a_notebook_follows_the_notebooks_theme(theme: str, dark: bool, browse, tmp_path) -> None:
     body = f"<body data-jp-theme-light={theme} style='margin:0;background:{'#111' if dark else '#fff'}'>"
-    shown = framed("one line", page_of_all())
-    pixels = image.imread(opened(f"<!doctype html>{body}{shown}", width=900).picture(tmp_path / "notebook.png"))[
-        ..., :3
-    ]
-    white = float((pixels.min(axis=2) == 1).mean())
+    shot = tmp_path / "notebook.png"
+    how = ("--window-size=900,800", "--blink-settings=preferredColorScheme=1")
+    browse(f"<!doctype html>{body}{framed('one line', page_of_all())}", f"--screenshot={shot}", *how)
+    white = float((image.imread(shot)[..., :3].min(axis=2) == 1).mean())
     assert white < 0.02 if dark else white > 0.5
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import reftlens as rl
 from reftlens.cli import app
+from reftlens.dissection import from_files
 from reftlens.dissection.cost import estimate_cost
 
 WORDS = ("tower", "weaver", "river", "city", "old", "speaks", "lives", "stands", "there", "Ostra")
@@ -218,7 +219,7 @@ def test_the_counted_passes_are_those_that_run(bridge, reft) -> None:
     assert 0.5 < sum(counted) / expected < 2, (sum(counted), expected)
 
 
-def test_the_command_takes_a_saved_edit_apart_and_shows_a_dissection(tmp_path, tokenizer) -> None:
+def test_the_command_takes_a_saved_edit_apart_and_shows_a_dissection(tmp_path, tokenizer, monkeypatch) -> None:
     from conftest import make_hf
 
     make_hf("gpt2").save_pretrained(tmp_path / "model")
@@ -237,8 +238,18 @@ def test_the_command_takes_a_saved_edit_apart_and_shows_a_dissection(tmp_path, t
     assert done.exit_code == 0, done.output
     assert "effective rank" in done.output
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["dissection", "figures", "report.html"]
+    pages = []
+
+    def write(result, folder) -> None:
+        """Drawn once is enough: here it counts what would be drawn."""
+        pages.append(result)
+        (folder / "report.html").write_text("a page")
+
+    monkeypatch.setattr(from_files, "write_report", write)
     shown = CliRunner().invoke(app, ["dissect", str(tmp_path / "out" / "dissection"), "--out", str(tmp_path / "again")])
     assert shown.exit_code == 0, shown.output
+    assert (tmp_path / "again" / "report.html").is_file()
+    assert equal(pages[0], rl.load_dissection(tmp_path / "out" / "dissection"))
     (tmp_path / "bad.jsonl").write_text(lines[0] + "\n[1]\n")
     bad = CliRunner().invoke(app, [*command, "--examples", str(tmp_path / "bad.jsonl")])
     assert bad.exit_code == 1

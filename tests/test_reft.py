@@ -68,7 +68,7 @@ def test_a_rank_is_asked_for_where_there_is_one(gpt2) -> None:
 
 
 def test_an_edit_of_another_width_is_refused(gpt2, make_reft) -> None:
-    with pytest.raises(ValueError, match=r"48 wide.*\[batch, pos, 48\], got \[3, \d+, 32\]"):
+    with pytest.raises(ValueError, match=r"width 48 and needs activations \[batch, pos, 48\], got \[3, \d+, 32\]"):
         logits(gpt2, make_reft(width=48))
 
 

@@ -83,7 +83,7 @@ def draw(result: results.Result | Sequence[results.Result], **options: Any) -> F
         options: of the function that draws the class, such as `title`.
 
     Raises:
-        TypeError: If it is not a result, if the results are of several classes, or if their plot draws one at a time.
+        TypeError: If it is not a result, or the results are of several classes.
     """
     found = [result] if isinstance(result, results.Result) else list(result)
     kinds = dict.fromkeys(map(type, found))

@@ -55,6 +55,7 @@ def _draw_directions(found: Found) -> Section | None:
                 "spectrum",
                 plot.spectrum(found.operators, null=found.untrained),
                 "How far each write direction moves; dashed, with fresh weights.",
+                found.operators,
             ),
         ),
         (
@@ -87,7 +88,7 @@ def _draw_terms(found: Found) -> Section | None:
     pictures: list[Picture] = []
     tables: list[tuple[str, pd.DataFrame]] = []
     if found.ledger is not None:
-        pictures.append(picture("ledger", plot.ledger(found.ledger), "Its terms, and how they meet."))
+        pictures.append(picture("ledger", plot.ledger(found.ledger), "Its terms, and how they meet.", [found.ledger]))
         tables.append(("The terms at each edited token", table([found.ledger.to_dataframe()])))
     return Section(
         TERMS.heading,
