@@ -46,7 +46,7 @@ def edit_size(result: EditSize) -> Figure:
         result: from `analysis.edit_size`.
 
     Raises:
-        ValueError: for no sites or no tokens.
+        ValueError: If there are no sites or no tokens.
     """
     n_rows, n_tokens = result.relative.shape
     if n_rows == 0 or n_tokens == 0:

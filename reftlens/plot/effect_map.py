@@ -23,7 +23,7 @@ def effect_map(result: TokenMap, *, title: str = "") -> Figure:
         title: of the figure; the name of the quantity if empty.
 
     Raises:
-        ValueError: for no rows or no tokens.
+        ValueError: If there are no rows or no tokens.
     """
     return heat(
         [group_of(result)],

@@ -47,7 +47,7 @@ def ledger(result: Ledger) -> Figure:
         result: from `analysis.ledger`.
 
     Raises:
-        ValueError: if nothing is edited.
+        ValueError: If no token is edited.
     """
     places = (~result.norm.isnan()).any(0).nonzero()[:, 0].tolist()
     if not places:

@@ -25,7 +25,7 @@ def patch_map(result: PatchMap, *, title: str = "", starred: tuple[bool, ...] = 
         starred: for the first columns, whether they belong to the subject.
 
     Raises:
-        ValueError: if more columns are starred than there are.
+        ValueError: If there are more stars than columns.
     """
     if len(starred) > len(result.columns):
         raise ValueError(f"wanted at most {len(result.columns)} stars, one for each column, got {len(starred)}")

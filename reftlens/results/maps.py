@@ -215,7 +215,7 @@ class PatchMap(Result):
             prompts: tokens of each pair's source prompt, where they are known; the map then keeps each pair's values.
 
         Raises:
-            ValueError: if more columns are starred than there are.
+            ValueError: If there are more stars than columns.
         """
         behind = len(self.columns) - len(starred)
         if behind < 0:

@@ -98,7 +98,9 @@ def save_for_alpaca_eval(
         OSError: If the file cannot be written.
     """
     if len(instructions) != len(outputs):
-        raise ValueError(f"wanted one output for each instruction, got {len(outputs)} for {len(instructions)}")
+        raise ValueError(
+            f"each instruction needs one output, got {len(outputs)} outputs for {len(instructions)} instructions"
+        )
     rows = [
         {"instruction": instruction, "output": output, "dataset": "alpaca_eval", "generator": generator}
         for instruction, output in zip(instructions, outputs, strict=True)
