@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+import reftlens as rl
 from reftlens.paper.baselines import PeakMemory
 
 MIB = 2**20
+WORDS = ("tower", "weaver", "city", "harbour", "market", "mill", "river", "garden")
 
 
 def mebibytes(n: int) -> torch.Tensor:
@@ -38,3 +40,18 @@ def test_a_step_of_training_takes_gradients_and_two_moments() -> None:
         optimiser.step()
     # And what AdamW puts down in between, two of the same size at most.
     assert 3 * MIB <= memory.peak <= 5 * MIB
+
+
+def test_a_dissection_of_more_prompts_takes_no_more_memory(gpt2, make_reft) -> None:
+    """Base runs are kept up to a limit, and the rest goes through in groups."""
+    reft = make_reft(positions="l1")
+
+    def peak(n: int) -> int:
+        examples = [(f"The {WORDS[i % 8]} of {WORDS[i // 8 % 8]} {i}", " Ostra") for i in range(n)]
+        config = rl.DissectConfig(batch_size=8, parts=("works", "dose"), memory_bytes=2**16, progress=False)
+        with PeakMemory() as memory:
+            rl.dissect(gpt2, reft, examples, config)
+        return memory.peak
+
+    peak(8)  # what is proved of a model is proved once
+    assert peak(48) < 1.1 * peak(16)
