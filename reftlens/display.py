@@ -7,12 +7,16 @@ The surrounding page sets colours and fonts, so the table is readable in light a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from markupsafe import Markup, escape
 
 from reftlens.text import plain
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MOST_LINES, MOST_COLUMNS = 20, 16
 """Maximum size of a table. The middle is left out, and a line below gives the full size."""
@@ -27,12 +31,54 @@ def as_html(headline: str, table: Callable[[], pd.DataFrame]) -> str:
         headline: describes the object; its line breaks are kept.
         table: creates the table, such as `to_dataframe`; an empty table is left out.
     """
-    lines = Markup("<br>").join(escape(plain(line, longest=4 * _LONGEST)) for line in headline.split("\n"))
-    head = Markup('<div style="margin:.3em 0;white-space:pre-wrap;overflow-wrap:anywhere">{}</div>').format(lines)
+    head = _text(headline)
     # The Arrow strings of pandas 3 cannot hold lone surrogates (half a character).
     with pd.option_context("mode.string_storage", "python"):
         frame = table()
         return str(head) if frame.empty else str(head) + _table(frame)
+
+
+def settings_as_html(settings: DataclassInstance) -> str:
+    """Shows settings in a notebook: those that differ from their defaults in the headline, and all of them below.
+
+    Args:
+        settings: a dataclass whose fields have defaults.
+    """
+    lines = [(one.name, getattr(settings, one.name), one.default) for one in fields(settings)]
+    chosen = ", ".join(f"{name}={value!r}" for name, value, default in lines if value != default)
+    table = pd.DataFrame(
+        [(name, repr(value), repr(default)) for name, value, default in lines], columns=["setting", "value", "default"]
+    )
+    return as_html(f"{type(settings).__name__}({chosen})", lambda: table)
+
+
+def _text(lines: str) -> Markup:
+    text = Markup("<br>").join(escape(plain(line, longest=4 * _LONGEST)) for line in lines.split("\n"))
+    return Markup('<div style="margin:.3em 0;white-space:pre-wrap;overflow-wrap:anywhere">{}</div>').format(text)
+
+
+_FRAME = Markup(
+    '<div style="margin:.3em 0">{line}</div>\n'
+    "<style>[data-jp-theme-light='false'] .reftlens-page, .vscode-dark .reftlens-page {{ color-scheme: dark; }}</style>\n"
+    '<iframe class="reftlens-page" sandbox="allow-scripts" srcdoc="{page}" '
+    'style="box-sizing:border-box;width:100%;height:45em;border:1px solid #8888"></iframe>'
+)
+_UNTRUSTED = (
+    "The page is in the frame below. Where there is no frame, the notebook is not trusted: choose Trust Notebook."
+)
+
+
+def framed(headline: str, page: str) -> str:
+    """Shows a whole page in a notebook: in a frame that isolates its styles, and whose script reaches nothing outside it.
+
+    The page follows the notebook's theme where the frame says which that is. A notebook that is not trusted drops the frame;
+    the lines above it stay.
+
+    Args:
+        headline: describes the object.
+        page: a document that stands by itself.
+    """
+    return str(_text(headline) + _FRAME.format(line=_UNTRUSTED, page=page))
 
 
 def _table(frame: pd.DataFrame) -> str:

@@ -21,13 +21,11 @@ def require_whole_number(name: str, value: object, *, least: int | None = None) 
         ValueError: If it is anything else.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(
-            f"{name} must be a whole number{'' if least is None else f' of at least {least}'}, got {value!r}"
-        )
+        raise ValueError(f"{name} must be an integer{'' if least is None else f' of at least {least}'}, got {value!r}")
     if least is not None and value < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
     if abs(value) > LARGEST:
-        raise ValueError(f"{name} must be below 2**63 in size, got {value!r}")
+        raise ValueError(f"{name} must be smaller than 2**63 in absolute value, got {value!r}")
 
 
 def require_number(

@@ -164,7 +164,7 @@ class Every(rl.Positions):
 
 def forget_registered(monkeypatch) -> None:
     """Nothing is registered from here to the end of the test, but for what the test registers."""
-    monkeypatch.setattr(importlib.import_module("reftlens.interventions.register"), "_KINDS", {})
+    monkeypatch.setattr(importlib.import_module("reftlens.interventions.user_defined"), "_KINDS", {})
     monkeypatch.setattr(importlib.import_module("reftlens.positions.parse"), "_OWN", {})
 
 

@@ -153,7 +153,7 @@ def _dissection(name: str, root: Path, bridge: Any) -> Kind:
     words = ("tower", "weaver", "river", "city", "old", "speaks")
     examples = [(f"The {word} by the {other}", " Ostra") for word in words[:4] for other in words[4:]]
     reft = rl.Reft([(rl.Site(POST.format(1), "l1"), make_edit(rl.LoReFT))])
-    config = rl.DissectConfig(batch_size=8, n_null=19, n_pairs=4, n_random=2, progress=False)
+    config = rl.DissectConfig(parts="full", batch_size=8, n_null=19, n_pairs=4, n_random=2, progress=False)
     rl.dissect(bridge, reft, examples, config).save(root / "dissection")
     return Kind(name, root / "dissection", rl.load_dissection, equal)
 

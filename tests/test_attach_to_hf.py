@@ -79,7 +79,7 @@ def test_a_saved_edit_is_attached_from_its_folder(gpt2, tmp_path) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters()), "the model's own settings stay"
     attached.remove()
     assert not torch.allclose(hf_logits(model, batch), wanted, rtol=0, atol=1e-3)
-    with pytest.raises(ValueError, match="does not fit this model"):
+    with pytest.raises(ValueError, match="differs from this model"):
         rl.attach_to_hf(make_hf("gpt2", seed=1), tmp_path / "edit", tokenizer=gpt2.tokenizer)
 
 

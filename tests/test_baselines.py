@@ -382,11 +382,15 @@ def test_runs_are_repeatable_and_the_table_says_what_was_run(gpt2) -> None:
     ("methods", "change", "message"),
     [
         ({}, {}, "at least one method"),
-        ({"probe": LinearProbe()}, {}, "^probe: a linear probe wants a head, and Completion has none"),
+        (
+            {"probe": LinearProbe()},
+            {},
+            "^probe: a linear probe needs an objective with a head, and Completion has none",
+        ),
         ({"biases": BitFit()}, {}, "^biases: BitFit trains biases, and LlamaForCausalLM has none"),
         ({"lora": LoRA(matrices=("attn.qkv",))}, {}, "^lora: block 0 has no linear map 'attn.qkv'"),
         ({"red": EditAt(intervention=rl.RED, learn_subspace=False)}, {}, "^red: RED has no R"),
-        ({"full": FullFineTuning()}, {"output_dir": "out"}, "folders of one run"),
+        ({"full": FullFineTuning()}, {"output_dir": "out"}, "for a single run"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(methods, change, message) -> None:

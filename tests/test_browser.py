@@ -23,6 +23,7 @@ from matplotlib import image
 from test_report import DASH, MINUS, dots, effect, report_of, size, strip
 
 import reftlens as rl
+from reftlens.display import framed
 from reftlens.plot.page import Picture, Report, Section, render
 from reftlens.results import Finding
 
@@ -421,6 +422,16 @@ def test_a_sandboxed_frame_of_a_notebook_works_and_reaches_nothing(sandbox: str,
         assert inside("document.querySelector('details.part').open")
         assert inside("location.href").startswith("about:srcdoc")
         assert [one for one in browser.said if "sandbox" not in one.lower()] == []
+
+
+@pytest.mark.parametrize(("theme", "dark"), [("true", False), ("false", True)])
+def test_a_page_in_a_notebook_follows_the_notebooks_theme(theme: str, dark: bool, browse, tmp_path) -> None:
+    body = f"<body data-jp-theme-light={theme} style='margin:0;background:{'#111' if dark else '#fff'}'>"
+    shot = tmp_path / "notebook.png"
+    how = ("--window-size=900,800", "--blink-settings=preferredColorScheme=1")
+    browse(f"<!doctype html>{body}{framed('one line', page_of_all())}", f"--screenshot={shot}", *how)
+    white = float((image.imread(shot)[..., :3].min(axis=2) == 1).mean())
+    assert white < 0.02 if dark else white > 0.5
 
 
 def test_the_page_is_ready_at_once_and_small(opened) -> None:

@@ -99,7 +99,7 @@ def test_a_map_refuses_what_it_cannot_compare(gpt2, tmp_path) -> None:
         small_map(gpt2, positions={})
     with pytest.raises(ValueError, match="layers must not repeat a layer"):
         small_map(gpt2, layers=[1, 1])
-    with pytest.raises(ValueError, match="does not have"):
+    with pytest.raises(ValueError, match="does not exist in the prompt in row"):
         small_map(gpt2, positions={"far": rl.At(9)})
     with pytest.raises(ValueError, match="'none' does not select any token of"):
         small_map(gpt2, positions={"none": rl.First(3) - rl.First(2) - rl.Last(1)})

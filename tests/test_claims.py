@@ -53,7 +53,7 @@ def test_what_the_model_says_is_returned_whole_and_a_wrong_word_ends_it(gpt2) ->
 
 
 def test_a_context_that_is_too_short_is_refused(gpt2) -> None:
-    with pytest.raises(ValueError, match="pass the context of 64"):
+    with pytest.raises(ValueError, match="exceed the context of 64"):
         greedy_tokens(gpt2, None, ["The tower"], 64)
 
 
@@ -93,7 +93,7 @@ def test_a_codebook_is_held_by_names_and_not_by_shuffled_ones(organism) -> None:
     assert row.accuracy == 1.0
     assert row.shuffled == 0.0
     assert row.base == 0.0
-    with pytest.raises(ValueError, match="8 pairs want as many keys"):
+    with pytest.raises(ValueError, match="8 pairs need as many keys"):
         codebook.codebook(organism, keys, replace(config, pairs=(8,)), model="organism", progress=False)
 
 

@@ -137,7 +137,7 @@ def test_an_interrupted_run_is_resumed_to_the_bit(run, place, monkeypatch) -> No
     monkeypatch.undo()
     assert not out.exists()
     assert (place / "resumed.checkpoints" / "checkpoint-5").is_dir()
-    assert "pass --resume to go on with it" in refused("train", run[0], "--out", out, "--quiet")
+    assert "pass --resume to continue it" in refused("train", run[0], "--out", out, "--quiet")
     assert "cannot be resumed with other settings: lr" in refused(
         "train", run[0], "--out", out, "--quiet", "--resume", "--lr", 1
     )
@@ -195,6 +195,52 @@ def test_dissect_takes_a_run_and_what_it_was_trained_on(run, place, monkeypatch)
     assert not (place / "dissected").exists()
 
 
+ALONE = {
+    "map": (["--n-control", 1], "effect of this cell alone"),
+    "ablate": (["--n-control", 1], "Shapley"),
+    "mediate": (["--point", "mlp_out", "--over", "positions"], "edited into base"),
+    "paths": (["--senders", "edit", "--receivers", "logits"], "1 x 1 cells by sender, receiver"),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_an_analysis_of_an_edit_runs_alone(run, tmp_path, name) -> None:
+    from reftlens.analysis.metrics import token_difference
+
+    options, said = ALONE[name]
+    done = call(name, run[0], *options, "--n-prompts", 2, "--out", tmp_path / "out", "--quiet", "--json")
+    numbers = json.loads(done.stdout)
+    assert numbers == json.loads((tmp_path / "out" / f"{name}.json").read_text())
+    assert (tmp_path / "out" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert (numbers["model"], len(numbers["prompts"])) == ("facts-small", 2)
+    assert said in numbers["headline"]
+    if name != "ablate":
+        return
+    bridge = rl.load_bridge("facts-small")
+    reft = rl.Reft.from_pretrained(run[0] / "edit", bridge=bridge)
+    answers = {row["prompt"]: row["completion"] for row in lines(run[0].parent / "train.jsonl")}
+    batch = rl.encode(bridge, numbers["prompts"])
+    base = batch.at_last_prompt_token(bridge(batch.tokens, attention_mask=batch.attention_mask)).argmax(-1)
+    wanted = [bridge.tokenizer.encode(answers[prompt])[0] for prompt in numbers["prompts"]]
+    metric = token_difference(torch.tensor(wanted), base)
+    expected = rl.analysis.ablate(bridge, reft, numbers["prompts"], metric, n_control=1, progress=False)
+    assert numbers["whole"] == pytest.approx(expected.whole, abs=1e-4)
+    assert [cell["alone"] for cell in numbers["cells"]] == pytest.approx(expected.alone.tolist(), abs=1e-4)
+
+
+def test_an_option_of_an_analysis_is_one_of_its_function() -> None:
+    """The commands are made from the source alone; here the functions themselves are asked."""
+    from reftlens.cli.alone import _described
+
+    for name in ("effect_map", "ablate", "mediate", "paths", "patch", "trace"):
+        about, options = _described(name)
+        parameters = inspect.signature(getattr(rl.analysis, name)).parameters
+        assert about.endswith((".", "?"))
+        for option, (_, default) in options.items():
+            assert parameters[option].default == default
+    assert {"point", "over", "direction", "seed"} == set(_described("mediate")[1])
+
+
 def test_trace_writes_the_map_that_the_analysis_gives(tmp_path) -> None:
     facts = [fact for fact in FACTS if fact.relation == "located_in"]
     rows = [
@@ -224,6 +270,10 @@ def test_trace_writes_the_map_that_the_analysis_gives(tmp_path) -> None:
         progress=False,
     )
     assert [cell["value"] for cell in numbers["cells"]] == pytest.approx(expected.values.flatten().tolist(), abs=1e-6)
+    patched = call("patch", "facts-small", tmp_path / "pairs.jsonl", "--out", tmp_path / "patched", "--quiet", "--json")
+    # Tracing is patching resid_pre over positions.
+    restored = [cell["restored"] for cell in json.loads(patched.stdout)["cells"]]
+    assert restored == pytest.approx(expected.values.flatten().tolist(), abs=1e-6)
     (tmp_path / "pairs.jsonl").write_text('{"clean": "a", "answer": "b"}\n')
     message = refused("trace", "facts-small", tmp_path / "pairs.jsonl", "--out", tmp_path / "no", "--quiet")
     assert "record 1 (line 1): the field 'corrupted' is missing" in message
@@ -250,12 +300,17 @@ def test_a_glue_preset_on_an_encoder_and_its_head_comes_back(tmp_path) -> None:
     assert trained["parameters"]["head"] > 0
     tested = json.loads(call("eval", tmp_path / "run", "--quiet", "--json").stdout)
     assert tested["scores"] == trained["scores"]
-    assert "SST-2 is answered by a head that was trained on it" in refused(
+    assert "SST-2 needs a head that was trained on it" in refused(
         "eval", tmp_path / "run", "--task", "sst-2", "--quiet"
     )
-    assert "learned CoLA, which is answered by a head" in refused("generate", tmp_path / "run", "a", "--quiet")
+    assert "was trained on CoLA, whose answers come from a head" in refused(
+        "generate", tmp_path / "run", "a", "--quiet"
+    )
     assert "CoLA, which has labels" in refused("dissect", tmp_path / "run", "--out", tmp_path / "i", "--quiet")
-    for text, message in (("x", "head.safetensors is not what was saved"), (None, "head.safetensors is missing")):
+    for text, message in (
+        ("x", "head.safetensors has changed since it was saved"),
+        (None, "head.safetensors is missing"),
+    ):
         head = tmp_path / "run" / "head.safetensors"
         head.unlink() if text is None else head.write_text(text)
         assert message in refused("eval", tmp_path / "run", "--quiet")
@@ -271,7 +326,7 @@ def test_presets_lists_filters_and_prints_what_train_takes(tmp_path) -> None:
     from reftlens.paper.runs.presets import PRESETS, read_settings
 
     assert read_settings(str(tmp_path / "mine.toml")) == PRESETS["loreft-llama-7b-arithmetic"].config
-    assert "no preset has all of that" in refused("presets", "--task", "chess")
+    assert "no preset matches all of these options" in refused("presets", "--task", "chess")
 
 
 def test_params_prints_the_papers_table_without_weights() -> None:
@@ -295,31 +350,37 @@ def test_params_prints_the_papers_table_without_weights() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "loreft-lama-7b-commonsense"], "did you mean loreft-llama-7b-commonsense"),
-        (["train", "lora-llama-7b-commonsense"], "is a row of LoRA, here for its size alone"),
+        (["train", "loreft-lama-7b-commonsense"], "Did you mean loreft-llama-7b-commonsense"),
+        (["train", "lora-llama-7b-commonsense"], "is a preset of LoRA, listed only for its parameter count"),
         (["train", "nothere.toml"], "No such file or directory: 'nothere.toml'"),
         (["train", "--model", "no-such-model", "--data", "{data}"], "cannot load the model 'no-such-model'"),
-        (["train", "{config}", "--method", "LoRTF"], "there is no method 'LoRTF'; there are LoReFT"),
+        (["train", "{config}", "--method", "LoRTF"], "Unknown method 'LoRTF'. Choose from: LoReFT"),
         (["train", "{config}", "--layers", "9"], "layer 9 does not exist: the model has layers 0 to 5"),
-        (["train", "{config}", "--positions", "x3"], "cannot read positions 'x3'"),
+        (["train", "{config}", "--positions", "x3"], "cannot parse positions 'x3'"),
         (["train", "{config}", "--rank", "999"], "rank must be in [1, 96] (the width of the activation), got 999"),
         (["train", "{config}", "--device", "tpu9"], "the device 'tpu9' cannot be used here"),
         (["train", "{config}", "--set", "dtype=float7"], "dtype must be 'auto' or one of float64"),
         (["train", "{config}", "--set", "lr=-1"], "lr must be above 0, got -1.0"),
-        (["train", "{config}", "--task", "chess"], "there is no task 'chess'; there are boolq"),
-        (["train", "{config}", "--data", "nothere.jsonl"], "there is no file or folder nothere.jsonl"),
+        (["train", "{config}", "--task", "chess"], "Unknown task 'chess'. Choose from: boolq"),
+        (["train", "{config}", "--data", "nothere.jsonl"], "no such file or folder: nothere.jsonl"),
         (["train", "{config}", "--data", "{bad}"], "record 2 (line 2): the field 'completion' is missing"),
         (["train", "{config}", "--eval-task", "boolq", "--source", "{empty}"], "has none of boolq/test.json"),
-        (["train", "{config}", "--set", "max_length=2"], "max_length 2 leaves nothing to train on"),
+        (["train", "{config}", "--set", "max_length=2"], "max_length=2 leaves no target to train on"),
         (["train", "{config}", "--lr", "1e30"], "lower the learning rate"),
         (["train", "{config}", "--resume"], "there is nothing to resume"),
-        (["eval", "nothere"], "nothere: there is no such folder"),
-        (["eval", "{empty}"], "there is neither a run (result.json) nor an edit (reft_config.json)"),
-        (["generate", "nothere", "a"], "nothere: there is no such folder"),
+        (["eval", "nothere"], "nothere does not exist"),
+        (["eval", "{empty}"], "holds neither a run (result.json) nor an edit (reft_config.json)"),
+        (["generate", "nothere", "a"], "nothere does not exist"),
         (["params", "loreft-llama-7b-commonsense", "--model", "nothere"], "cannot find the shape of 'nothere'"),
-        (["params", "no-such-preset"], "there is no preset 'no-such-preset'"),
-        (["presets", "loreft-llama-7b"], "there is no preset 'loreft-llama-7b'"),
-        (["trace", "facts-small", "nothere.jsonl"], "there is no file or folder nothere.jsonl"),
+        (["params", "no-such-preset"], "Unknown preset 'no-such-preset'"),
+        (["presets", "loreft-llama-7b"], "Unknown preset 'loreft-llama-7b'"),
+        (["trace", "facts-small", "nothere.jsonl"], "no such file or folder: nothere.jsonl"),
+        (["map", "nothere"], "nothere does not exist"),
+        (["map", "{empty}", "--examples", "nothere"], "no such file or folder: nothere"),
+        (["ablate", "{empty}"], "neither a run"),
+        (["dissect", "nothere"], "no such file or folder: nothere"),
+        (["dissect", "{empty}", "--part", "wher"], "there is no part 'wher'"),
+        (["dissect", "{empty}", "--preset", "fast"], "preset must be one of quick, standard, full"),
         (["benchmark", "--only", "nothing"], "nothing"),
         (["dissect", "{empty}"], "holds neither a saved edit"),
     ],
@@ -341,12 +402,12 @@ def test_what_cannot_be_done_is_said_in_one_line(place, tmp_path, monkeypatch, a
     [
         ([], ""),
         (["nothing"], "No such command 'nothing'"),
-        (["train"], "give a preset, a TOML file or a run; or --model, and --task or --data"),
-        (["train", "--model", "facts-small"], "give a preset, a TOML file or a run"),
+        (["train"], "pass a preset, a TOML file or a run; or --model, and --task or --data"),
+        (["train", "--model", "facts-small"], "pass a preset, a TOML file or a run"),
         (["train", "moved.toml", "--epochs", "many"], "unable to parse string as an integer"),
-        (["train", "moved.toml", "--set", "epochs"], "a setting is written key=value, got 'epochs'"),
+        (["train", "moved.toml", "--set", "epochs"], "a setting must have the form key=value, got 'epochs'"),
         (["eval"], "Missing argument"),
-        (["generate", "run", "a", "--file", "b"], "prompts are given and a file of them as well"),
+        (["generate", "run", "a", "--file", "b"], "pass prompts or --file, not both"),
         (["trace", "facts-small"], "Missing argument"),
     ],
 )
@@ -366,14 +427,16 @@ def test_a_finished_run_is_replaced_only_where_asked_for(run, place) -> None:
     assert log[0]["loss"] != before[0]["loss"]
     (place / "thesis").mkdir()
     (place / "thesis" / "chapter.txt").write_text("years of work")
-    assert "not ours to replace" in refused("train", run[0], "--out", place / "thesis", "--quiet", "--overwrite")
+    assert "so it is not replaced" in refused("train", run[0], "--out", place / "thesis", "--quiet", "--overwrite")
 
 
 def test_a_folder_that_is_called_like_checkpoints_is_left_alone(run, place) -> None:
     theirs = place / "mine.checkpoints"
     theirs.mkdir()
     (theirs / "chapter.txt").write_text("years of work")
-    assert "is not empty and no training run" in refused("train", run[0], "--out", place / "mine", "--quiet")
+    assert "is not empty and does not hold a training run" in refused(
+        "train", run[0], "--out", place / "mine", "--quiet"
+    )
     assert (theirs / "chapter.txt").read_text() == "years of work"
 
 
@@ -388,15 +451,15 @@ def test_a_damaged_run_is_refused(run, place) -> None:
     folder = place / "damaged"
     shutil.copytree(run[0], folder)
     (folder / "config.toml").write_text("model = 3\n")
-    assert "config.toml is not what was saved" in refused("eval", folder, "--quiet")
+    assert "config.toml has changed since it was saved" in refused("eval", folder, "--quiet")
     reseal(folder)
-    assert "model must be text, got 3" in refused("eval", folder, "--quiet")
+    assert "model must be a string, got 3" in refused("eval", folder, "--quiet")
     shutil.copy(run[0] / "config.toml", folder)
     reseal(folder)
     (folder / "edit" / "reft_config.json").write_text("{")
     assert "error: " in call("eval", folder, "--quiet", code=1).stderr
     shutil.rmtree(folder / "edit")
-    assert "there is neither a run" in refused("generate", folder, "a", "--quiet")
+    assert "holds neither a run" in refused("generate", folder, "a", "--quiet")
 
 
 def test_nothing_foreign_commands_the_terminal(tmp_path, capsys) -> None:
@@ -424,11 +487,11 @@ def test_a_base_that_an_edit_names_is_fetched_only_with_the_users_word(tmp_path,
     place = ["--out", tmp_path / "out"] if command == "dissect" else []
     message = refused(command, tmp_path / "edit", *arguments, *place, "--quiet")
     assert (
-        f"is of '{stamp}', which is no folder here: pass --model {stamp} to load that from the Hugging Face Hub"
+        f"is '{stamp}', which is not a local folder: pass --model {stamp} to load it from the Hugging Face Hub"
         in message
     )
     message = call(command, tmp_path / "edit", *arguments, *place, "--model", "no/such-model", code=1).stderr
-    assert "base model: no/such-model (of the Hugging Face Hub, or its cache here)" in message
+    assert "base model: no/such-model (from the Hugging Face Hub or its local cache)" in message
 
 
 OWN = f"""
@@ -467,17 +530,17 @@ def test_classes_of_a_module_that_is_named_are_known(place, tmp_path, monkeypatc
         "--set",
         "eval_data=",
     )
-    assert "there is no method 'Push'" in refused("train", place / "moved.toml", *chosen, "--out", "run", "--quiet")
+    assert "Unknown method 'Push'" in refused("train", place / "moved.toml", *chosen, "--out", "run", "--quiet")
     call(*imported, "train", place / "moved.toml", *chosen, "--epochs", 1, "--n-train", 2, "--out", "run", "--quiet")
     call(*imported, "generate", "run", "The tower", "--max-new-tokens", 1, "--quiet")
     forget_registered(monkeypatch)
-    assert "on the command line by --import its_module" in refused("generate", "run", "The tower", "--quiet")
+    assert "on the command line, pass --import its_module" in refused("generate", "run", "The tower", "--quiet")
     assert "nothing_of_mine cannot be imported" in call("--import", "nothing_of_mine", "presets", code=2).output
     assert sys.path[0] != str(tmp_path)
 
 
 def test_every_command_shows_an_example() -> None:
-    for name in ("demo", "presets", "params", "train", "eval", "generate", "dissect", "trace", "benchmark"):
+    for name in ("demo", "presets", "params", "train", "eval", "generate", "dissect", "map", "trace", "benchmark"):
         assert f"Example: reftlens {name}" in call(name, "--help").stdout
 
 
@@ -490,6 +553,6 @@ def test_methods_are_compared_on_what_a_run_learns(place) -> None:
         ("steering vector", 2 * 96),
     ]
     assert found["steps"] == 2
-    assert "there is no method 'nothing'; there are LoReFT" in refused(
+    assert "Unknown method 'nothing'. Choose from: LoReFT" in refused(
         "compare", place / "moved.toml", "--method", "nothing", *settings
     )

@@ -62,8 +62,5 @@ def test_what_cannot_be_converted_is_refused(there) -> None:
     empty = call(
         "convert", folder / "model", "--model", folder / "model", "--positions", "l1", "--out", folder / "edit"
     )
-    assert (empty.exit_code, "no pyreft checkpoint" in empty.stderr or "not a pyreft checkpoint" in empty.stderr) == (
-        1,
-        True,
-    )
+    assert (empty.exit_code, "not a pyreft checkpoint" in empty.stderr) == (1, True)
     assert not (folder / "edit").exists()

@@ -56,7 +56,7 @@ def test_an_empty_prompt_without_bos_is_refused(gpt2) -> None:
 
 
 def test_generation_leaves_room_in_the_context(gpt2, make_reft) -> None:
-    with pytest.raises(ValueError, match="passes the context of 64"):
+    with pytest.raises(ValueError, match="exceeds the context of 64"):
         rl.generate(gpt2, make_reft(), PROMPTS, max_new_tokens=60)
     with pytest.raises(ValueError, match="list of prompts is empty"):
         rl.generate(gpt2, None, [])

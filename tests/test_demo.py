@@ -6,10 +6,12 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,26 +19,14 @@ from conftest import make_hf, make_tokenizer
 from typer.testing import CliRunner
 
 import reftlens as rl
+from figures import NAMES, NUMBERS
+from figures import main as put
 from reftlens.cli import app
 
 README = Path(__file__).parent.parent / "README.md"
+FIGURES_FOLDER = README.parent / "figures"
 
-FIGURES = [
-    "dissect_dose",
-    "dissect_interchange",
-    "dissect_ledger",
-    "dissect_off_manifold",
-    "dissect_overlaps",
-    "dissect_sizes",
-    "effect",
-    "outcomes",
-    "readout",
-    "size_moved",
-    "size_unmoved",
-    "spectrum",
-    "tracing",
-    "training",
-]
+FIGURES = ["dose", "effect", "interchange", "outcomes", "readout", "spectrum", "tracing", "training"]
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +61,11 @@ def test_it_leaves_the_edit_the_figures_the_report_and_the_numbers(finished, num
     assert sorted(path.stem for path in (out / "figures").iterdir()) == FIGURES
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in (out / "figures").iterdir())
     page = (out / "report.html").read_text()
-    # Maps and sizes are on the page as tables and strips.
-    drawn = [name for name in FIGURES if name not in ("effect", "tracing", "size_moved", "size_unmoved")]
-    assert page.count("data:image/png;base64,") == len(drawn)
+    assert len(page.encode()) < 2_000_000
+    assert page.count('<li><div class="question">') == 8
+    # Maps, sizes and doses are on the page as tables, strips and curves.
+    assert page.count('<figure class="map"') >= 3
+    assert page.count('<figure class="dose"') == 1
     assert [path.name for path in out.parent.iterdir()] == ["out"], "no temporary folder is left"
 
 
@@ -90,13 +82,13 @@ def test_the_landmarks_moved_and_nothing_else_did(numbers) -> None:
 
 
 def test_two_destinations_use_two_of_four_directions(numbers) -> None:
-    late = numbers["operators"][-1]
+    late = numbers["dissection"]["operators"][-1]
     energy = [size**2 for size in late["spectrum"]]
     assert 1.5 < sum(energy) ** 2 / sum(e**2 for e in energy) < 3.0
     direct = [
         line
-        for readout in numbers["readouts"]
-        if readout["hook_name"] == late["hook_name"]
+        for readout in numbers["dissection"]["readouts"]
+        if readout["site"] == late["where"]
         for line in readout["watched"]
     ]
     assert min(p for _, change, p in direct if change > 0) < 0.05, "no write direction says a new city"
@@ -120,9 +112,70 @@ def test_the_table_says_what_the_numbers_say(finished, numbers) -> None:
     moved = by_group(numbers, "moved, new")
     assert f"{moved['edited']:.0%}" in text
     assert "largest difference of a logit 0" in text
+    for finding in numbers["dissection"]["findings"]:
+        assert " ".join(finding["answer"].split()) in text
 
 
-# The README.
+# The README, and its figures.
+
+
+def test_every_number_of_the_readmes_demo_is_one_of_the_committed_run() -> None:
+    told, given = numbers_told(README.read_text()), numbers_given(json.loads((FIGURES_FOLDER / NUMBERS).read_text()))
+    assert told == given
+
+
+def test_a_number_that_parts_from_the_run_is_found() -> None:
+    results = json.loads((FIGURES_FOLDER / NUMBERS).read_text())
+    results["outcomes"][1]["edited"] -= 0.01
+    assert numbers_told(README.read_text()) != numbers_given(results)
+
+
+def test_figures_and_numbers_that_differ_from_those_committed_are_found_and_replaced(tmp_path, capsys) -> None:
+    (tmp_path / "demo" / "figures").mkdir(parents=True)
+    results = json.loads((FIGURES_FOLDER / NUMBERS).read_text())
+    (tmp_path / "demo" / NUMBERS).write_text(json.dumps(results))
+    for name in NAMES:
+        shutil.copyfile(FIGURES_FOLDER / f"{name}.png", tmp_path / "demo" / "figures" / f"{name}.png")
+    assert put(tmp_path / "demo", tmp_path / "figures") == 0
+    assert put(tmp_path / "demo", tmp_path / "figures") == 0
+    shutil.copyfile(FIGURES_FOLDER / "dose.png", tmp_path / "demo" / "figures" / "effect.png")
+    results["outcomes"][0]["edited"] -= 0.1
+    (tmp_path / "demo" / NUMBERS).write_text(json.dumps(results))
+    capsys.readouterr()
+    assert put(tmp_path / "demo", tmp_path / "figures") == 1
+    said = capsys.readouterr().out
+    assert "effect.png: was" in said
+    assert "/outcomes/0/edited: was" in said
+    assert put(tmp_path / "demo", tmp_path / "figures") == 0, "the new ones are in their place"
+
+
+def numbers_told(readme: str) -> list[str]:
+    """Those of the part on the demo, in order, without the words around them."""
+    part = readme[readme.index("## What the demo finds") : readme.index("## Which question")]
+    return re.findall(r"\d+(?:\.\d+)?%?", re.sub(r"\]\([^)]*\)", "", part))
+
+
+def numbers_given(results: dict[str, Any]) -> list[str]:
+    """The same from the demo's results; those that the demo sets rather than finds stand here as they are."""
+    found = results["dissection"]
+    table = [
+        text
+        for one in results["outcomes"]
+        for text in (str(one["n"]), *(f"{one[name]:.0%}" for name in ("base", "edited", "control")))
+    ]
+    *_, people = results["outcomes"]
+    beyond, late = found["beyond the 95th percentile"], found["interchanges"][-1]
+    return [
+        *("4", "40", "28", "8", "0"),
+        *table,
+        f"{people['base'] - people['edited']:.0%}",
+        *(f"{one['effective_rank']:.1f}" for one in found["operators"]),
+        *(f"{one['untrained']:.1f}" for one in found["operators"]),
+        *(f"{one['edited']:.0%}" for one in beyond),
+        *("95", "5%"),
+        *(f"{one['control']:.0%}" for one in beyond),
+        *(f"{late[name]:.0%}" for name in ("inside", "random", "complement")),
+    ]
 
 
 def check_the_readme(folder, monkeypatch, capsys) -> None:
@@ -230,4 +283,4 @@ def test_a_folder_without_permission(tmp_path) -> None:
 def test_someone_elses_folder(tmp_path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    assert "not ours to replace" in refused(tmp_path, "--out", str(tmp_path / "thesis"))
+    assert "so it is not replaced" in refused(tmp_path, "--out", str(tmp_path / "thesis"))

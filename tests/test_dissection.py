@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import reftlens as rl
 from reftlens.cli import app
+from reftlens.dissection import from_files
 from reftlens.dissection.cost import estimate_cost
 
 WORDS = ("tower", "weaver", "river", "city", "old", "speaks", "lives", "stands", "there", "Ostra")
@@ -45,7 +46,7 @@ def reft():
 @pytest.fixture(scope="module")
 def found(bridge, reft):
     config = rl.DissectConfig(retrain=rl.TrainConfig(epochs=1), seeds=(1,), n_null_edits=2, at=rl.Last(1), **SMALL)
-    return rl.dissect(bridge, reft, with_kept(bridge), config)
+    return rl.dissect(bridge, reft, with_kept(bridge), config, preset="full")
 
 
 def test_every_part_is_there_with_its_control(found) -> None:
@@ -57,6 +58,14 @@ def test_every_part_is_there_with_its_control(found) -> None:
     assert len(found.readouts) == len(found.contexts) == 4
     assert all(set(overlap.null_scores) == {"Haar", "covariance-matched"} for overlap in found.overlaps)
     assert found.dose.n_kept == found.n_kept
+    assert found.effect.values.shape == (2, 6)
+    assert found.effect.control is not None
+    assert len(found.ablation.sites) == len(found.projections) == 2
+    assert found.heads.control is not None
+    assert found.mlps.control is not None
+    assert found.paths.control is not None
+    assert found.spread.distance.control is not None
+    assert found.direct.shape == found.heads.base.shape
     (pair,) = found.agreements
     assert (pair.first, pair.second, pair.n_null_edits, pair.n_null_pairs) == ("this edit", "seed 1", 2, 6)
     assert 1 / 6 <= pair.p_cosine <= 1
@@ -77,13 +86,50 @@ def test_parts_are_what_the_analyses_give(bridge, reft, found) -> None:
 
 def test_it_shows_itself(found) -> None:
     shown = found._repr_html_()
-    assert shown.startswith("<iframe sandbox srcdoc=")
+    assert "Trust Notebook" in shown.split("<iframe")[0]
+    assert 'sandbox="allow-scripts" srcdoc=' in shown
     page = html.unescape(shown)
     for heading in ("Does it work", "How many directions", "More and less", "another seed", "How natural"):
         assert heading in page
-    assert page.count("data:image/png") == 14
+    assert page.count("data:image/png") == 13
     frame = found.summary().to_dataframe()
     assert (frame["beside it"].str.len() > 0).all(), "every number has its null or control"
+
+
+def test_every_column_of_the_page_has_its_label(found) -> None:
+    from reftlens.dissection.sections import report
+    from reftlens.results.words import COLUMNS
+
+    labels = {word.label for word in COLUMNS.values()}
+    for section in report(found).sections:
+        for caption, frame in section.tables:
+            unknown = {name for name in frame.columns if name not in labels and not name.endswith(" looks")}
+            assert not unknown, f"{section.name}, {caption}"
+            assert not frame.columns.duplicated().any(), f"{section.name}, {caption}: {list(frame.columns)}"
+
+
+def test_parts_are_chosen_by_preset_or_by_name(bridge, reft) -> None:
+    from reftlens.dissection.parts import PARTS, PRESETS, chosen
+
+    assert set(PRESETS["quick"]) < set(PRESETS["standard"]) < set(PRESETS["full"]) == set(PARTS)
+    assert [part.name for part in chosen(("paths", "works"))] == ["works", "through", "paths"], (
+        "in order, with what it needs"
+    )
+    some = rl.dissect(bridge, reft, EXAMPLES, rl.DissectConfig(**SMALL), parts=["paths"])
+    assert some.parts == ("through", "paths")
+    assert some.paths.rows[0] == "edit"
+    assert some.paths.columns[-1] == "logits"
+    assert some.operators == some.outcomes == ()
+    sections = [finding.section for finding in some.findings if finding.strength != "not measured"]
+    assert sections == ["through"]
+    for wrong, message in (
+        ({"preset": "fast"}, "preset must be one of quick, standard, full, got 'fast'"),
+        ({"parts": ["wher"]}, "no part 'wher'.*did you mean 'where'"),
+        ({"parts": []}, "at least one part, got none"),
+        ({"preset": "quick", "parts": ["where"]}, "a preset or parts, not both"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rl.dissect(bridge, reft, EXAMPLES, **wrong)
 
 
 def equal(a, b) -> bool:
@@ -165,7 +211,7 @@ def test_the_counted_passes_are_those_that_run(bridge, reft) -> None:
     assert 0.5 < len(counted) / (cost.passes + cost.cones) < 2
 
 
-def test_the_command_takes_a_saved_edit_apart_and_shows_a_dissection(tmp_path, tokenizer) -> None:
+def test_the_command_takes_a_saved_edit_apart_and_shows_a_dissection(tmp_path, tokenizer, monkeypatch) -> None:
     from conftest import make_hf
 
     make_hf("gpt2").save_pretrained(tmp_path / "model")
@@ -184,8 +230,18 @@ def test_the_command_takes_a_saved_edit_apart_and_shows_a_dissection(tmp_path, t
     assert done.exit_code == 0, done.output
     assert "effective rank" in done.output
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["dissection", "figures", "report.html"]
+    pages = []
+
+    def write(result, folder) -> None:
+        """Drawn once is enough: here it counts what would be drawn."""
+        pages.append(result)
+        (folder / "report.html").write_text("a page")
+
+    monkeypatch.setattr(from_files, "write_report", write)
     shown = CliRunner().invoke(app, ["dissect", str(tmp_path / "out" / "dissection"), "--out", str(tmp_path / "again")])
     assert shown.exit_code == 0, shown.output
+    assert (tmp_path / "again" / "report.html").is_file()
+    assert equal(pages[0], rl.load_dissection(tmp_path / "out" / "dissection"))
     (tmp_path / "bad.jsonl").write_text(lines[0] + "\n[1]\n")
     bad = CliRunner().invoke(app, [*command, "--examples", str(tmp_path / "bad.jsonl")])
     assert bad.exit_code == 1

@@ -72,6 +72,17 @@ def test_every_public_name_says_what_it_is(name) -> None:
     assert not own.startswith(f"{name}(")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["Affine", "Prompts", "str_tokens", "analysis.edited_activations", "results.Result", "results.SiteResult"],
+)
+def test_what_classes_and_analyses_of_your_own_build_on_is_public(name) -> None:
+    room, _, own = name.rpartition(".")
+    module = getattr(rl, room) if room else rl
+    assert own in module.__all__
+    assert getattr(module, own).__doc__
+
+
 def test_the_check_sees_what_is_missing() -> None:
     def undocumented(first: int, second: int) -> int:
         """Adds.

@@ -222,7 +222,9 @@ def test_settings_without_sense_are_refused(settings, message) -> None:
 
 
 def test_a_prompt_that_cannot_be_continued_is_named(gpt2) -> None:
-    with pytest.raises(ValueError, match=r"prompt 2 has \d+ tokens: with 55 new ones it passes the context of 64"):
+    with pytest.raises(
+        ValueError, match=r"prompt 2 has \d+ tokens, which with 55 new tokens exceeds the context of 64"
+    ):
         rl.generate(gpt2, None, ["x", "The", *PROMPTS[2:]], max_new_tokens=55)
     with pytest.raises(ValueError, match="not both"):
         rl.generate(gpt2, None, PROMPTS, max_new_tokens=5, decoding=BEAMS)

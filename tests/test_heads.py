@@ -97,7 +97,7 @@ def test_a_head_is_an_index(head) -> None:
             "attn.hook_z",
             None,
             8,
-            r"8 wide and wants activations \[batch, pos, 8\], got \[3, \d+, 4, 8\]; without a head",
+            r"width 8 and needs activations \[batch, pos, 8\], got \[3, \d+, 4, 8\]. Without a head",
         ),
         ("attn.hook_z", 4, 8, r"\[batch, pos, head, 8\] with head 4, got \[3, \d+, 4, 8\]"),
         ("attn.hook_z", 0, 32, r"\[batch, pos, head, 32\] with head 0"),

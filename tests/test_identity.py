@@ -154,7 +154,7 @@ def test_no_run_is_used_after_a_weight_that_was_not_sampled_has_changed(gpt2, tm
     assert sampled_fingerprint(gpt2) == sampled, "the old fingerprint would have seen it too"
     with pytest.raises(ValueError, match=r"base runs of other inputs \(different: base, weights\)"):
         losses(gpt2, hold_dir=tmp_path / "runs")
-    with pytest.raises(ValueError, match="does not fit this model: weights: saved"):
+    with pytest.raises(ValueError, match="differs from this model: weights: saved"):
         rl.Reft.from_pretrained(tmp_path / "edit", bridge=gpt2)
 
 
@@ -163,7 +163,10 @@ def test_nothing_is_held_on_disk_under_a_hook(gpt2, tmp_path, caplog) -> None:
     gpt2.add_hook("blocks.0.hook_out", lambda resid, hook: resid * 3)
     with caplog.at_level(logging.WARNING):
         assert losses(gpt2, hold_dir=tmp_path / "runs") != truth
-    assert "is not used: it keeps runs of the base itself, and this model has hooks on blocks.0.hook_out" in caplog.text
+    assert (
+        "is not used, because it stores runs of the plain base, and this model has hooks on blocks.0.hook_out"
+        in caplog.text
+    )
     gpt2.reset_hooks()
     assert losses(gpt2, hold_dir=tmp_path / "runs") == truth
 
@@ -227,8 +230,8 @@ def test_an_edit_with_the_old_fingerprint_loads_and_says_so(gpt2, tmp_path, capl
     change_stamp(tmp_path / "edit", as_before)
     with caplog.at_level(logging.WARNING):
         rl.Reft.from_pretrained(tmp_path / "edit", bridge=gpt2)
-    assert "recorded 64 values of each weight matrix of its base: only these are compared" in caplog.text
-    with pytest.raises(ValueError, match="does not fit this model: weights: saved"):
+    assert "recorded only 64 values of each weight matrix of its base. Only these values were compared" in caplog.text
+    with pytest.raises(ValueError, match="differs from this model: weights: saved"):
         rl.Reft.from_pretrained(tmp_path / "edit", bridge=make_bridge("gpt2", seed=1))
 
 

@@ -75,11 +75,11 @@ def test_one_source_for_all_tokens_is_affine_and_others_are_not(gpt2) -> None:
     torch.testing.assert_close(edit.affine().delta(h), edit.delta(h))
     for source in (torch.randn(5, D), lambda tokens: tokens + 1):
         edit.take(source)
-        with pytest.raises(rl.NotAffineError, match="differs from token to token"):
+        with pytest.raises(rl.NotAffineError, match="because its source differs between tokens"):
             edit.affine()
         assert edit.basis().shape == (3, D)
     reft = rl.Reft([(rl.Site(NAME, rl.All()), edit)])
-    with pytest.raises(rl.NotAffineError, match="differs from token to token"):
+    with pytest.raises(rl.NotAffineError, match="because its source differs between tokens"):
         rl.analysis.decompose(gpt2, reft, [rl.encode(gpt2, PROMPTS)])
 
 

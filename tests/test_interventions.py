@@ -249,7 +249,7 @@ def test_a_given_steering_vector_is_copied_and_scaled() -> None:
     with torch.no_grad():
         edit.vector.zero_()
     assert float(vector.norm()) > 0
-    for bad, message in ((torch.full((D,), torch.nan), "NaN"), (torch.zeros(D), "scale must be")):
+    for bad, message in ((torch.full((D,), torch.nan), "NaN"), (torch.zeros(D), "scale must not be 0")):
         with pytest.raises(ValueError, match=message):
             rl.SteeringVector.of(bad, scale=0.0)
 

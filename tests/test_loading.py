@@ -138,7 +138,9 @@ def test_a_model_on_which_transformer_lens_trips_is_refused_in_words() -> None:
         for size, n in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))},
     )  # fmt: skip
     decoder = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ValueError, match=r"TransformerLens 4\.\S+ cannot take BartForCausalLM of transformers 5\."):
+    with pytest.raises(
+        ValueError, match=r"TransformerLens 4\.\S+ does not support BartForCausalLM of transformers 5\."
+    ):
         rl.load_bridge(hf_model=decoder, tokenizer=make_tokenizer())
 
 

@@ -84,7 +84,7 @@ def test_with_l1_the_planted_heads_stand_out_more(gpt2) -> None:
     [
         (lambda b: strongest_heads(scale_heads(b, positions="l1"), 0), r"\[1, 12\]"),
         (lambda b: strongest_heads(scale_heads(b, positions="l1"), 13), r"\[1, 12\]"),
-        (lambda b: strongest_heads(push_heads(b, [(0, 1)], positions="l1"), 1), "as scale_heads makes them"),
+        (lambda b: strongest_heads(push_heads(b, [(0, 1)], positions="l1"), 1), "as from scale_heads"),
         (lambda b: push_heads(b, [(0, 4)], positions="l1"), "head"),
         (lambda b: push_heads(b, [(9, 0)], positions="l1"), "has no hook"),
         (lambda b: push_heads(b, [], positions="l1"), "at least one"),

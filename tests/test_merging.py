@@ -51,7 +51,8 @@ def test_bert_has_a_norm_behind_its_mlp() -> None:
     merged = rl.merge(bridge, one(hook="blocks.1.hook_mlp_out"))
     assert list(merged) == ["bert.encoder.layer.1.output.dense.bias"]
     with pytest.raises(
-        ValueError, match=r"something comes between blocks\.1\.mlp\.out\.hook_out and that point, such as a norm"
+        ValueError,
+        match=r"another operation, such as a norm, lies between blocks\.1\.mlp\.out\.hook_out and that point",
     ):
         rl.merge(bridge, one())
 
@@ -59,10 +60,10 @@ def test_bert_has_a_norm_behind_its_mlp() -> None:
 @pytest.mark.parametrize(
     ("architecture", "reft", "message"),
     [
-        ("gpt2", lambda: one(rl.LoReFT), "the change of LoReFT depends on the activation, and a bias does not"),
+        ("gpt2", lambda: one(rl.LoReFT), "the change of LoReFT depends on the activation, but a bias is constant"),
         ("gpt2", lambda: one(rl.RED), "the change of RED depends on the activation"),
         ("gpt2", lambda: one(rl.ReFTr1), "cannot be merged: ReFT-r1 is not of the form"),
-        ("gpt2", lambda: one(rule=rl.All()), "generated ones included, so its positions must be All"),
+        ("gpt2", lambda: one(rule=rl.All()), "including generated ones, so the positions must be All"),
         ("gpt2", lambda: one(rule=rl.parse("f5+l5")), "a bias is added at every token"),
         ("gpt2", lambda: one(hook="blocks.1.hook_resid_mid"), "blocks.1.hook_resid_mid is not the output of a linear map"),
         ("gpt2", lambda: one(hook="blocks.1.attn.hook_z"), "blocks.1.attn.hook_z is not the output of a linear map"),

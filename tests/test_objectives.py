@@ -217,7 +217,7 @@ def test_preferences_are_learned(gpt2, objective) -> None:
             [("The tower", 1.0), ("The tower", float("nan"))],
             "example 1: the target of 'The tower' must be",
         ),
-        ("another vocabulary", PAIRS, "vocabulary has 400 tokens and the base's 320"),
+        ("another vocabulary", PAIRS, "must have the same vocabulary, got 400 and 320 tokens"),
     ],
 )
 def test_bad_examples_are_refused_by_row(gpt2, objective, examples, message) -> None:

@@ -1,5 +1,6 @@
 """The organism that ships in the package: is its world what it says, and does the model know it where it should?"""
 
+import json
 import random
 import subprocess
 import sys
@@ -9,10 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from organisms.accuracy import accuracies, accuracy, answer_id, encode
+from organisms.card import write_card
+from organisms.evaluate import EVALUATION
+from organisms.name_masks import attention_masks, name_tokens
+from organisms.tracing import MIN_BETWEEN, POSITIONS, TracingMap, tracing_map, tracing_pairs
+from organisms.train_facts_small import LOG, Settings
 from reftlens.organisms import ORGANISMS
-from reftlens.organisms.accuracy import accuracies, accuracy, answer_id, encode
-from reftlens.organisms.name_masks import attention_masks, name_tokens
-from reftlens.organisms.tracing import MIN_BETWEEN, POSITIONS, TracingMap, tracing_map, tracing_pairs
 from reftlens.organisms.world import ANSWERS, FACTS, TEMPLATES, corpus, held_out, prompt, trained
 
 DIRECTORY = ORGANISMS["facts-small"]
@@ -194,6 +198,13 @@ def test_masks_hide_a_name_from_what_follows_it(tokenizer: PreTrainedTokenizerBa
         assert torch.equal(mask[end:, end:], causal[end:, end:])
     plain = attention_masks(batch, name_tokens(tokenizer), 0.0, random.Random(0))
     assert all(torch.equal(mask[0, 0], causal) for mask in plain)
+
+
+def test_the_card_is_what_the_scripts_write_of_its_numbers(tmp_path) -> None:
+    evaluation = json.loads((DIRECTORY / EVALUATION).read_text(encoding="utf-8"))
+    log = (DIRECTORY / LOG).read_text(encoding="utf-8").splitlines()[-1]
+    write_card(tmp_path, Settings(), evaluation, log=log)
+    assert (tmp_path / "README.md").read_bytes() == (DIRECTORY / "README.md").read_bytes()
 
 
 def test_importing_the_package_needs_no_torch() -> None:

@@ -86,5 +86,5 @@ def test_what_cannot_be_joined_is_refused(encoder, monkeypatch) -> None:
         return found
 
     monkeypatch.setattr(type(encoder.tokenizer), "__call__", with_a_mark)
-    with pytest.raises(ValueError, match="cannot be joined by writing its separators out"):
+    with pytest.raises(ValueError, match="cannot be joined with written separators"):
         separators(encoder.tokenizer)

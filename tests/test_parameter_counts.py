@@ -192,7 +192,7 @@ def test_what_cannot_be_counted_says_so() -> None:
         count_parameters(ADAPTERS["lora-llama-7b-commonsense"], model="facts-small")
     with pytest.raises(ValueError, match="layer 9 does not exist: the model has layers 0 to 5"):
         count_parameters(RunConfig("facts-small", layers=(9,)))
-    with pytest.raises(ValueError, match="there is no method 'LoRTF'; there are LoReFT"):
+    with pytest.raises(ValueError, match=r"Unknown method 'LoRTF'. Choose from: LoReFT"):
         count_parameters(RunConfig("facts-small", method="LoRTF"))
-    with pytest.raises(ValueError, match=r"the width of attn\.hook_z is only known of a loaded model"):
+    with pytest.raises(ValueError, match=r"the width of attn\.hook_z is unknown without loading the model"):
         count_parameters(RunConfig("facts-small", hook="attn.hook_z"))

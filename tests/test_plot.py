@@ -101,12 +101,22 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "mediation of paths": lambda: plot.mediation([made_paths()]),
     "projection": lambda: plot.projection([made_projection(1), made_projection(4)]),
     "projection nasty": lambda: plot.projection([made_projection(1, ("$ <b>", "上", "\n", "%"))]),
+    "doses": lambda: plot.dose([made_dose(), made_dose(kept=False)]),
+    "maps": lambda: plot.effect_map([made_map(), made_map(3, TOKENS[:5])], title="A title"),
+    "sizes": lambda: plot.edit_size([made_size(), made_size(TOKENS * 2, sites=1)]),
+    "ledgers": lambda: plot.ledger([made_ledger(), made_ledger(TOKENS[:4], sites=1)]),
+    "profiles": lambda: plot.edit_profile([made_profile(), made_profile(), made_profile()]),
+    "patches": lambda: plot.patch_map([made_patch(), made_heads()]),
     "reft map": lambda: plot.reft_map(made_beside().reft),
     "reft map nasty": lambda: plot.reft_map(made_beside(3, NASTY[:6], "$ <b> 上").reft),
     "table": lambda: plot.table(made_interchange().whole),
     "table of many": lambda: plot.table([made_readout(NASTY[:7]), *OUTCOMES * 12]),
     "spectrum with control": lambda: plot.spectrum([made_operator(1)], null=[made_operator(1), made_operator(1, 3)]),
 }
+
+
+some = pytest.mark.sampled(20)
+"""The same drawings in each test that looks at all of them, so that each is drawn once."""
 
 
 def rendered(figure: Figure) -> FigureCanvasAgg:
@@ -157,7 +167,7 @@ def drawing(name: str) -> tuple[Figure, list[tuple[str, np.ndarray]], list[str]]
     return figure, boxes, changed
 
 
-@pytest.mark.sampled(12)
+@some
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_drawing_leaves_matplotlib_as_it_was(name: str) -> None:
     from matplotlib import pyplot
@@ -180,7 +190,7 @@ def test_a_png_is_white_and_has_150_dots_per_inch() -> None:
     assert (pixels[[0, 0, -1, -1], [0, -1, 0, -1]] == 1.0).all()
 
 
-@pytest.mark.sampled(14)
+@some
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_every_text_is_large_enough_and_inside_the_figure(name: str) -> None:
     figure, boxes, _ = drawing(name)
@@ -192,6 +202,7 @@ def test_every_text_is_large_enough_and_inside_the_figure(name: str) -> None:
         assert (box[2:] <= room[2:]).all(), text
 
 
+@some
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_texts_do_not_overlap(name: str) -> None:
     _, boxes, _ = drawing(name)
@@ -205,6 +216,20 @@ ONE_LINE = [name for name in DRAWINGS if not name.startswith("beside tracing")]
 def test_a_subtitle_is_one_line(name: str) -> None:
     figure, _, _ = drawing(name)
     assert [text.get_text() for text in figure.texts[1:2] if "\n" in text.get_text()] == []
+
+
+def test_several_results_are_drawn_below_each_other_as_each_is_alone() -> None:
+    one, other = made_dose(), made_dose(kept=False)
+    both = plot.dose([one, other])
+    alone = [plot.dose(one), plot.dose(other)]
+    assert [len(axes.lines) for axes in both.axes] == [len(axes.lines) for figure in alone for axes in figure.axes]
+    assert both.get_figheight() == pytest.approx(sum(figure.get_figheight() for figure in alone))
+    assert len(texts(both)) == sum(len(texts(figure)) for figure in alone)
+    assert written(plot.dose([one])) == written(alone[0]) == written(plot.dose(one))
+    with pytest.raises(TypeError, match="draws one Dose or a list of them, got TokenMap"):
+        plot.dose([one, made_map()])
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot.dose([])
 
 
 def test_the_check_for_overlaps_finds_one() -> None:
@@ -315,9 +340,9 @@ def test_positions_of_a_mean_are_named_by_role_where_prompts_differ() -> None:
     starred = (False, True, True, False, False)
     values = torch.zeros(2, 5)
     result = TokenMap(values, None, ("a", "b"), tokens, starred, "q", "", 2, prompts=prompts)
-    assert result.labels == (" The", "[subject 1]", "[last subject]", " of", "[token 4]")
+    assert result.labels == (" The", "[subject 1]", "[last subject]", " of", "[last token]")
     labels = [label.get_text() for label in images(plot.effect_map(result))[0].get_xticklabels()]
-    assert labels == ["·The", "[subject 1]*", "[last subject]*", "·of", "[token 4]"]
+    assert labels == ["·The", "[subject 1]*", "[last subject]*", "·of", "[last token]"]
     assert "tokens of the first" not in written(plot.effect_map(result))
 
 

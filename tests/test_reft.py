@@ -47,7 +47,7 @@ def test_tied_and_untied_differ_only_in_what_they_share(bridge) -> None:
         ([], 2, "l1", "hook_resid_post", "layers must be"),
         ("some", 2, "l1", "hook_resid_post", "layers must be"),
         ([0], 33, "l1", "hook_resid_post", r"rank must be in \[1, 32\]"),
-        ([0], 2, "k1", "hook_resid_post", "cannot read positions"),
+        ([0], 2, "k1", "hook_resid_post", "cannot parse positions"),
         ([0], 2, "l1", "hook_resid_pst", "nearest are"),
     ],
 )
@@ -68,7 +68,7 @@ def test_a_rank_is_asked_for_where_there_is_one(gpt2) -> None:
 
 
 def test_an_edit_of_another_width_is_refused(gpt2, make_reft) -> None:
-    with pytest.raises(ValueError, match=r"48 wide.*\[batch, pos, 48\], got \[3, \d+, 32\]"):
+    with pytest.raises(ValueError, match=r"width 48 and needs activations \[batch, pos, 48\], got \[3, \d+, 32\]"):
         logits(gpt2, make_reft(width=48))
 
 
@@ -106,7 +106,7 @@ def test_sharing_survives_a_reload(tmp_path, gpt2) -> None:
 @pytest.mark.parametrize("other", [lambda: make_bridge("gpt2", seed=1), lambda: make_bridge("llama")])
 def test_another_model_is_refused_and_the_difference_named(tmp_path, make_reft, other) -> None:
     make_reft().save_pretrained(tmp_path / "edit", bridge=make_bridge(ARCHITECTURES[0]))
-    with pytest.raises(ValueError, match=r"does not fit this model: .*weights: saved"):
+    with pytest.raises(ValueError, match=r"differs from this model: .*weights: saved"):
         rl.Reft.from_pretrained(tmp_path / "edit", bridge=other())
 
 
@@ -127,7 +127,7 @@ def damage_config(folder, change) -> None:
         (lambda f: (f / "reft.safetensors").write_bytes(b"xx"), "is damaged"),
         (lambda f: (f / "reft.safetensors").unlink(), "is damaged"),
         (lambda f: damage_config(f, lambda c: c.update(schema=99)), "schema 99"),
-        (lambda f: damage_config(f, lambda c: c["interventions"][0].update(kind="evil")), "damaged or of an unknown kind"),
+        (lambda f: damage_config(f, lambda c: c["interventions"][0].update(kind="evil")), "damaged or its kind is unknown"),
         (lambda f: damage_config(f, lambda c: c["interventions"][0]["settings"].update(rank=64)), "rank must be"),
         (lambda f: damage_config(f, lambda c: c.update(which=[5])), "damaged"),
         (lambda f: damage_config(f, lambda c: c["sites"].pop()), "damaged"),
@@ -145,7 +145,7 @@ def test_damaged_folders_are_refused(tmp_path, gpt2, make_reft, damage, message)
 def test_a_folder_that_is_not_ours_is_never_touched(tmp_path, gpt2, make_reft) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="not ours to replace"):
+    with pytest.raises(ValueError, match="so it is not replaced"):
         make_reft().save_pretrained(tmp_path / "thesis", bridge=gpt2)
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="is a file"):
@@ -225,13 +225,13 @@ def test_composition_trains_shares_and_reloads(tmp_path, gpt2) -> None:
 def test_unknown_names_are_refused(gpt2) -> None:
     _, both = composed(gpt2)
     for refused in (lambda: both.only("latte"), lambda: both.without("x"), lambda: both.scaled({"y": 2.0})):
-        with pytest.raises(ValueError, match=r"no edit named .; there are early, late|no edit named latte"):
+        with pytest.raises(ValueError, match=r"Unknown edit '.'. Choose from: early, late|Unknown edit 'latte'"):
             refused()
     with pytest.raises(ValueError, match="every edit off"):
         both.without("early", "late")
     with pytest.raises(ValueError, match="one name for each"):
         rl.Reft(list(both), names=["a"])
-    with pytest.raises(ValueError, match="nothing to compose"):
+    with pytest.raises(ValueError, match="needs at least one edit"):
         rl.Reft.compose({})
     with pytest.raises(ValueError, match="different scales"):
         rl.Reft.compose({"all": both.scaled({"late": 0.5})})

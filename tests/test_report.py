@@ -133,6 +133,22 @@ def test_what_is_given_is_shown_as_it_is(text: str) -> None:
     assert {image["alt"] for image in page.of("img")} == {text}
 
 
+def test_the_script_is_short_and_writes_text_alone() -> None:
+    script = Page(render(report_of("x"))).texts("script")[1]
+    assert len(script.splitlines()) < 150
+    for living in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacent",
+        "document.write",
+        "eval(",
+        "Function(",
+        "fetch",
+        'setAttribute("on',
+    ):
+        assert living not in script, living
+
+
 def named(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 

@@ -105,9 +105,9 @@ def test_a_checkpoint_holds_the_edit_alone_and_loads(gpt2, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lr": 1e-3}, "lr: it was 0.005, now it is 0.001"),
+        ({"lr": 1e-3}, "lr: was 0.005, is now 0.001"),
         ({"examples": EXAMPLES[:-1]}, "examples: it was 5, digest"),
-        ({"rank": 3}, "edit: it was Reft of 2 edits"),
+        ({"rank": 3}, "edit: was Reft of 2 edits"),
         ({"resume": False}, "holds a training run: pass resume=True"),
         ({"seed_of_model": 1}, "weights: it was"),
     ],
@@ -125,10 +125,10 @@ def test_another_run_is_not_resumed(gpt2, tmp_path, change, message) -> None:
 
 def test_a_folder_of_something_else_is_left_alone(gpt2, tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no training run"):
+    with pytest.raises(ValueError, match="does not hold a training run"):
         rl.train(gpt2, fresh(gpt2), EXAMPLES, replace(CONFIG, output_dir=tmp_path, resume=True))
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
-    with pytest.raises(ValueError, match="resume wants the output_dir"):
+    with pytest.raises(ValueError, match="resume=True needs the output_dir"):
         rl.TrainConfig(resume=True)
 
 
@@ -149,7 +149,7 @@ def test_the_best_on_validation_is_kept_and_patience_ends(gpt2, tmp_path) -> Non
         loss = rl.objectives.completion_loss(gpt2(batch.tokens, attention_mask=batch.attention_mask), batch.labels)
     assert float(loss.detach()) == pytest.approx(looks[log.best_step], rel=1e-5), "a mean over tokens, not over batches"
     assert "best on validation" in repr(log)
-    with pytest.raises(ValueError, match="patience counts looks"):
+    with pytest.raises(ValueError, match="patience needs a validation set"):
         rl.train(gpt2, fresh(gpt2), EXAMPLES, replace(config, output_dir=None))
 
 
@@ -199,7 +199,9 @@ def test_a_checkpoint_with_any_damage_is_passed_over(damaged_run, caplog) -> Non
     (newest / "pytorch_model.bin").write_bytes(b"")
     with caplog.at_level(logging.WARNING):
         assert found(damaged_run) == "checkpoint-9"
-    said = "checkpoint-12 is damaged (pytorch_model.bin was not saved with it): training goes on from checkpoint-9"
+    said = (
+        "checkpoint-12 is damaged (pytorch_model.bin was added after it was saved): training resumes from checkpoint-9"
+    )
     assert said in caplog.text
     (newest / "pytorch_model.bin").unlink()
     (newest / ".nfs0001").write_bytes(b"")
@@ -249,7 +251,7 @@ def test_a_damaged_best_checkpoint_is_never_the_result(gpt2, tmp_path) -> None:
     best = rl.Reft.from_pretrained(moved / name / "edit", bridge=gpt2)
     assert all(torch.equal(a, b) for a, b in zip(values(again), values(best), strict=True)), "found after a move"
     flip(moved / name / "model.safetensors")
-    with pytest.raises(ValueError, match=rf"its best one, {name}, is: model\.safetensors has changed"):
+    with pytest.raises(ValueError, match=rf"its best checkpoint, {name}, is damaged: model\.safetensors has changed"):
         rl.train(gpt2, fresh(gpt2), EXAMPLES, config, validation=against)
 
 
@@ -273,8 +275,8 @@ def test_a_run_of_an_earlier_version_goes_on_and_says_that_it_is_not_checked(
     config = replace(CONFIG, keep_checkpoints=3, output_dir=damaged_run, resume=True)
     with caplog.at_level(logging.WARNING):
         rl.train(gpt2, reft, EXAMPLES, config)
-    assert "checkpoint-12 is damaged (rng_state*.pth is missing): training goes on from checkpoint-9" in caplog.text
-    assert "checkpoint-9 is of an earlier version, without digests: it is not checked for damage" in caplog.text
+    assert "checkpoint-12 is damaged (rng_state*.pth is missing): training resumes from checkpoint-9" in caplog.text
+    assert "checkpoint-9 was saved by an earlier version without digests, so damage cannot be detected" in caplog.text
     assert all(torch.equal(a, b) for a, b in zip(values(reft), three_checkpoints[1], strict=True))
 
 

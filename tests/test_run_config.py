@@ -59,18 +59,18 @@ def test_lists_and_nothing_as_they_are_written_on_a_command_line() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lrr": 1}, "there is no setting 'lrr': did you mean lr?"),
-        ({"xyzzy": 1}, "there is no setting 'xyzzy': there are model, task"),
+        ({"lrr": 1}, "Unknown setting 'lrr'. Did you mean lr?"),
+        ({"xyzzy": 1}, "Unknown setting 'xyzzy'. Choose from: model, task"),
         ({"lr": "fast"}, "lr must be a number, got 'fast'"),
-        ({"batch_size": 1.5}, "batch_size must be a whole number, got 1.5"),
-        ({"batch_size": True}, "batch_size must be a whole number, got True"),
-        ({"batch_size": None}, "batch_size must be a whole number, got None"),
+        ({"batch_size": 1.5}, "batch_size must be an integer, got 1.5"),
+        ({"batch_size": True}, "batch_size must be an integer, got True"),
+        ({"batch_size": None}, "batch_size must be an integer, got None"),
         ({"tied": 1}, "tied must be true or false, got 1"),
-        ({"layers": "some"}, "layers must be a list of whole numbers or 'all', got 'some'"),
-        ({"layers": [1, "a"]}, "layers must be a list of whole numbers or 'all', got [1, 'a']"),
+        ({"layers": "some"}, "layers must be a list of integers or 'all', got 'some'"),
+        ({"layers": [1, "a"]}, "layers must be a list of integers or 'all', got [1, 'a']"),
         ({"precision": "half"}, "precision must be 'float32' or 'bfloat16', got 'half'"),
         ({"rank": 0}, "rank must be at least 1, got 0"),
-        ({"task": "boolq", "data": "own.jsonl"}, "task (boolq) and data (own.jsonl) are both given"),
+        ({"task": "boolq", "data": "own.jsonl"}, "set task or data, not both: got task=boolq and data=own.jsonl"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(values, message) -> None:
@@ -84,13 +84,13 @@ def test_a_file_may_build_on_a_preset(tmp_path) -> None:
     preset = PRESETS["loreft-llama-7b-commonsense"].config
     assert read_settings(str(file), {"lr": 1}) == preset.with_values({"model": "gpt2", "epochs": 1, "lr": 1.0})
     file.write_text('preset = "no-such-preset"\n')
-    with pytest.raises(ValueError, match="there is no preset 'no-such-preset'"):
+    with pytest.raises(ValueError, match="Unknown preset 'no-such-preset'"):
         read_settings(str(file))
     file.write_text("model = \n")
     with pytest.raises(ValueError, match=r"mine\.toml is not a TOML file: .*line 1"):
         read_settings(str(file))
     file.write_text("epochs = 1\n")
-    with pytest.raises(ValueError, match="there is no model"):
+    with pytest.raises(ValueError, match="the settings have no model"):
         read_settings(str(file))
     with pytest.raises(ValueError, match=r"is a folder without a config\.toml"):
         read_settings(str(tmp_path))

@@ -12,7 +12,7 @@ from matplotlib.text import Text
 
 import reftlens as rl
 from reftlens import plot, results
-from reftlens.display import MOST_COLUMNS, MOST_LINES, as_html
+from reftlens.display import MOST_COLUMNS, MOST_LINES, as_html, framed
 from reftlens.results import Result, TokenMap
 from reftlens.text import plain
 
@@ -52,7 +52,7 @@ class Shown(HTMLParser):
 
 
 def test_every_result_class_is_among_the_samples() -> None:
-    assert {type(sample) for sample in every_result("x")} == set(CLASSES) - {Result}
+    assert {type(sample) for sample in every_result("x")} == set(CLASSES) - {Result, results.SiteResult}
     assert all(issubclass(kind, Result) for kind in CLASSES)
 
 
@@ -169,6 +169,30 @@ def test_rules_that_a_prompt_cannot_satisfy_still_show_themselves(rule: rl.Posit
     assert {tag for tag, _ in Shown(page).tags} == {"div", "br"}
 
 
+def test_settings_show_what_differs_from_the_defaults() -> None:
+    page = Shown(rl.TrainConfig(epochs=7, output_dir="<b>")._repr_html_())
+    assert page.text[0] == "TrainConfig(epochs=7, output_dir='<b>')"
+    cells = [text for text in page.text if text.strip()]
+    assert cells[1:7] == ["setting", "value", "default", "epochs", "7", "3"]
+    assert {tag for tag, _ in page.tags} == {"div", "table", "thead", "tbody", "tr", "th", "td"}
+
+
+def test_a_site_shows_its_point_and_which_tokens_it_edits() -> None:
+    page = rl.Site("blocks.3.attn.hook_z", rl.First(1) | rl.Last(1), head=2)._repr_html_()
+    assert "head=2" in page
+    assert "6 tokens: ■□□□□■" in page
+    assert "<b>" not in rl.Site("<b>", rl.All())._repr_html_()
+
+
+def test_a_page_in_a_notebook_is_framed_and_explained_where_frames_vanish() -> None:
+    shown = framed("An <edit>\n", '<!doctype html><p title="a">&amp;</p>')
+    assert Shown(shown).tags[-1][0] == "iframe"
+    assert 'sandbox="allow-scripts"' in shown
+    assert "&lt;!doctype html&gt;&lt;p title=&#34;a&#34;&gt;&amp;amp;&lt;/p&gt;" in shown
+    assert "An &lt;edit&gt;" in shown
+    assert "Trust Notebook" in shown[: shown.index("<iframe")]
+
+
 def test_batches_edits_and_logs_show_themselves(gpt2, make_reft) -> None:
     batch = rl.encode(gpt2, ["<b>The tower</b> stands in", "The weaver speaks"], [" Ostra", " Tharic ."])
     page = batch._repr_html_()
@@ -187,7 +211,7 @@ def test_batches_edits_and_logs_show_themselves(gpt2, make_reft) -> None:
 def test_names_of_an_edit_are_inert(make_reft) -> None:
     for text in HOSTILE[:-2]:
         if "\udc80" in text:
-            with pytest.raises(ValueError, match="holds half a character"):
+            with pytest.raises(ValueError, match="must not hold a lone surrogate"):
                 rl.Reft(list(make_reft()), names=[text])
             continue
         named = rl.Reft(list(make_reft()), names=[text])

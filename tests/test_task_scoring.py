@@ -116,9 +116,9 @@ def test_responses_are_right_word_for_word_alone() -> None:
 @pytest.mark.parametrize("name", ["boolq", "gsm8k", "ultrafeedback"])
 def test_outputs_and_records_must_be_as_many(name) -> None:
     task = task_named(name)
-    with pytest.raises(ValueError, match="got 1 for 2 records"):
+    with pytest.raises(ValueError, match="got 1 outputs for 2 records"):
         task.score(["1"], [Record("", "", "1")] * 2)
-    with pytest.raises(ValueError, match="got 0 for 0 records"):
+    with pytest.raises(ValueError, match="got 0 outputs for 0 records"):
         task.score([], [])
 
 
@@ -144,10 +144,10 @@ def test_a_damaged_evaluation_is_refused_by_its_line(tmp_path) -> None:
     evaluation = task_named("boolq").score(["x", "y"], [Record("", "", "true")] * 2)
     lines = evaluation.save(tmp_path / "it.jsonl").read_text().splitlines()
     for damaged, message in [
-        (lines[:2], "says 2 records and holds 1"),
+        (lines[:2], "should hold 2 records, but holds 1"),
         ([*lines[:2], lines[2][:9]], "line 3: not JSON"),
-        ([lines[0], lines[1], '{"prompt": ""}'], "line 3: not of a saved evaluation"),
-        (["[]", *lines[1:]], "line 1: not of a saved evaluation"),
+        ([lines[0], lines[1], '{"prompt": ""}'], "line 3: not a line of a saved evaluation"),
+        (["[]", *lines[1:]], "line 1: not a line of a saved evaluation"),
         ([""], "line 1: not JSON"),
     ]:
         (tmp_path / "damaged.jsonl").write_text("\n".join(damaged) + "\n")
@@ -166,7 +166,7 @@ def test_responses_are_written_for_alpaca_eval(tmp_path) -> None:
 def test_tasks_have_names() -> None:
     assert {task.family for task in TASKS.values()} >= {"commonsense", "arithmetic", "instruct"}
     assert all(task_named(name).name == name for name in TASKS)
-    with pytest.raises(ValueError, match="there is no task 'bool'; there are boolq, piqa"):
+    with pytest.raises(ValueError, match=r"Unknown task 'bool'. Choose from: boolq, piqa"):
         rl.tasks.task_named("bool")
 
 

@@ -48,7 +48,7 @@ def test_a_gradient_that_is_not_finite_names_step_and_site_and_is_not_used(gpt2,
     reft = fresh(gpt2)
     (_, first), _ = reft
     first.source.weight.register_hook(Breaks(4))
-    message = r"gradient is not finite at step 4, from blocks\.0\.hook_resid_post back.*run/checkpoint-3"
+    message = r"gradient is not finite at step 4; the backward pass first shows it at blocks\.0\.hook_resid_post.*run/checkpoint-3"
     with pytest.raises(FloatingPointError, match=message):
         rl.train(gpt2, reft, EXAMPLES, replace(CONFIG, save_every=1, output_dir=tmp_path / "run"))
     after_three = rl.Reft.from_pretrained(tmp_path / "whole" / "checkpoint-3" / "edit", bridge=gpt2)

@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import reftlens as rl
+from organisms.accuracy import pad
+from organisms.tracing import POSITIONS, tracing_map, tracing_pairs
 from reftlens.cone.recording import record
 from reftlens.organisms import ORGANISMS
-from reftlens.organisms.accuracy import pad
-from reftlens.organisms.tracing import POSITIONS, tracing_map, tracing_pairs
 
 
 @pytest.fixture(scope="module")

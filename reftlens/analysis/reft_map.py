@@ -124,9 +124,7 @@ def reft_map(
     real, seen, shuffled = (
         rearrange(part, "prompt (row column) -> row column prompt", row=len(rows)) for part in values
     )
-    budget = (
-        f"{intervention.__name__}{'' if rank is None else f' of rank {rank}'}, {cells[0][0].n_parameters():,} numbers"
-    )
+    kind = intervention.__name__ + ("" if rank is None else f" of rank {rank}")
     return ReftMap(
         held_out=real,
         trained=seen,
@@ -136,7 +134,7 @@ def reft_map(
         rows=rows,
         columns=tuple(positions),
         score=score_name,
-        budget=f"{budget}, {_steps(len(examples), config)} steps on {len(examples)} examples, seed {config.seed}",
+        budget=f"{kind}, {cells[0][0].n_parameters():,} numbers, {_steps(len(examples), config)} steps on {len(examples)} examples, seed {config.seed}",
     )
 
 

@@ -11,6 +11,7 @@ unreliable at early layers of many models, so an unchanged token there is weak e
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -68,27 +69,20 @@ def spread(
 
     distance, mind = compare(reft)
     draws = [compare(turned(reft, seed=seed + draw)) for draw in range(n_control)]
-    rows = ("blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(bridge.cfg.n_layers)))
-    tokens = str_tokens(bridge, batch.tokens[0])
-    places = starred(bridge, prompts[0], subjects)
-
-    prompt_tokens = tuple(str_tokens(bridge, row) for row in batch.tokens)
+    tokens = tuple(str_tokens(bridge, row) for row in batch.tokens)
+    made = partial(
+        TokenMap,
+        rows=("blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(bridge.cfg.n_layers))),
+        tokens=tokens[0],
+        starred=starred(bridge, prompts[0], subjects),
+        control_name=f"the same change turned to random directions, mean of {n_control}",
+        n_prompts=len(prompts),
+        prompts=tokens,
+    )
 
     def result(each: Tensor, controls: Sequence[Tensor], quantity: str) -> TokenMap:
-        each_control = torch.stack(list(controls)).mean(0)
-        return TokenMap(
-            values=each.mean(0),
-            control=each_control.mean(0),
-            rows=rows,
-            tokens=tokens,
-            starred=places,
-            quantity=quantity,
-            control_name=f"the same change turned to random directions, mean of {n_control}",
-            n_prompts=len(prompts),
-            each=each,
-            each_control=each_control,
-            prompts=prompt_tokens,
-        )
+        drawn = torch.stack(list(controls)).mean(0)
+        return made(values=each.mean(0), control=drawn.mean(0), quantity=quantity, each=each, each_control=drawn)
 
     return Spread(
         distance=result(distance, [d for d, _ in draws], "distance of edited from base run / length of base"),

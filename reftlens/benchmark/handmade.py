@@ -40,7 +40,7 @@ class Handmade:
 
 
 def attention_reads_it(*, n_pairs: int = 64, seed: int = 0) -> Handmade:
-    """Token 0 holds the variable along one direction of the residual stream; a head of block 1 carries it to the end."""
+    """Makes a model in which token 0 holds the variable along one direction, and a head of block 1 moves it to the end."""
     model, Q = _blank(n_layer=2, seed=seed)
     v, w = Q[0], Q[1]
     with torch.no_grad():
@@ -54,11 +54,11 @@ def attention_reads_it(*, n_pairs: int = 64, seed: int = 0) -> Handmade:
 
 
 def two_steps(*, second: str = "mlp", n_pairs: int = 64, seed: int = 0) -> Handmade:
-    """Head 1.0 carries the variable to every token, and only block 2 computes the answer from that head's output.
+    """Makes a model in which head 1.0 copies the variable to every token, and block 2 computes the answer from its output.
 
-    There are two decoys. Head 1.1 carries the variable as well, to a direction that nothing reads. The MLP of block 1 writes
-    the answer at the variable's token, which nothing reads. Flipping the variable changes no norm, so nothing leaks through
-    LayerNorm.
+    There are two decoys. Head 1.1 also copies the variable, into a direction that nothing reads. The MLP of block 1 writes
+    the answer at the variable's token, where nothing reads it. Flipping the variable does not change any norm, so nothing
+    leaks through LayerNorm.
 
     Args:
         second: the component that computes the answer, "mlp" or "head" (2.0).
@@ -90,16 +90,17 @@ def _linear(mlp: Any, *, reads: Tensor, writes: Tensor) -> None:
 
 
 def illusion_in_residual(*, n_pairs: int = 64, seed: int = 0, weight: float = 0.01) -> Handmade:
-    """The same illusion in the residual stream: an MLP reads what follows the variable, and twice as much what never varies.
+    """Makes the same illusion in the residual stream.
 
-    Direction u follows the variable and only tokens that are no answers read it, by `weight`; s is always zero and neurons of
-    block 1 of its own would read it; v follows the variable, and other neurons make the answer of it. Swapping along
-    (u + s) moves the answer all the way.
+    Three directions matter. v follows the variable, and neurons of block 1 compute the answer from it. u also follows the
+    variable, but only the logits of tokens that are not answers read it, scaled by `weight`. s is always zero; separate
+    neurons of block 1 would compute the answer from it, twice as strongly as from v. Swapping along (u + s) therefore
+    changes the answer completely, although u + s does not carry it.
 
     Args:
         n_pairs: number of prompt pairs.
         seed: seed of directions and prompts.
-        weight: how strongly irrelevant tokens read u.
+        weight: how strongly the logits of irrelevant tokens read u.
     """
     model, Q = _blank(n_layer=2, seed=seed, n_free=4)
     v, u, s, answer = Q
@@ -118,30 +119,31 @@ def illusion_in_residual(*, n_pairs: int = 64, seed: int = 0, weight: float = 0.
 
 
 def illusion(*, n_pairs: int = 64, seed: int = 0, weight: float = 0.01) -> Handmade:
-    """Makelov et al. 2023 (arXiv:2311.17030), section 3: three hidden units, of which the first two make an illusion.
+    """Makes three hidden units, two of which form an illusion (Makelov et al. 2023, arXiv:2311.17030, section 3).
 
-    Unit 0 follows the variable and is read by nothing; unit 1 is always zero and would be read twice as strongly as
-    unit 2, which follows the variable and makes the answer. Swapping along (1, 1, 0) moves the answer all the way.
-    The question token carries the variable here, so that no attention is needed.
+    Unit 0 follows the variable, but nothing reads it. Unit 1 is always zero, and would be read twice as strongly as unit 2.
+    Unit 2 follows the variable and determines the answer. Swapping along (1, 1, 0) therefore changes the answer completely.
+    Here the question token carries the variable, so that attention is not needed.
 
     Args:
         n_pairs: number of prompt pairs.
         seed: seed of directions and prompts.
-        weight: how strongly irrelevant tokens read the outputs of units 1 and 2, each in its own way; 0 in the paper's toy.
+        weight: how strongly the logits of irrelevant tokens read the outputs of units 1 and 2, with independent random
+            weights; 0 in the paper's toy model.
     """
     model, Q = _blank(n_layer=1, seed=seed)
     v, read = Q[0], Q[1:3]
     with torch.no_grad():
         model.transformer.wte.weight += 2 * _variable()[:, None] * v
         mlp = model.transformer.h[0].mlp
-        # Far from zero GELU is the identity on one side and zero on the other: a unit is 8 or 0.
+        # Far from zero, GELU is the identity on one side and zero on the other, so a unit is 8 or 0.
         reach = 8 / (2 * D_MODEL**0.5 / _norm_of_embedding(model))
         mlp.c_fc.weight[:, 0] = mlp.c_fc.weight[:, 2] = reach * v
         mlp.c_fc.bias.fill_(-30)
         mlp.c_fc.bias[[0, 2]] = 0
         mlp.c_proj.weight[1], mlp.c_proj.weight[2] = 2 * read[0], read[1]
         mlp.c_proj.bias -= 4 * read[1]
-        # The answers read the two outputs alike; other tokens tell them apart.
+        # The answers read both outputs equally; other tokens distinguish them.
         both = read.sum(dim=0)
         model.lm_head.weight[:2] = torch.stack([both, -both])
         model.lm_head.weight[13:] = weight * torch.randn(N_TOKENS - 13, 2, generator=_generator(seed)) @ read

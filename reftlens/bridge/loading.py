@@ -166,7 +166,7 @@ _DOUBLE = ("GPT2", "GPTNeoX", "Bert", "Roberta")
 def _placed(
     model: PreTrainedModel, device: str | torch.device, dtype: torch.dtype | None
 ) -> tuple[PreTrainedModel, str | None]:
-    """Moves a model, and says where it is. One that is spread over devices (None) or quantised stays where it is."""
+    """Moves a model and returns its device. A model that is spread over devices (None) or quantised is not moved."""
     if getattr(model, "hf_device_map", None) is not None:
         return model, None
     if is_quantized(model):

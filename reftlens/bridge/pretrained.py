@@ -140,7 +140,7 @@ def read_pretrained(
 
 
 def _auto_class(config: PretrainedConfig) -> Any:
-    """Which of transformers' loaders reads a checkpoint, with the head that TransformerLens wants."""
+    """Returns the transformers class that loads a checkpoint with the head that TransformerLens needs."""
     architectures = config.architectures or []
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         return AutoModelForCausalLM
@@ -153,7 +153,7 @@ def _auto_class(config: PretrainedConfig) -> Any:
 
 
 def plain_model(hf_model: nn.Module) -> PreTrainedModel:
-    """The model itself behind what may be wrapped around it: an adapter of `peft` is merged into its weights.
+    """Returns the plain model inside a wrapper. An adapter of `peft` is merged into its weights.
 
     Raises:
         TypeError: If it is not a model of transformers.
@@ -200,5 +200,5 @@ def _merged(peft_model: Any) -> PreTrainedModel:
 
 
 def is_quantized(hf_model: nn.Module) -> bool:
-    """Whether its weights are in 4 or 8 bits, so that they keep the place and dtype they were loaded with."""
+    """Returns whether a model's weights are in 4 or 8 bits, so that their device and dtype cannot change."""
     return getattr(hf_model, "quantization_method", None) is not None or bool(getattr(hf_model, "is_quantized", False))

@@ -27,7 +27,7 @@ class EditError(RuntimeError):
 
 
 def is_resid_mid(hook_name: str) -> bool:
-    """Whether a hook name means the residual between attention and MLP."""
+    """Returns whether a hook name is that of the residual between attention and MLP."""
     return _NAME.fullmatch(hook_name) is not None
 
 
@@ -96,6 +96,6 @@ def _block(hook_name: str) -> str:
 
 
 def _equal(actual: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors are equal up to the rounding of one sum."""
+    """Returns whether two tensors are equal up to the rounding error of one sum."""
     tolerance = 8 * torch.finfo(expected.dtype).eps * expected.abs().max()
     return bool((actual.to(expected.dtype) - expected).abs().max() <= tolerance)

@@ -75,14 +75,14 @@ def in_this_thread(function: _Function) -> _Function:
 
 @contextmanager
 def hooked(bridge: TransformerBridge, hooks: Sequence[tuple[str, HookFunction]]) -> Iterator[None]:
-    """`bridge.hooks` for one thread: inside, these functions act on the model that this thread runs, and on no other's.
+    """Like `bridge.hooks`, but for one thread: an error is raised if another thread runs the model inside the context.
 
     Args:
         bridge: the model.
-        hooks: name of a point -> what is done there.
+        hooks: pairs of a point's name and the function to run there.
 
     Raises:
-        EditError: on entry, if another thread is using the bridge.
+        EditError: On entry, if another thread is using the bridge.
     """
     with one_thread(bridge), bridge.hooks(fwd_hooks=[(name, in_this_thread(hook)) for name, hook in hooks]):
         yield

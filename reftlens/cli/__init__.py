@@ -1,7 +1,7 @@
-"""The command line: one command a file. Heavy imports wait until a command runs, so that help is quick.
+"""The command line, with one file per command. Heavy imports wait until a command runs, so that help is fast.
 
-Exit codes: 0 done; 1 it could not be done, and one line on stderr says why; 2 it was not called rightly. With `--json`
-the result alone is on stdout; progress and what else there is to say are on stderr.
+Exit codes: 0 for success; 1 for a failure, with the reason in one line on stderr; 2 for wrong usage. With `--json`,
+stdout carries only the result; progress and messages go to stderr.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from reftlens.cli import (
+    alone,
     benchmark,
     claim,
     compare,
@@ -26,7 +27,6 @@ from reftlens.cli import (
     lm_eval,
     params,
     presets,
-    trace,
     train,
 )
 from reftlens.cli.errors import Commands
@@ -48,7 +48,15 @@ app.command(
 app.command("eval", epilog="Example: reftlens eval run --task boolq --n-eval 100")(evaluate.evaluate)
 app.command(epilog='Example: reftlens generate run "The tower stands in" --base')(generate.generate)
 app.command(epilog="Example: reftlens dissect run --preset quick --out dissect")(dissect.dissect)
-app.command(epilog="Example: reftlens trace gpt2 pairs.jsonl --out trace")(trace.trace)
+for name, function, example in (
+    ("map", "effect_map", "map run --leave-out"),
+    ("ablate", "ablate", "ablate run --n-prompts 32"),
+    ("mediate", "mediate", "mediate run --point mlp_out --over positions"),
+    ("paths", "paths", "paths run --senders edit --senders 2.3 --receivers 2.3 --receivers logits"),
+):
+    app.command(name, epilog=f"Example: reftlens {example}")(alone.command(name, function, of="edit"))
+for name, example in (("patch", "patch gpt2 pairs.jsonl --point mlp_out"), ("trace", "trace gpt2 pairs.jsonl")):
+    app.command(name, epilog=f"Example: reftlens {example} --out {name}")(alone.command(name, name, of="base"))
 app.command(epilog="Example: reftlens compare run --method LoRA --method 'full fine-tuning' --seeds 2")(compare.compare)
 app.command(epilog="Example: reftlens convert my_pyreft --model gpt2 --positions f5+l5 --out edit")(convert.convert)
 app.command(epilog="Example: reftlens benchmark --only handmade --only nulls --out known.csv")(benchmark.benchmark)
@@ -70,9 +78,9 @@ def _version(wanted: bool) -> bool:
 
 
 def _import(modules: list[str] | None) -> list[str] | None:
-    """Runs modules that the caller names: what they register is then known by name."""
+    """Imports the named modules, so that the classes that they register are known by name."""
     for name in modules or ():
-        # As `python -m` does: a module in the folder where one works is found.
+        # As with `python -m`, modules in the working directory are found.
         sys.path.insert(0, str(Path.cwd()))
         try:
             importlib.import_module(name)
@@ -91,11 +99,11 @@ def main(
             "--import",
             metavar="MODULE",
             callback=_import,
-            help="A module of yours that registers kinds of edits or position rules (rl.register); before the command.",
+            help="Import your own module, which registers edits or position rules with rl.register. Goes before the command.",
         ),
     ] = None,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Train representation edits (ReFT) on language models, and take them apart."""

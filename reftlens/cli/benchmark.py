@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 def benchmark(
     only: Annotated[
         list[str] | None,
-        typer.Option(help="handmade, sites, planted, equality, nulls or false-alarms; all of them if not given."),
+        typer.Option(
+            help="Part to run: handmade, sites, planted, equality, nulls or false-alarms. Repeatable. Default: all."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A CSV file for the table. Beside it a .jsonl keeps finished pieces; the same command goes on."
+            help="CSV file for the table. A .jsonl file beside it stores finished pieces, from which the same command resumes."
         ),
     ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Plant truths in small models, and print what the analyses find of them, line by line, misses included."""
+    """Plant known truths in small models and report whether the analyses find them, misses included."""
     import torch
 
     from reftlens.benchmark import PARTS, units
@@ -55,7 +57,7 @@ def benchmark(
 
 
 def _print(row: Known, group: str) -> str:
-    """One line at once, under its group's name where that is new; the name."""
+    """Prints one line at once, below its group's name if that is new. Returns the group."""
     if row.group != group:
         say(row.group)
     mark = "found " if row.holds else "MISSED"

@@ -1,4 +1,4 @@
-"""`reftlens claim`: the paper's side claims, a command each."""
+"""`reftlens claim`: the paper's side claims, one command each."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from reftlens.results.claims import ClaimResult
 
 app = typer.Typer(
-    help="Try the paper's side claims, each beside a control that would fail if it were empty.", no_args_is_help=True
+    help="Test the paper's side claims, each with a control that would fail if the claim were trivial.",
+    no_args_is_help=True,
 )
 
 Model = Annotated[
     str,
     typer.Option(
-        help="An embedded organism, with settings that fit it; or a local directory or hub name, with the paper's."
+        help="An embedded organism (with settings for its size), a local directory or a hub name (with the paper's settings)."
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Of first weights, and of what is drawn.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for the figure and the numbers; claim-NAME if not given.")]
+Seed = Annotated[int, typer.Option(help="Seed of the initial weights and of all random draws.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the figure and the numbers. Default: claim-NAME.")]
 
 
 @app.command(epilog="Example: reftlens claim memorise --model gpt2 --text alice.txt --out memorise")
@@ -35,11 +36,11 @@ def memorise(
     model: Model = "facts-small",
     seed: Seed = 0,
     out: Out = None,
-    text: Annotated[Path | None, typer.Option(help="A text file to give back, from its beginning.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Text file to memorise, from its beginning.")] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """How many tokens does one rank-1 vector at one token give back exactly?"""
+    """How many tokens can one rank-1 vector at one token reproduce exactly?"""
 
     def compute() -> tuple[ClaimResult, Figure]:
         from reftlens import plot
@@ -56,7 +57,7 @@ def memorise(
 def codebook(
     model: Model = "facts-small", seed: Seed = 0, out: Out = None, quiet: Quiet = False, as_json: AsJson = False
 ) -> None:
-    """How many keys does one edit answer, each by its own word?"""
+    """How many keys can one edit map to their words?"""
 
     def compute() -> tuple[ClaimResult, Figure]:
         from reftlens import plot
@@ -72,7 +73,7 @@ def codebook(
 def compose(
     model: Model = "facts-small", seed: Seed = 0, out: Out = None, quiet: Quiet = False, as_json: AsJson = False
 ) -> None:
-    """Do two tasks trained in two halves of one edit work together?"""
+    """Do two tasks that are trained in the two halves of one edit work together?"""
 
     def compute() -> tuple[ClaimResult, Figure]:
         from reftlens import plot
@@ -88,7 +89,7 @@ def compose(
 def manner(
     model: Model = "facts-small", seed: Seed = 0, out: Out = None, quiet: Quiet = False, as_json: AsJson = False
 ) -> None:
-    """Do five examples change a model's manner, and leave what it knows?"""
+    """Do five examples change a model's manner without changing what it knows?"""
 
     def compute() -> tuple[ClaimResult, Figure]:
         from reftlens import plot
@@ -104,7 +105,7 @@ def manner(
 def overhead(
     model: Model = "facts-small", seed: Seed = 0, out: Out = None, quiet: Quiet = False, as_json: AsJson = False
 ) -> None:
-    """How much longer does decoding take under an edit of the prompt? (On a CPU.)"""
+    """How much slower is decoding with an edit of the prompt? (On a CPU.)"""
 
     def compute() -> tuple[ClaimResult, Figure]:
         from reftlens import plot
@@ -125,7 +126,7 @@ def _try(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Runs one claim, writes `claim.json` and `claim.png`, and prints what was claimed, how it was tried and what came of it."""
+    """Runs one claim, writes `claim.json` and `claim.png`, and prints the claim, the settings and the findings."""
     from reftlens.files.folder import Replacement
 
     place = Path(f"claim-{name}") if out is None else out
@@ -151,7 +152,7 @@ def _try(
         return
     say(f"Claim: {result.claim.text}\n       {result.claim.source}\n")
     print_table(["setting", "paper", "here"], [list(row) for row in result.claim.settings], title="Settings")
-    print_frame(frame, title=f"Found on {model}")
+    print_frame(frame, title=f"Results on {model}")
     for finding in result.findings():
         say(f"- {finding}")
     say(f"wrote {place / 'claim.png'}, {place / 'claim.json'}")

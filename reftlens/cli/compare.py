@@ -8,19 +8,22 @@ import typer
 
 
 def compare(
-    config: Annotated[str, typer.Argument(help="A preset, a TOML file or a run: model, task, tests, edit and budget.")],
+    config: Annotated[
+        str, typer.Argument(help="Preset, TOML file or run, which sets model, task, tests, edit and budget.")
+    ],
     method: Annotated[
         list[str] | None,
-        typer.Option(help="Such as LoRA, 'full fine-tuning' or 'random subspace'; give it several times."),
+        typer.Option(help="Method to compare, such as LoRA, 'full fine-tuning' or 'random subspace'. Repeatable."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, seeds 0, 1, ...")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of runs per method, with seeds 0, 1, ...")] = 3,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, such as epochs=3.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as epochs=3. Repeatable."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Every run as JSON on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every run as JSON on stdout.")] = False,
 ) -> None:
-    """Train other methods on what a run learns: scores, parameters, time and memory in one table."""
+    """Train other methods on the same task: scores, parameters, time and memory in one table."""
     from reftlens.paper.runs.config import parse_settings
     from reftlens.paper.runs.presets import read_settings
 

@@ -12,10 +12,10 @@ from reftlens.cli.options import Quiet
 
 def demo(
     model: Annotated[
-        str, typer.Option(help="An embedded organism (facts-small), a local directory or a hub name.")
+        str, typer.Option(help="Base model: an embedded organism (facts-small), a local directory or a hub name.")
     ] = "facts-small",
     out: Annotated[Path, typer.Option(help="Folder for the figures, the report and the numbers.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Seed of the edit, the order of examples and every control.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the edit, the order of examples and all controls.")] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Move some landmarks to another city with a LoReFT, then show where and how the edit works."""

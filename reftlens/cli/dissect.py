@@ -12,23 +12,34 @@ from reftlens.cli.options import AsJson, Base, Quiet
 
 
 def dissect(
-    directory: Annotated[Path, typer.Argument(help="A run, a saved edit, or a saved dissection.")],
+    directory: Annotated[Path, typer.Argument(help="Folder of a run, a saved edit or a saved dissection.")],
     examples: Annotated[
-        Path | None, typer.Option(help="JSON lines with prompt and completion; what a run was trained on if not given.")
+        Path | None, typer.Option(help="JSON Lines with prompt and completion. Default: the training data of the run.")
     ] = None,
     model: Base = None,
-    at: Annotated[str | None, typer.Option(help="Weight directions by these tokens alone, such as l1.")] = None,
+    at: Annotated[str | None, typer.Option(help="Compute directions only from these tokens, such as l1.")] = None,
+    preset: Annotated[str | None, typer.Option(help="quick, standard or full. Default: standard.")] = None,
+    parts: Annotated[
+        list[str] | None,
+        typer.Option("--part", help="A part by name, such as where or through, in place of a preset. Repeatable."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the report, its figures and the numbers.")] = Path("dissect"),
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take a trained edit apart: what it reads, what it writes, and whether that is more than chance."""
+    """Dissect a trained edit: whether it works, where and through what, and whether that exceeds chance."""
+    if preset is not None and parts:
+        raise typer.BadParameter("give a preset or parts, not both")
+    for place in (directory, examples):
+        if place is not None and not place.exists():
+            raise ValueError(f"no such file or folder: {place}")
     from reftlens.files.folder import Replacement
 
     with Replacement(out, marker="report.html") as folder:
         from reftlens.cli.output import prepare, print_frame, print_json, say
         from reftlens.dissection import DissectConfig
         from reftlens.dissection.from_files import dissect_saved, write_report
+        from reftlens.dissection.parts import chosen
         from reftlens.edit.checkpoint import CONFIG_NAME as EDIT_CONFIG_NAME
         from reftlens.edit.checkpoint import base_named
         from reftlens.paper.runs.folder import config_of, edit_in, is_run
@@ -38,7 +49,9 @@ def dissect(
         if model is None and (directory / EDIT_CONFIG_NAME).is_file():
             model = base_named(directory)
         prepare(model, quiet=quiet)
-        config = DissectConfig(at=None if at is None else parse(at), progress=not quiet)
+        asked = preset or tuple(parts or ()) or "standard"
+        chosen(asked)
+        config = DissectConfig(parts=asked, at=None if at is None else parse(at), progress=not quiet)
         if is_run(directory):
             run = config_of(directory, model=model)
             prepare(run.model, quiet=quiet)

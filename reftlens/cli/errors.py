@@ -1,4 +1,4 @@
-"""What becomes of an exception: one line on stderr and exit status 1. The one place where the commands catch any."""
+"""Converts exceptions into one line on stderr and exit status 1. Commands catch exceptions nowhere else."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from reftlens.text import harmless
 
 @final
 class Commands(TyperGroup):
-    """The commands. What a user can mend is told in one line; a fault of this package keeps its traceback."""
+    """The commands. Errors that a user can fix become one line; bugs of this package keep their traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            raise  # `reftlens presets | head` is no error: typer ends quietly
+            raise  # `reftlens presets | head` is not an error; typer exits quietly.
         except (ValueError, OSError, FloatingPointError) as error:
             typer.secho(f"error: {harmless(' '.join(str(error).split()))}", fg=typer.colors.RED, err=True)
             raise typer.Exit(code=1) from error

@@ -14,22 +14,24 @@ from reftlens.cli.options import AsJson, Base, Device, Metric, NEval, OwnTest, Q
 def evaluate(
     directory: Trained,
     task: Annotated[
-        list[str] | None, typer.Option(help="Such as boolq; give it several times. The run's own tests if not given.")
+        list[str] | None, typer.Option(help="Task to test, such as boolq. Repeatable. Default: the run's tests.")
     ] = None,
     data: OwnTest = None,
-    split: Annotated[str | None, typer.Option(help="Part of the task; the run's, or test.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the task. Default: the run's, or test.")] = None,
     source: Source = None,
     n_eval: NEval = None,
     metric: Metric = None,
-    base: Annotated[bool, typer.Option("--base", help="The base model without the edit, for comparison.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Test the base model without the edit, for comparison.")] = False,
     model: Base = None,
     device: Device = None,
     settings: Settings = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for one JSON-lines file a task: every example.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the outputs on every example, one JSON Lines file per task.")
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Test a trained edit on a task, or on examples of your own."""
+    """Test a trained edit on a task or on your own examples."""
     from reftlens.paper.runs.config import parse_settings
 
     chosen: dict[str, Any] = {

@@ -19,20 +19,22 @@ def generate(
     directory: Trained,
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(help="Prompts, each in quotes; from --file or standard input, a line each, if not given."),
+        typer.Argument(help="Prompts, each in quotes. Default: one per line from --file or standard input."),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="Prompts, a line each; or JSON lines with a prompt, or with messages.")
+        Path | None, typer.Option(help="File with one prompt per line, or JSON Lines with a prompt or messages.")
     ] = None,
-    base: Annotated[bool, typer.Option("--base", help="What the base model says as well.")] = False,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Length of an answer; the run's, or 32.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Show the base model's answer as well.")] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Maximum length of an answer. Default: the run's, or 32.")
+    ] = None,
     model: Base = None,
     device: Device = None,
     settings: Settings = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let a model answer prompts under a trained edit."""
+    """Continue prompts with a trained edit."""
     from reftlens.paper.runs.config import parse_settings
 
     texts = _prompts(prompts or [], file)
@@ -47,7 +49,7 @@ def generate(
     prepare(config_of(directory, model=model).model, quiet=quiet)
     lines = answer(directory, texts, overrides, base=base, model=model, progress=not quiet)
     for line in lines:
-        # A conversation stands with a line for each turn, and the answer is one more.
+        # A conversation is printed with one line per turn, and the answer is the last line.
         shown = line["prompt"] if isinstance(line["prompt"], str) else f"{written(line['prompt'])}\nassistant: "
         if as_json:
             print_json(line, indent=None)
@@ -59,11 +61,11 @@ def generate(
 
 def _prompts(given: list[str], file: Path | None) -> Sequence[Prompt]:
     if given and file is not None:
-        raise typer.BadParameter("prompts are given and a file of them as well: give one of the two")
+        raise typer.BadParameter("pass prompts or --file, not both")
     if given:
         return given
     if file is None and sys.stdin.isatty():
-        raise typer.BadParameter("there are no prompts: give them in quotes, by --file, or on standard input")
+        raise typer.BadParameter("no prompts: pass them in quotes, with --file, or on standard input")
     if file is not None and file.suffix == ".jsonl":
         from reftlens.paper.tasks.records import read
 
@@ -72,5 +74,5 @@ def _prompts(given: list[str], file: Path | None) -> Sequence[Prompt]:
     text = file.read_text(encoding="utf-8") if file is not None else sys.stdin.read()
     found = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
     if not found:
-        raise ValueError(f"{file or 'standard input'} holds no prompts")
+        raise ValueError(f"{file or 'standard input'} has no prompts")
     return found

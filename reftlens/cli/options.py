@@ -1,4 +1,4 @@
-"""Arguments that several commands have, so that they are called and explained alike."""
+"""Arguments shared by several commands, so that they have the same names and help."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ def _written_as_settings(settings: list[str] | None) -> list[str] | None:
 def _there(place: Path) -> Path:
     """Refuses a folder that does not exist before anything heavy is imported."""
     if not place.exists():
-        raise ValueError(f"{place}: there is no such folder")
+        raise ValueError(f"{place} does not exist")
     return place
 
 
 def data_there(source: str | None) -> str | None:
     """Refuses a data file that does not exist before anything heavy is imported. A name without an ending may be on the hub."""
     if source is not None and Path(source).suffix and "://" not in source and not Path(source).exists():
-        raise ValueError(f"there is no file or folder {source}")
+        raise ValueError(f"no such file or folder: {source}")
     return source
 
 
-Trained = Annotated[Path, typer.Argument(help="A run, or a saved edit.", callback=_there)]
-Base = Annotated[str | None, typer.Option(help="The base model, where it is now somewhere else than it was.")]
-Source = Annotated[str | None, typer.Option(help="Folder with the tasks' files, instead of the published ones.")]
+Trained = Annotated[Path, typer.Argument(help="Folder of a run or a saved edit.", callback=_there)]
+Base = Annotated[str | None, typer.Option(help="Base model, if its location has changed since training.")]
+Source = Annotated[str | None, typer.Option(help="Folder with the tasks' files, instead of the published files.")]
 OwnTest = Annotated[
     str | None,
-    typer.Option(help="Your own examples to test on, in the forms that train --data takes.", callback=data_there),
+    typer.Option(help="Your own test examples, in any form that train --data accepts.", callback=data_there),
 ]
 Metric = Annotated[
     str | None,
     typer.Option(
-        help="How outputs on your own examples are compared: prefix, exact, 'first word', rouge-l, chrf or module:function."
+        help="How to score outputs on your own examples: prefix, exact, 'first word', rouge-l, chrf or module:function."
     ),
 ]
-NEval = Annotated[int | None, typer.Option(help="Only the first so many examples of each test.")]
+NEval = Annotated[int | None, typer.Option(help="Use only the first N examples of each test.")]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one. The run's if not given.")
+    str | None, typer.Option(help="Device: cpu, cuda, ..., or auto for a GPU if there is one. Default: the run's.")
 ]
 Settings = Annotated[
     list[str] | None,
@@ -55,8 +55,8 @@ Settings = Annotated[
         "--set",
         metavar="KEY=VALUE",
         callback=_written_as_settings,
-        help="Any other setting, by its name in config.toml; give it several times.",
+        help="Any other setting, by its name in config.toml. Repeatable.",
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

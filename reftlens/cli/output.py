@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Prints a text. Names and tokens in it come from anywhere, and none of them commands the terminal."""
+    """Prints a text. Escapes control characters, because names and tokens in it may come from anywhere."""
     typer.echo(harmless(text), err=err)
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
-    """The one thing on stdout where `--json` is given."""
+    """Prints a value as JSON, which is the only output on stdout with `--json`."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    # Such characters stand inside strings only, where JSON has an escape for them.
+    # These characters occur only inside strings, where JSON has an escape for them.
     typer.echo(harmless(text, escape=lambda char: f"\\u{ord(char):04x}"))
 
 
 def print_frame(frame: pd.DataFrame, *, title: str | None = None) -> None:
-    """A table for the terminal, wide where it is not one; reals with three digits."""
+    """Prints a table, with floats to three digits; 200 columns wide if stdout is not a terminal."""
     texts = [[f"{value:.3g}" if isinstance(value, float) else str(value) for value in row] for row in frame.to_numpy()]
     print_table(list(map(str, frame.columns)), texts, title=title)
 
 
 def print_table(columns: list[str], rows: list[list[str]], *, title: str | None = None) -> None:
-    """The same of texts, without pandas."""
+    """Prints a table of texts, without importing pandas."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -52,22 +52,22 @@ def print_table(columns: list[str], rows: list[list[str]], *, title: str | None 
 
 
 def prepare(model: str | None, *, quiet: bool) -> None:
-    """Sets up torch and transformers for one command, and says which base it is about to load."""
+    """Sets up torch and transformers for a command, and prints which base it loads."""
     import torch
     from transformers.utils import logging
 
     from reftlens.organisms import ORGANISMS
 
     if model in ORGANISMS:
-        # Its matrices are too small to share out: a second thread waits more than it works.
+        # Its matrices are too small to parallelise: a second thread would mostly wait.
         torch.set_num_threads(1)
     if quiet or model in ORGANISMS:
         logging.disable_progress_bar()
     if model is not None and not quiet:
-        where = "of the Hugging Face Hub, or its cache here"
+        where = "from the Hugging Face Hub or its local cache"
         if Path(model).is_dir():
             where = f"the folder {Path(model).resolve()}"
         elif model in ORGANISMS:
-            where = "it ships with reftlens"
+            where = "ships with reftlens"
         say(f"base model: {model} ({where})", err=True)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {harmless(str(message))}\n"

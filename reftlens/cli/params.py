@@ -12,18 +12,16 @@ from reftlens.cli.options import AsJson, Settings
 def params(
     presets: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Presets, TOML files or runs; all of the paper's rows if none is given.", show_default=False
-        ),
+        typer.Argument(help="Presets, TOML files or runs. Default: all rows of the paper.", show_default=False),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Another base: llama-7b, an organism, a local directory or a hub name.")
+        str | None, typer.Option(help="Count for another base: llama-7b, an organism, a local directory or a hub name.")
     ] = None,
     settings: Settings = None,
-    parts: Annotated[bool, typer.Option("--parts", help="Each site, or each kind of weight matrix, as well.")] = False,
+    parts: Annotated[bool, typer.Option("--parts", help="Also list each site or each kind of weight matrix.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Count what presets train, and which part of the base that is. Loads no weights."""
+    """Count the trained parameters of presets, also as a percentage of the base. Does not load weights."""
     from reftlens.cli.output import print_json, print_table
     from reftlens.paper.runs.config import parse_settings
     from reftlens.paper.runs.parameters import count_parameters
@@ -34,7 +32,7 @@ def params(
     for name in presets or ROWS:
         row = ADAPTERS[name] if name in ADAPTERS else read_settings(name, overrides)
         found.append((name, row.model if model is None else model, count_parameters(row, model=model)))
-    # What the paper prints is of its own model and settings.
+    # The paper's percentages are for its own models and settings.
     printed: dict[str, str] = {}
     if model is None and not overrides:
         printed = {row.name: row.percent or "?" for row in ROWS.values()}

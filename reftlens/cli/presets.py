@@ -13,12 +13,12 @@ from reftlens.paper.runs.presets import ROWS, Adapter, Preset, preset_named
 
 
 def presets(
-    name: Annotated[
-        str | None, typer.Argument(help="Print this one as a TOML file, to be changed and trained.")
+    name: Annotated[str | None, typer.Argument(help="Print this preset as a TOML file, to edit and train.")] = None,
+    method: Annotated[str | None, typer.Option(help="List only this method, such as DiReFT or LoRA.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="List only models whose name contains this, such as llama-7b.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="Only this method, such as DiReFT or LoRA.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only models with this in their name, such as llama-7b.")] = None,
-    task: Annotated[str | None, typer.Option(help="Only this family or task, such as arithmetic or cola.")] = None,
+    task: Annotated[str | None, typer.Option(help="List only this family or task, such as arithmetic or cola.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the rows of the paper's tables, or print one as a TOML file."""
@@ -27,7 +27,7 @@ def presets(
         if as_json:
             print_json(asdict(preset))
             return
-        say(f"# {preset.name}; the paper's row is over the seeds {', '.join(map(str, preset.seeds))}")
+        say(f"# {preset.name}; the paper's row is the mean over the seeds {', '.join(map(str, preset.seeds))}")
         typer.echo(preset.config.to_toml(), nl=False)
         return
     rows = [row for row in ROWS.values() if _fits(row, method, model, task)]
@@ -35,11 +35,11 @@ def presets(
         print_json([asdict(row) for row in rows])
         return
     if not rows:
-        raise ValueError("no preset has all of that: `reftlens presets` without options lists them")
+        raise ValueError("no preset matches all of these options: run `reftlens presets` without options to list all")
     print_table(["preset", "what is trained", "how", "% trained", "score"], [_line(row) for row in rows])
     say(
-        f"{len(rows)} presets. Percentages and scores are what the paper prints (?: not known here); no score was reproduced "
-        "here. LoRA and DoRA are here for their size."
+        f"{len(rows)} presets. Percentages and scores are those in the paper (?: unknown); none of the scores was reproduced "
+        "here. LoRA and DoRA are listed only for their parameter counts."
     )
 
 

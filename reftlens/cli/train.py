@@ -14,29 +14,29 @@ def train(
     config: Annotated[
         str | None,
         typer.Argument(
-            help="A preset, a TOML file, or a run to be run again. Without one, --model and --task or --data."
+            help="Preset, TOML file, or folder of a run to repeat. Without it, --model and --task or --data are required."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the run.")] = Path("run"),
-    model: Annotated[str | None, typer.Option(help="An organism, a local directory or a hub name.")] = None,
-    task: Annotated[str | None, typer.Option(help="What is learned, such as commonsense_170k or cola.")] = None,
+    model: Annotated[str | None, typer.Option(help="Base model: an organism, a local directory or a hub name.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task to train on, such as commonsense_170k or cola.")] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="Your own examples: JSON, JSON lines, CSV, Parquet, a datasets folder or a hub id.",
+            help="Your own examples: JSON, JSON Lines, CSV, Parquet, a datasets folder or a hub id.",
             callback=data_there,
         ),
     ] = None,
     prompt_field: Annotated[
-        str | None, typer.Option(help="Field with the prompt, where the names are not the usual ones.")
+        str | None, typer.Option(help="Field with the prompt, if it does not have one of the usual names.")
     ] = None,
     completion_field: Annotated[str | None, typer.Option(help="Field with the completion.")] = None,
-    eval_task: Annotated[list[str] | None, typer.Option(help="Tested after training; give it several times.")] = None,
+    eval_task: Annotated[list[str] | None, typer.Option(help="Task to test on after training. Repeatable.")] = None,
     eval_data: OwnTest = None,
     source: Source = None,
-    method: Annotated[str | None, typer.Option(help="LoReFT, DiReFT, NoReFT, ...")] = None,
-    layers: Annotated[str | None, typer.Option(help="all, or such as 3,9,18,24.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Of each edit.")] = None,
+    method: Annotated[str | None, typer.Option(help="Class of the edit: LoReFT, DiReFT, NoReFT, ...")] = None,
+    layers: Annotated[str | None, typer.Option(help="Edited layers: all, or a list such as 3,9,18,24.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of each edit.")] = None,
     positions: Annotated[str | None, typer.Option(help="Edited prompt tokens, such as f7+l7.")] = None,
     tied: Annotated[
         bool | None, typer.Option("--tied/--untied", help="One edit for prefix and suffix, or two.")
@@ -44,23 +44,23 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the examples.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples in one forward pass.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    n_train: Annotated[int | None, typer.Option(help="Only the first so many training examples.")] = None,
+    n_train: Annotated[int | None, typer.Option(help="Use only the first N training examples.")] = None,
     n_eval: NEval = None,
     metric: Metric = None,
     report_to: Annotated[
         str | None, typer.Option(help="A logger of transformers: wandb, tensorboard, trackio, mlflow, ...")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of first weights and order.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the initial weights and the order of examples.")] = None,
     device: Device = None,
     settings: Settings = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train an edit, test it, and leave a folder that is enough to do it again."""
+    """Train an edit, test it, and write a folder that is enough to repeat the run."""
     if config is None and (model is None or (task is None and data is None)):
-        raise typer.BadParameter("give a preset, a TOML file or a run; or --model, and --task or --data")
+        raise typer.BadParameter("pass a preset, a TOML file or a run; or --model, and --task or --data")
     flags: dict[str, Any] = {
         "model": model,
         "task": task,
@@ -89,7 +89,7 @@ def train(
     from reftlens.paper.runs.presets import read_settings
 
     overrides = {name: value for name, value in flags.items() if value is not None} | parse_settings(settings or ())
-    # What is learned replaces what the preset or file learned; its tests go with it.
+    # A new task or data set replaces that of the preset or file, including its tests.
     if data is not None:
         overrides = {"task": None, "eval_tasks": [], **overrides}
     elif task is not None:

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from reftlens.data.tokens import tokenizer_of
 
 _LABELS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, dict[int, str]]] = WeakKeyDictionary()
-"""Size and labels of each vocabulary, made once: what a token is called depends on all the others."""
+"""Size and labels of each vocabulary, computed once, because the label of a token depends on all other tokens."""
 
 _SPACE, _UNKNOWN = "▁", "\ufffd"
 
@@ -29,7 +29,7 @@ def str_tokens(bridge: TransformerBridge, tokens: Int[Tensor, " pos"]) -> tuple[
 
     Args:
         bridge: gives the tokenizer.
-        tokens: ids. One that the vocabulary lacks, such as a padding line of the embedding, is `<id 50300>`.
+        tokens: ids. An id outside the vocabulary, such as a padding row of the embedding, becomes `<id 50300>`.
     """
     labels = labels_of(tokenizer_of(bridge))
     return tuple(labels.get(token, f"<id {token}>") for token in tokens.tolist())
@@ -70,7 +70,7 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in vocabularies of the GPT-2 kind (Radford et al. 2019, `bytes_to_unicode`)."""
+    """Returns the character for each byte in GPT-2-like vocabularies (Radford et al. 2019, `bytes_to_unicode`)."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
@@ -80,18 +80,18 @@ _BYTES = _byte_alphabet()
 
 
 def _is_wordpiece(pieces: Collection[str]) -> bool:
-    """Whether pieces that go on inside a word begin with `##`, and the others do not have a mark for a space."""
+    """Returns whether pieces that continue a word begin with `##`, and the others have no mark for a space."""
     return not any(_SPACE in piece for piece in pieces) and any(re.match(r"##\w", piece) for piece in pieces)
 
 
 def _in_byte_alphabet(pieces: Collection[str]) -> bool:
-    """Whether a vocabulary writes its pieces in that alphabet; a plain vocabulary has other characters, or no `Ġ`."""
+    """Returns whether a vocabulary uses the byte alphabet. A plain vocabulary has other characters, or no `Ġ`."""
     used = {char for piece in pieces for char in piece}
     return "Ġ" in used and used <= _BYTES.keys()
 
 
 def _of_bytes(piece: str) -> str:
-    """Of a piece in the byte alphabet: its text, with each byte that is not part of a character as `<0xE2>`."""
+    """Returns the text of a piece in the byte alphabet. Bytes that are not part of a character become `<0xE2>`."""
     raw = bytes(_BYTES[char] for char in piece)
     text = raw.decode("utf-8", errors="surrogateescape")
     return _readable(
@@ -100,7 +100,7 @@ def _of_bytes(piece: str) -> str:
 
 
 def _of_piece(tokenizer: PreTrainedTokenizerBase, token: int, piece: str) -> str:
-    """Of any other piece: itself, with spaces for their marks."""
+    """Returns the text of any other piece, with spaces instead of their marks."""
     # ByT5 and its like have a token for each byte, written as the character of that number.
     if len(piece) == 1 and "\x80" <= piece <= "\xff" and piece not in tokenizer.decode([token]):
         return f"<0x{ord(piece):02X}>"
@@ -108,7 +108,7 @@ def _of_piece(tokenizer: PreTrainedTokenizerBase, token: int, piece: str) -> str
 
 
 def _readable(text: str) -> str:
-    """Without anything that cannot be seen: marks for spaces alone, escapes for what is not printable."""
+    """Makes a text visible: a text of only spaces gets marks, and unprintable characters are escaped."""
     if not text.strip(" "):
         return _SPACE * len(text) or "<empty>"
     text = text.replace(_UNKNOWN, "<0xEF><0xBF><0xBD>")

@@ -42,7 +42,7 @@ def example_of(
         ValueError: If the record has none of the layouts, a field is missing, or a value is not a text or a conversation.
     """
     if (prompt_field is None) != (completion_field is None):
-        raise ValueError("Name both fields, the prompt's and the completion's, or neither.")
+        raise ValueError("pass both prompt_field and completion_field, or neither")
     if prompt_field is not None and completion_field is not None:
         return _prompt(record, prompt_field), text_of(record, completion_field)
     match layout_of(record):
@@ -83,10 +83,10 @@ def text_of(record: Mapping[str, Any], field: str, *, may_be_empty: bool = False
         ValueError: If it is missing, not text, or blank where it must not be.
     """
     if field not in record:
-        raise ValueError(f"the field {field!r} is missing; there are {', '.join(map(str, record)) or 'none'}")
+        raise ValueError(f"the field {field!r} is missing; the record has {', '.join(map(str, record)) or 'no fields'}")
     value = record[field]
     if not isinstance(value, str):
-        raise ValueError(f"{field!r} must be text, got {value!r:.60} ({type(value).__name__})")
+        raise ValueError(f"{field!r} must be a string, got {value!r:.60} ({type(value).__name__})")
     if not value.strip() and not may_be_empty:
         raise ValueError(f"{field!r} is empty")
     return value

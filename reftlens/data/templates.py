@@ -1,4 +1,4 @@
-"""The Alpaca template (Taori et al. 2023), with and without an input, as the paper's arithmetic and instruct tasks have it."""
+"""The Alpaca template (Taori et al. 2023), with and without an input, used by the paper's arithmetic and instruct tasks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ _END = "Write a response that appropriately completes the request."
 
 
 def alpaca(instruction: str, input_text: str = "") -> str:
-    """The prompt of an instruction, and of an input where there is one.
+    """Returns the prompt for an instruction and an optional input.
 
     >>> print(alpaca("Name a river."), end="")
     Below is an instruction that describes a task. Write a response that appropriately completes the request.

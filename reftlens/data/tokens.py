@@ -101,14 +101,14 @@ def continuations(
 def _going_on(
     tokenizer: PreTrainedTokenizerBase, head: Sequence[int], completion: str, joint: Sequence[int]
 ) -> list[int] | None:
-    """A completion's tokens behind a text that it does not merge with; None if none of the anchors is one."""
+    """Returns a completion's tokens after an anchor that it does not merge with; None if there is no such anchor."""
     wanted = decode(tokenizer, joint)
     found = (tail for tail in _behind_anchors(tokenizer, completion) if decode(tokenizer, [*head, *tail]) == wanted)
     return next(found, None)
 
 
 def _behind_anchors(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[list[int]]:
-    """The tokens of a text behind each anchor that it does not merge with."""
+    """Yields the tokens of a text after each anchor that it does not merge with."""
     for anchor in _ANCHORS:
         before, both = tokenize(tokenizer, [anchor, anchor + text])[0]
         if both[: len(before)] == before and len(both) > len(before):
@@ -133,7 +133,7 @@ def continuing(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-    """The text of tokens, as they are: no space is taken out before a full stop.
+    """Decodes tokens without clean-up: no space before a full stop is removed.
 
     Args:
         tokenizer: of the model.
@@ -144,7 +144,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, skip_speci
 
 
 def shortened(bridge: TransformerBridge, prompt: str, completion: str, n_tokens: int) -> str:
-    """As much of a completion as its first tokens behind the prompt.
+    """Returns the part of a completion that its first tokens after the prompt make up.
 
     Args:
         bridge: gives the tokenizer.
@@ -162,7 +162,7 @@ def shortened(bridge: TransformerBridge, prompt: str, completion: str, n_tokens:
 
 
 def continued_text(tokenizer: PreTrainedTokenizerBase, head: Sequence[int], tail: Sequence[int]) -> str:
-    """What tokens say behind a prompt, without special tokens: prompt + text is what all tokens decode to.
+    """Decodes the tokens after a prompt, without special tokens, so that prompt + text is the text of all tokens.
 
     Args:
         tokenizer: of the model.

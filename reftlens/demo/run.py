@@ -20,7 +20,7 @@ from reftlens.dissection import DissectConfig, Dissection, dissect
 from reftlens.interventions import LoReFT
 from reftlens.positions import All, Last
 from reftlens.edit.reft import Reft
-from reftlens.results import DirectionReadout, EditSize, Operator, Outcome, TokenMap
+from reftlens.results import Outcome, TokenMap
 from reftlens.organisms.landmarks import Question, Story, stay_questions, story_for
 from reftlens.training.train import TrainConfig, TrainLog, train
 
@@ -60,11 +60,6 @@ class DemoResult:
     """Largest absolute difference of a logit between the trained and the reloaded edit; 0 means bit-identical."""
     outcomes: tuple[Outcome, ...]
     effect: TokenMap
-    sizes: tuple[EditSize, ...]
-    operators: tuple[Operator, ...]
-    untrained: tuple[Operator, ...]
-    """The same edit, newly initialised, on the same inputs."""
-    readouts: tuple[DirectionReadout, ...]
     dissection: Dissection
     """The other analyses, mostly on questions that were not in training."""
     tracing: TokenMap | None
@@ -117,16 +112,6 @@ def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
         progress=config.progress,
     )
     clock.lap("locate its effect")
-    shown = [questions[0], *stay_questions(story.stay_unseen[:1], story.phrasings[:1])]
-    sizes = tuple(analysis.edit_size(bridge, reft, question.prompt, subject=question.subject) for question in shown)
-    # Use the last token of the moved prompts, where the effect is. Elsewhere later layers ignore most of the change.
-    last = encode(bridge, [question.prompt for question in moved])
-    fresh = analysis.untrained(reft, seed=config.seed)
-    operators, untrained = (analysis.decompose(bridge, edit, [last], at=Last(1)) for edit in (reft, fresh))
-    cities = tuple(dict.fromkeys(" " + city for city in story.destination.values()))
-    read = analysis.read_directions(bridge, operators, last, watch=cities, seed=config.seed)
-    readouts = [readout for readout in read if readout.direction < 2]
-    clock.lap("take it apart")
     dissection = dissect(
         bridge,
         reft,
@@ -134,7 +119,7 @@ def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
         DissectConfig(parts="quick", at=Last(1), max_examples=64, seed=config.seed, progress=config.progress),
     )
     dissection.save(directory / DISSECTION_NAME)
-    clock.lap("dissect it further")
+    clock.lap("take it apart")
     tracing = _trace(bridge, story, progress=config.progress)
     clock.lap("trace the base")
     return DemoResult(
@@ -146,10 +131,6 @@ def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
         reload_difference=difference,
         outcomes=outcomes,
         effect=effect,
-        sizes=sizes,
-        operators=tuple(operators),
-        untrained=tuple(untrained),
-        readouts=tuple(readouts),
         dissection=dissection,
         tracing=tracing,
         stamp=checkpoint.stamp(bridge),
@@ -186,7 +167,7 @@ def _reload_difference(model: str, directory: Path, bridge: TransformerBridge, r
     reloaded = logits(fresh, Reft.from_pretrained(directory, bridge=fresh))
     difference = float((logits(bridge, reft) - reloaded).abs().max())
     if difference != 0.0:
-        raise RuntimeError(f"the reloaded edit is not the trained one: a logit differs by {difference:.3g}")
+        raise RuntimeError(f"the reloaded edit does not equal the trained edit: a logit differs by {difference:.3g}")
     return difference
 
 

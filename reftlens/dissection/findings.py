@@ -80,11 +80,19 @@ def _where(found: Found) -> _Answer | None:
     null = (
         f"In random directions: {_part(effect, float(control[site, place]))} there, at most {_part(effect, largest)}."
     )
-    most = f"{effect.rows[site]} at token {effect.tokens[place]!r} carries {_part(effect, float(values[site, place]))} alone"
+    most = (
+        f"{effect.rows[site]} at {_position(effect, place)} carries {_part(effect, float(values[site, place]))} alone"
+    )
     if not beyond:
         return _Answer(f"{SAME}the strongest of {cells} cells, {most}.", null, "not distinguishable")
     answer = f"Most at one site and token: {most}; {beyond} of {cells} such cells carry more than any control cell."
     return _Answer(f"{answer}{_strongest_site(found)}", null)
+
+
+def _position(effect: TokenMap, place: int) -> str:
+    """A role, such as the last token, where prompts have different tokens."""
+    label = effect.labels[place]
+    return f"token {label!r}" if label == effect.tokens[place] else f"the {label.strip('[]')}"
 
 
 def _strongest_site(found: Found) -> str:

@@ -45,7 +45,7 @@ def dissect_saved(
         raise ValueError(f"{directory} holds neither a saved edit ({CONFIG_NAME}) nor a saved dissection ({JSON_NAME})")
     if examples is None:
         raise ValueError(
-            "a saved edit is taken apart on examples: pass --examples with a file of JSON lines, each with a "
+            "a saved edit is dissected on examples: pass --examples with a JSON Lines file, each line with a "
             '"prompt" and a "completion"'
         )
     pairs = read_lines(examples) if isinstance(examples, Path) else examples

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from reftlens.display import framed
 from reftlens.dissection.findings import findings
 from reftlens.dissection.found import Found
 from reftlens.dissection.saving import read_dissection, save_dissection
@@ -52,9 +52,7 @@ class Dissection(Found):
         return render(report(self))
 
     def _repr_html_(self) -> str:
-        # A separate frame isolates the page's styles from the notebook's.
-        page = html.escape(self.to_html(), quote=True)
-        return f'<iframe sandbox srcdoc="{page}" style="width:100%;height:45em;border:1px solid #8888"></iframe>'
+        return framed(repr(self), self.to_html())
 
     def __str__(self) -> str:
         return f"{self!r}\n{self.summary()}"

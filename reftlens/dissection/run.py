@@ -50,14 +50,14 @@ def dissect(
             are given.
     """
     if preset is not None and parts is not None:
-        raise ValueError(f"give a preset or parts, not both: got preset {preset!r} and parts {list(parts)}")
+        raise ValueError(f"pass a preset or parts, not both: got preset {preset!r} and parts {list(parts)}")
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     config = replace(config, parts=preset or (config.parts if parts is None else tuple(parts)))
     running = chosen(config.parts)
     pairs = Completion().read(examples)
     if len(pairs) < 3:
-        raise ValueError(f"a dissection needs three examples at least, got {len(pairs)}")
+        raise ValueError(f"a dissection needs at least three examples, got {len(pairs)}")
     if config.progress:
         tqdm.write(f"dissecting: {estimate_cost(bridge, reft, pairs, config)}")
     picked = list(pairs)

@@ -61,7 +61,7 @@ def _load(folder: Path, kind: type[F]) -> F:
         if schema == SCHEMA and digests is None:
             raise ValueError(f"{SEAL_NAME} is missing")
         if type(schema) is not int or not 1 <= schema <= SCHEMA:
-            raise ValueError(f"it has schema {schema!r:.80}; this version of reftlens reads schemas 1 to {SCHEMA}")
+            raise ValueError(f"it has schema {schema!r:.80}, but this version of reftlens reads schemas 1 to {SCHEMA}")
         tensors = load(read_bytes(folder / TENSORS_NAME, most=_MOST_BYTES, digests=digests))
         result = _decode(document["result"], tensors, {**_TYPES, kind.__name__: kind})
         if not isinstance(result, kind):

@@ -104,4 +104,4 @@ class _Push(Intervention):
         return 0.5 * resid.norm(dim=-1, keepdim=True) * direction / direction.norm(dim=-1, keepdim=True)
 
     def affine(self) -> Affine:
-        raise NotAffineError("a push depends on the length of the activation, and is not affine")
+        raise NotAffineError("this push is scaled by the norm of the activation, so it is not affine")

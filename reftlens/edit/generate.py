@@ -55,7 +55,7 @@ class Decoding:
             if value is not None:
                 require_whole_number(name, value, least=1)
         if self.temperature is None and (self.top_p is not None or self.top_k is not None):
-            raise ValueError("top_p and top_k say what tokens are drawn among: pass a temperature as well")
+            raise ValueError("top_p and top_k only apply to sampling: pass a temperature as well")
         if self.temperature is not None:
             require_number("temperature", self.temperature, above=0)
         if self.top_p is not None and not (isinstance(self.top_p, int | float) and 0 < self.top_p <= 1):
@@ -135,7 +135,7 @@ def generate(
             model is a masked language model.
     """
     if decoding is not None and max_new_tokens is not None:
-        raise ValueError("pass decoding or max_new_tokens, not both: decoding has a max_new_tokens of its own")
+        raise ValueError("pass decoding or max_new_tokens, not both: decoding has its own max_new_tokens")
     if decoding is None:
         decoding = Decoding() if max_new_tokens is None else Decoding(max_new_tokens=max_new_tokens)
     if batch_size < 1:
@@ -209,7 +209,7 @@ def _require_room(
             raise ValueError(f"prompt {row} has no tokens: {prompt!r}")
         if count + decoding.max_new_tokens > bridge.cfg.n_ctx:
             raise ValueError(
-                f"prompt {row} has {count} tokens: with {decoding.max_new_tokens} new ones it passes the context of "
+                f"prompt {row} has {count} tokens, which with {decoding.max_new_tokens} new tokens exceeds the context of "
                 f"{bridge.cfg.n_ctx}: shorten {prompt[:60]!r}, or lower max_new_tokens"
             )
 

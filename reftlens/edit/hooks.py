@@ -121,8 +121,8 @@ class Edit:
             same_head = self.head is None or head is None or head == self.head
             if intervention is self.intervention and same_head and bool((edited & self.changed).any()):
                 raise EditError(
-                    f"the same intervention reached one activation twice, at {self.hook_name}: it is attached twice, "
-                    "or two of its sites name one point (resid_post of a block is resid_pre of the next)"
+                    f"the same intervention edited one activation twice, at {self.hook_name}: either it is attached twice, or two "
+                    "of its sites are the same point (resid_post of a block is resid_pre of the next)"
                 )
         rows: tuple[Tensor, ...] = reading.nonzero(as_tuple=True)
         lands = landing[rows]
@@ -155,9 +155,9 @@ class Edit:
         behind = self.generated and offset >= self.mask.shape[1]
         if behind or bool(self.read[:, :offset].any()):
             raise EditError(
-                f"the change that {type(self.intervention).__name__} makes of a token at {self.hook_name} depends on edited "
-                f"tokens before column {offset}, which a pass over cached keys and values does not hold: run whole sequences "
-                "(generate(..., use_cache=False)), or edit prompt tokens only"
+                f"the change of {type(self.intervention).__name__} at {self.hook_name} depends on edited tokens before column "
+                f"{offset}, which a pass with cached keys and values does not compute: run whole sequences "
+                "(generate(..., use_cache=False)), or edit only prompt tokens"
             )
 
     def _window(self, mask: Bool[Tensor, "batch pos"], offset: int, length: int) -> Bool[Tensor, "batch length"]:
@@ -176,14 +176,14 @@ class Edit:
             fits = resid.ndim == 4 and axes[1] == width and self.head < axes[0]
         if not fits:
             raise ValueError(
-                f"the edit at {self.hook_name} is {width} wide and wants activations {wanted}, got {list(resid.shape)}; "
-                "without a head, an edit is as wide as all heads together; Reft.at_layers takes the width from the model"
+                f"the edit at {self.hook_name} has width {width} and needs activations {wanted}, got {list(resid.shape)}. "
+                "Without a head, its width must be that of all heads together; Reft.at_layers takes it from the model"
             )
         batch, pos = self.mask.shape
         if resid.shape[0] != batch or (offset == 0 and resid.shape[1] < pos):
             raise ValueError(
-                f"the prompt mask is [{batch}, {pos}], but {self.hook_name} carries {list(resid.shape[:2])} "
-                "(batch, pos): pass the mask of the batch that is run"
+                f"the prompt mask has shape [{batch}, {pos}], but {self.hook_name} has [batch, pos] = {list(resid.shape[:2])}: "
+                "pass the mask of the batch that is run"
             )
 
 
@@ -195,8 +195,8 @@ def hook_functions(edits: Sequence[Edit]) -> list[tuple[str, HookFunction]]:
         def hook_fn(resid: Tensor, hook: Any) -> Tensor | None:
             if resid.shape[1] != edit.mask.shape[1]:
                 raise ValueError(
-                    f"the prompt mask is {list(edit.mask.shape)}, but {edit.hook_name} carries {list(resid.shape[:2])} "
-                    "(batch, pos): pass the mask of the batch that is run; for decoding use "
+                    f"the prompt mask has shape {list(edit.mask.shape)}, but {edit.hook_name} has [batch, pos] = "
+                    f"{list(resid.shape[:2])}: pass the mask of the batch that is run; for decoding use "
                     "`with reft.hooks(bridge, prompt_mask):`"
                 )
             return edit.apply(resid)
@@ -252,11 +252,11 @@ def attach(bridge: TransformerBridge, edits: Sequence[Edit]) -> Iterator[Transfo
             removed = removed_hooks(bridge, hooks)
     if removed:
         raise EditError(
-            f"the edit at {', '.join(removed)} was taken off inside its context; do not call bridge.reset_hooks() there"
+            f"the edit at {', '.join(removed)} was removed inside its context: do not call bridge.reset_hooks() there"
         )
     silent = [edit.hook_name for edit, count in zip(edits, fired, strict=True) if count == 0]
     if silent:
         raise EditError(
-            f"the edit at {', '.join(silent)} never reached the model: nothing was run inside the context, the run "
-            "stopped before it, or this hook does not fire on this architecture"
+            f"the edit at {', '.join(silent)} was never applied: the model did not run inside the context, the run stopped "
+            "before this hook, or the hook does not fire on this architecture"
         )

@@ -53,8 +53,8 @@ def _constant(site: Site, intervention: Intervention) -> Tensor:
     parts = union_parts(site.positions)
     if All() not in parts or Generated() not in parts:
         raise ValueError(
-            f"the edit at {site!r} cannot be merged: a bias is added at every token, generated ones included, so its positions must "
-            "be All() | Generated()"
+            f"the edit at {site!r} cannot be merged: a bias is added at every token, including generated ones, so the positions "
+            "must be All() | Generated()"
         )
     try:
         affine = intervention.affine()
@@ -64,8 +64,8 @@ def _constant(site: Site, intervention: Intervention) -> Tensor:
     require_agreement(intervention, probes.to(affine.constant))
     if len(affine.write) or (affine.diagonal is not None and bool(affine.diagonal.any())):
         raise ValueError(
-            f"the edit at {site!r} cannot be merged: the change of {type(intervention).__name__} depends on the activation, and a bias "
-            "does not"
+            f"the edit at {site!r} cannot be merged: the change of {type(intervention).__name__} depends on the activation, but a "
+            "bias is constant"
         )
     return affine.constant.detach().clone()
 
@@ -85,6 +85,6 @@ def _require_same(bridge: TransformerBridge, site: Site, behind: Site, push: Ten
     rounding = 100 * torch.finfo(bridge.cfg.dtype).eps * float(base.abs().max() + changes[0].abs().max())
     if float((changes[0] - changes[1]).abs().max()) > rounding:
         raise ValueError(
-            f"the edit at {site!r} cannot be merged: on this model something comes between {behind.hook_name} and that point, such as "
-            "a norm"
+            f"the edit at {site!r} cannot be merged: on this model another operation, such as a norm, lies between "
+            f"{behind.hook_name} and that point"
         )

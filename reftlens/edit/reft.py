@@ -55,13 +55,13 @@ class Reft(nn.Module):
         """
         super().__init__()
         if not edits:
-            raise ValueError("Reft wants at least one (Site, Intervention) pair, got none")
+            raise ValueError("Reft needs at least one (Site, Intervention) pair, got none")
         for pair in edits:
             match pair:
                 case (Site(), Intervention()):
                     pass
                 case _:
-                    raise TypeError(f"Reft wants (Site, Intervention) pairs, got {pair!r}")
+                    raise TypeError(f"Reft needs (Site, Intervention) pairs, got {pair!r}")
         unique: dict[int, Intervention] = {}
         for _, intervention in edits:
             unique.setdefault(id(intervention), intervention)
@@ -71,7 +71,7 @@ class Reft(nn.Module):
         self._which = tuple(order.index(id(intervention)) for _, intervention in edits)
         self.names = ("edit",) * len(edits) if names is None else tuple(names)
         if len(self.names) != len(edits):
-            raise ValueError(f"wanted one name for each of {len(edits)} edits, got {len(self.names)}")
+            raise ValueError(f"names must have one name for each of {len(edits)} edits, got {len(self.names)}")
         for name in self.names:
             _require_text(name)
         self._require_names(scales or {})
@@ -141,13 +141,13 @@ class Reft(nn.Module):
             ValueError: If there are no edits, or the parts of one edit have different scales.
         """
         if not parts:
-            raise ValueError("there is nothing to compose: pass a name and an edit at least")
+            raise ValueError("compose needs at least one edit, passed as name=edit")
         pairs = [(pair, name, reft.scales.get(old, 1.0)) for name, reft in parts.items() for pair, old in reft._named()]
         scales = {name: scale for _, name, scale in pairs}
         for _, name, scale in pairs:
             if scale != scales[name]:
                 raise ValueError(
-                    f"the parts of {name!r} have different scales: give each its own name, or scale it here"
+                    f"the parts of {name!r} have different scales: give each part its own name, or pass one scale for all"
                 )
         return cls([pair for pair, _, _ in pairs], names=[name for _, name, _ in pairs], scales=scales)
 
@@ -196,7 +196,7 @@ class Reft(nn.Module):
     def _keep(self, kept: Sequence[bool]) -> Reft:
         named = [(pair, name) for (pair, name), keep in zip(self._named(), kept, strict=True) if keep]
         if not named:
-            raise ValueError("that switches every edit off: use the base model instead")
+            raise ValueError("this would switch every edit off: use the base model instead")
         scales = {name: self.scales[name] for _, name in named if name in self.scales}
         return Reft([pair for pair, _ in named], names=[name for _, name in named], scales=scales)
 
@@ -204,7 +204,7 @@ class Reft(nn.Module):
         unknown = sorted(set(names) - set(self.names))
         if unknown:
             raise ValueError(
-                f"there is no edit named {', '.join(unknown)}; there are {', '.join(sorted(set(self.names)))}"
+                f"Unknown edit {', '.join(map(repr, unknown))}. Choose from: {', '.join(sorted(set(self.names)))}"
             )
 
     @property
@@ -229,9 +229,11 @@ class Reft(nn.Module):
             IndexError: If there is no such pair.
         """
         if isinstance(index, bool) or not isinstance(index, int):
-            raise TypeError(f"an edit is indexed by the number of a pair, got {index!r}: reft.only(name) takes names")
+            raise TypeError(
+                f"the index of a pair must be an integer, got {index!r}: to select by name, use reft.only(name)"
+            )
         if not -len(self) <= index < len(self):
-            raise IndexError(f"there is no pair {index}: this edit has {len(self)}")
+            raise IndexError(f"pair {index} does not exist: this edit has {len(self)} pairs")
         return list(self)[index]
 
     @property
@@ -260,7 +262,7 @@ class Reft(nn.Module):
             if not bool(mask.any()) and not site.positions.generated:
                 longest = int(known.length.max()) if known.mask.numel() else 0
                 raise ValueError(
-                    f"no prompt has a token at {site.positions!r} ({site.hook_name}); the longest has {longest}"
+                    f"no prompt has a token at {site.positions!r} ({site.hook_name}); the longest prompt has {longest} tokens"
                 )
             scale = self.scales.get(name, 1.0)
             edits.append(Edit(site.hook_name, intervention, mask, scale, site.positions.generated, site.head))
@@ -393,11 +395,13 @@ def _mask(prompts: object) -> Bool[Tensor, "batch pos"]:
     """Returns a mask of prompt tokens. Raises for values that only resemble one."""
     right = "pass the batch of rl.encode(bridge, prompts), or its prompt_mask"
     if not isinstance(prompts, Tensor):
-        raise TypeError(f"wanted a batch or the mask of its prompt tokens, got {type(prompts).__name__}: {right}")
+        raise TypeError(
+            f"prompts must be a batch or the mask of its prompt tokens, got {type(prompts).__name__}: {right}"
+        )
     if prompts.dtype is not torch.bool:
         raise TypeError(
-            f"wanted a mask of prompt tokens (torch.bool), got {str(prompts.dtype).removeprefix('torch.')} "
-            f"{list(prompts.shape)}, which may be token ids: {right}"
+            f"the mask of prompt tokens must be torch.bool, got {str(prompts.dtype).removeprefix('torch.')} "
+            f"{list(prompts.shape)}, perhaps token ids: {right}"
         )
     if prompts.ndim != 2:
         raise ValueError(f"prompt_mask must be [batch, pos], got {list(prompts.shape)}: {right}")
@@ -406,11 +410,11 @@ def _mask(prompts: object) -> Bool[Tensor, "batch pos"]:
 
 def _require_text(name: object) -> None:
     if not isinstance(name, str):
-        raise TypeError(f"the name of an edit is a string, got {name!r}")
+        raise TypeError(f"the name of an edit must be a string, got {name!r}")
     try:
         name.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"the name of an edit must be text, got {name!r}, which holds half a character") from error
+        raise ValueError(f"the name of an edit must not hold a lone surrogate, got {name!r}") from error
 
 
 def _factor(name: str, scale: object) -> float:
@@ -429,10 +433,10 @@ def _layers(layers: object, n_layers: int) -> list[int]:
         return list(range(n_layers))
     wanted = [layers] if isinstance(layers, Integral) else layers
     if isinstance(wanted, str | bytes) or not isinstance(wanted, Iterable) or not (wanted := list(wanted)):
-        raise ValueError(f"layers must be a block index, a list of them or 'all', got {layers!r}")
+        raise ValueError(f"layers must be a block index, a list of block indices or 'all', got {layers!r}")
     for layer in wanted:
         if isinstance(layer, bool) or not isinstance(layer, Integral):
-            raise TypeError(f"a layer is a block index, an integer, got {layer!r}")
+            raise TypeError(f"a layer must be a block index (an integer), got {layer!r}")
         if not -n_layers <= int(layer) < n_layers:
             raise ValueError(f"layer {layer!r} does not exist: the model has layers 0 to {n_layers - 1}")
     return sorted(int(layer) % n_layers for layer in wanted)
@@ -446,6 +450,6 @@ def _class_named(intervention: type[Intervention] | str) -> type[Intervention]:
     if isinstance(intervention, str) and intervention in names:
         return names[intervention]
     raise ValueError(
-        f"intervention must be a class of interventions or one of {', '.join(kind.__name__ for kind in known_kinds())}, "
+        f"intervention must be an Intervention class or one of {', '.join(kind.__name__ for kind in known_kinds())}, "
         f"got {intervention!r}"
     )

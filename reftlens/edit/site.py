@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+import pandas as pd
+
+from reftlens.display import as_html
 from reftlens.positions import Positions, parse
 
 
@@ -49,6 +52,10 @@ class Site:
         """
         head = "" if self.head is None else f" head {self.head}"
         return f"{_point(self.hook_name)}{head} @ {self.positions.short}"
+
+    def _repr_html_(self) -> str:
+        """Shows the point, and which tokens of a short and a long prompt are edited there."""
+        return as_html(f"{self!r}, in short {self.name}\n{self.positions.sketch()}", pd.DataFrame)
 
     def __repr__(self) -> str:
         head = "" if self.head is None else f", head={self.head}"

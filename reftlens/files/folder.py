@@ -54,7 +54,7 @@ class Replacement:
             raise ValueError(f"{place} is a file: choose another folder")
         if place.is_dir() and any(place.iterdir()) and not (place / self.marker).is_file():
             raise ValueError(
-                f"{place} is not empty and has no {self.marker}, so it is not ours to replace: choose another folder"
+                f"{place} is not empty and has no {self.marker}, so it is not replaced: choose another folder"
             )
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ class Replacement:
             # tempfile.mkdtemp makes folders that only the owner can read; this one follows the umask.
             self._temporary.mkdir()
         except OSError as error:
-            raise OSError(f"{place} cannot be written: {error.strerror}; choose another folder") from error
+            raise OSError(f"{place} cannot be written ({error.strerror}): choose another folder") from error
         return self._temporary
 
     def __exit__(

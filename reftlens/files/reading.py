@@ -56,7 +56,7 @@ def read_json(file: Path, *, most: int = MOST_TEXT, digests: Mapping[str, str] |
     except UnicodeDecodeError as error:
         raise ValueError(f"{file.name} is not UTF-8 text: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{file.name} is not JSON as it is written here: {error!s:.300}") from error
+        raise ValueError(f"{file.name} is not valid JSON: {error!s:.300}") from error
 
 
 def read_bytes(file: Path, *, most: int, digests: Mapping[str, str] | None = None) -> bytes:
@@ -72,10 +72,10 @@ def read_bytes(file: Path, *, most: int, digests: Mapping[str, str] | None = Non
         OSError: If it cannot be opened.
     """
     if not file.is_file():
-        raise ValueError(f"{file.name} is missing, or not a file")
+        raise ValueError(f"{file.name} is missing or not a regular file")
     size = file.stat().st_size
     if size > most:
-        raise ValueError(f"{file.name} has {size:,} bytes, and cannot have more than {most:,}")
+        raise ValueError(f"{file.name} has {size:,} bytes, more than the limit of {most:,}")
     with file.open("rb") as handle:
         data = handle.read(most)
     require_sealed(file.name, data, digests)
@@ -94,7 +94,7 @@ def require_sealed(name: str, data: bytes, digests: Mapping[str, str] | None) ->
         ValueError: If they differ, or the file was not sealed.
     """
     if digests is not None and hashlib.sha256(data).hexdigest() != digests.get(name):
-        raise ValueError(f"{name} is not what was saved: its SHA-256 differs from the one in {SEAL_NAME}")
+        raise ValueError(f"{name} has changed since it was saved: its SHA-256 differs from the one in {SEAL_NAME}")
 
 
 def consistently(folder: Path, read: Callable[[], T]) -> T:
@@ -159,12 +159,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r:.80} stands there twice")
+        raise ValueError(f"the key {twice!r:.80} occurs more than once")
     return found
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _require_shallow(value: Any, depth: int = 0) -> None:

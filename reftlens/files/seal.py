@@ -40,10 +40,10 @@ def why_broken(folder: Path) -> str | None:
         if missing:
             return f"{missing[0]} is missing"
         if more:
-            return f"{more[0]} was not saved with it"
+            return f"{more[0]} was added after it was saved"
         strange = [name for name in names if not (folder / name).is_file()]
         if strange:  # for example a pipe, whose reading never ends
-            return f"{strange[0]} is not a file"
+            return f"{strange[0]} is not a regular file"
         changed = [name for name in names if _digest(folder / name) != digests[name]]
     except ValueError as error:
         return f"{error!s:.200}"
@@ -64,9 +64,9 @@ def digests_in(folder: Path) -> dict[str, str] | None:
     said = read_json(folder / SEAL_NAME)
     digests = said.get("files") if isinstance(said, dict) and set(said) == {"files", "sha256"} else None
     if not isinstance(digests, dict) or not all(isinstance(value, str) for value in digests.values()):
-        raise ValueError(f"{SEAL_NAME} is damaged: it lists no files")
+        raise ValueError(f"{SEAL_NAME} is damaged: it does not list the files")
     if said["sha256"] != _of(digests):
-        raise ValueError(f"{SEAL_NAME} is damaged: it does not have its own SHA-256")
+        raise ValueError(f"{SEAL_NAME} is damaged: its own SHA-256 does not match")
     return digests
 
 
@@ -87,7 +87,7 @@ def seal_over(file: Path) -> tuple[str, dict[str, str]] | None:
 def warn_unchecked(folder: Path) -> None:
     """Warns that a folder has no seal."""
     message = (
-        f"{folder} was saved by an earlier version without {SEAL_NAME}, so damage to it cannot be seen: save it again"
+        f"{folder} was saved by an earlier version without {SEAL_NAME}, so damage cannot be detected: save it again"
     )
     warnings.warn(message, UncheckedWarning, stacklevel=3)
 

@@ -4,13 +4,13 @@ from reftlens.interventions.agreement import require_agreement, require_within
 from reftlens.interventions.base import Affine, Intervention, NotAffineError
 from reftlens.interventions.check import check_intervention
 from reftlens.interventions.direft import DiReFT, NoReFT
+from reftlens.interventions.family import FAMILY, known_kinds
 from reftlens.interventions.interchange import Interchange
 from reftlens.interventions.loreft import AdditiveLoReFT, ConsReFT, LobiReFT, LoReFT
 from reftlens.interventions.orthonormal import Orthonormal
 from reftlens.interventions.parts import SplitLoReFT
 from reftlens.interventions.reft_r1 import ReFTr1
-from reftlens.interventions.register import register, registered
-from reftlens.interventions.shipped import FAMILY, known_kinds
+from reftlens.interventions.user_defined import register, registered
 from reftlens.interventions.vectors import RED, Rescale, SteeringVector
 
 __all__ = [

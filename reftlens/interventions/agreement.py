@@ -15,7 +15,7 @@ from reftlens.interventions.base import Affine, Intervention, NotAffineError
 _MOST_TOKENS = 64
 """Maximum number of tokens compared per batch."""
 _RELATIVE = 1e-3
-_SEE = "Analyses and controls would get wrong numbers from it: mend the class, and try it with rl.check_intervention"
+_SEE = "Analyses and controls would get wrong numbers: fix the class, then test it with rl.check_intervention"
 
 
 @torch.no_grad()
@@ -46,7 +46,9 @@ def require_agreement(
     if affine is not None:
         said = _in_float64(affine).delta(h)
         name = type(intervention).__name__
-        _require_close(change, said, h, f"{name}.affine() gives {{said}} where its delta() changes a token by {{is_}}")
+        _require_close(
+            change, said, h, f"{name}.affine() gives a change of norm {{said}} where delta() gives one of norm {{is_}}"
+        )
     if by_hand:
         require_within(change, intervention.basis(), h, type(intervention).__name__)
 
@@ -75,7 +77,7 @@ def require_within(
     basis, change = basis.to(h), change.to(h)
     if not torch.allclose(basis @ basis.T, torch.eye(len(basis)).to(h), rtol=0, atol=1e-4):
         raise ValueError(f"the rows of {name}.basis() must be orthonormal; use torch.linalg.qr(rows.T).Q.T. {_SEE}")
-    what = f"{name}.basis() spans {{said}} of a change of length {{is_}} that its delta() makes"
+    what = f"{name}.basis() contains only norm {{said}} of a change of norm {{is_}} by delta()"
     _require_close(change, change @ basis.T @ basis, h, what, relative=relative)
 
 
@@ -88,7 +90,7 @@ def _require_close(change: Tensor, said: Tensor, h: Tensor, what: str, *, relati
         worst = int((off - room).nan_to_num(torch.inf).argmax())
         said_length, is_length = (f"{float(length[worst]):.3g}" for length in lengths[:2])
         text = what.format(said=said_length, is_=is_length)
-        raise ValueError(f"{text} (they are {float(off[worst]):.3g} apart). {_SEE}")
+        raise ValueError(f"{text} (they differ by {float(off[worst]):.3g}). {_SEE}")
 
 
 def _affine(intervention: Intervention) -> Affine | None:

@@ -144,7 +144,7 @@ class Intervention(nn.Module, ABC):
         Raises:
             ValueError: If this kind has no L1 term.
         """
-        raise ValueError(f"{type(self).__name__} has no L1 term: leave l1 at 0, or train a kind that has one")
+        raise ValueError(f"{type(self).__name__} has no L1 term: leave l1 at 0, or train a class that has one")
 
     def basis(self) -> Float[Tensor, "k d_model"]:
         """Returns orthonormal rows that span everything the edit can write, in float64."""

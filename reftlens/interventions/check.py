@@ -67,21 +67,27 @@ def require_kind(kind: Any) -> None:
         ValueError: If its `kind` is missing or belongs to another class, or a method is missing.
     """
     if not (isinstance(kind, type) and issubclass(kind, Intervention)):
-        raise TypeError(f"wanted a class of rl.Intervention, got {kind!r}")
+        raise TypeError(f"the class must be a subclass of rl.Intervention, got {kind!r}")
     name = getattr(kind, "kind", None)
     if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
-        raise ValueError(f"give {kind.__name__} kind = 'a-short-name', by which a saved edit names it, got {name!r}")
+        raise ValueError(
+            f"{kind.__name__}.kind must be a short name such as 'my-edit', which saved edits refer to, got {name!r}"
+        )
     taken = [other for other in _subclasses(Intervention) if getattr(other, "kind", None) == name]
     if any(other is not kind and other.__module__.startswith("reftlens.") for other in taken):
-        raise ValueError(f"kind = {name!r} is that of {taken[0].__name__}: give {kind.__name__} another")
+        raise ValueError(
+            f"kind = {name!r} already belongs to {taken[0].__name__}: choose another kind for {kind.__name__}"
+        )
     missing = sorted(getattr(kind, "__abstractmethods__", ()))
     if missing:
-        raise ValueError(f"write {', '.join(missing)} of {kind.__name__}")
+        raise ValueError(f"{kind.__name__} must implement {', '.join(missing)}")
     if kind.forward is not Intervention.forward:
-        raise ValueError(f"write delta of {kind.__name__}, and leave forward as it is: analyses read delta")
+        raise ValueError(
+            f"{kind.__name__} must implement delta and must not override forward, because analyses use delta"
+        )
 
 
-_NEEDED = ("it is a class of Intervention with a kind of its own", "its settings are plain JSON and make it again")
+_NEEDED = ("it subclasses Intervention and has its own kind", "its settings are plain JSON and recreate it")
 """The other checks require these."""
 
 
@@ -102,11 +108,11 @@ class _Trial:
         return {
             _NEEDED[0]: self.identity,
             _NEEDED[1]: self.settings,
-            "its change has the shape and dtype of the activation, and leaves that as it was": self.shapes,
-            "each token is edited by itself, or delta_of says otherwise": self.tokenwise,
-            "gradients reach all of its parameters and the activation": self.gradients,
-            "affine and basis are those of its change": self.agreement,
-            "it is made on the meta device and takes its numbers afterwards": self.meta,
+            "delta returns the shape and dtype of the activation and does not modify it": self.shapes,
+            "each token is edited independently, unless delta_of is implemented": self.tokenwise,
+            "all parameters and the activation get gradients": self.gradients,
+            "affine and basis agree with delta": self.agreement,
+            "it can be created on the meta device and loaded afterwards": self.meta,
         }
 
     def identity(self) -> None:
@@ -125,7 +131,7 @@ class _Trial:
         other = self.kind(**again)
         shapes = [{name: value.shape for name, value in one.state_dict().items()} for one in (edit, other)]
         if other.settings() != said or shapes[0] != shapes[1]:
-            raise ValueError("made from its own settings(), it is another")
+            raise ValueError("an edit made from settings() must have the same settings and shapes, but differs")
 
     def shapes(self) -> None:
         edit = self._made()
@@ -136,13 +142,13 @@ class _Trial:
                 change = edit.delta(h)
                 if change.shape != h.shape or change.dtype != dtype:
                     raise ValueError(
-                        f"delta of {list(shape)} in {dtype} must be of the same shape and dtype, got {list(change.shape)} in "
-                        f"{change.dtype}"
+                        f"delta must return the shape and dtype of its input, {list(shape)} in {dtype}, got "
+                        f"{list(change.shape)} in {change.dtype}"
                     )
                 if not torch.equal(h, before):
                     raise ValueError("delta must not write into the activation: return the change")
                 if not bool(change.isfinite().all()):
-                    raise ValueError("delta gives NaN or infinite values")
+                    raise ValueError("delta returns NaN or infinite values")
 
     def tokenwise(self) -> None:
         edit = self._trained()
@@ -156,13 +162,11 @@ class _Trial:
             rows = h.view(_TOKENS // 2, 2, edit.d_model)
             by_delta = edit.delta(rows).reshape_as(h)
         for other, what in (
-            (alone, "an example's change depends on its neighbours in the batch"),
+            (alone, "the change of an example depends on the other examples in the batch"),
             (by_delta, "delta_of and delta disagree"),
         ):
             if not torch.allclose(together, other, rtol=1e-4, atol=1e-5):
-                raise ValueError(
-                    f"{what} (by up to {float((together - other).abs().max()):.3g}); write delta_of for it"
-                )
+                raise ValueError(f"{what} (by up to {float((together - other).abs().max()):.3g}): implement delta_of")
 
     def gradients(self) -> None:
         edit = self._made()
@@ -173,9 +177,7 @@ class _Trial:
             name for name, parameter in edit.named_parameters() if parameter.requires_grad and parameter.grad is None
         ]
         if without or h.grad is None:
-            raise ValueError(
-                f"no gradient reaches {', '.join(without) or 'the activation'}: a part of delta is detached"
-            )
+            raise ValueError(f"{', '.join(without) or 'the activation'} gets no gradient: a part of delta is detached")
 
     def agreement(self) -> None:
         for edit in (self._made(), self._trained()):
@@ -192,7 +194,9 @@ class _Trial:
         h = self._tokens(edit, (_TOKENS, edit.d_model))
         with torch.no_grad():
             if not torch.allclose(loaded.delta(h), edit.delta(h), rtol=1e-5, atol=1e-6):
-                raise ValueError("loaded from its own state, it makes another change: keep all numbers in parameters")
+                raise ValueError(
+                    "after loading its own state, the edit makes a different change: store all numbers in parameters or buffers"
+                )
 
     def _settings(self) -> dict[str, object]:
         if self.wanted is not None:

@@ -94,8 +94,8 @@ class Interchange(Intervention):
             R = self.R
             return Affine(write=R, read=-R, constant=R.T @ (R @ source.to(R)), erase=R)
         raise NotAffineError(
-            "this Interchange is not of the form A h + c: its source differs from token to token. "
-            "Give one source activation [d_model] for all tokens, or read basis() and the changes themselves"
+            "this Interchange is not of the form A h + c, because its source differs between tokens. Set one source "
+            "activation [d_model] for all tokens, or use basis() and the changes themselves"
         )
 
     def basis(self) -> Float[Tensor, "k d_model"]:

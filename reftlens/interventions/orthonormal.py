@@ -61,7 +61,7 @@ class Orthonormal(nn.Module):
         if worst <= (1e-12 if dtype == torch.float64 else 1e-6):
             return
         if worst != worst or worst == float("inf"):
-            raise ValueError("R holds NaN or infinite values; training has diverged: lower the learning rate")
+            raise ValueError("R holds NaN or infinite values, because training has diverged: lower the learning rate")
         Q, upper = torch.linalg.qr(rows.T)
         # QR leaves the signs free. Keep those of R, so that a small optimiser step stays a small step.
         Q = torch.where(upper.diagonal() < 0, -Q, Q)

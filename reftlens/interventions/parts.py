@@ -39,11 +39,11 @@ class SplitLoReFT(Intervention):
         """
         for name, rank in parts.items():
             if rank < 1:
-                raise ValueError(f"each part needs a rank of at least 1, got {rank} for {name!r}")
+                raise ValueError(f"the rank of each part must be at least 1, got {rank} for {name!r}")
             if not name.isidentifier():
-                raise ValueError(f"a part is named like a Python name, such as 'german', got {name!r}")
+                raise ValueError(f"the name of a part must be a Python identifier, such as 'german', got {name!r}")
         if not parts:
-            raise ValueError("SplitLoReFT wants at least one part, such as {'german': 4, 'french': 4}, got none")
+            raise ValueError("SplitLoReFT needs at least one part, such as {'german': 4, 'french': 4}, got none")
         super().__init__(d_model, sum(parts.values()))
         self.parts = dict(parts)
         # The prefix prevents clashes of names such as "keys" with attributes of ModuleDict.
@@ -70,8 +70,8 @@ class SplitLoReFT(Intervention):
         """
         unknown = [name for name in names if name not in self.parts]
         if unknown or not names:
-            got = f"has no part {', '.join(unknown)}" if unknown else "was given none to keep"
-            raise ValueError(f"this edit {got}: its parts are {', '.join(self.parts)}")
+            got = f"Unknown part {', '.join(map(repr, unknown))}" if unknown else "only() needs at least one part"
+            raise ValueError(f"{got}. Choose from: {', '.join(self.parts)}")
         before = self._active
         self._active = tuple(name for name in self.parts if name in names)
         try:

@@ -82,8 +82,8 @@ class ReFTr1(Intervention):
 
     def affine(self) -> Affine:
         raise NotAffineError(
-            "ReFT-r1 is not of the form A h + c: the push of a token depends on the strongest tokens of its example. "
-            "It writes along basis() alone; detect() gives the score of each token"
+            "ReFT-r1 is not of the form A h + c: the change of a token depends on the strongest tokens of its example. "
+            "It writes only along basis(); detect() returns the score of each token"
         )
 
     def basis(self) -> Float[Tensor, "k d_model"]:

@@ -100,7 +100,7 @@ class SteeringVector(Intervention):
         super().__init__(d_model, rank=1)
         require_number("scale", scale)
         if scale == 0:
-            raise ValueError("scale must be another number than 0: the vector would never push")
+            raise ValueError("scale must not be 0, because the vector would then have no effect")
         self.scale = float(scale)
         self.vector = nn.Parameter(torch.zeros(d_model))
 

@@ -1,4 +1,7 @@
-"""Draws results as figures. Plots do not need a model, open a window, or change matplotlib's settings."""
+"""Draws results as figures. Plots do not need a model, open a window, or change matplotlib's settings.
+
+Each takes one result or a list of them; those of `DRAWINGS` are what `result.plot()` draws.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,7 @@ def draw(result: results.Result | Sequence[results.Result], **options: Any) -> F
         options: of the function that draws the class, such as `title`.
 
     Raises:
-        TypeError: If it is not a result, if the results are of several classes, or if their plot draws one at a time.
+        TypeError: If it is not a result, or the results are of several classes.
     """
     found = [result] if isinstance(result, results.Result) else list(result)
     kinds = dict.fromkeys(map(type, found))

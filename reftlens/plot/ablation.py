@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from reftlens.plot.canvas import BLUE, GREY, INK, VERMILLION, house_style, number, sheet
+from reftlens.plot.canvas import BLUE, GREY, INK, VERMILLION, house_style, number, or_several, sheet
 from reftlens.plot.labels import short_name
 from reftlens.results import Ablation
 
@@ -13,6 +13,7 @@ _MOST_ROWS = 48
 """More rows than this would not be read on one page; the subtitle says how many there are."""
 
 
+@or_several(Ablation)
 def ablation(result: Ablation) -> Figure:
     """Draws Shapley values as bars with intervals, and marks for each site alone, left out, and under the control.
 

@@ -6,12 +6,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reftlens.plot.canvas import BLUE, GREY, INK, VERMILLION, house_style, number, panel_title, sheet
+from reftlens.plot.canvas import BLUE, GREY, INK, VERMILLION, house_style, number, or_several, panel_title, sheet
 from reftlens.results import Attribution
 
 _COLUMNS, _MOST_PAIRS = 3, 6
 
 
+@or_several(Attribution)
 def attribution(result: Attribution) -> Figure:
     """Draws one panel per checked pair. On the line, the estimate equals the exact change.
 

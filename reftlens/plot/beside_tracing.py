@@ -23,6 +23,7 @@ from reftlens.plot.canvas import (
     label_rows,
     label_tokens,
     number,
+    or_several,
     panel_title,
     sheet,
     text_width,
@@ -40,6 +41,7 @@ _MARKS = tuple(zip("osD^", (VERMILLION, BLUE, ORANGE, GREEN), strict=True))
 """Of the first columns; later ones share the last."""
 
 
+@or_several(BesideTracing)
 def beside_tracing(result: BesideTracing, *, title: str = "") -> Figure:
     """Draws the map of restored parts, the map of the edits' gains, and a scatter plot of both.
 

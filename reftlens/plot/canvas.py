@@ -6,10 +6,11 @@ A figure's look does not depend on the user's matplotlib settings, and drawing i
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
-from typing import TypeVar, final
+from contextvars import ContextVar
+from functools import cache, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, final
 
 import matplotlib.style
 from matplotlib.axes import Axes
@@ -61,7 +62,6 @@ def house_style() -> Iterator[None]:
         yield
 
 
-@final
 class Sheet(Figure):
     """A figure that a notebook displays even if pyplot was never imported."""
 
@@ -72,7 +72,68 @@ class Sheet(Figure):
         return image, {"width": width, "height": height}
 
 
+@final
+class Stack(Sheet):
+    """Several drawings, one below the other: what a plot draws on it goes to the place of its own."""
+
+    def __init__(self, sizes: Sequence[tuple[float, float]]) -> None:
+        """Args: sizes: width and height of each drawing, in inches."""
+        width, height = max(wide for wide, _ in sizes), sum(high for _, high in sizes)
+        super().__init__(figsize=(width, height), facecolor="white")
+        self.set_layout_engine(ConstrainedLayoutEngine(h_pad=0.05, w_pad=0.05, hspace=0.03))
+        places = super().subfigures(len(sizes), 1, squeeze=False, height_ratios=[high for _, high in sizes])
+        self._left = list(places.ravel())
+
+    def begin(self, head: float, height: float) -> None:
+        """Goes on to the next drawing, with `head` inches for its heading."""
+        self.head, self.body = self._left.pop(0).subfigures(2, 1, height_ratios=[head, height])
+
+    def subplots(self, *args: Any, **kwargs: Any) -> Any:
+        return self.body.subplots(*args, **kwargs)
+
+    def legend(self, *args: Any, **kwargs: Any) -> Any:
+        return self.body.legend(*args, **kwargs)
+
+    def colorbar(self, *args: Any, **kwargs: Any) -> Any:
+        return self.body.colorbar(*args, **kwargs)
+
+
+_STACK: ContextVar[Stack | None] = ContextVar("stack", default=None)
+"""Where `sheet` finds its place, while several results are drawn in one figure."""
+
 R = TypeVar("R")
+P = ParamSpec("P")
+
+
+def or_several(
+    kind: type[R],
+) -> Callable[[Callable[Concatenate[R, P], Figure]], Callable[Concatenate[Sequence[R] | R, P], Figure]]:
+    """Makes a plot of one result draw several as well, one below the other.
+
+    Args:
+        kind: the class of result that it draws.
+    """
+
+    def decorate(draw: Callable[Concatenate[R, P], Figure]) -> Callable[Concatenate[Sequence[R] | R, P], Figure]:
+        @wraps(draw)
+        def drawn(results: Sequence[R] | R, /, *args: P.args, **kwargs: P.kwargs) -> Figure:
+            found = listed(results, kind)
+            alone = [draw(result, *args, **kwargs) for result in found]
+            if len(found) == 1:
+                return alone[0]
+            sizes = [figure.get_size_inches() for figure in alone]
+            stack = Stack([(float(width), float(height)) for width, height in sizes])
+            token = _STACK.set(stack)
+            try:
+                for result in found:
+                    draw(result, *args, **kwargs)
+            finally:
+                _STACK.reset(token)
+            return stack
+
+        return drawn
+
+    return decorate
 
 
 def sheet(width: float, height: float, *, title: str, subtitle: str = "") -> Figure:
@@ -91,14 +152,21 @@ def sheet(width: float, height: float, *, title: str, subtitle: str = "") -> Fig
     title_height = (title.count("\n") + 1) * TITLE * _LINE
     subtitle_height = (subtitle.count("\n") + 1) * SMALL * _LINE if subtitle else 0.0
     head = 0.08 + title_height + subtitle_height + 0.08
-    figure = Sheet(figsize=(width, height + head), facecolor="white")
-    # hspace keeps the title of one panel off the axis label of the panel above.
-    rect = (0.0, 0.0, 1.0, height / (height + head))
-    figure.set_layout_engine(ConstrainedLayoutEngine(rect=rect, h_pad=0.05, w_pad=0.05, hspace=0.03))
+    stack = _STACK.get()
+    if stack is None:
+        figure = above = Sheet(figsize=(width, height + head), facecolor="white")
+        whole = height + head
+        # hspace keeps the title of one panel off the axis label of the panel above.
+        rect = (0.0, 0.0, 1.0, height / whole)
+        figure.set_layout_engine(ConstrainedLayoutEngine(rect=rect, h_pad=0.05, w_pad=0.05, hspace=0.03))
+    else:
+        stack.begin(head, height)
+        figure, above, whole = stack, stack.head, head
+        width = float(stack.get_size_inches()[0])
     down = 0.08
     for text, size, weight, below in ((title, TITLE, "bold", title_height), (subtitle, SMALL, "normal", 0.0)):
-        y = 1 - down / (height + head)
-        figure.text(0.1 / width, y, text, size=size, weight=weight, color=INK, va="top", ha="left", linespacing=1.25)
+        y = 1 - down / whole
+        above.text(0.1 / width, y, text, size=size, weight=weight, color=INK, va="top", ha="left", linespacing=1.25)
         down += below + 0.02
     return figure
 

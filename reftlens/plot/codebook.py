@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from reftlens.plot.canvas import BLUE, GREEN, GREY, ORANGE, VERMILLION, house_style, panel_title, sheet
+from reftlens.plot.canvas import BLUE, GREEN, GREY, ORANGE, VERMILLION, house_style, or_several, panel_title, sheet
 from reftlens.results import Codebook
 
 _STYLES = ((VERMILLION, "o", "-"), (BLUE, "s", "--"), (ORANGE, "^", "-."), (GREEN, "D", ":"))
 
 
+@or_several(Codebook)
 def codebook(result: Codebook) -> Figure:
     """Draws the accuracy of every codebook, and the control: the same answers scored against the next key's word.
 

@@ -6,10 +6,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reftlens.plot.canvas import BLUE, GREY, INK, VERMILLION, house_style, panel_title, sheet
+from reftlens.plot.canvas import BLUE, GREY, INK, VERMILLION, house_style, or_several, panel_title, sheet
 from reftlens.results import Dose
 
 
+@or_several(Dose)
 def dose(result: Dose) -> Figure:
     """Draws the target, and the off-target KL if there is one, each with its control.
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from reftlens.plot.canvas import BLUE, GREY, INK, ORANGE, house_style, sheet
+from reftlens.plot.canvas import BLUE, GREY, INK, ORANGE, house_style, or_several, sheet
 from reftlens.plot.labels import short_name
 from reftlens.results import EditProfile
 
@@ -15,6 +15,7 @@ _MOST_ROWS = 48
 """More rows than this would not be read on one page; the subtitle says how many there are."""
 
 
+@or_several(EditProfile)
 def edit_profile(profile: EditProfile) -> Figure:
     """Draws the singular values of A and the norm of c, one row per site.
 

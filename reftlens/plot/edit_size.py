@@ -20,6 +20,7 @@ from reftlens.plot.canvas import (
     label_rows,
     label_tokens,
     number,
+    or_several,
     sheet,
     text_width,
     token_room,
@@ -35,6 +36,7 @@ _PER_LINE = 32
 _CELL_HEIGHT = 0.27
 
 
+@or_several(EditSize)
 def edit_size(result: EditSize) -> Figure:
     """Draws |delta| / |h| for each site and token. Long texts take several lines.
 
@@ -44,7 +46,7 @@ def edit_size(result: EditSize) -> Figure:
         result: from `analysis.edit_size`.
 
     Raises:
-        ValueError: for no sites or no tokens.
+        ValueError: If there are no sites or no tokens.
     """
     n_rows, n_tokens = result.relative.shape
     if n_rows == 0 or n_tokens == 0:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from reftlens.plot.canvas import or_several
 from reftlens.plot.heat import Group, Panel, heat
 from reftlens.plot.labels import star
 from reftlens.results import TokenMap
 
 
+@or_several(TokenMap)
 def effect_map(result: TokenMap, *, title: str = "") -> Figure:
     """Draws a map over rows and tokens. The earliest row is at the bottom, and subject tokens have a star.
 
@@ -21,7 +23,7 @@ def effect_map(result: TokenMap, *, title: str = "") -> Figure:
         title: of the figure; the name of the quantity if empty.
 
     Raises:
-        ValueError: for no rows or no tokens.
+        ValueError: If there are no rows or no tokens.
     """
     return heat(
         [group_of(result)],

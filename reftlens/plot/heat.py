@@ -111,7 +111,7 @@ def heat(
         xlabel: what columns are, if it is not seen.
 
     Raises:
-        ValueError: if there are no rows or no columns.
+        ValueError: If there are no rows or no columns.
     """
     if not len(rows) or not len(columns):
         raise ValueError(f"a map needs at least one row and one token, got shape {(len(rows), len(columns))}")

@@ -74,7 +74,7 @@ def token_strip(result: EditSize | TokenMap, row: int | None = None, *, title: s
         title: a line above.
 
     Raises:
-        ValueError: if there is no such row.
+        ValueError: If there is no such row.
     """
     n_rows = len(result.rows)
     if row is not None and not 0 <= row < n_rows:

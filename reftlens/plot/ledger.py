@@ -23,6 +23,7 @@ from reftlens.plot.canvas import (
     VERMILLION,
     house_style,
     label_tokens,
+    or_several,
     panel_title,
     sheet,
     token_room,
@@ -38,6 +39,7 @@ _PAIRS = ((0, 1, "o", ORANGE), (0, 2, "s", BLUE), (1, 2, "^", INK))
 """Terms whose cosine is drawn, with marker and colour."""
 
 
+@or_several(Ledger)
 def ledger(result: Ledger) -> Figure:
     """Draws, for each site and edited token, the norms of the terms and of the change, and the cosines between terms.
 
@@ -45,7 +47,7 @@ def ledger(result: Ledger) -> Figure:
         result: from `analysis.ledger`.
 
     Raises:
-        ValueError: if nothing is edited.
+        ValueError: If no token is edited.
     """
     places = (~result.norm.isnan()).any(0).nonzero()[:, 0].tolist()
     if not places:

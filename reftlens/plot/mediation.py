@@ -65,7 +65,7 @@ def mediation(
         title: of the figure.
 
     Raises:
-        ValueError: if there is no way to draw.
+        ValueError: If no path is left to draw.
     """
     maps = listed(maps, PatchMap)
     ways = [way for one in maps for way in _ways(one)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from reftlens.plot.canvas import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, house_style, sheet
+from reftlens.plot.canvas import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, house_style, or_several, sheet
 from reftlens.plot.labels import drawn
 from reftlens.results import Memorised
 
@@ -17,6 +17,7 @@ _STYLES = (
 )
 
 
+@or_several(Memorised)
 def memorised(result: Memorised) -> Figure:
     """Draws each series. On the diagonal, the whole string was recalled.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from reftlens.plot.canvas import BLUE, INK, SMALL, VERMILLION, house_style, sheet
+from reftlens.plot.canvas import BLUE, INK, SMALL, VERMILLION, house_style, or_several, sheet
 from reftlens.plot.labels import wrap
 from reftlens.results import Overhead
 
 
+@or_several(Overhead)
 def overhead(result: Overhead) -> Figure:
     """Draws the ratio of every round, its median and quartiles, and how many changes the edits computed.
 

@@ -26,7 +26,7 @@ def overlap(results: Sequence[Overlap] | Overlap) -> Figure:
         results: from `analysis.overlap`, drawn in this order.
 
     Raises:
-        ValueError: if there are none, or more nulls than can be told apart.
+        ValueError: If there are no results, or more nulls than can be distinguished.
     """
     results = listed(results, Overlap)
     if not results:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from matplotlib.figure import Figure
 
-from reftlens.plot.canvas import number
+from reftlens.plot.canvas import number, or_several
 from reftlens.plot.heat import Group, Panel, heat
 from reftlens.plot.labels import star
 from reftlens.results import PatchMap
@@ -15,6 +15,7 @@ _LEAST = 0.01
 """Of the way from the base run to the source run: a smaller change gets no frame."""
 
 
+@or_several(PatchMap)
 def patch_map(result: PatchMap, *, title: str = "", starred: tuple[bool, ...] = ()) -> Figure:
     """Draws the mean change of the metric, patched minus base run; framed cells have a 95% interval without 0 and are not tiny.
 
@@ -24,7 +25,7 @@ def patch_map(result: PatchMap, *, title: str = "", starred: tuple[bool, ...] = 
         starred: for the first columns, whether they belong to the subject.
 
     Raises:
-        ValueError: if more columns are starred than there are.
+        ValueError: If there are more stars than columns.
     """
     if len(starred) > len(result.columns):
         raise ValueError(f"wanted at most {len(result.columns)} stars, one for each column, got {len(starred)}")

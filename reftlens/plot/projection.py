@@ -26,7 +26,7 @@ def projection(results: Sequence[Projection] | Projection) -> Figure:
         results: from `analysis.project`, one for each site.
 
     Raises:
-        ValueError: if there is nothing to draw, or more groups than can be told apart.
+        ValueError: If there is nothing to draw, or there are more groups than can be distinguished.
     """
     results = listed(results, Projection)
     if not results:

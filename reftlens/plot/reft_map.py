@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from reftlens.plot.canvas import or_several
 from reftlens.plot.heat import Group, Panel, heat
 from reftlens.plot.labels import drawn_token
 from reftlens.results import ReftMap
 
 
+@or_several(ReftMap)
 def reft_map(result: ReftMap, *, title: str = "") -> Figure:
     """Draws the gain of each cell's edit. The earliest layer is at the bottom.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from reftlens.plot.canvas import BLUE, ORANGE, SMALL, VERMILLION, house_style, number, sheet
+from reftlens.plot.canvas import BLUE, ORANGE, SMALL, VERMILLION, house_style, number, or_several, sheet
 from reftlens.plot.labels import wrap
 from reftlens.results.claims import Composed, Mannered, Spoken
 
@@ -16,6 +16,7 @@ _BAR = 0.27
 """Of the unit that one edit takes."""
 
 
+@or_several(Composed)
 def composed(result: Composed) -> Figure:
     """Draws each half alone, both together, and the controls.
 
@@ -30,6 +31,7 @@ def composed(result: Composed) -> Figure:
     return _bars(result.rows, columns, title="Two tasks in two halves of one edit", model=result.claim.model)
 
 
+@or_several(Mannered)
 def mannered(result: Mannered) -> Figure:
     """Draws the base model, the edit and its controls.
 

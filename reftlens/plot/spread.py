@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from reftlens.plot.canvas import or_several
 from reftlens.plot.effect_map import group_of, prompts_of
 from reftlens.plot.heat import heat
 from reftlens.plot.labels import star
 from reftlens.results import Spread
 
 
+@or_several(Spread)
 def spread(result: Spread) -> Figure:
     """Draws the distance from the base run, and where the logit lens gives another token.
 

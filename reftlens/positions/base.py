@@ -93,8 +93,11 @@ class Positions(ABC):
 
     def _repr_html_(self) -> str:
         """Shows which tokens the rule picks in a short and a long prompt, where rules may overlap or run out of tokens."""
-        lines = [f"{n} tokens: {self._sketch(n)}" for n in _SKETCHED]
-        return as_html("\n".join([repr(self), *lines]), pd.DataFrame)
+        return as_html(f"{self!r}\n{self.sketch()}", pd.DataFrame)
+
+    def sketch(self) -> str:
+        """Which tokens the rule picks in a short and a long prompt, a line for each."""
+        return "\n".join(f"{n} tokens: {self._sketch(n)}" for n in _SKETCHED)
 
     def _sketch(self, length: int) -> str:
         mask = torch.ones(1, length, dtype=torch.bool)

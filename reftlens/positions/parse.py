@@ -55,12 +55,12 @@ def parse(text: str | int | Positions) -> Positions:
         match = re.fullmatch(r"([fl])([1-9][0-9]*)", part)
         if match is None:
             raise ValueError(
-                f"cannot read positions {text!r} at {part!r}: wanted 'f<n>', 'l<n>' or both joined by '+', "
+                f"cannot parse positions {text!r} at {part!r}: expected 'f<n>', 'l<n>' or both joined by '+', "
                 "with n >= 1, for example 'f5+l5', or 'all', 'first' or 'last'"
             )
         kind, count = match[1], int(match[2])
         if kind in rules:
-            raise ValueError(f"cannot read positions {text!r}: {kind!r} stands twice; wanted at most one f and one l")
+            raise ValueError(f"cannot parse positions {text!r}: {kind!r} occurs twice; use at most one f and one l")
         rules[kind] = First(count, half=True) if kind == "f" else Last(count, half=True)
     first, *rest = rules.values()
     return first | rest[0] if rest else first
@@ -96,27 +96,29 @@ def from_spec(spec: object) -> Positions:
         case {"rule": str(name), **settings} if name in _OWN:
             return _own(_OWN[name], settings)
     raise ValueError(
-        f"not a position rule: {spec!r:.200}. One of your own is known once its class is registered by @rl.register, and on the "
-        "command line by --import its_module"
+        f"not a position rule: {spec!r:.200}. To use your own class, register it with @rl.register; on the command line, pass "
+        "--import its_module"
     )
 
 
 def register_rule(cls: type[Positions]) -> None:
-    """Registers your own rule for `from_spec` and `parse`; see `interventions.register`.
+    """Registers your own rule for `from_spec` and `parse`; see `interventions.user_defined`.
 
     Raises:
         ValueError: If its `rule` is missing or belongs to another class, or a method is missing.
     """
     name = getattr(cls, "rule", None)
     if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
-        raise ValueError(f"give {cls.__name__} rule = 'a-short-name', by which a saved edit names it, got {name!r}")
+        raise ValueError(
+            f"{cls.__name__}.rule must be a short name such as 'my-rule', which saved edits refer to, got {name!r}"
+        )
     before = _OWN.get(name)
     taken = before is not None and (before.__module__, before.__qualname__) != (cls.__module__, cls.__qualname__)
     if name in _SHIPPED or taken:
-        raise ValueError(f"rule = {name!r} is another rule's: give {cls.__name__} another")
+        raise ValueError(f"rule = {name!r} already belongs to another class: choose another rule for {cls.__name__}")
     missing = sorted(getattr(cls, "__abstractmethods__", ()))
     if missing:
-        raise ValueError(f"write {', '.join(missing)} of {cls.__name__}")
+        raise ValueError(f"{cls.__name__} must implement {', '.join(missing)}")
     _OWN[name] = cls
 
 
@@ -129,11 +131,11 @@ def require_loadable(rule: Positions) -> None:
     try:
         read = from_spec(json.loads(json.dumps(rule.spec(), allow_nan=False)))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{rule!r:.200} could not be loaded again once it is saved: {error}") from error
+        raise ValueError(f"{rule!r:.200} could not be loaded after saving: {error}") from error
     if read != rule:
         raise ValueError(
-            f"{rule!r:.200} would be loaded as {read!r:.200}: its spec must give the arguments that make it, and equal rules must "
-            "compare equal, as those of a frozen dataclass do"
+            f"{rule!r:.200} would be loaded as {read!r:.200}: spec() must return all arguments of the rule, and equal rules must "
+            "compare equal, as frozen dataclasses do"
         )
 
 
@@ -141,4 +143,4 @@ def _own(cls: type[Positions], settings: dict[Any, Any]) -> Positions:
     try:
         return cls(**settings)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{cls.__name__} cannot be made from {settings!r:.200}: {error}") from error
+        raise ValueError(f"{cls.__name__} cannot be created from {settings!r:.200}: {error}") from error

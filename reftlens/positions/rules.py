@@ -22,9 +22,11 @@ _MOST = 2**31 - 1
 
 def _require_count(rule: str, count: object) -> None:
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"{rule} needs a number of tokens >= 1, got {count!r}")
+        raise ValueError(f"{rule} needs a number of tokens of at least 1, got {count!r}")
     if count > _MOST:
-        raise ValueError(f"{rule} needs a number of tokens up to {_MOST:,}, got {count:,}; All() is every token")
+        raise ValueError(
+            f"{rule} needs a number of tokens of at most {_MOST:,}, got {count:,}; All() selects every token"
+        )
 
 
 def _require_bool(rule: str, half: object) -> None:
@@ -34,7 +36,7 @@ def _require_bool(rule: str, half: object) -> None:
 
 def _require_text(rule: str, text: object) -> None:
     if not isinstance(text, str) or not text:
-        raise ValueError(f"{rule} needs a text to look for, got {'an empty one' if text == '' else repr(text)}")
+        raise ValueError(f"{rule} needs a non-empty text to look for, got {text!r}")
 
 
 def _cut(text: str, longest: int = 20) -> str:
@@ -129,7 +131,7 @@ class At(Positions):
         if not isinstance(self.index, int) or isinstance(self.index, bool):
             raise ValueError(f"At needs an integer index, got {self.index!r}")
         if abs(self.index) > _MOST:
-            raise ValueError(f"At needs an index up to {_MOST:,}, got {self.index:,}")
+            raise ValueError(f"At needs an index of at most {_MOST:,} in absolute value, got {self.index:,}")
 
     def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
         length = prompts.length
@@ -138,8 +140,8 @@ class At(Positions):
         if bool(missing.any()):
             row = int(missing.nonzero()[0])
             raise ValueError(
-                f"{self!r} wants a token that the prompt in row {row} does not have (it has "
-                f"{int(length[row])} tokens); use a smaller index, or First(n) / Last(n)"
+                f"{self!r} does not exist in the prompt in row {row}, which has {int(length[row])} tokens: use a smaller "
+                "index, or First(n) / Last(n)"
             )
         return prompts.mask & (prompts.place == index)
 
@@ -171,8 +173,8 @@ class Span(Positions):
     def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
         if prompts.texts is None or prompts.offsets is None:
             raise ValueError(
-                f"{self!r} reads the text of the prompts: pass the whole batch of rl.encode instead of its prompt mask "
-                "(and a tokenizer that knows character offsets)"
+                f"{self!r} needs the text of the prompts: pass the batch of rl.encode instead of its prompt mask, made with a "
+                "tokenizer that returns character offsets"
             )
         begin, end = prompts.offsets.unbind(-1)
         picked = torch.zeros_like(prompts.mask)
@@ -222,13 +224,13 @@ class AnySpan(Positions):
     def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
         if prompts.texts is None or prompts.offsets is None:
             raise ValueError(
-                "AnySpan reads the text of the prompts: pass the whole batch of rl.encode, not its prompt mask"
+                "AnySpan needs the text of the prompts: pass the batch of rl.encode instead of its prompt mask"
             )
         picked = torch.zeros_like(prompts.mask)
         for row, text in enumerate(prompts.texts):
             held = [wanted for wanted in self.texts if wanted in text]
             if not held:
-                raise ValueError(f"the prompt in row {row} holds none of {len(self.texts)} texts: {text!r}")
+                raise ValueError(f"the prompt in row {row} contains none of the {len(self.texts)} texts: {text!r}")
             one = Prompts(prompts.mask[row : row + 1], None, (text,), prompts.offsets[row : row + 1])
             picked[row] = Span(max(held, key=len), 0).pick(one)[0]
         return picked

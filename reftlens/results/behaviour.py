@@ -348,4 +348,4 @@ class OffManifold(SiteResult):
     def __post_init__(self) -> None:
         for values in (self.natural, self.edited, self.control):
             if bool(torch.isnan(values).any()):
-                raise ValueError(f"percentiles at {self.where} hold NaN: an activation is not finite")
+                raise ValueError(f"percentiles at {self.where} hold NaN, because an activation is not finite")

@@ -47,7 +47,8 @@ class TokenMap(Result):
         """A name for each position of the mean: the token that all prompts have there, or else its role, in brackets."""
         shared = [len(set(tokens)) == 1 for tokens in zip(*self.prompts, strict=True)] or [True] * len(self.tokens)
         subject = [place for place, starred in enumerate(self.starred) if starred]
-        roles = {place: f"[subject {index}]" for index, place in enumerate(subject, start=1)}
+        roles = {0: "[first token]", len(self.tokens) - 1: "[last token]"}
+        roles |= {place: f"[subject {index}]" for index, place in enumerate(subject, start=1)}
         roles |= dict.fromkeys(subject[-1:], "[last subject]")
         return tuple(
             token if same else roles.get(place, f"[token {place}]")
@@ -214,7 +215,7 @@ class PatchMap(Result):
             prompts: tokens of each pair's source prompt, where they are known; the map then keeps each pair's values.
 
         Raises:
-            ValueError: if more columns are starred than there are.
+            ValueError: If there are more stars than columns.
         """
         behind = len(self.columns) - len(starred)
         if behind < 0:

@@ -95,7 +95,7 @@ class Evaluation(Result):
             raise ValueError(f"{file} is not UTF-8 text: {error}") from error
         head = _line(file, 1, lines[0], {"task", "metric", "score", "n"})
         if head["n"] != len(lines) - 1:
-            raise ValueError(f"{file} is damaged: it says {head['n']} records and holds {len(lines) - 1}")
+            raise ValueError(f"{file} is damaged: it should hold {head['n']} records, but holds {len(lines) - 1}")
         names = {field.name for field in fields(Answered)}
         rows = tuple(Answered(**_line(file, number, text, names)) for number, text in enumerate(lines[1:], start=2))
         return cls(task=head["task"], metric=head["metric"], score=head["score"], rows=rows)
@@ -111,7 +111,7 @@ def _line(file: str | Path, number: int, text: str, names: set[str]) -> Mapping[
         raise ValueError(f"{file}, line {number}: not JSON ({error!s:.200})") from error
     if not isinstance(found, dict) or set(found) != names:
         raise ValueError(
-            f"{file}, line {number}: not of a saved evaluation, which has {', '.join(sorted(names))} there"
+            f"{file}, line {number}: not a line of a saved evaluation, which must have the keys {', '.join(sorted(names))}"
         )
     return found
 

@@ -56,7 +56,9 @@ class TrainingFolder:
         known = self.directory / IDENTITY_NAME
         if self.directory.exists() and any(self.directory.iterdir()):
             if not known.is_file():
-                raise ValueError(f"{self.directory} is not empty and no training run: choose another output_dir")
+                raise ValueError(
+                    f"{self.directory} is not empty and does not hold a training run: choose another output_dir"
+                )
             if not resume:
                 raise ValueError(
                     f"{self.directory} holds a training run: pass resume=True, or choose another output_dir"
@@ -91,7 +93,7 @@ class TrainingFolder:
         """
         reason = self._why_broken(place)
         if reason is not None:
-            raise ValueError(f"the checkpoint {place} is damaged: {reason}. Train again, in another output_dir")
+            raise ValueError(f"the checkpoint {place} is damaged: {reason}. Train again in another output_dir")
 
     def _newest_whole(self) -> Path | None:
         reasons: list[tuple[Path, str]] = []
@@ -100,7 +102,7 @@ class TrainingFolder:
             if reason is None:
                 for other, why in reasons:
                     logger.warning(
-                        "the checkpoint %s is damaged (%s): training goes on from %s", other, why, place.name
+                        "the checkpoint %s is damaged (%s): training resumes from %s", other, why, place.name
                     )
                 return place
             reasons.append((place, reason))
@@ -119,7 +121,7 @@ class TrainingFolder:
         if missing:
             return f"{missing[0]} is missing"
         logger.warning(
-            "the checkpoint %s is of an earlier version, without digests: it is not checked for damage", place
+            "the checkpoint %s was saved by an earlier version without digests, so damage cannot be detected", place
         )
         return None
 
@@ -132,7 +134,7 @@ class TrainingFolder:
         if not isinstance(step, int) or self.checkpoint(step) == place:
             return None
         reason = self._why_broken(self.checkpoint(step))
-        return None if reason is None else f"its best one, checkpoint-{step}, is: {reason}"
+        return None if reason is None else f"its best checkpoint, checkpoint-{step}, is damaged: {reason}"
 
     def checkpoint(self, step: int) -> Path:
         """Returns the path of the checkpoint of a step, which need not exist."""
@@ -175,12 +177,12 @@ class TrainingFolder:
     def _require_same(self, identity: dict[str, str]) -> None:
         before, now = self.identity(), {**identity, **_SEALED}
         differing = [
-            f"{name}: it was {before.get(name)}, now it is {now.get(name)}"
+            f"{name}: was {before.get(name)}, is now {now.get(name)}"
             for name in sorted(before.keys() | now.keys())
             if before.get(name) != now.get(name) and (name in before or name not in _ADDED)
         ]
         if differing:
             raise ValueError(
-                f"the run in {self.directory} cannot be resumed with other settings: {'; '.join(differing)}. Use the same, "
-                "or choose another output_dir"
+                f"the run in {self.directory} cannot be resumed with other settings: {'; '.join(differing)}. Use the same "
+                "settings, or choose another output_dir"
             )

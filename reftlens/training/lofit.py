@@ -57,7 +57,7 @@ def strongest_heads(scales: Reft, k: int) -> list[Head]:
     for site, intervention in scales:
         if site.head is None or not isinstance(intervention, Rescale):
             raise ValueError(
-                f"wanted factors of single heads, as scale_heads makes them, got {intervention!r} at {site!r}"
+                f"every edit must be a Rescale of a single head, as from scale_heads, got {intervention!r} at {site!r}"
             )
         layer = int(site.hook_name.split(".")[1])
         lengths.append((float(intervention.excess.detach().norm()), (layer, site.head)))

@@ -24,8 +24,8 @@ def require_frozen(bridge: TransformerBridge) -> None:
     if trainable:
         raise ValueError(
             f"the base is not frozen: {len(trainable)} of its tensors require gradients ({trainable[0]}, ...) and would be "
-            "trained with the edit. Call bridge.requires_grad_(False) after loading and after enable_compatibility_mode, or "
-            "load it with rl.load_bridge; pass train_base=True if the base is to be trained too"
+            "trained with the edit. Load the base with rl.load_bridge, or call bridge.requires_grad_(False) after loading "
+            "and after enable_compatibility_mode; to train the base as well, pass train_base=True"
         )
 
 

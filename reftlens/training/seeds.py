@@ -41,7 +41,7 @@ def train_seeds(
         ValueError: If a seed is given twice.
     """
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"the seeds must differ, got {tuple(seeds)}: a repeated one trains the same edit twice")
+        raise ValueError(f"the seeds must differ, got {tuple(seeds)}: a repeated seed trains the same edit twice")
     layouts = {f"{name}, ": layout for name, layout in reft.items()} if isinstance(reft, Mapping) else {"": reft}
     trained = {}
     for name, layout in layouts.items():

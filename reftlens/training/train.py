@@ -38,7 +38,7 @@ from transformers import (
 
 from reftlens.bridge import EXACT, base_identity, foreign_hooks, one_thread, require_bridge, sampled_fingerprint
 from reftlens.cone.store import InMemory, OnDisk
-from reftlens.display import as_html
+from reftlens.display import as_html, settings_as_html
 from reftlens.edit import checkpoint
 from reftlens.edit.reft import Reft
 from reftlens.numbers import require_number, require_whole_number
@@ -106,6 +106,9 @@ class TrainConfig:
     progress: bool = True
     """Show progress bars."""
 
+    def _repr_html_(self) -> str:
+        return settings_as_html(self)
+
     def __post_init__(self) -> None:
         for name, least in _COUNTS.items():
             if getattr(self, name) is not None or name not in ("save_every", "patience"):
@@ -121,7 +124,7 @@ class TrainConfig:
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
         if self.resume and self.output_dir is None:
-            raise ValueError("resume wants the output_dir of the run to go on with")
+            raise ValueError("resume=True needs the output_dir of the interrupted run")
 
 
 _COUNTS = {
@@ -224,7 +227,7 @@ def train(
     objective.check(bridge)
     _require_trained(bridge, reft, objective, config, train_base=train_base)
     if config.patience is not None and validation is None:
-        raise ValueError("patience counts looks at a validation set: pass validation=...")
+        raise ValueError("patience needs a validation set: pass validation=...")
     read = objective.read(examples)
     n_train = len(read)
     read += objective.read(validation) if validation is not None else []
@@ -233,7 +236,9 @@ def train(
         folder = TrainingFolder(config.output_dir if config.output_dir is not None else Path(unused) / "run")
         arguments = _arguments(config, bridge, n_train, folder, validates=validation is not None)
         if arguments.world_size > 1 and validation is not None and config.output_dir is None:
-            raise ValueError("several processes share the best checkpoint: pass output_dir in TrainConfig")
+            raise ValueError(
+                "with several processes, validation needs a shared folder for the best checkpoint: pass output_dir in TrainConfig"
+            )
         identity = {**_identity(bridge, reft, objective, read), "tokens": tokens}
         identity, latest = _begin(folder, bridge, config, identity, arguments)
         runs = BaseRuns(bridge, reft, objective, read, store=_store(config, bridge, reft, identity))
@@ -313,7 +318,7 @@ def _require_trained(
     base = any(parameter.requires_grad for parameter in bridge.parameters())
     if base and config.hold_dir is not None:
         raise ValueError(
-            "hold_dir keeps runs of a frozen base, and parameters of this one require gradients: leave it out"
+            "hold_dir stores runs of a frozen base, but parameters of this base require gradients: leave hold_dir out"
         )
     if reft is not None:
         checkpoint.require_savable(reft.sites, [edit for _, edit in reft])
@@ -321,7 +326,7 @@ def _require_trained(
     if not base and not any(parameter.requires_grad for module in modules for parameter in module.parameters()):
         raise ValueError("there is nothing to train: no edit, no head, and no parameter of the base requires gradients")
     if reft is None and (config.dropout or config.l1):
-        raise ValueError("dropout and l1 are of edits, and here is none: leave them at 0")
+        raise ValueError("dropout and l1 apply to an edit, and there is none: leave them at 0")
 
 
 def _weigh(
@@ -369,8 +374,8 @@ def _store(
     attached = foreign_hooks(bridge)
     if attached:
         logger.warning(
-            "hold_dir=%s is not used: it keeps runs of the base itself, and this model has hooks on %s. This training holds "
-            "its runs in memory; remove the hooks (bridge.reset_hooks()) to use the folder",
+            "hold_dir=%s is not used, because it stores runs of the plain base, and this model has hooks on %s. This "
+            "training keeps its runs in memory; to use the folder, remove the hooks (bridge.reset_hooks())",
             config.hold_dir,
             ", ".join(attached[:3]) + (f" and {len(attached) - 3} more" if len(attached) > 3 else ""),
         )

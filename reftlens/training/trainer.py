@@ -110,13 +110,14 @@ class EditTrainer(Trainer):
             gradients = [p.grad for p in module.parameters() if p.grad is not None]
             if not all(bool(gradient.isfinite().all()) for gradient in gradients):
                 raise FloatingPointError(
-                    f"the gradient is not finite at step {step}, from {place} back: {self._advice()}"
+                    f"the gradient is not finite at step {step}; the backward pass first shows it at {place}: "
+                    f"{self._advice()}"
                 )
         return loss
 
     def _diverged(self, what: str, inputs: dict[str, Tensor]) -> FloatingPointError:
         site = self.accelerator.unwrap_model(self.model).first_site_not_finite(inputs["rows"])
-        return FloatingPointError(f"{what}, and it begins at {site}: {self._advice()}")
+        return FloatingPointError(f"{what}, and the first non-finite activation is at {site}: {self._advice()}")
 
     def _advice(self) -> str:
         last = self.folder.last()

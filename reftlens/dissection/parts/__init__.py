@@ -60,11 +60,11 @@ def chosen(parts: str | tuple[str, ...]) -> list[Part]:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {parts!r}: parts are named in a tuple")
     names = list(PRESETS[parts] if isinstance(parts, str) else parts)
     if not names:
-        raise ValueError(f"wanted a preset or at least one part, got none: the parts are {', '.join(PARTS)}")
+        raise ValueError(f"pass a preset or at least one part. Choose parts from: {', '.join(PARTS)}")
     for name in names:
         if name not in PARTS:
             near = get_close_matches(str(name), PARTS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"there is no part {name!r}: the parts are {', '.join(PARTS)}{hint}")
+            raise ValueError(f"Unknown part {name!r}. Choose from: {', '.join(PARTS)}{hint}")
         names += [needed for needed in PARTS[name].needs if needed not in names]
     return [part for name, part in PARTS.items() if name in names]

@@ -88,7 +88,14 @@ def _draw(found: Found) -> Section | None:
             "illusory at this point would not be found either, the verdict is 'no power'. An "
             "edit may well write where the base keeps nothing.",
         ),
-        (picture("interchange", plot.interchange(found.interchanges), "Interchanges and their controls."),),
+        (
+            picture(
+                "interchange",
+                plot.interchange(found.interchanges),
+                "Interchanges and their controls.",
+                found.interchanges,
+            ),
+        ),
         (
             ("Each interchange", table([item.to_dataframe() for item in found.interchanges])),
             ("Write directions, by what the next-token logits depend on", table([pd.DataFrame(shares)])),

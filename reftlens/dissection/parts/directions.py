@@ -11,7 +11,7 @@ from reftlens.dissection.found import Found
 from reftlens.dissection.parts.part import Part, Sizes, Spent, picture, table
 from reftlens.dissection.work import Work
 from reftlens.interventions import NotAffineError
-from reftlens.plot.page import Section
+from reftlens.plot.page import Picture, Section
 from reftlens.results import Operator
 
 
@@ -55,6 +55,7 @@ def _draw_directions(found: Found) -> Section | None:
                 "spectrum",
                 plot.spectrum(found.operators, null=found.untrained),
                 "How far each write direction moves; dashed, with fresh weights.",
+                found.operators,
             ),
         ),
         (
@@ -84,10 +85,10 @@ def _line(operator: Operator, fresh: Operator | None) -> dict[str, object]:
 def _draw_terms(found: Found) -> Section | None:
     if found.sizes is None:
         return None
-    pictures = [picture("sizes", plot.edit_size(found.sizes), "Size of the edit at each token of one example.")]
+    pictures: list[Picture] = []
     tables: list[tuple[str, pd.DataFrame]] = []
     if found.ledger is not None:
-        pictures.append(picture("ledger", plot.ledger(found.ledger), "Its terms, and how they meet."))
+        pictures.append(picture("ledger", plot.ledger(found.ledger), "Its terms, and how they meet.", [found.ledger]))
         tables.append(("The terms at each edited token", table([found.ledger.to_dataframe()])))
     return Section(
         TERMS.heading,
@@ -98,7 +99,7 @@ def _draw_terms(found: Found) -> Section | None:
         ),
         tuple(pictures),
         tuple(tables),
-        (("The same text: pointed at, a token says its size at each site", found.sizes),),
+        (("Size of the edit at each token of one example", found.sizes),),
     )
 
 

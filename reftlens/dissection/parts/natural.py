@@ -31,7 +31,14 @@ def _draw(found: Found) -> Section | None:
             "Natural activations of held-out prompts should have 5% beyond the 95th percentile: if they do not, neither number "
             "counts. An unusual activation is no harm by itself: no later layer may read what is unusual in it.",
         ),
-        (picture("off_manifold", plot.off_manifold(found.manifolds), "Percentiles among natural activations."),),
+        (
+            picture(
+                "off_manifold",
+                plot.off_manifold(found.manifolds),
+                "Percentiles among natural activations.",
+                found.manifolds,
+            ),
+        ),
         (("Each site", table([item.to_dataframe() for item in found.manifolds])),),
     )
 

@@ -14,6 +14,7 @@ from reftlens.dissection.config import DissectConfig
 from reftlens.dissection.found import Found
 from reftlens.dissection.work import Work
 from reftlens.plot.page import Picture, Section
+from reftlens.results import Result
 from reftlens.results.words import labelled
 
 Preset = Literal["quick", "standard", "full"]
@@ -97,15 +98,17 @@ class Part:
     """Parts whose results it starts from."""
 
 
-def picture(name: str, figure: Figure, caption: str) -> Picture:
+def picture(name: str, figure: Figure, caption: str, of: Sequence[Result] = ()) -> Picture:
     """Draws a figure for the page.
 
     Args:
         name: the file's name without "dissect_".
         figure: from `reftlens.plot`.
         caption: one or two sentences.
+        of: the results that it shows; their headlines say it to those who cannot see it.
     """
-    return Picture(f"dissect_{name}", plot.png(figure), caption)
+    shown = "; ".join(result.headline() for result in of)
+    return Picture(f"dissect_{name}", plot.png(figure), caption, f"{caption} {shown}".strip())
 
 
 def table(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -135,7 +135,11 @@ def _draw_reads(found: Found) -> Section | None:
     drawn: tuple[Picture, ...] = ()
     tables: list[tuple[str, pd.DataFrame]] = []
     if found.readouts:
-        drawn = (picture("readout", plot.readout(found.readouts), "Write directions, straight to the logits."),)
+        drawn = (
+            picture(
+                "readout", plot.readout(found.readouts), "Write directions, straight to the logits.", found.readouts
+            ),
+        )
         watched = table([readout.watched_to_dataframe() for readout in found.readouts])
         tables.append((f"Wanted answers. {TWO_QUESTIONS}", watched))
     if found.contexts:
@@ -162,7 +166,7 @@ def _draw_overlaps(found: Found) -> Section | None:
             "Overlap: mean squared cosine of the principal angles. A random subspace (Haar) is the weaker null: activations "
             "are long in few directions, and whatever follows them overlaps. The covariance-matched null follows them too.",
         ),
-        (picture("overlaps", plot.overlap(found.overlaps), "Each overlap, over what its nulls give."),),
+        (picture("overlaps", plot.overlap(found.overlaps), "Each overlap, over what its nulls give.", found.overlaps),),
         (("Each overlap with its nulls", table([item.to_dataframe() for item in found.overlaps])),),
     )
 
@@ -178,7 +182,10 @@ def _draw_plane(found: Found) -> Section | None:
         ),
         (
             picture(
-                "plane", plot.projection(found.projections), "Edited tokens in the plane of the two write directions."
+                "plane",
+                plot.projection(found.projections),
+                "Edited tokens in the plane of the two write directions.",
+                found.projections,
             ),
         ),
     )

@@ -60,7 +60,11 @@ def _draw(found: Found) -> Section | None:
             "misleads. The null is edits trained on shuffled answers: p is the part of all pairs with or among them, and this "
             "pair, that are as close. An edit turned to random directions is no null of trained ones.",
         ),
-        (picture("seeds", plot.agreement(found.agreements), "How far the edits agree, pair by pair."),),
+        (
+            picture(
+                "seeds", plot.agreement(found.agreements), "How far the edits agree, pair by pair.", found.agreements
+            ),
+        ),
         (("Each pair of edits", table([agreements_to_dataframe(found.agreements)])),),
     )
 

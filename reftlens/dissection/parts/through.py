@@ -91,6 +91,7 @@ def _draw_through(found: Found) -> Section | None:
                 "through",
                 plot.mediation(maps, direct=found.direct),
                 "The heads and MLPs that carry most of the effect.",
+                maps,
             ),
         )
     return Section(
@@ -114,7 +115,11 @@ def _draw_paths(found: Found) -> Section | None:
             "The change that one component makes, read by only one later component, with everything else as in the base. 2.1 is "
             "head 1 of layer 2. Only paths between the components that carry most are followed.",
         ),
-        (picture("paths", plot.mediation(found.paths, title="Along which paths"), "The strongest paths."),),
+        (
+            picture(
+                "paths", plot.mediation(found.paths, title="Along which paths"), "The strongest paths.", [found.paths]
+            ),
+        ),
         (("Each path", table([found.paths.to_dataframe().dropna(subset="mean")])),),
     )
 

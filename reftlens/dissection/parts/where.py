@@ -60,7 +60,14 @@ def _draw_sites(found: Found) -> Section | None:
             "Each site alone, the edit without it, and its Shapley value: what it adds, averaged over all orders of adding "
             "sites. The parts sum to the whole effect. A small part does not show that a site is idle: another may stand in for it.",
         ),
-        (picture("sites", plot.ablation(found.ablation), "The effect of each site, and how pairs of sites interact."),),
+        (
+            picture(
+                "sites",
+                plot.ablation(found.ablation),
+                "The effect of each site, and how pairs of sites interact.",
+                [found.ablation],
+            ),
+        ),
         (("Each site", table([found.ablation.to_dataframe()])),),
     )
 

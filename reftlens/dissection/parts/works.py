@@ -68,7 +68,7 @@ def _draw_works(found: Found) -> Section | None:
             "Right: the most likely next token begins the wanted answer. Control: the same edit turned to random directions. "
             "These are the examples that the base answers otherwise.",
         ),
-        (picture("outcomes", plot.outcomes(wanted), "What the model answers before and after."),),
+        (picture("outcomes", plot.outcomes(wanted), "What the model answers before and after.", wanted),),
         (("Examples that should change", table([outcomes_to_dataframe(wanted)])),),
     )
 
@@ -83,8 +83,8 @@ def _draw_dose(found: Found) -> Section | None:
             f"Slope at 0: {dose.slope:.3f} nats per unit of dose; with random directions {dose.control_slope:.3f}. A curve that "
             "leaves its slope works by more than a small push would.",
         ),
-        (picture("dose", plot.dose(dose), "The wanted answer, and what else moves, against the dose."),),
-        (("Each dose", table([dose.to_dataframe()])),),
+        tables=(("Each dose", table([dose.to_dataframe()])),),
+        doses=(("The wanted answer, and what else moves, against the dose", dose),),
     )
 
 

@@ -77,14 +77,14 @@ def refuse_mismatch(
     unknown = sorted(set(allow_mismatch) - set(MUST_MATCH))
     if unknown:
         raise ValueError(
-            f"allow_mismatch names {', '.join(unknown)}, which is no part of the stamp: it has {', '.join(MUST_MATCH)}"
+            f"Unknown part {', '.join(map(repr, unknown))} in allow_mismatch. Choose from: {', '.join(MUST_MATCH)}"
         )
     here = stamp(bridge)
     if not str(saved.get("weights")).startswith(EXACT):
         here["weights"] = sampled_fingerprint(bridge)
         logger.warning(
-            "the edit in %s was saved by an earlier version, which recorded 64 values of each weight matrix of its base: "
-            "only these are compared. Save it again to record all of them",
+            "the edit in %s was saved by an earlier version, which recorded only 64 values of each weight matrix of its "
+            "base. Only these values were compared; save the edit again to record all of them",
             where,
         )
     compared = _comparable(saved, here)
@@ -92,7 +92,7 @@ def refuse_mismatch(
     if differing:
         parts = "; ".join(_difference(part, compared.get(part), here[part]) for part in differing)
         raise ValueError(
-            f"the edit in {where} was saved for {saved.get('base_model')!r:.200} and does not fit this model: {parts}. Load "
+            f"the edit in {where} was saved for {saved.get('base_model')!r:.200}, which differs from this model: {parts}. Load "
             f"the model it was saved for, or pass allow_mismatch={differing} if you know why they differ"
         )
 

@@ -44,7 +44,7 @@ def write(folder: Path, document: Mapping[str, Any], tensors: Mapping[str, Tenso
     """
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} holds NaN or infinite values, and such an edit cannot be loaded: train it again")
+            raise ValueError(f"{name} holds NaN or infinite values, so the edit is not saved: train it again")
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     (folder / TENSORS_NAME).write_bytes(data)
     config = {"schema": SCHEMA, **document, "tensors_sha256": hashlib.sha256(data).hexdigest(), "base": dict(base)}
@@ -76,7 +76,9 @@ def read_config(directory: Path) -> tuple[dict[str, Any], dict[str, str] | None]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the saved edit in {directory} is damaged: {error!s:.500}") from error
     if type(schema) is not int or not 1 <= schema <= SCHEMA:
-        raise ValueError(f"{directory} has schema {schema!r:.80}; this version of reftlens reads schemas 1 to {SCHEMA}")
+        raise ValueError(
+            f"{directory} has schema {schema!r:.80}, but this version of reftlens reads schemas 1 to {SCHEMA}"
+        )
     return config, digests
 
 
@@ -101,11 +103,11 @@ def read_tensors(
         require_sealed(TENSORS_NAME, data, digests)
         digest = config.get("tensors_sha256")
         if config["schema"] > 1 and hashlib.sha256(data).hexdigest() != digest:
-            raise ValueError(f"{TENSORS_NAME} does not have the SHA-256 that {CONFIG_NAME} gives for it")
+            raise ValueError(f"the SHA-256 of {TENSORS_NAME} does not match the one in {CONFIG_NAME}")
         tensors = load(data)
         if set(tensors) != set(shapes):
             different = ", ".join(sorted(map(repr, set(tensors) ^ set(shapes))))
-            raise ValueError(f"tensors that are missing or too many: {different:.300}")
+            raise ValueError(f"these tensors are missing or unexpected: {different:.300}")
         for name, tensor in tensors.items():
             _check_tensor(name, tensor, shapes[name])
     except (SafetensorError, KeyError, ValueError) as error:
@@ -116,14 +118,14 @@ def read_tensors(
 def _read_bounded(path: Path, most: int) -> bytes:
     """Reads a safetensors file: the length of the header, the header, and at most `most` bytes of numbers."""
     if not path.is_file():
-        raise ValueError(f"{path.name} is missing, or not a file")
+        raise ValueError(f"{path.name} is missing or not a regular file")
     with path.open("rb") as handle:
         header = int.from_bytes(handle.read(8), "little")
         size = path.stat().st_size
         if header > MOST_TEXT or size > 8 + header + most:
             raise ValueError(
-                f"{path.name} has {size:,} bytes, and a header of {header:,}: more than the {most:,} bytes of numbers that "
-                f"{CONFIG_NAME} calls for"
+                f"{path.name} has {size:,} bytes, {header:,} of them in its header; {CONFIG_NAME} describes tensors of at most "
+                f"{most:,} bytes"
             )
         handle.seek(0)
         return handle.read(size)

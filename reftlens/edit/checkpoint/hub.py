@@ -30,7 +30,7 @@ def fetch(source: str | Path, *, revision: str | None = None) -> Path:
         )
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{source} is not a saved edit: there is no such folder, and as a hub id it could not be fetched: "
+            f"{source} is not a saved edit: no such folder exists, and fetching it from the Hugging Face Hub failed: "
             f"{str(error).strip().splitlines()[0]}"
         ) from error
     return Path(path)

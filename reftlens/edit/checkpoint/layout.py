@@ -115,7 +115,7 @@ def from_document(config: Mapping[str, Any], bridge: TransformerBridge, family: 
     """
     try:
         if len(config["sites"]) > _MOST_SITES:
-            raise ValueError(f"it has {len(config['sites']):,} sites, and no more than {_MOST_SITES:,} are read")
+            raise ValueError(f"it has {len(config['sites']):,} sites, more than the limit of {_MOST_SITES:,}")
         sites = tuple(_site(saved, bridge) for saved in config["sites"])
         kinds = {member.kind: member for member in family}
         which, names, scales = tuple(config["which"]), tuple(config["names"]), config["scales"]
@@ -127,13 +127,15 @@ def from_document(config: Mapping[str, Any], bridge: TransformerBridge, family: 
         for site, index in zip(sites, which, strict=True):
             width = width_at(site.hook_name, site.head)
             if widths.setdefault(index, width) != width:
-                raise ValueError(f"{site!r} is {width} wide, other sites of its edit {widths[index]}")
+                raise ValueError(
+                    f"{site!r} has width {width}, but another site of the same edit has width {widths[index]}"
+                )
         interventions = tuple(
             _intervention(saved, kinds, widths[index]) for index, saved in enumerate(config["interventions"])
         )
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError, OverflowError) as error:
         said = f"{error!s} is missing or unknown" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"the edit is damaged or of an unknown kind: {said:.500}") from error
+        raise ValueError(f"the edit is damaged or its kind is unknown: {said:.500}") from error
     return Pairs(sites, interventions, which, names, scales)
 
 
@@ -141,7 +143,7 @@ def _site(saved: Mapping[str, Any], bridge: TransformerBridge) -> Site:
     canonical = canonical_hook(bridge, saved["alias"])
     if canonical != saved["hook_name"]:
         raise ValueError(
-            f"a site is saved at {saved['hook_name']!r:.80}, and its name {saved['alias']!r:.80} is {canonical} on this model"
+            f"the hook name {saved['alias']!r:.80} was saved as {saved['hook_name']!r:.80}, but is {canonical!r} on this model"
         )
     return Site(saved["alias"], from_spec(saved["positions"]), saved.get("head"))
 
@@ -150,12 +152,11 @@ def _intervention(saved: Mapping[str, Any], kinds: Mapping[str, type[Interventio
     settings = saved["settings"]
     # Checked before construction, so that no setting can allocate more than the model's width squared.
     if settings["d_model"] != width:
-        raise ValueError(f"an edit is {settings['d_model']!r:.80} wide, its site on this model {width}")
+        raise ValueError(f"an edit has width {settings['d_model']!r:.80}, but its site on this model has width {width}")
     if saved["kind"] not in kinds:
         raise ValueError(
-            f"{saved['kind']!r:.80} is missing or unknown among the kinds {', '.join(kinds):.500}. A class of your own is known "
-            "once it is registered by @rl.register, or named in family=[..., YourClass]; on the command line by "
-            "--import its_module"
+            f"Unknown kind {saved['kind']!r:.80}. Known kinds: {', '.join(kinds):.500}. To load your own class, register it "
+            "with @rl.register or pass family=[..., YourClass]; on the command line, pass --import its_module"
         )
     with torch.device("meta"):
         return kinds[saved["kind"]](**settings)
@@ -163,15 +164,17 @@ def _intervention(saved: Mapping[str, Any], kinds: Mapping[str, type[Interventio
 
 def _check_sharing(which: Sequence[object], *, n_sites: int, n_interventions: int) -> None:
     if len(which) != n_sites or any(type(index) is not int for index in which):
-        raise ValueError(f"wanted the number of an intervention for each of {n_sites} sites, got {len(which)} entries")
+        raise ValueError(
+            f"'which' must have the index of an intervention for each of {n_sites} sites, got {len(which)} entries"
+        )
     if list(dict.fromkeys(which)) != list(range(n_interventions)):
-        raise ValueError(f"the sites must use all of {n_interventions} interventions, each first one in order")
+        raise ValueError(f"the sites must use all {n_interventions} interventions, in order of first use")
 
 
 def _check_names(names: Sequence[object], scales: object, *, n_sites: int) -> None:
     if len(names) != n_sites or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"wanted a string as the name of each of {n_sites} edits")
+        raise ValueError(f"'names' must have a string for each of {n_sites} sites")
     if not isinstance(scales, dict) or not all(type(s) in (int, float) and math.isfinite(s) for s in scales.values()):
-        raise ValueError("scales must be an object of name and finite number")
+        raise ValueError("'scales' must map names to finite numbers")
     if not set(scales) <= set(names):
-        raise ValueError("scales must be of the names that there are")
+        raise ValueError("'scales' must only have keys from 'names'")

@@ -55,11 +55,11 @@ def base_named(folder: Path) -> str:
     config, _ = read_config(folder)
     name = config["base"].get("base_model")
     if not isinstance(name, str):
-        raise ValueError(f"the saved edit in {folder} is damaged: it names no base model")
+        raise ValueError(f"the saved edit in {folder} is damaged: it does not name its base model")
     if name not in ORGANISMS and not Path(name).is_dir():
         raise ValueError(
-            f"the edit in {folder} is of {name!r:.200}, which is no folder here: pass --model {name:.200} to load that from the "
-            "Hugging Face Hub, or the folder where it lies"
+            f"the base of the edit in {folder} is {name!r:.200}, which is not a local folder: pass --model {name:.200} to load "
+            "it from the Hugging Face Hub, or pass --model with its folder"
         )
     return name
 

@@ -97,30 +97,32 @@ def describe(data: bytes, name: str) -> dict[str, StoredTensor]:
     """
     try:
         if not data.startswith(b"PK\x03\x04"):
-            raise ValueError("it does not begin as a zip does")
+            raise ValueError("it is not a zip file")
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             records = {info.filename: info for info in archive.infolist()}
             unpacked = sum(info.file_size for info in archive.infolist())
             if len(records) != len(archive.infolist()) or unpacked > len(data):
-                raise ValueError("it unpacks to more than it holds")
+                raise ValueError("its records overlap or are larger than the file")
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                raise ValueError("torch does not compress its archives, and this one is compressed")
+                raise ValueError("it is compressed, which torch archives never are")
             root = next((name.removesuffix("/data.pkl") for name in records if name.endswith("/data.pkl")), None)
             damaged = archive.testzip()
             if damaged is not None:
-                raise ValueError(f"{damaged} does not have its checksum")
+                raise ValueError(f"the checksum of {damaged} does not match")
             if root not in (None, name, _NAMELESS):
-                raise ValueError(f"it was saved as {root}.bin, and lies here in the place of {name}.bin")
+                raise ValueError(f"it was saved as {root}.bin, but is stored here as {name}.bin")
             if root == _NAMELESS:
-                message = f"{name}.bin does not say which file it is: that it is not another one's cannot be checked"
+                message = (
+                    f"{name}.bin does not record its own name, so it cannot be checked that the file was not swapped"
+                )
                 warnings.warn(message, UncheckedWarning, stacklevel=2)
             if root is None or records[f"{root}/data.pkl"].file_size > _MOST_PICKLE:
-                raise ValueError("it has no pickle of a state dict")
+                raise ValueError("it does not contain the pickle of a state dict")
             state = _unpickle(archive.read(f"{root}/data.pkl"))
             for tensor in state.values():
                 _check(tensor, {name: info.file_size for name, info in records.items()}, root)
     except Exception as error:  # A damaged zip or pickle raises almost anything.
-        raise ValueError(f"not the torch archive of a state dict: {error!s:.200}") from error
+        raise ValueError(f"it is not the torch archive of a state dict: {error!s:.200}") from error
     return state
 
 
@@ -137,26 +139,28 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _NAMES:
-            raise ValueError(f"it names {module}.{name}, which no state dict has; nothing was executed")
+            raise ValueError(
+                f"its pickle imports {module}.{name}, which a state dict never needs; nothing was executed"
+            )
         return _NAMES[module, name]
 
     def persistent_load(self, pid: Any) -> tuple[str, torch.dtype, int]:
         kind, dtype, record, _, numel = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype) or type(numel) is not int:
-            raise ValueError("it has a storage of an unknown kind")
+            raise ValueError("it has a storage of unknown type")
         return str(record), dtype, numel
 
 
 def _unpickle(data: bytes) -> dict[str, StoredTensor]:
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name not in _OPCODES or (opcode.name == "LONG_BINPUT" and int(argument or 0) > _MOST_MEMO):
-            raise ValueError(f"its pickle uses {opcode.name}, which no state dict needs; nothing was executed")
+            raise ValueError(f"its pickle uses {opcode.name}, which a state dict never needs; nothing was executed")
     state = _Unpickler(io.BytesIO(data)).load()
     if not isinstance(state, dict):
-        raise ValueError("it holds something else than a state dict")
+        raise ValueError("it does not hold a state dict")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, StoredTensor):
-            raise ValueError("its state dict holds something else than named tensors")
+            raise ValueError("its state dict holds other values than named tensors")
     return dict(state)
 
 
@@ -164,9 +168,9 @@ def _check(tensor: StoredTensor, sizes: dict[str, int], root: str) -> None:
     record, dtype, numel = tensor.storage
     numbers = (tensor.offset, *tensor.shape, *tensor.stride)
     if any(type(number) is not int or number < 0 for number in numbers) or len(tensor.shape) != len(tensor.stride):
-        raise ValueError("a tensor's shape or stride is not one")
+        raise ValueError("a tensor has an invalid shape or stride")
     if sizes.get(f"{root}/data/{record}") != numel * dtype.itemsize:
-        raise ValueError("a tensor's numbers are not of the size that it says")
+        raise ValueError("the size of a tensor's storage does not match its description")
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride, strict=True))
     if math.prod(tensor.shape) > numel or (math.prod(tensor.shape) and last >= numel):
-        raise ValueError("a tensor reaches beyond its numbers")
+        raise ValueError("a tensor reaches beyond its storage")

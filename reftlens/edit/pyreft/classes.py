@@ -110,7 +110,7 @@ def to_tensors(edit: Intervention) -> tuple[str, OrderedDict[str, Tensor]]:
     name = NAMES.get(type(edit))
     if name is None:
         raise ValueError(
-            f"pyreft has no class for {type(edit).__name__}: it has those of {', '.join(kind.__name__ for kind in NAMES)}"
+            f"pyreft has no class for {type(edit).__name__}, only for {', '.join(kind.__name__ for kind in NAMES)}"
         )
     d_model, rank = edit.d_model, edit.rank
     own = {key: tensor.detach().float().cpu() for key, tensor in edit.state_dict().items()}
@@ -157,6 +157,6 @@ def _require_orthonormal(R: Tensor, dtype: torch.dtype, instead: type[Interventi
         return
     way = "" if instead is None else f"; pass intervention={instead.__name__}, the same equation without the constraint"
     raise ValueError(
-        f"its R is not orthonormal (R^T R is off by {off:.2g}; pyreft lets R drift when it is trained on after loading), so it is "
-        f"not this edit{way}"
+        f"its R is not orthonormal (R^T R is off by {off:.2g}), as happens when pyreft continues training after loading, so "
+        f"this class cannot represent it{way}"
     )

@@ -68,10 +68,10 @@ def find_places(folder: Path) -> list[Place]:
     """
     places = {key: _from_key(key) for key in _keys(folder)}
     if not places:
-        raise ValueError(f"{folder} is no pyreft checkpoint: it has no intkey_*.bin")
+        raise ValueError(f"{folder} is not a pyreft checkpoint: it has no intkey_*.bin")
     if len({key.startswith("comp_") for key in places}) > 1:
         raise ValueError(
-            f"{folder} names blocks in two ways, as block_output and by a path: which edit is first is not known"
+            f"{folder} names some blocks as block_output and others by a path, so the order of its edits is unknown"
         )
     if not (folder / CONFIG_NAME).exists():
         return sorted(places.values(), key=lambda place: (place.turn, place.layer))
@@ -113,7 +113,7 @@ def _from_key(key: str) -> Place:
     found = _KEY.fullmatch(key)
     if found is None:
         raise ValueError(
-            f"intkey_{key:.200}.bin is no edit of a block's output at single positions: other components are not read"
+            f"intkey_{key:.200}.bin does not edit a block's output at single positions; other edits are not supported"
         )
     layer, turn = (number for number in found.groups() if number is not None)
     return Place(key, int(layer), int(turn))
@@ -124,13 +124,13 @@ def _from_config(config: Mapping[str, Any], places: Mapping[str, Place]) -> list
     ordered = []
     types, representations = config["intervention_types"], config["representations"]
     if len(types) != len(representations):
-        raise ValueError(f"{len(representations)} representations with {len(types)} classes")
+        raise ValueError(f"it has {len(representations)} representations but {len(types)} classes")
     for type_name, values in zip(types, representations, strict=True):
         given = _representation(values)
         layer, by_path = _layer(given)
         found = _TYPE.fullmatch(type_name)
         if found is None:
-            raise ValueError(f"the class {type_name!r:.200} is none of pyreft's own")
+            raise ValueError(f"{type_name!r:.200} is not one of pyreft's own classes")
         turn = turns[layer]
         turns[layer] += 1
         mine = [p for p in places.values() if (p.layer, p.turn, p.key.startswith("comp")) == (layer, turn, by_path)]
@@ -138,7 +138,7 @@ def _from_config(config: Mapping[str, Any], places: Mapping[str, Place]) -> list
             raise ValueError(f"there is no file for edit {turn} after block {layer}")
         ordered.append(Place(mine[0].key, layer, turn, found[1], given.low_rank_dimension, given.intervention_link_key))
     if len(ordered) != len(places):
-        raise ValueError(f"it names {len(ordered)} edits, and there are files for {len(places)}")
+        raise ValueError(f"it names {len(ordered)} edits, but there are files for {len(places)}")
     return ordered
 
 
@@ -147,13 +147,13 @@ def _representation(values: object) -> Representation:
         raise ValueError("a representation must be a list of 13 or 14 settings")
     given = Representation(*values)
     if (given.unit, given.max_number_of_units) != ("pos", 1):
-        raise ValueError("only edits of single positions are read: unit 'pos', max_number_of_units 1")
+        raise ValueError("only edits of single positions are supported: unit 'pos', max_number_of_units 1")
     others = given._replace(intervention_link_key=None)._asdict()
     unread = [field for field in Representation._field_defaults if others[field] is not None]
     if unread:
-        raise ValueError(f"a representation sets {', '.join(unread)}, which has no counterpart here")
+        raise ValueError(f"a representation sets {', '.join(unread)}, which is not supported")
     if type(given.low_rank_dimension) is not int or not isinstance(given.intervention_link_key, str | int | None):
-        raise ValueError("low_rank_dimension must be an integer, and a link key a string or an integer")
+        raise ValueError("low_rank_dimension must be an integer, and intervention_link_key a string or an integer")
     return given
 
 
@@ -164,6 +164,7 @@ def _layer(given: Representation) -> tuple[int, bool]:
     found = _BLOCK_PATH.fullmatch(given.component)
     if found is None:
         raise ValueError(
-            f"the component {given.component!r:.200} is not read: only block_output, or a path such as model.layers[3].output"
+            f"the component {given.component!r:.200} is not supported: only block_output, or a path such as "
+            "model.layers[3].output"
         )
     return int(found[1]), True

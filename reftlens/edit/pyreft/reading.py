@@ -54,8 +54,8 @@ def load_pyreft(
     """
     if act_fn not in (None, "linear"):
         raise ValueError(
-            f"an edit with act_fn={act_fn!r} is not affine in Wh + b, and no member of the family is it: only edits without "
-            "an activation function can be read"
+            f"act_fn must be None or 'linear', got {act_fn!r}: no class of this package has an activation function inside the "
+            "edit"
         )
     folder = Path(directory)
     folder = folder / "intervenable_model" if (folder / "intervenable_model").is_dir() else folder
@@ -80,7 +80,9 @@ def _rules(positions: str | Positions | Sequence[str | Positions], places: Seque
     if not isinstance(positions, str | Positions):
         if len(positions) != len(places):
             keys = ", ".join(place.key for place in places)
-            raise ValueError(f"wanted one rule for each of {len(places)} edits ({keys:.500}), got {len(positions)}")
+            raise ValueError(
+                f"positions must have one rule for each of {len(places)} edits ({keys:.500}), got {len(positions)}"
+            )
         return [parse(rule) for rule in positions]
     rule = parse(positions)
     parts = union_parts(rule)
@@ -90,7 +92,7 @@ def _rules(positions: str | Positions | Sequence[str | Positions], places: Seque
     if each == {len(parts)}:
         return [parts[place.turn] for place in places]
     raise ValueError(
-        f"the folder has {max(each)} edits after one block, and {positions!r} has {len(parts)} parts to share out: pass a list of "
+        f"the folder has {max(each)} edits after one block, but {positions!r} has {len(parts)} parts: pass a list of "
         f"{len(places)} rules, for {', '.join(place.key for place in places):.500}"
     )
 
@@ -119,12 +121,13 @@ def _name(place: Place, described: dict[str, StoredTensor], wanted: type[Interve
     if place.name is not None:
         fits = [name for name in fits if name == place.name]
     if not fits:
-        said = "" if place.name is None else f" of {place.name}"
-        raise ValueError(f"its tensors are not those{said}: {', '.join(sorted(described)):.300}")
+        raise ValueError(
+            f"its tensors are not those of {place.name or 'any pyreft class'}: {', '.join(sorted(described)):.300}"
+        )
     if wanted is None:
         if len(fits) > 1:
             ours = " or ".join(f"intervention={CLASSES[name].__name__}" for name in fits)
-            raise ValueError(f"without a {CONFIG_NAME} it may be {' or '.join(fits)}: pass {ours}")
+            raise ValueError(f"without a {CONFIG_NAME} it could be {' or '.join(fits)}: pass {ours}")
         return fits[0]
     for name in fits:
         if wanted in (CLASSES[name], UNCONSTRAINED.get(CLASSES[name])):
@@ -138,13 +141,13 @@ def _check(described: dict[str, StoredTensor], name: str, d_model: int, rank: in
     shape = described[first].shape
     rank = (shape[0] if len(shape) == 1 else 0) if rank is None else rank
     if not 1 <= rank <= d_model:
-        raise ValueError(f"the rank must be in [1, {d_model}], got {rank}")
+        raise ValueError(f"rank must be in [1, {d_model}], got {rank}")
     wanted = shapes(name, d_model, rank) | dict.fromkeys(OPTIONAL & set(described), (rank,))
     for key, tensor in described.items():
         if tensor.shape != wanted[key]:
             raise ValueError(f"{key} must be {list(wanted[key])} on this model, got {list(tensor.shape)!s:.80}")
         if tensor.dtype not in ((torch.int64,) if key.endswith("_dim") else _FLOATS):
-            raise ValueError(f"{key} holds {str(tensor.dtype).removeprefix('torch.')}, which is no dtype of an edit")
+            raise ValueError(f"{key} must have a floating-point dtype, got {str(tensor.dtype).removeprefix('torch.')}")
 
 
 def _shared(places: Sequence[Place], edits: Sequence[Intervention]) -> list[Intervention]:
@@ -155,7 +158,7 @@ def _shared(places: Sequence[Place], edits: Sequence[Intervention]) -> list[Inte
         one = edit if place.link is None else first.setdefault(place.link, edit)
         same: dict[str, Tensor] = one.state_dict()
         if type(one) is not type(edit) or any(not torch.equal(t, same[name]) for name, t in edit.state_dict().items()):
-            raise ValueError(f"{place.key} is linked to another edit by {place.link!r}, but has other weights")
+            raise ValueError(f"{place.key} is linked to another edit by {place.link!r}, but their weights differ")
         shared.append(one)
     return shared
 
@@ -170,10 +173,10 @@ def _refuse_trained_base(folder: Path) -> None:
         names = sorted(describe(read_bytes(path, most=_MOST_BASE), path.stem))
     except ValueError as error:
         raise ValueError(
-            f"{path} may hold trained tensors of the base model, which are no part of an edit: {error}"
+            f"{path} cannot be read, and may hold trained tensors of the base model, which are not part of an edit: {error}"
         ) from error
     if names:
         raise ValueError(
-            f"{path} holds {len(names)} trained tensors of the base model itself ({', '.join(names):.300}), which are no part of an "
-            "edit: load them into the base model, and take the file away"
+            f"{path} holds {len(names)} trained tensors of the base model itself ({', '.join(names):.300}), which are not part of "
+            "an edit: load them into the base model, then remove the file"
         )

@@ -38,7 +38,9 @@ def save_pyreft(reft: Reft, directory: str | Path) -> Path:
     entries = []
     for (site, edit), name in zip(reft, reft.names, strict=True):
         if reft.scales.get(name, 1.0) != 1.0:
-            raise ValueError(f"{name!r} has the scale {reft.scales[name]:g}, and pyreft has none: save it without")
+            raise ValueError(
+                f"{name!r} has the scale {reft.scales[name]:g}, but pyreft has no scales: set the scale to 1"
+            )
         layer = _layer(site)
         entries.append((turns[layer], layer, *to_tensors(edit), edit))
         turns[layer] += 1
@@ -47,7 +49,7 @@ def save_pyreft(reft: Reft, directory: str | Path) -> Path:
     keys = [make_key(layer, turn) for turn, layer, *_ in entries]
     _, layers, names, states, edits = zip(*entries, strict=True)
     if len({edit.d_model for edit in edits}) > 1:
-        raise ValueError("the edits are of different widths, and so not of one residual stream")
+        raise ValueError("the edits have different widths, so they do not all edit the residual stream")
     config = make_config(names, layers, [edit.rank for edit in edits], keys, edits[0].d_model)
     with Replacement(directory, marker=f"intkey_{keys[0]}.bin") as folder:
         for key, state in zip(keys, states, strict=True):
@@ -61,7 +63,7 @@ def _layer(site: Site) -> int:
     found = re.fullmatch(r"blocks\.(\d+)\.hook_(?:resid_post|out)", site.hook_name)
     if found is None or site.head is not None:
         raise ValueError(
-            f"{site!r} cannot be written: only edits of the residual stream after a block, blocks.<n>.hook_resid_post, are compared "
-            "with pyreft's block_output"
+            f"{site!r} cannot be written: pyreft's block_output corresponds only to the residual stream after a block, "
+            "blocks.<n>.hook_resid_post"
         )
     return int(found[1])

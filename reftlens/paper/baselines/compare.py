@@ -79,13 +79,15 @@ def compare(
 
 def _check(bridge: TransformerBridge, methods: Mapping[str, Method], config: TrainConfig, seeds: Sequence[int]) -> None:
     if not methods or not seeds:
-        raise ValueError(f"compare wants at least one method and one seed, got {list(methods)} and {list(seeds)}")
+        raise ValueError(f"compare needs at least one method and one seed, got {list(methods)} and {list(seeds)}")
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"the seeds must differ, got {tuple(seeds)}: a repeated one trains the same again")
+        raise ValueError(f"the seeds must differ, got {tuple(seeds)}: a repeated seed repeats the same run")
     if any(parameter.requires_grad for parameter in bridge.parameters()):
         raise ValueError("the base is not frozen: load it with load_bridge, or call bridge.requires_grad_(False)")
     if config.output_dir is not None or config.hold_dir is not None:
-        raise ValueError("output_dir and hold_dir are folders of one run: leave them out of the settings for many")
+        raise ValueError(
+            "compare trains several times, and output_dir and hold_dir are for a single run: leave them out"
+        )
 
 
 def _run(

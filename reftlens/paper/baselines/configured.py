@@ -37,10 +37,10 @@ def compare_configured(
     """
     unknown = [name for name in names if name not in METHODS]
     if unknown:
-        raise ValueError(f"there is no method {unknown[0]!r}; there are {', '.join(METHODS)}")
+        raise ValueError(f"Unknown method {unknown[0]!r}. Choose from: {', '.join(METHODS)}")
     tests = [(test, load(test, config.eval_split, config, limit=config.n_eval)) for test in eval_tasks(config)]
     if not tests:
-        raise ValueError("there is nothing to test on: name a task, or data of your own")
+        raise ValueError("the run has no test data: set eval_tasks or eval_data")
     task = training_task(config)
     train = load(task, config.split, config, limit=config.n_train)
     config = config.for_examples(len(train))

@@ -58,7 +58,9 @@ class EditAt(Method):
         if not self.learn_subspace:
             rotations = [module for module in reft.modules() if isinstance(module, Orthonormal)]
             if not rotations:
-                raise ValueError(f"{self.intervention.__name__} has no R to leave as it was drawn: use LoReFT")
+                raise ValueError(
+                    f"{self.intervention.__name__} has no R that could stay at its random value: use LoReFT"
+                )
             for rotation in rotations:
                 rotation.requires_grad_(False)
         yield reft

@@ -61,7 +61,7 @@ class LoRA(Method):
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
-            raise ImportError("LoRA and DoRA are peft's: pip install 'reftlens[peft]'") from error
+            raise ImportError("LoRA and DoRA need peft: pip install 'reftlens[peft]'") from error
         adapted: dict[int, nn.Module] = {}
         for kind in dict.fromkeys(map(type, linears)):
             # peft searches a module for the layers to adapt, so it gets a module that holds only this one.
@@ -85,7 +85,7 @@ def _component(bridge: TransformerBridge, layer: int, name: str) -> Any:
     component = getattr(getattr(bridge.blocks[layer], part, None), matrix, None)
     if not isinstance(getattr(component, "original_component", None), nn.Linear | Conv1D):
         raise ValueError(
-            f"block {layer} has no linear map {name!r}: LoRA knows attn.q, attn.k, attn.v, attn.o, mlp.in, mlp.out and "
-            "mlp.gate, where the model has them"
+            f"block {layer} has no linear map {name!r}: choose from attn.q, attn.k, attn.v, attn.o, mlp.in, mlp.out and "
+            "mlp.gate, as far as the model has them"
         )
     return component

@@ -44,7 +44,9 @@ class PrefixTuning(Method):
         require_causal(bridge, "prefix tuning")
         model = bridge.original_model
         if any(layer.is_sliding for layer in DynamicCache(config=model.config).layers):
-            raise ValueError("prefix tuning wants every layer to see the prefix, and this model has a sliding window")
+            raise ValueError(
+                "prefix tuning needs every layer to attend to the prefix, but this model has a sliding window"
+            )
         with one_thread(bridge):
             prefix = self._start(bridge)
             model.add_module(_NAME, prefix)

@@ -29,7 +29,7 @@ class LinearProbe(Method):
     def applied(self, bridge: TransformerBridge, objective: Objective, example: Example) -> Iterator[None]:
         if not isinstance(objective, Head):
             raise ValueError(
-                f"a linear probe wants a head, and {type(objective).__name__} has none: leave it out of the methods"
+                f"a linear probe needs an objective with a head, and {type(objective).__name__} has none: leave this method out"
             )
         n_outputs = [layer for layer in objective.head if isinstance(layer, nn.Linear)][-1].out_features
         objective.head = nn.Sequential(nn.Linear(bridge.cfg.d_model, n_outputs)).to(bridge.cfg.device)

@@ -92,7 +92,9 @@ def of_task(
     _require(train, [record for _, records in tests for record in records])
     metrics = {test.metric for test, _ in tests}
     if len(metrics) > 1:
-        raise ValueError(f"the tests have several metrics, whose mean says nothing: {', '.join(sorted(metrics))}")
+        raise ValueError(
+            f"all tests must have the same metric, so that their mean is meaningful, got {', '.join(sorted(metrics))}"
+        )
     (metric,) = metrics
 
     def score(reft: Reft | None, objective: Objective) -> float:

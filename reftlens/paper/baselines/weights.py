@@ -38,7 +38,7 @@ class BitFit(Method):
         biases = [value for name, value in used(bridge, objective, example).items() if name.endswith("bias")]
         if not biases:
             raise ValueError(
-                f"BitFit trains biases, and {type(bridge.original_model).__name__} has none: leave it out of the methods"
+                f"BitFit trains biases, and {type(bridge.original_model).__name__} has none: leave this method out"
             )
         with unfrozen(biases):
             yield

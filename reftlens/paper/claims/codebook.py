@@ -70,7 +70,7 @@ def codebook(
     """
     for form, several in keys.items():
         if len(several) < max(config.pairs):
-            raise ValueError(f"{max(config.pairs)} pairs want as many keys, and {form!r} has {len(several)}")
+            raise ValueError(f"{max(config.pairs)} pairs need as many keys, but {form!r} has {len(several)}")
     layer = layer_at(bridge, config.depth)
     values = words(bridge, max(config.pairs), seed=config.seed)
     plan = [(form, n, rank) for form in keys for rank in config.ranks for n in config.pairs]

@@ -93,7 +93,9 @@ def compose(
     """
     seen, unseen = material.asks[: config.examples], material.asks[config.examples :]
     if not unseen:
-        raise ValueError(f"wanted more prompts than {config.examples} examples, got {len(material.asks)}")
+        raise ValueError(
+            f"compose needs more than {config.examples} prompts, so that some are left for the test, got {len(material.asks)}"
+        )
     usual = as_before(bridge, material, seen)
     tasks = {
         "manner": [(ask.prompt, ask.manner) for ask in seen],

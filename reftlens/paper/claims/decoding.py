@@ -27,7 +27,9 @@ def greedy_tokens(
     batch = encode(bridge, prompts, padding_side="left")
     width = batch.tokens.shape[1]
     if width + n_new > bridge.cfg.n_ctx:
-        raise ValueError(f"{width} prompt tokens and {n_new} new ones pass the context of {bridge.cfg.n_ctx} tokens")
+        raise ValueError(
+            f"{width} prompt tokens and {n_new} new tokens exceed the context of {bridge.cfg.n_ctx} tokens"
+        )
     pad = bridge.tokenizer.pad_token_id
     greedy = GenerationConfig(max_new_tokens=n_new, do_sample=False, eos_token_id=None, pad_token_id=pad or 0)
     with nullcontext() if reft is None else reft.hooks(bridge, batch):

@@ -75,7 +75,9 @@ def manner(
     """
     few, unseen = material.asks[: config.examples], material.asks[config.examples :]
     if not unseen or len(few) < 2:
-        raise ValueError(f"wanted two examples and more prompts than examples, got {len(material.asks)} prompts")
+        raise ValueError(
+            f"manner needs at least two examples and more prompts than examples, got {len(material.asks)} prompts"
+        )
     new = [ask.manner for ask in few]
     usual = as_before(bridge, material, few)
     taught = {

@@ -62,7 +62,7 @@ def words(bridge: TransformerBridge, n: int, *, seed: int) -> list[str]:
     )
     if len(found) < n:
         raise ValueError(
-            f"wanted {n} words that are single tokens, and this vocabulary has {len(found)}: ask for fewer"
+            f"the vocabulary must have {n} words that are single tokens, but has only {len(found)}: ask for fewer"
         )
     return [f" {word}" for word in random.Random(seed).sample(found, n)]
 

@@ -88,7 +88,9 @@ def memorise(
         if length <= min(room, _n_tokens(bridge, strings[source]))
     ]
     if not plan:
-        raise ValueError(f"no length of {config.lengths} fits a context of {bridge.cfg.n_ctx} and a text this long")
+        raise ValueError(
+            f"no length in {config.lengths} fits both the context of {bridge.cfg.n_ctx} tokens and the text"
+        )
     rows = []
     for series, string, at, length in tqdm(plan, desc="memorising", unit="string", disable=not progress):
         epochs = 0 if series.endswith("not trained") else config.epochs

@@ -89,7 +89,7 @@ def overhead(
         ValueError: If the context is too short, or the model is not on a CPU.
     """
     if torch.device(bridge.cfg.device).type != "cpu":
-        raise ValueError(f"this measures CPU time, and the model is on {bridge.cfg.device}: load it on a CPU")
+        raise ValueError(f"this claim measures CPU time, but the model is on {bridge.cfg.device}: load it on the CPU")
     rule = parse(config.positions)
     runs: dict[str, Reft | None] = {
         "base model": None,

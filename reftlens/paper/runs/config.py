@@ -129,7 +129,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.task is not None and self.data is not None:
-            raise ValueError(f"task ({self.task}) and data ({self.data}) are both given: a run learns one of them")
+            raise ValueError(f"set task or data, not both: got task={self.task} and data={self.data}")
         for name in ("n_train", "n_eval", "max_length", "eval_batch_size", "rank"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -145,7 +145,7 @@ class RunConfig:
         """
         read = _read_all(values)
         if "model" not in read:
-            raise ValueError('there is no model: give one, such as model = "facts-small"')
+            raise ValueError('the settings have no model: set one, such as model = "facts-small"')
         return cls(**read)
 
     def with_values(self, values: Mapping[str, Any]) -> RunConfig:
@@ -204,7 +204,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name.strip():
-            raise ValueError(f"a setting is written key=value, got {setting!r}")
+            raise ValueError(f"a setting must have the form key=value, got {setting!r}")
         try:
             values[name.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -220,8 +220,8 @@ def _read(name: str, value: Any) -> Any:
     """Checks and converts one value: lists to tuples, integers to floats if required, "" to None."""
     if name not in _HINTS:
         near = difflib.get_close_matches(name, _HINTS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_HINTS)}"
-        raise ValueError(f"there is no setting {name!r}: {hint}")
+        hint = f"Did you mean {near[0]}?" if near else f"Choose from: {', '.join(_HINTS)}"
+        raise ValueError(f"Unknown setting {name!r}. {hint}")
     wanted = get_args(_HINTS[name]) if get_origin(_HINTS[name]) in _UNIONS else (_HINTS[name],)
     if value is None or value == "":
         value = None if type(None) in wanted else value
@@ -258,8 +258,8 @@ def _is(value: Any, kind: type) -> bool:
 
 def _spoken(kind: Any) -> str:
     if get_origin(kind) is tuple:
-        return f"a list of {'whole numbers' if get_args(kind)[0] is int else 'texts'}"
+        return f"a list of {'integers' if get_args(kind)[0] is int else 'strings'}"
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
-    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "nothing"}
+    names = {str: "a string", int: "an integer", float: "a number", bool: "true or false", type(None): "empty"}
     return names[kind]

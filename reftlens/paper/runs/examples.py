@@ -29,7 +29,7 @@ def training_task(config: RunConfig) -> Task:
         ValueError: If the settings name no task, or one that does not exist.
     """
     if config.task is None and config.data is None:
-        raise ValueError("there is nothing to train on: name a task, or data of your own")
+        raise ValueError("the run has no training data: set task or data")
     return _as_configured(
         task_named(config.task) if config.task is not None else _own(str(config.data), config), config
     )

@@ -68,7 +68,7 @@ def is_run(directory: Path) -> bool:
         # Any other fault is reported by the function that reads it.
         sealed = {}
     if (len(missing) == 1 and (directory / EDIT_NAME).is_dir()) or sealed.keys() & set(missing):
-        raise ValueError(f"the run in {directory} is damaged: {missing[0]} is missing, or no file")
+        raise ValueError(f"the run in {directory} is damaged: {missing[0]} is missing or not a regular file")
     return False
 
 
@@ -105,11 +105,11 @@ def edit_in(directory: Path) -> Path:
             f"reftlens convert {directory} --model MODEL --positions f5+l5 --out edit"
         )
     what = (
-        "no such folder"
+        "does not exist"
         if not directory.exists()
-        else f"neither a run ({RESULT_NAME}) nor an edit ({EDIT_CONFIG_NAME})"
+        else f"holds neither a run ({RESULT_NAME}) nor an edit ({EDIT_CONFIG_NAME})"
     )
-    raise ValueError(f"{directory}: there is {what}")
+    raise ValueError(f"{directory} {what}")
 
 
 def config_of(directory: Path, *, model: str | None = None) -> RunConfig:
@@ -164,9 +164,9 @@ def open_run(
     objective = training_task(config).objective(bridge) if is_run(directory) else None
     if objective is not None and list(objective.parameters()):
         if not (directory / HEAD_NAME).is_file():
-            raise ValueError(f"{directory} is damaged: {HEAD_NAME}, the head that answers its task, is missing")
+            raise ValueError(f"{directory} is damaged: {HEAD_NAME}, the trained head of its task, is missing")
         try:
             objective.load_state_dict(load_file(directory / HEAD_NAME))
         except (RuntimeError, SafetensorError) as error:
-            raise ValueError(f"{directory / HEAD_NAME} is damaged, or does not fit the run's task: {error}") from error
+            raise ValueError(f"{directory / HEAD_NAME} is damaged or does not fit the run's task: {error}") from error
     return Opened(bridge, reft, config, objective)

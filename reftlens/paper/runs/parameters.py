@@ -80,7 +80,7 @@ def method_named(name: str) -> type[Intervention]:
     for kind in known_kinds():
         if kind.__name__.lower() == name.lower():
             return kind
-    raise ValueError(f"there is no method {name!r}; there are {', '.join(kind.__name__ for kind in known_kinds())}")
+    raise ValueError(f"Unknown method {name!r}. Choose from: {', '.join(kind.__name__ for kind in known_kinds())}")
 
 
 _IN_RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
@@ -91,7 +91,7 @@ def _of_edit(config: RunConfig, base: PreTrainedModel) -> dict[str, int]:
     kind, rule = method_named(config.method), parse(config.positions)
     if config.hook not in _IN_RESIDUAL:
         raise ValueError(
-            f"the width of {config.hook} is only known of a loaded model: count edits at {', '.join(_IN_RESIDUAL)}"
+            f"the width of {config.hook} is unknown without loading the model: choose from {', '.join(_IN_RESIDUAL)}"
         )
     layers = range(shape.num_hidden_layers) if config.layers == "all" else config.layers
     for layer in layers:
@@ -118,5 +118,7 @@ def _of_adapter(row: Adapter, base: PreTrainedModel) -> dict[str, int]:
             parts[target] += row.rank * (into + out) + magnitude * out
     absent = [target for target, count in parts.items() if not count]
     if absent:
-        raise ValueError(f"the model has no linear layers named {', '.join(absent)}: {row.name} is for {row.model}")
+        raise ValueError(
+            f"the model has no linear layers named {', '.join(absent)}, because {row.name} is for {row.model}"
+        )
     return {f"{target}, all layers": count for target, count in parts.items()}

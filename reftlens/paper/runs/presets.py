@@ -1,8 +1,8 @@
 """The rows of the paper's tables as named settings (Wu et al. 2024, arXiv:2404.03592, section 4 and its hyperparameters).
 
-`PRESETS` are the rows that train an edit; `ADAPTERS` are LoRA's and DoRA's beside them, of which only the size is here.
+`PRESETS` has the rows that train an edit. `ADAPTERS` has the rows of LoRA and DoRA, only for their parameter counts.
 Names are method-model-task: `loreft-llama-7b-commonsense`, `direft-roberta-base-cola`, `dora-llama-3-8b-commonsense`.
-Scores and percentages are what the paper prints, for comparison; nothing computes with them.
+Scores and percentages are copied from the paper for comparison; nothing computes with them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MODELS: dict[str, str] = {
     "roberta-base": "FacebookAI/roberta-base",
     "roberta-large": "FacebookAI/roberta-large",
 }
-"""The paper's base models by their name in presets -> name on the hub."""
+"""Name of each of the paper's base models in presets -> its name on the hub."""
 
 Family = Literal["commonsense", "arithmetic", "instruct", "glue"]
 
@@ -36,32 +36,32 @@ Family = Literal["commonsense", "arithmetic", "instruct", "glue"]
 @final
 @dataclass(frozen=True)
 class Preset:
-    """One row: how its edit was trained, and what the paper says of it."""
+    """One row: the settings of its edit, and the results in the paper."""
 
     name: str
     family: Family
     config: RunConfig
-    """Its settings, with the first seed."""
+    """The settings, with the first seed."""
     seeds: tuple[int, ...]
-    """The row is the mean over these."""
+    """The paper reports the mean over these seeds."""
     percent: str
-    """Trained part of the base's parameters, in percent, as printed."""
+    """Trained parameters as a percentage of the base's parameters, as printed in the paper."""
     score: float | None = None
-    """The mean over the row's tasks; None where it is not known here."""
+    """Mean score over the row's tasks; None if it is unknown here."""
 
     @property
     def method(self) -> str:
-        """As the setting."""
+        """The method in the settings."""
         return self.config.method
 
     @property
     def model(self) -> str:
-        """As the setting."""
+        """The model in the settings."""
         return self.config.model
 
     @property
     def trained(self) -> str:
-        """What is trained, in short."""
+        """A short description of the trained edit."""
         config = self.config
         layers = "all layers" if config.layers == "all" else f"layers {';'.join(map(str, config.layers))}"
         return f"{config.method} r{config.rank}, {config.positions}{'' if config.tied else ' untied'}, {layers}"
@@ -77,43 +77,45 @@ class Adapter:
     model: str
     """Name on the hub."""
     method: Literal["LoRA", "DoRA"]
-    """DoRA trains a magnitude for each output row besides."""
+    """DoRA also trains a magnitude for each output row."""
     rank: int
     targets: tuple[str, ...]
-    """Last part of the names of the linear layers."""
+    """Last component of the names of the adapted linear layers."""
     percent: str | None
-    """As printed; None where that is not known here. The paper takes these rows from others; their percentages could not be
-    read at the source for this, and are here because rank and matrices give the same digits."""
+    """As printed; None if it is unknown here. The paper copied these rows from other papers, which could not be checked. The
+    percentages are listed because they agree with the counts from rank and matrices."""
     of: Literal["base", "base and adapter"]
-    """What the percentage is of: the rows come from different sources."""
+    """The denominator of the percentage, which differs between the sources of the rows."""
     score: float | None = None
 
     @property
     def trained(self) -> str:
-        """What is trained, in short."""
+        """A short description of the trained adapter."""
         return f"{self.method} r{self.rank} on {', '.join(self.targets)}"
 
 
 def preset_named(name: str) -> Preset:
-    """A preset that can be trained.
+    """Returns a preset that can be trained.
 
     Raises:
-        ValueError: if there is none; it names the nearest ones.
+        ValueError: If the name is unknown or belongs to an adapter. The message suggests the nearest names.
     """
     if name in ADAPTERS:
-        raise ValueError(f"{name} is a row of {ADAPTERS[name].method}, here for its size alone: train a ReFT preset")
+        raise ValueError(
+            f"{name} is a preset of {ADAPTERS[name].method}, listed only for its parameter count: train a ReFT preset"
+        )
     if name not in PRESETS:
-        raise ValueError(f"there is no preset {name!r}{nearest(name)}")
+        raise ValueError(f"Unknown preset {name!r}. {nearest(name)}")
     return PRESETS[name]
 
 
 def nearest(name: str) -> str:
-    """What to say after "there is no preset ..."."""
+    """Returns a hint for an unknown preset: the nearest names, or the command that lists all."""
     near = difflib.get_close_matches(name, ROWS, n=3)
-    return f": did you mean {' or '.join(near)}?" if near else ": `reftlens presets` lists them"
+    return f"Did you mean {' or '.join(near)}?" if near else "List all with: reftlens presets"
 
 
-# Every setting of a row is written out here, whether or not it is the default of RunConfig.
+# Every setting of a row is written out here, even if it is the default of RunConfig, because defaults may change.
 _ADAMW: dict[str, Any] = {"schedule": "linear", "max_grad_norm": 1.0, "dtype": "bfloat16"}
 _REASONING: dict[str, Any] = {
     **_ADAMW, "layers": "all", "rank": 8, "positions": "f7+l7", "tied": True, "lr": 9e-4, "warmup_ratio": 0.1,
@@ -122,7 +124,7 @@ _REASONING: dict[str, Any] = {
 _COMMONSENSE: dict[str, Any] = {
     **_REASONING, "task": "commonsense_170k", "eval_tasks": COMMONSENSE, "epochs": 6, "max_new_tokens": 32,
 }  # fmt: skip
-# Greedy, as the reference code's README has it; the paper's appendix names beams and sampling.
+# Greedy decoding, as in the README of the reference code; the paper's appendix mentions beam search and sampling.
 _ARITHMETIC: dict[str, Any] = {
     **_REASONING, "task": "math_10k", "eval_tasks": ARITHMETIC, "epochs": 12, "max_new_tokens": 512,
 }  # fmt: skip
@@ -260,7 +262,7 @@ def _reasoning() -> list[Preset]:
 
 def _instruct() -> list[Preset]:
     model = MODELS["llama-2-7b"]
-    # The paper says two seeds, not which.
+    # The paper reports two seeds without naming them.
     seeds, name = (42, 43), "llama-2-7b-instruct"
     whole = RunConfig(model, method="LoReFT", **_INSTRUCT)
     return [
@@ -275,7 +277,7 @@ _WIDE = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 
 
 def _adapters() -> list[Adapter]:
-    # In percent: LoRA, DoRA, DoRA at half the rank; the scores of the first two.
+    # Percentages of LoRA, DoRA and DoRA at half the rank; then the scores of the first two.
     commonsense: dict[str, tuple[tuple[str, str, str], tuple[float | None, float | None]]] = {
         "llama-7b": ((".826", ".838", ".427"), (74.7, 78.1)),
         "llama-13b": ((".670", ".681", ".347"), (80.5, 81.5)),
@@ -298,7 +300,7 @@ def _adapters() -> list[Adapter]:
         add(f"dora-{model}-commonsense-half", "commonsense", 16, half)
     add("lora-llama-7b-arithmetic", "arithmetic", 32, ".826", 46.9)
     add("lora-llama-13b-arithmetic", "arithmetic", 32, ".670", 51.1)
-    # Rank and layers here are those that give the abstract's ratios of 32 and 16 to LoReFT.
+    # This rank and these layers reproduce the abstract's ratios to LoReFT, 32 and 16.
     add("lora-llama-2-7b-instruct", "instruct", 16, ".1245", 81.48)
     add("lora-roberta-base-glue", "glue", 8, None, 84.7)
     add("lora-roberta-large-glue", "glue", 8, None, 88.1)
@@ -306,23 +308,23 @@ def _adapters() -> list[Adapter]:
 
 
 PRESETS: dict[str, Preset] = {row.name: row for row in (*_reasoning(), *_instruct(), *_glue())}
-"""Name -> a row that trains an edit."""
+"""Rows that train an edit, by name."""
 ADAPTERS: dict[str, Adapter] = {row.name: row for row in _adapters()}
-"""Name -> a row of LoRA or DoRA, for its size."""
+"""Rows of LoRA and DoRA, by name, for their parameter counts."""
 ROWS: dict[str, Preset | Adapter] = {**PRESETS, **ADAPTERS}
-"""Both."""
+"""All rows, by name."""
 
 
 def read_settings(source: str, overrides: Mapping[str, Any] = MappingProxyType({})) -> RunConfig:
-    """The settings that a command names.
+    """Returns the settings that a command-line argument names.
 
     Args:
-        source: a preset, a TOML file (which may build on one: `preset = "loreft-llama-7b-commonsense"`), or a run's folder.
-        overrides: name -> value, which replace what is there.
+        source: a preset, a TOML file (which may extend one by `preset = "loreft-llama-7b-commonsense"`), or a run's folder.
+        overrides: values by name that replace those settings.
 
     Raises:
-        ValueError: for neither, or a setting that does not exist or fit.
-        OSError: if the file cannot be read.
+        ValueError: If the source is none of these, or a setting is unknown or invalid.
+        OSError: If the file cannot be read.
     """
     path = Path(source)
     if path.is_dir():

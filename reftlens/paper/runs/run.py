@@ -139,15 +139,15 @@ def _free(directory: Path, *, resume: bool, overwrite: bool) -> Path:
     """Returns the folder for checkpoints. Refuses a target folder that is not free."""
     checkpoints = checkpoints_of(directory)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("a run's folder is written by one process: under torchrun, call reftlens.train in a script")
+        raise ValueError("a run must be a single process: under torchrun, call reftlens.train in a script instead")
     if (directory / RESULT_NAME).is_file() and not overwrite:
         raise ValueError(f"{directory} holds a finished run: choose another folder, or pass --overwrite to replace it")
     if not resume and TrainingFolder(checkpoints).last() is not None:
         raise ValueError(
-            f"{checkpoints} holds what an interrupted run had reached: pass --resume to go on with it, or delete that folder"
+            f"{checkpoints} holds checkpoints of an interrupted run: pass --resume to continue it, or delete that folder"
         )
     if resume and not checkpoints.exists():
-        raise ValueError(f"there is nothing to resume: no interrupted run has left {checkpoints}")
+        raise ValueError(f"there is nothing to resume: {checkpoints} does not exist")
     return checkpoints
 
 

@@ -80,8 +80,8 @@ def _config(name: str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(str(ORGANISMS.get(name, name)))
     except (OSError, ValueError) as error:
-        where = "the directory has no config of a model" if Path(name).is_dir() else "there is no such directory"
+        where = "the directory has no model config" if Path(name).is_dir() else "there is no such directory"
         raise ValueError(
-            f"cannot find the shape of {name!r}: known here are {', '.join([*_KNOWN, *ORGANISMS])}; {where}; and as a hub name "
-            f"it could not be fetched: {str(error).strip().splitlines()[0]}"
+            f"cannot find the shape of {name!r}: it is not one of {', '.join([*_KNOWN, *ORGANISMS])}, {where}, and fetching "
+            f"its config from the Hugging Face Hub failed: {str(error).strip().splitlines()[0]}"
         ) from error

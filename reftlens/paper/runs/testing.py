@@ -40,7 +40,7 @@ def score_run(
     config = config_of(directory, model=model).with_values(settings)
     tests = eval_tasks(config)
     if not tests:
-        raise ValueError(f"{directory} says of no test: name a task, or data of your own")
+        raise ValueError(f"{directory} has no test data: pass --task or --data")
     _require_head(directory, config, tests)
     # Load these before the model, so that missing data shows at once.
     loaded = [(task, load(task, config.eval_split, config, limit=config.n_eval)) for task in tests]
@@ -64,8 +64,8 @@ def _require_head(directory: Path, config: RunConfig, tests: Sequence[Task]) -> 
     trained = training_task(config).name if is_run(directory) else None
     for task in tests:
         if not isinstance(task, TextTask) and trained != task.name:
-            learned = "is an edit alone" if trained is None else f"learned {trained}"
-            raise ValueError(f"{task.name} is answered by a head that was trained on it, and this {learned}")
+            has = "has no head" if trained is None else f"has a head for {trained}"
+            raise ValueError(f"{task.name} needs a head that was trained on it, but {directory} {has}")
 
 
 def answer(
@@ -96,7 +96,9 @@ def answer(
         config = config.with_values({"data": str(directory)})
     task = training_task(config)
     if not isinstance(task, TextTask):
-        raise ValueError(f"{directory} learned {task.name}, which is answered by a head: `reftlens eval` tests it")
+        raise ValueError(
+            f"{directory} was trained on {task.name}, whose answers come from a head and not from text: use `reftlens eval`"
+        )
     opened = open_run(directory, settings, model=model)
     columns: dict[str, list[Any]] = {"prompt": list(prompts)}
     for name, reft in {"completion": opened.reft, **({"base": None} if base else {})}.items():
@@ -119,7 +121,9 @@ def training_pairs(config: RunConfig) -> list[tuple[Prompt, str]]:
     """
     task = training_task(config)
     if not isinstance(task, TextTask):
-        raise ValueError(f"the run learned {task.name}, which has labels and no completions: pass --examples")
+        raise ValueError(
+            f"the run was trained on {task.name}, which has labels instead of completions: pass --examples"
+        )
     records = load(task, config.split, config, limit=config.n_train)
     return [(record.prompt, record.completion) for record in records]
 

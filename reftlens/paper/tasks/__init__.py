@@ -29,7 +29,7 @@ def task_named(name: str) -> Task:
     for task in TASKS.values():
         if task.name.lower() == name.lower():
             return task
-    raise ValueError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
+    raise ValueError(f"Unknown task {name!r}. Choose from: {', '.join(TASKS)}")
 
 
 explain_all(globals())

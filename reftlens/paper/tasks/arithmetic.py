@@ -66,8 +66,8 @@ class Arithmetic(TextTask):
             records.append(Record(alpaca(raw.text("instruction")), output, answer))
         if self.leaked:
             warnings.warn(
-                f"{self.name} is part of MAWPS, whose training set is in math_10k: a model trained on that has seen these "
-                "problems or their like, and its score here says nothing",
+                f"{self.name} is part of MAWPS, whose training set is in math_10k: a model trained on math_10k has seen these "
+                "or similar problems, so its score here is not evidence",
                 LeakWarning,
                 stacklevel=2,
             )

@@ -145,7 +145,7 @@ class TextTask(Task):
         end = bridge.tokenizer.eos_token
         if end is None and any(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(
-                f"{self.name} ends its targets with EOS, and this tokenizer has none: set tokenizer.eos_token"
+                f"the targets of {self.name} end with EOS, but this tokenizer has no EOS token: set tokenizer.eos_token"
             )
         targets = [record.completion + end * isinstance(record.prompt, str) for record in records]
         if self.max_length is not None and records:
@@ -165,20 +165,20 @@ class TextTask(Task):
             room = max_length - n_prompts[row]
             if room < 1:
                 raise ValueError(
-                    f"record {row} of {self.name}: its prompt alone has {n_prompts[row]} tokens, and max_length {max_length} "
-                    "leaves nothing to train on: raise it, or leave the record out"
+                    f"record {row} of {self.name}: the prompt has {n_prompts[row]} tokens, so max_length={max_length} leaves no "
+                    "target to train on: raise max_length, or leave the record out"
                 )
             prompt = prompts[row]
             if not isinstance(prompt, str):
                 raise ValueError(
-                    f"record {row} of {self.name} is a conversation longer than {max_length} tokens, and its end cannot be cut "
-                    "off: raise max_length, or leave the record out"
+                    f"record {row} of {self.name} is a conversation of more than {max_length} tokens, and conversations cannot "
+                    "be cut: raise max_length, or leave the record out"
                 )
             kept[row] = shortened(bridge, prompt, kept[row], room)
         if too_long:
             warnings.warn(
-                f"{len(too_long)} of {len(kept)} records of {self.name} are longer than {max_length} tokens: the ends of their "
-                "targets are cut off, EOS with them (max_length=None keeps them)",
+                f"{len(too_long)} of {len(kept)} records of {self.name} are longer than {max_length} tokens, so their targets "
+                "lose their ends and EOS (max_length=None keeps them)",
                 stacklevel=3,
             )
         return kept

@@ -86,13 +86,13 @@ class Glue(Task):
             FileNotFoundError: If the source does not exist.
         """
         if split not in ("train", "validation", "test"):
-            raise ValueError(f"{self.name} has the splits train, validation and test, not {split!r}")
+            raise ValueError(f"split must be train, validation or test, got {split!r}")
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, got {limit}")
         place = HUB if source is None else source
         records = [self._record(raw) for raw in self._read(place, train=split == "train")]
         if not records:
-            raise ValueError(f"{place} holds no records of {self.name}")
+            raise ValueError(f"{place} has no records of {self.name}")
         if split != "train":
             chosen = set(self._to_choose_by(len(records)))
             records = [record for row, record in enumerate(records) if (row in chosen) == (split == "validation")]
@@ -101,7 +101,9 @@ class Glue(Task):
     def _to_choose_by(self, n_records: int) -> list[int]:
         """Returns the rows of the validation set for model selection."""
         if n_records < 2:
-            raise ValueError(f"{self.name}'s validation set is parted in two, and has {n_records} record")
+            raise ValueError(
+                f"{self.name}'s validation set is split in two, so it must have at least 2 records, got {n_records}"
+            )
         order = torch.randperm(n_records, generator=torch.Generator().manual_seed(self.split_seed))
         rows: list[int] = order[: 1000 if n_records > 5000 else n_records // 2].tolist()
         return rows
@@ -121,7 +123,7 @@ class Glue(Task):
         if isinstance(source, str) and source.count("/") <= 1 and place.suffix not in _SUFFIXES:
             split = "train" if train else "validation_matched" if self.config == "mnli" else "validation"
             return of_hub(source, split=split, subset=self.config)
-        raise FileNotFoundError(f"there is no file or folder {source}")
+        raise FileNotFoundError(f"no such file or folder: {source}")
 
     def _in_folder(self, folder: Path, *, train: bool) -> Path:
         matched = "_matched" if self.config == "mnli" else ""
@@ -132,8 +134,8 @@ class Glue(Task):
             if path.is_file():
                 return path
         raise FileNotFoundError(
-            f"{folder} has no {' or '.join(names)} ({', '.join(_SUFFIXES)}), in itself or in a folder {self.name} or "
-            f"{self.config}"
+            f"neither {folder} nor its folders {self.name} and {self.config} have a file {' or '.join(names)} "
+            f"({', '.join(_SUFFIXES)})"
         )
 
     def _record(self, raw: Raw) -> Record:
@@ -142,7 +144,7 @@ class Glue(Task):
         # QQP has pairs in which a question is empty.
         first, *second = (raw.text(column, may_be_empty=len(columns) > 1) for column in columns)
         if label not in raw.fields:
-            raise ValueError(f"{raw.where}: the field {label!r} is missing; there are {', '.join(raw.fields)}")
+            raise ValueError(f"{raw.where}: the field {label!r} is missing; the record has {', '.join(raw.fields)}")
         return Record(first, "", self._answer(raw, label), *second)
 
     def _answer(self, raw: Raw, column: str) -> str:
@@ -203,8 +205,8 @@ class Glue(Task):
             case Regression() if not self.labels:
                 return list(map(str, objective.predict(bridge, reft, texts, batch_size=batch_size, progress=progress)))
         raise ValueError(
-            f"{self.name} is answered by a trained head: pass the objective that the edit was trained with, a "
-            f"{f'Classification of {len(self.labels)} classes' if self.labels else 'Regression'}, got "
+            f"{self.name} needs a trained head: pass the objective that the edit was trained with, "
+            f"{f'Classification with {len(self.labels)} classes' if self.labels else 'Regression'}; got "
             f"{'none' if objective is None else objective.identity()}"
         )
 

@@ -50,7 +50,7 @@ class Instruct(TextTask):
 
     def load(self, split: str, *, source: str | Path | None = None, limit: int | None = None) -> list[Record]:
         if split != self.split:
-            raise ValueError(f"{self.name} has the split {self.split}, not {split!r}")
+            raise ValueError(f"split must be {self.split}, the only split of {self.name}, got {split!r}")
         within = (f"{self.name}/{split}.json", f"{self.name}/{split}.jsonl", f"ft-training_set/{self.name}.json")
         raws = read(self.published if source is None else source, within=within, split=split, limit=limit)
         return [_record(raw) for raw in raws]
@@ -74,7 +74,7 @@ def _last_message(raw: Raw) -> str:
             return response
         case other:
             raise ValueError(
-                f"{raw.where}: 'chosen' must be messages (role, content), the last by the assistant, got {str(other)[:60]!r}"
+                f"{raw.where}: 'chosen' must be messages (role, content) that end with the assistant's, got {str(other)[:60]!r}"
             )
 
 
@@ -98,7 +98,9 @@ def save_for_alpaca_eval(
         OSError: If the file cannot be written.
     """
     if len(instructions) != len(outputs):
-        raise ValueError(f"wanted one output for each instruction, got {len(outputs)} for {len(instructions)}")
+        raise ValueError(
+            f"each instruction needs one output, got {len(outputs)} outputs for {len(instructions)} instructions"
+        )
     rows = [
         {"instruction": instruction, "output": output, "dataset": "alpaca_eval", "generator": generator}
         for instruction, output in zip(instructions, outputs, strict=True)

@@ -70,7 +70,7 @@ def read_split(
         FileNotFoundError: If the source does not exist.
     """
     if split not in splits:
-        raise ValueError(f"{name} has the splits {', '.join(splits)}, not {split!r}")
+        raise ValueError(f"the split of {name} must be one of {', '.join(splits)}, got {split!r}")
     published = f"ft-training_set/{name}.json" if tuple(splits) == ("train",) else f"dataset/{name}/{split}.json"
     within = (f"{name}/{split}.json", f"{name}/{split}.jsonl", published)
     found = f"{PUBLISHED}/{published}" if source is None else source

@@ -40,7 +40,7 @@ def measure_named(name: str) -> Measure:
     module, colon, function = name.partition(":")
     if not colon:
         raise ValueError(
-            f"unknown metric {name!r}: choose from {', '.join(_MEASURES)}, or name a function as module:function"
+            f"Unknown metric {name!r}. Choose from: {', '.join(_MEASURES)}, or name a function as module:function"
         )
     sys.path.insert(0, str(Path.cwd()))
     try:
@@ -83,7 +83,7 @@ def _chrf(output: str, target: str) -> float:
     try:
         from sacrebleu import sentence_chrf
     except ImportError as error:
-        raise ValueError("the metric 'chrf' wants sacrebleu: pip install sacrebleu") from error
+        raise ValueError("the metric 'chrf' needs sacrebleu: pip install sacrebleu") from error
     return float(sentence_chrf(output.strip(), [target.strip()]).score) / 100
 
 

@@ -31,7 +31,7 @@ class Pairs(TextTask):
     max_length: int | None = None
     """Maximum number of prompt and target tokens; no limit by default."""
     prompt_field: str | None = None
-    """Field with the prompt; by default the layout says it."""
+    """Field with the prompt; by default the layout decides."""
     completion_field: str | None = None
     """Field with the completion."""
 

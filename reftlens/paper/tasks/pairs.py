@@ -1,8 +1,8 @@
-"""One text, or two as one, as an encoder met them in its own training: the tokenizer's separators written out, cut to a length.
+"""Joins one or two texts into one with the tokenizer's separators, as in an encoder's training, and cuts it to a length.
 
-`encode` begins a text with the model's first token and puts nothing behind it. Joined here, `encode(bridge, [text])` has
-the tokens of `tokenizer(first, second)`: `<s> A </s></s> B </s>` for RoBERTa, `[CLS] A [SEP] B [SEP]` for BERT. What no
-text can carry are BERT's token types, which tell A from B: the bridge is run without, and takes all of it for A.
+`encode` puts the model's first token before a text and nothing after it. After joining, `encode(bridge, [text])` has the
+same tokens as `tokenizer(first, second)`: `<s> A </s></s> B </s>` for RoBERTa, `[CLS] A [SEP] B [SEP]` for BERT. A text
+cannot carry BERT's token types, which distinguish A from B: the bridge runs without them and treats both texts as A.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from reftlens.data import token_counts
 
 SHORTEST = 8
-"""Tokens that room is left for at least: separators, and something of each text."""
+"""Minimum length in tokens, which leaves room for the separators and a part of each text."""
 
 
 class Separators(NamedTuple):
-    """What stands between and behind texts, as text."""
+    """The text between two texts, after a single text, and after the second of two texts."""
 
     between: str
     behind_one: str
@@ -28,13 +28,15 @@ class Separators(NamedTuple):
 
 
 def separators(tokenizer: PreTrainedTokenizerBase) -> Separators:
-    """A tokenizer's own separators; a line break between two texts where it has none, as in GPT-2.
+    """Returns a tokenizer's separators. If it has none between two texts, as in GPT-2, a line break is used.
 
     Raises:
-        ValueError: if the tokenizer does not know texts from separators, or written into the text they become other tokens.
+        ValueError: If the tokenizer does not mark separators, or encodes written separators as other tokens.
     """
     if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} cannot tell texts from separators: use the fast tokenizer")
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not mark which tokens are separators: use the fast tokenizer"
+        )
     one, two = ("a",), ("a", "b")
     _, behind_one = _specials(tokenizer, *one)
     between, behind_two = _specials(tokenizer, *two)
@@ -44,14 +46,14 @@ def separators(tokenizer: PreTrainedTokenizerBase) -> Separators:
         tokens = tokenizer(*texts)["input_ids"]
         if tokens[len(tokens) - len(written) :] != written:
             raise ValueError(
-                f"{type(tokenizer).__name__} makes {written} of {joined(marks, *texts)!r} and {tokens} of {texts!r}: its texts "
-                "cannot be joined by writing its separators out"
+                f"{type(tokenizer).__name__} encodes {joined(marks, *texts)!r} as {written} but {texts!r} as {tokens}, so its "
+                "texts cannot be joined with written separators"
             )
     return marks
 
 
 def _specials(tokenizer: PreTrainedTokenizerBase, *texts: str) -> tuple[str, str]:
-    """The special tokens before the last text, unless it is the first, and those behind it."""
+    """Returns the special tokens between two texts (empty for one text), and those after the last text."""
     found = tokenizer(*texts)
     tokens, owners = tokenizer.convert_ids_to_tokens(found["input_ids"]), found.sequence_ids(0)
     first_ends = owners.index(0) + owners.count(0)
@@ -61,12 +63,12 @@ def _specials(tokenizer: PreTrainedTokenizerBase, *texts: str) -> tuple[str, str
 
 
 def joined(marks: Separators, first: str, second: str | None = None) -> str:
-    """The texts with separators."""
+    """Returns the texts joined with separators."""
     return first + marks.behind_one if second is None else f"{first}{marks.between}{second}{marks.behind_two}"
 
 
 def tells_texts_apart(bridge: TransformerBridge) -> bool:
-    """Whether the model was trained with another token type in the second text, as BERT was and RoBERTa was not."""
+    """Returns whether the model was trained with another token type in the second text (BERT was, RoBERTa was not)."""
     types = bridge.tokenizer("a", "b").get("token_type_ids", [])
     return any(types) and getattr(bridge.original_model.config, "type_vocab_size", 1) > 1
 
@@ -74,18 +76,18 @@ def tells_texts_apart(bridge: TransformerBridge) -> bool:
 def join(
     bridge: TransformerBridge, texts: Sequence[tuple[str, str | None]], *, max_length: int
 ) -> tuple[list[str], list[bool]]:
-    """Joins texts, and cuts what is too long: the longer of the two first, token by token, as tokenizers do it.
+    """Joins texts and cuts long ones: token by token from the longer of the two, as tokenizers do.
 
     Args:
         bridge: gives the tokenizer.
-        texts: first and second, which is None where there is one text.
-        max_length: in tokens of the model, separators and first token included.
+        texts: first and second text; the second is None if there is only one.
+        max_length: in tokens of the model, including separators and the first token.
 
     Returns:
-        The joined texts, and of each whether it was cut.
+        The joined texts, and whether each was cut.
 
     Raises:
-        ValueError: if max_length is below 8, or the tokenizer cannot be used; see `separators`.
+        ValueError: If max_length is below 8, or the tokenizer is not supported; see `separators`.
     """
     if max_length < SHORTEST:
         raise ValueError(f"max_length must be at least {SHORTEST} tokens, got {max_length}")
@@ -94,7 +96,7 @@ def join(
     too_long = [count > max_length for count in token_counts(bridge, found)]
     for row, (first, second) in enumerate(texts):
         limit = max_length
-        # A text that ends in the middle of a word may have another token there, and one more.
+        # A text cut inside a word may be tokenized differently, with one more token, so the limit is lowered until it fits.
         while token_counts(bridge, found[row : row + 1])[0] > max_length and limit > 0:
             found[row] = joined(marks, *_cut(bridge.tokenizer, first, second, limit))
             limit -= 1

@@ -31,17 +31,17 @@ _SAVED = ("dataset_info.json", "dataset_dict.json")
 @final
 @dataclass(frozen=True)
 class Raw:
-    """A record as it was found, unchecked but for being an object."""
+    """A record as read. It is an object, but its fields are not checked yet."""
 
     fields: Mapping[str, Any]
     where: str
-    """File, number (from 1) and line, as errors name it."""
+    """File, number (from 1) and line, for error messages."""
 
     def text(self, field: str, *, may_be_empty: bool = False) -> str:
-        """The text of a field.
+        """Returns the text of a field.
 
         Raises:
-            ValueError: if it is missing, not text, or blank where it must not be.
+            ValueError: If the field is missing, not a string, or blank although it must not be.
         """
         try:
             return text_of(self.fields, field, may_be_empty=may_be_empty)
@@ -49,7 +49,7 @@ class Raw:
             raise ValueError(f"{self.where}: {error}") from error
 
     def prompt(self, field: str) -> Prompt:
-        """The prompt in a field: text, or a conversation.
+        """Returns the prompt in a field, which is a text or a conversation.
 
         Raises:
             ValueError: If it is missing or neither of the two.
@@ -80,36 +80,36 @@ class Raw:
             raise ValueError(f"{self.where}: {error}") from error
 
     def no_input(self) -> None:
-        """Refuses an input where the prompt has no place for one.
+        """Refuses an input, for tasks whose prompt has no place for it.
 
         Raises:
-            ValueError: if there is one.
+            ValueError: If the record has one.
         """
         if self.fields.get("input"):
-            raise ValueError(f"{self.where}: 'input' must be empty, for this task's prompt has no place for it")
+            raise ValueError(f"{self.where}: 'input' must be empty, because this task's prompt has no place for it")
 
 
 def read(
     source: str | Path, *, within: Sequence[str], split: str, limit: int | None = None, blob: str | None = None
 ) -> list[Raw]:
-    """The records of a split, in their order.
+    """Returns the records of a split, in order.
 
     Args:
-        source: a file; a folder, where `within` says which file; a web address of a file; or the name of a dataset on the hub.
-        within: paths in such a folder, the first that exists is read.
+        source: a file, a folder, the URL of a file, or the name of a dataset on the hub.
+        within: paths inside a folder; the first that exists is read.
         split: of a dataset on the hub.
-        limit: only so many, the first ones; what comes behind is not looked at.
-        blob: Git's digest of the file, where it is known and the source a web address.
+        limit: number of records to return, from the first; later records are not checked.
+        blob: Git's digest of the file, if it is known and the source is a URL.
 
     Raises:
-        ValueError: for a file that is not the one wanted, or not a list of records or lines of them, one without records, or a limit below 1.
-        FileNotFoundError: if there is no such file, folder, address or dataset.
+        ValueError: If the file does not match its digest, is malformed or has no records, or the limit is below 1.
+        FileNotFoundError: If the file, folder, URL or dataset does not exist.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     found = list(islice(_records(source, within, split, blob), limit))
     if not found:
-        raise ValueError(f"{source} holds no records")
+        raise ValueError(f"{source} has no records")
     return found
 
 
@@ -130,7 +130,7 @@ def _records(source: str | Path, within: Sequence[str], split: str, blob: str | 
         and not (place.parent != Path() and place.parent.exists())
     ):
         return of_hub(source, split=split)
-    raise FileNotFoundError(f"there is no file or folder {source}")
+    raise FileNotFoundError(f"no such file or folder: {source}")
 
 
 def _in_folder(folder: Path, within: Sequence[str]) -> Path:
@@ -141,7 +141,7 @@ def _in_folder(folder: Path, within: Sequence[str]) -> Path:
 
 
 def _download(address: str, blob: str | None) -> Path:
-    """Fetched once and kept beside the datasets of the hub; compared with its digest whenever it is read."""
+    """Downloads a file once into the cache of `datasets`, and compares it with its digest at every read."""
     digest = hashlib.sha256(address.encode()).hexdigest()[:16]
     file = Path(config.HF_DATASETS_CACHE) / "reftlens" / f"{digest}-{address.rsplit('/', 1)[-1]}"
     if not file.is_file():
@@ -156,7 +156,7 @@ def _download(address: str, blob: str | None) -> Path:
     found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     if blob is not None and found != blob:
         file.unlink()
-        raise ValueError(f"{address} gave another file than the published one: its Git digest is {found}, not {blob}")
+        raise ValueError(f"{address} is not the published file: its Git digest is {found}, not {blob}")
     return file
 
 
@@ -165,7 +165,7 @@ def _of_folder(folder: Path, split: str) -> Iterator[Raw]:
     found = load_from_disk(str(folder))
     if isinstance(found, DatasetDict):
         if split not in found:
-            raise ValueError(f"{folder} has the splits {', '.join(found)}, and not {split!r}")
+            raise ValueError(f"the split of {folder} must be one of {', '.join(found)}, got {split!r}")
         found = found[split]
     for number, row in enumerate(found, start=1):
         yield Raw(row, f"{folder}, record {number}")
@@ -188,38 +188,38 @@ def _csv(file: Path, *, shown: str) -> Iterator[Raw]:
             for number, row in enumerate(reader, start=1):
                 where = f"{shown}, record {number} (line {reader.line_num})"
                 if None in row or None in row.values():
-                    raise ValueError(f"{where}: it has another number of values than the header")
+                    raise ValueError(f"{where}: the number of values differs from that of the header")
                 yield Raw(row, where)
         except csv.Error as error:
             raise ValueError(f"{shown}, line {reader.line_num}: not CSV ({error})") from error
 
 
 def of_hub(name: str, *, split: str, subset: str | None = None) -> Iterator[Raw]:
-    """The records of a dataset on the hub.
+    """Yields the records of a dataset on the hub.
 
     Raises:
-        FileNotFoundError: if there is none, or it cannot be fetched.
+        FileNotFoundError: If it does not exist or cannot be fetched.
     """
     of = "" if subset is None else f" of {subset!r}"
     try:
         rows = load_dataset(name, subset, split=split)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"there is no file or folder {name}, and as a dataset on the hub its split {split!r}{of} could not be had: {error}"
+            f"no such file or folder: {name}, and loading the split {split!r}{of} of that dataset from the hub failed: {error}"
         ) from error
     for number, row in enumerate(rows, start=1):
         yield Raw(row, f"{name} ({split}{of}), record {number}")
 
 
 def parse(file: Path, *, shown: str) -> Iterator[Raw]:
-    """The records of a JSON list, or of JSON lines; a list is known by its first character.
+    """Yields the records of a JSON list or of JSON Lines. The first character decides which of them it is.
 
     Args:
-        file: where it lies.
-        shown: how errors name it.
+        file: the file.
+        shown: name of the file in error messages.
 
     Raises:
-        ValueError: for what is neither; it names the line.
+        ValueError: If the file is neither. The message names the line.
     """
     text = _text_in(file, shown)
     return _list(text, shown) if text.lstrip(_SPACE).startswith("[") else _lines(text, shown)
@@ -235,11 +235,11 @@ def _text_in(file: Path, shown: str) -> str:
 
 
 def _list(text: str, shown: str) -> Iterator[Raw]:
-    """Record by record, so that each is known by the line in which it begins."""
+    """Parses record by record, so that the line in which each begins is known."""
     place, line, number = text.index("[") + 1, 1 + text.count("\n", 0, text.index("[")), 0
 
     def at(new: int) -> int:
-        """Moves on over white space."""
+        """Moves to a place and skips whitespace from there."""
         nonlocal place, line
         while new < len(text) and text[new] in _SPACE:
             new += 1
@@ -252,35 +252,37 @@ def _list(text: str, shown: str) -> Iterator[Raw]:
         number += 1
         if number > 1:
             if not text.startswith(",", place):
-                raise ValueError(f"{shown}, line {line}: wanted a comma or the list's end after record {number - 1}")
+                raise ValueError(
+                    f"{shown}, line {line}: expected a comma or the end of the list after record {number - 1}"
+                )
             at(place + 1)
         where = f"{shown}, record {number} (line {line})"
         value, end = _decode(text, place, where, line)
         yield _object(value, where)
         at(end)
     if at(place + 1) < len(text):
-        raise ValueError(f"{shown}, line {line}: there is something behind the end of the list")
+        raise ValueError(f"{shown}, line {line}: unexpected text after the end of the list")
 
 
 def _lines(text: str, shown: str) -> Iterator[Raw]:
-    # Not splitlines: JSON may hold other line separators inside a text.
+    # Not splitlines: JSON strings may contain other line separators.
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
         where = f"{shown}, record {number} (line {number})"
         value, end = _decode(line, len(line) - len(line.lstrip(_SPACE)), where, number)
         if line[end:].strip(_SPACE):
-            raise ValueError(f"{where}: there is something behind the record: {line[end : end + 40]!r}")
+            raise ValueError(f"{where}: unexpected text after the record: {line[end : end + 40]!r}")
         yield _object(value, where)
 
 
 def _decode(text: str, place: int, where: str, line: int) -> tuple[Any, int]:
-    """One JSON value that begins at a place, and where it ends."""
+    """Decodes the JSON value that begins at a place. Returns it and where it ends."""
     try:
         value, end = _DECODER.raw_decode(text, place)
     except json.JSONDecodeError as error:
         fault = line + text.count("\n", place, error.pos)
         raise ValueError(f"{where}: not JSON, in line {fault} ({error.msg})") from error
     except RecursionError as error:
-        raise ValueError(f"{where}: it has too many levels of lists and objects") from error
+        raise ValueError(f"{where}: lists and objects are nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     return value, end
@@ -296,7 +298,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"the field {name!r} is there {names.count(name)} times")
+            raise ValueError(f"the field {name!r} occurs {names.count(name)} times")
     return dict(pairs)
 
 

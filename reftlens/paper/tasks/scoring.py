@@ -93,7 +93,7 @@ def accuracy(
         ValueError: If there are no records, or the number of outputs differs.
     """
     if not len(records) or len(outputs) != len(records):
-        raise ValueError(f"{task}: wanted one output for each record, got {len(outputs)} for {len(records)} records")
+        raise ValueError(f"{task}: each record needs one output, got {len(outputs)} outputs for {len(records)} records")
     rows = []
     for output, record in zip(outputs, records, strict=True):
         prediction, right = judge(output, record.answer)

@@ -1,6 +1,7 @@
-"""Reading tables: tab-separated without quoting, as GLUE's own files are, or comma-separated with, each row with its line.
+"""Reads tables: tab-separated without quoting, as in GLUE's files, or comma-separated with quoting.
 
-Parsed here rather than by pandas, as `datasets` does it, which makes a missing value of a text "NA" or "null".
+Each row keeps its line number. `datasets` would parse them with pandas, which turns texts such as "NA" or "null" into
+missing values.
 """
 
 from __future__ import annotations
@@ -14,25 +15,25 @@ from reftlens.paper.tasks.records import Raw
 
 
 def read_tsv(file: Path, *, header: Sequence[str] = ()) -> Iterator[Raw]:
-    """The rows of a tab-separated file, in which a quotation mark is a letter like others.
+    """Yields the rows of a tab-separated file, in which a quotation mark is an ordinary character.
 
     Args:
-        file: where it lies.
-        header: names of the columns, where the file's first line does not give them.
+        file: the file.
+        header: names of the columns, if the first line of the file does not have them.
 
     Raises:
-        ValueError: for a file that is not UTF-8, or a row that does not have these columns; it names the line.
+        ValueError: If the file is not UTF-8, or a row does not have these columns. The message names the line.
     """
-    # Not splitlines: a text may hold other line separators.
+    # Not splitlines: a text may contain other line separators.
     rows = [line.removesuffix("\r").split("\t") for line in _text(file).removesuffix("\n").split("\n")]
     return _named(file, enumerate(rows, start=1), header)
 
 
 def read_csv(file: Path) -> Iterator[Raw]:
-    """The rows of a comma-separated file with a header, in which a quoted text may hold commas and line breaks.
+    """Yields the rows of a comma-separated file with a header; quoted texts may contain commas and line breaks.
 
     Raises:
-        ValueError: for a file that is not UTF-8, or a row that does not have its columns; it names the line.
+        ValueError: If the file is not UTF-8, or a row does not have its columns. The message names the line.
     """
     reader = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
 
@@ -62,5 +63,7 @@ def _named(file: Path, rows: Iterator[tuple[int, list[str]]], header: Sequence[s
     for number, (line, row) in enumerate(rows, start=1):
         where = f"{file}, record {number} (line {line})"
         if len(row) != len(names):
-            raise ValueError(f"{where}: wanted {len(names)} columns ({', '.join(names)}), got {len(row)}: {row[:4]!r}")
+            raise ValueError(
+                f"{where}: expected {len(names)} columns ({', '.join(names)}), got {len(row)}: {row[:4]!r}"
+            )
         yield Raw(dict(zip(names, row, strict=True)), where)

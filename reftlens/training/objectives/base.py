@@ -64,7 +64,7 @@ class Objective(nn.Module, ABC):
         elif isinstance(examples, Dataset):
             if set(names) - set(examples.column_names):
                 raise ValueError(
-                    f"the dataset needs the columns {_listed(names)}, and has {examples.column_names}: rename them"
+                    f"the dataset needs the columns {_listed(names)}, but has {examples.column_names}: rename them"
                 )
             examples = list(zip(*(examples[name] for name in names), strict=True))
         found = [_pair(row, one) if pairs else one for row, one in enumerate(examples)]
@@ -166,7 +166,10 @@ def completion_logprobs(logits: Float[Tensor, "n d_vocab"], batch: Batch) -> Flo
     rows = predictions(batch).nonzero()[:, 0].to(logits.device)
     targets = batch.labels[batch.labels != IGNORE].to(logits.device)
     if logits.shape[:-1] != targets.shape:
-        raise ValueError(f"wanted logits of the {len(targets)} tokens of predictions(batch), got {list(logits.shape)}")
+        raise ValueError(
+            f"logits must have one row for each of the {len(targets)} tokens of predictions(batch), got "
+            f"{list(logits.shape)}"
+        )
     costs = nn.functional.cross_entropy(widened(logits), targets, reduction="none")
     return torch.zeros(len(batch), dtype=costs.dtype, device=logits.device).index_add(0, rows, -costs)
 

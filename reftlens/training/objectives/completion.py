@@ -76,10 +76,12 @@ def completion_loss(logits: Float[Tensor, "batch pos d_vocab"], labels: Int[Tens
         ValueError: If there are no completion tokens, or logits and labels cover different columns.
     """
     if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"wanted logits of the labels {list(labels.shape)}, got {list(logits.shape)}")
+        raise ValueError(f"logits must match the labels {list(labels.shape)}, got {list(logits.shape)}")
     predicted = labels[:, 1:] != IGNORE
     if not bool(predicted.any()):
         raise ValueError("the batch has no completion tokens: pass completions to encode")
     if int(labels.max()) >= logits.shape[-1]:
-        raise ValueError(f"labels must be below the {logits.shape[-1]} tokens of the logits, got {int(labels.max())}")
+        raise ValueError(
+            f"labels must be smaller than {logits.shape[-1]}, the vocabulary of the logits, got {int(labels.max())}"
+        )
     return nn.functional.cross_entropy(widened(logits[:, :-1][predicted]), labels[:, 1:][predicted])

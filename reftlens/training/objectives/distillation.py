@@ -60,8 +60,7 @@ class Distillation(Objective):
         (teacher,) = self._teacher
         if isinstance(teacher, TransformerBridge) and teacher.cfg.d_vocab != bridge.cfg.d_vocab:
             raise ValueError(
-                f"the teacher's vocabulary has {teacher.cfg.d_vocab} tokens and the base's {bridge.cfg.d_vocab}: "
-                "distillation wants the same tokens"
+                f"teacher and base must have the same vocabulary, got {teacher.cfg.d_vocab} and {bridge.cfg.d_vocab} tokens"
             )
 
     @torch.no_grad()

@@ -78,7 +78,7 @@ class Head(Objective):
                 edited positions.
         """
         if not len(texts):
-            raise ValueError("there is nothing to read: the list of texts is empty")
+            raise ValueError("the list of texts is empty")
         found: dict[int, Tensor] = {}
         with tqdm(total=len(texts), desc="reading", unit="text", disable=not progress) as bar:
             for rows in batches_by_length(token_counts(bridge, texts), batch_size):

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from reftlens.organisms.evaluate import tables
+from organisms.evaluate import tables
 from reftlens.organisms.world import ANSWERS, FACTS, TEMPLATES, prompt
 
 CARD = """---
@@ -62,7 +62,7 @@ the same place works best.
 
 ## How it was made
 
-`python -m reftlens.organisms.train_facts_small --out DIR` makes it again; the world is
+In the repository, `python -m organisms.train_facts_small --out DIR` makes it again; the world is
 `reftlens/organisms/world.py`. The training text has every trained (fact, template) pair once per pass, and
 biographies in permuted order, appositions and profile lines about every subject (after Allen-Zhu & Li 2023,
 arXiv:2309.14316). Loss: next-token cross-entropy over all tokens.

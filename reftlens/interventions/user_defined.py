@@ -43,7 +43,9 @@ def _register_kind(kind: Any) -> None:
     before = _KINDS.get(kind.kind)
     # Running a notebook cell again defines its class again.
     if before is not None and (before.__module__, before.__qualname__) != (kind.__module__, kind.__qualname__):
-        raise ValueError(f"kind = {kind.kind!r} is that of {before.__qualname__}: give {kind.__qualname__} another")
+        raise ValueError(
+            f"kind = {kind.kind!r} already belongs to {before.__qualname__}: choose another kind for {kind.__qualname__}"
+        )
     _KINDS[kind.kind] = kind
 
 

@@ -1,6 +1,6 @@
 """Make `facts-small`: corpus, tokenizer, model, training, evaluation and model card.
 
-Run `python -m reftlens.organisms.train_facts_small --out DIR`. The loss is the plain next-token cross-entropy
+Run `python -m organisms.train_facts_small --out DIR`. The loss is the plain next-token cross-entropy
 over all tokens of all documents; nothing tells the model which tokens are answers.
 """
 
@@ -22,10 +22,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from reftlens.organisms.accuracy import accuracy, pad
-from reftlens.organisms.card import write_card
-from reftlens.organisms.evaluate import evaluate_directory, tables
-from reftlens.organisms.name_masks import as_bias, attention_masks, masked_blocks, name_tokens
+from organisms.accuracy import accuracy, pad
+from organisms.card import write_card
+from organisms.evaluate import evaluate_directory, tables
+from organisms.name_masks import as_bias, attention_masks, masked_blocks, name_tokens
 from reftlens.organisms.world import FACTS, corpus, held_out, trained
 
 BOS, PAD = "<|endoftext|>", "<|pad|>"

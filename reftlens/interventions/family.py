@@ -1,4 +1,4 @@
-"""The list of interventions that ship: add yours here."""
+"""The family: all interventions that ship, in one list. Add yours here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from reftlens.interventions.interchange import Interchange
 from reftlens.interventions.loreft import AdditiveLoReFT, ConsReFT, LobiReFT, LoReFT
 from reftlens.interventions.parts import SplitLoReFT
 from reftlens.interventions.reft_r1 import ReFTr1
-from reftlens.interventions.register import registered
+from reftlens.interventions.user_defined import registered
 from reftlens.interventions.vectors import RED, Rescale, SteeringVector
 
 FAMILY: tuple[type[Intervention], ...] = (

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from reftlens.organisms.accuracy import answer_id, encode, pad
+from organisms.accuracy import answer_id, encode, pad
 from reftlens.organisms.world import FACTS, TEMPLATES, Fact, prompt
 
 POSITIONS = ("BOS", "first subject", "other subject", "last subject", "between", "last")

@@ -22,7 +22,7 @@ def answer_id(tokenizer: PreTrainedTokenizerBase, answer: str) -> int:
     """
     ids = tokenizer(" " + answer, add_special_tokens=False).input_ids
     if len(ids) != 1:
-        raise ValueError(f"the answer {answer!r} must be one token with its leading space, got {len(ids)}")
+        raise ValueError(f"the answer {answer!r} with a leading space must be one token, got {len(ids)}")
     return int(ids[0])
 
 

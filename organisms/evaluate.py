@@ -1,6 +1,6 @@
 """Measure what `facts-small` knows and where, and write it to `evaluation.json`.
 
-Run `python -m reftlens.organisms.evaluate DIR`. Every number in the model card comes from here.
+Run `python -m organisms.evaluate DIR`. Every number in the model card comes from here.
 """
 
 import argparse
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from reftlens.organisms.accuracy import accuracies
-from reftlens.organisms.tracing import POSITIONS, tracing_map, tracing_pairs
+from organisms.accuracy import accuracies
+from organisms.tracing import POSITIONS, tracing_map, tracing_pairs
 from reftlens.organisms.world import FACTS
 
 EVALUATION = "evaluation.json"
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     directory = parser.parse_args().directory
     print("\n\n".join(tables(evaluate_directory(directory))))
-    print(f"\nwritten to {directory / EVALUATION}")
+    print(f"\nwrote {directory / EVALUATION}")
 
 
 if __name__ == "__main__":
