@@ -1,7 +1,7 @@
 """What a dissection costs, in whole passes of its examples.
 
-    python tests/benchmarks/dissection.py                   # an edit of the last token, prompts of up to 18 tokens
-    python tests/benchmarks/dissection.py --repeats 13      # prompts of about 120 tokens
+    python tests/benchmarks/dissection.py                   # an edit of the last token, prompts of up to 17 tokens
+    python tests/benchmarks/dissection.py --repeats 7       # prompts of about 120 tokens
     python tests/benchmarks/dissection.py --positions all   # an edit of every token
 
 The shape of GPT-2 small, random weights, float32, one thread: 32 examples, LoReFT of rank 4 at the output of layers 4 and 8,
