@@ -234,7 +234,9 @@ def test_the_policy_holds_what_escaping_would_miss(browse, requests, opened) -> 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 400])
 def test_nothing_is_cut_or_overlaps_and_the_console_is_empty(width: int, dark: bool, opened) -> None:
-    for page in (page_of_all(), render(report_of("a long harmless text " * 6))):
+    long = " and so on through a long and unremarkable sentence about a tower in a city"
+    prompts = Section("s", maps=(("Long prompts", effect(" The", long, prompts=8)),))
+    for page in (page_of_all(), render(report_of(long * 2)), render(Report("t", "l", (prompts,), {}))):
         browser = opened(page, width=width, dark=dark)
         browser.value("document.querySelectorAll('details').forEach(one => { one.open = true; })")
         assert browser.value("document.documentElement.scrollWidth") <= width
@@ -248,7 +250,7 @@ CUT = """(() => {
   const cut = [];
   for (const one of document.querySelectorAll('body *')) {
     const box = one.getBoundingClientRect();
-    if (!box.width || one.closest('.scroll, .card, select, [hidden]')) continue;
+    if (!box.width || one.closest('.scroll, .card, option, [hidden]')) continue;
     if (box.left < -1 || box.right > document.documentElement.clientWidth + 1) cut.push(one.outerHTML.slice(0, 80));
   }
   for (const text of document.querySelectorAll('svg text')) {

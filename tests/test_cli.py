@@ -379,7 +379,7 @@ def test_params_prints_the_papers_table_without_weights() -> None:
         (["map", "{empty}", "--examples", "nothere"], "no such file or folder: nothere"),
         (["ablate", "{empty}"], "neither a run"),
         (["dissect", "nothere"], "no such file or folder: nothere"),
-        (["dissect", "{empty}", "--part", "wher"], "there is no part 'wher'"),
+        (["dissect", "{empty}", "--part", "wher"], "Unknown part 'wher'"),
         (["dissect", "{empty}", "--preset", "fast"], "preset must be one of quick, standard, full"),
         (["benchmark", "--only", "nothing"], "nothing"),
         (["dissect", "{empty}"], "holds neither a saved edit"),

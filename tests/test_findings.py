@@ -144,6 +144,14 @@ def test_reads_and_writes_are_named_only_beyond_chance() -> None:
     )
 
 
+def test_a_wanted_answer_counts_with_its_corrected_p() -> None:
+    inside = replace(made_readout(), null_high=9.0, null_low=-9.0, watched=((" Ostra", 2.0, 0.001),))
+    found = answer("reads", readouts=(replace(inside, p_all=(0.01,)),))
+    assert found.answer == "Direction 0 of blocks.3.hook_resid_post raises the wanted ' Ostra' directly (+2.0)."
+    assert "p = 0.01 (of all wanted answers and directions)" in found.null
+    assert answer("reads", readouts=(replace(inside, p_all=(0.2,)),)).strength == "not distinguishable"
+
+
 def test_natural_says_when_unedited_ones_are_unusual_too() -> None:
     far = made_manifold()
     found = answer("natural", manifolds=(far,))

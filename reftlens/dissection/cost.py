@@ -68,15 +68,20 @@ def estimate_cost(
     one_cone = _seconds(lambda: runs.logits(edits))
     n = min(len(examples), config.max_examples)
     layers = bridge.cfg.n_layers
+    behind = [layers - boundary_of(bridge, [site.hook_name]) for site in reft.sites]
+    changed = torch.stack([edit.mask for edit in edits]).any(0)
+    first = changed.int().argmax(1)[changed.any(1)].float()
     sizes = Sizes(
         config=config,
         examples=n,
         training=len(examples),
         tokens=batch.tokens.shape[1],
         edited=sum(float(edit.mask.sum()) for edit in edits) / (len(edits) * len(batch)),
+        cone=batch.tokens.shape[1] - (float(first.mean()) if len(first) else 0.0),
         sites=len(reft),
+        depth=sum(behind) / len(behind) / max(1, *behind),
         layers=layers,
-        behind=layers - 1 - boundary_of(bridge, [site.hook_name for site in reft.sites]),
+        behind=max(behind) - 1,
         heads=bridge.cfg.n_heads,
         width=max(intervention.d_model for _, intervention in reft),
     )

@@ -179,20 +179,29 @@ def _identified(agreements: tuple[Agreement, ...]) -> str:
 def _reads(found: Found) -> _Answer | None:
     if not found.readouts and not found.contexts:
         return None
-    writes = max(map(_written, found.readouts), default=None, key=lambda item: item[0])
-    reads = max(map(_read, found.contexts), default=None, key=lambda item: item[0])
-    told = [
-        (item, sentence, chance) for what in (writes, reads) if what is not None for item, sentence, chance in [what]
-    ]
-    beyond = [sentence for item, sentence, _ in told if item > 1]
-    null = " ".join(chance for _, _, chance in told)
-    if not beyond:
-        return _Answer(
-            f"{SAME}no token moves further along a direction, and none is moved further by it, than for random directions.",
-            null,
-            "not distinguishable",
+    strongest = [
+        max(told, key=lambda item: item[0])
+        for told in (
+            [_written(readout) for readout in found.readouts],
+            [_wanted(readout) for readout in found.readouts if readout.p_all],
+            [_read(contexts) for contexts in found.contexts],
         )
+        if told
+    ]
+    null = " ".join(chance for _, _, chance in strongest)
+    beyond = [sentence for ratio, sentence, _ in strongest if ratio > 1]
+    if not beyond:
+        answer = "no token is raised, lowered or read by a direction further than by random directions."
+        return _Answer(f"{SAME}{answer}", null, "not distinguishable")
     return _Answer(" ".join(beyond), null)
+
+
+def _wanted(readout: DirectionReadout) -> tuple[float, str, str]:
+    """The same of the wanted answers: 0.05 / p, corrected for all of them in all directions."""
+    (token, change, _), p = min(zip(readout.watched, readout.p_all, strict=True), key=lambda item: item[1])
+    verb = "raises" if change > 0 else "lowers"
+    sentence = f"Direction {readout.direction} of {readout.where} {verb} the wanted {token!r} directly ({change:+.1f})."
+    return 0.05 / p, sentence, f"The clearest wanted answer has p = {p:.2g} (of all wanted answers and directions)."
 
 
 def _written(readout: DirectionReadout) -> tuple[float, str, str]:

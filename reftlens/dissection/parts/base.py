@@ -109,9 +109,10 @@ def _cost(sizes: Sizes) -> Spent:
     batches = pairs / config.batch_size
     gradients = 2 * sizes.width / min(config.n_pairs, config.batch_size, sizes.examples)
     pathways = _PATHWAYS * (1 + BACKWARD * (1 + PROBES))
-    # The runs of base and sources, and the starting runs of the cones of swaps, pathways and gradients.
-    passes = batches * (3 + 1) + 1
-    cones = batches * (5 + 2 * config.n_random + pathways) + 1 + gradients * BACKWARD
+    # The base runs of all prompts are shared by the swaps; the graph of the gradients starts from one more.
+    passes = batches + 2
+    # An interchange acts at the last token only, and the edit may act from an earlier one on.
+    cones = (batches * (5 + 2 * config.n_random + pathways) + 1 + gradients * BACKWARD) / sizes.cone
     return Spent(sizes.sites * passes, sizes.sites * cones, bytes_held=8 * 2 * sizes.width**2)
 
 

@@ -37,7 +37,11 @@ class Sizes:
     """Number of tokens of a prompt."""
     edited: float
     """Number of tokens of a prompt that a site edits, averaged over sites."""
+    cone: float
+    """Number of tokens of a prompt from the first edited one on."""
     sites: int
+    depth: float
+    """Layers from a site on, averaged over sites, as a fraction of those from the first site on."""
     layers: int
     behind: int
     """Number of layers behind the first site."""

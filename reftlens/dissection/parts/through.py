@@ -126,7 +126,7 @@ def _draw_paths(found: Found) -> Section | None:
 
 def _cost_through(sizes: Sizes) -> Spent:
     # A component of layer l costs the layers from l on; one at a single token about half the tokens as well.
-    of_one_a_layer = (sizes.behind + 1) ** 2 / (2 * sizes.layers)
+    of_one_a_layer = sizes.behind * (sizes.behind + 1) / (2 * sizes.layers)
     cells = of_one_a_layer * (sizes.heads + sizes.tokens / 2)
     return Spent(sizes.mapped * (8 + 2 * cells))
 

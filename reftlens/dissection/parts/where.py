@@ -91,13 +91,13 @@ def _draw_spread(found: Found) -> Section | None:
 
 def _cost_effect(sizes: Sizes) -> Spent:
     cells = sizes.sites * sizes.edited
-    # Cells of later tokens run on fewer tokens: about half of the edit's cone.
-    return Spent(sizes.mapped, sizes.mapped * (1 + _N_CONTROL) * (1 + cells / 2))
+    # Cells of later tokens run on fewer tokens, about half of the edit's cone, and those of later sites on fewer layers.
+    return Spent(sizes.mapped, sizes.mapped * (1 + _N_CONTROL) * (1 + cells * sizes.depth / 2))
 
 
 def _cost_sites(sizes: Sizes) -> Spent:
     sets = 2**sizes.sites if sizes.sites <= 12 else 200 * sizes.sites
-    return Spent(sizes.mapped, sizes.mapped * (sets + _N_CONTROL * sizes.sites))
+    return Spent(sizes.mapped, sizes.mapped * (sets + _N_CONTROL * sizes.sites) * sizes.depth)
 
 
 WHERE = Part(
