@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import torch
 from torch import nn
 
+import reftlens as rl
+from reftlens.cone.shared import shared
 from reftlens.paper.baselines import PeakMemory
 
 MIB = 2**20
+PROMPTS = ["The " + " ".join(words) for words in permutations(("tower", "weaver", "city", "mill", "river"))]
+"""All of one length."""
 
 
 def mebibytes(n: int) -> torch.Tensor:
@@ -38,3 +44,17 @@ def test_a_step_of_training_takes_gradients_and_two_moments() -> None:
         optimiser.step()
     # And what AdamW puts down in between, two of the same size at most.
     assert 3 * MIB <= memory.peak <= 5 * MIB
+
+
+def test_more_prompts_take_no_more_memory(gpt2, make_reft) -> None:
+    """Base runs are kept up to a limit, and the prompts go through in groups."""
+    reft = make_reft(positions="l1")
+
+    def peak(n: int) -> int:
+        examples = [(prompt, " Ostra") for prompt in PROMPTS[:n]]
+        with PeakMemory() as memory, shared(gpt2, memory_bytes=2**12):
+            rl.analysis.dose(gpt2, reft, examples, kept=PROMPTS[-n:], alphas=(1.0,), n_control=1, batch_size=4)
+        return memory.peak
+
+    peak(4)  # what is proved of a model is proved once
+    assert peak(16) < 1.1 * peak(4)

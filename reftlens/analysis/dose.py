@@ -65,48 +65,45 @@ def dose(
     side = side_for_ends(bridge)
     others = [] if isinstance(kept, list | tuple) and not kept else as_prompts(kept, "kept")
 
-    def runs(some: Sequence[Prompt]) -> list[Answers]:
-        batches = as_batches(bridge, some, batch_size=batch_size, padding_side=side)
-        return [Answers(bridge, batch, reft.edits(batch)) for batch in batches]
-
-    aimed = list(zip(runs(prompts), answers.split(batch_size), strict=True))
-    stay = runs(others) if others else []
-    base = [of.logprobs() for of in stay]
     grid = torch.tensor(sorted({0.0, *alphas}))
-    controls = [turned(reft, seed=seed + draw) for draw in range(n_control)]
-
-    def curve(edit: Reft) -> tuple[Tensor, Tensor]:
-        doses = [edit.scaled(alpha) for alpha in grid.tolist()]
-        return _targets(doses, aimed), _kls(doses, stay, base)
-
-    values, kl = curve(reft)
-    control_values, control_kl = (torch.stack(c).mean(dim=0) for c in zip(*map(curve, controls), strict=True))
-    slope, *control_slopes = _slopes([reft, *controls], aimed)
+    edits = [reft, *(turned(reft, seed=seed + draw) for draw in range(n_control))]
+    doses = [[edit.scaled(alpha) for alpha in grid.tolist()] for edit in edits]
+    # One batch after another, because thousands of prompts do not fit in memory.
+    targets, kls, slopes = (
+        torch.zeros(len(edits), len(grid)),
+        torch.zeros(len(edits), len(grid)),
+        torch.zeros(len(edits)),
+    )
+    batches = as_batches(bridge, prompts, batch_size=batch_size, padding_side=side)
+    for batch, answer in zip(batches, answers.split(batch_size), strict=True):
+        runs = Answers(bridge, batch, reft.edits(batch))
+        targets += torch.stack([_target(runs, some, answer) for some in doses])
+        slopes += _slopes(runs, edits, answer)
+    for batch in as_batches(bridge, others, batch_size=batch_size, padding_side=side) if others else []:
+        runs = Answers(bridge, batch, reft.edits(batch))
+        base = runs.logprobs()
+        kls += torch.stack([_kl(runs, some, base) for some in doses])
+    targets, slopes = targets / len(prompts), slopes / len(prompts)
+    kls = kls / len(others) if others else torch.full_like(kls, torch.nan)
     return Dose(
         alpha=grid,
-        target=values,
-        kl=kl,
-        control_target=control_values,
-        control_kl=control_kl,
-        slope=slope,
-        control_slope=sum(control_slopes) / n_control,
+        target=targets[0],
+        kl=kls[0],
+        control_target=targets[1:].mean(dim=0),
+        control_kl=kls[1:].mean(dim=0),
+        slope=float(slopes[0]),
+        control_slope=float(slopes[1:].mean()),
         n_target=len(examples),
         n_kept=len(others),
         n_control=n_control,
     )
 
 
-_Aimed = Sequence[tuple[Answers, Tensor]]
-"""Batches, and the first token of each desired answer."""
-
-
 @torch.no_grad()
-def _targets(doses: Sequence[Reft], aimed: _Aimed) -> Float[Tensor, " dose"]:
-    total = torch.zeros(len(doses))
-    for runs, answer in aimed:
-        for place, logits in enumerate(runs.many([dose.edits(runs.batch) for dose in doses])):
-            total[place] += float(_said(logits, answer).sum())
-    return total / sum(len(answer) for _, answer in aimed)
+def _target(runs: Answers, doses: Sequence[Reft], answer: Int[Tensor, " n"]) -> Float[Tensor, " dose"]:
+    """Sums the log-probability of the answers over a batch, at each dose."""
+    found = runs.many([dose.edits(runs.batch) for dose in doses])
+    return torch.stack([_said(logits, answer).sum().cpu() for logits in found])
 
 
 def _said(logits: Float[Tensor, "n d_vocab"], answer: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -116,15 +113,10 @@ def _said(logits: Float[Tensor, "n d_vocab"], answer: Int[Tensor, " n"]) -> Floa
 
 
 @torch.no_grad()
-def _kls(doses: Sequence[Reft], stay: Sequence[Answers], base: Sequence[Tensor]) -> Float[Tensor, " dose"]:
-    if not stay:
-        return torch.full((len(doses),), torch.nan)
-    total = torch.zeros(len(doses))
-    for runs, before in zip(stay, base, strict=True):
-        for place, logits in enumerate(runs.many([dose.edits(runs.batch) for dose in doses])):
-            after = logits.float().log_softmax(-1).cpu()
-            total[place] += float((before.exp() * (before - after)).sum())
-    return total / sum(map(len, base))
+def _kl(runs: Answers, doses: Sequence[Reft], base: Float[Tensor, "n d_vocab"]) -> Float[Tensor, " dose"]:
+    """Sums the KL divergence from the base over a batch, at each dose."""
+    found = (logits.float().log_softmax(-1).cpu() for logits in runs.many([dose.edits(runs.batch) for dose in doses]))
+    return torch.stack([(base.exp() * (base - after)).sum() for after in found])
 
 
 class _Times(Intervention):
@@ -151,16 +143,13 @@ class _Times(Intervention):
         raise NotImplementedError("only for differentiation")
 
 
-def _slopes(edits: Sequence[Reft], aimed: _Aimed) -> list[float]:
-    """Returns the derivative of the mean log-probability by each edit's dose, at dose zero."""
-    total = torch.zeros(len(edits))
-    for runs, answer in aimed:
-        alphas = [torch.zeros((), device=answer.device, requires_grad=True) for _ in edits]
-        with torch.enable_grad():
-            variants = [
-                [replace(edit, intervention=_Times(edit.intervention, alpha)) for edit in reft.edits(runs.batch)]
-                for reft, alpha in zip(edits, alphas, strict=True)
-            ]
-            said = [_said(logits, answer).sum() for logits in runs.many(variants)]
-            total += torch.stack(torch.autograd.grad(torch.stack(said).sum(), alphas)).cpu()
-    return (total / sum(len(answer) for _, answer in aimed)).tolist()
+def _slopes(runs: Answers, edits: Sequence[Reft], answer: Int[Tensor, " n"]) -> Float[Tensor, " edit"]:
+    """Returns the derivative of the summed log-probability by each edit's dose, at dose zero."""
+    alphas = [torch.zeros((), device=answer.device, requires_grad=True) for _ in edits]
+    with torch.enable_grad():
+        variants = [
+            [replace(edit, intervention=_Times(edit.intervention, alpha)) for edit in reft.edits(runs.batch)]
+            for reft, alpha in zip(edits, alphas, strict=True)
+        ]
+        said = [_said(logits, answer).sum() for logits in runs.many(variants)]
+        return torch.stack(torch.autograd.grad(torch.stack(said).sum(), alphas)).cpu()

@@ -158,27 +158,33 @@ class _Runner:
     ) -> None:
         self.bridge, self.hook_name, self.base, self.batch_size = bridge, hook_name, base, batch_size
         self.places = _one_token(base, at)
-        (self.bases, said), (self.sources, wanted) = (
-            self._run(batch, places) for batch, places in ((base, self.places), (source, _one_token(source, at)))
-        )
-        needed = at.mask(base.prompts) | base.last_prompt_mask
-        rows = torch.arange(len(base)).split(batch_size)
-        self.pieces = [(some, hold_from(bridge, repeated(base, some), [hook_name], needed[some])) for some in rows]
-        self.pair = torch.stack([wanted.argmax(-1), said.argmax(-1)], dim=1)
+        self.needed = at.mask(base.prompts) | base.last_prompt_mask
+        self.rows = torch.arange(len(base)).split(batch_size)
+        ends = _one_token(source, at)
+        found = [self._pairs(source, ends, rows) for rows in self.rows]
+        self.bases, self.sources, self.pair, start, end = (torch.cat(parts) for parts in zip(*found, strict=True))
         self.differ: Bool[Tensor, " pair"] = self.pair[:, 0] != self.pair[:, 1]
         if not bool(self.differ.any()):
             raise ValueError(
                 "every source has the same answer as its base, so an interchange cannot change the answer: pair prompts with "
                 "different answers"
             )
-        self.start, self.end = (self._difference(logits.gather(1, self.pair)) for logits in (said, wanted))
+        self.start, self.end = self._difference(start), self._difference(end)
+
+    def _pairs(self, source: Batch, ends: Int[Tensor, " pair"], rows: Int[Tensor, " n"]) -> tuple[Tensor, ...]:
+        """Returns the activations of some pairs, their answers (source's, then base's), and both runs' logits of these."""
+        base_h, said = self._run(self.base, self.places, rows)
+        source_h, wanted = self._run(source, ends, rows)
+        pair = torch.stack([wanted.argmax(-1), said.argmax(-1)], dim=1)
+        return base_h, source_h, pair, said.gather(1, pair), wanted.gather(1, pair)
 
     def swaps(self, moves: Sequence[tuple[str, _Move]]) -> list[Swap]:
         """Returns what each move does, in the order given."""
         moved_to = [move(self.bases, self.sources) for _, move in moves]
         tops: list[list[Tensor]] = [[] for _ in moves]
         pairs: list[list[Tensor]] = [[] for _ in moves]
-        for rows, held in self.pieces:
+        for rows in self.rows:
+            held = hold_from(self.bridge, repeated(self.base, rows), [self.hook_name], self.needed[rows])
             n = variants_at_once(self.bridge, held)
             for some in torch.arange(len(moves)).split(n):
                 values = torch.cat([moved_to[place][rows] for place in some])
@@ -201,25 +207,20 @@ class _Runner:
         return (pair[:, 0] - pair[:, 1])[self.differ]
 
     @torch.no_grad()
-    def _run(self, batch: Batch, places: Int[Tensor, " pair"]) -> tuple[Tensor, Tensor]:
-        """Returns the activation at the selected token of each prompt, and the logits after the prompt."""
-        activations, logits = [], []
-        for rows in torch.arange(len(batch)).split(self.batch_size):
-            some = repeated(batch, rows)
-            seen: list[Tensor] = []
-            read = torch.zeros_like(some.prompt_mask)
-            read[torch.arange(len(rows)), places[rows]] = True
-            held = hold_for_one_run(self.bridge, some, [self.hook_name], read | some.last_prompt_mask)
-            inside = places[rows] - held.start
+    def _run(self, batch: Batch, places: Int[Tensor, " pair"], rows: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
+        """Returns the activation at the selected token of some prompts, and the logits after them."""
+        some = repeated(batch, rows)
+        seen: list[Tensor] = []
+        read = torch.zeros_like(some.prompt_mask)
+        read[torch.arange(len(rows)), places[rows]] = True
+        held = hold_for_one_run(self.bridge, some, [self.hook_name], read | some.last_prompt_mask)
 
-            def keep(activation: Tensor, hook: Any, inside: Tensor = inside, seen: list[Tensor] = seen) -> None:
-                seen.append(activation[torch.arange(len(inside)), inside].flatten(1).float().cpu())
+        def keep(activation: Tensor, hook: Any) -> None:
+            seen.append(activation[torch.arange(len(rows)), places[rows] - held.start].flatten(1).float().cpu())
 
-            with hooked(self.bridge, [(self.hook_name, keep)]):
-                said = run_cone(self.bridge, held, [], logits_at=some.last_prompt_mask)
-            activations.append(seen[-1])
-            logits.append(said.float().cpu())
-        return torch.cat(activations), torch.cat(logits)
+        with hooked(self.bridge, [(self.hook_name, keep)]):
+            said = run_cone(self.bridge, held, [], logits_at=some.last_prompt_mask)
+        return seen[-1], said.float().cpu()
 
     @torch.no_grad()
     def _written(self, held: Held, places: Int[Tensor, " n"], values: Float[Tensor, "n width"]) -> Tensor:

@@ -116,7 +116,7 @@ class SharedRuns:
         return sum(group.n_bytes() for group in {id(row.group): row.group for row in self._rows.values()}.values())
 
     def held(self, batch: Batch, boundary: int, start: int, *, columns: bool) -> Held | None:
-        """Cuts a cone, after running the prompts that are not kept. None if they do not fit, or a prompt has gaps.
+        """Cuts a cone, after running the prompts that are not kept. None if a prompt has gaps.
 
         Args:
             batch: the inputs.
@@ -130,9 +130,8 @@ class SharedRuns:
         missing = [
             row for row, key in enumerate(keys) if not self._serves(self._rows.get(key), boundary, start - firsts[row])
         ]
-        if missing and not self._run(batch, keys, firsts, missing, boundary, start, columns=columns):
-            return None
-        rows = [self._rows[key] for key in keys]
+        made = self._run(batch, keys, firsts, missing, boundary, start, columns=columns) if missing else {}
+        rows = [made[key] if key in made else self._rows[key] for key in keys]
         return _cut(batch, rows, firsts, boundary, start)
 
     @staticmethod
@@ -152,8 +151,8 @@ class SharedRuns:
         start: int,
         *,
         columns: bool,
-    ) -> bool:
-        """Runs these rows, keeps them, and returns whether they fit."""
+    ) -> dict[tuple[int, ...], _Row]:
+        """Runs these rows, and keeps them if they fit."""
         known = [self._rows[keys[row]].group for row in missing if keys[row] in self._rows]
         if known:
             # A later cone begins earlier than those before it. The prompts run once more, and the next one is foreseen.
@@ -163,11 +162,10 @@ class SharedRuns:
         self.n_run += len(missing)
         for row in missing:
             self._rows.pop(keys[row], None)
-        if self.n_bytes() + group.n_bytes() > self.memory_bytes:
-            return False
-        for place, row in enumerate(missing):
-            self._rows[keys[row]] = _Row(group, place, firsts[row])
-        return True
+        made = {keys[row]: _Row(group, place, firsts[row]) for place, row in enumerate(missing)}
+        if self.n_bytes() + group.n_bytes() <= self.memory_bytes:
+            self._rows |= made
+        return made
 
 
 def _keys(batch: Batch) -> tuple[list[tuple[int, ...]] | None, list[int]]:

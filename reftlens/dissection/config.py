@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+from reftlens.cone.shared import MEMORY_BYTES
 from reftlens.numbers import require_whole_number
 from reftlens.positions import Positions
 from reftlens.training.train import TrainConfig
@@ -23,6 +24,8 @@ class DissectConfig:
     """Maximum number of examples. If there are more, they are drawn at random."""
     batch_size: int = 32
     """Number of prompts in one forward pass."""
+    memory_bytes: int = MEMORY_BYTES
+    """Limit of the base runs that are kept between parts. Prompts beyond it run again in each part."""
     directions: int = 2
     """Number of write directions per site that are read out and looked up in the examples."""
     n_null: int = 200
@@ -50,5 +53,6 @@ class DissectConfig:
         counts = ("max_examples", "batch_size", "directions", "n_null", "n_mapped", "n_paths", "n_pairs", "n_random")
         for name in (*counts, "n_null_edits"):
             require_whole_number(name, getattr(self, name), least=1)
+        require_whole_number("memory_bytes", self.memory_bytes, least=0)
         for seed in (self.seed, *self.seeds):
             require_whole_number("a seed", seed, least=0)

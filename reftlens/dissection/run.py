@@ -11,7 +11,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.cone.shared import sharing
+from reftlens.cone.shared import shared
 from reftlens.dissection.config import DissectConfig
 from reftlens.dissection.cost import estimate_cost
 from reftlens.dissection.parts import PRESETS, chosen
@@ -22,7 +22,6 @@ from reftlens.edit.reft import Reft
 from reftlens.training.objectives import Completion
 
 
-@sharing
 def dissect(
     bridge: TransformerBridge,
     reft: Reft,
@@ -63,12 +62,13 @@ def dissect(
         tqdm.write(f"dissecting: {estimate_cost(bridge, reft, pairs, config)}")
     picked = list(pairs)
     random.Random(config.seed).shuffle(picked)
-    work = Work(bridge, reft, picked[: config.max_examples], pairs, config)
-    with tqdm(total=len(running), desc="dissecting", unit="part", disable=not config.progress) as bar:
-        for part in running:
-            bar.set_postfix_str(part.name)
-            _run(part, work)
-            bar.update(1)
+    with shared(bridge, memory_bytes=config.memory_bytes):
+        work = Work(bridge, reft, picked[: config.max_examples], pairs, config)
+        with tqdm(total=len(running), desc="dissecting", unit="part", disable=not config.progress) as bar:
+            for part in running:
+                bar.set_postfix_str(part.name)
+                _run(part, work)
+                bar.update(1)
     return Dissection(
         model=str(bridge.cfg.model_name),
         edit=repr(reft),

@@ -75,12 +75,12 @@ class Pathways:
         self.is_unit = any(canonical_hook(bridge, name) == here for name in self.names)
         self.names = [name for name in self.names if canonical_hook(bridge, name) != here]
         self.generator = torch.Generator().manual_seed(seed)
+        self.batch, self.rows = batch, rows.split(batch_size)
         written = torch.zeros_like(batch.prompt_mask).scatter(1, places[:, None].to(batch.tokens.device), True)
-        needed = written | batch.last_prompt_mask
-        self.pieces = [
-            (some, hold_from(bridge, repeated(batch, some), [hook_name], needed[some]))
-            for some in rows.split(batch_size)
-        ]
+        self.needed = written | batch.last_prompt_mask
+
+    def _held(self, rows: Int[Tensor, " n"]) -> Held:
+        return hold_from(self.bridge, repeated(self.batch, rows), [self.hook_name], self.needed[rows])
 
     def under(self, *written: Float[Tensor, "pair width"]) -> list[Passed]:
         """The runs with these activations written at the token, of the rows that are looked at: one for each write."""
@@ -88,9 +88,11 @@ class Pathways:
         found = [
             [
                 tensor.unflatten(0, (-1, n, len(some)))
-                for tensor in self._run(some.repeat(n), side_by_side(held, n), torch.cat([w[some] for w in written]))
+                for tensor in self._run(
+                    some.repeat(n), side_by_side(self._held(some), n), torch.cat([w[some] for w in written])
+                )
             ]
-            for some, held in self.pieces
+            for some in self.rows
         ]
         columns = [torch.cat(parts, dim=2) for parts in zip(*found, strict=True)]
         return [
