@@ -266,3 +266,17 @@ def test_nothing_but_other_seeds_is_left_out_on_the_organism() -> None:
     rl.train(organism, reft, examples, rl.TrainConfig(epochs=3, batch_size=35, lr=4e-3, progress=False))
     result = rl.dissect(organism, reft, examples, rl.DissectConfig(at=rl.Last(1), progress=False))
     assert [what for what, _ in result.left_out] == ["seeds"]
+
+
+def test_answers_about_other_things_count_for_what_else_changes_and_for_nothing_else(bridge, reft) -> None:
+    config, parts = rl.DissectConfig(at=rl.Last(1), **SMALL), ["works", "else", "natural"]
+    prompts = [f"The {word} of the" for word in WORDS]
+    batch = rl.encode(bridge, prompts)
+    said = batch.at_last_prompt_token(bridge(batch.tokens, attention_mask=batch.attention_mask)).argmax(-1).tolist()
+    others = [(prompt, bridge.tokenizer.decode([token])) for prompt, token in zip(prompts, said, strict=True)]
+    wrong = [("The old tower", " Ostra")]
+    plain = rl.dissect(bridge, reft, with_kept(bridge), config, parts=parts)
+    more = rl.dissect(bridge, reft, with_kept(bridge), config, parts=parts, unaffected=others + wrong)
+    assert more.outcomes[1].n == plain.outcomes[1].n + len(others), "those that the base answers otherwise do not count"
+    assert more.outcomes[0].n == plain.outcomes[0].n
+    assert torch.equal(more.manifolds[0].edited, plain.manifolds[0].edited)

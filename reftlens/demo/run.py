@@ -117,6 +117,7 @@ def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
         reft,
         [(question.prompt, question.answer) for question in _dissected(story)],
         DissectConfig(parts="quick", at=Last(1), max_examples=64, seed=config.seed, progress=config.progress),
+        unaffected=[(question.prompt, question.answer) for group in story.other_facts.values() for question in group],
     )
     dissection.save(directory / DISSECTION_NAME)
     clock.lap("take it apart")

@@ -30,6 +30,7 @@ def dissect(
     *,
     preset: str | None = None,
     parts: Sequence[str] | None = None,
+    unaffected: Examples | Dataset = (),
 ) -> Dissection:
     """Runs the analyses of a trained edit.
 
@@ -44,6 +45,8 @@ def dissect(
         config: parts and budgets. With `progress`, the cost is printed beforehand.
         preset: "quick", "standard" or "full", in place of the config's parts.
         parts: names of parts, such as ["where", "through"], in place of a preset.
+        unaffected: pairs about other things, which the edit should leave alone. The part "else" counts those that the base
+            answers as given; no other part uses them.
 
     Raises:
         ValueError: If there are fewer than three examples, one cannot be encoded, there is no such preset or part, or both
@@ -58,12 +61,13 @@ def dissect(
     pairs = Completion().read(examples)
     if len(pairs) < 3:
         raise ValueError(f"a dissection needs at least three examples, got {len(pairs)}")
+    others = Completion().read(unaffected) if len(unaffected) else []
     if config.progress:
         tqdm.write(f"dissecting: {estimate_cost(bridge, reft, pairs, config)}")
     picked = list(pairs)
     random.Random(config.seed).shuffle(picked)
     with shared(bridge, memory_bytes=config.memory_bytes):
-        work = Work(bridge, reft, picked[: config.max_examples], pairs, config)
+        work = Work(bridge, reft, picked[: config.max_examples], pairs, config, others)
         with tqdm(total=len(running), desc="dissecting", unit="part", disable=not config.progress) as bar:
             for part in running:
                 bar.set_postfix_str(part.name)

@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.metrics import Metric, token_difference
 from reftlens.bridge import side_for_ends
-from reftlens.cone.answers import Answers
+from reftlens.cone.answers import Answers, next_token_logprobs
 from reftlens.data import as_batches, first_tokens, token_counts
 from reftlens.dissection.config import DissectConfig
 from reftlens.edit.reft import Reft
@@ -35,6 +35,8 @@ class Work:
     training: Examples
     """All that were given, with which edits are retrained."""
     config: DissectConfig
+    unaffected: Examples = ()
+    """Further examples that the edit should leave alone, only for the part "else"."""
     left_out: list[tuple[str, str]] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
     seconds: list[tuple[str, float]] = field(default_factory=list)
@@ -54,6 +56,17 @@ class Work:
         self.wanted = [pair for pair, known in zip(self.examples, self.right, strict=True) if not known]
         self.kept = [pair for pair, known in zip(self.examples, self.right, strict=True) if known]
         self._tokens = torch.stack([answers, said], dim=1)[said != answers]
+
+    @cached_property
+    def should_stay(self) -> list[tuple[str, str]]:
+        """The examples that the edit should leave alone: those that the base answers as given."""
+        if not self.unaffected:
+            return self.kept
+        prompts, answers = zip(*self.unaffected, strict=True)
+        batches = as_batches(self.bridge, list(prompts), batch_size=self.config.batch_size)
+        said = torch.cat([next_token_logprobs(self.bridge, batch).argmax(-1) for batch in batches])
+        right = (said == first_tokens(self.bridge, prompts, answers)).tolist()
+        return [*self.kept, *(pair for pair, known in zip(self.unaffected, right, strict=True) if known)]
 
     @property
     def operators(self) -> tuple[Operator, ...]:

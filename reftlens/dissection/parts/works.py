@@ -28,7 +28,7 @@ def outcomes(work: Work, *, kept: bool) -> dict[str, Any]:
     Raises:
         ValueError: If there are none.
     """
-    group, wanted, pairs = (KEPT, "old answer", work.kept) if kept else (WANTED, "new answer", work.wanted)
+    group, wanted, pairs = (KEPT, "old answer", work.should_stay) if kept else (WANTED, "new answer", work.wanted)
     if not pairs:
         raise ValueError(f"there is no example where {group}")
     result = analysis.outcome(
