@@ -124,8 +124,8 @@ def test_parts_are_chosen_by_preset_or_by_name(bridge, reft) -> None:
     assert sections == ["through"]
     for wrong, message in (
         ({"preset": "fast"}, "preset must be one of quick, standard, full, got 'fast'"),
-        ({"parts": ["wher"]}, "no part 'wher'.*did you mean 'where'"),
-        ({"parts": []}, "at least one part, got none"),
+        ({"parts": ["wher"]}, "Unknown part 'wher'.*did you mean 'where'"),
+        ({"parts": []}, "a preset or at least one part"),
         ({"preset": "quick", "parts": ["where"]}, "a preset or parts, not both"),
     ):
         with pytest.raises(ValueError, match=message):
