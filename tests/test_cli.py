@@ -411,7 +411,9 @@ def test_what_cannot_be_done_is_said_in_one_line(place, tmp_path, monkeypatch, a
         (["trace", "facts-small"], "Missing argument"),
     ],
 )
-def test_what_is_called_wrongly_ends_with_two(arguments, message) -> None:
+def test_what_is_called_wrongly_ends_with_two(tmp_path, monkeypatch, arguments, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
     result = call(*arguments, code=2)
     assert message in " ".join(result.output.replace("│", " ").split())
 

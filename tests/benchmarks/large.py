@@ -1,11 +1,11 @@
 """Time and memory of a dissection of a model with 0.5 billion parameters: random weights in the form of Qwen2.
 
-    OMP_NUM_THREADS=2 python tests/benchmarks/large.py                      # 24 layers, 64 examples of 60 tokens
+    OMP_NUM_THREADS=1 python tests/benchmarks/large.py                      # 24 layers, 64 examples of 60 tokens
     OMP_NUM_THREADS=2 python tests/benchmarks/large.py --layers 4 --examples 8
 
 LoReFT of rank 4 at the last token of the layers at a third and two thirds of the model, with the default budgets of a
 dissection (64 pairs, 19 random subspaces and placebos, nulls of 200). The edit takes one step of training first, so that it is no
-identity. CPU and wall time of each part, and the peak of the process's resident memory so far.
+identity. Wall time of each part, CPU time of all, and the peak of the process's resident memory so far.
 """
 
 from __future__ import annotations
