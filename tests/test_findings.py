@@ -71,8 +71,8 @@ def test_few_examples_show_nothing() -> None:
     ("edited", "control", "begins", "strength"),
     [
         (1.0, 1.0, "None of the 200 answers that should stay changes", "shown"),
-        (0.96, 0.97, "Not distinguishable from its control: 8 of 200 answers change", "not distinguishable"),
-        (0.2, 0.97, "160 of 200 answers change that should stay", "shown"),
+        (0.96, 0.97, "Not distinguishable from its control: 8 of 200 answers that should stay change", "not distinguishable"),
+        (0.2, 0.97, "160 of 200 answers that should stay change", "shown"),
     ],
 )
 def test_what_else_changes(edited: float, control: float, begins: str, strength: str) -> None:
@@ -84,21 +84,21 @@ def test_what_else_changes(edited: float, control: float, begins: str, strength:
 def test_where_names_the_cell_that_carries_most() -> None:
     effect = replace(made_map(), quantity="effect of this cell alone / effect of the whole edit (+9.20 nats)")
     found = answer("where", effect=effect, ablation=made_ablation())
-    assert "hook_resid_pre at token ' stands' carries 90% of the effect alone" in found.answer
+    assert "hook_resid_pre, at token ' stands', carries 90% of the effect by itself" in found.answer
     assert "blocks.3.hook_resid_post contributes most: 3.0 of 4.0 nats" in found.answer
     assert found.strength == "shown"
     equal = answer("where", effect=replace(effect, control=effect.values))
     assert equal.answer.startswith("Not distinguishable from its control: the strongest of 72 cells")
     assert equal.strength == "not distinguishable"
     absolute = replace(effect, quantity="effect of this cell alone, in nats: the whole edit's effect (+0.01) is small")
-    assert "carries +0.90 nats alone" in answer("where", effect=absolute).answer
+    assert "carries +0.90 nats by itself" in answer("where", effect=absolute).answer
 
 
 def test_through_what_names_components_beyond_the_control() -> None:
     heads, mlps = made_heads(), made_mlps()
     found = answer("through", heads=heads, mlps=mlps, direct=torch.full((8,), 1.0))
     assert "head 1 of layer 2 50%, the MLP of layer 3 30%, head 3 of layer 5 -2" in found.answer
-    assert "25% needs no later component (direct effect)" in found.answer
+    assert "25% reaches the logits directly, through no later component" in found.answer
     assert found.strength == "shown"
     equal = answer("through", heads=replace(heads, control=heads.values))
     assert equal.answer.startswith(

@@ -77,15 +77,11 @@ def _where(found: Found) -> _Answer | None:
     values = effect.values.nan_to_num()
     site, place = divmod(int(values.abs().argmax()), values.shape[1])
     beyond, cells = int((values.abs() > largest).sum()), int(effect.values.isfinite().sum())
-    null = (
-        f"In random directions: {_part(effect, float(control[site, place]))} there, at most {_part(effect, largest)}."
-    )
-    most = (
-        f"{effect.rows[site]} at {_position(effect, place)} carries {_part(effect, float(values[site, place]))} alone"
-    )
+    null = f"In random directions: {_part(effect, float(control[site, place]))} there, and at most {_part(effect, largest)} in any cell."
+    most = f"{effect.rows[site]}, at {_position(effect, place)}, carries {_part(effect, float(values[site, place]))} by itself"
     if not beyond:
         return _Answer(f"{SAME}the strongest of {cells} cells, {most}.", null, "not distinguishable")
-    answer = f"Most at one site and token: {most}; {beyond} of {cells} such cells carry more than any control cell."
+    answer = f"{most[0].upper()}{most[1:]}. {beyond} of {cells} cells (one site and token each) carry more than any cell of the control."
     return _Answer(f"{answer}{_strongest_site(found)}", null)
 
 
@@ -100,7 +96,7 @@ def _strongest_site(found: Found) -> str:
     if ablation is None or len(ablation.sites) < 2:
         return ""
     best = int(ablation.shapley.argmax())
-    return f" Over all its tokens, {ablation.sites[best]} contributes most: {float(ablation.shapley[best]):.1f} of {ablation.whole:.1f} nats."
+    return f" Of the sites, with all their tokens, {ablation.sites[best]} contributes most: {float(ablation.shapley[best]):.1f} of {ablation.whole:.1f} nats."
 
 
 def _part(effect: TokenMap, value: float) -> str:
@@ -123,14 +119,17 @@ def _through(found: Found) -> _Answer | None:
     largest = max(abs(control) for _, _, control in carrying)
     beyond = [(name, value) for name, value, _ in carrying if abs(value) > largest]
     direct = None if found.direct is None else float(found.direct.mean()) / gap
-    straight = "" if direct is None else f"; {direct:.0%} needs no later component (direct effect)"
+    straight = "" if direct is None else f" {direct:.0%} reaches the logits directly, through no later component."
     null = f"In random directions: no head or MLP carries more than {largest:.0%}."
     if not beyond:
         (name, value, _) = carrying[0]
-        answer = f"{SAME}of {len(carrying)} later heads and MLPs, {_component(name)} carries most, {value:.0%} of the effect{straight}."
+        answer = f"{SAME}of {len(carrying)} later heads and MLPs, {_component(name)} carries most, {value:.0%} of the effect.{straight}"
         return _Answer(answer, null, "not distinguishable")
     named = ", ".join(f"{_component(name)} {value:.0%}" for name, value in beyond[:3])
-    answer = f"Alone, of the effect of {gap:+.1f} nats: {named}{straight}; {len(beyond)} of {len(carrying)} heads and MLPs are beyond the control."
+    answer = (
+        f"{len(beyond)} of {len(carrying)} later heads and MLPs carry more than the control's largest. The strongest, each by itself: "
+        f"{named} of the effect ({gap:+.1f} nats).{straight}"
+    )
     return _Answer(answer, null)
 
 
@@ -246,7 +245,7 @@ def _else(found: Found) -> _Answer | None:
         return None
     (outcome, *_) = outcomes
     changed, by_chance = 1 - outcome.edited, 1 - outcome.control
-    what = f"{_of(changed, outcome.n)} answers change that should stay (KL divergence {outcome.kl:.2g} nats)"
+    what = f"{_of(changed, outcome.n)} answers that should stay change (KL divergence {outcome.kl:.2g} nats)"
     null = f"In random directions: {_of(by_chance, outcome.n)}."
     if not changed:
         return _Answer(
