@@ -71,7 +71,12 @@ def test_few_examples_show_nothing() -> None:
     ("edited", "control", "begins", "strength"),
     [
         (1.0, 1.0, "None of the 200 answers that should stay changes", "shown"),
-        (0.96, 0.97, "Not distinguishable from its control: 8 of 200 answers that should stay change", "not distinguishable"),
+        (
+            0.96,
+            0.97,
+            "Not distinguishable from its control: 8 of 200 answers that should stay change",
+            "not distinguishable",
+        ),
         (0.2, 0.97, "160 of 200 answers that should stay change", "shown"),
     ],
 )
