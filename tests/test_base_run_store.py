@@ -148,7 +148,7 @@ def test_runs_follow_the_umask_and_an_unusable_place_is_named(gpt2, tmp_path) ->
     modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "runs").rglob("*") if file.is_file()}
     assert modes == {0o640}
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file/runs cannot be used: Not a directory; choose another folder"):
+    with pytest.raises(OSError, match=r"file/runs cannot be used \(Not a directory\): choose another folder"):
         OnDisk(tmp_path / "file" / "runs", made_for=MADE_FOR, max_bytes=10_000)
 
 

@@ -58,7 +58,7 @@ def test_the_converted_edit_has_the_same_logits(there) -> None:
 def test_what_cannot_be_converted_is_refused(there) -> None:
     folder, _, _ = there
     missing = call("convert", folder / "nowhere", "--model", folder / "model", "--positions", "l1")
-    assert (missing.exit_code, "there is no folder" in missing.stderr) == (1, True)
+    assert (missing.exit_code, "does not exist" in missing.stderr) == (1, True)
     empty = call(
         "convert", folder / "model", "--model", folder / "model", "--positions", "l1", "--out", folder / "edit"
     )

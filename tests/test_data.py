@@ -41,8 +41,8 @@ def test_repr_says_what_is_in_it(gpt2) -> None:
         ([], None, "list of prompts is empty"),
         (["a"], ["b", "c"], "1 prompts and 2 completions"),
         (["a b"], [""], "completion of prompt 0 .* has no tokens"),
-        (["a", "tower " * 70], None, r"prompt 1 has \d+ tokens.*context is 64"),
-        (["tower " * 20], [" tower" * 60], "context is 64"),
+        (["a", "tower " * 70], None, r"prompt 1 has \d+ tokens.*context has only 64"),
+        (["tower " * 20], [" tower" * 60], "context has only 64"),
     ],
 )
 def test_bad_input_is_refused(gpt2, prompts, completions, message) -> None:

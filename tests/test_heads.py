@@ -157,7 +157,7 @@ def test_checks_tell_what_does_not_hold(gpt2) -> None:
     frame = checks.to_dataframe()
     assert list(frame["fired"]) == [1, 0, 0, 1]
     assert "position, not a direction" in frame["refused"][1]
-    assert "9 wide" in frame["refused"][2]
+    assert "width 9" in frame["refused"][2]
     assert frame["gradient"][3] == 0
     assert not gpt2.original_model._forward_pre_hooks
 

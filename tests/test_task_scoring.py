@@ -159,7 +159,7 @@ def test_responses_are_written_for_alpaca_eval(tmp_path) -> None:
     file = save_for_alpaca_eval(tmp_path / "out.json", ["Say hi."], ["hi"], generator="mine")
     (row,) = json.loads(file.read_text())
     assert row == {"instruction": "Say hi.", "output": "hi", "dataset": "alpaca_eval", "generator": "mine"}
-    with pytest.raises(ValueError, match="got 0 for 1"):
+    with pytest.raises(ValueError, match="got 0 outputs for 1"):
         save_for_alpaca_eval(tmp_path / "out.json", ["Say hi."], [], generator="mine")
 
 

@@ -197,7 +197,7 @@ def test_what_is_too_long_to_train_on_is_cut_as_in_the_reference_and_said(gpt2) 
         labels = rl.encode(gpt2, [prompt], [before]).labels
         assert rl.encode(gpt2, [prompt], [target]).labels[0, n_prompt:].tolist() == labels[0, n_prompt:8].tolist()
         assert before.startswith(target)
-    with pytest.raises(ValueError, match=r"record 2 of gsm8k: its prompt alone has \d tokens"):
+    with pytest.raises(ValueError, match=r"record 2 of gsm8k: the prompt has \d tokens"):
         replace(task, max_length=max(n_prompts)).examples(
             gpt2, [records[0], records[0], records[n_prompts.index(max(n_prompts))]]
         )

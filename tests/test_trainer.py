@@ -65,7 +65,7 @@ def test_a_loss_that_is_not_finite_names_step_and_site(gpt2, layer, what) -> Non
     _, intervention = list(reft)[layer]
     with torch.no_grad():
         (intervention.source if what == "source" else intervention.rotation).weight[0, 0] = math.nan
-    with pytest.raises(FloatingPointError, match=rf"step 1.*begins at blocks\.{layer}\.hook_resid_post: lower"):
+    with pytest.raises(FloatingPointError, match=rf"step 1.*activation is at blocks\.{layer}\.hook_resid_post: lower"):
         rl.train(gpt2, reft, EXAMPLES, CONFIG)
 
 
@@ -73,14 +73,14 @@ def test_a_rate_that_is_far_too_high_names_step_and_site_and_saves_nothing(gpt2,
     with pytest.raises(FloatingPointError, match=r"edit at blocks\.0\.hook_resid_post is not finite after step 1"):
         rl.train(gpt2, fresh(gpt2), EXAMPLES, replace(CONFIG, lr=1e38, save_every=1, output_dir=tmp_path / "run"))
     assert not sort_checkpoints(str(tmp_path / "run"))
-    with pytest.raises(FloatingPointError, match=r"step 2.*begins at blocks\.0\.hook_resid_post"):
+    with pytest.raises(FloatingPointError, match=r"step 2.*activation is at blocks\.0\.hook_resid_post"):
         rl.train(gpt2, fresh(gpt2), EXAMPLES, replace(CONFIG, lr=1e38))
 
 
 def test_a_broken_base_is_called_one(gpt2) -> None:
     with torch.no_grad():
         gpt2.original_model.transformer.ln_f.original_component.weight[0] = math.nan
-    with pytest.raises(FloatingPointError, match="begins at the base model itself"):
+    with pytest.raises(FloatingPointError, match="activation is at the base model itself"):
         rl.train(gpt2, fresh(gpt2), EXAMPLES, CONFIG)
 
 

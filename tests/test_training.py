@@ -112,9 +112,9 @@ def test_callbacks_of_transformers_take_part(gpt2) -> None:
     [
         ([], "no examples"),
         (Dataset.from_dict({"prompt": [], "completion": []}), "no examples"),
-        (Dataset.from_dict({"question": ["a"], "answer": ["b"]}), r"needs the columns.*'question', 'answer'"),
+        (Dataset.from_dict({"text": ["a"], "label": ["b"]}), "no layout fits the fields text, label"),
         ([("a", "")], "completion of prompt 0"),
-        ([("tower " * 100, " b")], "context is 64"),
+        ([("tower " * 100, " b")], "context has only 64"),
     ],
 )
 def test_bad_examples_are_refused_before_any_step(gpt2, examples, message) -> None:

@@ -25,7 +25,7 @@ def convert(
 ) -> None:
     """Convert a pyreft checkpoint to an edit that every other command takes."""
     if not directory.is_dir():
-        raise ValueError(f"there is no folder {directory}")
+        raise ValueError(f"{directory} does not exist")
     from reftlens.edit.checkpoint import CONFIG_NAME
     from reftlens.files.folder import Replacement
 

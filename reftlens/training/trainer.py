@@ -102,7 +102,7 @@ class EditTrainer(Trainer):
             # A non-finite R raises its own error, which names neither the step nor the site.
             if all(bool(p.isfinite().all()) for _, intervention in self.pairs for p in intervention.parameters()):
                 raise
-            raise self._diverged(f"step {step}: {error}", inputs) from error
+            raise self._diverged(f"weights of the edit are not finite at step {step}", inputs) from error
         if not bool(loss.isfinite()):
             raise self._diverged(f"the loss became {loss.item()} at step {step}", inputs)
         places = [(site.hook_name, intervention) for site, intervention in reversed(self.pairs)]
@@ -117,7 +117,7 @@ class EditTrainer(Trainer):
 
     def _diverged(self, what: str, inputs: dict[str, Tensor]) -> FloatingPointError:
         site = self.accelerator.unwrap_model(self.model).first_site_not_finite(inputs["rows"])
-        return FloatingPointError(f"{what}, and the first non-finite activation is at {site}: {self._advice()}")
+        return FloatingPointError(f"{what}. The first non-finite activation is at {site}: {self._advice()}")
 
     def _advice(self) -> str:
         last = self.folder.last()
