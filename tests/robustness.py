@@ -43,6 +43,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from architectures import make_hf
 from conftest import COMPLETIONS, PROMPTS, make_bridge, make_edit, make_tokenizer
+from made import made_beside
 
 import reftlens as rl
 from reftlens.analysis.engine.saved import Saved
@@ -52,6 +53,7 @@ from reftlens.paper.runs import folder as runs
 from reftlens.paper.runs.config import RunConfig
 from reftlens.paper.runs.run import run
 from reftlens.results import Evaluation
+from reftlens.results import load as load_result
 from reftlens.training.checkpoints import TrainingFolder
 
 TRUNCATIONS, BITS, STRUCTURED = 200, 1000, 100
@@ -63,6 +65,7 @@ KINDS = (
     "training checkpoint",
     "held base runs",
     "patching map",
+    "result",
 )
 SECONDS = 20
 EXAMPLES = list(zip(PROMPTS, COMPLETIONS, strict=True))
@@ -126,7 +129,7 @@ def _parts(reft: rl.Reft) -> list[Any]:
 def kinds(root: Path, *, only: Collection[str] = KINDS) -> Iterator[Kind]:
     """Makes a whole one of each kind in a folder."""
     bridge = make_bridge("gpt2")
-    makers = (_saved, _pyreft, _dissection, _run, _checkpoint, _base_runs, _map)
+    makers = (_saved, _pyreft, _dissection, _run, _checkpoint, _base_runs, _map, _result)
     for name, make in zip(KINDS, makers, strict=True):
         if name in only:
             yield make(name, root, bridge)
@@ -233,6 +236,11 @@ def _map(name: str, root: Path, _bridge: Any) -> Kind:
         return (done, found) if bool(done.any()) else None
 
     return Kind(name, root / "map", load, equal, sealed=False)
+
+
+def _result(name: str, root: Path, _bridge: Any) -> Kind:
+    made_beside().save(root / "result")
+    return Kind(name, root / "result", load_result, equal)
 
 
 # The damages.

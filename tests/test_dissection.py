@@ -89,7 +89,7 @@ def test_it_shows_itself(found) -> None:
     assert "Trust Notebook" in shown.split("<iframe")[0]
     assert 'sandbox="allow-scripts" srcdoc=' in shown
     page = html.unescape(shown)
-    for heading in ("Does it work", "How many directions", "More and less", "another seed", "How natural"):
+    for heading in ("Does it work", "How many directions", "What if the edit is scaled", "another seed", "How natural"):
         assert heading in page
     assert page.count("data:image/png") == 13
     frame = found.summary().to_dataframe()

@@ -45,18 +45,23 @@ def test_what_was_not_run_says_how_to_run_it() -> None:
 @pytest.mark.parametrize(
     ("edited", "control", "begins", "strength"),
     [
-        (0.96, 0.02, "Yes: the wanted answer comes in 23 of 24 examples", "shown"),
+        (0.96, 0.02, "Yes: the edited model gives the wanted answer in 23 of 24 prompts", "shown"),
         (0.6, 0.0, "Mostly: ", "shown"),
-        (0.3, 0.0, "In part: the wanted answer comes in 7 of 24", "shown"),
-        (0.9, 0.85, "Not distinguishable from its control: the wanted answer comes in 22 of 24", "not distinguishable"),
+        (0.3, 0.0, "In part: the edited model gives the wanted answer in 7 of 24", "shown"),
+        (
+            0.9,
+            0.85,
+            "Not distinguishable from its control: the edited model gives the wanted answer in 22 of 24",
+            "not distinguishable",
+        ),
         (0.04, 0.0, "Not distinguishable from its control: ", "not distinguishable"),
-        (0.0, 0.0, "No: the wanted answer comes in 0 of 24", "not distinguishable"),
+        (0.0, 0.0, "No: the edited model gives the wanted answer in 0 of 24", "not distinguishable"),
     ],
 )
 def test_does_it_work(edited: float, control: float, begins: str, strength: str) -> None:
     found = answer("works", outcomes=(replace(CHANGED, edited=edited, control=control),))
     assert found.answer.startswith(begins)
-    assert found.null == f"In random directions: {round(control * 24)} of 24."
+    assert found.null == f"Random directions: {round(control * 24)} of 24."
     assert found.strength == strength
 
 
@@ -70,14 +75,14 @@ def test_few_examples_show_nothing() -> None:
 @pytest.mark.parametrize(
     ("edited", "control", "begins", "strength"),
     [
-        (1.0, 1.0, "None of the 200 answers that should stay changes", "shown"),
+        (1.0, 1.0, "None of the 200 answers that should stay is changed", "shown"),
         (
             0.96,
             0.97,
-            "Not distinguishable from its control: 8 of 200 answers that should stay change",
+            "Not distinguishable from its control: 8 of 200 answers that should stay are changed",
             "not distinguishable",
         ),
-        (0.2, 0.97, "160 of 200 answers that should stay change", "shown"),
+        (0.2, 0.97, "160 of 200 answers that should stay are changed", "shown"),
     ],
 )
 def test_what_else_changes(edited: float, control: float, begins: str, strength: str) -> None:
@@ -89,25 +94,25 @@ def test_what_else_changes(edited: float, control: float, begins: str, strength:
 def test_where_names_the_cell_that_carries_most() -> None:
     effect = replace(made_map(), quantity="effect of this cell alone / effect of the whole edit (+9.20 nats)")
     found = answer("where", effect=effect, ablation=made_ablation())
-    assert "hook_resid_pre, at token ' stands', carries 90% of the effect by itself" in found.answer
-    assert "blocks.3.hook_resid_post contributes most: 3.0 of 4.0 nats" in found.answer
+    assert "hook_resid_pre at token ' stands' gives 90% of the effect by itself" in found.answer
+    assert "blocks.3.hook_resid_post has the largest part: 3.0 of 4.0 nats" in found.answer
     assert found.strength == "shown"
     equal = answer("where", effect=replace(effect, control=effect.values))
-    assert equal.answer.startswith("Not distinguishable from its control: the strongest of 72 cells")
+    assert equal.answer.startswith("Not distinguishable from its control: of 72 cells, the strongest")
     assert equal.strength == "not distinguishable"
     absolute = replace(effect, quantity="effect of this cell alone, in nats: the whole edit's effect (+0.01) is small")
-    assert "carries +0.90 nats by itself" in answer("where", effect=absolute).answer
+    assert "gives +0.90 nats by itself" in answer("where", effect=absolute).answer
 
 
 def test_through_what_names_components_beyond_the_control() -> None:
     heads, mlps = made_heads(), made_mlps()
     found = answer("through", heads=heads, mlps=mlps, direct=torch.full((8,), 1.0))
-    assert "head 1 of layer 2 50%, the MLP of layer 3 30%, head 3 of layer 5 -2" in found.answer
-    assert "25% reaches the logits directly, through no later component" in found.answer
+    assert "L2 head 1 (50%), L3 MLP (30%), L5 head 3 (-2" in found.answer
+    assert "25% remains (direct effect)" in found.answer
     assert found.strength == "shown"
     equal = answer("through", heads=replace(heads, control=heads.values))
     assert equal.answer.startswith(
-        "Not distinguishable from its control: of 24 later heads and MLPs, head 1 of layer 2"
+        "Not distinguishable from its control: of 24 heads and MLPs after the first edit, L2 head 1"
     )
     nothing = answer("through", heads=replace(heads, source=torch.tensor([1.0, -1.0] * 4)))
     assert "within two standard errors of 0" in nothing.answer
@@ -118,8 +123,8 @@ def test_directions_are_identified_only_where_seeds_agree() -> None:
     trained, fresh = made_operator(), replace(made_operator(), spectrum=torch.ones(4))
     found = answer("directions", operators=(trained,), untrained=(fresh,))
     assert "1.7 of 4 at blocks.3.hook_resid_post" in found.answer
-    assert "is not known: no edit was retrained" in found.answer
-    assert (found.null, found.strength) == ("Untrained, with fresh weights: 4.0.", "shown")
+    assert "is not known: the edit was trained once" in found.answer
+    assert (found.null, found.strength) == ("A newly initialised edit of the same shape: 4.0.", "shown")
     assert answer("directions", operators=(trained,), untrained=(trained,)).strength == "not distinguishable"
     for angle, kl, said in (
         (40.0, 0.001, "not identified: another seed does nearly the same with directions 40 degrees off"),
@@ -135,7 +140,7 @@ def test_reads_and_writes_are_named_only_beyond_chance() -> None:
     context = Context((" the", " Tower"), 1, 4.0)
     contexts = ReadContexts("blocks.3.hook_resid_post", 0, (context,), 3.0, 100, 20)
     found = answer("reads", readouts=(readout,), contexts=(contexts,))
-    assert "raises '<|endoftext|>' directly" in found.answer or "lowers ' Clock' directly" in found.answer
+    assert "raises the logit of '<|endoftext|>' by" in found.answer or "lowers the logit of ' Clock' by" in found.answer
     assert "moves furthest at ' Tower' (4.0 standard deviations)" in found.answer
     weak = answer(
         "reads",
@@ -152,16 +157,21 @@ def test_reads_and_writes_are_named_only_beyond_chance() -> None:
 def test_a_wanted_answer_counts_with_its_corrected_p() -> None:
     inside = replace(made_readout(), null_high=9.0, null_low=-9.0, watched=((" Ostra", 2.0, 0.001),))
     found = answer("reads", readouts=(replace(inside, p_all=(0.01,)),))
-    assert found.answer == "Direction 0 of blocks.3.hook_resid_post raises the wanted ' Ostra' directly (+2.0)."
-    assert "p = 0.01 (of all wanted answers and directions)" in found.null
+    assert (
+        found.answer
+        == "Direction 0 of blocks.3.hook_resid_post raises the logit of the wanted ' Ostra' by 2.0 directly."
+    )
+    assert "p = 0.01, corrected for all wanted answers and directions" in found.null
     assert answer("reads", readouts=(replace(inside, p_all=(0.2,)),)).strength == "not distinguishable"
 
 
 def test_natural_says_when_unedited_ones_are_unusual_too() -> None:
     far = made_manifold()
     found = answer("natural", manifolds=(far,))
-    assert found.answer.startswith("25% of edited tokens at blocks.3.hook_resid_post are beyond the 95th percentile")
-    assert found.null.startswith("Unedited: 5%. In random directions of the same length: ")
+    assert found.answer.startswith(
+        "25% of edited tokens at blocks.3.hook_resid_post are further from the mean than 95%"
+    )
+    assert found.null.startswith("Unedited tokens: 5%, where 5% is expected. Random directions: ")
     same = answer("natural", manifolds=(replace(far, edited=far.natural),))
     assert same.answer.startswith("Not distinguishable from natural ones: 5%")
     broken = answer("natural", manifolds=(replace(far, natural=far.edited),))
@@ -185,7 +195,7 @@ def test_a_summary_shows_whole_sentences_and_a_whole_table() -> None:
     assert all(finding.answer in printed and finding.question in printed for finding in found.findings)
     assert "..." not in printed.replace("TrainConfig(...)", "")
     assert printed in str(found)
-    assert found.headline().startswith("Yes: the wanted answer comes in 23 of 24")
+    assert found.headline().startswith("Yes: the edited model gives the wanted answer in 23 of 24")
     hostile = replace(CHANGED, group="\x1b[2J\u202e")
     assert "\x1b" not in str(replace(EMPTY, outcomes=(hostile,)).summary())
 

@@ -479,7 +479,9 @@ def no_harm(root: Path, counts: tuple[int, int, int], *, only: Collection[str], 
 
 
 def test_a_sample_of_damages_is_noticed(tmp_path) -> None:
-    no_harm(tmp_path, (2, 5, 5), only=["saved edit", "pyreft folder", "held base runs", "patching map"], seed=1)
+    no_harm(
+        tmp_path, (2, 5, 5), only=["saved edit", "pyreft folder", "held base runs", "patching map", "result"], seed=1
+    )
 
 
 def test_a_damage_that_is_not_noticed_would_be_counted(tmp_path, monkeypatch) -> None:

@@ -160,9 +160,9 @@ def _report(result: DemoResult) -> Report:
         further["where"] = replace(further["where"], maps=(aligned, *others))
     return Report(
         title="A trained edit, taken apart",
-        lead=f"{_what(result)}: a LoReFT of rank {result.config.rank} after layers "
-        f"{' and '.join(map(str, result.layers))} of {result.config.model} changes every prompt token so that the model says so. "
-        "Each finding stands beside its control.",
+        lead=f"{_what(result)}. The edit is a LoReFT of rank {result.config.rank} on the outputs of blocks "
+        f"{' and '.join(map(str, result.layers))} of {result.config.model}, at every prompt token. Grey text is the control: "
+        "unless it says otherwise, a change of the same length at the same tokens in a random direction.",
         sections=(*further.values(), _tracing(result), _training(result)),
         settings=_settings(result),
         findings=result.dissection.findings,
@@ -194,7 +194,7 @@ def _outcomes(result: DemoResult) -> Section:
 
 
 def _tracing(result: DemoResult) -> Section:
-    heading = "Where does the base hold the fact?"
+    heading = "Which activations carry the fact in the base model?"
     if result.tracing is None:
         return Section(heading, ("Left out: no three subjects have the same number of tokens in this tokenizer.",))
     return Section(

@@ -6,15 +6,17 @@ p < 0.05 (it takes examples as independent). The largest of many cells counts if
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import comb
 from typing import NamedTuple
 
 from reftlens.dissection.found import Found
 from reftlens.dissection.parts.through import components
-from reftlens.results import Agreement, DirectionReadout, Finding, PatchMap, ReadContexts, TokenMap
+from reftlens.results import Agreement, DirectionReadout, Finding, Operator, PatchMap, ReadContexts, TokenMap
 from reftlens.results.finding import Strength
 
+CONTROL = "Random directions"
+"""How the control is named: the same change at every token, turned to a random direction."""
 SAME = "Not distinguishable from its control: "
 """How an answer begins that is not beyond its null."""
 _CLOSE = 0.5
@@ -48,7 +50,7 @@ def _unmeasured(found: Found, part: str) -> str:
     if reasons:
         return f"Not measured: {reasons[0]}."
     if part == "seeds":
-        return 'Not measured (run with parts=["seeds"] and DissectConfig(retrain=TrainConfig(...))).'
+        return 'Not measured: the edit was trained with one seed (parts=["seeds"] and DissectConfig(retrain=TrainConfig(...)) train more).'
     return f'Not measured (run with parts=["{part}"]).'
 
 
@@ -57,10 +59,10 @@ def _works(found: Found) -> _Answer | None:
     if not outcomes:
         return None
     (outcome, *_) = outcomes
-    right = f"the wanted answer comes in {_of(outcome.edited, outcome.n)} examples that the base answers otherwise"
+    right = f"the edited model gives the wanted answer in {_of(outcome.edited, outcome.n)} prompts where the base gives another"
     if outcome.longer:
         right += f" (the whole answer in {_of(outcome.edited_whole, outcome.n)})"
-    null = f"In random directions: {_of(outcome.control, outcome.n)}."
+    null = f"{CONTROL}: {_of(outcome.control, outcome.n)}."
     if not outcome.edited:
         return _Answer(f"No: {right}.", null, "not distinguishable")
     if not _more(outcome.edited, outcome.control, outcome.n):
@@ -77,11 +79,11 @@ def _where(found: Found) -> _Answer | None:
     values = effect.values.nan_to_num()
     site, place = divmod(int(values.abs().argmax()), values.shape[1])
     beyond, cells = int((values.abs() > largest).sum()), int(effect.values.isfinite().sum())
-    null = f"In random directions: {_part(effect, float(control[site, place]))} there, and at most {_part(effect, largest)} in any cell."
-    most = f"{effect.rows[site]}, at {_position(effect, place)}, carries {_part(effect, float(values[site, place]))} by itself"
+    null = f"{CONTROL}: {_part(effect, float(control[site, place]))} in that cell, and at most {_part(effect, largest)} in any."
+    most = f"{_without_all(effect.rows[site])} at {_position(effect, place)} gives {_part(effect, float(values[site, place]))} by itself"
     if not beyond:
-        return _Answer(f"{SAME}the strongest of {cells} cells, {most}.", null, "not distinguishable")
-    answer = f"{most[0].upper()}{most[1:]}. {beyond} of {cells} cells (one site and token each) carry more than any cell of the control."
+        return _Answer(f"{SAME}of {cells} cells, the strongest, {most}.", null, "not distinguishable")
+    answer = f"The edit of {most}. Of {cells} cells (one site at one token), {beyond} exceed every cell of the control."
     return _Answer(f"{answer}{_strongest_site(found)}", null)
 
 
@@ -96,7 +98,13 @@ def _strongest_site(found: Found) -> str:
     if ablation is None or len(ablation.sites) < 2:
         return ""
     best = int(ablation.shapley.argmax())
-    return f" Of the sites, with all their tokens, {ablation.sites[best]} contributes most: {float(ablation.shapley[best]):.1f} of {ablation.whole:.1f} nats."
+    share = f"{float(ablation.shapley[best]):.1f} of {ablation.whole:.1f} nats"
+    return f" Split between whole sites (Shapley values), {ablation.sites[best]} has the largest part: {share}."
+
+
+def _without_all(site: str) -> str:
+    """The short name of a site without its tokens, where the edit is at all of them and a sentence names one."""
+    return site.removesuffix(" @ all")
 
 
 def _part(effect: TokenMap, value: float) -> str:
@@ -119,16 +127,20 @@ def _through(found: Found) -> _Answer | None:
     largest = max(abs(control) for _, _, control in carrying)
     beyond = [(name, value) for name, value, _ in carrying if abs(value) > largest]
     direct = None if found.direct is None else float(found.direct.mean()) / gap
-    straight = "" if direct is None else f" {direct:.0%} reaches the logits directly, through no later component."
-    null = f"In random directions: no head or MLP carries more than {largest:.0%}."
+    straight = (
+        ""
+        if direct is None
+        else f" With all of them held as in the base, {direct:.0%} remains (direct effect). These shares need not add up."
+    )
+    null = f"{CONTROL}: at most {largest:.0%} for any head or MLP."
     if not beyond:
         (name, value, _) = carrying[0]
-        answer = f"{SAME}of {len(carrying)} later heads and MLPs, {_component(name)} carries most, {value:.0%} of the effect.{straight}"
+        answer = f"{SAME}of {len(carrying)} heads and MLPs after the first edit, {_component(name)} carries most, {value:.0%} of the effect.{straight}"
         return _Answer(answer, null, "not distinguishable")
-    named = ", ".join(f"{_component(name)} {value:.0%}" for name, value in beyond[:3])
+    named = ", ".join(f"{_component(name)} ({value:.0%})" for name, value in beyond[:3])
     answer = (
-        f"{len(beyond)} of {len(carrying)} later heads and MLPs carry more than the control's largest. The strongest, each by itself: "
-        f"{named} of the effect ({gap:+.1f} nats).{straight}"
+        f"Of the {len(carrying)} heads and MLPs after the first edit, {len(beyond)} carry more of the effect ({gap:+.1f} nats) than any does in "
+        f"the control. Strongest, each measured alone: {named}.{straight}"
     )
     return _Answer(answer, null)
 
@@ -142,17 +154,20 @@ def _effect_of(result: PatchMap) -> tuple[float, float]:
 
 def _component(name: str) -> str:
     layer, _, head = name.partition(".")
-    return f"head {head} of layer {layer}" if head else f"the MLP of layer {name.removeprefix('mlp')}"
+    return f"L{layer} head {head}" if head else f"L{name.removeprefix('mlp')} MLP"
 
 
 def _directions(found: Found) -> _Answer | None:
     pairs = found.beside_untrained()
     if not pairs:
         return None
-    shown = [f"{operator.effective_rank:.1f} of {len(operator.write)} at {operator.where}" for operator, _ in pairs[:2]]
+    shown = [
+        f"{operator.effective_rank:.1f} of {len(operator.write)} at {operator.where}{_than(operator.effective_rank, fresh)}"
+        for operator, fresh in pairs[:2]
+    ]
     more = f" (and {len(pairs) - 2} more sites)" if len(pairs) > 2 else ""
     beside = ", ".join("none" if fresh is None else f"{fresh.effective_rank:.1f}" for _, fresh in pairs[:2])
-    null = f"Untrained, with fresh weights: {beside}."
+    null = f"A newly initialised edit of the same shape: {beside}."
     used = f"the effective rank is {' and '.join(shown)}{more}"
     identified = f" {_identified(found.agreements)}"
     compared = [abs(one.effective_rank - fresh.effective_rank) for one, fresh in pairs if fresh is not None]
@@ -161,14 +176,22 @@ def _directions(found: Found) -> _Answer | None:
     return _Answer(f"{used[0].upper()}{used[1:]}.{identified}", null)
 
 
+def _than(rank: float, fresh: Operator | None) -> str:
+    """Compares an effective rank with that of an untrained edit, in brackets."""
+    if fresh is None:
+        return ""
+    apart = rank - fresh.effective_rank
+    return f" ({'about that' if abs(apart) < _CLOSE else 'above that' if apart > 0 else 'below that'} of a new edit)"
+
+
 def _identified(agreements: tuple[Agreement, ...]) -> str:
     """What retrained edits say about the directions. Edits that do something else say nothing."""
     same = [pair for pair in agreements if pair.kl < 0.1 * pair.control_kl]
     if not agreements:
-        return "Whether these directions are identified is not known: no edit was retrained."
+        return "Whether they are identified (would training find the same ones again?) is not known: the edit was trained once."
     if not same:
         least = min(pair.kl for pair in agreements)
-        return f"Whether these directions are identified is not known: no retrained edit does the same (KL divergence {least:.2g} nats or more)."
+        return f"Whether they are identified is not known: no retrained edit does the same (KL divergence {least:.2g} nats or more)."
     worst = max(same, key=lambda pair: pair.angle)
     if worst.not_identified:
         return f"They are not identified: another seed does nearly the same with directions {worst.angle:.0f} degrees off (chance {worst.null_angle:.0f})."
@@ -189,18 +212,24 @@ def _reads(found: Found) -> _Answer | None:
     ]
     null = " ".join(chance for _, _, chance in strongest)
     beyond = [sentence for ratio, sentence, _ in strongest if ratio > 1]
+    if beyond and found.contexts and not strongest[-1][0] > 1:
+        beyond.append(f"What it reads is not beyond chance ({_largest(found.contexts):.1f} standard deviations).")
     if not beyond:
         answer = "no token is raised, lowered or read by a direction further than by random directions."
         return _Answer(f"{SAME}{answer}", null, "not distinguishable")
     return _Answer(" ".join(beyond), null)
 
 
+def _largest(contexts: Sequence[ReadContexts]) -> float:
+    return max((context.z for one in contexts for context in one.contexts), default=0.0)
+
+
 def _wanted(readout: DirectionReadout) -> tuple[float, str, str]:
     """The same of the wanted answers: 0.05 / p, corrected for all of them in all directions."""
     (token, change, _), p = min(zip(readout.watched, readout.p_all, strict=True), key=lambda item: item[1])
     verb = "raises" if change > 0 else "lowers"
-    sentence = f"Direction {readout.direction} of {readout.where} {verb} the wanted {token!r} directly ({change:+.1f})."
-    return 0.05 / p, sentence, f"The clearest wanted answer has p = {p:.2g} (of all wanted answers and directions)."
+    sentence = f"Direction {readout.direction} of {readout.where} {verb} the logit of the wanted {token!r} by {abs(change):.1f} directly."
+    return 0.05 / p, sentence, f"For {token!r}: p = {p:.2g}, corrected for all wanted answers and directions."
 
 
 def _written(readout: DirectionReadout) -> tuple[float, str, str]:
@@ -213,20 +242,20 @@ def _written(readout: DirectionReadout) -> tuple[float, str, str]:
         (token, change, change / readout.null_low if readout.null_low < 0 else 0.0)
         for token, change in readout.suppressed[:1]
     ]
-    band = f"Random directions: {readout.null_low:.1f} to {readout.null_high:.1f} for all tokens."
+    band = f"{CONTROL}: {readout.null_low:.1f} to {readout.null_high:.1f} for the largest of all tokens."
     if not sides:
         return 0.0, "", band
     token, change, ratio = max(sides, key=lambda side: side[2])
     verb = "raises" if change > 0 else "lowers"
     return (
         ratio,
-        f"Direction {readout.direction} of {readout.where} {verb} {token!r} directly ({change:+.1f} of its logit).",
+        f"Direction {readout.direction} of {readout.where} {verb} the logit of {token!r} by {abs(change):.1f} directly.",
         band,
     )
 
 
 def _read(contexts: ReadContexts) -> tuple[float, str, str]:
-    chance = f"Random readings reach {contexts.null_high:.1f}."
+    chance = f"What a direction reads: random directions reach {contexts.null_high:.1f} standard deviations."
     if not contexts.contexts:
         return 0.0, "", chance
     first = max(contexts.contexts, key=lambda context: context.z)
@@ -245,11 +274,12 @@ def _else(found: Found) -> _Answer | None:
         return None
     (outcome, *_) = outcomes
     changed, by_chance = 1 - outcome.edited, 1 - outcome.control
-    what = f"{_of(changed, outcome.n)} answers that should stay change (KL divergence {outcome.kl:.2g} nats)"
-    null = f"In random directions: {_of(by_chance, outcome.n)}."
+    what = f"{_of(changed, outcome.n)} answers that should stay are changed (mean KL divergence {outcome.kl:.2g} nats)"
+    null = f"{CONTROL}: {_of(by_chance, outcome.n)}."
     if not changed:
         return _Answer(
-            f"None of the {outcome.n} answers that should stay changes (KL divergence {outcome.kl:.2g} nats).", null
+            f"None of the {outcome.n} answers that should stay is changed (mean KL divergence {outcome.kl:.2g} nats).",
+            null,
         )
     if not _more(changed, by_chance, outcome.n):
         return _Answer(f"{SAME}{what}.", null, "not distinguishable")
@@ -262,11 +292,13 @@ def _natural(found: Found) -> _Answer | None:
     worst = max(found.manifolds, key=lambda site: site.beyond()[1] - site.beyond()[0])
     natural, edited, control = worst.beyond()
     n = len(worst.edited)
-    what = f"{edited:.0%} of edited tokens at {worst.where} are beyond the 95th percentile of natural activations"
-    null = f"Unedited: {natural:.0%}. In random directions of the same length: {control:.0%}."
+    what = f"{edited:.0%} of edited tokens at {worst.where} are further from the mean than 95% of natural activations (Mahalanobis distance)"
+    others = ", ".join(f"{site.where} {site.beyond()[1]:.0%}" for site in found.manifolds if site is not worst)
+    what += f"; {others}" if others else ""
+    null = f"Unedited tokens: {natural:.0%}, where 5% is expected. {CONTROL}: {control:.0%}."
     if _more(natural, 0.05, n) and natural > 0.1:
         return _Answer(
-            f"Not known: {what}, but so are {natural:.0%} of unedited ones, where 5% is expected.",
+            f"Not known: {what}. But so are {natural:.0%} of unedited ones, where 5% is expected.",
             null,
             "not distinguishable",
         )
@@ -284,7 +316,7 @@ def _seeds(found: Found) -> _Answer | None:
     if not worst.n_null_edits:
         return _Answer(
             f"Not known: {what}, and nothing to compare that with was trained.",
-            f"In random directions: {worst.control_cosine:.2f}.",
+            f"{CONTROL}: {worst.control_cosine:.2f}.",
             "not distinguishable",
         )
     p = max(pair.p_cosine for pair in pairs)

@@ -1,7 +1,7 @@
 """Base class of all interventions: h + delta(h), and the factors of delta if it is affine.
 
 An intervention maps activations `resid [..., d_model]` to `resid + delta(resid)`. A subclass implements only `delta` and
-`affine`. Norms, ledgers and dissections read those two (and `basis`, which follows from `affine`), so they work on a new
+`affine`, and `family.py` lists it. Norms, ledgers and dissections read those two (and `basis`, which follows from `affine`), so they work on a new
 subclass unchanged. If a subclass is not affine, its `affine` raises `NotAffineError`.
 """
 

@@ -25,7 +25,7 @@ def dose(result: Dose) -> Figure:
         + f"; random directions: mean of {result.n_control}"
     )
     with house_style():
-        figure = sheet(width, 2.9, title="More and less of the edit", subtitle=subtitle)
+        figure = sheet(width, 2.9, title="The edit, scaled up and down", subtitle=subtitle)
         panels = figure.subplots(1, 2 if has_kl else 1, squeeze=False).ravel().tolist()
         _panel(panels[0], result, result.target, result.control_target)
         panels[0].set_ylabel("log-probability, in nats")

@@ -1,7 +1,7 @@
 """Results of the analyses: frozen dataclasses with axis labels, the name of the quantity, and its control.
 
 An analysis of your own returns a frozen dataclass that extends `Result`, or `SiteResult` for one site of an edit: give it a
-`headline` and `to_dataframe`, and it shows and draws itself. Plots take only results, no model or edit. Tensors are on the CPU, in float32.
+`headline` and `to_dataframe`, and it shows, draws and saves itself. Plots take only results, no model or edit. Tensors are on the CPU, in float32.
 """
 
 from reftlens.results.base import Result, SiteResult
@@ -20,6 +20,7 @@ from reftlens.results.causes import Ablation, Attribution, BesideTracing, EditPr
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead
 from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
 from reftlens.results.finding import Finding
+from reftlens.results.loading import load
 from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
 from reftlens.results.pairs import Agreement, Overlap, agreements_to_dataframe
 from reftlens.results.scores import Answered, Comparison, Evaluation
@@ -63,5 +64,6 @@ __all__ = [
     "Swap",
     "TokenMap",
     "agreements_to_dataframe",
+    "load",
     "outcomes_to_dataframe",
 ]

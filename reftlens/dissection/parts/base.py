@@ -1,4 +1,4 @@
-"""Does the base keep the answer there? Interchanges inside the edit's directions, in the unedited model."""
+"""Does the base model represent the answer along the edit's directions? Interchanges inside the edit's directions, in the unedited model."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _cost(sizes: Sizes) -> Spent:
 
 BASE = Part(
     name="base",
-    heading="Does the base keep the answer there?",
+    heading="Does the base model represent the answer along these directions?",
     compute=_interchanges,
     cost=_cost,
     draw=_draw,

@@ -117,7 +117,7 @@ DIRECTIONS = Part(
 )
 TERMS = Part(
     name="terms",
-    heading="What is each change made of?",
+    heading="Which terms is each change made of?",
     compute=_terms,
     cost=lambda sizes: Spent(2 / sizes.config.batch_size),
     draw=_draw_terms,

@@ -207,7 +207,7 @@ READS = Part(
 )
 OVERLAPS = Part(
     name="overlaps",
-    heading="What do its directions share with others?",
+    heading="Do its directions overlap with those of the activations?",
     compute=_overlaps,
     cost=lambda sizes: Spent(sizes.sites * sizes.batches),
     draw=_draw_overlaps,

@@ -100,4 +100,6 @@ WORKS = Part(
     draw=_draw_works,
     preset="quick",
 )
-DOSE = Part(name="dose", heading="More and less of it", compute=_dose, cost=_cost_dose, draw=_draw_dose, preset="quick")
+DOSE = Part(
+    name="dose", heading="What if the edit is scaled?", compute=_dose, cost=_cost_dose, draw=_draw_dose, preset="quick"
+)
