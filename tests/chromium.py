@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,7 @@ class Chromium:
         os.close(from_us)
         os.close(to_us)
         self._write, self._read = os.fdopen(to_it, "wb"), os.fdopen(from_it, "rb")
-        [page] = [one for one in self.ask("Target.getTargets")["targetInfos"] if one["type"] == "page"]
-        self.session = self.ask("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
-            self.ask(f"{domain}.enable")
+        self.enter("page")
         self.ask("Page.addScriptToEvaluateOnNewDocument", source=_WATCH)
 
     def close(self) -> None:
@@ -91,6 +89,14 @@ class Chromium:
             raise RuntimeError(f"{method}: {answer['error']}")
         return answer["result"]
 
+    def enter(self, kind: str) -> None:
+        """Turns to the page, or to its "iframe" where that has a process of its own."""
+        self.session = ""
+        [target] = [one for one in self.ask("Target.getTargets")["targetInfos"] if one["type"] == kind]
+        self.session = self.ask("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self.ask(f"{domain}.enable")
+
     def open(
         self, file: Path, *, width: int = 1280, height: int = 900, dark: bool = False, scripts: bool = True
     ) -> None:
@@ -110,6 +116,14 @@ class Chromium:
         if "exceptionDetails" in result:
             raise RuntimeError(f"{expression}: {result['exceptionDetails']}")
         return result["result"].get("value")
+
+    def until(self, expression: str) -> Any:
+        """What an expression is worth in the page as soon as it is true there."""
+        for _ in range(200):
+            if found := self.value(expression):
+                return found
+            time.sleep(0.1)
+        raise RuntimeError(f"never true: {expression}")
 
     def point(self, x: float, y: float) -> None:
         """Moves the pointer."""

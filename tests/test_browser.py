@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import html
 import json
+import os
+import shutil
+import socket
 import subprocess
 import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -31,6 +36,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None, reason=f"needs one of these browsers on the PATH: {', '.join(NAMES)}"),
 ]
+JUPYTERLAB = shutil.which("jupyter-lab")
 HOSTILE = (
     '<script>document.title = "alive"</script>',
     "<img src=http://evil.example/image.png onerror=\"document.title='alive'\">",
@@ -434,6 +440,110 @@ def test_a_page_in_a_notebook_follows_the_notebooks_theme(theme: str, dark: bool
     browse(f"<!doctype html>{body}{framed('one line', page_of_all())}", f"--screenshot={shot}", *how)
     white = float((image.imread(shot)[..., :3].min(axis=2) == 1).mean())
     assert white < 0.02 if dark else white > 0.5
+
+
+@pytest.fixture
+def jupyterlab(tmp_path: Path) -> Iterator[Callable[[str, str], str]]:
+    """Gives the address of a notebook with one stored output, which nobody has trusted yet, in JupyterLab with a theme."""
+    settings = tmp_path / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (tmp_path / "notebooks").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    own = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    command = [
+        str(JUPYTERLAB), "--allow-root", "--no-browser", "--ip=127.0.0.1", f"--port={address.split(':')[-1]}",
+        "--ServerApp.port_retries=0", "--LabApp.expose_app_in_browser=True", "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path / 'notebooks'}",
+        f"--LabApp.user_settings_dir={tmp_path / 'settings'}", f"--LabApp.workspaces_dir={tmp_path / 'workspaces'}",
+    ]  # fmt: skip
+    server = subprocess.Popen(command, env=os.environ | own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def run(shown: str, theme: str) -> str:
+        (settings / "themes.jupyterlab-settings").write_text(json.dumps({"theme": theme}))
+        (settings / "notification.jupyterlab-settings").write_text(json.dumps({"fetchNews": "false"}))
+        output = {"output_type": "display_data", "metadata": {}, "data": {"text/html": shown}}
+        cell = {"id": "a", "cell_type": "code", "execution_count": 1, "metadata": {}, "source": "", "outputs": [output]}
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+        notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": kernel, "cells": [cell]}
+        (tmp_path / "notebooks" / "page.ipynb").write_text(json.dumps(notebook))
+        for _ in range(600):
+            try:
+                direct.open(f"{address}/api").close()
+                break
+            except OSError:
+                assert server.poll() is None, "JupyterLab ended"
+                time.sleep(0.1)
+        return f"{address}/lab/tree/page.ipynb"
+
+    yield run
+    server.terminate()
+    server.wait(timeout=60)
+
+
+@pytest.mark.skipif(JUPYTERLAB is None, reason="needs jupyter-lab on the PATH")
+@pytest.mark.parametrize("dark", [False, True])
+def test_jupyterlab_shows_the_page_once_the_notebook_is_trusted(dark: bool, jupyterlab) -> None:
+    # The system prefers the other theme, and frames have processes of their own, as with users.
+    browser = Chromium(f"--blink-settings=preferredColorScheme={int(dark)}", "--no-proxy-server")
+    try:
+        address = jupyterlab(framed("<b>one</b> line", page_of_all()), f"JupyterLab {'Dark' if dark else 'Light'}")
+        browser.ask("Emulation.setDeviceMetricsOverride", width=1400, height=1000, deviceScaleFactor=1, mobile=False)
+        # JupyterLab offers commands for the notebook that has the focus.
+        browser.ask("Emulation.setFocusEmulationEnabled", enabled=True)
+        browser.ask("Page.navigate", url=address)
+        output = "document.querySelector('.jp-OutputArea-output')"
+        text = browser.until(f"{output} && {output}.innerText")
+        assert text.startswith("<b>one</b> line\n")
+        assert "choose Trust Notebook in the command palette" in text
+        assert browser.value(f"{output}.querySelectorAll('iframe, script, style').length") == 0
+        trust(browser)
+        frame = f"{output}.querySelector('iframe')"
+        assert browser.until(f"{frame} && {frame}.getAttribute('sandbox')") == "allow-scripts"
+        assert not [one for one in browser.said if "sandbox" in one.lower() or "policy" in one.lower()]
+        look_inside(browser, frame, dark)
+    finally:
+        browser.close()
+
+
+def trust(browser: Chromium) -> None:
+    """Chooses JupyterLab's Trust Notebook, and agrees."""
+    browser.until(
+        "jupyterapp.restored.then(() => { jupyterapp.shell.activateById(document.querySelector('.jp-NotebookPanel').id); "
+        "return jupyterapp.commands.isEnabled('notebook:trust'); })"
+    )
+    assert browser.value("jupyterapp.commands.label('notebook:trust')") == "Trust Notebook"
+    browser.value("void jupyterapp.commands.execute('notebook:trust')")
+    browser.until("!!document.querySelector('.jp-Dialog .jp-mod-accept')")
+    browser.click(*browser.middle(".jp-Dialog .jp-mod-accept"))
+
+
+def look_inside(browser: Chromium, frame: str, dark: bool) -> None:
+    """Checks the page in a frame: it is alone, has the theme, answers the pointer and says nothing on the console."""
+    corner = browser.value(
+        f"(() => {{ const b = {frame}.getBoundingClientRect(); return [b.left + 1, b.top + 1]; }})()"
+    )
+    outside = browser.session
+    browser.said.clear()
+    browser.enter("iframe")
+    inside = browser.session
+    browser.until("performance.getEntriesByName('ready').length")
+    assert browser.value("self.origin") == "null"
+    assert browser.value("matchMedia('(prefers-color-scheme: dark)').matches") == dark
+    assert browser.value("getComputedStyle(document.body).backgroundColor === 'rgb(255, 255, 255)'") != dark
+    browser.value("document.querySelector('details.part').open = true")
+    x, y = browser.middle(".map td[data-tip]")
+    browser.session = outside
+    browser.point(corner[0] + x, corner[1] + y)
+    browser.session = inside
+    assert "measured" in browser.until("document.getElementById('tip').textContent")
+    # JupyterLab around it may still be reaching its kernel.
+    assert [one for one in browser.said if not one.startswith("Starting WebSocket")] == []
+    # What the policy refuses is said.
+    browser.value("document.body.append(Object.assign(new Image(), { src: 'http://127.0.0.1/a.png' }))")
+    browser.until("document.images[document.images.length - 1].complete")
+    assert "Content Security Policy" in " ".join(browser.said)
 
 
 def test_the_page_is_ready_at_once_and_small(opened) -> None:
