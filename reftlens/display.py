@@ -64,7 +64,8 @@ _FRAME = Markup(
     'style="box-sizing:border-box;width:100%;height:45em;border:1px solid #8888"></iframe>'
 )
 _UNTRUSTED = (
-    "The page is in the frame below. Where there is no frame, the notebook is not trusted: choose Trust Notebook."
+    "The page is in the frame below. Where there is no frame, the notebook is not trusted: "
+    "choose Trust Notebook in the command palette."
 )
 
 
