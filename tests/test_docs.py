@@ -140,3 +140,7 @@ def test_the_page_of_a_notebook_shows_all_of_it() -> None:
         assert all("".join(cell["source"]) in page for cell in cells)
         assert len(figures) + page.count('<div class="output">') == len(outputs)
         assert all(f"({figure})" in page and content.startswith(b"\x89PNG") for figure, content in figures)
+
+
+def test_the_citation_names_this_version() -> None:
+    assert f"\nversion: {rl.__version__}\n" in (Path(__file__).parent.parent / "CITATION.cff").read_text()
