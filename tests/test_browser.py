@@ -515,8 +515,9 @@ def trust(browser: Chromium) -> None:
     )
     assert browser.value("jupyterapp.commands.label('notebook:trust')") == "Trust Notebook"
     browser.value("void jupyterapp.commands.execute('notebook:trust')")
-    browser.until("!!document.querySelector('.jp-Dialog .jp-mod-accept')")
-    browser.click(*browser.middle(".jp-Dialog .jp-mod-accept"))
+    browser.until(
+        "document.querySelector('.jp-Dialog .jp-mod-accept')?.click(), !!document.querySelector('.jp-OutputArea-output iframe')"
+    )
 
 
 def look_inside(browser: Chromium, frame: str, dark: bool) -> None:
