@@ -79,7 +79,7 @@ def test_few_examples_show_nothing() -> None:
         (
             0.96,
             0.97,
-            "Not distinguishable from its control: 8 of 200 answers that should stay are changed",
+            "8 of 200 answers that should stay are changed (mean KL divergence 0.012 nats). That is not distinguishable",
             "not distinguishable",
         ),
         (0.2, 0.97, "160 of 200 answers that should stay are changed", "shown"),
@@ -169,7 +169,7 @@ def test_natural_says_when_unedited_ones_are_unusual_too() -> None:
     far = made_manifold()
     found = answer("natural", manifolds=(far,))
     assert found.answer.startswith(
-        "25% of edited tokens at blocks.3.hook_resid_post are further from the mean than 95%"
+        "Less than unedited ones, and not distinguishable from random changes: 25% of edited tokens at blocks.3.hook_resid_post"
     )
     assert found.null.startswith("Unedited tokens: 5%, where 5% is expected. Random directions: ")
     same = answer("natural", manifolds=(replace(far, edited=far.natural),))

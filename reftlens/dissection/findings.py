@@ -19,6 +19,8 @@ CONTROL = "Random directions"
 """How the control is named: the same change at every token, turned to a random direction."""
 SAME = "Not distinguishable from its control: "
 """How an answer begins that is not beyond its null."""
+_LEVEL = 0.05
+"""Level of the tests."""
 _CLOSE = 0.5
 """Difference of two effective ranks below which neither counts as higher."""
 
@@ -139,8 +141,8 @@ def _through(found: Found) -> _Answer | None:
         return _Answer(answer, null, "not distinguishable")
     named = ", ".join(f"{_component(name)} ({value:.0%})" for name, value in beyond[:3])
     answer = (
-        f"Of the {len(carrying)} heads and MLPs after the first edit, {len(beyond)} carry more of the effect ({gap:+.1f} nats) than any does in "
-        f"the control. Strongest, each measured alone: {named}.{straight}"
+        f"The whole effect is {gap:+.1f} nats. Of the {len(carrying)} heads and MLPs after the first edit, {len(beyond)} each carry a larger "
+        f"share of it than any does in the control. Strongest, each measured alone: {named}.{straight}"
     )
     return _Answer(answer, null)
 
@@ -162,7 +164,7 @@ def _directions(found: Found) -> _Answer | None:
     if not pairs:
         return None
     shown = [
-        f"{operator.effective_rank:.1f} of {len(operator.write)} at {operator.where}{_than(operator.effective_rank, fresh)}"
+        f"{operator.effective_rank:.1f} of {len(operator.write)} at {operator.where}{_than(fresh)}"
         for operator, fresh in pairs[:2]
     ]
     more = f" (and {len(pairs) - 2} more sites)" if len(pairs) > 2 else ""
@@ -176,12 +178,8 @@ def _directions(found: Found) -> _Answer | None:
     return _Answer(f"{used[0].upper()}{used[1:]}.{identified}", null)
 
 
-def _than(rank: float, fresh: Operator | None) -> str:
-    """Compares an effective rank with that of an untrained edit, in brackets."""
-    if fresh is None:
-        return ""
-    apart = rank - fresh.effective_rank
-    return f" ({'about that' if abs(apart) < _CLOSE else 'above that' if apart > 0 else 'below that'} of a new edit)"
+def _than(fresh: Operator | None) -> str:
+    return "" if fresh is None else f" (untrained {fresh.effective_rank:.1f})"
 
 
 def _identified(agreements: tuple[Agreement, ...]) -> str:
@@ -213,15 +211,16 @@ def _reads(found: Found) -> _Answer | None:
     null = " ".join(chance for _, _, chance in strongest)
     beyond = [sentence for ratio, sentence, _ in strongest if ratio > 1]
     if beyond and found.contexts and not strongest[-1][0] > 1:
-        beyond.append(f"What it reads is not beyond chance ({_largest(found.contexts):.1f} standard deviations).")
+        beyond.append(f"No reading is beyond chance; {_largest(found.contexts)}.")
     if not beyond:
         answer = "no token is raised, lowered or read by a direction further than by random directions."
         return _Answer(f"{SAME}{answer}", null, "not distinguishable")
     return _Answer(" ".join(beyond), null)
 
 
-def _largest(contexts: Sequence[ReadContexts]) -> float:
-    return max((context.z for one in contexts for context in one.contexts), default=0.0)
+def _largest(contexts: Sequence[ReadContexts]) -> str:
+    first = max((context for one in contexts for context in one.contexts), key=lambda context: context.z)
+    return f"the strongest is of {first.tokens[first.position]!r} ({first.z:.1f} standard deviations)"
 
 
 def _wanted(readout: DirectionReadout) -> tuple[float, str, str]:
@@ -242,7 +241,7 @@ def _written(readout: DirectionReadout) -> tuple[float, str, str]:
         (token, change, change / readout.null_low if readout.null_low < 0 else 0.0)
         for token, change in readout.suppressed[:1]
     ]
-    band = f"{CONTROL}: {readout.null_low:.1f} to {readout.null_high:.1f} for the largest of all tokens."
+    band = f"{CONTROL}: {readout.null_low:.1f} to {readout.null_high:.1f} over all tokens."
     if not sides:
         return 0.0, "", band
     token, change, ratio = max(sides, key=lambda side: side[2])
@@ -281,8 +280,11 @@ def _else(found: Found) -> _Answer | None:
             f"None of the {outcome.n} answers that should stay is changed (mean KL divergence {outcome.kl:.2g} nats).",
             null,
         )
-    if not _more(changed, by_chance, outcome.n):
-        return _Answer(f"{SAME}{what}.", null, "not distinguishable")
+    p = _p_more(changed, by_chance, outcome.n)
+    if not p < _LEVEL:
+        return _Answer(
+            f"{what}. That is not distinguishable from its control (p = {p:.2g}).", null, "not distinguishable"
+        )
     return _Answer(f"{what}.", null)
 
 
@@ -295,6 +297,7 @@ def _natural(found: Found) -> _Answer | None:
     what = f"{edited:.0%} of edited tokens at {worst.where} are further from the mean than 95% of natural activations (Mahalanobis distance)"
     others = ", ".join(f"{site.where} {site.beyond()[1]:.0%}" for site in found.manifolds if site is not worst)
     what += f"; {others}" if others else ""
+    beside = "" if _more(edited, control, n) else ", and not distinguishable from random changes"
     null = f"Unedited tokens: {natural:.0%}, where 5% is expected. {CONTROL}: {control:.0%}."
     if _more(natural, 0.05, n) and natural > 0.1:
         return _Answer(
@@ -304,7 +307,7 @@ def _natural(found: Found) -> _Answer | None:
         )
     if not _more(edited, natural, n):
         return _Answer(f"Not distinguishable from natural ones: {what}.", null, "not distinguishable")
-    return _Answer(f"{what}.", null)
+    return _Answer(f"Less than unedited ones{beside}: {what}.", null)
 
 
 def _seeds(found: Found) -> _Answer | None:
@@ -341,11 +344,15 @@ def _more(first: float, second: float, n: int) -> bool:
     >>> _more(1.0, 0.0, 2), _more(1.0, 0.0, 4)
     (False, True)
     """
+    return _p_more(first, second, n) < _LEVEL
+
+
+def _p_more(first: float, second: float, n: int) -> float:
+    """The p value of that test; 1 if a fraction is unknown."""
     if first != first or second != second:
-        return False
+        return 1.0
     a, b = round(first * n), round(second * n)
-    p = sum(comb(n, k) * comb(n, a + b - k) for k in range(a, min(n, a + b) + 1)) / comb(2 * n, a + b)
-    return p < 0.05
+    return sum(comb(n, k) * comb(n, a + b - k) for k in range(a, min(n, a + b) + 1)) / comb(2 * n, a + b)
 
 
 _QUESTIONS: tuple[tuple[str, str, Callable[[Found], _Answer | None]], ...] = (
