@@ -6,10 +6,8 @@ stdout carries only the result; progress and messages go to stderr.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,6 +28,7 @@ from reftlens.cli import (
     train,
 )
 from reftlens.cli.errors import Commands
+from reftlens.files.modules import import_named
 
 app = typer.Typer(
     cls=Commands,
@@ -80,14 +79,10 @@ def _version(wanted: bool) -> bool:
 def _import(modules: list[str] | None) -> list[str] | None:
     """Imports the named modules, so that the classes that they register are known by name."""
     for name in modules or ():
-        # As with `python -m`, modules in the working directory are found.
-        sys.path.insert(0, str(Path.cwd()))
         try:
-            importlib.import_module(name)
+            import_named(name)
         except ImportError as error:
             raise typer.BadParameter(f"{name} cannot be imported: {error}") from error
-        finally:
-            sys.path.pop(0)
     return modules
 
 

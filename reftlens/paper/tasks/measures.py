@@ -15,11 +15,10 @@ every answer as wrong, and `prefix` does not.
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
+
+from reftlens.files.modules import import_named
 
 
 class Measure(NamedTuple):
@@ -42,13 +41,10 @@ def measure_named(name: str) -> Measure:
         raise ValueError(
             f"Unknown metric {name!r}. Choose from: {', '.join(_MEASURES)}, or name a function as module:function"
         )
-    sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        found = getattr(import_named(module), function, None)
     except ImportError as error:
         raise ValueError(f"the metric {name!r} cannot be imported: {error}") from error
-    finally:
-        sys.path.pop(0)
     if not callable(found):
         raise ValueError(f"the metric {name!r} is not a function: {module} has no function {function!r}")
     return Measure(function, found)

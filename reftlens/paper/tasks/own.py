@@ -18,7 +18,7 @@ from reftlens.edit.generate import Decoding
 from reftlens.paper.tasks.base import Family, Record, TextTask
 from reftlens.paper.tasks.measures import measure_named
 from reftlens.paper.tasks.records import read
-from reftlens.paper.tasks.scoring import accuracy, same_text
+from reftlens.paper.tasks.scoring import accuracy
 from reftlens.results import Evaluation
 
 
@@ -64,14 +64,8 @@ class Pairs(TextTask):
     def score(self, outputs: Sequence[str], records: Sequence[Record]) -> Evaluation:
         """Averages the measure over the records."""
         compare = measure_named(self.measure).compare
-        found = accuracy(self.name, outputs, records, judge=_judge, metric=self.metric)
-        values = [compare(output, record.answer) for output, record in zip(outputs, records, strict=True)]
-        rows = [
-            replace(row, right=bool(value) if value in (0, 1) else None)
-            for row, value in zip(found.rows, values, strict=True)
-        ]
-        return replace(found, score=sum(map(float, values)) / len(values), rows=tuple(rows))
 
+        def judge(output: str, answer: str) -> tuple[str, float | bool]:
+            return output.strip(), compare(output, answer)
 
-def _judge(output: str, answer: str) -> tuple[str, bool]:
-    return output.strip(), same_text(output, answer)
+        return accuracy(self.name, outputs, records, judge=judge, metric=self.metric)

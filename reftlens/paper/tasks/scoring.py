@@ -77,16 +77,16 @@ def accuracy(
     outputs: Sequence[str],
     records: Sequence[Record],
     *,
-    judge: Callable[[str, str], tuple[str, bool]],
+    judge: Callable[[str, str], tuple[str, float | bool]],
     metric: str = "accuracy",
 ) -> Evaluation:
-    """Computes the fraction of records answered correctly.
+    """Computes the fraction of records answered correctly, or the mean value of their answers.
 
     Args:
         task: name of the task.
         outputs: one per record.
         records: the records of the task.
-        judge: function of output and answer that returns the extracted answer and whether it is right.
+        judge: function of output and answer that returns the extracted answer and its value: whether it is right, or a part of 1.
         metric: name of the metric.
 
     Raises:
@@ -94,9 +94,10 @@ def accuracy(
     """
     if not len(records) or len(outputs) != len(records):
         raise ValueError(f"{task}: each record needs one output, got {len(outputs)} outputs for {len(records)} records")
-    rows = []
+    rows, values = [], []
     for output, record in zip(outputs, records, strict=True):
-        prediction, right = judge(output, record.answer)
+        prediction, value = judge(output, record.answer)
+        right = bool(value) if value in (0, 1) else None
         rows.append(Answered(written(record.prompt), output, prediction, record.answer, right))
-    score = sum(bool(row.right) for row in rows) / len(rows)
-    return Evaluation(task=task, metric=metric, score=score, rows=tuple(rows))
+        values.append(float(value))
+    return Evaluation(task=task, metric=metric, score=sum(values) / len(values), rows=tuple(rows))
