@@ -30,7 +30,7 @@ from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.overlap import directions, haar, overlap
-from reftlens.bridge import side_for_ends
+from reftlens.bridge import each, side_for_ends
 from reftlens.cone.answers import next_token_logprobs
 from reftlens.cone.shared import sharing
 from reftlens.data import Batch, Given, as_batches
@@ -74,45 +74,46 @@ def agreement(
     if len(refts) < 2:
         raise ValueError(f"agreement needs at least two edits, got {len(refts)}")
     batches = as_batches(bridge, prompts, padding_side=side_for_ends(bridge))
-    nulls = list(null.values() if isinstance(null, Mapping) else null)
-    seen = {name: _seen(bridge, reft, batches, at) for name, reft in refts.items()}
-    controls = {
-        name: _seen(bridge, turned(reft, seed=seed), batches, at, decomposed=False) for name, reft in refts.items()
-    }
-    null_seen = [_seen(bridge, reft, batches, at) for reft in nulls]
-    among = list(combinations(null_seen, 2))
-    ranked = _Ranked(rank=rank, n_null=n_null, seed=seed)
-    return [
-        _pair((first, second), seen[first], seen[second], controls[second], null_seen, among, ranked)
-        for first, second in combinations(refts, 2)
-    ]
-
-
-@final
-@dataclass(frozen=True)
-class _Ranked:
-    """Number of directions to compare, and number of random subspaces."""
-
-    rank: int | None
-    n_null: int
-    seed: int
+    names, nulls = list(refts), list(null.values() if isinstance(null, Mapping) else null)
+    edits = [*refts.values(), *nulls]
+    controls = [turned(reft, seed=seed) for reft in refts.values()]
+    pairs = list(combinations(range(len(names)), 2))
+    # An edit beside the control of another one; controls come last.
+    beside = [(first, len(edits) + second) for first, second in pairs]
+    couples = [*combinations(range(len(edits)), 2), *beside]
+    compared = _Compared(
+        edits=edits,
+        n_named=len(names),
+        likeness=dict(zip(couples, _likeness(bridge, [*edits, *controls], couples, batches, at), strict=True)),
+        operators=[_operators(bridge, reft, batches, at) for reft in edits],
+        rank=rank,
+        n_null=n_null,
+        seed=seed,
+    )
+    return [compared.pair((names[first], names[second]), first, second) for first, second in pairs]
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class _Seen:
-    """The quantities of one edit that are compared, from one pass over the batches."""
+class _Sums:
+    """What is summed over tokens or prompts of two edits; with it, no change and no log-probability is kept."""
 
-    reft: Reft
-    changes: tuple[Float[Tensor, "tokens d_model"], ...]
-    """Changes of each site at every compared token; NaN where the site does not edit."""
-    said: Float[Tensor, "prompts d_vocab"]
-    operators: list[Operator] | None
+    sites: Float[Tensor, "common 4"]
+    """For each common site: compared tokens, |a - b|^2, (|a|^2 + |b|^2) / 2, and cosines."""
+    kl: Float[Tensor, "2"]
+    """KL(a || b) and KL(b || a), in nats."""
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(self.sites + other.sites, self.kl + other.kl)
 
 
 @final
 @dataclass(frozen=True)
 class _Likeness:
+    """How alike two edits are as functions."""
+
+    here: list[tuple[int, int]]
+    """Their sites at the same point with a common token."""
     error: float
     cosine: float
     kl: float
@@ -120,82 +121,75 @@ class _Likeness:
     """KL(p || q) + KL(q || p), in nats."""
 
 
-def _pair(
-    names: tuple[str, str],
-    a: _Seen,
-    b: _Seen,
-    control: _Seen,
-    nulls: Sequence[_Seen],
-    among: Sequence[tuple[_Seen, _Seen]],
-    ranked: _Ranked,
-) -> Agreement:
-    here, like = _like(a, b)
-    _, turned_like = _like(a, control)
-    others = [*((one, n) for one in (a, b) for n in nulls), *among]
-    operators = [op for one in (a, b, *nulls) for op in one.operators or ()]
-    rank = ranked.rank or min((round(op.effective_rank) for op in operators), default=0)
-    angles = _angles(a, b, here, rank=rank, n_null=ranked.n_null, seed=ranked.seed)
-    found = [_like(one, other) for one, other in others]
-    if any(len(places) < len(here) for places, _ in found):
-        raise ValueError(f"the null edits for {names[0]} and {names[1]} must edit the same points: {_hooks(a, here)}")
-    null_cosines = [likeness.cosine for _, likeness in found]
-    null_kls = [likeness.kl_both for _, likeness in found]
-    null_angles = [
-        _angles(one, other, places, rank=rank, n_null=1, seed=0).used
-        for (one, other), (places, _) in zip(others, found, strict=True)
-    ]
-    return Agreement(
-        first=names[0],
-        second=names[1],
-        sites=_hooks(a, here),
-        relative_error=like.error,
-        cosine=like.cosine,
-        control_error=turned_like.error,
-        control_cosine=turned_like.cosine,
-        kl=like.kl,
-        control_kl=turned_like.kl,
-        rank=angles.rank,
-        angle=angles.used,
-        null_angle=angles.used_null,
-        raw_angle=angles.raw,
-        raw_null_angle=angles.raw_null,
-        n_null_edits=len(nulls),
-        null_cosine=_mean(null_cosines),
-        null_kl=_mean([likeness.kl for _, likeness in found]),
-        null_trained_angle=_mean(null_angles),
-        p_cosine=_p([-value for value in null_cosines], -like.cosine),
-        p_kl=_p(null_kls, like.kl_both),
-        p_angle=_p(null_angles, angles.used),
+def _likeness(
+    bridge: TransformerBridge,
+    edits: Sequence[Reft],
+    couples: Sequence[tuple[int, int]],
+    batches: Sequence[Batch],
+    at: Positions | None,
+) -> list[_Likeness]:
+    """Compares pairs of edits as functions, in one pass over the batches."""
+    common = [_common(edits[first], edits[second]) for first, second in couples]
+
+    def sums(batch: Batch) -> list[_Sums]:
+        changes = [_changes(bridge, reft, batch, at) for reft in edits]
+        said = [next_token_logprobs(bridge, batch, reft.edits(batch)) for reft in edits]
+        likely = [logprobs.exp() for logprobs in said]
+        return [
+            _Sums(
+                torch.stack([_at_a_site(changes[first][i], changes[second][j]) for i, j in sites])
+                if sites
+                else torch.zeros(0, 4, dtype=torch.float64),
+                torch.stack(
+                    [(likely[p] * (said[p] - said[q])).sum().double() for p, q in ((first, second), (second, first))]
+                ),
+            )
+            for (first, second), sites in zip(couples, common, strict=True)
+        ]
+
+    totals: list[_Sums] | None = None
+    for found in each(bridge, sums, batches):
+        totals = found if totals is None else [total + part for total, part in zip(totals, found, strict=True)]
+    assert totals is not None, "there is at least one batch"
+    n_prompts = sum(map(len, batches))
+    return [_of(total, sites, n_prompts) for total, sites in zip(totals, common, strict=True)]
+
+
+def _of(sums: _Sums, common: Sequence[tuple[int, int]], n_prompts: int) -> _Likeness:
+    n, gap, size, cosine = sums.sites.sum(dim=0).tolist()
+    kl, back = (sums.kl / n_prompts).tolist()
+    return _Likeness(
+        here=[pair for pair, (tokens, *_) in zip(common, sums.sites.tolist(), strict=True) if tokens],
+        error=(gap / size) ** 0.5 if size else float("nan"),
+        cosine=cosine / n if n else float("nan"),
+        kl=kl,
+        kl_both=kl + back,
     )
 
 
-def _p(null: Sequence[float], value: float) -> float:
-    """Returns the fraction of pairs, including this one, with a distance at most as large; NaN without null pairs or distance."""
-    if not null or value != value:
-        return float("nan")
-    return (1 + sum(other <= value for other in null)) / (1 + len(null))
+def _at_a_site(one: Float[Tensor, "token width"], other: Float[Tensor, "token width"]) -> Float[Tensor, "4"]:
+    """Sums over the tokens where both edit."""
+    both = ~(one.isnan().any(-1) | other.isnan().any(-1))
+    one, other = one[both], other[both]
+    size = (one.square().sum() + other.square().sum()) / 2
+    cosines = torch.cosine_similarity(one, other, dim=-1)
+    return torch.stack([both.sum().double(), (one - other).square().sum(), size, cosines.sum()])
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
-
-
-def _hooks(a: _Seen, common: Sequence[tuple[int, int]]) -> tuple[str, ...]:
-    return tuple(a.reft.sites[i].hook_name for i, _ in common)
-
-
-def _like(a: _Seen, b: _Seen) -> tuple[list[tuple[int, int]], _Likeness]:
-    """Finds the sites where both edits act on a common token, and compares the edits there as functions."""
-    here, pairs = [], []
-    for i, j in _common(a.reft, b.reft):
-        one, other = a.changes[i], b.changes[j]
-        both = ~(one.isnan().any(-1) | other.isnan().any(-1))
-        if bool(both.any()):
-            here.append((i, j))
-            pairs.append((one[both], other[both]))
-    error, cosine = _compare(pairs)
-    kl, back = _kl(a.said, b.said), _kl(b.said, a.said)
-    return here, _Likeness(error, cosine, kl, kl + back)
+def _changes(
+    bridge: TransformerBridge, reft: Reft, batch: Batch, at: Positions | None
+) -> list[Float[Tensor, "token _width"]]:
+    """Returns the changes of each site on unedited activations, at every compared token; NaN where the site does not edit."""
+    wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
+    found = []
+    # A change may depend on tokens that are not compared, so it is computed from all tokens that its edit reads.
+    seen = edited_activations(bridge, reft.scaled(0.0), batch)
+    for edit, (_, h) in zip(reft.edits(batch), seen, strict=True):
+        change = edit.change(h).double()
+        every = change.new_full((*edit.mask.shape, change.shape[-1]), float("nan"))
+        every[edit.mask] = change
+        found.append(every[wanted].cpu())
+    return found
 
 
 def _common(a: Reft, b: Reft) -> list[tuple[int, int]]:
@@ -210,58 +204,82 @@ def _common(a: Reft, b: Reft) -> list[tuple[int, int]]:
     return pairs
 
 
-def _seen(
-    bridge: TransformerBridge,
-    reft: Reft,
-    batches: Sequence[Batch],
-    at: Positions | None,
-    *,
-    decomposed: bool = True,
-) -> _Seen:
-    """Computes changes on unedited activations of the base."""
-    found: list[list[Tensor]] = [[] for _ in reft.sites]
-    for batch in batches:
-        wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
-        # A change may depend on tokens that are not compared, so it is computed from all tokens that its edit reads.
-        seen = edited_activations(bridge, reft.scaled(0.0), batch)
-        for edit, (_, h), parts in zip(reft.edits(batch), seen, found, strict=True):
-            change = edit.change(h).double()
-            every = change.new_full((*edit.mask.shape, change.shape[-1]), float("nan"))
-            every[edit.mask] = change
-            parts.append(every[wanted].cpu())
-    return _Seen(
-        reft,
-        tuple(torch.cat(parts) for parts in found),
-        _said(bridge, reft, batches),
-        _operators(bridge, reft, batches, at) if decomposed else None,
-    )
+@final
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """All edits, compared as functions, and their decompositions."""
 
+    edits: Sequence[Reft]
+    n_named: int
+    """The edits after these are null edits."""
+    likeness: Mapping[tuple[int, int], _Likeness]
+    operators: Sequence[list[Operator] | None]
+    rank: int | None
+    n_null: int
+    seed: int
 
-def _compare(pairs: Sequence[tuple[Tensor, ...]]) -> tuple[float, float]:
-    """Computes the relative error over all sites together, and the mean cosine over all their tokens."""
-    if not pairs:
-        return float("nan"), float("nan")
-    gap = sum(float((a - b).square().sum()) for a, b in pairs)
-    size = sum(float(a.square().sum() + b.square().sum()) / 2 for a, b in pairs)
-    cosines = torch.cat([torch.cosine_similarity(a, b, dim=-1) for a, b in pairs])
-    return (gap / size) ** 0.5 if size else float("nan"), float(cosines.mean())
+    def pair(self, names: tuple[str, str], a: int, b: int) -> Agreement:
+        """Puts the comparisons of two edits beside those with and among the null edits."""
+        here, control = self.likeness[a, b], self.likeness[a, len(self.edits) + b]
+        nulls = range(self.n_named, len(self.edits))
+        others = [*((one, n) for one in (a, b) for n in nulls), *combinations(nulls, 2)]
+        operators = [op for one in (a, b, *nulls) for op in self.operators[one] or ()]
+        rank = self.rank or min((round(op.effective_rank) for op in operators), default=0)
+        angles = self._angles(a, b, here.here, rank=rank, n_null=self.n_null, seed=self.seed)
+        found = [self.likeness[other] for other in others]
+        sites = tuple(self.edits[a].sites[i].hook_name for i, _ in here.here)
+        if any(len(like.here) < len(here.here) for like in found):
+            raise ValueError(f"the null edits for {names[0]} and {names[1]} must edit the same points: {sites}")
+        null_angles = [
+            self._angles(*other, like.here, rank=rank, n_null=1, seed=0).used
+            for other, like in zip(others, found, strict=True)
+        ]
+        return Agreement(
+            first=names[0],
+            second=names[1],
+            sites=sites,
+            relative_error=here.error,
+            cosine=here.cosine,
+            control_error=control.error,
+            control_cosine=control.cosine,
+            kl=here.kl,
+            control_kl=control.kl,
+            rank=angles.rank,
+            angle=angles.used,
+            null_angle=angles.used_null,
+            raw_angle=angles.raw,
+            raw_null_angle=angles.raw_null,
+            n_null_edits=len(nulls),
+            null_cosine=_mean([like.cosine for like in found]),
+            null_kl=_mean([like.kl for like in found]),
+            null_trained_angle=_mean(null_angles),
+            p_cosine=_p([-like.cosine for like in found], -here.cosine),
+            p_kl=_p([like.kl_both for like in found], here.kl_both),
+            p_angle=_p(null_angles, angles.used),
+        )
 
-
-def _said(bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch]) -> Float[Tensor, "prompts d_vocab"]:
-    return torch.cat([next_token_logprobs(bridge, batch, reft.edits(batch)) for batch in batches])
-
-
-def _kl(p: Float[Tensor, "prompts d_vocab"], q: Float[Tensor, "prompts d_vocab"]) -> float:
-    return float((p.exp() * (p - q)).sum(dim=-1).mean())
-
-
-def _operators(
-    bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch], at: Positions | None
-) -> list[Operator] | None:
-    try:
-        return decompose(bridge, reft, batches, at=at)
-    except NotAffineError:
-        return None
+    def _angles(
+        self, a: int, b: int, common: Sequence[tuple[int, int]], *, rank: int, n_null: int, seed: int
+    ) -> _Angles:
+        """Computes mean angles over the common sites, of the decompositions and of the raw spans."""
+        first, second = self.operators[a], self.operators[b]
+        if first is None or second is None or not common:
+            return _Angles()
+        spans_a, spans_b = ([intervention.basis().cpu() for _, intervention in self.edits[one]] for one in (a, b))
+        pairs = {
+            "used": [(directions(first[i], rank), directions(second[j], rank)) for i, j in common],
+            "raw": [(spans_a[i], spans_b[j]) for i, j in common],
+        }
+        found = {
+            name: [overlap(*pair, nulls={"haar": haar(pair[0].shape[1])}, n_null=n_null, seed=seed) for pair in spans]
+            for name, spans in pairs.items()
+        }
+        angle = {name: _mean([float(result.angles.mean()) for result in results]) for name, results in found.items()}
+        chance = {
+            name: _mean([float(result.null_angles["haar"].mean()) for result in results])
+            for name, results in found.items()
+        }
+        return _Angles(rank, angle["used"], chance["used"], angle["raw"], chance["raw"])
 
 
 @final
@@ -274,22 +292,21 @@ class _Angles:
     raw_null: float = float("nan")
 
 
-def _angles(a: _Seen, b: _Seen, common: Sequence[tuple[int, int]], *, rank: int, n_null: int, seed: int) -> _Angles:
-    """Computes mean angles over the common sites, of the decompositions and of the raw spans."""
-    if a.operators is None or b.operators is None or not common:
-        return _Angles()
-    first, second = a.operators, b.operators
-    spans_a, spans_b = ([intervention.basis().cpu() for _, intervention in one.reft] for one in (a, b))
-    pairs = {
-        "used": [(directions(first[i], rank), directions(second[j], rank)) for i, j in common],
-        "raw": [(spans_a[i], spans_b[j]) for i, j in common],
-    }
-    found = {
-        name: [overlap(*pair, nulls={"haar": haar(pair[0].shape[1])}, n_null=n_null, seed=seed) for pair in spans]
-        for name, spans in pairs.items()
-    }
-    angle = {name: _mean([float(result.angles.mean()) for result in results]) for name, results in found.items()}
-    chance = {
-        name: _mean([float(result.null_angles["haar"].mean()) for result in results]) for name, results in found.items()
-    }
-    return _Angles(rank, angle["used"], chance["used"], angle["raw"], chance["raw"])
+def _p(null: Sequence[float], value: float) -> float:
+    """Returns the fraction of pairs, including this one, with a distance at most as large; NaN without null pairs or distance."""
+    if not null or value != value:
+        return float("nan")
+    return (1 + sum(other <= value for other in null)) / (1 + len(null))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _operators(
+    bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch], at: Positions | None
+) -> list[Operator] | None:
+    try:
+        return decompose(bridge, reft, batches, at=at)
+    except NotAffineError:
+        return None

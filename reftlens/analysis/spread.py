@@ -21,6 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.tokens import require_aligned, starred
+from reftlens.bridge import each
 from reftlens.cone.recording import record
 from reftlens.data import Batch, Prompt, as_prompts, as_texts, encode, str_tokens
 from reftlens.edit.reft import Reft
@@ -63,12 +64,16 @@ def spread(
         with edit.hooks(bridge, batch):
             edited = _states(bridge, batch)
         distance = (edited - base).float().norm(dim=-1) / base.float().norm(dim=-1)
-        moved = (_read(bridge, edited) != read).float()
+        # Most states are those of the base, and name its token.
+        changed = (edited != base).any(-1)
+        moved = torch.zeros_like(distance)
+        if bool(changed.any()):
+            moved[changed] = (_read(bridge, edited[changed]) != read[changed]).to(moved)
         by_prompt = "layer prompt pos -> prompt layer pos"
         return rearrange(distance, by_prompt).cpu(), rearrange(moved, by_prompt).cpu()
 
     distance, mind = compare(reft)
-    draws = [compare(turned(reft, seed=seed + draw)) for draw in range(n_control)]
+    draws = list(each(bridge, compare, [turned(reft, seed=seed + draw) for draw in range(n_control)]))
     tokens = tuple(str_tokens(bridge, row) for row in batch.tokens)
     made = partial(
         TokenMap,

@@ -49,6 +49,7 @@ NEval = Annotated[int | None, typer.Option(help="Use only the first N examples o
 Device = Annotated[
     str | None, typer.Option(help="Device: cpu, cuda, ..., or auto for a GPU if there is one. Default: the run's.")
 ]
+OwnDevice = Annotated[str, typer.Option(help="Device: cpu, cuda, ..., or auto for a GPU if there is one.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

@@ -104,7 +104,7 @@ def _draw_terms(found: Found) -> Section | None:
 
 
 def _cost_directions(sizes: Sizes) -> Spent:
-    return Spent(2 * sizes.batches, bytes_held=8 * sizes.width**2 * sizes.sites)
+    return Spent(cones=2 * sizes.batches * sizes.span, bytes_held=8 * sizes.width**2 * sizes.sites)
 
 
 DIRECTIONS = Part(
