@@ -125,6 +125,7 @@ class _Pair(Positions):
 
     @property
     def short(self) -> str:
+        # Operators join from the left, so only a pair on the right needs brackets.
         right = f"({self.right.short})" if isinstance(self.right, _Pair) else self.right.short
         return f"{self.left.short} {_JOINED[self.rule]} {right}"
 
