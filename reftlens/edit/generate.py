@@ -198,9 +198,8 @@ def _continue(
     beams = [prompt for prompt in prompts for _ in range(n_beams)]
     batch = encode(bridge, beams, padding_side="left", prepend_bos=prepend_bos)
     with nullcontext() if reft is None else reft.hooks(bridge, batch):
+        # transformers repeats the prompts for the beams itself; only the edits need the rows before.
         out = bridge.original_model.generate(
-            # transformers repeats the prompts for the beams itself; only the edits need the rows in
-            # advance.
             batch.tokens[::n_beams], attention_mask=batch.attention_mask[::n_beams], generation_config=config
         )
     width, shown = batch.tokens.shape[1], batch.attention_mask[::n_beams].bool()
