@@ -109,6 +109,7 @@ def _target(runs: Answers, doses: Sequence[Reft], answer: Int[Tensor, " n"]) -> 
 def _said(logits: Float[Tensor, "n d_vocab"], answer: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Returns the log-probability of one token a row."""
     logits = logits.float()
+    # One column is wanted, so the log-softmax of the whole vocabulary is never kept.
     return logits.gather(1, answer.to(logits.device)[:, None])[:, 0] - logits.logsumexp(-1)
 
 
@@ -152,4 +153,6 @@ def _slopes(runs: Answers, edits: Sequence[Reft], answer: Int[Tensor, " n"]) -> 
             for reft, alpha in zip(edits, alphas, strict=True)
         ]
         said = [_said(logits, answer).sum() for logits in runs.many(variants)]
+        # Each alpha reaches only its own rows, so the gradient of the sum has every one's
+        # derivative.
         return torch.stack(torch.autograd.grad(torch.stack(said).sum(), alphas)).cpu()

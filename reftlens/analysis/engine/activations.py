@@ -47,6 +47,7 @@ def edited_activations(
     held = hold_for_one_run(bridge, batch, names, reads)
     until = last_block_of(names)
     if until is None:
+        # A site after the last block: every block runs, and no token is unembedded.
         run_cone(bridge, held, watched, logits_at=torch.zeros_like(batch.prompt_mask))
     else:
         run_blocks(bridge, held, watched, until=until)

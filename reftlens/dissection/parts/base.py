@@ -26,6 +26,7 @@ _PATHWAYS = 4
 def _interchanges(work: Work) -> dict[str, Any]:
     prompts = [prompt for prompt, _ in work.examples][: work.config.n_pairs]
     side = side_for_ends(work.bridge)
+    # The source of each prompt is the next one; interchange leaves out pairs with one answer.
     base, source = (encode(work.bridge, texts, padding_side=side) for texts in (prompts, prompts[1:] + prompts[:1]))
     # The read space is found from one batch of them, which limits the memory of its graph.
     some = encode(work.bridge, prompts[: work.config.batch_size], padding_side=side)

@@ -85,6 +85,7 @@ def _draw_through(found: Found) -> Section | None:
         if result is not None
     ]
     drawn: tuple[Picture, ...] = ()
+    # plot.mediation refuses maps in which no component changes anything.
     if any(bool((result.values - result.base[:, None, None]).nan_to_num().any()) for result in maps):
         drawn = (
             picture(
