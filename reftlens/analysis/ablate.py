@@ -33,6 +33,7 @@ from reftlens.results import Ablation
 Set = frozenset[int]
 """Indices of the sites that are kept."""
 
+# 4,096 subsets, and twice as many for each further site.
 _EXACT = 12
 """Maximum number of sites for which all subsets are run."""
 
@@ -162,5 +163,6 @@ def _control(runs: Coalitions, reft: Reft, n_draws: int, seed: int) -> Float[Ten
     draws = []
     for draw in range(n_draws):
         edits = turned(reft, seed=seed + draw).edits(runs.base.batch)
+        # In the order of the sets, which is that of the sites.
         draws.append(list(_values(runs, edits, [frozenset([i]) for i in range(len(edits))]).values()))
     return torch.tensor(draws).mean(0)

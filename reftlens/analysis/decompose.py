@@ -42,6 +42,7 @@ class _Moments:
         affine = intervention.affine()
         self.basis = affine.basis()
         # In the basis of the written space: change = gain h + push, with gain [k, d].
+        # Scaled: the spectrum is that of the change in the run, not of the weights.
         self.gain, self.push = (scale * t.detach() for t in affine.along(self.basis))
         self.n = 0
         self.first = torch.zeros_like(self.push)
@@ -51,6 +52,7 @@ class _Moments:
         self.energy = 0.0
 
     def add(self, h: Float[Tensor, "tokens d_model"]) -> None:
+        # A variance is a small difference of large sums, which float32 would lose.
         h = h.double()
         change = einsum(h, self.gain, "token d_model, k d_model -> token k") + self.push
         self.n += len(h)

@@ -63,8 +63,10 @@ def dose(
     prompts, completions = zip(*examples, strict=True)
     answers = first_tokens(bridge, prompts, completions, name="completions")
     side = side_for_ends(bridge)
+    # An empty list means none here; as_prompts would refuse it.
     others = [] if isinstance(kept, list | tuple) and not kept else as_prompts(kept, "kept")
 
+    # 0, because the slope and its straight line begin there.
     grid = torch.tensor(sorted({0.0, *alphas}))
     edits = [reft, *(turned(reft, seed=seed + draw) for draw in range(n_control))]
     doses = [[edit.scaled(alpha) for alpha in grid.tolist()] for edit in edits]

@@ -79,6 +79,7 @@ def effect_map(
 
     by_prompt, measured = parts(edits, "locating the effect")
     generator = torch.Generator().manual_seed(seed)
+    # One generator for all draws, or each would turn to the same directions.
     turned = [[replace(e, intervention=Turned(e.intervention, generator)) for e in edits] for _ in range(n_control)]
     scale, beside = _scale(by_prompt, float(measured.mean(1).abs().max()), unit_of(metric))
     drawn = torch.stack([parts(one, "control")[1] for one in turned]).mean(0)

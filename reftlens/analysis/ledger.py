@@ -51,6 +51,7 @@ def ledger(bridge: TransformerBridge, reft: Reft, prompt: Prompt, *, subject: st
         )
         norm[row, where], change[row, where] = (t.norm(dim=-1).float().cpu() for t in (h, measured))
         # That the terms sum to the measured change is checked on every token, not assumed.
+        # 1e-30: an edit may change nothing.
         gap[row] = float((terms.sum(1) - measured).norm(dim=-1).max() / measured.norm(dim=-1).max().clamp(min=1e-30))
         # The rms cosine of two random vectors in k dimensions is 1 / sqrt(k).
         null_cosine[row] = max(len(edit.intervention.basis()), 1) ** -0.5

@@ -214,6 +214,7 @@ def _follow(
     each: list[int | None] = list(range(prompt.shape[1]))
     sent, written = (each if over == what else [None] for what in _OVER[1:])
     n_columns = len(sent) * len(written)
+    # A path whose sender changes nothing keeps the base's value.
     values = repeat(metric_of(metric, base), "pair -> pair way column", way=len(ways), column=n_columns).clone()
     numbers = {way: number for number, way in enumerate(ways)}
     runs = [(sender, pos) for sender in dict.fromkeys(sender for sender, _ in ways) for pos in sent]

@@ -122,6 +122,7 @@ def _gradients(
     found: dict[str, list[Tensor]] = {name: [] for name in hook_names}
     for begun in range(0, rounds, wide):
         n = min(wide, rounds - begun)
+        # Round by round, so that the draws do not depend on how many rounds run at a time.
         weights = [torch.randn(len(batch), logits.shape[-1], generator=generator) for _ in range(n)]
         weight = torch.zeros_like(logits)
         for place, part in enumerate(weights):

@@ -81,6 +81,7 @@ def top_contexts(
     # A second pass, because random readings need the deviations and activations are not kept.
     for index, batch in enumerate(batches):
         for reading, (h, places) in zip(readings, seen(batch), strict=True):
+            # [row, pos] -> [batch, row, pos].
             reading.add(h, torch.nn.functional.pad(places, (1, 0), value=index), batch)
     return [
         found

@@ -69,6 +69,7 @@ def layout_of(record: Mapping[str, Any]) -> str:
         ValueError: If it has none. The message lists the layouts and the record's fields.
     """
     for name, needed in LAYOUTS.items():
+        # In a Dataset every record has every column; what it lacks is None.
         if all(record.get(field) is not None for field in needed):
             return name
     raise ValueError(

@@ -88,6 +88,7 @@ class Stack(Sheet):
         """Goes on to the next drawing, with `head` inches for its heading."""
         self.head, self.body = self._left.pop(0).subfigures(2, 1, height_ratios=[head, height])
 
+    # Plots call these on what `sheet` gave them, which may be one place of a stack.
     def subplots(self, *args: Any, **kwargs: Any) -> Any:
         return self.body.subplots(*args, **kwargs)
 

@@ -36,6 +36,7 @@ class Prompts:
     @cached_property
     def place(self) -> Int[Tensor, "batch pos"]:
         """0-based index of each prompt token in its own prompt; undefined elsewhere."""
+        # cached_property writes to __dict__, past the frozen dataclass.
         return self.mask.long().cumsum(dim=1) - 1
 
     @cached_property

@@ -230,6 +230,7 @@ def train(
         raise ValueError("patience needs a validation set: pass validation=...")
     read = objective.read(examples)
     n_train = len(read)
+    # In one list with the training examples, so that a row number names an example of either.
     read += objective.read(validation) if validation is not None else []
     # Every example is encoded before any is run, so a bad one stops the run at once.
     weights, tokens = _weigh(bridge, reft, objective, read)

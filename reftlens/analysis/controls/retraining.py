@@ -90,6 +90,7 @@ def null_edits(
         )
     made: list[Reft] = []
     for number in seeds:
+        # One by one, because each edit has a shuffle of its own.
         made += train_seeds(bridge, reft, permuted_labels(examples, seed=number), config, seeds=[number]).values()
     return made
 

@@ -127,6 +127,8 @@ class Pathways:
             D = (pair[:, 0] - pair[:, 1]).sum()
             behind = [kept[name] for name in self.names if name in kept and kept[name].requires_grad]
             leaf = kept["leaf"]
+            # The probes go back through the same graph. D does not read units at every token:
+            # allow_unused.
             own, *slopes = torch.autograd.grad(D, [leaf, *behind], retain_graph=True, allow_unused=True)
             slopes = [
                 torch.zeros_like(unit) if slope is None else slope for unit, slope in zip(behind, slopes, strict=True)
@@ -153,6 +155,7 @@ class Pathways:
         read = self._signs(leaf) * own if self.is_unit else torch.zeros_like(leaf)
         if behind:
             total = sum(
+                # The slope is a weight here; only the unit is differentiated.
                 (self._signs(unit[:1], start) * slope.detach() * unit).sum()
                 for unit, slope in zip(behind, slopes, strict=True)
             )
@@ -193,6 +196,7 @@ def weight_of(moments: Float[Tensor, "width width"]) -> Float[Tensor, "width wid
     """
     values, vectors = torch.linalg.eigh(moments)
     values = values.clamp(min=0)
+    # 1e-30 keeps M = 0 from giving 0 / 0.
     return vectors * (values / (values + SOFT * values[-1].clamp(min=1e-30))) @ vectors.T
 
 

@@ -92,6 +92,7 @@ def sweep(
             todo[pair, cell] = False
             bar.update(len(pair))
             if saved is not None:
+                # After every run, so that an interruption costs one run at most.
                 saved.write(values, ~todo)
     return values
 
@@ -157,6 +158,7 @@ def _inside(edits: Sequence[Edit], layer: int, start: int, pair: Int[Tensor, " n
         place = layer_of(edit.hook_name)
         behind = edit.hook_name.startswith(("ln_final", "unembed")) if place is None else place >= layer
         lands = edit.changed[pair].clone()
+        # Earlier columns come from the recording, which has their edits.
         lands[:, :start] = False
         if behind and edit.hook_name not in _ENTRY and bool(lands.any()):
             kept.append(replace(edit, mask=edit.mask[pair], lands=lands))

@@ -113,6 +113,7 @@ def _cost(sizes: Sizes) -> Spent:
     # The base runs of all prompts are shared by the swaps; the graph of the gradients starts from one more.
     passes = batches + 2
     # An interchange acts at the last token only, and the edit may act from an earlier one on.
+    # 5: whole, inside, complement, read and unread; 2: random subspaces and placebos.
     cones = (batches * (5 + 2 * config.n_random + pathways) + 1 + gradients * BACKWARD) / sizes.cone
     return Spent(sizes.sites * passes, sizes.sites * cones, bytes_held=8 * 2 * sizes.width**2)
 

@@ -45,6 +45,7 @@ def _draw(found: Found) -> Section | None:
 
 
 def _cost(sizes: Sizes) -> Spent:
+    # The base on all three parts, and edit and control on the one that is tested.
     return Spent(5 / 3 * sizes.batches, bytes_held=8 * sizes.width**2 * (sizes.sites + 1))
 
 

@@ -196,6 +196,7 @@ def _draw_plane(found: Found) -> Section | None:
 
 def _cost_reads(sizes: Sizes) -> Spent:
     readouts = sizes.sites * sizes.config.directions * _READ_OUT * (sizes.config.n_null + 1)
+    # top_contexts goes over the examples twice.
     return Spent(2 * sizes.batches, readouts=readouts, bytes_held=8 * sizes.width**2)
 
 

@@ -143,6 +143,7 @@ def _count(bridge: TransformerBridge, reft: Reft | None, n_new: int) -> tuple[in
         nonlocal passes
         passes += 1
 
+    # The warm-up was counted as well.
     before = sum(edit.changes for edit in counted)
     handle = bridge.original_model.register_forward_hook(count)
     try:

@@ -284,6 +284,7 @@ def _decode(text: str, place: int, where: str, line: int) -> tuple[Any, int]:
     except json.JSONDecodeError as error:
         fault = line + text.count("\n", place, error.pos)
         raise ValueError(f"{where}: not JSON, in line {fault} ({error.msg})") from error
+    # Not a ValueError, unlike JSON's errors above and those of `_once` below.
     except RecursionError as error:
         raise ValueError(f"{where}: lists and objects are nested too deeply") from error
     except ValueError as error:
