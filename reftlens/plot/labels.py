@@ -135,6 +135,36 @@ def short_rows(rows: Sequence[str]) -> tuple[list[str], str]:
     return [short_name(row) for row in rows], "site"
 
 
+def row_names(rows: Sequence[str]) -> tuple[str, ...]:
+    """Rows of a table, where nothing stands beside them: a layer alone if all rows share the kind of hook.
+
+    >>> row_names(["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"])
+    ('layer 0', 'layer 1')
+    >>> row_names(["blocks.0.hook_mlp_out", "L4 resid_post @ all"])
+    ('0 mlp_out', 'L4 resid_post @ all')
+    """
+    blocks = [_BLOCK.fullmatch(row) for row in rows]
+    kinds = {block[2] if block else None for block in blocks}
+    if len(kinds) == 1 and None not in kinds and "[" not in str(kinds):
+        return tuple(f"layer {block[1]}" for block in blocks if block)
+    return tuple(short_name(row) for row in rows)
+
+
+def spoken(component: str) -> str:
+    """A component of `mediate` or `paths` as a sentence names it.
+
+    >>> spoken("2.1"), spoken("mlp5"), spoken("edit"), spoken("logits")
+    ('layer 2 head 1', 'layer 5 MLP', 'the edit', 'the logits')
+    """
+    layer, _, head = component.partition(".")
+    if component in ("edit", "logits"):
+        return f"the {component}"
+    if layer.isdecimal() and head.isdecimal():
+        return f"layer {layer} head {head}"
+    mlp = component.removeprefix("mlp")
+    return f"layer {mlp} MLP" if mlp.isdecimal() else component
+
+
 def _shown(char: str) -> str:
     r"""One character, or what stands for it: " " -> "·", a control character -> "\x07"."""
     marks = {" ": SPACE, "\n": NEWLINE, "\t": TAB}

@@ -103,6 +103,11 @@ def _draw_through(found: Found) -> Section | None:
         ),
         drawn,
         tuple(tables),
+        maps=tuple(
+            (caption, result)
+            for caption, result in (("Each head, at all tokens", found.heads), ("Each MLP, at one token", found.mlps))
+            if result is not None
+        ),
     )
 
 
@@ -121,6 +126,7 @@ def _draw_paths(found: Found) -> Section | None:
             ),
         ),
         (("Each path", table([found.paths.to_dataframe().dropna(subset="mean")])),),
+        maps=(("Each path, from its row to its column", found.paths),),
     )
 
 
