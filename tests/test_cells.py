@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made import made_heads, made_interchange, made_patch, made_paths, made_beside
+from made import made_beside, made_heads, made_interchange, made_patch, made_paths
 
 from reftlens.plot.cells import cells_of, interchanges
 
@@ -25,7 +25,7 @@ def test_of_patches_over_tokens_each_prompt_has_its_own_tokens_and_the_mean_has_
     torch.testing.assert_close(each[2], (result.values[2] - result.base[2]) / (result.source - result.base).mean())
     beside = torch.stack([view.control for view in found.views[1:] if view.control is not None])
     torch.testing.assert_close(beside.mean(0), result.restored(result.control))
-    assert found.rows == tuple(f"layer {n}" for n in range(6))
+    assert found.rows == tuple(f"before layer {n}" for n in range(6))
     # Without the texts, only the mean can be shown.
     assert len(cells_of(made_patch()).views) == 1
 

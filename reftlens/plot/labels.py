@@ -20,6 +20,9 @@ FONT = "DejaVu Sans"
 SPACE, NEWLINE, TAB = "·", "⏎", "⇥"
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _SITE = re.compile(r"L(\d+) (.+ @ .+)")
+_PLAIN = re.compile(r"layer (\d+)")
+_BETWEEN = {"hook_resid_pre": "before", "hook_resid_post": "after"}
+"""Where the residual stream is, beside its layer."""
 _LONGEST_SITE = 48
 _SPECIAL = re.compile(r"(<\|\w{3})\w{3,}(\|>\*?)")
 
@@ -91,10 +94,10 @@ def short_name(hook_name: str) -> str:
 
     >>> short_name("blocks.3.hook_resid_post"), short_name("blocks.0.attn.hook_z")
     ('3 resid_post', '0 attn.z')
-    >>> short_name("L3 resid_post @ first 2")
-    'L3 resid_post @ first 2'
+    >>> short_name("L3 resid_post @ first 2"), short_name("layer 3")
+    ('L3 resid_post @ first 2', 'layer 3')
     """
-    if " @ " in hook_name:
+    if " @ " in hook_name or hook_name.startswith("layer "):
         shown = drawn(" ".join(hook_name.split()))
         return shown if len(shown) <= _LONGEST_SITE else shown[: _LONGEST_SITE - 1] + "…"
     block = _BLOCK.fullmatch(hook_name)
@@ -124,6 +127,9 @@ def short_rows(rows: Sequence[str]) -> tuple[list[str], str]:
     >>> short_rows(["L1 resid_post @ all", "L4 resid_post @ all"])
     (['1', '4'], 'layer (resid_post @ all)')
     """
+    layers_only = [_PLAIN.fullmatch(row) for row in rows]
+    if rows and all(layers_only):
+        return [layer[1] for layer in layers_only if layer], "layer"
     sites = [_SITE.fullmatch(row) for row in rows]
     if sites and all(sites) and len({site[2] for site in sites if site}) == 1:
         return [site[1] for site in sites if site], f"layer ({short_name(rows[0]).split(maxsplit=1)[1]})"
@@ -136,16 +142,20 @@ def short_rows(rows: Sequence[str]) -> tuple[list[str], str]:
 
 
 def row_names(rows: Sequence[str]) -> tuple[str, ...]:
-    """Rows of a table, where nothing stands beside them: a layer alone if all rows share the kind of hook.
+    """Rows of a table: a layer alone, if all are the same output of one, and its place for states between layers.
 
     >>> row_names(["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"])
     ('layer 0', 'layer 1')
+    >>> row_names(["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post"])
+    ('before layer 0', 'after layer 0')
     >>> row_names(["blocks.0.hook_mlp_out", "L4 resid_post @ all"])
     ('0 mlp_out', 'L4 resid_post @ all')
     """
     blocks = [_BLOCK.fullmatch(row) for row in rows]
-    kinds = {block[2] if block else None for block in blocks}
-    if len(kinds) == 1 and None not in kinds and "[" not in str(kinds):
+    kinds = {block[2] if block else "" for block in blocks}
+    if kinds <= set(_BETWEEN):
+        return tuple(f"{_BETWEEN[block[2]]} layer {block[1]}" for block in blocks if block)
+    if len(kinds) == 1 and kinds <= {"hook_mlp_out", "hook_attn_out", "attn.hook_z"}:
         return tuple(f"layer {block[1]}" for block in blocks if block)
     return tuple(short_name(row) for row in rows)
 

@@ -93,7 +93,7 @@ def _draw(found: Found) -> Section | None:
             picture(
                 "interchange",
                 plot.interchange(found.interchanges),
-                "Interchanges and their controls.",
+                "How far each interchange moves the answer, from the base prompt's (0) to the source's (1). Short lines: single random subspaces and placebos.",
                 found.interchanges,
             ),
         ),
