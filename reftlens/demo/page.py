@@ -186,6 +186,7 @@ def _outcomes(result: DemoResult) -> Section:
         ),
         (Picture("outcomes", plot.png(figure), f"What the model answers before and after. {control}", alt),),
         (
+            # Columns of whole answers are empty where every answer has one token.
             ("Each group of prompts", labelled(outcomes_to_dataframe(result.outcomes).dropna(axis=1, how="all"))),
             ("What was moved", moved),
         ),
