@@ -197,8 +197,7 @@ class _Reader:
             goes_on = torch.where(changed, self.edited.activations[name], goes_on)
 
         def hook_fn(activation: Tensor, hook: Any) -> Tensor:
-            # The component responds, but only the base's output goes on, so nothing reads the
-            # response.
+            # Only the base's output goes on, so nothing reads the component's response.
             seen[name] = activation.clone()
             return goes_on
 

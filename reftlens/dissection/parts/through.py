@@ -134,8 +134,7 @@ def _cost_through(sizes: Sizes) -> Spent:
 
 def _cost_paths(sizes: Sizes) -> Spent:
     n = sizes.config.n_paths
-    # Three recordings. Then, for edit and control: a run per sender, and the later half of
-    # receivers.
+    # Three recordings; for edit and control, a run per sender and the receivers after it.
     return Spent(sizes.mapped * (3 + 2 * (n + 1) * (1 + n / 2)))
 
 
