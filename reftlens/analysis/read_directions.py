@@ -17,16 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.bridge import hooked, mean_logit_changes, side_for_ends
-from reftlens.cone.hold import hold_for_one_run, run_cone
-from reftlens.data import Batch, Given, as_batch, as_texts, str_tokens
+from reftlens.analysis.engine.activations import final_residuals
+from reftlens.bridge import mean_logit_changes, side_for_ends
+from reftlens.data import Given, as_batch, as_texts, str_tokens
 from reftlens.data.tokens import continuing, tokenizer_of
 from reftlens.results import DirectionReadout, Operator
 
@@ -74,7 +74,7 @@ def read_directions(
             )
     if round(LEVEL * (n_null + 1), 9) < 1:
         raise ValueError(f"n_null must be at least 19 for a {1 - LEVEL:.0%} band, got {n_null}")
-    final = _final_residuals(bridge, as_batch(bridge, prompts, padding_side=side_for_ends(bridge)))
+    final = final_residuals(bridge, as_batch(bridge, prompts, padding_side=side_for_ends(bridge)))
     generator = torch.Generator().manual_seed(seed)
     first = _by_first_token(bridge, watch)
     watch, ids = tuple(first.values()), list(first)
@@ -163,21 +163,6 @@ def _look(
     high = max(float(torch.cat([change.amax()[None], highs]).median()), 1e-30)
     reach = torch.maximum(lows / low, highs / high)
     return _Look(operator.hook_name, operator.site, index, change, low, high, reach, change[list(ids)], watched)
-
-
-def _final_residuals(bridge: TransformerBridge, batch: Batch) -> Float[Tensor, "batch d_model"]:
-    """Returns the residual after the last block at the last token of each prompt."""
-    name = f"blocks.{bridge.cfg.n_layers - 1}.hook_resid_post"
-    seen: list[Tensor] = []
-
-    def keep(resid: Tensor, hook: Any) -> None:
-        seen.append(resid[last[:, held.start :]])
-
-    last = batch.last_prompt_mask
-    held = hold_for_one_run(bridge, batch, [name], last)
-    with hooked(bridge, [(name, keep)]):
-        run_cone(bridge, held, [], logits_at=torch.zeros_like(last))
-    return seen[0]
 
 
 def _critical(reach: Float[Tensor, " draw"]) -> float:
