@@ -54,8 +54,10 @@ def corrected(case: Case, scored: Sequence[Scored]) -> list[Meaning]:
         return []
     sizes = torch.stack([one.furthest.double() for one in scored])
     middle = sizes.median(dim=1).values
+    # Over all sets, the edit's included: otherwise its units would not be exchangeable with theirs.
     spread = (sizes.quantile(0.9, dim=1) - middle).clamp(min=1e-12)
     units = (sizes - middle[:, None]) / spread[:, None]
+    # Set i of every look together is one draw of the null for all of them.
     null = units[:, 1:].amax(dim=0)
     allowed = max(1, int(LEVEL * (len(null) + 1) + 1e-9))
     chance = middle + spread * null.sort(descending=True).values[allowed - 1]
