@@ -187,6 +187,7 @@ def _outcomes(result: DemoResult) -> Section:
         ),
         (Picture("outcomes", plot.png(figure), f"Bars: the part of the prompts answered as wanted, by the base, by the edited model and by the control. {control}", alt),),
         (
+            # Columns of whole answers are empty where every answer has one token.
             ("Each group of prompts", labelled(outcomes_to_dataframe(result.outcomes).dropna(axis=1, how="all"))),
             ("What was moved", moved),
         ),

@@ -119,6 +119,14 @@ COLUMNS: dict[str, Word] = {
     "context": Word("token in its text", "The token stands in double brackets."),
     "z": Word("reading, standard deviations", "How strongly the token is read, from the mean over all edited tokens."),
     "random readings reach": Word("random readings reach", "95th percentile, over random directions, of their largest reading."),
+    # Readouts
+    "looked_at": Word("looked at", "A write direction, a read direction, or the change of real tokens."),
+    "method": Word("method", "What reads the vector: see the text of the section."),
+    "name": Word("what it says", "A token, a feature of a dictionary, or a token in its text."),
+    "reading": Word("score", "How far the method moves for this name."),
+    "unit": Word("unit", "What the score is measured in."),
+    "p of names": Word("p of all its names", "The fraction of random vectors for which any name of this method is as far."),
+    "chance": Word("chance reaches", "In 95% of sets of random vectors, no score of any look is beyond its own such value."),
     # Overlaps
     "first": Word("first", "The first of the two that are compared."),
     "second": Word("second", "The second of the two."),
