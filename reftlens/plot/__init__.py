@@ -25,6 +25,7 @@ from reftlens.plot.effect_map import effect_map
 from reftlens.plot.html import token_strip
 from reftlens.plot.interchange import interchange
 from reftlens.plot.ledger import ledger
+from reftlens.plot.meanings import meanings
 from reftlens.plot.mediation import mediation
 from reftlens.plot.memorised import memorised
 from reftlens.plot.off_manifold import off_manifold
@@ -57,6 +58,7 @@ __all__ = [
     "interchange",
     "ledger",
     "mannered",
+    "meanings",
     "mediation",
     "memorised",
     "off_manifold",
@@ -99,6 +101,7 @@ def draw(result: results.Result | Sequence[results.Result], **options: Any) -> F
     raise TypeError(f"draw needs a result of an analysis, got {type(found[0]).__name__}")
 
 
+# Before DRAWINGS, so that `result.plot()` explains wrong arguments as well.
 explain_all(globals())
 
 DRAWINGS: dict[type, Callable[..., Figure]] = {
@@ -115,6 +118,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Interchanged: interchange,
     results.Ledger: ledger,
     results.Mannered: mannered,
+    results.Meaning: meanings,
     results.Memorised: memorised,
     results.OffManifold: off_manifold,
     results.Operator: spectrum,
