@@ -24,7 +24,9 @@ from reftlens.results.known import Identification, Identified, Turn
 from reftlens.results.loading import load
 from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
 from reftlens.results.pairs import Agreement, Overlap, agreements_to_dataframe
+from reftlens.results.readouts import Meaning
 from reftlens.results.scores import Answered, Comparison, Evaluation
+from reftlens.results.search import Search
 
 __all__ = [
     "TERMS",
@@ -48,6 +50,7 @@ __all__ = [
     "Interchanged",
     "Ledger",
     "Mannered",
+    "Meaning",
     "Memorised",
     "OffManifold",
     "Operator",
@@ -60,6 +63,7 @@ __all__ = [
     "ReadSpace",
     "ReftMap",
     "Result",
+    "Search",
     "SiteCheck",
     "SiteChecks",
     "SiteResult",
