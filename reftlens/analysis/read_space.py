@@ -131,6 +131,7 @@ def _gradients(
             torch.zeros_like(point) if gradient is None else gradient
             for point, gradient in zip(points, found, strict=True)
         )
+        # The last group may use fewer copies of the batch than were run.
         return [gradient[: len(there)][there].double().cpu() for gradient in full]
 
     groups = [range(begun, min(begun + wide, rounds)) for begun in range(0, rounds, wide)]
@@ -148,6 +149,7 @@ def _draws(n_rows: int, d_vocab: int, seed: int) -> Callable[[int], Float[Tensor
         for _ in range(drawn, number + 1):
             part = torch.randn(n_rows, d_vocab, generator=generator)
         drawn = number + 1
+        # Centred over the vocabulary, because a constant added to all logits changes no answer.
         return part - part.mean(dim=-1, keepdim=True)
 
     return draw
