@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -64,11 +64,7 @@ def spread(
         with edit.hooks(bridge, batch):
             edited = _states(bridge, batch)
         distance = (edited - base).float().norm(dim=-1) / base.float().norm(dim=-1)
-        # Most states are those of the base, and name its token.
-        changed = (edited != base).any(-1)
-        moved = torch.zeros_like(distance)
-        if bool(changed.any()):
-            moved[changed] = (_read(bridge, edited[changed]) != read[changed]).to(moved)
+        moved = _moved(bridge, edited, (edited != base).any(-1), read)
         by_prompt = "layer prompt pos -> prompt layer pos"
         return rearrange(distance, by_prompt).cpu(), rearrange(moved, by_prompt).cpu()
 
@@ -107,3 +103,16 @@ def _read(bridge: TransformerBridge, resid: Float[Tensor, "*axes d_model"]) -> T
     readout = logit_readout(bridge, resid, top_k=1)
     assert readout.top_ids is not None
     return readout.top_ids[..., 0]
+
+
+def _moved(
+    bridge: TransformerBridge,
+    edited: Float[Tensor, "*axes d_model"],
+    changed: Bool[Tensor, "*axes"],
+    read: Int[Tensor, "*axes"],
+) -> Float[Tensor, "*axes"]:
+    """Returns 1 where a state names another token than `read`. Only changed states are read again."""
+    moved = changed.float()
+    if bool(changed.any()):
+        moved[changed] = (_read(bridge, edited[changed]) != read[changed]).float()
+    return moved

@@ -148,15 +148,11 @@ class Pathways:
             self._skip(before, leaf, behind, held.start)
             for _ in range(PROBES):
                 reads.append(self._probe(leaf, own, behind, slopes, held.start))
-        values, gradients = [], []
         if self.is_unit:
-            values.append(leaf.detach().flatten(1))
-            gradients.append(own.flatten(1))
-        for unit, slope in zip(behind, slopes, strict=True):
-            for kind, tensor in ((values, unit.detach()), (gradients, slope)):
-                kind.append(tensor.flatten(1))
-        if not values:
-            values, gradients = [torch.zeros(len(rows), 0)], [torch.zeros(len(rows), 0)]
+            behind, slopes = [leaf, *behind], [own, *slopes]
+        nothing = [torch.zeros(len(rows), 0)]
+        values = [unit.detach().flatten(1) for unit in behind] or nothing
+        gradients = [slope.flatten(1) for slope in slopes] or nothing
         shaped = (torch.cat(kind, 1).double().cpu() for kind in (values, gradients))
         return [*shaped, own.flatten(1).double().cpu(), torch.cat(reads).double().cpu(), self.generator.get_state()]
 
