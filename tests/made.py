@@ -13,6 +13,7 @@ from reftlens.results import (
     Answered,
     Attribution,
     BesideTracing,
+    Certificate,
     Codebook,
     Comparison,
     Composed,
@@ -47,6 +48,7 @@ from reftlens.results import (
     Swap,
     TokenMap,
     Turn,
+    WorstPrompt,
 )
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
 from reftlens.results.scores import ComparedRun
@@ -390,6 +392,10 @@ def every_result(text: str) -> list[Result]:
         swap,
         Interchanged(text, 1, 3, 4, swap, swap, swap, swap, swap, (swap,), (swap,)),
         ReadSpace(text, rows, torch.rand(3), 1e-3, 9),
+        WorstPrompt(text, text, 2.0, 0.1, 2),
+        Certificate(
+            8, text, 0.95, 1.0, 0.1, 0.5, (0.1, 1.0), (2, 0), (0.6, 0.3), 0.4, (WorstPrompt(text, text, 2.0, 0.1, 2),)
+        ),
         made_identification(text),
         made_identification(text).sites[0],
         made_identification(text).turns[0],

@@ -4,6 +4,7 @@ from reftlens.analysis.ablate import ablate
 from reftlens.analysis.agreement import agreement
 from reftlens.analysis.attribute import attribute
 from reftlens.analysis.beside_tracing import at_rules, beside_tracing
+from reftlens.analysis.certify import certify, sampled_prompts
 from reftlens.analysis.controls.retraining import at_random_sites, null_edits, permuted_labels, random_model
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
@@ -39,6 +40,7 @@ __all__ = [
     "at_rules",
     "attribute",
     "beside_tracing",
+    "certify",
     "covariance_matched",
     "decompose",
     "direct_effect",
@@ -71,6 +73,7 @@ __all__ = [
     "read_space",
     "read_spaces",
     "readouts",
+    "sampled_prompts",
     "spread",
     "subject_places",
     "top_contexts",

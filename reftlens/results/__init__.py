@@ -17,6 +17,7 @@ from reftlens.results.behaviour import (
     outcomes_to_dataframe,
 )
 from reftlens.results.causes import Ablation, Attribution, BesideTracing, EditProfile, ReftMap
+from reftlens.results.certificate import Certificate, WorstPrompt
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead
 from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
 from reftlens.results.finding import Finding
@@ -35,6 +36,7 @@ __all__ = [
     "Answered",
     "Attribution",
     "BesideTracing",
+    "Certificate",
     "Codebook",
     "Comparison",
     "Composed",
@@ -71,6 +73,7 @@ __all__ = [
     "Swap",
     "TokenMap",
     "Turn",
+    "WorstPrompt",
     "agreements_to_dataframe",
     "load",
     "outcomes_to_dataframe",
