@@ -225,6 +225,7 @@ def train(
     require_bridge(bridge, "train")
     objective = Completion() if objective is None else objective
     objective.check(bridge)
+    objective.bind(reft)
     _require_trained(bridge, reft, objective, config, train_base=train_base)
     if config.patience is not None and validation is None:
         raise ValueError("patience needs a validation set: pass validation=...")
@@ -294,6 +295,8 @@ def _run(trainer: EditTrainer, runs: BaseRuns, *, latest: Path | None, progress:
             )
         trainer.accelerator.wait_for_everyone()
         trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
+        for _, intervention in runs.reft or ():
+            intervention.anneal(1.0)
     finally:
         bar.close()
         if reft is not None:
