@@ -113,6 +113,7 @@ def test_swapping_the_whole_activation_matches_the_source_exactly(gpt2) -> None:
         assert (float(loss) < 1e-6) == zero
 
 
+@pytest.mark.slow
 def test_an_annealed_boundary_ends_hard_and_is_saved_so(gpt2, tmp_path) -> None:
     edit = rl.BoundlessInterchange(32, {"left": 6})
     soft = edit.gates()

@@ -18,7 +18,6 @@ from reftlens.interventions import Interchange, Intervention, SourceIntervention
 from reftlens.training.objectives.base import predictions
 from reftlens.training.objectives.interchange import require_interchanges, source_run
 
-
 Among = Literal["all tokens", "labels"]
 
 
