@@ -50,7 +50,7 @@ def test_the_true_subspace_scores_everything_and_half_of_it_does_not(planted) ->
 
 def test_what_is_right_is_what_whole_runs_say(gpt2) -> None:
     """Each pair of prompts has every label once, and exactly the one that a whole run prefers is right."""
-    reft = rl.Reft([(rl.Site("blocks.1.hook_resid_post", rl.Last(1)), make_edit(rl.SplitInterchange, 32, 5))])
+    reft = rl.Reft([(rl.Site("blocks.2.hook_resid_post", rl.Last(1)), make_edit(rl.SplitInterchange, 32, 28))])
     ((site, edit),) = reft
     texts, labels, wanted, pairs = ("The tower stands in the city of", "The weaver speaks"), "abcdefgh", [], []
     ids = [rl.encode(gpt2, [texts[0]], [label]).tokens[0, -1] for label in labels]
@@ -58,7 +58,7 @@ def test_what_is_right_is_what_whole_runs_say(gpt2) -> None:
         seen = {}
         batch = rl.encode(gpt2, [source])
         gpt2.run_with_hooks(batch.tokens, fwd_hooks=[(site.hook_name, lambda h, hook, s=seen: s.update(h=h[0, -1]))])
-        R = {"first": edit.R[:3], "second": edit.R[3:], "first+second": edit.R}[variable]
+        R = {"first": edit.R[:14], "second": edit.R[14:], "first+second": edit.R}[variable]
 
         def write(h, hook, R=R, s=seen["h"]):
             return torch.cat([h[:, :-1], h[:, -1:] + (s - h[:, -1:]) @ R.T @ R], dim=1)

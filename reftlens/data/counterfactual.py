@@ -116,7 +116,11 @@ class CausalModel:
         return str(self.run(inputs, do)["answer"])
 
     def text(self, inputs: Mapping[str, Any]) -> str:
-        """Returns the prompt of these inputs."""
+        """Returns the prompt of these inputs.
+
+        Args:
+            inputs: the value of each input.
+        """
         return str(_called(self.prompt, inputs))
 
 
