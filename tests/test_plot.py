@@ -26,6 +26,7 @@ from made import (
     made_log,
     made_manifold,
     made_map,
+    made_meaning,
     made_mlps,
     made_operator,
     made_overlap,
@@ -34,6 +35,7 @@ from made import (
     made_profile,
     made_projection,
     made_readout,
+    made_search,
     made_size,
 )
 from matplotlib import image
@@ -62,6 +64,8 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "spectrum": lambda: plot.spectrum([made_operator(1), made_operator(3), made_operator(5), made_operator(7, 1)]),
     "readout": lambda: plot.readout([made_readout(direction=0), made_readout(direction=1)]),
     "readout nasty": lambda: plot.readout([made_readout(NASTY[:7]), made_readout(NASTY[7:14])]),
+    "meanings": lambda: plot.meanings([made_meaning(method=name) for name in ("direct", "jacobian", "patchscope")]),
+    "meanings nasty": lambda: plot.meanings([made_meaning(NASTY[:6]), made_meaning(NASTY[6:12], p=0.2)]),
     "outcomes": lambda: plot.outcomes(OUTCOMES),
     "profile": lambda: plot.edit_profile(made_profile()),
     "profile of one": lambda: plot.edit_profile(made_profile(("blocks.3.attn.hook_z head 2",))),
@@ -77,6 +81,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "curve": lambda: plot.training_curve(made_log([5.0 * 0.97**step for step in range(200)])),
     "curve with validation": lambda: plot.training_curve(made_log([3.0, 2.0, 1.0], ((1, 2.5), (3, 1.5)), 3)),
     "spread": lambda: plot.spread(Spread(made_map(3), made_map(3))),
+    "search": lambda: plot.search(made_search()),
     "patch": lambda: plot.patch_map(made_patch()),
     "patch large": lambda: plot.patch_map(made_patch(12, LONG), starred=(False, True)),
     "patch of heads": lambda: plot.patch_map(made_heads()),

@@ -12,6 +12,7 @@ from reftlens.analysis.decompose import decompose
 from reftlens.analysis.dose import dose
 from reftlens.analysis.effect_map import effect_map
 from reftlens.analysis.engine.activations import edited_activations
+from reftlens.analysis.identify import identify, identify_cost
 from reftlens.analysis.interchange import interchange
 from reftlens.analysis.ledger import edit_size, ledger
 from reftlens.analysis.mediate import direct_effect, mediate
@@ -24,6 +25,7 @@ from reftlens.analysis.paths import paths
 from reftlens.analysis.project import project
 from reftlens.analysis.read_directions import read_directions
 from reftlens.analysis.read_space import read_space, read_spaces
+from reftlens.analysis.readouts import readouts
 from reftlens.analysis.spread import spread
 from reftlens.analysis.tokens import subject_places
 from reftlens.analysis.top_contexts import top_contexts
@@ -53,6 +55,8 @@ __all__ = [
     "edited_activations",
     "effect_map",
     "haar",
+    "identify",
+    "identify_cost",
     "interchange",
     "kl_from",
     "ledger",
@@ -74,6 +78,7 @@ __all__ = [
     "read_directions",
     "read_space",
     "read_spaces",
+    "readouts",
     "spread",
     "subject_places",
     "top_contexts",

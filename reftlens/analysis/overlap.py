@@ -125,6 +125,7 @@ def overlap(
         chosen = {"covariance-matched": covariance_matched(activations)}
     scores, angles = {}, {}
     for name, null in chosen.items():
+        # Anew for each null, so that adding one does not change the draws of the others.
         generator = torch.Generator().manual_seed(seed)
         drawn = [null(len(first), generator) for _ in range(n_null)] if callable(null) else list(null)
         draws = _cosines(torch.stack([rows.detach().cpu().double() for rows in drawn]), bases[1].basis)
@@ -142,6 +143,7 @@ def overlap(
 
 def _cosines(rows: Float[Tensor, "n k d_model"], basis: Float[Tensor, "d_model m"]) -> Float[Tensor, "n angle"]:
     """Does the same as `projection_kernel`, for many subspaces at once."""
+    # Rounding may give a cosine above 1, whose acos is NaN.
     return torch.linalg.svdvals(torch.linalg.qr(rows.mT).Q.mT @ basis).clamp(max=1)
 
 
