@@ -229,7 +229,6 @@ def train(
     require_bridge(bridge, "train")
     objective = Completion() if objective is None else objective
     objective.check(bridge)
-    objective.bind(reft)
     _require_trained(bridge, reft, objective, config, train_base=train_base)
     if config.patience is not None and validation is None:
         raise ValueError("patience needs a validation set: pass validation=...")
@@ -328,6 +327,7 @@ def _require_finite(reft: Reft | None, objective: Objective) -> None:
 def _require_trained(
     bridge: TransformerBridge, reft: Reft | None, objective: Objective, config: TrainConfig, *, train_base: bool
 ) -> None:
+    objective.bind(reft)
     if not train_base:
         require_frozen(bridge)
     base = any(parameter.requires_grad for parameter in bridge.parameters())
