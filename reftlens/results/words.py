@@ -31,7 +31,7 @@ GLOSSARY: dict[str, str] = {
     "placebo": "A random subspace, with a change of the same length as that of the measured subspace.",
     "untrained": "The same edit with fresh weights, on the same inputs.",
     "shuffled answers": "Edits trained on the same prompts with one another's answers: what unrelated training gives.",
-    "site": "A point of the model where the edit acts, with the tokens that it changes there: L3 resid_post, first 2 tokens.",
+    "site": "A point of the model where the edit acts, with the tokens that it changes there. In full: L3 resid_post @ first 2. A page leaves out what all of its sites share, and its settings say it.",
     "effective rank": "How many directions carry the change: 1 if one direction carries all of it, n if n directions carry equal parts.",
     "write direction": "A direction along which the edit moves activations, strongest first.",
     "read direction": "The direction of the activation that decides how far the edit moves along one write direction.",
