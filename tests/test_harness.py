@@ -7,25 +7,13 @@ import json
 import pytest
 import torch
 from architectures import make_hf
-from conftest import PROMPTS, make_tokenizer
-from test_attach_to_hf import edit_at
+from conftest import PROMPTS
 
 import reftlens as rl
 
 pytest.importorskip("lm_eval", reason="the harness is an extra: pip install 'reftlens[harness]'")
 
 CONTINUATIONS = [" Ostra", " Tharic .", " the river Ostra"]
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """An edit and its base on disk, and both in memory."""
-    make_hf("gpt2").save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
-    bridge = rl.load_bridge(str(tmp_path / "model"))
-    reft = edit_at("hook_resid_post", positions="f1+l1")
-    reft.save_pretrained(tmp_path / "edit", bridge=bridge, card=False)
-    return tmp_path, bridge, reft
 
 
 def requests(kind, *arguments):

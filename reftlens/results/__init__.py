@@ -25,6 +25,7 @@ from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
 from reftlens.results.pairs import Agreement, Overlap, agreements_to_dataframe
 from reftlens.results.readouts import Meaning
 from reftlens.results.scores import Answered, Comparison, Evaluation
+from reftlens.results.search import Search
 
 __all__ = [
     "TERMS",
@@ -59,6 +60,7 @@ __all__ = [
     "ReadSpace",
     "ReftMap",
     "Result",
+    "Search",
     "SiteCheck",
     "SiteChecks",
     "SiteResult",
