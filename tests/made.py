@@ -22,6 +22,8 @@ from reftlens.results import (
     EditProfile,
     EditSize,
     Evaluation,
+    Identification,
+    Identified,
     Interchanged,
     Ledger,
     Mannered,
@@ -44,6 +46,7 @@ from reftlens.results import (
     Spread,
     Swap,
     TokenMap,
+    Turn,
 )
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
 from reftlens.results.scores import ComparedRun
@@ -116,6 +119,18 @@ def made_operator(layer: int = 3, rank: int = 4) -> Operator:
     spectrum = torch.tensor([8.0 / 2**i for i in range(rank)])
     share = torch.linspace(0.9, 0.1, rank)
     return Operator(f"blocks.{layer}.hook_resid_post", basis, basis, spectrum, spectrum, share, 40.0, 480, basis)
+
+
+def made_identification(site: str = "blocks.3.hook_resid_post", *, freest: float = 60.0) -> Identification:
+    """Two write directions; the first may turn by 11 degrees where it is stiffest."""
+    turns = [
+        Turn(site, what, k, toward, degrees + 3, -degrees, degrees - 1, 1e-3, 1.4e-3, 1e-3)
+        for what, k in (("write", 0), ("read", 0), ("write", 1), ("write subspace", 2))
+        for toward, degrees in (("stiffest", 11.0), ("freest", freest))
+    ]
+    counts = torch.tensor([31.0, 60.0])
+    of_site = Identified(site, counts, 91, counts + 20, 95, 63, torch.tensor([float("nan"), 0.5]), True, site)
+    return Identification(1e-3, (of_site,), tuple(turns), 620, 200.0, 512, 32, 32)
 
 
 def made_readout(tokens: tuple[str, ...] = TOKENS, direction: int = 0) -> DirectionReadout:
@@ -375,6 +390,9 @@ def every_result(text: str) -> list[Result]:
         swap,
         Interchanged(text, 1, 3, 4, swap, swap, swap, swap, swap, (swap,), (swap,)),
         ReadSpace(text, rows, torch.rand(3), 1e-3, 9),
+        made_identification(text),
+        made_identification(text).sites[0],
+        made_identification(text).turns[0],
         Ledger(ledger.gram, ledger.norm, ledger.change, ledger.gap, ledger.null_cosine, sites, tokens, (False,) * 3),
         OffManifold(text, curve, 100 * curve, 100 * curve, 100 * curve, 0.1, 3, 4),
         many,

@@ -94,11 +94,14 @@ def test_results_are_drawn_by_their_class_or_as_a_table() -> None:
         results.Comparison,
         results.Context,
         results.Evaluation,
+        results.Identification,
+        results.Identified,
         results.ReadContexts,
         results.ReadSpace,
         results.SiteCheck,
         results.SiteChecks,
         results.Swap,
+        results.Turn,
     }
     swaps = [samples[results.Swap]] * 3
     assert "3 results" in " ".join(shown.get_text() for shown in plot.draw(swaps).findobj(Text))
