@@ -118,7 +118,6 @@ def reft_map(
         "trained": _Scored(bridge, examples, score, memory_bytes),
     }
     for one in scored.values():
-        # Before the first cell is trained, not when its edit is scored.
         one.require(cells)
     arms = {"real": list(examples), "shuffled": permuted_labels(examples, seed=config.seed)}
     saved = None if save_to is None else Saved(save_to, made_for=_digest(bridge, arms, scored, cells, config))
