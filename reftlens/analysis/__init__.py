@@ -10,6 +10,7 @@ from reftlens.analysis.decompose import decompose
 from reftlens.analysis.dose import dose
 from reftlens.analysis.effect_map import effect_map
 from reftlens.analysis.engine.activations import edited_activations
+from reftlens.analysis.identify import identify, identify_cost
 from reftlens.analysis.interchange import interchange
 from reftlens.analysis.ledger import edit_size, ledger
 from reftlens.analysis.mediate import direct_effect, mediate
@@ -47,6 +48,8 @@ __all__ = [
     "edited_activations",
     "effect_map",
     "haar",
+    "identify",
+    "identify_cost",
     "interchange",
     "kl_from",
     "ledger",

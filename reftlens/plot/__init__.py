@@ -36,6 +36,7 @@ from reftlens.plot.patch_map import patch_map
 from reftlens.plot.projection import projection
 from reftlens.plot.readout import readout
 from reftlens.plot.reft_map import reft_map
+from reftlens.plot.search import search
 from reftlens.plot.spectrum import spectrum
 from reftlens.plot.spoken import composed, mannered
 from reftlens.plot.spread import spread
@@ -69,6 +70,7 @@ __all__ = [
     "projection",
     "readout",
     "reft_map",
+    "search",
     "spectrum",
     "spread",
     "table",
@@ -127,6 +129,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Projection: projection,
     results.ReftMap: reft_map,
     results.Result: table,
+    results.Search: search,
     results.Spread: spread,
     results.TokenMap: effect_map,
 }

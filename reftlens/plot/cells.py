@@ -137,6 +137,7 @@ def _moved(results: Sequence[Interchanged], place: int | None) -> tuple[Tensor, 
 
     values = torch.tensor([[of(swap) for _, swap in reversed(_swaps(one))] for one in results]).T
     control = torch.full_like(values, torch.nan)
+    # Rows are reversed, so the last is "inside", of which the random subspaces are the control.
     control[-1] = torch.tensor([max((of(swap) for swap in one.random), key=abs, default=torch.nan) for one in results])
     return values, control
 
@@ -166,6 +167,7 @@ def _of_components(result: PatchMap) -> Cells:
     views = [View(_mean(len(result.values)), columns, result.restored(), control)]
     if len(result.prompts) > 1:
         each_control = None if result.control is None else result.restored_each(result.control)
+        # By the mean gap, so that the prompts average to the first view.
         views += _by_prompt(result.prompts, [columns] * len(result.prompts), result.restored_each(), each_control)
     return Cells(
         rows=row_names(result.rows) if heads else tuple(f"from {spoken(one)}" for one in result.rows),

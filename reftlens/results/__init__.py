@@ -20,11 +20,13 @@ from reftlens.results.causes import Ablation, Attribution, BesideTracing, EditPr
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead
 from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
 from reftlens.results.finding import Finding
+from reftlens.results.known import Identification, Identified, Turn
 from reftlens.results.loading import load
 from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
 from reftlens.results.pairs import Agreement, Overlap, agreements_to_dataframe
 from reftlens.results.readouts import Meaning
 from reftlens.results.scores import Answered, Comparison, Evaluation
+from reftlens.results.search import Search
 
 __all__ = [
     "TERMS",
@@ -43,6 +45,8 @@ __all__ = [
     "EditSize",
     "Evaluation",
     "Finding",
+    "Identification",
+    "Identified",
     "Interchanged",
     "Ledger",
     "Mannered",
@@ -59,12 +63,14 @@ __all__ = [
     "ReadSpace",
     "ReftMap",
     "Result",
+    "Search",
     "SiteCheck",
     "SiteChecks",
     "SiteResult",
     "Spread",
     "Swap",
     "TokenMap",
+    "Turn",
     "agreements_to_dataframe",
     "load",
     "outcomes_to_dataframe",

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import get_args
 
 from reftlens.dissection.parts.base import BASE
-from reftlens.dissection.parts.directions import DIRECTIONS, TERMS
+from reftlens.dissection.parts.directions import DIRECTIONS, IDENTIFIED, TERMS
 from reftlens.dissection.parts.elsewhere import ELSE
 from reftlens.dissection.parts.natural import NATURAL
 from reftlens.dissection.parts.part import Part, Preset
@@ -27,6 +27,7 @@ _ALL = (
     THROUGH,
     PATHS,
     DIRECTIONS,
+    IDENTIFIED,
     TERMS,
     READS,
     OVERLAPS,
