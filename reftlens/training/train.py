@@ -432,7 +432,6 @@ def _arguments(
         # By default, Trainer would log another loss in place of NaN.
         logging_nan_inf_filter=False,
         save_strategy=every if selects or config.output_dir is not None else "no",
-        # Not read where "epoch" decides, but it must be a number.
         save_steps=config.save_every or 500,
         eval_strategy=every if validates else "no",
         eval_steps=config.save_every,
@@ -452,7 +451,6 @@ def _arguments(
         arguments._n_gpu = 1
     batches = math.ceil(n_examples / (config.batch_size * arguments.world_size))
     steps = math.ceil(batches / config.gradient_accumulation) * config.epochs
-    # Set here, because only the arguments know the number of processes.
     arguments.warmup_steps = round(config.warmup_ratio * steps)
     return arguments
 
