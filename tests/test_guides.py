@@ -31,6 +31,7 @@ def test_the_guides_are_there() -> None:
         "names",
         "positions",
         "README",
+        "serving",
         "the-papers-tasks",
         "training",
     }

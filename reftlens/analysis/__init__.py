@@ -2,6 +2,8 @@
 
 from reftlens.analysis.ablate import ablate
 from reftlens.analysis.agreement import agreement
+from reftlens.analysis.alignment import align, alignment, null_alignments
+from reftlens.analysis.alignment_map import alignment_map
 from reftlens.analysis.attribute import attribute
 from reftlens.analysis.beside_tracing import at_rules, beside_tracing
 from reftlens.analysis.certify import certify, sampled_prompts
@@ -31,11 +33,16 @@ from reftlens.analysis.top_contexts import top_contexts
 from reftlens.analysis.trace import trace
 from reftlens.analysis.trace_noise import trace_noise
 from reftlens.arguments import explain_all
+from reftlens.data.counterfactual import arbitrary_labels
 from reftlens.edit.untrained import untrained
 
 __all__ = [
     "ablate",
     "agreement",
+    "align",
+    "alignment",
+    "alignment_map",
+    "arbitrary_labels",
     "at_random_sites",
     "at_rules",
     "attribute",
@@ -58,6 +65,7 @@ __all__ = [
     "logit_difference_of",
     "loss_of",
     "mediate",
+    "null_alignments",
     "null_edits",
     "off_manifold",
     "outcome",

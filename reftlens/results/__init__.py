@@ -4,6 +4,7 @@ An analysis of your own returns a frozen dataclass that extends `Result`, or `Si
 `headline` and `to_dataframe`, and it shows, draws and saves itself. Plots take only results, no model or edit. Tensors are on the CPU, in float32.
 """
 
+from reftlens.results.alignments import Alignment, AlignmentMap
 from reftlens.results.base import Result, SiteResult
 from reftlens.results.behaviour import (
     Dose,
@@ -33,6 +34,8 @@ __all__ = [
     "TERMS",
     "Ablation",
     "Agreement",
+    "Alignment",
+    "AlignmentMap",
     "Answered",
     "Attribution",
     "BesideTracing",
