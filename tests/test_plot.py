@@ -34,6 +34,7 @@ from made import (
     made_projection,
     made_readout,
     made_size,
+    made_steering,
 )
 from matplotlib import image
 from matplotlib.axes import Axes
@@ -76,6 +77,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "curve": lambda: plot.training_curve(made_log([5.0 * 0.97**step for step in range(200)])),
     "curve with validation": lambda: plot.training_curve(made_log([3.0, 2.0, 1.0], ((1, 2.5), (3, 1.5)), 3)),
     "spread": lambda: plot.spread(Spread(made_map(3), made_map(3))),
+    "steering": lambda: plot.steering(made_steering()),
     "patch": lambda: plot.patch_map(made_patch()),
     "patch large": lambda: plot.patch_map(made_patch(12, LONG), starred=(False, True)),
     "patch of heads": lambda: plot.patch_map(made_heads()),

@@ -38,6 +38,7 @@ from reftlens.plot.reft_map import reft_map
 from reftlens.plot.spectrum import spectrum
 from reftlens.plot.spoken import composed, mannered
 from reftlens.plot.spread import spread
+from reftlens.plot.steering import steering
 from reftlens.plot.table import table
 from reftlens.plot.training_curve import training_curve
 
@@ -69,6 +70,7 @@ __all__ = [
     "reft_map",
     "spectrum",
     "spread",
+    "steering",
     "table",
     "token_strip",
     "training_curve",
@@ -124,6 +126,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.ReftMap: reft_map,
     results.Result: table,
     results.Spread: spread,
+    results.SteeringComparison: steering,
     results.TokenMap: effect_map,
 }
 """Class of result -> what draws it. A class that is not here is drawn as its nearest base class: in the end, as a table."""

@@ -17,13 +17,14 @@ from reftlens.results.behaviour import (
     outcomes_to_dataframe,
 )
 from reftlens.results.causes import Ablation, Attribution, BesideTracing, EditProfile, ReftMap
-from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead
+from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead, SteeringClaim
 from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
 from reftlens.results.finding import Finding
 from reftlens.results.loading import load
 from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
 from reftlens.results.pairs import Agreement, Overlap, agreements_to_dataframe
 from reftlens.results.scores import Answered, Comparison, Evaluation
+from reftlens.results.steering import Steered, SteeringComparison
 
 __all__ = [
     "TERMS",
@@ -61,6 +62,9 @@ __all__ = [
     "SiteChecks",
     "SiteResult",
     "Spread",
+    "Steered",
+    "SteeringClaim",
+    "SteeringComparison",
     "Swap",
     "TokenMap",
     "agreements_to_dataframe",
