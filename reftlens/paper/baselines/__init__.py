@@ -11,6 +11,7 @@ A comparison alone is not evidence: settings are not tuned, and results on a sma
 from reftlens.arguments import explain_all
 from reftlens.paper.baselines.base import Method, unfrozen
 from reftlens.paper.baselines.compare import compare
+from reftlens.paper.baselines.configured import compare_configured
 from reftlens.paper.baselines.edits import EditAt
 from reftlens.paper.baselines.judges import Fluency, Judges, Keywords, nats_per_token
 from reftlens.paper.baselines.lora import LoRA
@@ -55,6 +56,7 @@ __all__ = [
     "TrainedEdit",
     "calibrated",
     "compare",
+    "compare_configured",
     "compare_steering",
     "completed",
     "exact_match",
