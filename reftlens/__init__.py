@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from reftlens.cone.hold import Held, hold, run_cone
     from reftlens.data import Batch, encode, str_tokens
     from reftlens.dissection import DissectConfig, Dissection, dissect, load_dissection
+    from reftlens.edit import serving
     from reftlens.edit.attach_to_hf import attach_to_hf
     from reftlens.edit.check_sites import check_sites
     from reftlens.edit.generate import Decoding, generate
@@ -57,6 +58,7 @@ _ROOMS = {
     "objectives": "training.objectives",
     "plot": "plot",
     "results": "results",
+    "serving": "edit.serving",
     "tasks": "paper.tasks",
 }
 """Public namespace -> the package it is."""

@@ -172,3 +172,16 @@ def forget_registered(monkeypatch) -> None:
 def known(monkeypatch):
     """What is registered inside a test is forgotten after it."""
     forget_registered(monkeypatch)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """An edit and its base on disk, and both in memory."""
+    from test_attach_to_hf import edit_at
+
+    make_hf("gpt2").save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    bridge = rl.load_bridge(str(tmp_path / "model"))
+    reft = edit_at("hook_resid_post", positions="f1+l1")
+    reft.save_pretrained(tmp_path / "edit", bridge=bridge, card=False)
+    return tmp_path, bridge, reft

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from reftlens.analysis import beside_tracing
@@ -20,9 +22,12 @@ from reftlens.results import (
     EditProfile,
     EditSize,
     Evaluation,
+    Identification,
+    Identified,
     Interchanged,
     Ledger,
     Mannered,
+    Meaning,
     Memorised,
     OffManifold,
     Operator,
@@ -35,6 +40,7 @@ from reftlens.results import (
     ReadSpace,
     ReftMap,
     Result,
+    Search,
     SiteCheck,
     SiteChecks,
     Spread,
@@ -43,9 +49,11 @@ from reftlens.results import (
     SteeringComparison,
     Swap,
     TokenMap,
+    Turn,
 )
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
 from reftlens.results.scores import ComparedRun
+from reftlens.results.search import Trial
 from reftlens.results.steering import SteeringRun
 from reftlens.training.train import TrainConfig, TrainLog
 
@@ -117,10 +125,40 @@ def made_operator(layer: int = 3, rank: int = 4) -> Operator:
     return Operator(f"blocks.{layer}.hook_resid_post", basis, basis, spectrum, spectrum, share, 40.0, 480, basis)
 
 
+def made_identification(site: str = "blocks.3.hook_resid_post", *, freest: float = 60.0) -> Identification:
+    """Two write directions; the first may turn by 11 degrees where it is stiffest."""
+    turns = [
+        Turn(site, what, k, toward, degrees + 3, -degrees, degrees - 1, 1e-3, 1.4e-3, 1e-3)
+        for what, k in (("write", 0), ("read", 0), ("write", 1), ("write subspace", 2))
+        for toward, degrees in (("stiffest", 11.0), ("freest", freest))
+    ]
+    counts = torch.tensor([31.0, 60.0])
+    of_site = Identified(site, counts, 91, counts + 20, 95, 63, torch.tensor([float("nan"), 0.5]), True, site)
+    return Identification(1e-3, (of_site,), tuple(turns), 620, 200.0, 512, 32, 32)
+
+
 def made_readout(tokens: tuple[str, ...] = TOKENS, direction: int = 0) -> DirectionReadout:
     up = tuple((token, 4.0 - i) for i, token in enumerate(tokens[:4]))
     down = tuple((token, -3.0 + i) for i, token in enumerate(tokens[4:7]))
     return DirectionReadout("blocks.3.hook_resid_post", direction, up, down, -1.5, 2.5, 200)
+
+
+def made_meaning(names: tuple[str, ...] = TOKENS[3:9], method: str = "jacobian", p: float = 0.005) -> Meaning:
+    said = tuple((name, (-1) ** place * (5.0 - place), p, 4 * p) for place, name in enumerate(names))
+    states = (("without the edit", names[:3]), ("with the edit", names[:3]))
+    return Meaning(
+        "blocks.3.hook_resid_post",
+        "write 0",
+        method,
+        said,
+        "change of the logit",
+        2.5,
+        200,
+        832,
+        6,
+        ((names[0], 1.0),),
+        states,
+    )
 
 
 def made_profile(rows: tuple[str, ...] | None = None) -> EditProfile:
@@ -233,6 +271,20 @@ def made_log(
     unit: str = "nats per token",
 ) -> TrainLog:
     return TrainLog(tuple(loss), (1e-3,) * len(loss), TrainConfig(), validation, best_step, unit)
+
+
+def made_search(n_trials: int = 20) -> Search:
+    """A search with its best score at a rate of .01; every fourth trial is pruned."""
+    kinds = ("l1", "f5+l5", "all")
+    rates = [10 ** (-4 + 3 * number / max(n_trials - 1, 1)) for number in range(n_trials)]
+    losses = [abs(math.log10(rate) + 2) + 0.1 * (number % 3) for number, rate in enumerate(rates)]
+    trials = [
+        Trial({"lr": rate, "rank": 2 ** (number % 4), "layers": (0, 1, 2), "positions": kinds[number % 3]}, ((5, loss + 1), (10, loss)),
+              None if number % 4 == 3 else 1 / (1 + loss), "pruned" if number % 4 == 3 else "finished")
+        for number, (rate, loss) in enumerate(zip(rates, losses, strict=True))
+    ]  # fmt: skip
+    space = {"lr": "0.0001..0.1", "rank": "1|2|4|8", "layers": "0,1,2", "positions": "l1|f5+l5|all"}
+    return Search("LoReFT", "match up to the target's end", 40, 10, 10, space, {}, 0, tuple(trials))
 
 
 def made_ledger(tokens: tuple[str, ...] = TOKENS, sites: int = 2) -> Ledger:
@@ -356,18 +408,38 @@ def every_result(text: str) -> list[Result]:
         made_beside(3, (text, text), text),
         made_beside(3, (text, text), text).reft,
         context,
+        made_meaning((text, "b")),
+        Meaning(text, text, text, (), text, 1.0, 9, 0, 1, ((text, 0.5),), ((text, (text,)),), text),
         ReadContexts(text, 0, (context,), 2.0, 10, 20),
         ReadContexts(text, 0, (), 2.0, 10, 20),
         Dose(curve, curve, curve, curve, curve, 0.5, 0.1, 3, 4, 5),
         swap,
         Interchanged(text, 1, 3, 4, swap, swap, swap, swap, swap, (swap,), (swap,)),
         ReadSpace(text, rows, torch.rand(3), 1e-3, 9),
+        made_identification(text),
+        made_identification(text).sites[0],
+        made_identification(text).turns[0],
         Ledger(ledger.gram, ledger.norm, ledger.change, ledger.gap, ledger.null_cosine, sites, tokens, (False,) * 3),
         OffManifold(text, curve, 100 * curve, 100 * curve, 100 * curve, 0.1, 3, 4),
         many,
         size,
         Answered(text, text, text, text, None),
         Comparison(text, 3, 4, 5, 6, 100, 0.5, (ComparedRun(text, 0, 0.5, 1, 0, 0.1, 2.0, 3.0, None),)),
+        Search(
+            text,
+            text,
+            8,
+            2,
+            4,
+            {"lr": "0.1..1", "rank": text},
+            {text: text},
+            0,
+            (
+                Trial({"lr": 0.2, "rank": text}, ((2, 1.0), (4, 0.5)), 0.5, "finished"),
+                Trial({"lr": 0.9, "rank": 4}, ((2, 3.0),), None, "pruned"),
+                Trial({"lr": 0.3, "rank": 4}, (), None, "diverged"),
+            ),
+        ),
         Evaluation(text, text, 0.5, (Answered(text, text, text, text, True),)),
         Projection(text, torch.rand(2, 2), torch.rand(2, 2), torch.rand(2, 2), sites),
         Operator(text, rows, rows, curve[:2], curve[1:], curve[:2], 2.0, 9, rows),

@@ -32,6 +32,7 @@ def test_the_guides_are_there() -> None:
         "positions",
         "steering",
         "README",
+        "serving",
         "the-papers-tasks",
         "training",
     }

@@ -10,6 +10,7 @@ from reftlens.analysis.decompose import decompose
 from reftlens.analysis.dose import dose
 from reftlens.analysis.effect_map import effect_map
 from reftlens.analysis.engine.activations import edited_activations
+from reftlens.analysis.identify import identify, identify_cost
 from reftlens.analysis.interchange import interchange
 from reftlens.analysis.ledger import edit_size, ledger
 from reftlens.analysis.mediate import direct_effect, mediate
@@ -22,6 +23,7 @@ from reftlens.analysis.paths import paths
 from reftlens.analysis.project import project
 from reftlens.analysis.read_directions import read_directions
 from reftlens.analysis.read_space import read_space, read_spaces
+from reftlens.analysis.readouts import readouts
 from reftlens.analysis.spread import spread
 from reftlens.analysis.tokens import subject_places
 from reftlens.analysis.top_contexts import top_contexts
@@ -46,6 +48,8 @@ __all__ = [
     "edited_activations",
     "effect_map",
     "haar",
+    "identify",
+    "identify_cost",
     "interchange",
     "kl_from",
     "ledger",
@@ -66,6 +70,7 @@ __all__ = [
     "read_directions",
     "read_space",
     "read_spaces",
+    "readouts",
     "spread",
     "subject_places",
     "top_contexts",

@@ -24,7 +24,7 @@ from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.engine.grid import Cell, grid
 from reftlens.analysis.engine.sweep import sweep
 from reftlens.analysis.metrics import Metric
-from reftlens.analysis.patch import column_labels, metric_of, require_pairs
+from reftlens.analysis.patch import metric_of, require_pairs, token_labels
 from reftlens.bridge import canonical_hooks
 from reftlens.cone.recording import Recording, record
 from reftlens.data import Batch, Given, as_batch
@@ -79,6 +79,7 @@ def mediate(
     inward = direction == "edited into base"
     into, out_of = (base, edited) if inward else (edited, base)
     bar = "mediation" if progress else ""
+    # In the edited run, the edits after a patch must act again on what the patch changed.
     edits = () if inward else reft.edits(batch)
     flat = sweep(bridge, into, out_of, of.cells, metric, memory_bytes=memory_bytes, edits=edits, progress=bar)
     by_cell, n_rows = "pair (row column) -> pair row column", len(of.rows)
@@ -88,16 +89,18 @@ def mediate(
         placebo = edited_run(bridge, turned(reft, seed=seed), batch, of.names)
         flat = sweep(bridge, base, placebo, of.cells, metric, memory_bytes=memory_bytes)
         control = rearrange(flat, by_cell, row=n_rows)
+    said = token_labels(bridge, batch)
     return PatchMap(
         values=values,
         control=control,
         base=metric_of(metric, into),
         source=metric_of(metric, out_of),
         rows=of.rows,
-        columns=tuple(map(str, range(values.shape[2]))) if over == "heads" else column_labels(bridge, batch),
+        columns=tuple(map(str, range(values.shape[2]))) if over == "heads" else said[0],
         axes=of.axes,
         control_name="the same outputs under the edit turned to random directions" if inward else "",
         direction=direction,
+        prompts=said,
     )
 
 
@@ -121,6 +124,7 @@ def direct_effect(
     names = [name for point in ("attn_out", "mlp_out") for name in grid(bridge, point, "positions", n_pos=1).names]
     require_elsewhere(bridge, reft, names)
     base, edited = record(bridge, batch, names), edited_run(bridge, reft, batch, names)
+    # One cell that patches all these points at once.
     everything = [Cell(tuple(names))]
     values = sweep(bridge, edited, base, everything, metric, memory_bytes=memory_bytes, edits=reft.edits(batch))
     return values[:, 0] - metric_of(metric, base)

@@ -35,7 +35,7 @@ from reftlens.analysis.engine.grid import Cell
 from reftlens.analysis.engine.sweep import sweep
 from reftlens.analysis.mediate import edited_run, require_elsewhere
 from reftlens.analysis.metrics import Metric
-from reftlens.analysis.patch import column_labels, metric_of, require_pairs
+from reftlens.analysis.patch import metric_of, require_pairs, token_labels
 from reftlens.bridge import hooked
 from reftlens.cone.hold import boundary_of, run_cone
 from reftlens.cone.recording import Recording, record
@@ -132,11 +132,12 @@ def paths(
         reader = _Reader(bridge, base, run, tuple(source.edits(batch)), known, unread)
         bar = ("paths", "control")[number] if progress else ""
         maps.append(_follow(reader, ways, metric, over=over, memory_bytes=memory_bytes, progress=bar))
+    said = token_labels(bridge, batch)
     if over == "components":
         rows, columns = sending, receiving
         maps = [_as_table(values[..., 0], ways, rows, columns) for values in maps]
     else:
-        rows, columns = tuple(f"{s}->{r}" for s, r in ways), column_labels(bridge, batch)
+        rows, columns = tuple(f"{s}->{r}" for s, r in ways), said[0]
     return PatchMap(
         values=maps[0],
         control=maps[1],
@@ -147,6 +148,7 @@ def paths(
         axes=("sender", "receiver") if over == "components" else ("path", "pos"),
         control_name="the same paths under the edit turned to random directions",
         direction="edited into base",
+        prompts=said,
     )
 
 
@@ -176,6 +178,7 @@ class _Reader:
         hooks = [(name, self._hold(name)) for name in self.unread]
         hooks += [(name, self._keep(name, seen, component, pos)) for name in self.edited.activations]
         edits = [replace(edit, lands=_only(edit.mask, pos)) for edit in self.edits] if component is None else []
+        # From column 0: the hooks give back whole recorded activations.
         held = self.base.cone(-1 if component is None else component.layer - 1, 0)
         last = batch.last_prompt_mask
         with hooked(self.bridge, hooks):
@@ -196,6 +199,7 @@ class _Reader:
             goes_on = torch.where(changed, self.edited.activations[name], goes_on)
 
         def hook_fn(activation: Tensor, hook: Any) -> Tensor:
+            # Only the base's output goes on, so nothing reads the component's response.
             seen[name] = activation.clone()
             return goes_on
 
@@ -211,6 +215,7 @@ def _follow(
     each: list[int | None] = list(range(prompt.shape[1]))
     sent, written = (each if over == what else [None] for what in _OVER[1:])
     n_columns = len(sent) * len(written)
+    # A path whose sender changes nothing keeps the base's value.
     values = repeat(metric_of(metric, base), "pair -> pair way column", way=len(ways), column=n_columns).clone()
     numbers = {way: number for number, way in enumerate(ways)}
     runs = [(sender, pos) for sender in dict.fromkeys(sender for sender, _ in ways) for pos in sent]
@@ -286,4 +291,5 @@ def _leads(sender: str, receiver: str, known: dict[str, Component]) -> bool:
     if sender == EDIT or receiver == LOGITS:
         return True
     (a, b) = known[sender], known[receiver]
+    # Heads before the MLP of their block. Heads of one block do not read each other.
     return (a.layer, a.head is None) < (b.layer, b.head is None)

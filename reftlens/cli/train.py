@@ -33,6 +33,10 @@ def train(
     completion_field: Annotated[str | None, typer.Option(help="Field with the completion.")] = None,
     eval_task: Annotated[list[str] | None, typer.Option(help="Task to test on after training. Repeatable.")] = None,
     eval_data: OwnTest = None,
+    eval_fraction: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Keep this fraction of --data for the test, such as 0.2. Not trained on."),
+    ] = None,
     source: Source = None,
     method: Annotated[str | None, typer.Option(help="Class of the edit: LoReFT, DiReFT, NoReFT, ...")] = None,
     layers: Annotated[str | None, typer.Option(help="Edited layers: all, or a list such as 3,9,18,24.")] = None,
@@ -69,6 +73,7 @@ def train(
         "completion_field": completion_field,
         "eval_tasks": eval_task or None,
         "eval_data": eval_data,
+        "eval_fraction": eval_fraction,
         "source": source,
         "method": method,
         "layers": layers,
@@ -92,6 +97,10 @@ def train(
     # A new task or data set replaces that of the preset or file, including its tests.
     if data is not None:
         overrides = {"task": None, "eval_tasks": [], **overrides}
+    if eval_fraction:
+        overrides = {"eval_data": None, **overrides}
+    elif eval_data is not None:
+        overrides = {"eval_fraction": 0, **overrides}
     elif task is not None:
         overrides = {"data": None, **overrides}
     chosen = RunConfig.from_values(overrides) if config is None else read_settings(config, overrides)
@@ -110,6 +119,7 @@ def train(
             else "nothing was kept"
         )
         say(f"interrupted: {what}", err=True)
+        # 128 + SIGINT, as shells report an interrupted command.
         raise typer.Exit(code=130) from interrupt
     if as_json:
         print_json({"run": str(out), **result.to_dict()})
@@ -117,7 +127,9 @@ def train(
     if result.evaluations:
         print_frame(result.to_dataframe(), title=repr(result))
     else:
-        say(f"{result!r}\nnot tested: pass --eval-data, or run `reftlens eval {out} --data FILE`")
+        say(
+            f"{result!r}\nnot tested: pass --eval-fraction 0.2 to keep a fifth of the data for a test, or --eval-data FILE"
+        )
     if result.log.fall < 0.2:
         say(
             f"The loss fell by only {max(result.log.fall, 0):.0%}. Try more epochs, a higher --lr (now {chosen.lr:g}), a higher --rank, "

@@ -167,6 +167,7 @@ def _reload_difference(model: str, directory: Path, bridge: TransformerBridge, r
     fresh = load_bridge(model)
     reloaded = logits(fresh, Reft.from_pretrained(directory, bridge=fresh))
     difference = float((logits(bridge, reft) - reloaded).abs().max())
+    # No tolerance: the same numbers through the same kernels give the same bits.
     if difference != 0.0:
         raise RuntimeError(f"the reloaded edit does not equal the trained edit: a logit differs by {difference:.3g}")
     return difference
@@ -219,6 +220,7 @@ def _trace(bridge: TransformerBridge, story: Story, *, progress: bool) -> TokenM
     rows = [
         (clean[i], clean[(i + 1) % n], clean[(i + 2) % n])
         for i in range(n)
+        # Two subjects with one answer would restore each other's, and the control would be none.
         if len({clean[(i + k) % n].answer for k in range(3)}) == 3
     ]
     if not rows:

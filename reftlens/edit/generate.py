@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GenerationConfig
 
@@ -23,6 +22,7 @@ from reftlens.bridge import (
 )
 from reftlens.data import Prompt, as_prompts, batches_by_length, encode, token_counts
 from reftlens.data.tokens import continued_text
+from reftlens.display import progress_bar
 from reftlens.edit.reft import Reft
 from reftlens.numbers import require_number, require_whole_number
 
@@ -69,16 +69,19 @@ class Decoding:
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             num_beams=self.num_beams,
+            # True: done when num_beams continuations have ended. False without beams, or it warns.
             early_stopping=self.num_beams > 1,
             do_sample=self.temperature is not None,
             # The neutral values of transformers, which are not None.
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
+            # 50 is the default of transformers, which warns of other values where nothing is drawn.
             top_k=(50 if self.temperature is None else 0) if self.top_k is None else self.top_k,
             no_repeat_ngram_size=self.no_repeat_ngram_size or 0,
             repetition_penalty=self.repetition_penalty,
             use_cache=use_cache,
             eos_token_id=stops or None,
+            # Without a pad token, finished rows get a stop token, as in transformers.
             pad_token_id=pad_id(bridge) if tokenizer.pad_token_id is not None or not stops else stops[0],
         )
 
@@ -89,6 +92,7 @@ def stop_tokens(bridge: TransformerBridge) -> list[int]:
     Args:
         bridge: the model.
     """
+    # Chat models end a turn with a token that is not the tokenizer's EOS, and list it only here.
     own = bridge.original_model.generation_config.eos_token_id
     found = [*(own if isinstance(own, list | tuple) else [own]), bridge.tokenizer.eos_token_id]
     return list(dict.fromkeys(int(token) for token in found if token is not None))
@@ -156,7 +160,7 @@ def generate(
     with (
         one_thread(bridge),
         _own_settings(bridge, decoding),
-        tqdm(total=len(prompts), desc="decoding", unit="prompt", disable=not progress) as bar,
+        progress_bar(total=len(prompts), desc="decoding", unit="prompt", shown=progress) as bar,
     ):
         for rows in together:
             continued = _continue(bridge, reft, [prompts[row] for row in rows], config, prepend_bos=prepend_bos)
@@ -191,6 +195,7 @@ def _continue(
     beams = [prompt for prompt in prompts for _ in range(n_beams)]
     batch = encode(bridge, beams, padding_side="left", prepend_bos=prepend_bos)
     with nullcontext() if reft is None else reft.hooks(bridge, batch):
+        # transformers repeats the prompts for the beams itself; only the edits need the rows before.
         out = bridge.original_model.generate(
             batch.tokens[::n_beams], attention_mask=batch.attention_mask[::n_beams], generation_config=config
         )
@@ -217,6 +222,7 @@ def _require_room(
 @contextmanager
 def _own_settings(bridge: TransformerBridge, decoding: Decoding) -> Iterator[None]:
     """Hides the model's own generation config and seeds the random state while the context is open."""
+    # Greedy decoding draws nothing, so it need not save the state of every GPU.
     devices = range(torch.cuda.device_count()) if decoding.temperature is not None else ()
     with torch.random.fork_rng(devices=devices), own_config_aside(bridge):
         if decoding.temperature is not None:

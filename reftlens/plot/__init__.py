@@ -25,6 +25,7 @@ from reftlens.plot.effect_map import effect_map
 from reftlens.plot.html import token_strip
 from reftlens.plot.interchange import interchange
 from reftlens.plot.ledger import ledger
+from reftlens.plot.meanings import meanings
 from reftlens.plot.mediation import mediation
 from reftlens.plot.memorised import memorised
 from reftlens.plot.off_manifold import off_manifold
@@ -35,6 +36,7 @@ from reftlens.plot.patch_map import patch_map
 from reftlens.plot.projection import projection
 from reftlens.plot.readout import readout
 from reftlens.plot.reft_map import reft_map
+from reftlens.plot.search import search
 from reftlens.plot.spectrum import spectrum
 from reftlens.plot.spoken import composed, mannered
 from reftlens.plot.spread import spread
@@ -57,6 +59,7 @@ __all__ = [
     "interchange",
     "ledger",
     "mannered",
+    "meanings",
     "mediation",
     "memorised",
     "off_manifold",
@@ -68,6 +71,7 @@ __all__ = [
     "projection",
     "readout",
     "reft_map",
+    "search",
     "spectrum",
     "spread",
     "steering",
@@ -99,6 +103,7 @@ def draw(result: results.Result | Sequence[results.Result], **options: Any) -> F
     raise TypeError(f"draw needs a result of an analysis, got {type(found[0]).__name__}")
 
 
+# Before DRAWINGS, so that `result.plot()` explains wrong arguments as well.
 explain_all(globals())
 
 DRAWINGS: dict[type, Callable[..., Figure]] = {
@@ -115,6 +120,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Interchanged: interchange,
     results.Ledger: ledger,
     results.Mannered: mannered,
+    results.Meaning: meanings,
     results.Memorised: memorised,
     results.OffManifold: off_manifold,
     results.Operator: spectrum,
@@ -125,6 +131,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Projection: projection,
     results.ReftMap: reft_map,
     results.Result: table,
+    results.Search: search,
     results.Spread: spread,
     results.SteeringComparison: steering,
     results.TokenMap: effect_map,

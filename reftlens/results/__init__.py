@@ -20,10 +20,13 @@ from reftlens.results.causes import Ablation, Attribution, BesideTracing, EditPr
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead, SteeringClaim
 from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
 from reftlens.results.finding import Finding
+from reftlens.results.known import Identification, Identified, Turn
 from reftlens.results.loading import load
 from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
 from reftlens.results.pairs import Agreement, Overlap, agreements_to_dataframe
+from reftlens.results.readouts import Meaning
 from reftlens.results.scores import Answered, Comparison, Evaluation
+from reftlens.results.search import Search
 from reftlens.results.steering import Steered, SteeringComparison
 
 __all__ = [
@@ -43,9 +46,12 @@ __all__ = [
     "EditSize",
     "Evaluation",
     "Finding",
+    "Identification",
+    "Identified",
     "Interchanged",
     "Ledger",
     "Mannered",
+    "Meaning",
     "Memorised",
     "OffManifold",
     "Operator",
@@ -58,6 +64,7 @@ __all__ = [
     "ReadSpace",
     "ReftMap",
     "Result",
+    "Search",
     "SiteCheck",
     "SiteChecks",
     "SiteResult",
@@ -67,6 +74,7 @@ __all__ = [
     "SteeringComparison",
     "Swap",
     "TokenMap",
+    "Turn",
     "agreements_to_dataframe",
     "load",
     "outcomes_to_dataframe",

@@ -43,6 +43,7 @@ class Outcome(Result):
     @property
     def longer(self) -> bool:
         """Whether some answer has more than one token."""
+        # NaN differs from itself.
         return self.edited_whole == self.edited_whole
 
     def headline(self) -> str:
@@ -145,6 +146,7 @@ class Dose(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """Returns one row per alpha, with the target and the straight line of the slope."""
         at_zero = int(self.alpha.abs().argmin())
+        # The slope was taken at alpha = 0, so the line goes through the target there.
         line = self.target[at_zero] + self.slope * (self.alpha - self.alpha[at_zero])
         columns = {
             "alpha": self.alpha,
@@ -167,13 +169,16 @@ class Swap(Result):
     """Fraction of pairs whose most likely next token becomes the source's."""
     moved: float
     """Mean change of logit(source's answer) - logit(base's answer), as a fraction of the gap between base and source run."""
+    each: tuple[float, ...] = ()
+    """The change of each pair, as a fraction of the mean gap, so that their mean is `moved`; empty in results of earlier
+    versions."""
 
     def headline(self) -> str:
         return f"{self.name}: flips {self.flips:.0%}, moves {self.moved:.2f} of the way"
 
     def to_dataframe(self) -> pd.DataFrame:
         """Returns the result as one row."""
-        return pd.DataFrame([asdict(self)])
+        return pd.DataFrame({"name": [self.name], "flips": [self.flips], "moved": [self.moved]})
 
 
 @final
@@ -205,6 +210,8 @@ class Interchanged(SiteResult):
     """The same share for a direction constructed to be illusory at this point. Above 0.5, the test can detect illusions."""
     site: str = ""
     """The site's short name; empty where it was asked about by its hook."""
+    pairs: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
+    """Tokens of the base and of the source prompt of each pair whose answers differ; empty in results of earlier versions."""
 
     @property
     def p(self) -> float:
@@ -217,6 +224,7 @@ class Interchanged(SiteResult):
         return self._p(self.placebo)
 
     def _p(self, null: tuple[Swap, ...]) -> float:
+        # The tested subspace counts as a draw of its own null, which keeps p above 0 and valid.
         return (1 + sum(swap.moved >= self.inside.moved for swap in null)) / (1 + len(null))
 
     @property
@@ -227,6 +235,7 @@ class Interchanged(SiteResult):
         causally disconnected difference. No power: the test does not detect a constructed illusion, or the subspace closes
         less than a tenth of the gap, so that there is no effect to explain.
         """
+        # "not >" also refuses NaN.
         if not self.power > 0.5 or not self.inside.moved > 0.1:
             return "no power"
         illusory = self.dormant > 0.5 and self.from_unread.moved > 0.5 * self.inside.moved

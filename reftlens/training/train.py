@@ -38,7 +38,7 @@ from transformers import (
 
 from reftlens.bridge import EXACT, base_identity, foreign_hooks, one_thread, require_bridge, sampled_fingerprint
 from reftlens.cone.store import InMemory, OnDisk
-from reftlens.display import as_html, settings_as_html
+from reftlens.display import as_html, progress_bar, settings_as_html
 from reftlens.edit import checkpoint
 from reftlens.edit.reft import Reft
 from reftlens.numbers import require_number, require_whole_number
@@ -97,6 +97,8 @@ class TrainConfig:
     """Number of newest checkpoints to keep, besides the best one."""
     resume: bool = False
     """Resume from the newest undamaged checkpoint in `output_dir`. The log lists newer ones that are damaged."""
+    keep_best: bool = True
+    """With a validation set, keep the edit with the lowest loss on it. False keeps the last edit."""
     patience: int | None = None
     """Stop after this many validations without improvement. None trains to the end."""
     report_to: str = "none"
@@ -115,7 +117,7 @@ class TrainConfig:
                 require_whole_number(name, getattr(self, name), least=least)
         for name, bounds in _NUMBERS.items():
             require_number(name, getattr(self, name), **bounds)
-        for name in ("resume", "progress"):
+        for name in ("resume", "progress", "keep_best"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         schedules = [schedule.value for schedule in SchedulerType]
@@ -123,6 +125,8 @@ class TrainConfig:
             raise ValueError(f"schedule must be one of {', '.join(schedules)}, got {self.schedule!r}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+        if self.patience is not None and not self.keep_best:
+            raise ValueError("patience stops at the best edit: leave it out, or set keep_best=True")
         if self.resume and self.output_dir is None:
             raise ValueError("resume=True needs the output_dir of the interrupted run")
 
@@ -207,7 +211,7 @@ def train(
             `fields`.
         config: settings.
         objective: the loss; `Completion()` by default. Its own parameters are trained as well.
-        validation: held-out examples. `train` keeps the edit with the lowest loss on them.
+        validation: held-out examples. `train` keeps the edit with the lowest loss on them, unless `keep_best` is False.
         callbacks: `transformers` callbacks, in addition to those of this package.
         train_base: also train the parameters of the base that require gradients, as the baselines do. If False, a base
             with such parameters raises `ValueError`.
@@ -230,8 +234,11 @@ def train(
         raise ValueError("patience needs a validation set: pass validation=...")
     read = objective.read(examples)
     n_train = len(read)
+    # In one list with the training examples, so that a row number names an example of either.
     read += objective.read(validation) if validation is not None else []
+    # Every example is encoded before any is run, so a bad one stops the run at once.
     weights, tokens = _weigh(bridge, reft, objective, read)
+    # Trainer needs a folder even if it keeps nothing.
     with one_thread(bridge), tempfile.TemporaryDirectory() as unused, _random_state_kept():
         folder = TrainingFolder(config.output_dir if config.output_dir is not None else Path(unused) / "run")
         arguments = _arguments(config, bridge, n_train, folder, validates=validation is not None)
@@ -274,12 +281,16 @@ def _begin(
         identity = {**identity, "weights": sampled_fingerprint(bridge)}
     with arguments.main_process_first(desc="run folder"):
         settings = {name: str(getattr(config, name)) for name in _RESULT}
+        if not config.keep_best:  # named only where it differs, so that runs of earlier versions can be resumed
+            settings["keep_best"] = "False"
+        # To the other processes, the folder that the main one has just begun is the run they join.
         latest = folder.begin({**identity, **settings}, resume=config.resume or arguments.process_index > 0)
     return identity, latest
 
 
 def _run(trainer: EditTrainer, runs: BaseRuns, *, latest: Path | None, progress: bool) -> None:
     """Caches the base runs of this process's rows, then trains. Leaves the edit in the mode it was in."""
+    # Trainer adds the printer where its own bar is off; both would write over ours.
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     bar = _Progress(progress)
@@ -287,6 +298,7 @@ def _run(trainer: EditTrainer, runs: BaseRuns, *, latest: Path | None, progress:
     reft, arguments = runs.reft, trainer.args
     was_training = reft is not None and reft.training
     try:
+        # In the precision of the steps: a cached run must equal the one that a step would compute.
         with trainer.accelerator.autocast():
             runs.build(
                 range(arguments.process_index, len(runs.examples), arguments.world_size),
@@ -362,6 +374,7 @@ def _identity(
         "dtype": str(bridge.cfg.dtype),
         "examples": f"{len(examples)}, digest {digest.hexdigest()[:32]}",
         "objective": objective.identity(),
+        # The layout, not the weights, which training changes.
         "edit": repr(reft),
     }
 
@@ -399,6 +412,7 @@ def _arguments(
 ) -> TrainingArguments:
     on_cpu = torch.device(bridge.cfg.device).type == "cpu"
     every = "epoch" if config.save_every is None else "steps"
+    selects = validates and config.keep_best
     arguments = TrainingArguments(
         output_dir=str(folder.directory),
         num_train_epochs=config.epochs,
@@ -412,14 +426,16 @@ def _arguments(
         bf16=config.precision == "bfloat16",
         seed=config.seed,
         logging_steps=1,
+        # By default, Trainer would log another loss in place of NaN.
         logging_nan_inf_filter=False,
-        save_strategy=every if validates or config.output_dir is not None else "no",
+        save_strategy=every if selects or config.output_dir is not None else "no",
+        # Not read where "epoch" decides, but it must be a number.
         save_steps=config.save_every or 500,
         eval_strategy=every if validates else "no",
         eval_steps=config.save_every,
-        load_best_model_at_end=validates,
-        metric_for_best_model="loss" if validates else None,
-        greater_is_better=False if validates else None,
+        load_best_model_at_end=selects,
+        metric_for_best_model="loss" if selects else None,
+        greater_is_better=False if selects else None,
         report_to=config.report_to,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
@@ -433,6 +449,7 @@ def _arguments(
         arguments._n_gpu = 1
     batches = math.ceil(n_examples / (config.batch_size * arguments.world_size))
     steps = math.ceil(batches / config.gradient_accumulation) * config.epochs
+    # Set here, because only the arguments know the number of processes.
     arguments.warmup_steps = round(config.warmup_ratio * steps)
     return arguments
 
@@ -459,8 +476,8 @@ class _Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         shown = self._shown and state.is_world_process_zero
-        self._bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc="training the edit", unit="step", disable=not shown
+        self._bar = progress_bar(
+            total=state.max_steps, initial=state.global_step, desc="training the edit", unit="step", shown=shown
         )
 
     def on_log(
@@ -468,8 +485,9 @@ class _Progress(TrainerCallback):
     ) -> None:
         if logs is None or "loss" not in logs or self._bar is None:
             return
+        # Only `update` decides when to draw: a postfix that is drawn at each step would be a line for each in a log file.
+        self._bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
         self._bar.update(1)
-        self._bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
 
     def close(self) -> None:
         if self._bar is not None:
@@ -480,6 +498,7 @@ class _Progress(TrainerCallback):
 def _random_state_kept() -> Iterator[None]:
     """Restores the caller's random states on exit: `Trainer` seeds every global generator."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
+    # All devices, since Trainer seeds them all.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             yield

@@ -20,7 +20,7 @@ PAGES = {
     "interventions": ("Interventions", ["reftlens/interventions"]),
     "positions": ("Positions", ["reftlens/positions"]),
     "data": ("Models and data", ["reftlens/data", "reftlens/bridge"]),
-    "edit": ("Edits", ["reftlens/edit"]),
+    "edit": ("Edits", ["reftlens/edit", "reftlens.serving"]),
     "training": ("Training", ["reftlens/training", "reftlens.objectives", "reftlens.training.lofit"]),
     "cone": ("Light cone", ["reftlens/cone"]),
     "analysis": ("Analysis", ["reftlens.analysis", "reftlens/analysis"]),

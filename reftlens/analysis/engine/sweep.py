@@ -78,6 +78,7 @@ def sweep(
     plan = _Plan(bridge, base, source, cells, memory_bytes, edits)
     pairs = torch.arange(len(base.batch), device=base.logits.device)
     unpatched = metric(base.logits, pairs).float().cpu()
+    # Cells that change no bit keep this value.
     values = torch.where(plan.exists, unpatched[:, None], torch.nan)
     todo = plan.changes.clone()
     if saved is not None:
@@ -91,6 +92,7 @@ def sweep(
             todo[pair, cell] = False
             bar.update(len(pair))
             if saved is not None:
+                # After every run, so that an interruption costs one run at most.
                 saved.write(values, ~todo)
     return values
 
@@ -129,7 +131,7 @@ def _run(
 
     with joining(bridge, base, start, pair, layers) as held:
         names = dict.fromkeys(name for cell in cells for name in cell.hook_names)
-        hooks = [hook for name in names for hook in _writing(bridge, name, patching(name))]
+        hooks = [hook for name in names for hook in writing(bridge, name, patching(name))]
         if held.boundary < 0:
             # The base run may have been noised or edited before its first block.
             entering = base.resid[0][pair, held.start :]
@@ -142,8 +144,14 @@ def _run(
             return run_cone(bridge, held, _inside(edits, held.boundary + 1, held.start, pair), logits_at=last)
 
 
-def _writing(bridge: TransformerBridge, name: str, write: HookFunction) -> list[tuple[str, HookFunction]]:
-    """Hooks by which all readers of a point see what is written there."""
+def writing(bridge: TransformerBridge, name: str, write: HookFunction) -> list[tuple[str, HookFunction]]:
+    """Returns the hooks by which all readers of a point see what is written there.
+
+    Args:
+        bridge: the model.
+        name: the point.
+        write: changes the activation.
+    """
     if is_resid_mid(name):
         return written_whole(name, [write], read_at=resid_pre_inside(bridge, name))
     return [(name, write)]
@@ -156,6 +164,7 @@ def _inside(edits: Sequence[Edit], layer: int, start: int, pair: Int[Tensor, " n
         place = layer_of(edit.hook_name)
         behind = edit.hook_name.startswith(("ln_final", "unembed")) if place is None else place >= layer
         lands = edit.changed[pair].clone()
+        # Earlier columns come from the recording, which has their edits.
         lands[:, :start] = False
         if behind and edit.hook_name not in _ENTRY and bool(lands.any()):
             kept.append(replace(edit, mask=edit.mask[pair], lands=lands))
@@ -210,6 +219,7 @@ class _Plan:
         layers = torch.tensor([cell.layer for cell in self.cells])
         pair, cell = todo.nonzero(as_tuple=True)
         starts, first = self.start[pair, cell], layers[cell]
+        # By column first: all rows begin at the earliest column, but each at its own layer.
         order = (starts * self.bridge.cfg.n_layers + first).argsort(stable=True)
         while len(order):
             start = int(starts[order[0]])
@@ -218,6 +228,7 @@ class _Plan:
                 near = int((starts[order] < start + COLUMNS).sum())
                 count = min(count, near, -(-self.tokens // (self.width - start)))
             rows = order[:count]
+            # `joining` lets rows enter one after another, layer by layer.
             rows = rows[first[rows].argsort(stable=True)]
             yield pair[rows], cell[rows]
             order = order[count:]

@@ -15,6 +15,7 @@ from reftlens.dissection.found import Found
 from reftlens.dissection.parts.part import BACKWARD, Part, Sizes, Spent, picture, table
 from reftlens.dissection.work import Work
 from reftlens.edit.site import Site
+from reftlens.plot.cells import interchanges
 from reftlens.plot.page import Section
 from reftlens.positions import Last
 from reftlens.results import Interchanged, Operator, ReadSpace
@@ -26,6 +27,7 @@ _PATHWAYS = 4
 def _interchanges(work: Work) -> dict[str, Any]:
     prompts = [prompt for prompt, _ in work.examples][: work.config.n_pairs]
     side = side_for_ends(work.bridge)
+    # The source of each prompt is the next one; interchange leaves out pairs with one answer.
     base, source = (encode(work.bridge, texts, padding_side=side) for texts in (prompts, prompts[1:] + prompts[:1]))
     # The read space is found from one batch of them, which limits the memory of its graph.
     some = encode(work.bridge, prompts[: work.config.batch_size], padding_side=side)
@@ -92,7 +94,7 @@ def _draw(found: Found) -> Section | None:
             picture(
                 "interchange",
                 plot.interchange(found.interchanges),
-                "Interchanges and their controls.",
+                "How far each interchange moves the answer, from the base prompt's (0) to the source's (1). Short lines: single random subspaces and placebos.",
                 found.interchanges,
             ),
         ),
@@ -100,6 +102,7 @@ def _draw(found: Found) -> Section | None:
             ("Each interchange", table([item.to_dataframe() for item in found.interchanges])),
             ("Write directions, by what the next-token logits depend on", table([pd.DataFrame(shares)])),
         ),
+        maps=(("Each interchange, and each pair of prompts", interchanges(found.interchanges)),),
     )
 
 
@@ -112,6 +115,7 @@ def _cost(sizes: Sizes) -> Spent:
     # The base runs of all prompts are shared by the swaps; the graph of the gradients starts from one more.
     passes = batches + 2
     # An interchange acts at the last token only, and the edit may act from an earlier one on.
+    # 5: whole, inside, complement, read and unread; 2: random subspaces and placebos.
     cones = (batches * (5 + 2 * config.n_random + pathways) + 1 + gradients * BACKWARD) / sizes.cone
     return Spent(sizes.sites * passes, sizes.sites * cones, bytes_held=8 * 2 * sizes.width**2)
 

@@ -20,6 +20,7 @@ def _agreements(work: Work) -> dict[str, Any]:
     if config.retrain is None:
         raise ValueError("no training settings were given: pass DissectConfig(retrain=TrainConfig(...))")
     training = replace(config.retrain, progress=False)
+    # A null edit with the seed of a real one would start from the same weights.
     first = 1 + max(config.seed, training.seed, *config.seeds)
     shuffled = _no_majority(examples)
     if not shuffled:
@@ -62,7 +63,10 @@ def _draw(found: Found) -> Section | None:
         ),
         (
             picture(
-                "seeds", plot.agreement(found.agreements), "How far the edits agree, pair by pair.", found.agreements
+                "seeds",
+                plot.agreement(found.agreements),
+                "Each cell compares two edits, and darker is closer: the cosine of their changes, and the angle between their write directions. The last panel is there to show why raw matrices mislead.",
+                found.agreements,
             ),
         ),
         (("Each pair of edits", table([agreements_to_dataframe(found.agreements)])),),

@@ -68,7 +68,14 @@ def _draw_works(found: Found) -> Section | None:
             "Right: the most likely next token begins the wanted answer. Control: the same edit turned to random directions. "
             "These are the examples that the base answers otherwise.",
         ),
-        (picture("outcomes", plot.outcomes(wanted), "What the model answers before and after.", wanted),),
+        (
+            picture(
+                "outcomes",
+                plot.outcomes(wanted),
+                "Bars: the part of the prompts answered as wanted, by the base, by the edited model and by the control, the same edit turned to random directions.",
+                wanted,
+            ),
+        ),
         (("Examples that should change", table([outcomes_to_dataframe(wanted)])),),
     )
 
@@ -89,6 +96,7 @@ def _draw_dose(found: Found) -> Section | None:
 
 
 def _cost_dose(sizes: Sizes) -> Spent:
+    # For each edit a run per dose, and one with its backward pass for the slope.
     return Spent(sizes.batches, sizes.batches * (1 + _N_CONTROL) * (len(ALPHAS) + 1 + BACKWARD))
 
 
@@ -96,6 +104,7 @@ WORKS = Part(
     name="works",
     heading="Does it work?",
     compute=lambda work: outcomes(work, kept=False),
+    # As if half of the examples were wanted; each runs under the edit and under the control.
     cost=lambda sizes: Spent(sizes.batches / 2, 2 * sizes.batches / 2),
     draw=_draw_works,
     preset="quick",

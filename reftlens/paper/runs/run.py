@@ -22,7 +22,7 @@ from reftlens.edit.reft import Reft
 from reftlens.files.folder import Replacement
 from reftlens.files.seal import seal
 from reftlens.paper.runs.config import CONFIG_NAME, RunConfig
-from reftlens.paper.runs.examples import eval_tasks, load, training_task
+from reftlens.paper.runs.examples import eval_tasks, records_of_test, training_records, training_task
 from reftlens.paper.runs.folder import EDIT_NAME, HEAD_NAME, OUTPUTS_NAME, RESULT_NAME, load_base
 from reftlens.paper.runs.parameters import method_named
 from reftlens.paper.runs.testing import scores, write_outputs
@@ -100,7 +100,8 @@ def train_run(
     """
     directory = directory.absolute()
     checkpoints = _free(directory, resume=resume, overwrite=overwrite)
-    config = _with_whole_paths(config)
+    config = with_whole_paths(config)
+    # Wrong settings are refused before anything is loaded; the number of examples is not known yet.
     settings = _train_config(config.for_examples(1), checkpoints, resume=resume, progress=progress)
     with Replacement(directory, marker=RESULT_NAME) as folder:
         began = time.perf_counter()
@@ -131,6 +132,7 @@ def train_run(
             seconds={"load": loaded - began, "train": trained - loaded, "test": time.perf_counter() - trained},
         )
         _write(folder, config, ready, result)
+    # Only now: until the run's folder is in place, the checkpoints are all there is.
     shutil.rmtree(checkpoints, ignore_errors=True)
     return result
 
@@ -158,8 +160,12 @@ def _train_config(config: RunConfig, checkpoints: Path, *, resume: bool, progres
     return TrainConfig(**values, output_dir=checkpoints, resume=resume, progress=progress)
 
 
-def _with_whole_paths(config: RunConfig) -> RunConfig:
-    """Makes paths absolute, so that the run's saved config works from any directory."""
+def with_whole_paths(config: RunConfig) -> RunConfig:
+    """Makes paths absolute, so that the run's saved config works from any directory.
+
+    Args:
+        config: the settings.
+    """
     named = {name: getattr(config, name) for name in ("model", "data", "eval_data", "source")}
     found = {
         name: str(Path(value).resolve()) for name, value in named.items() if value is not None and Path(value).exists()
@@ -181,10 +187,11 @@ class _Ready:
 
 
 def _prepare(config: RunConfig) -> _Ready:
-    tests = [(task, load(task, config.eval_split, config, limit=config.n_eval)) for task in eval_tasks(config)]
+    # Data before the model, and tests before training: what is missing shows at once.
+    tests = [(task, records_of_test(task, config)) for task in eval_tasks(config)]
     task = training_task(config)
     kind, positions = method_named(config.method), parse(config.positions)
-    records = load(task, config.split, config, limit=config.n_train)
+    records, held_out = training_records(config)
     bridge = load_base(config)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(config.seed)
@@ -198,10 +205,7 @@ def _prepare(config: RunConfig) -> _Ready:
             hook=config.hook,
         )
         objective = task.objective(bridge)
-    validation = None
-    if config.validation_split is not None:
-        held_out = load(task, config.validation_split, config, limit=config.n_eval)
-        validation = task.examples(bridge, held_out)
+    validation = task.examples(bridge, held_out) if held_out else None
     return _Ready(bridge, reft, objective, task.examples(bridge, records), validation, tests)
 
 
@@ -217,6 +221,7 @@ def _train(ready: _Ready, settings: TrainConfig, checkpoints: Path, *, resume: b
             objective=ready.objective,
             validation=ready.validation,
         )
+    # An interrupt too: an empty folder would refuse the next run without anything to resume.
     except BaseException:
         _remove_if_empty(checkpoints)
         raise
