@@ -162,6 +162,7 @@ def _try(
             "source": result.claim.source,
             "model": result.claim.model,
             "settings": {what: {"paper": theirs, "here": ours} for what, theirs, ours in result.claim.settings},
+            # pandas writes NaN as null; json would write NaN, which is not JSON.
             "rows": json.loads(frame.to_json(orient="records")),
             "findings": list(result.findings()),
         }

@@ -12,6 +12,7 @@ from reftlens.paper.runs.config import parse_settings
 
 def _written_as_settings(settings: list[str] | None) -> list[str] | None:
     try:
+        # Only to refuse a malformed one early; the command parses them itself.
         parse_settings(settings or ())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
