@@ -10,9 +10,12 @@ from reftlens.analysis import beside_tracing
 from reftlens.results import (
     Ablation,
     Agreement,
+    Alignment,
+    AlignmentMap,
     Answered,
     Attribution,
     BesideTracing,
+    Certificate,
     Codebook,
     Comparison,
     Composed,
@@ -47,6 +50,7 @@ from reftlens.results import (
     Swap,
     TokenMap,
     Turn,
+    WorstPrompt,
 )
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
 from reftlens.results.scores import ComparedRun
@@ -352,6 +356,22 @@ def made_projection(layer: int = 3, groups: tuple[str, ...] = ("moved", "to stay
     return Projection(f"blocks.{layer}.hook_resid_post", before, after, before + 0.2, names)
 
 
+def made_alignment(text: str = "left") -> Alignment:
+    ones, changes = torch.ones(4), torch.tensor([1.0, 0.0, 1.0, float("nan")])
+    swap = Swap(text, 0.5, 0.25)
+    share = Interchanged(text, 1, 3, 4, swap, swap, swap, swap, swap, (swap,), (swap,))
+    return Alignment(
+        (text,), {text: 2}, (text, text, "b", "b"), (" yes", " no", text, " no"), changes, ones, 1 - changes, ones,
+        torch.zeros(3, 4), 1.0, {text: ones}, {text: share},
+    )  # fmt: skip
+
+
+def made_alignment_map(text: str = "last token", rows: int = 3) -> AlignmentMap:
+    right = (torch.rand(rows, 2, 20, generator=torch.Generator().manual_seed(0)) < 0.7).float()
+    names = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(rows))
+    return AlignmentMap(right, 1 - right, right, (text, " no") * 10, names, (text, "b"), text)
+
+
 def every_result(text: str) -> list[Result]:
     """One of each class, with `text` wherever a result can hold a string."""
     tokens, sites = (text, " b", text), (text, text)
@@ -376,6 +396,8 @@ def every_result(text: str) -> list[Result]:
         Composed(claim, spoken),
         Mannered(claim, spoken),
         Overhead(claim, (Timed(text, (1.0, 1.1), 0, 8), Timed(text, (1.2, 1.1), 2, 8))),
+        made_alignment(text),
+        made_alignment_map(text),
         made_ablation(2, name=text.replace("{", "(").replace("}", ")")),
         made_agreements((text, "other"))[0],
         Attribution(values, patch, torch.rand(4), sites, tokens),
@@ -390,6 +412,10 @@ def every_result(text: str) -> list[Result]:
         swap,
         Interchanged(text, 1, 3, 4, swap, swap, swap, swap, swap, (swap,), (swap,)),
         ReadSpace(text, rows, torch.rand(3), 1e-3, 9),
+        WorstPrompt(text, text, 2.0, 0.1, 2),
+        Certificate(
+            8, text, 0.95, 1.0, 0.1, 0.5, (0.1, 1.0), (2, 0), (0.6, 0.3), 0.4, (WorstPrompt(text, text, 2.0, 0.1, 2),)
+        ),
         made_identification(text),
         made_identification(text).sites[0],
         made_identification(text).turns[0],

@@ -91,6 +91,7 @@ def test_results_are_drawn_by_their_class_or_as_a_table() -> None:
     assert set(plot.DRAWINGS) <= {*samples, Result}
     assert {kind for kind in samples if kind not in plot.DRAWINGS} == {
         results.Answered,
+        results.Certificate,
         results.Comparison,
         results.Context,
         results.Evaluation,
@@ -102,6 +103,7 @@ def test_results_are_drawn_by_their_class_or_as_a_table() -> None:
         results.SiteChecks,
         results.Swap,
         results.Turn,
+        results.WorstPrompt,
     }
     swaps = [samples[results.Swap]] * 3
     assert "3 results" in " ".join(shown.get_text() for shown in plot.draw(swaps).findobj(Text))

@@ -2,8 +2,11 @@
 
 from reftlens.analysis.ablate import ablate
 from reftlens.analysis.agreement import agreement
+from reftlens.analysis.alignment import align, alignment, null_alignments
+from reftlens.analysis.alignment_map import alignment_map
 from reftlens.analysis.attribute import attribute
 from reftlens.analysis.beside_tracing import at_rules, beside_tracing
+from reftlens.analysis.certify import certify, sampled_prompts
 from reftlens.analysis.controls.retraining import at_random_sites, null_edits, permuted_labels, random_model
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
@@ -30,15 +33,21 @@ from reftlens.analysis.top_contexts import top_contexts
 from reftlens.analysis.trace import trace
 from reftlens.analysis.trace_noise import trace_noise
 from reftlens.arguments import explain_all
+from reftlens.data.counterfactual import arbitrary_labels
 from reftlens.edit.untrained import untrained
 
 __all__ = [
     "ablate",
     "agreement",
+    "align",
+    "alignment",
+    "alignment_map",
+    "arbitrary_labels",
     "at_random_sites",
     "at_rules",
     "attribute",
     "beside_tracing",
+    "certify",
     "covariance_matched",
     "decompose",
     "direct_effect",
@@ -56,6 +65,7 @@ __all__ = [
     "logit_difference_of",
     "loss_of",
     "mediate",
+    "null_alignments",
     "null_edits",
     "off_manifold",
     "outcome",
@@ -71,6 +81,7 @@ __all__ = [
     "read_space",
     "read_spaces",
     "readouts",
+    "sampled_prompts",
     "spread",
     "subject_places",
     "top_contexts",

@@ -37,9 +37,13 @@ def units(parts: tuple[str, ...] = PARTS) -> Mapping[str, Callable[[], Iterator[
     from reftlens.benchmark.models import MODELS
     from reftlens.benchmark.nulls import null_rows
     from reftlens.benchmark.planted import SUMS, distilled_rows, planted_rows
+    from reftlens.benchmark.planted_variable import planted_variable_rows
     from reftlens.benchmark.sites import site_rows
 
-    every: dict[str, Callable[[], Iterator[Known]]] = {"handmade": handmade_rows}
+    every: dict[str, Callable[[], Iterator[Known]]] = {
+        "handmade": handmade_rows,
+        "handmade: a variable": planted_variable_rows,
+    }
     every |= {f"sites: {model}": partial(site_rows, model) for model in ("facts-small", "random gpt2")}
     for model in MODELS:
         every |= {

@@ -14,6 +14,7 @@ from reftlens import results
 from reftlens.arguments import explain_all
 from reftlens.plot.ablation import ablation
 from reftlens.plot.agreement import agreement
+from reftlens.plot.alignment_map import alignment_map
 from reftlens.plot.attribution import attribution
 from reftlens.plot.beside_tracing import beside_tracing
 from reftlens.plot.canvas import png
@@ -46,6 +47,7 @@ from reftlens.plot.training_curve import training_curve
 __all__ = [
     "ablation",
     "agreement",
+    "alignment_map",
     "attribution",
     "beside_tracing",
     "codebook",
@@ -107,6 +109,7 @@ explain_all(globals())
 DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Ablation: ablation,
     results.Agreement: agreement,
+    results.AlignmentMap: alignment_map,
     results.Attribution: attribution,
     results.BesideTracing: beside_tracing,
     results.Codebook: codebook,

@@ -102,7 +102,7 @@ def interchanges(results: Sequence[Interchanged]) -> Cells:
     n = len(results[0].random)
     views = [View(f"mean of {results[0].n} pairs", columns, *_moved(results, None))]
     views += [
-        View(f"{place + 1}: {_text(source)} → {_text(base)}", columns, *_moved(results, place))
+        View(f"{place + 1}: {text_of(source)} → {text_of(base)}", columns, *_moved(results, place))
         for place, (base, source) in enumerate(kept[:_MOST_PROMPTS])
     ]
     return Cells(
@@ -205,7 +205,8 @@ def _by_prompt(
     beside = [None] * len(prompts) if control is None else list(control)
     lines = list(zip(prompts, columns, values, beside, strict=True))[:_MOST_PROMPTS]
     return [
-        View(f"{place}: {_text(tokens)}", names, *parts) for place, (tokens, names, *parts) in enumerate(lines, start=1)
+        View(f"{place}: {text_of(tokens)}", names, *parts)
+        for place, (tokens, names, *parts) in enumerate(lines, start=1)
     ]
 
 
@@ -218,8 +219,12 @@ def _named(token: str) -> str:
     return token if is_role(token) else visible(token)
 
 
-def _text(tokens: Sequence[str]) -> str:
-    """A prompt as it reads, without padding and without a token that only marks its beginning."""
+def text_of(tokens: Sequence[str]) -> str:
+    """A prompt as it reads, without padding and without a token that only marks its beginning, cut where it is long.
+
+    Args:
+        tokens: of the prompt, with `(place)` at a place without one.
+    """
     there = [token for place, token in enumerate(tokens) if token != f"({place})"]
     words = "".join(there[1:] if there and _MARK.fullmatch(there[0]) else there)
     shown = visible(words).replace("·", " ").strip() or "prompt"

@@ -4,6 +4,7 @@ An analysis of your own returns a frozen dataclass that extends `Result`, or `Si
 `headline` and `to_dataframe`, and it shows, draws and saves itself. Plots take only results, no model or edit. Tensors are on the CPU, in float32.
 """
 
+from reftlens.results.alignments import Alignment, AlignmentMap
 from reftlens.results.base import Result, SiteResult
 from reftlens.results.behaviour import (
     Dose,
@@ -17,6 +18,7 @@ from reftlens.results.behaviour import (
     outcomes_to_dataframe,
 )
 from reftlens.results.causes import Ablation, Attribution, BesideTracing, EditProfile, ReftMap
+from reftlens.results.certificate import Certificate, WorstPrompt
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead
 from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
 from reftlens.results.finding import Finding
@@ -32,9 +34,12 @@ __all__ = [
     "TERMS",
     "Ablation",
     "Agreement",
+    "Alignment",
+    "AlignmentMap",
     "Answered",
     "Attribution",
     "BesideTracing",
+    "Certificate",
     "Codebook",
     "Comparison",
     "Composed",
@@ -71,6 +76,7 @@ __all__ = [
     "Swap",
     "TokenMap",
     "Turn",
+    "WorstPrompt",
     "agreements_to_dataframe",
     "load",
     "outcomes_to_dataframe",

@@ -306,6 +306,8 @@ def _run(trainer: EditTrainer, runs: BaseRuns, *, latest: Path | None, progress:
             )
         trainer.accelerator.wait_for_everyone()
         trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
+        for _, intervention in runs.reft or ():
+            intervention.anneal(1.0)
     finally:
         bar.close()
         if reft is not None:
@@ -325,6 +327,7 @@ def _require_finite(reft: Reft | None, objective: Objective) -> None:
 def _require_trained(
     bridge: TransformerBridge, reft: Reft | None, objective: Objective, config: TrainConfig, *, train_base: bool
 ) -> None:
+    objective.bind(reft)
     if not train_base:
         require_frozen(bridge)
     base = any(parameter.requires_grad for parameter in bridge.parameters())
