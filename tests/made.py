@@ -47,6 +47,9 @@ from reftlens.results import (
     SiteCheck,
     SiteChecks,
     Spread,
+    Steered,
+    SteeringClaim,
+    SteeringComparison,
     Swap,
     TokenMap,
     Turn,
@@ -55,6 +58,7 @@ from reftlens.results import (
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
 from reftlens.results.scores import ComparedRun
 from reftlens.results.search import Trial
+from reftlens.results.steering import SteeringRun
 from reftlens.training.train import TrainConfig, TrainLog
 
 TOKENS = (
@@ -372,6 +376,26 @@ def made_alignment_map(text: str = "last token", rows: int = 3) -> AlignmentMap:
     return AlignmentMap(right, 1 - right, right, (text, " no") * 10, names, (text, "b"), text)
 
 
+def made_steering() -> SteeringComparison:
+    """Names of methods as long as those that ship, and scores at both ends."""
+    two = (2.0, 2.0, 2.0)
+    names = {"base, not steered": 0.0, "difference of means": 1.0, "contrastive pairs (CAA)": 1.5, "random vector": 2.0}
+    runs = [
+        SteeringRun(
+            name,
+            "speaks",
+            seed,
+            3,
+            0.5,
+            1.0,
+            Steered(("p",) * 3, ("t",) * 3, (score, 2.0 * (score > 1), score), two, two),
+        )
+        for name, score in names.items()
+        for seed in (0, 1)
+    ]
+    return SteeringComparison("difference of means", 12, tuple(runs))
+
+
 def every_result(text: str) -> list[Result]:
     """One of each class, with `text` wherever a result can hold a string."""
     tokens, sites = (text, " b", text), (text, text)
@@ -389,6 +413,8 @@ def every_result(text: str) -> list[Result]:
     ledger = made_ledger(tokens)
     check = SiteCheck(text, 1, 0.5, 0.5, text)
     claim = Claim(text, text, ((text, text, text),), text)
+    steered = Steered((text,), (text,), (2.0,), (1.0,), (2.0,))
+    compared = SteeringComparison(text, 6, (SteeringRun(text, text, 0, 3, 0.5, 1.0, steered),))
     spoken = (Spoken(text, 0.5, float("nan"), 0.5, 0.25, 8, text),)
     return [
         Memorised(claim, (Recall(text, 1, 8, 3, 0),)),
@@ -451,4 +477,7 @@ def every_result(text: str) -> list[Result]:
         patch,
         EditProfile(sites, (curve, None), curve[:2]),
         Spread(many, many),
+        steered,
+        compared,
+        SteeringClaim(claim, compared),
     ]

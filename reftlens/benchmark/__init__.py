@@ -8,12 +8,17 @@ Importing this package does not import torch.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reftlens.benchmark.handmade import illusion
     from reftlens.benchmark.known import Known
+    from reftlens.benchmark.models import texts
+    from reftlens.benchmark.nulls import uniform_p
+    from reftlens.benchmark.planted import angles_to, fit_student, plant
 
 PARTS = ("handmade", "sites", "planted", "equality", "nulls", "false-alarms")
 """Valid arguments of `run`."""
@@ -70,3 +75,32 @@ def run(parts: tuple[str, ...] = PARTS) -> Iterator[Known]:
     """
     for make in units(parts).values():
         yield from make()
+
+
+_HOME = {
+    "angles_to": "planted",
+    "fit_student": "planted",
+    "illusion": "handmade",
+    "plant": "planted",
+    "texts": "models",
+    "uniform_p": "nulls",
+}
+"""Parts of the table that are of use by themselves -> the module of this package that defines them."""
+
+__all__ = [
+    "PARTS",
+    "angles_to",
+    "fit_student",
+    "illusion",
+    "plant",
+    "run",
+    "texts",
+    "uniform_p",
+    "units",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
