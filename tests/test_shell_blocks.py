@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from test_cli import STORY, call, write_lines
 import reftlens as rl
 from reftlens.cli import app
 from reftlens.organisms.world import FACTS, prompt
+from reftlens.paper.runs.config import RunConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -198,3 +200,15 @@ def test_blocks_run_from_top_to_bottom(page, place, tmp_path, monkeypatch, known
             continue
         smaller = [added for start, added in SMALLER.items() if line.startswith(start)]
         call(*shlex.split(" ".join([line.partition(" #")[0], *smaller]))[1:])
+
+
+def test_help_of_train_shows_every_default_and_names_every_setting() -> None:
+    options = {option.name: option for option in typer.main.get_command(app).commands["train"].params}
+    settings = {field.name: field.default for field in fields(RunConfig)}
+    for name, default in settings.items():
+        if name in options and default not in (None, ()) and name not in ("model", "device", "tied"):
+            shown = options[name].show_default
+            assert shown == (f"{default:g}" if isinstance(default, float) else str(default)), name
+    assert "300 steps" in options["epochs"].show_default
+    named = re.search(r"Names: (.*)\.", options["settings"].help)[1].split(", ")
+    assert named == list(settings)
