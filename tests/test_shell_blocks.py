@@ -35,6 +35,10 @@ SMALLER = {
     "reftlens train loreft-llama-7b": LLAMA,
     "reftlens train loreft-roberta": "--model facts-small --source glue --n-train 8 --n-eval 4 --epochs 1 --quiet",
     "reftlens dissect": "--preset quick",
+    "reftlens train --model facts-small --data mine.csv": "--epochs 2",
+    "reftlens train --model facts-small --data mine.jsonl --eval-fraction": "--epochs 5",
+    "reftlens sweep": "--set epochs=2",
+    "reftlens train sweep": "--epochs 2",
     "reftlens --import": "--model facts-small --epochs 1",
     "reftlens compare": "--set epochs=1 --set n_eval=2",
 }
@@ -193,6 +197,8 @@ def test_every_method_can_be_typed_as_it_is_called() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
 def test_blocks_run_from_top_to_bottom(page, place, tmp_path, monkeypatch, known) -> None:
+    if any(line.startswith("reftlens sweep") for line in commands(page)):
+        pytest.importorskip("optuna", reason="an extra: pip install 'reftlens[search]'")
     shutil.copytree(place, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     for line in commands(page):
