@@ -48,7 +48,6 @@ from reftlens.results import (
     Search,
     SiteCheck,
     SiteChecks,
-    Smaller,
     Spread,
     Swap,
     TokenMap,
@@ -56,6 +55,7 @@ from reftlens.results import (
     WorstPrompt,
 )
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
+from reftlens.results.known import Smaller
 from reftlens.results.scores import ComparedRun
 from reftlens.results.search import Trial
 from reftlens.training.train import TrainConfig, TrainLog

@@ -33,7 +33,8 @@ from reftlens.edit.untrained import untrained
 from reftlens.interventions import DiReFT
 from reftlens.numbers import require_number
 from reftlens.positions import At, Positions
-from reftlens.results import Minimal, Smaller
+from reftlens.results import Minimal
+from reftlens.results.known import Smaller
 from reftlens.training.train import TrainConfig, train
 
 Examples = Sequence[tuple[str, str]]

@@ -22,7 +22,7 @@ from reftlens.results.certificate import Certificate, WorstPrompt
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead
 from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
 from reftlens.results.finding import Finding
-from reftlens.results.known import Calibrated, Identification, Identified, Minimal, Smaller, Turn
+from reftlens.results.known import Calibrated, Identification, Identified, Minimal, Turn
 from reftlens.results.loading import load
 from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
 from reftlens.results.pairs import Agreement, Overlap, agreements_to_dataframe
@@ -74,7 +74,6 @@ __all__ = [
     "SiteCheck",
     "SiteChecks",
     "SiteResult",
-    "Smaller",
     "Spread",
     "Swap",
     "TokenMap",
