@@ -186,6 +186,8 @@ def own_arguments(given: SimpleNamespace, shared: dict[str, Any]) -> dict[str, d
         "analysis.identify": {"prompts": PROMPTS * 2, "n_probes": 2, "refit": False},
         "analysis.certify": {"population": PROMPTS, "n_searched": 1, "rounds": 1},
         "analysis.sampled_prompts": {"n": 2, "n_tokens": 2},
+        "analysis.minimal": {"kept": PROMPTS},
+        "analysis.calibrate": {"kept": PROMPTS, "kl": 0.01},
         "analysis.off_manifold": {"batches": [shared["batch"]] * 3},
         "positions.from_spec": {"spec": rl.All().spec()},
         "objectives.completion_logprobs": answers,
