@@ -121,7 +121,9 @@ def made_readout(tokens: tuple[str, ...] = TOKENS, direction: int = 0) -> Direct
 
 
 def made_meaning(names: tuple[str, ...] = TOKENS[3:9], method: str = "jacobian", p: float = 0.005) -> Meaning:
-    said = tuple((name, (-1) ** place * (5.0 - place), p, 4 * p) for place, name in enumerate(names))
+    said = tuple(
+        (name, (-1) ** place * 2.0, (-1) ** place * (5.0 - place), p, 4 * p) for place, name in enumerate(names)
+    )
     states = (("without the edit", names[:3]), ("with the edit", names[:3]))
     return Meaning(
         "blocks.3.hook_resid_post",

@@ -10,6 +10,7 @@ from reftlens.analysis.decompose import decompose
 from reftlens.analysis.dose import dose
 from reftlens.analysis.effect_map import effect_map
 from reftlens.analysis.engine.activations import edited_activations
+from reftlens.analysis.engine.dictionary_files import load_dictionary, save_dictionary
 from reftlens.analysis.interchange import interchange
 from reftlens.analysis.ledger import edit_size, ledger
 from reftlens.analysis.mediate import direct_effect, mediate
@@ -28,6 +29,7 @@ from reftlens.analysis.tokens import subject_places
 from reftlens.analysis.top_contexts import top_contexts
 from reftlens.analysis.trace import trace
 from reftlens.analysis.trace_noise import trace_noise
+from reftlens.analysis.train_dictionary import train_dictionary
 from reftlens.arguments import explain_all
 from reftlens.edit.untrained import untrained
 
@@ -50,6 +52,7 @@ __all__ = [
     "interchange",
     "kl_from",
     "ledger",
+    "load_dictionary",
     "logit_difference_of",
     "loss_of",
     "mediate",
@@ -68,11 +71,13 @@ __all__ = [
     "read_space",
     "read_spaces",
     "readouts",
+    "save_dictionary",
     "spread",
     "subject_places",
     "top_contexts",
     "trace",
     "trace_noise",
+    "train_dictionary",
     "turned",
     "untrained",
 ]

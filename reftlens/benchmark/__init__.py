@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from reftlens.benchmark.known import Known
 
-PARTS = ("handmade", "sites", "planted", "equality", "nulls", "false-alarms")
+PARTS = ("handmade", "sites", "planted", "equality", "nulls", "false-alarms", "readouts")
 """Valid arguments of `run`."""
 
 
@@ -37,6 +37,7 @@ def units(parts: tuple[str, ...] = PARTS) -> Mapping[str, Callable[[], Iterator[
     from reftlens.benchmark.models import MODELS
     from reftlens.benchmark.nulls import null_rows
     from reftlens.benchmark.planted import SUMS, distilled_rows, planted_rows
+    from reftlens.benchmark.readouts import READ_MODELS, alarm_rows, meaning_rows
     from reftlens.benchmark.sites import site_rows
 
     every: dict[str, Callable[[], Iterator[Known]]] = {"handmade": handmade_rows}
@@ -55,6 +56,11 @@ def units(parts: tuple[str, ...] = PARTS) -> Mapping[str, Callable[[], Iterator[
         "false-alarms: trained edits": trained_edit_rows,
         "false-alarms: verdicts": verdict_rows,
     }
+    for model in READ_MODELS:
+        every |= {
+            f"readouts: {model}": partial(meaning_rows, model),
+            f"readouts: {model}, false alarms": partial(alarm_rows, model),
+        }
     return {name: make for name, make in every.items() if name.split(":")[0] in parts}
 
 

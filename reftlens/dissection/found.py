@@ -15,6 +15,7 @@ from reftlens.results import (
     EditSize,
     Interchanged,
     Ledger,
+    Meaning,
     OffManifold,
     Operator,
     Outcome,
@@ -59,6 +60,7 @@ class Found:
     ledger: Ledger | None = None
     readouts: tuple[DirectionReadout, ...] = ()
     contexts: tuple[ReadContexts, ...] = ()
+    meanings: tuple[Meaning, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
     dose: Dose | None = None
     read_spaces: tuple[ReadSpace, ...] = ()
