@@ -192,7 +192,7 @@ def test_what_cannot_be_done_is_said(bridge) -> None:
 
 
 def test_the_cost_grows_with_the_budgets(bridge, reft) -> None:
-    small, large = (rl.DissectConfig(**SMALL | {"n_random": n}) for n in (4, 400))
+    small, large = (rl.DissectConfig(**SMALL | {"n_random": n, "n_identified": n}) for n in (4, 400))
     a, b = (estimate_cost(bridge, reft, EXAMPLES, config) for config in (small, large))
     assert b.cones > 3 * a.cones
     assert a.seconds > 0

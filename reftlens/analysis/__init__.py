@@ -2,8 +2,11 @@
 
 from reftlens.analysis.ablate import ablate
 from reftlens.analysis.agreement import agreement
+from reftlens.analysis.alignment import align, alignment, null_alignments
+from reftlens.analysis.alignment_map import alignment_map
 from reftlens.analysis.attribute import attribute
 from reftlens.analysis.beside_tracing import at_rules, beside_tracing
+from reftlens.analysis.certify import certify, sampled_prompts
 from reftlens.analysis.controls.retraining import at_random_sites, null_edits, permuted_labels, random_model
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
@@ -11,6 +14,7 @@ from reftlens.analysis.dose import dose
 from reftlens.analysis.effect_map import effect_map
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.engine.dictionary_files import load_dictionary, save_dictionary
+from reftlens.analysis.identify import identify, identify_cost
 from reftlens.analysis.interchange import interchange
 from reftlens.analysis.ledger import edit_size, ledger
 from reftlens.analysis.mediate import direct_effect, mediate
@@ -31,15 +35,21 @@ from reftlens.analysis.trace import trace
 from reftlens.analysis.trace_noise import trace_noise
 from reftlens.analysis.train_dictionary import train_dictionary
 from reftlens.arguments import explain_all
+from reftlens.data.counterfactual import arbitrary_labels
 from reftlens.edit.untrained import untrained
 
 __all__ = [
     "ablate",
     "agreement",
+    "align",
+    "alignment",
+    "alignment_map",
+    "arbitrary_labels",
     "at_random_sites",
     "at_rules",
     "attribute",
     "beside_tracing",
+    "certify",
     "covariance_matched",
     "decompose",
     "direct_effect",
@@ -49,6 +59,8 @@ __all__ = [
     "edited_activations",
     "effect_map",
     "haar",
+    "identify",
+    "identify_cost",
     "interchange",
     "kl_from",
     "ledger",
@@ -56,6 +68,7 @@ __all__ = [
     "logit_difference_of",
     "loss_of",
     "mediate",
+    "null_alignments",
     "null_edits",
     "off_manifold",
     "outcome",
@@ -71,6 +84,7 @@ __all__ = [
     "read_space",
     "read_spaces",
     "readouts",
+    "sampled_prompts",
     "save_dictionary",
     "spread",
     "subject_places",

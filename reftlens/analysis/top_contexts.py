@@ -176,8 +176,7 @@ class Readings:
         null_high = float(z[shown:, 0].quantile(0.95)) if self.n_null else float("nan")
         results = []
         for index in range(shown):
-            # A direction that is written the same everywhere reads nothing: its order of tokens is
-            # rounding.
+            # Where a direction is written the same everywhere, the order of tokens is rounding.
             reads = float(operator.constant_share[index]) < 1 - 1e-6
             contexts = [
                 named_context(bridge, batches, place, float(z[index, rank]))

@@ -95,6 +95,7 @@ def fit_lens(bridge: TransformerBridge, texts: Sequence[str], layers: Sequence[i
     shortest = min(bridge.to_tokens(text).shape[1] for text in texts)
     if shortest < 3:
         raise ValueError(f"a Jacobian lens is fitted on texts of at least 3 tokens, the shortest has {shortest}")
+    # Callers run without gradients, and hooks of an edit would be fitted into the lens.
     with one_thread(bridge), alone(bridge), torch.enable_grad():
         found = JacobianLens.fit(
             bridge,
@@ -131,6 +132,7 @@ def load_lens(bridge: TransformerBridge, path: str | Path) -> Lens:
         found.validate_model(bridge)
     except ValueError as error:
         raise ValueError(f"the lens in {path} does not fit this model: {error}") from error
+    # A NaN in one matrix would only show as a readout without names.
     if not all(bool(matrix.isfinite().all()) for matrix in found.jacobians.values()):
         raise ValueError(f"the lens in {path} holds numbers that are not finite: fit or download it again")
     return Lens(found.jacobians, bridge.cfg.n_layers)

@@ -13,6 +13,7 @@ from reftlens.results import (
     DirectionReadout,
     Dose,
     EditSize,
+    Identification,
     Interchanged,
     Ledger,
     Meaning,
@@ -56,6 +57,8 @@ class Found:
     operators: tuple[Operator, ...] = ()
     untrained: tuple[Operator, ...] = ()
     """The same edit, newly initialised, on the same inputs: the control of the spectrum."""
+    identified: Identification | None = None
+    """How far outputs determine these directions."""
     sizes: EditSize | None = None
     ledger: Ledger | None = None
     readouts: tuple[DirectionReadout, ...] = ()

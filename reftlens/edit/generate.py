@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GenerationConfig
 
@@ -23,6 +22,7 @@ from reftlens.bridge import (
 )
 from reftlens.data import Prompt, as_prompts, batches_by_length, encode, token_counts
 from reftlens.data.tokens import continued_text
+from reftlens.display import progress_bar
 from reftlens.edit.reft import Reft
 from reftlens.numbers import require_number, require_whole_number
 
@@ -69,22 +69,19 @@ class Decoding:
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             num_beams=self.num_beams,
-            # True is "done when num_beams continuations have ended"; transformers warns if it has
-            # no beams.
+            # True: done when num_beams continuations have ended. False without beams, or it warns.
             early_stopping=self.num_beams > 1,
             do_sample=self.temperature is not None,
             # The neutral values of transformers, which are not None.
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
-            # 50 is the default of transformers, which warns about any other value if nothing is
-            # sampled.
+            # 50 is the default of transformers, which warns of other values where nothing is drawn.
             top_k=(50 if self.temperature is None else 0) if self.top_k is None else self.top_k,
             no_repeat_ngram_size=self.no_repeat_ngram_size or 0,
             repetition_penalty=self.repetition_penalty,
             use_cache=use_cache,
             eos_token_id=stops or None,
-            # Without a pad token, finished rows are filled with a stop token, as transformers does
-            # itself.
+            # Without a pad token, finished rows get a stop token, as in transformers.
             pad_token_id=pad_id(bridge) if tokenizer.pad_token_id is not None or not stops else stops[0],
         )
 
@@ -163,7 +160,7 @@ def generate(
     with (
         one_thread(bridge),
         _own_settings(bridge, decoding),
-        tqdm(total=len(prompts), desc="decoding", unit="prompt", disable=not progress) as bar,
+        progress_bar(total=len(prompts), desc="decoding", unit="prompt", shown=progress) as bar,
     ):
         for rows in together:
             continued = _continue(bridge, reft, [prompts[row] for row in rows], config, prepend_bos=prepend_bos)

@@ -69,8 +69,7 @@ class Affine(NamedTuple):
         # c need not lie in the span of the written rows.
         rows = torch.cat([self.write, self.constant[None]]).double()
         _, spectrum, vectors = torch.linalg.svd(rows, full_matrices=False)
-        # Factors are float32, so less than 1e-6 is rounding. ">" keeps no row where all values are
-        # 0.
+        # Below 1e-6, float32 factors are rounding. ">" keeps no row where all values are 0.
         return vectors[spectrum > 1e-6 * spectrum[0]]
 
 
@@ -149,6 +148,17 @@ class Intervention(nn.Module, ABC):
             ValueError: If this kind has no L1 term.
         """
         raise ValueError(f"{type(self).__name__} has no L1 term: leave l1 at 0, or train a class that has one")
+
+    def untrained(self) -> Intervention:
+        """Returns a newly initialised edit with the same settings, and with what was given to it rather than trained."""
+        return type(self)(**self.settings())  # type: ignore[arg-type]
+
+    def anneal(self, progress: float) -> None:
+        """Called before each training step. An edit with a temperature lowers it here; others do nothing.
+
+        Args:
+            progress: finished share of the training steps; 1 after the last one.
+        """
 
     def basis(self) -> Float[Tensor, "k d_model"]:
         """Returns orthonormal rows that span everything the edit can write, in float64."""

@@ -14,14 +14,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, final
+from typing import Any, final, get_args
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from reftlens.plot.cells import Cells, Mapped
 from reftlens.plot.interactive import Interactive, as_json, dose, shades, strip, token_map
-from reftlens.results import Dose, EditSize, Finding, TokenMap
+from reftlens.plot.plane import plane
+from reftlens.results import Dose, EditSize, Finding, Projection, TokenMap
 from reftlens.results.words import COLUMNS, GLOSSARY
 from reftlens.text import harmless
 
@@ -75,10 +77,12 @@ class Section:
     """Captions and frames."""
     strips: tuple[tuple[str, EditSize | TokenMap], ...] = ()
     """Captions and results whose tokens are shown as a text, shaded."""
-    maps: tuple[tuple[str, TokenMap], ...] = ()
-    """Captions and results that are shown as tables of cells."""
+    maps: tuple[tuple[str, Mapped | Cells], ...] = ()
+    """Captions and maps over tokens, heads, components or trained cells, which are shown as tables."""
     doses: tuple[tuple[str, Dose], ...] = ()
     """Captions and dose curves."""
+    planes: tuple[tuple[str, Projection], ...] = ()
+    """Captions and tokens along two write directions, which are shown as drawings."""
     name: str = ""
     """By which findings lead here; the heading if empty."""
     open: bool = False
@@ -87,8 +91,9 @@ class Section:
     def __post_init__(self) -> None:
         for kind, elements, classes in (
             ("strips", self.strips, (EditSize, TokenMap)),
-            ("maps", self.maps, (TokenMap,)),
+            ("maps", self.maps, (*get_args(Mapped), Cells)),
             ("doses", self.doses, (Dose,)),
+            ("planes", self.planes, (Projection,)),
         ):
             for _, result in elements:
                 if not isinstance(result, classes):
@@ -181,6 +186,7 @@ def _live(report: Report) -> tuple[list[list[tuple[str, Markup]]], list[Any]]:
         found = [add(caption, token_map(result, len(numbers))) for caption, result in section.maps]
         found += [add(caption, dose(result, len(numbers))) for caption, result in section.doses]
         found += [add(caption, strip(result)) for caption, result in section.strips]
+        found += [(caption, plane(result)) for caption, result in section.planes]
         shown.append(found)
     return shown, numbers
 

@@ -219,8 +219,7 @@ class _Plan:
         layers = torch.tensor([cell.layer for cell in self.cells])
         pair, cell = todo.nonzero(as_tuple=True)
         starts, first = self.start[pair, cell], layers[cell]
-        # By column first: a run begins at its earliest column for all rows, but at each row's own
-        # layer.
+        # By column first: all rows begin at the earliest column, but each at its own layer.
         order = (starts * self.bridge.cfg.n_layers + first).argsort(stable=True)
         while len(order):
             start = int(starts[order[0]])

@@ -51,6 +51,7 @@ class _Ranked:
     """Keys of one look: larger is rarer. The whole part is minus the rank, and the rest is below one half."""
 
     def __init__(self, furthest: Float[Tensor, " set"]) -> None:
+        # All sets, the edit's included: otherwise its rank and units would not be exchangeable with theirs.
         everything = furthest.double()
         self.null = everything[1:].sort(descending=True).values
         self.middle = everything.median()
@@ -89,6 +90,7 @@ def corrected(operators: Sequence[Operator], scored: Sequence[Scored]) -> list[M
     if not scored:
         return []
     looks = [_Ranked(one.furthest) for one in scored]
+    # Set i of every look together is one draw of the null for all of them.
     null = torch.stack([look.null_keys for look in looks]).amax(dim=0).sort(descending=True).values
     critical = float(null[max(1, int(LEVEL * (len(null) + 1) + 1e-9)) - 1])
     found = []

@@ -108,6 +108,7 @@ def _weights(case: Case) -> list[Float[Tensor, " d_model"]]:
 
 def _write(place: int, operator: Operator, index: int, n_null: int, generator: torch.Generator) -> Look:
     random = torch.randn(n_null, operator.write.shape[1], generator=generator)
+    # A normal vector has a uniform direction; all get the length s of the edit's own.
     units = torch.nn.functional.normalize(torch.cat([operator.write[index][None], random]), dim=-1)
     return Look(place, "write", f"write {index}", operator.spectrum[index] * units[:, None])
 
@@ -130,6 +131,7 @@ def _change(case: Case, place: int, edit: Any, h: Float[Tensor, "tokens d_model"
     wanted = case.few.prompt_mask if case.at is None else case.at.mask(case.few.prompts)
     row, column = (edit.mask & wanted).nonzero(as_tuple=True)
     last = torch.ones(len(row), dtype=torch.bool, device=row.device)
+    # Rows come in order, so the last token of each is followed by another row's.
     last[:-1] = row[1:] != row[:-1]
     chosen = torch.zeros_like(edit.mask)
     chosen[row[last], column[last]] = True
@@ -150,6 +152,7 @@ def turned_sets(
     """
     left, size, right = torch.linalg.svd(change.double(), full_matrices=False)
     used = size > 1e-6 * size.max().clamp(min=1e-30)
+    # C holds lengths and angles between tokens; only B, the directions, is drawn anew.
     inside = left[:, used] * size[used]
     random = torch.randn(n_null, right.shape[1], int(used.sum()), generator=generator, dtype=torch.float64)
     frames, triangle = torch.linalg.qr(random)

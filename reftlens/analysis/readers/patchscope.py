@@ -86,6 +86,7 @@ class _Inspection:
 def _read(case: Case, look: Look, asked: _Inspection) -> Scored:
     states = look.states
     if states is None:
+        # The prompt without the vector, by the same path, so that rounding is the same.
         neutral = asked.logits(torch.zeros_like(look.vectors[0]), added=True)
         return scored_tokens(case, "patchscope", look, lambda v: asked.logits(v[:, 0], added=True) - neutral)
     base = asked.logits(states, added=False)

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import get_args
 
 from reftlens.dissection.parts.base import BASE
-from reftlens.dissection.parts.directions import DIRECTIONS, TERMS
+from reftlens.dissection.parts.directions import DIRECTIONS, IDENTIFIED, TERMS
 from reftlens.dissection.parts.elsewhere import ELSE
 from reftlens.dissection.parts.natural import NATURAL
 from reftlens.dissection.parts.part import Part, Preset
@@ -28,6 +28,7 @@ _ALL = (
     THROUGH,
     PATHS,
     DIRECTIONS,
+    IDENTIFIED,
     TERMS,
     READS,
     READOUTS,
@@ -68,5 +69,6 @@ def chosen(parts: str | tuple[str, ...]) -> list[Part]:
             near = get_close_matches(str(name), PARTS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"Unknown part {name!r}. Choose from: {', '.join(PARTS)}{hint}")
+        # The loop reaches what it appends, so needs of needs are added too.
         names += [needed for needed in PARTS[name].needs if needed not in names]
     return [part for name, part in PARTS.items() if name in names]
