@@ -104,6 +104,8 @@ def test_results_are_drawn_by_their_class_or_as_a_table() -> None:
         results.ReadSpace,
         results.SiteCheck,
         results.SiteChecks,
+        results.Steered,
+        results.SteeringClaim,
         results.Swap,
         results.Turn,
         results.WorstPrompt,

@@ -14,6 +14,7 @@ from reftlens.analysis.decompose import decompose
 from reftlens.analysis.dose import dose
 from reftlens.analysis.effect_map import effect_map
 from reftlens.analysis.engine.activations import edited_activations
+from reftlens.analysis.engine.dictionary_files import load_dictionary, save_dictionary
 from reftlens.analysis.identify import identify, identify_cost
 from reftlens.analysis.interchange import interchange
 from reftlens.analysis.ledger import edit_size, ledger
@@ -34,6 +35,7 @@ from reftlens.analysis.tokens import subject_places
 from reftlens.analysis.top_contexts import top_contexts
 from reftlens.analysis.trace import trace
 from reftlens.analysis.trace_noise import trace_noise
+from reftlens.analysis.train_dictionary import train_dictionary
 from reftlens.arguments import explain_all
 from reftlens.data.counterfactual import arbitrary_labels
 from reftlens.edit.untrained import untrained
@@ -65,6 +67,7 @@ __all__ = [
     "interchange",
     "kl_from",
     "ledger",
+    "load_dictionary",
     "logit_difference_of",
     "loss_of",
     "mediate",
@@ -86,11 +89,13 @@ __all__ = [
     "read_spaces",
     "readouts",
     "sampled_prompts",
+    "save_dictionary",
     "spread",
     "subject_places",
     "top_contexts",
     "trace",
     "trace_noise",
+    "train_dictionary",
     "turned",
     "untrained",
 ]

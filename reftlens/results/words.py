@@ -138,8 +138,11 @@ COLUMNS: dict[str, Word] = {
     "looked_at": Word("looked at", "A write direction, a read direction, or the change of real tokens."),
     "method": Word("method", "What reads the vector: see the text of the section."),
     "name": Word("what it says", "A token, a feature of a dictionary, or a token in its text."),
-    "reading": Word("score", "How far the method moves for this name."),
-    "unit": Word("unit", "What the score is measured in."),
+    "reading": Word("reading", "What the method measures for this name."),
+    "unit": Word("unit", "What the reading is measured in."),
+    "far": Word("score", "The reading; for a token, over the root mean square that random vectors give the same token."),
+    "beside": Word("control, or activation", "A further number of the method, or the activation that it reads as a whole."),
+    "said there": Word("value, or what it says", "The number, or the names with the largest readings."),
     "p of names": Word("p of all its names", "The fraction of random vectors for which any name of this method is as far."),
     "chance": Word("chance reaches", "In 95% of sets of random vectors, no score of any look is beyond its own such value."),
     # Overlaps

@@ -141,11 +141,13 @@ class Side:
             self.best = (t, kl)
         else:
             self._high = (t, kl)
+        # Quadratic, until a KL on either side of eps shows the power.
         power, low = 2.0, self.best[0]
         if self._high is not None and low:
             power = math.log(self._high[1] / self.best[1]) / math.log(self._high[0] / low)
         following = t * (self.eps / kl) ** (1 / power) if power > 0 else 0.0
         high = math.inf if self._high is None else self._high[0]
         if not low < following < high:
+            # Outside the bracket: halve it on a logarithmic scale.
             following = math.sqrt(low * high) if low else high / 4
         self.tangent = min(following, self._most)
