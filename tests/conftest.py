@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 import reftlens as rl
 from reftlens.files.seal import SEAL_NAME, seal
-from reftlens.interventions import FAMILY
+from reftlens.interventions import FAMILY, SourceIntervention
 
 # The models here are tiny: a second thread waits more than it works, and the tests run in two processes.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -114,14 +114,14 @@ def make_edit(kind: type[rl.Intervention], d_model: int = 32, rank: int = 3, *, 
     """A member of the family with seeded weights, all of them random: none is at its identity."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if kind is rl.SplitLoReFT:
+        if "parts" in kind.arguments:
             halves = {"first": rank - rank // 2, "second": rank // 2}
             edit = kind(d_model, {name: size for name, size in halves.items() if size})
         elif kind is rl.ReFTr1:
             edit = kind(d_model, 2)
         else:
             edit = kind(d_model, rank) if "rank" in kind.arguments else kind(d_model)
-        if isinstance(edit, rl.Interchange):
+        if isinstance(edit, SourceIntervention):
             edit.take(torch.randn(d_model))
         for parameter in edit.parameters():
             if bool((parameter == parameter.flatten()[0]).all()) and parameter.numel() > 1:

@@ -25,6 +25,7 @@ def default_of(name: str) -> str:
 
 def _written_as_settings(settings: list[str] | None) -> list[str] | None:
     try:
+        # Only to refuse a malformed one early; the command parses them itself.
         parse_settings(settings or ())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error

@@ -243,7 +243,7 @@ def _reads(found: Found) -> _Answer | None:
     if written is not None and written not in said:
         sentences.append("Searched over the whole vocabulary, no token is moved beyond chance.")
     if read is not None and read not in said:
-        sentences.append(f"No reading is beyond chance; {_largest(found.contexts)}.")
+        sentences.append(f"No direction reads any token beyond chance; {_largest(found.contexts)}.")
         said.append(read)
     return _Answer(" ".join(sentences), " ".join(one.chance for one in said))
 
@@ -259,7 +259,7 @@ class _Told(NamedTuple):
 
 def _largest(contexts: Sequence[ReadContexts]) -> str:
     first = max((context for one in contexts for context in one.contexts), key=lambda context: context.z)
-    return f"the strongest is of {first.tokens[first.position]!r} ({first.z:.1f} standard deviations)"
+    return f"the strongest reading is of {first.tokens[first.position]!r} ({first.z:.1f} standard deviations)"
 
 
 def _wanted(readout: DirectionReadout) -> _Told:
@@ -334,8 +334,8 @@ def _natural(found: Found) -> _Answer | None:
     natural, edited, control = worst.beyond()
     n = len(worst.edited)
     what = f"{edited:.0%} of edited tokens at {worst.where} are further from the mean than 95% of natural activations (Mahalanobis distance)"
-    others = ", ".join(f"at {site.where} {site.beyond()[1]:.0%}" for site in found.manifolds if site is not worst)
-    what += f"; {others}" if others else ""
+    others = ", ".join(f"{site.beyond()[1]:.0%} at {site.where}" for site in found.manifolds if site is not worst)
+    what += f", and {others}" if others else ""
     beside = "" if _more(edited, control, n) else ", and not distinguishable from random changes"
     null = f"Unedited tokens: {natural:.0%}, where 5% is expected. {CONTROL}: {control:.0%}."
     if _more(natural, 0.05, n) and natural > 0.1:

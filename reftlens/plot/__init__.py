@@ -14,6 +14,7 @@ from reftlens import results
 from reftlens.arguments import explain_all
 from reftlens.plot.ablation import ablation
 from reftlens.plot.agreement import agreement
+from reftlens.plot.alignment_map import alignment_map
 from reftlens.plot.attribution import attribution
 from reftlens.plot.beside_tracing import beside_tracing
 from reftlens.plot.canvas import png
@@ -40,12 +41,14 @@ from reftlens.plot.search import search
 from reftlens.plot.spectrum import spectrum
 from reftlens.plot.spoken import composed, mannered
 from reftlens.plot.spread import spread
+from reftlens.plot.steering import steering
 from reftlens.plot.table import table
 from reftlens.plot.training_curve import training_curve
 
 __all__ = [
     "ablation",
     "agreement",
+    "alignment_map",
     "attribution",
     "beside_tracing",
     "codebook",
@@ -73,6 +76,7 @@ __all__ = [
     "search",
     "spectrum",
     "spread",
+    "steering",
     "table",
     "token_strip",
     "training_curve",
@@ -107,6 +111,7 @@ explain_all(globals())
 DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Ablation: ablation,
     results.Agreement: agreement,
+    results.AlignmentMap: alignment_map,
     results.Attribution: attribution,
     results.BesideTracing: beside_tracing,
     results.Codebook: codebook,
@@ -131,6 +136,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Result: table,
     results.Search: search,
     results.Spread: spread,
+    results.SteeringComparison: steering,
     results.TokenMap: effect_map,
 }
 """Class of result -> what draws it. A class that is not here is drawn as its nearest base class: in the end, as a table."""

@@ -68,6 +68,7 @@ class BaseRuns:
             return 0
         for done, row in enumerate(progress_bar(rows, desc="base runs", unit="example", shown=progress)):
             if self.store.get(row) is None and not self.store.put(row, self._make(row)):
+                # The store is full: later runs are computed when a batch needs them.
                 return done
         return len(rows)
 

@@ -306,6 +306,8 @@ def _run(trainer: EditTrainer, runs: BaseRuns, *, latest: Path | None, progress:
             )
         trainer.accelerator.wait_for_everyone()
         trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
+        for _, intervention in runs.reft or ():
+            intervention.anneal(1.0)
     finally:
         bar.close()
         if reft is not None:
@@ -325,6 +327,7 @@ def _require_finite(reft: Reft | None, objective: Objective) -> None:
 def _require_trained(
     bridge: TransformerBridge, reft: Reft | None, objective: Objective, config: TrainConfig, *, train_base: bool
 ) -> None:
+    objective.bind(reft)
     if not train_base:
         require_frozen(bridge)
     base = any(parameter.requires_grad for parameter in bridge.parameters())
@@ -429,7 +432,6 @@ def _arguments(
         # By default, Trainer would log another loss in place of NaN.
         logging_nan_inf_filter=False,
         save_strategy=every if selects or config.output_dir is not None else "no",
-        # Not read where "epoch" decides, but it must be a number.
         save_steps=config.save_every or 500,
         eval_strategy=every if validates else "no",
         eval_steps=config.save_every,
@@ -449,7 +451,6 @@ def _arguments(
         arguments._n_gpu = 1
     batches = math.ceil(n_examples / (config.batch_size * arguments.world_size))
     steps = math.ceil(batches / config.gradient_accumulation) * config.epochs
-    # Set here, because only the arguments know the number of processes.
     arguments.warmup_steps = round(config.warmup_ratio * steps)
     return arguments
 

@@ -67,6 +67,7 @@ def _as_configured(task: Task, config: RunConfig) -> Task:
 
 def load(task: Task, split: str, config: RunConfig, *, limit: int | None) -> list[Record]:
     """Loads the records of a task: your own from their file, the others from the run's source."""
+    # Your own data name their place themselves.
     source = None if isinstance(task, Pairs) else _place(config.source)
     return task.load(split, source=source, limit=limit)
 
