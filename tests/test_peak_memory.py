@@ -58,16 +58,3 @@ def test_more_prompts_take_no_more_memory(gpt2, make_reft) -> None:
 
     peak(4)  # what is proved of a model is proved once
     assert peak(16) < 1.1 * peak(4)
-
-
-def test_comparing_edits_keeps_neither_changes_nor_answers(gpt2, make_reft) -> None:
-    refts = {name: make_reft(positions=rl.All(), seed=seed) for seed, name in enumerate("ab")}
-
-    def peak(n: int) -> int:
-        batches = [rl.encode(gpt2, PROMPTS[begun : begun + 4]) for begun in range(0, n, 4)]
-        with PeakMemory() as memory, shared(gpt2, memory_bytes=2**12):
-            rl.analysis.agreement(gpt2, refts, batches, n_null=1)
-        return memory.peak
-
-    peak(4)
-    assert peak(32) < 1.1 * peak(4)

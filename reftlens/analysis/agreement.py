@@ -1,8 +1,9 @@
 """Would training with another seed or rank find the same edit? Compares trained edits pair by pair.
 
-There are three comparisons, the most meaningful first. As functions, on held-out activations of the base: relative error
+There are four comparisons, the most meaningful first. As functions, on held-out activations of the base: relative error
 and cosine of delta, and the KL divergence between the two edited models. In the data-weighted decomposition: angles
-between the strongest write directions. In raw R: shown so that a reader sees why it is misleading.
+between the strongest write directions, plainly and in the output metric E[M]^(1/2), in which two directions that do the same
+to the outputs coincide. In raw R: shown so that a reader sees why it is misleading.
 
 The null consists of edits at the same sites, trained on shuffled answers from other initialisations (`null_edits`).
 Unrelated edits still resemble each other, because later layers read a site in few directions. Random-direction controls
@@ -16,8 +17,8 @@ is not evidence of truth: two seeds can agree on a shortcut.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import final
 
@@ -28,12 +29,14 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
-from reftlens.analysis.engine.activations import edited_activations
+from reftlens.analysis.engine.activations import edited_in
+from reftlens.analysis.engine.output_metric import added, output_angles, pulls
 from reftlens.analysis.overlap import directions, haar, overlap
 from reftlens.bridge import each, side_for_ends
 from reftlens.cone.answers import next_token_logprobs
 from reftlens.cone.shared import sharing
 from reftlens.data import Batch, Given, as_batches
+from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft
 from reftlens.interventions import NotAffineError
 from reftlens.positions import Positions
@@ -51,6 +54,7 @@ def agreement(
     at: Positions | None = None,
     rank: int | None = None,
     n_null: int = 200,
+    n_probes: int = 8,
     seed: int = 0,
 ) -> list[Agreement]:
     """Compares every pair of edits of one model.
@@ -66,7 +70,8 @@ def agreement(
         rank: number of directions compared by angle; by default the smallest rounded effective rank among all edits,
             including null edits.
         n_null: random subspaces for the angles expected by chance between untrained subspaces.
-        seed: seed of the controls and random subspaces.
+        n_probes: random probes of each prompt, for the angles in the output metric; 0 for none.
+        seed: seed of the controls, probes and random subspaces.
 
     Raises:
         ValueError: If there are fewer than two edits, no batches, or null edits at other sites.
@@ -74,46 +79,51 @@ def agreement(
     if len(refts) < 2:
         raise ValueError(f"agreement needs at least two edits, got {len(refts)}")
     batches = as_batches(bridge, prompts, padding_side=side_for_ends(bridge))
-    names, nulls = list(refts), list(null.values() if isinstance(null, Mapping) else null)
-    edits = [*refts.values(), *nulls]
-    controls = [turned(reft, seed=seed) for reft in refts.values()]
-    pairs = list(combinations(range(len(names)), 2))
-    # An edit beside the control of another one; controls come last.
-    beside = [(first, len(edits) + second) for first, second in pairs]
-    couples = [*combinations(range(len(edits)), 2), *beside]
-    compared = _Compared(
-        edits=edits,
-        n_named=len(names),
-        likeness=dict(zip(couples, _likeness(bridge, [*edits, *controls], couples, batches, at), strict=True)),
-        operators=[_operators(bridge, reft, batches, at) for reft in edits],
-        rank=rank,
-        n_null=n_null,
-        seed=seed,
-    )
-    return [compared.pair((names[first], names[second]), first, second) for first, second in pairs]
+    nulls = list(null.values() if isinstance(null, Mapping) else null)
+    seen = {name: _seen(bridge, reft, batches, at, n_probes=n_probes, seed=seed) for name, reft in refts.items()}
+    controls = {
+        name: _seen(bridge, turned(reft, seed=seed), batches, at, decomposed=False) for name, reft in refts.items()
+    }
+    null_seen = [_seen(bridge, reft, batches, at, n_probes=n_probes, seed=seed) for reft in nulls]
+    among = list(combinations(null_seen, 2))
+    ranked = _Ranked(rank=rank, n_null=n_null, seed=seed)
+    found = [
+        _pair((first, second), seen[first], seen[second], controls[second], null_seen, among, ranked)
+        for first, second in combinations(refts, 2)
+    ]
+    return [
+        replace(pair, turned_kl=_turned_kl(bridge, seen[pair.first], refts[pair.second], batches, seed))
+        for pair in found
+    ]
+
+
+@final
+@dataclass(frozen=True)
+class _Ranked:
+    """Number of directions to compare, and number of random subspaces."""
+
+    rank: int | None
+    n_null: int
+    seed: int
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class _Sums:
-    """What is summed over tokens or prompts of two edits; with it, no change and no log-probability is kept."""
+class _Seen:
+    """The quantities of one edit that are compared, from one pass over the batches."""
 
-    sites: Float[Tensor, "common 4"]
-    """For each common site: compared tokens, |a - b|^2, (|a|^2 + |b|^2) / 2, and cosines."""
-    kl: Float[Tensor, "2"]
-    """KL(a || b) and KL(b || a), in nats."""
-
-    def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(self.sites + other.sites, self.kl + other.kl)
+    reft: Reft
+    changes: tuple[Float[Tensor, "tokens _d_model"], ...]
+    """Changes of each site at every compared token; NaN where the site does not edit."""
+    said: Float[Tensor, "prompts d_vocab"]
+    operators: list[Operator] | None
+    push: tuple[Float[Tensor, "row d_model"], ...] = ()
+    """Derivatives of the outputs by a push at each site; none without probes."""
 
 
 @final
 @dataclass(frozen=True)
 class _Likeness:
-    """How alike two edits are as functions."""
-
-    here: list[tuple[int, int]]
-    """Their sites at the same point with a common token."""
     error: float
     cosine: float
     kl: float
@@ -121,75 +131,91 @@ class _Likeness:
     """KL(p || q) + KL(q || p), in nats."""
 
 
-def _likeness(
-    bridge: TransformerBridge,
-    edits: Sequence[Reft],
-    couples: Sequence[tuple[int, int]],
-    batches: Sequence[Batch],
-    at: Positions | None,
-) -> list[_Likeness]:
-    """Compares pairs of edits as functions, in one pass over the batches."""
-    common = [_common(edits[first], edits[second]) for first, second in couples]
-
-    def sums(batch: Batch) -> list[_Sums]:
-        changes = [_changes(bridge, reft, batch, at) for reft in edits]
-        said = [next_token_logprobs(bridge, batch, reft.edits(batch)) for reft in edits]
-        likely = [logprobs.exp() for logprobs in said]
-        return [
-            _Sums(
-                torch.stack([_at_a_site(changes[first][i], changes[second][j]) for i, j in sites])
-                if sites
-                else torch.zeros(0, 4, dtype=torch.float64),
-                torch.stack(
-                    [(likely[p] * (said[p] - said[q])).sum().double() for p, q in ((first, second), (second, first))]
-                ),
-            )
-            for (first, second), sites in zip(couples, common, strict=True)
-        ]
-
-    totals: list[_Sums] | None = None
-    for found in each(bridge, sums, batches):
-        totals = found if totals is None else [total + part for total, part in zip(totals, found, strict=True)]
-    assert totals is not None, "there is at least one batch"
-    n_prompts = sum(map(len, batches))
-    return [_of(total, sites, n_prompts) for total, sites in zip(totals, common, strict=True)]
-
-
-def _of(sums: _Sums, common: Sequence[tuple[int, int]], n_prompts: int) -> _Likeness:
-    n, gap, size, cosine = sums.sites.sum(dim=0).tolist()
-    kl, back = (sums.kl / n_prompts).tolist()
-    return _Likeness(
-        here=[pair for pair, (tokens, *_) in zip(common, sums.sites.tolist(), strict=True) if tokens],
-        error=(gap / size) ** 0.5 if size else float("nan"),
-        cosine=cosine / n if n else float("nan"),
-        kl=kl,
-        kl_both=kl + back,
+def _pair(
+    names: tuple[str, str],
+    a: _Seen,
+    b: _Seen,
+    control: _Seen,
+    nulls: Sequence[_Seen],
+    among: Sequence[tuple[_Seen, _Seen]],
+    ranked: _Ranked,
+) -> Agreement:
+    here, like = _like(a, b)
+    _, turned_like = _like(a, control)
+    others = [*((one, n) for one in (a, b) for n in nulls), *among]
+    operators = [op for one in (a, b, *nulls) for op in one.operators or ()]
+    rank = ranked.rank or min((round(op.effective_rank) for op in operators), default=0)
+    angles = _angles(a, b, here, rank=rank, n_null=ranked.n_null, seed=ranked.seed)
+    found = [_like(one, other) for one, other in others]
+    if any(len(places) < len(here) for places, _ in found):
+        raise ValueError(f"the null edits for {names[0]} and {names[1]} must edit the same points: {_hooks(a, here)}")
+    null_cosines = [likeness.cosine for _, likeness in found]
+    null_kls = [likeness.kl_both for _, likeness in found]
+    null_angles = [
+        _angles(one, other, places, rank=rank, n_null=1, seed=0)
+        for (one, other), (places, _) in zip(others, found, strict=True)
+    ]
+    plain, in_outputs = [one.used for one in null_angles], [one.output for one in null_angles]
+    return Agreement(
+        first=names[0],
+        second=names[1],
+        sites=_hooks(a, here),
+        relative_error=like.error,
+        cosine=like.cosine,
+        control_error=turned_like.error,
+        control_cosine=turned_like.cosine,
+        kl=like.kl,
+        control_kl=turned_like.kl,
+        rank=angles.rank,
+        angle=angles.used,
+        null_angle=angles.used_null,
+        raw_angle=angles.raw,
+        raw_null_angle=angles.raw_null,
+        n_null_edits=len(nulls),
+        null_cosine=_mean(null_cosines),
+        null_kl=_mean([likeness.kl for _, likeness in found]),
+        null_trained_angle=_mean(plain),
+        p_cosine=_p([-value for value in null_cosines], -like.cosine),
+        p_kl=_p(null_kls, like.kl_both),
+        p_angle=_p(plain, angles.used),
+        output_angle=angles.output,
+        output_null_angle=angles.output_null,
+        output_null_low=angles.output_low,
+        null_low=angles.low,
+        output_trained_angle=_mean(in_outputs),
+        output_trained_low=min(in_outputs, default=float("nan")),
+        null_trained_low=min(plain, default=float("nan")),
+        p_output_angle=_p(in_outputs, angles.output),
     )
 
 
-def _at_a_site(one: Float[Tensor, "token width"], other: Float[Tensor, "token width"]) -> Float[Tensor, "4"]:
-    """Sums over the tokens where both edit."""
-    both = ~(one.isnan().any(-1) | other.isnan().any(-1))
-    one, other = one[both], other[both]
-    size = (one.square().sum() + other.square().sum()) / 2
-    cosines = torch.cosine_similarity(one, other, dim=-1)
-    return torch.stack([both.sum().double(), (one - other).square().sum(), size, cosines.sum()])
+def _p(null: Sequence[float], value: float) -> float:
+    """Returns the fraction of pairs, including this one, with a distance at most as large; NaN without null pairs or distance."""
+    if not null or value != value:
+        return float("nan")
+    return (1 + sum(other <= value for other in null)) / (1 + len(null))
 
 
-def _changes(
-    bridge: TransformerBridge, reft: Reft, batch: Batch, at: Positions | None
-) -> list[Float[Tensor, "token _width"]]:
-    """Returns the changes of each site on unedited activations, at every compared token; NaN where the site does not edit."""
-    wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
-    found = []
-    # A change may depend on tokens that are not compared, so it is computed from all tokens that its edit reads.
-    seen = edited_activations(bridge, reft.scaled(0.0), batch)
-    for edit, (_, h) in zip(reft.edits(batch), seen, strict=True):
-        change = edit.change(h).double()
-        every = change.new_full((*edit.mask.shape, change.shape[-1]), float("nan"))
-        every[edit.mask] = change
-        found.append(every[wanted].cpu())
-    return found
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _hooks(a: _Seen, common: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+    return tuple(a.reft.sites[i].hook_name for i, _ in common)
+
+
+def _like(a: _Seen, b: _Seen) -> tuple[list[tuple[int, int]], _Likeness]:
+    """Finds the sites where both edits act on a common token, and compares the edits there as functions."""
+    here, pairs = [], []
+    for i, j in _common(a.reft, b.reft):
+        one, other = a.changes[i], b.changes[j]
+        both = ~(one.isnan().any(-1) | other.isnan().any(-1))
+        if bool(both.any()):
+            here.append((i, j))
+            pairs.append((one[both], other[both]))
+    error, cosine = _compare(pairs)
+    kl, back = _kl(a.said, b.said), _kl(b.said, a.said)
+    return here, _Likeness(error, cosine, kl, kl + back)
 
 
 def _common(a: Reft, b: Reft) -> list[tuple[int, int]]:
@@ -204,82 +230,93 @@ def _common(a: Reft, b: Reft) -> list[tuple[int, int]]:
     return pairs
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class _Compared:
-    """All edits, compared as functions, and their decompositions."""
+def _seen(
+    bridge: TransformerBridge,
+    reft: Reft,
+    batches: Sequence[Batch],
+    at: Positions | None,
+    *,
+    decomposed: bool = True,
+    n_probes: int = 0,
+    seed: int = 0,
+) -> _Seen:
+    """Computes changes on unedited activations of the base."""
+    found: list[list[Tensor]] = [[] for _ in reft.sites]
+    # A change may depend on tokens that are not compared, so it is computed from all tokens that its edit reads.
+    for batch, seen in zip(batches, edited_in(bridge, reft.scaled(0.0), batches), strict=True):
+        wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
+        for edit, (_, h), parts in zip(reft.edits(batch), seen, found, strict=True):
+            change = edit.change(h).double()
+            every = change.new_full((*edit.mask.shape, change.shape[-1]), float("nan"))
+            every[edit.mask] = change
+            parts.append(every[wanted].cpu())
+    return _Seen(
+        reft,
+        tuple(torch.cat(parts) for parts in found),
+        _said(bridge, reft, batches),
+        _operators(bridge, reft, batches, at) if decomposed else None,
+        tuple(one.push for one in pulls(bridge, reft, batches, n_probes=n_probes, seed=seed)) if n_probes else (),
+    )
 
-    edits: Sequence[Reft]
-    n_named: int
-    """The edits after these are null edits."""
-    likeness: Mapping[tuple[int, int], _Likeness]
-    operators: Sequence[list[Operator] | None]
-    rank: int | None
-    n_null: int
-    seed: int
 
-    def pair(self, names: tuple[str, str], a: int, b: int) -> Agreement:
-        """Puts the comparisons of two edits beside those with and among the null edits."""
-        here, control = self.likeness[a, b], self.likeness[a, len(self.edits) + b]
-        nulls = range(self.n_named, len(self.edits))
-        others = [*((one, n) for one in (a, b) for n in nulls), *combinations(nulls, 2)]
-        operators = [op for one in (a, b, *nulls) for op in self.operators[one] or ()]
-        rank = self.rank or min((round(op.effective_rank) for op in operators), default=0)
-        angles = self._angles(a, b, here.here, rank=rank, n_null=self.n_null, seed=self.seed)
-        found = [self.likeness[other] for other in others]
-        sites = tuple(self.edits[a].sites[i].hook_name for i, _ in here.here)
-        if any(len(like.here) < len(here.here) for like in found):
-            raise ValueError(f"the null edits for {names[0]} and {names[1]} must edit the same points: {sites}")
-        null_angles = [
-            self._angles(*other, like.here, rank=rank, n_null=1, seed=0).used
-            for other, like in zip(others, found, strict=True)
-        ]
-        return Agreement(
-            first=names[0],
-            second=names[1],
-            sites=sites,
-            relative_error=here.error,
-            cosine=here.cosine,
-            control_error=control.error,
-            control_cosine=control.cosine,
-            kl=here.kl,
-            control_kl=control.kl,
-            rank=angles.rank,
-            angle=angles.used,
-            null_angle=angles.used_null,
-            raw_angle=angles.raw,
-            raw_null_angle=angles.raw_null,
-            n_null_edits=len(nulls),
-            null_cosine=_mean([like.cosine for like in found]),
-            null_kl=_mean([like.kl for like in found]),
-            null_trained_angle=_mean(null_angles),
-            p_cosine=_p([-like.cosine for like in found], -here.cosine),
-            p_kl=_p([like.kl_both for like in found], here.kl_both),
-            p_angle=_p(null_angles, angles.used),
-        )
+def _turned_kl(bridge: TransformerBridge, seen: _Seen, other: Reft, batches: Sequence[Batch], seed: int) -> float:
+    """Computes the KL from the first edit to itself plus the difference of the two, turned at equal norm at every token.
 
-    def _angles(
-        self, a: int, b: int, common: Sequence[tuple[int, int]], *, rank: int, n_null: int, seed: int
-    ) -> _Angles:
-        """Computes mean angles over the common sites, of the decompositions and of the raw spans."""
-        first, second = self.operators[a], self.operators[b]
-        if first is None or second is None or not common:
-            return _Angles()
-        spans_a, spans_b = ([intervention.basis().cpu() for _, intervention in self.edits[one]] for one in (a, b))
-        pairs = {
-            "used": [(directions(first[i], rank), directions(second[j], rank)) for i, j in common],
-            "raw": [(spans_a[i], spans_b[j]) for i, j in common],
-        }
-        found = {
-            name: [overlap(*pair, nulls={"haar": haar(pair[0].shape[1])}, n_null=n_null, seed=seed) for pair in spans]
-            for name, spans in pairs.items()
-        }
-        angle = {name: _mean([float(result.angles.mean()) for result in results]) for name, results in found.items()}
-        chance = {
-            name: _mean([float(result.null_angles["haar"].mean()) for result in results])
-            for name, results in found.items()
-        }
-        return _Angles(rank, angle["used"], chance["used"], angle["raw"], chance["raw"])
+    NaN if the edits are not at the same sites and tokens.
+    """
+    common = _common(seen.reft, other)
+    if len(common) < max(len(seen.reft), len(other)):
+        return float("nan")
+    generator = torch.Generator().manual_seed(seed)
+    widths = [seen.reft[i][1].d_model for i, _ in common]
+    turns = [torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64)).Q.float() for d in widths]
+    said = []
+    for batch in batches:
+        first, second = seen.reft.edits(batch), other.edits(batch)
+        if any(not first[i].mask.equal(second[j].mask) or first[i].intervention.across_tokens for i, j in common):
+            return float("nan")
+        moved = list(first)
+        for (i, j), turn in zip(common, turns, strict=True):
+            moved[i] = added(first[i], _difference(first[i], second[j], turn))
+        said.append(next_token_logprobs(bridge, batch, moved))
+    return _kl(seen.said, torch.cat(said))
+
+
+def _difference(first: Edit, second: Edit, turn: Float[Tensor, "d_model d_model"]) -> Callable[[Tensor], Tensor]:
+    """Returns what the second edit does beyond the first, rotated at random: lengths and inner products stay."""
+
+    def extra(tokens: Tensor) -> Tensor:
+        gap = second.scale * second.intervention.delta(tokens) - first.scale * first.intervention.delta(tokens)
+        return gap @ turn.to(gap)
+
+    return extra
+
+
+def _compare(pairs: Sequence[tuple[Tensor, ...]]) -> tuple[float, float]:
+    """Computes the relative error over all sites together, and the mean cosine over all their tokens."""
+    if not pairs:
+        return float("nan"), float("nan")
+    gap = sum(float((a - b).square().sum()) for a, b in pairs)
+    size = sum(float(a.square().sum() + b.square().sum()) / 2 for a, b in pairs)
+    cosines = torch.cat([torch.cosine_similarity(a, b, dim=-1) for a, b in pairs])
+    return (gap / size) ** 0.5 if size else float("nan"), float(cosines.mean())
+
+
+def _said(bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch]) -> Float[Tensor, "prompts d_vocab"]:
+    return torch.cat(list(each(bridge, lambda batch: next_token_logprobs(bridge, batch, reft.edits(batch)), batches)))
+
+
+def _kl(p: Float[Tensor, "prompts d_vocab"], q: Float[Tensor, "prompts d_vocab"]) -> float:
+    return float((p.exp() * (p - q)).sum(dim=-1).mean())
+
+
+def _operators(
+    bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch], at: Positions | None
+) -> list[Operator] | None:
+    try:
+        return decompose(bridge, reft, batches, at=at)
+    except NotAffineError:
+        return None
 
 
 @final
@@ -290,23 +327,62 @@ class _Angles:
     used_null: float = float("nan")
     raw: float = float("nan")
     raw_null: float = float("nan")
+    low: float = float("nan")
+    output: float = float("nan")
+    output_null: float = float("nan")
+    output_low: float = float("nan")
 
 
-def _p(null: Sequence[float], value: float) -> float:
-    """Returns the fraction of pairs, including this one, with a distance at most as large; NaN without null pairs or distance."""
-    if not null or value != value:
-        return float("nan")
-    return (1 + sum(other <= value for other in null)) / (1 + len(null))
+def _angles(a: _Seen, b: _Seen, common: Sequence[tuple[int, int]], *, rank: int, n_null: int, seed: int) -> _Angles:
+    """Computes mean angles over the common sites, of the decompositions and of the raw spans."""
+    if a.operators is None or b.operators is None or not common:
+        return _Angles()
+    first, second = a.operators, b.operators
+    spans_a, spans_b = ([intervention.basis().cpu() for _, intervention in one.reft] for one in (a, b))
+    pairs = {
+        "used": [(directions(first[i], rank), directions(second[j], rank)) for i, j in common],
+        "raw": [(spans_a[i], spans_b[j]) for i, j in common],
+    }
+    found = {
+        name: [overlap(*pair, nulls={"haar": haar(pair[0].shape[1])}, n_null=n_null, seed=seed) for pair in spans]
+        for name, spans in pairs.items()
+    }
+    angle = {name: _mean([float(result.angles.mean()) for result in results]) for name, results in found.items()}
+    chance = {
+        name: _mean([float(result.null_angles["haar"].mean()) for result in results]) for name, results in found.items()
+    }
+    made = _Angles(rank, angle["used"], chance["used"], angle["raw"], chance["raw"])
+    return made if not a.push or not b.push else _in_outputs(made, a, b, common, pairs["used"], n_null, seed)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+def _in_outputs(
+    made: _Angles,
+    a: _Seen,
+    b: _Seen,
+    common: Sequence[tuple[int, int]],
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    n_null: int,
+    seed: int,
+) -> _Angles:
+    """Adds the angles in the output metric, and bands of random pairs of subspaces in both metrics.
 
-
-def _operators(
-    bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch], at: Positions | None
-) -> list[Operator] | None:
-    try:
-        return decompose(bridge, reft, batches, at=at)
-    except NotAffineError:
-        return None
+    The metric is that of both edited models together, because each edit moves the outputs to where it is used.
+    """
+    # As few rows with the same squares.
+    rows = [torch.linalg.qr(torch.cat([a.push[i], b.push[j]]), mode="r").R for i, j in common]
+    angles = [float(output_angles(*pair, push).mean()) for pair, push in zip(pairs, rows, strict=True)]
+    generator = torch.Generator().manual_seed(seed)
+    plain, felt = torch.zeros(n_null), torch.zeros(n_null)
+    for draw in range(n_null):
+        for (first, second), push in zip(pairs, rows, strict=True):
+            one, two = (torch.randn(span.shape, generator=generator, dtype=push.dtype) for span in (first, second))
+            felt[draw] += output_angles(one, two, push).mean() / len(pairs)
+            # The plain angle is that of a metric that weights all directions equally.
+            plain[draw] += output_angles(one, two, torch.eye(push.shape[1], dtype=push.dtype)).mean() / len(pairs)
+    return replace(
+        made,
+        low=float(plain.quantile(0.025)),
+        output=_mean(angles),
+        output_null=float(felt.mean()),
+        output_low=float(felt.quantile(0.025)),
+    )

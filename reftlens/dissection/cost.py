@@ -109,7 +109,7 @@ def estimate_cost(
     return Cost(
         passes=total.passes,
         cones=total.cones + total.variants + total.swaps + total.gradients,
-        readout_vectors=round(total.readouts),
+        readout_vectors=total.readouts,
         seconds=times.of(total, scale),
         bytes_held=total.bytes_held,
         parts=tuple((name, times.of(part, scale)) for name, part in counted.items() if name),

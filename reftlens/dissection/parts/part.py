@@ -79,7 +79,7 @@ class Spent:
     """Runs of the last token alone from the first site on, side by side."""
     gradients: float = 0.0
     """Backward runs of these."""
-    readouts: float = 0.0
+    readouts: int = 0
     """Residuals that are read through the unembedding."""
     algebra: float = 0.0
     """Eigendecompositions of matrices as wide as the widest edited activation."""

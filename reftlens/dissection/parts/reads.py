@@ -208,7 +208,7 @@ def _draw_plane(found: Found) -> Section | None:
 
 def _cost_reads(sizes: Sizes) -> Spent:
     # Logits are linear behind the final norm, so the prompts of a direction are read together.
-    readouts = float(sizes.sites * sizes.config.directions * (sizes.config.n_null + 1))
+    readouts = sizes.sites * sizes.config.directions * (sizes.config.n_null + 1)
     # top_contexts goes over the examples twice.
     return Spent(cones=2 * sizes.batches * sizes.span, readouts=readouts, bytes_held=8 * sizes.width**2)
 

@@ -106,7 +106,7 @@ def _cost_spread(sizes: Sizes) -> Spent:
     # The logit lens reads every state of the base, and the changed ones of each edited run.
     edited = 1 + _N_CONTROL
     states = (sizes.layers + 1) * sizes.tokens + edited * (sizes.behind + 1) * sizes.cone
-    return Spent((1 + edited) * sizes.mapped, readouts=sizes.mapped * sizes.config.batch_size * states)
+    return Spent((1 + edited) * sizes.mapped, readouts=round(sizes.mapped * sizes.config.batch_size * states))
 
 
 WHERE = Part(
