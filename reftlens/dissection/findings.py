@@ -160,6 +160,7 @@ def _through(found: Found) -> _Answer | None:
 def _effect_of(result: PatchMap) -> tuple[float, float]:
     """The effect of the whole edit, and its standard error over examples."""
     effect = result.source - result.base
+    # One example has no spread, so its effect cannot be told from 0.
     spread = float(effect.std()) / len(effect) ** 0.5 if len(effect) > 1 else float("inf")
     return float(effect.mean()), spread
 
@@ -361,6 +362,7 @@ def _seeds(found: Found) -> _Answer | None:
             f"{CONTROL}: {worst.control_cosine:.2f}.",
             "not distinguishable",
         )
+    # The largest p, because the sentence is about all of these pairs.
     p = max(pair.p_cosine for pair in pairs)
     null = f"Trained on shuffled answers: {worst.null_cosine:.2f}, p = {p:.2g} (smallest possible {1 / worst.n_null_pairs:.2g})."
     if not p < 0.05:
@@ -391,6 +393,7 @@ def _p_more(first: float, second: float, n: int) -> float:
     if first != first or second != second:
         return 1.0
     a, b = round(first * n), round(second * n)
+    # P(X >= a) of the hypergeometric distribution: a + b hits fall on two groups of n at random.
     return sum(comb(n, k) * comb(n, a + b - k) for k in range(a, min(n, a + b) + 1)) / comb(2 * n, a + b)
 
 
