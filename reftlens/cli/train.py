@@ -106,11 +106,11 @@ def train(
     chosen = RunConfig.from_values(overrides) if config is None else read_settings(config, overrides)
 
     from reftlens.cli.output import prepare, print_frame, print_json, say
-    from reftlens.paper.runs.run import checkpoints_of, run
+    from reftlens.paper.runs.run import checkpoints_of, train_run
 
     prepare(chosen.model, quiet=quiet)
     try:
-        result = run(chosen, out, resume=resume, overwrite=overwrite, progress=not quiet)
+        result = train_run(chosen, out, resume=resume, overwrite=overwrite, progress=not quiet)
     except KeyboardInterrupt as interrupt:
         kept = checkpoints_of(out.absolute())
         what = (
