@@ -15,6 +15,7 @@ from reftlens.results import (
     Answered,
     Attribution,
     BesideTracing,
+    Calibrated,
     Certificate,
     Codebook,
     Comparison,
@@ -32,6 +33,7 @@ from reftlens.results import (
     Mannered,
     Meaning,
     Memorised,
+    Minimal,
     OffManifold,
     Operator,
     Outcome,
@@ -56,6 +58,7 @@ from reftlens.results import (
     WorstPrompt,
 )
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
+from reftlens.results.known import Smaller
 from reftlens.results.scores import ComparedRun
 from reftlens.results.search import Trial
 from reftlens.results.steering import SteeringRun
@@ -148,7 +151,9 @@ def made_readout(tokens: tuple[str, ...] = TOKENS, direction: int = 0) -> Direct
 
 
 def made_meaning(names: tuple[str, ...] = TOKENS[3:9], method: str = "jacobian", p: float = 0.005) -> Meaning:
-    said = tuple((name, (-1) ** place * (5.0 - place), p, 4 * p) for place, name in enumerate(names))
+    said = tuple(
+        (name, (-1) ** place * 2.0, (-1) ** place * (5.0 - place), p, 4 * p) for place, name in enumerate(names)
+    )
     states = (("without the edit", names[:3]), ("with the edit", names[:3]))
     return Meaning(
         "blocks.3.hook_resid_post",
@@ -438,6 +443,8 @@ def every_result(text: str) -> list[Result]:
         swap,
         Interchanged(text, 1, 3, 4, swap, swap, swap, swap, swap, (swap,), (swap,)),
         ReadSpace(text, rows, torch.rand(3), 1e-3, 9),
+        Calibrated(2.0, 0.1, 0.1, 0.03, 4),
+        Minimal((Smaller(text, 2, 3.0, 4, 100, 2.0, 0.1), Smaller(text, 1, 1.0, 1, 9, 1.9, 0.1)), (), 0.9, 0.1, 4, 4),
         WorstPrompt(text, text, 2.0, 0.1, 2),
         Certificate(
             8, text, 0.95, 1.0, 0.1, 0.5, (0.1, 1.0), (2, 0), (0.6, 0.3), 0.4, (WorstPrompt(text, text, 2.0, 0.1, 2),)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from reftlens.benchmark.nulls import uniform_p
     from reftlens.benchmark.planted import angles_to, fit_student, plant
 
-PARTS = ("handmade", "sites", "planted", "equality", "nulls", "false-alarms")
+PARTS = ("handmade", "sites", "planted", "equality", "nulls", "false-alarms", "readouts")
 """Valid arguments of `run`."""
 
 
@@ -43,6 +43,7 @@ def units(parts: tuple[str, ...] = PARTS) -> Mapping[str, Callable[[], Iterator[
     from reftlens.benchmark.nulls import null_rows
     from reftlens.benchmark.planted import SUMS, distilled_rows, planted_rows
     from reftlens.benchmark.planted_variable import planted_variable_rows
+    from reftlens.benchmark.readouts import READ_MODELS, alarm_rows, meaning_rows
     from reftlens.benchmark.sites import site_rows
 
     every: dict[str, Callable[[], Iterator[Known]]] = {
@@ -64,6 +65,11 @@ def units(parts: tuple[str, ...] = PARTS) -> Mapping[str, Callable[[], Iterator[
         "false-alarms: trained edits": trained_edit_rows,
         "false-alarms: verdicts": verdict_rows,
     }
+    for model in READ_MODELS:
+        every |= {
+            f"readouts: {model}": partial(meaning_rows, model),
+            f"readouts: {model}, false alarms": partial(alarm_rows, model),
+        }
     return {name: make for name, make in every.items() if name.split(":")[0] in parts}
 
 
