@@ -29,10 +29,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
-from reftlens.analysis.engine.activations import edited_activations
+from reftlens.analysis.engine.activations import edited_in
 from reftlens.analysis.engine.output_metric import added, output_angles, pulls
 from reftlens.analysis.overlap import directions, haar, overlap
-from reftlens.bridge import side_for_ends
+from reftlens.bridge import each, side_for_ends
 from reftlens.cone.answers import next_token_logprobs
 from reftlens.cone.shared import sharing
 from reftlens.data import Batch, Given, as_batches
@@ -114,7 +114,7 @@ class _Seen:
     """The quantities of one edit that are compared, from one pass over the batches."""
 
     reft: Reft
-    changes: tuple[Float[Tensor, "tokens d_model"], ...]
+    changes: tuple[Float[Tensor, "tokens _d_model"], ...]
     """Changes of each site at every compared token; NaN where the site does not edit."""
     said: Float[Tensor, "prompts d_vocab"]
     operators: list[Operator] | None
@@ -246,10 +246,9 @@ def _seen(
 ) -> _Seen:
     """Computes changes on unedited activations of the base."""
     found: list[list[Tensor]] = [[] for _ in reft.sites]
-    for batch in batches:
+    # A change may depend on tokens that are not compared, so it is computed from all tokens that its edit reads.
+    for batch, seen in zip(batches, edited_in(bridge, reft.scaled(0.0), batches), strict=True):
         wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
-        # A change may depend on tokens that are not compared, so it is computed from all tokens that its edit reads.
-        seen = edited_activations(bridge, reft.scaled(0.0), batch)
         for edit, (_, h), parts in zip(reft.edits(batch), seen, found, strict=True):
             change = edit.change(h).double()
             every = change.new_full((*edit.mask.shape, change.shape[-1]), float("nan"))
@@ -308,7 +307,7 @@ def _compare(pairs: Sequence[tuple[Tensor, ...]]) -> tuple[float, float]:
 
 
 def _said(bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch]) -> Float[Tensor, "prompts d_vocab"]:
-    return torch.cat([next_token_logprobs(bridge, batch, reft.edits(batch)) for batch in batches])
+    return torch.cat(list(each(bridge, lambda batch: next_token_logprobs(bridge, batch, reft.edits(batch)), batches)))
 
 
 def _kl(p: Float[Tensor, "prompts d_vocab"], q: Float[Tensor, "prompts d_vocab"]) -> float:

@@ -172,7 +172,7 @@ def _directions(found: Found) -> _Answer | None:
     shown = [f"{operator.effective_rank:.1f} of {len(operator.write)} at {operator.where}" for operator, _ in pairs[:2]]
     more = f" (and {len(pairs) - 2} more sites)" if len(pairs) > 2 else ""
     beside = " and ".join("none" if fresh is None else f"{fresh.effective_rank:.1f}" for _, fresh in pairs[:2])
-    null = f"A newly initialised edit of the same shape: {beside}."
+    null = f"Effective rank of a newly initialised edit of the same shape: {beside}."
     used = f"the effective rank is {' and '.join(shown)}{more}"
     identified = f" {_identified(found)}"
     compared = [abs(one.effective_rank - fresh.effective_rank) for one, fresh in pairs if fresh is not None]
@@ -195,8 +195,6 @@ def _turned(identified: Identification | None) -> str:
     if not {"stiffest", "freest"} <= turns.keys():
         return ""
     stiff, free = turns["stiffest"], turns["freest"]
-    (site,) = (one for one in identified.sites if one.where == stiff.site)
-    known = round(site.write_dimensions - float(site.write_free[stiff.direction]))
     verdict = (
         "is not identified"
         if stiff.degrees > _TURNED
@@ -204,10 +202,10 @@ def _turned(identified: Identification | None) -> str:
         if free.degrees > _TURNED
         else "is identified"
     )
-    angles = f"{stiff.degrees:.0f} degrees in its stiffest dimension and {'at least ' * free.free}{free.degrees:.0f} in its freest"
     return (
-        f"At {identified.eps:g} nats, the strongest write direction {verdict}: it may turn by {angles} "
-        f"(walked; held-out KL divergence {free.held_out_kl:.2g}), and is determined in {known} of {site.write_dimensions} dimensions (local)."
+        f"The strongest write direction of {stiff.site} {verdict}: a turn of it that moves the outputs by {identified.eps:g} nats (KL "
+        f"divergence; {free.held_out_kl:.2g} on held-out prompts) is {stiff.degrees:.0f} degrees where they change soonest, and "
+        f"{'at least ' * free.free}{free.degrees:.0f} where they change latest."
     )
 
 
