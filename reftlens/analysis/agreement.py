@@ -81,6 +81,7 @@ def agreement(
     batches = as_batches(bridge, prompts, padding_side=side_for_ends(bridge))
     nulls = list(null.values() if isinstance(null, Mapping) else null)
     seen = {name: _seen(bridge, reft, batches, at, n_probes=n_probes, seed=seed) for name, reft in refts.items()}
+    # Controls are compared as functions only, and a decomposition would cost a pass each.
     controls = {
         name: _seen(bridge, turned(reft, seed=seed), batches, at, decomposed=False) for name, reft in refts.items()
     }
@@ -144,6 +145,7 @@ def _pair(
     _, turned_like = _like(a, control)
     others = [*((one, n) for one in (a, b) for n in nulls), *among]
     operators = [op for one in (a, b, *nulls) for op in one.operators or ()]
+    # The smallest one, because every edit must have that many directions.
     rank = ranked.rank or min((round(op.effective_rank) for op in operators), default=0)
     angles = _angles(a, b, here, rank=rank, n_null=ranked.n_null, seed=ranked.seed)
     found = [_like(one, other) for one, other in others]
@@ -175,6 +177,7 @@ def _pair(
         null_cosine=_mean(null_cosines),
         null_kl=_mean([likeness.kl for _, likeness in found]),
         null_trained_angle=_mean(plain),
+        # _p counts small distances, and a large cosine is a small one.
         p_cosine=_p([-value for value in null_cosines], -like.cosine),
         p_kl=_p(null_kls, like.kl_both),
         p_angle=_p(plain, angles.used),
@@ -214,6 +217,7 @@ def _like(a: _Seen, b: _Seen) -> tuple[list[tuple[int, int]], _Likeness]:
             here.append((i, j))
             pairs.append((one[both], other[both]))
     error, cosine = _compare(pairs)
+    # Both ways, because in the pairs of the null neither edit is the first.
     kl, back = _kl(a.said, b.said), _kl(b.said, a.said)
     return here, _Likeness(error, cosine, kl, kl + back)
 
