@@ -76,6 +76,7 @@ def _function(function: Callable[..., Any], package: str) -> Callable[..., Any]:
 def _class(kind: type) -> None:
     if issubclass(kind, BaseException) or getattr(kind, "_is_protocol", False):
         return
+    # Cached, so that a class reached through several public names is wrapped once.
     for name, member in list(vars(kind).items()):
         function = member.__func__ if isinstance(member, classmethod | staticmethod) else member
         if inspect.isfunction(function) and (name in _METHODS or not name.startswith("_")):
@@ -148,6 +149,7 @@ def _explain(
         kind = signature.parameters[parameter].kind
         hint = _hint(function, parameter)
         if kind is inspect.Parameter.VAR_POSITIONAL:
+            # *args are annotated with the type of one of them, and bound as a tuple.
             hint = tuple[hint, ...]  # type: ignore[valid-type]
         if kind is inspect.Parameter.VAR_KEYWORD or (wrong := _wrong(value, hint)) is None:
             continue
@@ -186,6 +188,7 @@ def _on_purpose(error: BaseException) -> bool:
         return False
     code = trace.tb_frame.f_code
     inside = code.co_filename.startswith(_PACKAGE) and code.co_filename != __file__
+    # The instruction that left the innermost frame: a raise statement, or a call that failed.
     return inside and code.co_code[trace.tb_lasti] == _RAISE
 
 
@@ -193,6 +196,7 @@ def _hint(function: Callable[..., Any], parameter: str) -> Any:
     plain = inspect.unwrap(function)
     annotation = getattr(plain, "__annotations__", {}).get(parameter, Any)
     try:
+        # One annotation at a time: an unresolvable name elsewhere in the signature must not matter.
         return typing.get_type_hints(types.SimpleNamespace(__annotations__={parameter: annotation}), plain.__globals__)[
             parameter
         ]
@@ -214,6 +218,7 @@ def _wrong(value: object, hint: Any) -> str | None:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         found = [_wrong(value, part) for part in inner]
+        # The longest complaint comes from the alternative that fits furthest into the value.
         return None if None in found else max(filter(None, found), key=len)
     if origin is Literal:
         return None if isinstance(value, str | int | None) and value in inner else _shown(value)

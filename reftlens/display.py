@@ -57,6 +57,7 @@ def _text(lines: str) -> Markup:
     return Markup('<div style="margin:.3em 0;white-space:pre-wrap;overflow-wrap:anywhere">{}</div>').format(text)
 
 
+# No allow-same-origin: the page has an origin of its own and cannot reach the notebook.
 _FRAME = Markup(
     '<div style="margin:.3em 0">{line}</div>\n'
     "<style>[data-jp-theme-light='false'] .reftlens-page, .vscode-dark .reftlens-page {{ color-scheme: dark; }}</style>\n"
@@ -87,6 +88,7 @@ def _table(frame: pd.DataFrame) -> str:
     # Converts cells to text here, so that only the displayed ones are read.
     few = frame if len(frame) <= MOST_LINES else pd.concat([frame.iloc[:half], frame.iloc[-half:]])
     shown = pd.DataFrame(
+        # By number, because two columns may have the same name.
         {place: [_cell(value) for value in few.iloc[:, place]] for place in range(min(few.shape[1], MOST_COLUMNS))}
     )
     shown.columns = pd.Index([_cell(name) for name in frame.columns[:MOST_COLUMNS]])

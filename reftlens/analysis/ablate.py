@@ -33,6 +33,7 @@ from reftlens.results import Ablation
 Set = frozenset[int]
 """Indices of the sites that are kept."""
 
+# 4,096 subsets, and twice as many for each further site.
 _EXACT = 12
 """Maximum number of sites for which all subsets are run."""
 
@@ -82,9 +83,11 @@ def ablate(
     value = _values(runs, edits, sets, progress=bar)
     everything = frozenset(range(n))
     if exact:
+        # All sets were run: nothing is sampled, so the interval has no width.
         shapley = low = high = _shapley(value, n)
     else:
         added = torch.tensor([_added(value, order) for order in orders], dtype=torch.float64)
+        # Over orders, the only thing that is sampled here.
         shapley, (low, high) = added.mean(0), bootstrap_ci(added, dim=0, generator=generator)
     return Ablation(
         whole=value[everything],
@@ -117,6 +120,7 @@ def _every_set(n: int) -> Iterator[Set]:
 def _pairs_left_out(n: int) -> Iterator[Set]:
     """Returns the set of all sites, those without one or two sites, and the single sites."""
     everything = frozenset(range(n))
+    # What left_out and the interactions read; the sampled orders rarely contain these sets.
     yield from (everything - set(left) for size in range(3) for left in combinations(range(n), size))
     yield from (frozenset([i]) for i in range(n))
 
@@ -137,6 +141,7 @@ def _shapley(value: Mapping[Set, float], n: int) -> Float[Tensor, " site"]:
     """sum over S without i of |S|! (n - |S| - 1)! / n! (v(S + i) - v(S))."""
     out = torch.zeros(n, dtype=torch.float64)
     for members in value:
+        # |S|! (n - |S| - 1)! / n!, by a binomial.
         weight = 1 / (n * math.comb(n - 1, len(members))) if len(members) < n else 0.0
         for site in set(range(n)) - members:
             out[site] += weight * (value[members | {site}] - value[members])
@@ -147,6 +152,7 @@ def _interactions(value: Mapping[Set, float], n: int) -> Float[Tensor, "site sit
     everything = frozenset(range(n))
     out = torch.full((n, n), torch.nan)
     for i, j in combinations(range(n), 2):
+        # v(N) - v(N - i) - v(N - j) + v(N - i - j): 0 if i adds the same with and without j.
         left_out = value[everything - {i}] + value[everything - {j}] - value[everything - {i, j}]
         out[i, j] = out[j, i] = value[everything] - left_out
     return out
@@ -157,5 +163,6 @@ def _control(runs: Coalitions, reft: Reft, n_draws: int, seed: int) -> Float[Ten
     draws = []
     for draw in range(n_draws):
         edits = turned(reft, seed=seed + draw).edits(runs.base.batch)
+        # In the order of the sets, which is that of the sites.
         draws.append(list(_values(runs, edits, [frozenset([i]) for i in range(len(edits))]).values()))
     return torch.tensor(draws).mean(0)

@@ -67,6 +67,7 @@ def attribute(
         bridge,
         repeated(clean, checked),
         repeated(corrupted, checked),
+        # Fewer pairs than the metric was made for. They are the first ones, so its indices fit.
         metric.of if isinstance(metric, Counted) else metric,
         point=point,
         over=over,
@@ -96,6 +97,7 @@ def _estimate(
     number = torch.tensor([pair], device=there.device)
 
     def scalar(logits: Tensor) -> Tensor:
+        # The prompt runs without padding, so the last column is its last token.
         return metric(logits[:, -1], number)[0]
 
     def run(batch: Batch, *, gradient: bool) -> Any:

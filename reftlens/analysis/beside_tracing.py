@@ -97,9 +97,11 @@ def beside_tracing(reft: ReftMap, tracing: PatchMap, *, n_resamples: int = 1000,
     change = tracing.values - rearrange(tracing.base, "pair -> pair 1 1")
     moved = rearrange(change, "pair row column -> (row column) pair").double().numpy()
     gap = (tracing.source - tracing.base).double().numpy()
+    # A ratio of sums, because pairs with a small gap would dominate a mean of ratios.
     gains, restored = gain.mean(1), moved.sum(1) / gap.sum()
     draw = np.random.default_rng(seed)
     cells = draw.integers(len(gains), size=(n_resamples, len(gains)))
+    # A resample is a weighting of the items, so all of them together are one matrix product.
     prompts, pairs = _weights(draw, n_resamples, gain.shape[1]), _weights(draw, n_resamples, len(gap))
     shape = reft.gain().shape
     shifted = _shifts(restored.reshape(shape))
@@ -111,6 +113,8 @@ def beside_tracing(reft: ReftMap, tracing: PatchMap, *, n_resamples: int = 1000,
         reft=reft,
         tracing=tracing,
         correlation=float(rho[0]),
+        # 1e-9 lets shifts that give the same map tie with it. The unshifted one counts: p is above
+        # 0.
         p=float((rho >= rho[0] - 1e-9).mean()) if np.isfinite(rho[0]) else float("nan"),
         shuffled_correlation=float(_spearman(shuffled[None], restored[None])[0]),
         over_cells=_interval(_spearman(gains[cells], restored[cells])),

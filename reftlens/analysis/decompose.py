@@ -42,6 +42,7 @@ class _Moments:
         affine = intervention.affine()
         self.basis = affine.basis()
         # In the basis of the written space: change = gain h + push, with gain [k, d].
+        # Scaled: the spectrum is that of the change in the run, not of the weights.
         self.gain, self.push = (scale * t.detach() for t in affine.along(self.basis))
         self.n = 0
         self.first = torch.zeros_like(self.push)
@@ -51,6 +52,7 @@ class _Moments:
         self.energy = 0.0
 
     def add(self, h: Float[Tensor, "tokens d_model"]) -> None:
+        # A variance is a small difference of large sums, which float32 would lose.
         h = h.double()
         change = einsum(h, self.gain, "token d_model, k d_model -> token k") + self.push
         self.n += len(h)
@@ -68,14 +70,21 @@ class _Moments:
             )
         energy, vectors = torch.linalg.eigh(second)
         order = energy.argsort(descending=True)
+        # E[delta delta^T] has no negative eigenvalues but for rounding.
         energy, vectors = energy[order].clamp(min=0), vectors[:, order].T
         # Directions with less than 1e-12 of the energy are rounding error (such as for a constant inside span(R)).
         used = energy > 1e-12 * energy[0]
         energy, vectors = energy[used], vectors[used]
+        # An eigenvector has no sign of its own: take the one along which the mean change is
+        # positive.
         vectors = torch.where((vectors @ mean)[:, None] < 0, -vectors, vectors)
+        # Without the mean: the part of the change that depends on the input.
         varying = torch.linalg.eigvalsh(second - torch.outer(mean, mean)).flip(0)
         share = ((vectors @ mean) ** 2 / energy).clamp(max=1)
+        # Cov(change, h). `read` may also weigh coordinates that never vary; the pattern cannot.
         pattern = vectors @ (self.cross / self.n - torch.outer(mean, self.total / self.n))
+        # A constant direction has a covariance of rounding error, which normalising would make a
+        # pattern.
         pattern = torch.nn.functional.normalize(pattern, dim=-1).where(share[:, None] < 1 - 1e-9, 0.0)
         return Operator(
             hook_name=self.hook_name,
@@ -118,6 +127,7 @@ def decompose(bridge: TransformerBridge, reft: Reft, prompts: Given, *, at: Posi
     for batch in as_batches(bridge, prompts, padding_side=side_for_ends(bridge)):
         wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
         for moment, (edit, h) in zip(moments, edited_activations(bridge, reft, batch), strict=True):
+            # h has one row for each True of edit.mask, in row order, and so has wanted[edit.mask].
             moment.add(h[wanted[edit.mask]])
     for moment in moments:
         if moment.n == 0:

@@ -63,8 +63,10 @@ def dose(
     prompts, completions = zip(*examples, strict=True)
     answers = first_tokens(bridge, prompts, completions, name="completions")
     side = side_for_ends(bridge)
+    # An empty list means none here; as_prompts would refuse it.
     others = [] if isinstance(kept, list | tuple) and not kept else as_prompts(kept, "kept")
 
+    # 0, because the slope and its straight line begin there.
     grid = torch.tensor(sorted({0.0, *alphas}))
     edits = [reft, *(turned(reft, seed=seed + draw) for draw in range(n_control))]
     doses = [[edit.scaled(alpha) for alpha in grid.tolist()] for edit in edits]
@@ -109,6 +111,7 @@ def _target(runs: Answers, doses: Sequence[Reft], answer: Int[Tensor, " n"]) -> 
 def _said(logits: Float[Tensor, "n d_vocab"], answer: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Returns the log-probability of one token a row."""
     logits = logits.float()
+    # One column is wanted, so the log-softmax of the whole vocabulary is never kept.
     return logits.gather(1, answer.to(logits.device)[:, None])[:, 0] - logits.logsumexp(-1)
 
 
@@ -152,4 +155,6 @@ def _slopes(runs: Answers, edits: Sequence[Reft], answer: Int[Tensor, " n"]) -> 
             for reft, alpha in zip(edits, alphas, strict=True)
         ]
         said = [_said(logits, answer).sum() for logits in runs.many(variants)]
+        # Each alpha reaches only its own rows, so the gradient of the sum has every one's
+        # derivative.
         return torch.stack(torch.autograd.grad(torch.stack(said).sum(), alphas)).cpu()

@@ -69,6 +69,7 @@ def effect_map(
     edits = reft.edits(batch)
     cells = site_columns(edits)
     kept = torch.eye(len(cells), dtype=torch.bool)
+    # Row 0 is the whole edit; then a row for each cell.
     sets = torch.cat([torch.ones_like(kept[:1]), ~kept if leave_out else kept])
 
     def parts(of: Sequence[Edit], doing: str) -> tuple[Float[Tensor, " prompt"], Float[Tensor, "cell prompt"]]:
@@ -78,10 +79,12 @@ def effect_map(
 
     by_prompt, measured = parts(edits, "locating the effect")
     generator = torch.Generator().manual_seed(seed)
+    # One generator for all draws, or each would turn to the same directions.
     turned = [[replace(e, intervention=Turned(e.intervention, generator)) for e in edits] for _ in range(n_control)]
     scale, beside = _scale(by_prompt, float(measured.mean(1).abs().max()), unit_of(metric))
     drawn = torch.stack([parts(one, "control")[1] for one in turned]).mean(0)
     shape = (len(prompts), len(edits), batch.tokens.shape[1])
+    # The control is divided by the edit's effect too, so that both maps have one unit.
     each, each_control = (_on_map(part / scale, cells, shape) for part in (measured, drawn))
     return TokenMap(
         values=each.mean(0),

@@ -87,6 +87,7 @@ def interchange(
         raise ValueError(f"interchange needs one source for each base, got {len(base)} bases and {len(source)} sources")
     canonical_hook(bridge, hook_name)  # raises for an unknown point
     runner = _Runner(bridge, hook_name, base, source, at, batch_size)
+    # Columns: TransformerLens's SubspaceInterchange takes a basis [d_model, rank].
     B = torch.linalg.qr(subspace.detach().double().cpu().T).Q.float()
     P, dormant, power = _ways(runner, B, seed)
     inside = SubspaceInterchange(B)
@@ -95,11 +96,13 @@ def interchange(
         return lambda h, s: h + part(s - h) @ B.to(h) @ B.T.to(h)
 
     d_model, rank = B.shape
+    # Far apart, because seed + draw would give neighbouring seeds the same subspaces.
     bases = [random_basis(d_model, rank, seed * 1_000_003 + draw) for draw in range(n_random + n_placebo)]
     whole, within, complement, from_read, from_unread, *others = runner.swaps(
         [
             ("the whole activation", lambda h, s: s),
             ("inside", inside),
+            # s - (s - h) B B^T: all of the source except inside B.
             ("its complement", lambda h, s: s - (inside(h, s) - h)),
             ("inside, by what is read", along(lambda gap: gap @ P.to(gap))),
             ("inside, by what is not read", along(lambda gap: gap - gap @ P.to(gap))),
@@ -140,6 +143,7 @@ def _ways(runner: _Runner, B: Float[Tensor, "width rank"], seed: int) -> tuple[T
     h, gap = runner.bases.double(), (runner.sources - runner.bases).double()
     start, whole, inside = ways.under(h, h + gap, h + gap @ B.double() @ B.double().T)
     natural = start.parts(whole)
+    # What is read may differ in the two runs, and a patch goes from one to the other.
     read = (start.read + whole.read) / 2
     fake = reference_illusion(gap[rows], (start.own + whole.own) / 2, read)
     (made,) = ways.under(h + (gap @ fake)[:, None] * fake)
@@ -199,6 +203,7 @@ class _Runner:
 
     def _swap(self, name: str, top: Int[Tensor, " pair"], pair: Float[Tensor, "pair 2"]) -> Swap:
         flips = (top == self.pair[:, 0])[self.differ].float().mean()
+        # A ratio of means, because a single pair may have a difference near 0.
         moved = (self._difference(pair) - self.start).mean() / (self.end - self.start).mean()
         return Swap(name, float(flips), float(moved))
 

@@ -50,7 +50,10 @@ def ledger(bridge: TransformerBridge, reft: Reft, prompt: Prompt, *, subject: st
             einsum(terms, terms, "token one d_model, token other d_model -> token one other").float().cpu()
         )
         norm[row, where], change[row, where] = (t.norm(dim=-1).float().cpu() for t in (h, measured))
+        # That the terms sum to the measured change is checked on every token, not assumed.
+        # 1e-30: an edit may change nothing.
         gap[row] = float((terms.sum(1) - measured).norm(dim=-1).max() / measured.norm(dim=-1).max().clamp(min=1e-30))
+        # The rms cosine of two random vectors in k dimensions is 1 / sqrt(k).
         null_cosine[row] = max(len(edit.intervention.basis()), 1) ** -0.5
     return Ledger(
         gram=gram,
@@ -72,6 +75,7 @@ def _terms(edit: Edit, h: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tok
     if affine.diagonal is not None:
         linear = linear + affine.diagonal.double() * h
     erase = torch.zeros_like(h) if affine.erase is None else -(h @ affine.erase.double().T @ affine.erase.double())
+    # write and read include the erasure, which is a term of its own here.
     return edit.scale * torch.stack([erase, constant, linear - erase], dim=1)
 
 

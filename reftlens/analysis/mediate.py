@@ -79,6 +79,7 @@ def mediate(
     inward = direction == "edited into base"
     into, out_of = (base, edited) if inward else (edited, base)
     bar = "mediation" if progress else ""
+    # In the edited run, the edits after a patch must act again on what the patch changed.
     edits = () if inward else reft.edits(batch)
     flat = sweep(bridge, into, out_of, of.cells, metric, memory_bytes=memory_bytes, edits=edits, progress=bar)
     by_cell, n_rows = "pair (row column) -> pair row column", len(of.rows)
@@ -121,6 +122,7 @@ def direct_effect(
     names = [name for point in ("attn_out", "mlp_out") for name in grid(bridge, point, "positions", n_pos=1).names]
     require_elsewhere(bridge, reft, names)
     base, edited = record(bridge, batch, names), edited_run(bridge, reft, batch, names)
+    # One cell that patches all these points at once.
     everything = [Cell(tuple(names))]
     values = sweep(bridge, edited, base, everything, metric, memory_bytes=memory_bytes, edits=reft.edits(batch))
     return values[:, 0] - metric_of(metric, base)

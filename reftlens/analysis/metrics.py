@@ -106,6 +106,7 @@ def token_difference(answers: Int[Tensor, " pair"], foils: Int[Tensor, " pair"])
 
     def metric(logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         target, foil = (tokens.to(logits.device)[pair] for tokens in (answers, foils))
+        # Of logits: the normalising constant would cancel.
         return (_pick(logits, target) - _pick(logits, foil)).float()
 
     return Counted(len(answers), metric, "logit difference", "nats")

@@ -76,6 +76,7 @@ class _Natural:
                 "all natural activations are equal, so distances cannot be measured in units of their spread"
             )
         gap = square - trace**2 / p
+        # gap is 0 only for a multiple of the identity, which is what S would be shrunk to.
         wanted = ((1 - 2 / p) * square + trace**2) / ((self.n + 1 - 2 / p) * gap) if gap > 0 else 1.0
         # The floor keeps directions without variance from getting an infinite weight by rounding.
         shrinkage = min(1.0, max(wanted, 1e-6))
@@ -93,6 +94,7 @@ class _Kinds:
     def of(self, edit: Edit, batch: Batch, h: Float[Tensor, "tokens d_model"]) -> Int[Tensor, " tokens"]:
         """Returns each token's kind before the edit: 1 for the first of a prompt, 2 for other massive ones, 0 for the rest."""
         norm = h.double().norm(dim=-1).cpu()
+        # Set by the first batch of the fit, so that all three parts use one threshold.
         if self.massive is None:
             self.massive = _MASSIVE * float(norm.median())
         first = (batch.prompts.place[edit.mask] == 0).cpu()
@@ -152,6 +154,7 @@ def off_manifold(bridge: TransformerBridge, reft: Reft, prompts: Given, *, seed:
             f"off_manifold needs at least three batches (fit, reference and test), got {len(batches)}: use smaller batches"
         )
     fit, reference, test = (batches[part::3] for part in range(3))
+    # Scale 0 keeps sites and tokens, and no earlier site changes the activations.
     base = reft.scaled(0.0)
     sites = [_Kinds(intervention.d_model) for _, intervention in reft]
     for batch in fit:
@@ -229,6 +232,8 @@ def _measure(
         for i, (edit, h) in enumerate(edited_activations(bridge, reft, batch)):
             after = h + edit.change(h)
             h, after = h.double().cpu(), after.double().cpu()
+            # The kind before the edit: an edit must not move a token to a kind where it looks
+            # usual.
             those = kinds[i][begun[i] : begun[i] + len(h)]
             begun[i] += len(h)
             measured = repeat(after.norm(dim=-1) / h.norm(dim=-1), "token -> number token", number=3).clone()
@@ -241,4 +246,5 @@ def _measure(
 
 
 def _distance(h: Float[Tensor, "tokens d_model"], mean: Tensor, root: Tensor) -> Float[Tensor, " tokens"]:
+    # |L^-1 (h - mu)| with S = L L^T; S is never inverted.
     return torch.linalg.solve_triangular(root, (h - mean).T, upper=False).norm(dim=0)

@@ -87,6 +87,7 @@ def _whole_answers(
         edits = reft.edits(batch)
         control = [replace(edit, intervention=placebo) for edit, placebo in zip(edits, turned, strict=True)]
         wanted = labels != IGNORE
+        # Logits at a column predict the next one.
         runs = Answers(bridge, batch, edits, at=torch.nn.functional.pad(wanted, (0, 1)))
         for place, logits in enumerate(runs.many(((), edits, control))):
             wrong = torch.zeros_like(wanted)

@@ -123,6 +123,7 @@ def overlap(
         chosen = {"covariance-matched": covariance_matched(activations)}
     scores, angles = {}, {}
     for name, null in chosen.items():
+        # Anew for each null, so that adding one does not change the draws of the others.
         generator = torch.Generator().manual_seed(seed)
         draws = _cosines(torch.stack([null(len(first), generator) for _ in range(n_null)]), bases[1].basis)
         scores[name] = draws.square().mean(dim=1).float()
@@ -139,6 +140,7 @@ def overlap(
 
 def _cosines(rows: Float[Tensor, "n k d_model"], basis: Float[Tensor, "d_model m"]) -> Float[Tensor, "n angle"]:
     """Does the same as `projection_kernel`, for many subspaces at once."""
+    # Rounding may give a cosine above 1, whose acos is NaN.
     return torch.linalg.svdvals(torch.linalg.qr(rows.mT).Q.mT @ basis).clamp(max=1)
 
 

@@ -176,6 +176,7 @@ class _Reader:
         hooks = [(name, self._hold(name)) for name in self.unread]
         hooks += [(name, self._keep(name, seen, component, pos)) for name in self.edited.activations]
         edits = [replace(edit, lands=_only(edit.mask, pos)) for edit in self.edits] if component is None else []
+        # From column 0: the hooks give back whole recorded activations.
         held = self.base.cone(-1 if component is None else component.layer - 1, 0)
         last = batch.last_prompt_mask
         with hooked(self.bridge, hooks):
@@ -196,6 +197,8 @@ class _Reader:
             goes_on = torch.where(changed, self.edited.activations[name], goes_on)
 
         def hook_fn(activation: Tensor, hook: Any) -> Tensor:
+            # The component responds, but only the base's output goes on, so nothing reads the
+            # response.
             seen[name] = activation.clone()
             return goes_on
 
@@ -211,6 +214,7 @@ def _follow(
     each: list[int | None] = list(range(prompt.shape[1]))
     sent, written = (each if over == what else [None] for what in _OVER[1:])
     n_columns = len(sent) * len(written)
+    # A path whose sender changes nothing keeps the base's value.
     values = repeat(metric_of(metric, base), "pair -> pair way column", way=len(ways), column=n_columns).clone()
     numbers = {way: number for number, way in enumerate(ways)}
     runs = [(sender, pos) for sender in dict.fromkeys(sender for sender, _ in ways) for pos in sent]
@@ -286,4 +290,5 @@ def _leads(sender: str, receiver: str, known: dict[str, Component]) -> bool:
     if sender == EDIT or receiver == LOGITS:
         return True
     (a, b) = known[sender], known[receiver]
+    # Heads before the MLP of their block. Heads of one block do not read each other.
     return (a.layer, a.head is None) < (b.layer, b.head is None)

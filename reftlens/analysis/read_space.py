@@ -122,14 +122,18 @@ def _gradients(
     found: dict[str, list[Tensor]] = {name: [] for name in hook_names}
     for begun in range(0, rounds, wide):
         n = min(wide, rounds - begun)
+        # Round by round, so that the draws do not depend on how many rounds run at a time.
         weights = [torch.randn(len(batch), logits.shape[-1], generator=generator) for _ in range(n)]
         weight = torch.zeros_like(logits)
         for place, part in enumerate(weights):
+            # Centred over the vocabulary, because a constant added to all logits changes no answer.
             weight[place * len(batch) : (place + 1) * len(batch)] = (part - part.mean(dim=-1, keepdim=True)).to(logits)
         points = [kept[name] for name in hook_names]
+        # One forward pass serves all rounds; the last one frees its graph.
         gradients = torch.autograd.grad(logits, points, weight, retain_graph=begun + wide < rounds, allow_unused=True)
         there = mask[:, held.start :].repeat(n, 1)
         for name, point, gradient in zip(hook_names, points, gradients, strict=True):
             gradient = torch.zeros_like(point) if gradient is None else gradient
+            # The last round may use fewer copies of the batch than were run.
             found[name].append(gradient[: len(there)][there].double().cpu())
     return [torch.cat(found[name]) for name in hook_names]

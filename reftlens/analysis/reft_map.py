@@ -105,6 +105,7 @@ def reft_map(
         )
     if config.output_dir is not None:
         raise ValueError("reft_map does not save its edits: leave output_dir out. To keep finished cells, pass save_to")
+    # Layouts only: each arm trains a fresh copy from the same seed.
     make = partial(Reft.at_layers, bridge, intervention=intervention, rank=rank, hook=hook)
     cells = [
         (make(layers=[layer], positions=rule), column)
@@ -158,6 +159,7 @@ def _trained(
 ) -> tuple[Float[Tensor, "prompt cell"], ...]:
     """Trains the cells that are not saved yet, and scores each. Returns one table for each of `_MEASURES`."""
     sizes = [len(scored[on].pairs) for _, on in _MEASURES]
+    # The measures below one another, since a Saved file holds one table.
     shape = torch.Size((sum(sizes), len(cells)))
     values, done = torch.full(shape, torch.nan), torch.zeros(shape, dtype=torch.bool)
     if saved is not None:

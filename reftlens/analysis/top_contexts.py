@@ -78,8 +78,10 @@ def top_contexts(
     for operator, moment in zip(operators, moments, strict=True):
         random = torch.randn(n_null, operator.read.shape[1], generator=generator).double() * moment.weight()
         readings.append(_Readings(torch.cat([operator.read[:directions].double(), random]), top, n_null))
+    # A second pass, because random readings need the deviations and activations are not kept.
     for index, batch in enumerate(batches):
         for reading, (h, places) in zip(readings, seen(batch), strict=True):
+            # [row, pos] -> [batch, row, pos].
             reading.add(h, torch.nn.functional.pad(places, (1, 0), value=index), batch)
     return [
         found
@@ -142,6 +144,7 @@ class _Readings:
         self.square = self.square + values.square().sum(dim=1)
         fresh = torch.tensor([self._is_new(batch, row, pos) for _, row, pos in places.tolist()], dtype=torch.bool)
         values, places = values[:, fresh], places[fresh]
+        # Only the largest of each batch can be among the largest of all.
         found = values.topk(min(self.top, values.shape[1]), dim=1)
         self.best.append((found.values, places[found.indices]))
 
@@ -161,6 +164,8 @@ class _Readings:
         null_high = float(z[shown:, 0].quantile(0.95)) if self.n_null else float("nan")
         results = []
         for index in range(shown):
+            # A direction that is written the same everywhere reads nothing: its order of tokens is
+            # rounding.
             reads = float(operator.constant_share[index]) < 1 - 1e-6
             contexts = [
                 _context(bridge, batches, places[index, place].tolist(), float(z[index, rank]))

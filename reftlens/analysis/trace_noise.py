@@ -112,6 +112,7 @@ def _subject_mask(
     mask = torch.zeros_like(batch.prompt_mask)
     for row, (prompt, subject) in enumerate(zip(prompts, subjects, strict=True)):
         found = Span(subject, 0).mask(encode(bridge, [prompt]).prompts)[0]
+        # The batch is padded on the right, so a prompt has the columns it has alone.
         mask[row, : len(found)] = found
     return mask
 

@@ -96,6 +96,7 @@ def unrelated_edits(
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(P * P, generator=generator)[:n_examples]
     with torch.no_grad():
+        # hidden_states[0] is the embedding, so [2] is the output of block 1, which is POINT.
         h = model.transformer(sums()[chosen], output_hidden_states=True, use_cache=False).hidden_states[2].clone()
     edits = []
     for start in range(0, n, at_once):
@@ -118,10 +119,12 @@ def _fit(
     bias = torch.zeros(n, RANK, requires_grad=True)
     optimizer = torch.optim.Adam([raw, weight, bias], lr=2e-2)
     for _ in range(steps):
+        # Batched, one R for each edit; `Orthonormal` holds only one.
         R = torch.linalg.qr(raw).Q.mT
         last = h[:, -1]
         inside = einsum(weight - R, last, "edit rank d, example d -> edit example rank") + bias[:, None]
         edited = last + einsum(inside, R, "edit example rank, edit rank d -> edit example d")
+        # Edits act at the last token only, so the earlier tokens are the same for all of them.
         before = repeat(h[:, :-1], "example pos d -> (edit example) pos d", edit=n)
         resid = torch.cat([before, rearrange(edited, "edit example d -> (edit example) 1 d")], dim=1)
         out = model.transformer.h[2](resid)

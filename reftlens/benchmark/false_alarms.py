@@ -52,6 +52,8 @@ def trained_edit_rows(*, n_draws: int = N_DRAWS) -> Iterator[Known]:
         a, b, *null = edits[draw * size : (draw + 1) * size]
         (pair,) = agreement(bridge, {"a": a, "b": b}, [held_out], null=null, at=Last(1), n_null=1, seed=draw)
         spans = [directions(decompose(bridge, edit, [held_out], at=Last(1))[0], 2) for edit in (a, b)]
+        # p is then a multiple of 1 / 200, and so is LEVEL: a valid null alarms at exactly that
+        # rate.
         shared = overlap(*spans, nulls=nulls, n_null=199, seed=draw)
         found = {
             "cosine among edits of shuffled answers": pair.p_cosine <= LEVEL,
@@ -80,6 +82,7 @@ def map_rows(*, n_draws: int = N_DRAWS) -> Iterator[Known]:
             shifts.append(result.p <= LEVEL)
             cells.append(not result.over_cells[0] < 0 < result.over_cells[1])
             prompts.append(not result.over_prompts[0] < 0 < result.over_prompts[1])
+        # p is a multiple of 1 / cells, so this is the rate that a valid p has at LEVEL.
         level = int(LEVEL * one.numel()) / one.numel()
         yield alarm_row(f"unrelated maps {kind}, p of all shifts", shifts, level=level)
         yield alarm_row(f"unrelated maps {kind}, interval over cells (not a test)", cells, level=LEVEL)
@@ -135,6 +138,7 @@ def verdict_rows(*, n_draws: int = N_DRAWS) -> Iterator[Known]:
         toy = illusion_in_residual(n_pairs=16, seed=draw)
         generator = torch.Generator().manual_seed(draw)
         unread = torch.randn(1, toy.true.shape[1], generator=generator) + toy.true + toy.illusory
+        # Made of directions that vary as well, so that the test could take it for an illusion.
         unread -= unread @ toy.read.T @ toy.read
         named = {"that carry the answer": toy.true, "that nothing reads": unread, "": toy.illusory}
         for name, direction in named.items():

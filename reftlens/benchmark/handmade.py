@@ -47,6 +47,7 @@ def attention_reads_it(*, n_pairs: int = 64, seed: int = 0) -> Handmade:
         model.transformer.wte.weight += 2 * _variable()[:, None] * v
         attention = model.transformer.h[1].attn
         # Queries and keys are zero, so the head attends to all tokens equally. It reads v and writes w.
+        # c_attn is [d, 3 d]: queries, keys, values, each with 8 columns for each of the two heads.
         attention.c_attn.weight[:, 2 * D_MODEL] = 4 * v
         attention.c_proj.weight[0] = 4 * w
         model.lm_head.weight[:2] = torch.stack([w, -w])
@@ -137,11 +138,13 @@ def illusion(*, n_pairs: int = 64, seed: int = 0, weight: float = 0.01) -> Handm
         model.transformer.wte.weight += 2 * _variable()[:, None] * v
         mlp = model.transformer.h[0].mlp
         # Far from zero, GELU is the identity on one side and zero on the other, so a unit is 8 or 0.
+        # LayerNorm scales h to length sqrt(d), so its part 2 along v becomes 2 sqrt(d) / |h|.
         reach = 8 / (2 * D_MODEL**0.5 / _norm_of_embedding(model))
         mlp.c_fc.weight[:, 0] = mlp.c_fc.weight[:, 2] = reach * v
         mlp.c_fc.bias.fill_(-30)
         mlp.c_fc.bias[[0, 2]] = 0
         mlp.c_proj.weight[1], mlp.c_proj.weight[2] = 2 * read[0], read[1]
+        # Unit 2 is 8 or 0; centred, the two answers are mirror images.
         mlp.c_proj.bias -= 4 * read[1]
         # The answers read both outputs equally; other tokens distinguish them.
         both = read.sum(dim=0)
@@ -174,6 +177,7 @@ def _blank(*, n_layer: int, seed: int, n_free: int = 3) -> tuple[GPT2LMHeadModel
         n_embd=D_MODEL,
         n_layer=n_layer,
         n_head=2,
+        # The head is set by hand, apart from the embedding.
         tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=0,
@@ -181,6 +185,7 @@ def _blank(*, n_layer: int, seed: int, n_free: int = 3) -> tuple[GPT2LMHeadModel
     )
     model = GPT2LMHeadModel(config).eval()
     frame = torch.randn(D_MODEL, D_MODEL, generator=_generator(seed))
+    # QR keeps the first column's direction, so the other columns of Q are perpendicular to it.
     frame[:, 0] = 1.0
     Q = torch.linalg.qr(frame).Q.T[1:]
     with torch.no_grad():

@@ -33,6 +33,7 @@ def run_kept(units: Mapping[str, Callable[[], Iterator[Known]]], file: Path | No
             rows.append(row)
             yield row
         if file is not None:
+            # Written once the unit is complete, so that a unit in the file is never half of one.
             lines = [*({"piece": name, **vars(row)} for row in rows), {"done": name, "version": __version__}]
             with file.open("a", encoding="utf-8") as kept:
                 kept.write("".join(json.dumps(line) + "\n" for line in lines))

@@ -80,6 +80,7 @@ def plant(name: str, *, n_texts: int = 96, seed: int = 1, blocks_after: int = 1)
         random = torch.randn(2, d_model, generator=torch.Generator().manual_seed(seed))
         root = torch.linalg.cholesky(torch.cov(random @ h.T))
         readings = torch.linalg.solve_triangular(root, random, upper=False) * 0.2 * h.norm(dim=-1).mean()
+        # Of R^T(W h + b - R h), W = readings + R and this b leave R^T readings (h - mean).
         edit.source.weight.copy_(readings + edit.R)
         edit.source.bias.copy_(-readings @ h.mean(dim=0))
     return Planted(name, bridge, teacher, tuple(batches[:-1]), tuple(examples), (batches[-1],))
@@ -108,6 +109,7 @@ def _site(bridge: TransformerBridge, intervention: LoReFT, *, seed: int, blocks_
 def fit_student(planted: Planted, *, rank: int, seed: int, steps: int = 600, lr: float = 0.02) -> Reft:
     """Fits a new LoReFT to the teacher's logits at every prompt token, by mean square error."""
     bridge = planted.bridge
+    # Far from the teacher's seed, which would start the student at the teacher's own R.
     student = _site(bridge, LoReFT(bridge.cfg.d_model, rank), seed=1000 + seed)
     lessons = [_lesson(bridge, batch, planted.teacher) for batch in planted.batches]
     optimizer = torch.optim.Adam(student.parameters(), lr=lr)
@@ -193,6 +195,7 @@ def identified(planted: Planted, students: Sequence[Reft], what: str) -> Known:
     edits = [reft.edits(batch) for reft in (planted.teacher, *students)]
     said, *others = (next_token_logprobs(planted.bridge, batch, edit) for edit in (*edits, ()))
     *kl, base = (float((said.exp() * (said - other)).sum(-1).mean()) for other in others)
+    # A student with one direction lacks the other altogether.
     error = float(found.max()) if len(found) == 2 else 90.0
     agrees = sum(kl) / len(kl) < AGREES * base
     verdict = "identified" if error <= ANGLE else "not identified" if agrees else "outputs differ"

@@ -23,6 +23,7 @@ def interval(hits: int, n: int) -> tuple[float, float]:
     """
     tail = (1 - CONFIDENCE) / 2
     low = 0.0 if hits == 0 else _solve(lambda rate: 1 - _at_most(hits - 1, n, rate), tail)
+    # In 1 - rate, because _solve needs a rising function.
     high = 1.0 if hits == n else 1 - _solve(lambda rest: _at_most(hits, n, 1 - rest), tail)
     return low, high
 

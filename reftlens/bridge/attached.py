@@ -31,6 +31,7 @@ def foreign_hooks(bridge: TransformerBridge) -> list[str]:
 def replaced_forwards(bridge: TransformerBridge) -> tuple[tuple[str, int], ...]:
     """Returns the modules whose forward has been replaced, with the replacing function."""
     forwards = ((name, vars(module).get("forward")) for name, module in bridge.original_model.named_modules())
+    # The id is part of the key of a proof: two replacements of one module compute different things.
     return tuple((name, id(forward)) for name, forward in forwards if forward is not None and _is_foreign(forward))
 
 
@@ -41,6 +42,7 @@ def _attached(module: nn.Module) -> Iterator[object]:
         return
     yield from module._forward_hooks.values()
     yield from module._forward_pre_hooks.values()
+    # Assigning module.forward = f puts f in the instance, where it hides the class's method.
     if "forward" in vars(module):
         yield vars(module)["forward"]
 

@@ -62,6 +62,7 @@ def mend_attention(bridge: TransformerBridge) -> None:
         if not isinstance(module, AttentionBridge) or module in _MENDED:
             continue
         _MENDED.add(module)
+        # AttentionBridge.forward itself delegates; only its subclasses compute attention.
         if type(module).forward is not AttentionBridge.forward:
             module.register_forward_pre_hook(_under_the_old_name, with_kwargs=True)
 

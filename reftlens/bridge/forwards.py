@@ -46,6 +46,7 @@ def masked_columns(bridge: TransformerBridge, tokens: Int[Tensor, "batch pos"]) 
         ValueError: If a row does not have exactly one mask token.
     """
     mask_id = bridge.tokenizer.mask_token_id
+    # -1 is no token's id, so a tokenizer without a mask token ends in the error below.
     there = tokens == (-1 if mask_id is None else mask_id)
     wrong = (there.sum(dim=1) != 1).nonzero().flatten().tolist()
     if wrong:
@@ -54,6 +55,7 @@ def masked_columns(bridge: TransformerBridge, tokens: Int[Tensor, "batch pos"]) 
             f"({bridge.tokenizer.mask_token!r}) exactly once, where the logits are read; row {wrong[0]} contains it "
             f"{int(there[wrong[0]].sum())} times"
         )
+    # torch has no argmax of booleans.
     return there.int().argmax(dim=1)
 
 
@@ -89,9 +91,11 @@ def watch_forwards(bridge: TransformerBridge) -> Iterator[ForwardStart]:
     @in_this_thread
     def note_offset(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cache = cache_in(kwargs)
+        # Read before the pass: the pass itself extends the cache.
         start.offset = int(cache.get_seq_length()) if cache is not None else 0
 
     with one_thread(bridge):
+        # On the Hugging Face model: its own `generate` never calls the bridge.
         handle = bridge.original_model.register_forward_pre_hook(note_offset, with_kwargs=True)
         try:
             yield start
@@ -129,6 +133,7 @@ def unembedded_alone(bridge: TransformerBridge, mask: Bool[Tensor, "batch pos"] 
     @in_this_thread
     def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         resid = args[0]
+        # [batch, pos, d_model] -> [1, n, d_model]: the head still needs a batch axis.
         return (resid[mask.to(resid.device)][None], *args[1:])
 
     with one_thread(bridge):
@@ -162,8 +167,10 @@ def _for_some(forward: Callable[..., Any], mask: Bool[Tensor, "batch pos"]) -> C
 
     def picked(given: Tensor, *args: Any, **kwargs: Any) -> Any:
         wanted = mask.to(given.device)
+        # Each token is computed by itself, so the chosen ones may stand in one row without padding.
         output = forward(given[wanted][None], *args, **kwargs)
         some = output[0] if isinstance(output, tuple) else output
+        # masked_scatter fills row by row, the order in which given[wanted] took the tokens out.
         everywhere = some.new_zeros(*mask.shape, some.shape[-1]).masked_scatter(wanted[..., None], some)
         return (everywhere, *output[1:]) if isinstance(output, tuple) else everywhere
 
@@ -208,6 +215,7 @@ def blocks_replaced(bridge: TransformerBridge, forwards: Mapping[int, Callable[.
 @contextmanager
 def _forwards_replaced(modules: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
     """Replaces the forwards of these modules while the context is open, then restores the previous ones."""
+    # None where the class's own method is used; accelerate (device_map) puts a forward there.
     before: list[Any] = [module.__dict__.get("forward") for module, _ in modules]
     try:
         for module, forward in modules:

@@ -58,8 +58,11 @@ def twin_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> T
     tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
     shared: dict[int, Any] = {}
     for tensor in tensors:
+        # Detaching shares the memory but not requires_grad: the twin is frozen, the model stays as
+        # it is.
         own = tensor.detach()
         shared[id(tensor)] = nn.Parameter(own, requires_grad=False) if isinstance(tensor, nn.Parameter) else own
+    # deepcopy takes the objects in its memo as copied already.
     twin = copy.deepcopy(model, shared)
     return load_bridge(hf_model=twin, tokenizer=tokenizer, device=model.device)
 
@@ -67,6 +70,7 @@ def twin_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> T
 def _path_of(mapping: Any, hook_name: str) -> tuple[str, Literal["in", "out"] | None]:
     """Resolves a name to the path of a component and one side of it; None if it is neither side of a component."""
     *path, point = hook_name.split(".")
+    # An alias may lead to a further alias; the limit ends a circle.
     for _ in range(4):
         component = _component(mapping, path)
         if component is None:
@@ -74,6 +78,7 @@ def _path_of(mapping: Any, hook_name: str) -> tuple[str, Literal["in", "out"] | 
         if point in ("hook_in", "hook_out"):
             return ".".join(path), "in" if point == "hook_in" else "out"
         alias = (component.hook_aliases or {}).get(point)
+        # A list of names: which one applies is only known on a built bridge.
         if not isinstance(alias, str):
             break
         *further, point = alias.split(".")
@@ -83,6 +88,7 @@ def _path_of(mapping: Any, hook_name: str) -> tuple[str, Literal["in", "out"] | 
 
 def _component(mapping: Any, path: list[str]) -> Any:
     """Returns the component at a path, such as ["blocks", "3", "attn"]; None if there is none."""
+    # The mapping describes one block for all layers, so the layer is not part of its paths.
     inside = [part for part in path if not part.isdigit()]
     component, parts = None, mapping
     for part in inside:

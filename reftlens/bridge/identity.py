@@ -53,6 +53,8 @@ def sampled_fingerprint(bridge: TransformerBridge) -> str:
     pieces: dict[str, bytes] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         with align_module_device(module):
+            # Saved edits hold this value, so nothing here may change, not even that tied weights
+            # count twice.
             own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
             for name, tensor in own:
                 full = f"{prefix}.{name}" if prefix else name
@@ -64,6 +66,7 @@ def sampled_fingerprint(bridge: TransformerBridge) -> str:
     return digest.hexdigest()[:32]
 
 
+# Tied or initialised in whatever way: the weights themselves are in the fingerprint.
 _NOT_COMPUTATION = (
     "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "return_dict", "problem_type",
     "id2label", "label2id", "task_specific_params", "chunk_size_feed_forward", "initializer_range", "name_or_path",
@@ -77,6 +80,7 @@ def computation(bridge: TransformerBridge) -> dict[str, Any]:
 
     It omits dropout (the base is in eval mode), output options, initialisation, names and versions.
     """
+    # Through JSON, so that these values equal those that a saved edit holds: tuples become lists.
     facts = json.loads(json.dumps(bridge.original_model.config.to_dict(), default=str))
     return {
         name: facts[name]
@@ -99,6 +103,8 @@ def base_identity(bridge: TransformerBridge) -> str:
     for name, module in bridge.original_model.named_modules():
         digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__} {_plain(vars(module))}".encode())
     config = bridge.original_model.config
+    # The index of a device and the label of a model change no number; the kind of device is added
+    # below.
     settings = {name: value for name, value in vars(bridge.cfg).items() if name not in ("device", "model_name")}
     digest.update(json.dumps(computation(bridge)).encode())
     digest.update(f"{config._attn_implementation} {_plain(settings)}".encode())
@@ -114,12 +120,15 @@ def tensor_sums(tensor: Tensor) -> bytes:
     factors = _factors(words.device)
     if words.device.type != "cpu" and len(words) > _BLOCK:
         # One launch for many blocks; a processor works through them one by one, in its cache.
+        # Zeros add nothing, so the last block has the same sum as below, where it is shorter.
         blocks = pad(words, (0, -len(words) % _BLOCK)).view(-1, _BLOCK)
         sums = torch.cat([(part * factors).sum(dim=1) for part in blocks.split(64)])
     else:
         product = torch.empty(min(_BLOCK, len(words)), dtype=torch.int64, device=words.device)
         sums = torch.empty(-(-len(words) // _BLOCK), dtype=torch.int64, device=words.device)
         for place, block in enumerate(words.split(_BLOCK)):
+            # int32 times int64 wraps modulo 2^64, as the formula wants. One buffer stays in the
+            # cache.
             torch.mul(block, factors[: len(block)], out=product[: len(block)])
             sums[place] = product[: len(block)].sum()
     return sums.cpu().numpy().tobytes()
@@ -128,6 +137,7 @@ def tensor_sums(tensor: Tensor) -> bytes:
 def _words(tensor: Tensor) -> Tensor:
     """The memory of a tensor as 32-bit words, zeros behind its end."""
     flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+    # Only memory at a multiple of 4 bytes can be seen as 32-bit words; a slice may begin elsewhere.
     if flat.storage_offset() % 4:
         flat = flat.clone()
     return pad(flat, (0, -len(flat) % 4)).view(torch.int32) if len(flat) % 4 else flat.view(torch.int32)
@@ -139,6 +149,7 @@ def _factors(device: torch.device) -> Tensor:
     z = np.arange(1, _BLOCK + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    # As signed numbers, since torch cannot multiply uint64; modulo 2^64 the bits are the same.
     return torch.from_numpy(((z ^ (z >> np.uint64(31))) | np.uint64(1)).view(np.int64)).to(device)
 
 
@@ -159,6 +170,7 @@ def _plain(attributes: dict[str, Any]) -> list[tuple[str, str]]:
     """Numbers, texts, functions and small tensors among attributes, by name."""
     plain: list[tuple[str, str]] = []
     for name, value in sorted(attributes.items()):
+        # nn.Module's own tables: parameters and buffers are summed elsewhere.
         if name.startswith("_"):
             continue
         # Elements of a sequence may have an address in their repr, which differs between processes.
@@ -168,6 +180,7 @@ def _plain(attributes: dict[str, Any]) -> list[tuple[str, str]]:
         elif isinstance(value, Tensor):
             plain.append((name, tensor_sums(value).hex()))
         elif callable(value) and not isinstance(value, nn.Module):
+            # By name, because the repr of a function holds its address.
             plain.append((name, getattr(value, "__qualname__", type(value).__qualname__)))
     return plain
 

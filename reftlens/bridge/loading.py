@@ -84,6 +84,7 @@ def load_bridge(
     model = plain_model(hf_model)
     _require_runnable(model, dtype or model.dtype)
     model, place = _placed(model, device, dtype)
+    # TransformerLens chooses its adapter by this, and a model built from a config leaves it unset.
     model.config.architectures = [type(model).__name__]
     if prepend_bos and _first_token(tokenizer) is None:
         raise ValueError(
@@ -95,6 +96,8 @@ def load_bridge(
             hf_model=model,
             tokenizer=_bootable(tokenizer),
             device=place,
+            # Without both, the bridge's config could name another device and dtype than the
+            # model's.
             dtype=model.dtype,
         )
     # For a tokenizer without BOS, booting uses EOS as BOS and puts it before every text.
@@ -104,6 +107,7 @@ def load_bridge(
     if commit is not None:
         _REVISIONS[bridge] = commit
     mend_attention(bridge)
+    # Last: booting splits fused q, k, v into new parameters, which an earlier freeze would miss.
     return freeze(bridge)
 
 
@@ -122,6 +126,7 @@ def _refused(model: PreTrainedModel) -> Iterator[None]:
 @contextmanager
 def _absent_parts_kept(model: PreTrainedModel) -> Iterator[None]:
     """Keeps None: booting creates empty parts for those that a config omits, such as Granite 4's rotary embeddings."""
+    # A part that is None is either a plain attribute or a registered submodule.
     absent = [(m, name) for m in model.modules() for name, part in (vars(m) | m._modules).items() if part is None]
     yield
     for module, name in absent:

@@ -36,6 +36,7 @@ def require_padding(bridge: TransformerBridge, side: Literal["left", "right"], l
         return
     change = padding_change(bridge, side)
     # Ten times what is tolerated where a slower way exists: in half precision a mixture of experts may route a token elsewhere.
+    # "not <=" also refuses NaN.
     if not change <= 10 * TOLERANCE[bridge.original_model.dtype]:
         other: Literal["left", "right"] = "right" if side == "left" else "left"
         instead = f"padding_side={other!r}, or " if padding_holds(bridge, other) else ""
@@ -87,6 +88,7 @@ def caching_holds(bridge: TransformerBridge) -> bool:
             return True
         tokens = made_up(bridge, 2, long)
         mask = torch.ones_like(tokens)
+        # Otherwise the padding would fail this proof, and the cache would get the blame.
         if padding_holds(bridge, "left"):
             mask[1, : long - short] = 0
         runs, offsets = [], list[int]()
@@ -102,6 +104,7 @@ def caching_holds(bridge: TransformerBridge) -> bool:
                         handle.remove()
         except Exception:  # whatever an architecture's own cache may raise
             return False
+        # The first run has the cache: the prompt at offset 0, then one token a step.
         tells = offsets[:_NEW] == [0, *range(long, long + _NEW - 1)]
         return tells and difference(*runs) <= TOLERANCE[bridge.original_model.dtype]
 
@@ -113,6 +116,7 @@ def _decode(bridge: TransformerBridge, tokens: torch.Tensor, mask: torch.Tensor,
     model = bridge.original_model
     config = GenerationConfig(
         max_new_tokens=_NEW,
+        # Made-up tokens may be followed by EOS, and the runs must have the same length.
         min_new_tokens=_NEW,
         do_sample=False,
         use_cache=use_cache,

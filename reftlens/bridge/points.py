@@ -135,6 +135,7 @@ def _resolve(bridge: TransformerBridge, points: Mapping[str, HookPoint], hook_na
     if hook_name in points:
         return points[hook_name].name or hook_name
     layer = layer_of(hook_name)
+    # The block exists and has no middle, so its attention and MLP are parallel.
     if is_resid_mid(hook_name) and layer is not None and layer < bridge.cfg.n_layers:
         raise ValueError(f"cannot edit {hook_name!r}: {_PARALLEL}")
     near = difflib.get_close_matches(hook_name, points, n=3, cutoff=0.5)
@@ -149,8 +150,10 @@ def _refusal(bridge: TransformerBridge, hook_name: str, name: str) -> str | None
     """Explains why an edit at a point would be lost or have another meaning; None if it can be edited."""
     model = type(bridge.original_model).__name__
     for of_model, pattern, why in _REFUSED:
+        # Both names: an alias may be safe where its canonical point is not, and the reverse.
         if re.search(of_model, model, re.IGNORECASE) and any(re.search(pattern, n) for n in (hook_name, name)):
             return why
+    # Before measuring: attaching a hook to a point that is switched off raises.
     switch = bridge._gated_hook_reason(name)
     if switch is not None:
         return f"it is switched off; call bridge.set_{switch}(True) first"

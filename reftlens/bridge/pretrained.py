@@ -68,6 +68,7 @@ def require_device(device: str | torch.device) -> None:
     """
     try:
         wanted = torch.device(device)
+        # torch.device accepts any index; only an allocation shows whether the device exists.
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         here = "cpu" + (f" and cuda:0 to cuda:{torch.cuda.device_count() - 1}" if torch.cuda.is_available() else "")
@@ -114,6 +115,7 @@ def read_pretrained(
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         model, info = _auto_class(config).from_pretrained(
             source,
+            # "auto" is the checkpoint's dtype; TransformerLens by itself would load float32.
             dtype=dtype or "auto",
             attn_implementation="eager",
             trust_remote_code=False,
@@ -159,11 +161,13 @@ def plain_model(hf_model: nn.Module) -> PreTrainedModel:
         TypeError: If it is not a model of transformers.
         ValueError: If it is compiled, its adapter cannot be merged, or it belongs to a bridge already.
     """
+    # First, because a compiled wrapper hides the class of the model inside.
     if type(hf_model).__name__ == "OptimizedModule" or getattr(hf_model, "_compiled_call_impl", None) is not None:
         raise ValueError(
             "hf_model is compiled by torch.compile, which ignores the hooks of a bridge: pass the original model "
             "(compiled._orig_mod, or a model on which .compile() was not called)"
         )
+    # By name, since peft is optional and may not be installed.
     if type(hf_model).__module__.startswith("peft."):
         hf_model = _merged(hf_model)
     if any(type(module).__module__.startswith("transformer_lens.") for module in hf_model.modules()):

@@ -54,6 +54,7 @@ def measure(bridge: TransformerBridge, name: str) -> Point:
     settings = (bool(bridge.compatibility_mode), *(bool(getattr(bridge.cfg, switch, False)) for switch in _SWITCHES))
     if (*settings, name) not in known:
         kind = re.sub(r"^blocks\.\d+\.", "", name)
+        # All blocks at once: one run costs the same for one point as for one in every block.
         alike = {p.name for p in bridge.hook_dict.values() if re.sub(r"^blocks\.\d+\.", "", p.name) == kind}
         for other, point in _run(bridge, sorted(alike)).items():
             known[(*settings, other)] = point
@@ -75,11 +76,13 @@ def _run(bridge: TransformerBridge, names: Sequence[str]) -> dict[str, Point]:
         zeros[hook.name] = torch.zeros_like(activation, requires_grad=True)
         return activation + zeros[hook.name]
 
+    # A caller may be in no_grad or inference mode, where no graph would show what is read.
     with one_thread(bridge), torch.inference_mode(False), torch.enable_grad(), alone(bridge):
         with hooked(bridge, [(name, hook_fn) for name in names]):
             logits = bridge(tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
         gradients: Sequence[Tensor | None] = ()
         if zeros and logits.requires_grad:
+            # allow_unused: None marks a zero that the logits do not depend on.
             gradients = torch.autograd.grad(logits.float().sum(), list(zeros.values()), allow_unused=True)
     read = {name for name, gradient in zip(zeros, gradients, strict=False) if gradient is not None}
     return {name: _describe(seen[name], (_BATCH, length), name in read) for name in names}
@@ -103,10 +106,12 @@ def alone(bridge: TransformerBridge) -> Iterator[None]:
 
     Permanent hooks stay: TransformerLens itself uses one to pass an activation from one point to another.
     """
+    # hook_dict names a point once for each of its aliases.
     points = {id(point): point for point in bridge.hook_dict.values()}.values()
     kept = [(point, point._forward_hooks, point._backward_hooks) for point in points]
     for point in points:
         others = {handle.hook.id for handle in (*point.fwd_hooks, *point.bwd_hooks) if not handle.is_permanent}
+        # New dicts instead of removed hooks: the old ones, with their order and handles, come back.
         point._forward_hooks = _without(point._forward_hooks, others)
         point._backward_hooks = _without(point._backward_hooks, others)
     try:

@@ -42,6 +42,7 @@ def proved(bridge: TransformerBridge, what: str, prove: Callable[[], _T], *facts
     key = (what, _kind(bridge), replaced_forwards(bridge), *facts)
     if key not in _KNOWN:
         device = torch.device(bridge.cfg.device).type
+        # TOLERANCE goes by the dtype of the weights, and autocast would compute in a smaller one.
         with one_thread(bridge), torch.no_grad(), torch.autocast(device, enabled=False), alone(bridge):
             _KNOWN[key] = prove()
     found: _T = _KNOWN[key]
@@ -53,6 +54,7 @@ def difference(ours: Float[Tensor, "*batch d_vocab"], theirs: Float[Tensor, "*ba
 
     Adding a constant to all logits does not change it.
     """
+    # In float64: subtracting a large mean from bfloat16 logits would leave mostly rounding.
     ours, theirs = (logits.double() - logits.double().mean(-1, keepdim=True) for logits in (ours, theirs))
     return float((ours - theirs).norm() / theirs.norm())
 
@@ -60,6 +62,7 @@ def difference(ours: Float[Tensor, "*batch d_vocab"], theirs: Float[Tensor, "*ba
 def made_up(bridge: TransformerBridge, n_rows: int, length: int) -> Int[Tensor, "batch pos"]:
     """Returns random tokens, the same on every call, without padding tokens."""
     generator = torch.Generator().manual_seed(0)
+    # The first ids are special tokens in most vocabularies.
     lowest = min(3, bridge.cfg.d_vocab - 2)
     tokens = torch.randint(lowest, bridge.cfg.d_vocab, (n_rows, length), generator=generator)
     # Some models (RoBERTa) derive position ids from which tokens are padding.
@@ -82,6 +85,7 @@ def attention_window(bridge: TransformerBridge) -> int | None:
         for name, value in config.items()
         if ("window" in name or "attention_chunk" in name or "local_attention" in name)
         and isinstance(value, int)
+        # use_sliding_window=True is an int in Python.
         and not isinstance(value, bool)
         and value > 1
     ]
@@ -90,6 +94,7 @@ def attention_window(bridge: TransformerBridge) -> int | None:
 
 def _kind(bridge: TransformerBridge) -> str:
     known = _KINDS.get(bridge)
+    # Compatibility mode is the one switch that changes a loaded bridge's modules and weights.
     if known is None or known[0] != bool(bridge.compatibility_mode):
         modules = (f"{type(m).__module__}.{type(m).__qualname__}" for m in bridge.original_model.modules())
         facts = [

@@ -35,8 +35,10 @@ def mean_logit_changes(
         return _one_by_one(bridge, final, pushes)
     with one_thread(bridge):
         still = _normed(bridge, final)
+        # [prompt, n, d_model]; the final norm is not linear, so every prompt needs its own.
         moved = torch.stack([_normed(bridge, h + pushes) for h in final])
         gaps = (moved.float() - still[:, None].float()).mean(dim=0).to(moved)
+        # The bias of the unembedding, which cancels in a difference of logits.
         nothing = bridge.unembed(torch.zeros_like(gaps[None, :1]))
         return torch.cat([(bridge.unembed(some[None]) - nothing)[0].float().cpu() for some in gaps.split(_ROWS)])
 
@@ -47,6 +49,7 @@ def unembeds_linearly(bridge: TransformerBridge) -> bool:
     Raises:
         ValueError: If the model does not read the last residual by a final norm and an unembedding.
     """
+    # Lazily: tools.analysis changes between minor releases, and few functions need it.
     from transformer_lens.tools.analysis.logit_lens import logit_readout
 
     def prove() -> bool:
@@ -78,6 +81,7 @@ def _one_by_one(
 
     total = torch.zeros(())
     for h in final:
+        # Row 0 has no push; the others are compared with it.
         logits = logit_readout(bridge, torch.cat([h[None], h + pushes])).values.float().cpu()
         total = total + (logits[1:] - logits[:1])
     return total / len(final)

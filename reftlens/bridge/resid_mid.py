@@ -72,7 +72,9 @@ def written_whole(
             after = after if edited is None else edited
         if after is before:
             return None
+        # Not after - resid_pre: this difference is exactly 0 at tokens that no edit touches.
         written = attn_out + (after - before)
+        # Only compared, so the graph must not be held.
         held["expected"] = (resid_pre + written).detach()
         return written
 

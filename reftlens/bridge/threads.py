@@ -63,6 +63,7 @@ def in_this_thread(function: _Function) -> _Function:
     @wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         here = threading.current_thread()
+        # torch numbers the running backward passes; -1 is outside of one.
         if here is not home and torch._C._current_graph_task_id() == -1:
             raise EditError(
                 f"thread {here.name!r} runs a model to which thread {home.name!r} has attached an edit or another hook: {_ONE}, "

@@ -107,6 +107,7 @@ def command(name: str, function: str, *, of: Literal["edit", "base"]) -> Callabl
         inspect.Parameter(key, kind, default=default, annotation=annotation)
         for key, (annotation, default) in arguments.items()
     ]
+    # typer makes the options from the signature, which **values does not show.
     vars(run)["__signature__"] = inspect.Signature(parameters)
     run.__annotations__ = {key: annotation for key, (annotation, _) in arguments.items()}
     run.__doc__, run.__name__ = about, name
@@ -142,6 +143,7 @@ def _run(name: str, function: str, of: str, values: dict[str, Any], options: dic
         place = values.get(key)
         if place is not None and not place.exists():
             raise ValueError(f"no such file or folder: {place}")
+    # Opened first: a folder that cannot be replaced is refused before torch is imported.
     with Replacement(out, marker=f"{name}.json") as folder:
         from reftlens import analysis
         from reftlens.cli.output import print_frame, print_json, say

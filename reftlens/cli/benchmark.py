@@ -38,6 +38,7 @@ def benchmark(
     from reftlens.benchmark.known import known_to_dataframe
     from reftlens.cli.output import print_json
 
+    # The models are too small to parallelise: a second thread would mostly wait.
     torch.set_num_threads(1)
     kept = None if out is None else out.with_suffix(".jsonl")
     rows, group = [], ""

@@ -50,6 +50,7 @@ def dissect(
             model = base_named(directory)
         prepare(model, quiet=quiet)
         asked = preset or tuple(parts or ()) or "standard"
+        # Raises for an unknown part before the model is loaded.
         chosen(asked)
         config = DissectConfig(parts=asked, at=None if at is None else parse(at), progress=not quiet)
         if is_run(directory):

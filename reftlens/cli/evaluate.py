@@ -44,6 +44,7 @@ def evaluate(
     if task or data is not None:
         chosen |= {"eval_tasks": task or [], "eval_data": data}
     overrides = {name: value for name, value in chosen.items() if value is not None} | parse_settings(settings or ())
+    # A named task takes the place of the run's own test examples.
     if task and data is None:
         overrides["eval_data"] = None
 

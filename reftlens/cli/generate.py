@@ -72,6 +72,7 @@ def _prompts(given: list[str], file: Path | None) -> Sequence[Prompt]:
         raws = read(file, within=(), split="")
         return [raw.asked() for raw in raws]
     text = file.read_text(encoding="utf-8") if file is not None else sys.stdin.read()
+    # Not splitlines, which would also end a prompt at U+2028 and its like.
     found = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
     if not found:
         raise ValueError(f"{file or 'standard input'} has no prompts")

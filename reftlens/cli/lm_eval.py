@@ -20,5 +20,6 @@ def lm_eval(context: typer.Context) -> None:
         raise ValueError(
             f"lm-eval wants the lm-evaluation-harness ({error}): pip install 'reftlens[harness]'"
         ) from error
+    # cli_evaluate takes no arguments; it parses sys.argv.
     sys.argv = ["lm_eval", "run", "--model", "reftlens", *context.args]
     cli_evaluate()

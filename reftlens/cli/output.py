@@ -70,4 +70,5 @@ def prepare(model: str | None, *, quiet: bool) -> None:
         elif model in ORGANISMS:
             where = "ships with reftlens"
         say(f"base model: {model} ({where})", err=True)
+    # By default a warning shows a line of this package's source, which tells a user nothing.
     warnings.formatwarning = lambda message, *_, **__: f"warning: {harmless(str(message))}\n"

@@ -110,6 +110,7 @@ def train(
             else "nothing was kept"
         )
         say(f"interrupted: {what}", err=True)
+        # 128 + SIGINT, as shells report an interrupted command.
         raise typer.Exit(code=130) from interrupt
     if as_json:
         print_json({"run": str(out), **result.to_dict()})

@@ -62,6 +62,7 @@ class Batch:
     def last_prompt_index(self) -> Int[Tensor, " batch"]:
         """Column of each prompt's last token, where the first completion token is predicted."""
         columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        # A completion or padding may follow, so neither the last column nor length - 1 is right.
         return torch.where(self.prompt_mask, columns, -1).amax(dim=1)
 
     @property
@@ -141,6 +142,7 @@ def encode(
     batch = replace(batch, texts=tuple(rows.texts))
     if rows.offsets is not None:
         batch = replace(batch, offsets=_place_offsets(batch, rows.offsets))
+    # Filled on the CPU and moved once, instead of once for every row.
     return batch.to(bridge.cfg.device)
 
 

@@ -68,6 +68,7 @@ def as_batch(
         TypeError: As for `as_batches`.
         ValueError: As for `as_batches`, and for several batches.
     """
+    # Read once: a generator has no length, and cannot be read again.
     items = prompts if isinstance(prompts, Batch) else as_list(prompts, name)
     batches = as_batches(bridge, items, name=name, batch_size=len(items), padding_side=padding_side)
     if len(batches) > 1:

@@ -42,6 +42,7 @@ def labels_of(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
         tokenizer: of any kind.
     """
     size, labels = _LABELS.get(tokenizer, (0, {}))
+    # Tokens may have been added since.
     if size != len(tokenizer):
         labels = _vocabulary(tokenizer)
         _LABELS[tokenizer] = len(tokenizer), labels
@@ -95,6 +96,7 @@ def _of_bytes(piece: str) -> str:
     raw = bytes(_BYTES[char] for char in piece)
     text = raw.decode("utf-8", errors="surrogateescape")
     return _readable(
+        # surrogateescape writes a byte b that is not part of a character as U+DC00 + b.
         "".join(char if not "\udc80" <= char <= "\udcff" else f"<0x{ord(char) - 0xDC00:02X}>" for char in text)
     )
 

@@ -52,6 +52,8 @@ def example_of(
             given = text_of(record, "input", may_be_empty=True) if record.get("input") is not None else ""
             return alpaca(text_of(record, "instruction"), given), text_of(record, "output")
         case "question and answer":
+            # The space goes with the answer: in most vocabularies a word and its space are one
+            # token.
             return f"Question: {text_of(record, 'question')}\nAnswer:", " " + text_of(record, "answer").lstrip()
         case _:
             prompt, completion = record["prompt"], record.get("completion")
@@ -67,6 +69,7 @@ def layout_of(record: Mapping[str, Any]) -> str:
         ValueError: If it has none. The message lists the layouts and the record's fields.
     """
     for name, needed in LAYOUTS.items():
+        # In a Dataset every record has every column; what it lacks is None.
         if all(record.get(field) is not None for field in needed):
             return name
     raise ValueError(

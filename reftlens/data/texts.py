@@ -72,6 +72,7 @@ def as_list(values: Any, name: str, count: int | None = None) -> list[Any]:
     """
     if isinstance(values, str | bytes):
         raise TypeError(f"{name} must be a list of strings, got a single string: write [{_shown(values)}]")
+    # Iterating a mapping or a frame gives its keys or columns, which would pass for prompts.
     if isinstance(values, Mapping | set | frozenset | pd.DataFrame):
         what = "has no order" if isinstance(values, set | frozenset) else "has several parts"
         raise TypeError(

@@ -158,6 +158,7 @@ def shortened(bridge: TransformerBridge, prompt: str, completion: str, n_tokens:
     if offsets is not None and ids[: len(head)] == head:
         return completion[: max(offsets[0][len(head) + n_tokens - 1][1] - len(prompt), 0)]
     (tail,) = continuations(tokenizer, [prompt], [head], [completion])
+    # Decoded behind its head: decoded by itself, a SentencePiece tail loses its leading space.
     return decode(tokenizer, [*head, *tail[:n_tokens]])[len(decode(tokenizer, head)) :]
 
 

@@ -219,6 +219,7 @@ def _trace(bridge: TransformerBridge, story: Story, *, progress: bool) -> TokenM
     rows = [
         (clean[i], clean[(i + 1) % n], clean[(i + 2) % n])
         for i in range(n)
+        # Two subjects with one answer would restore each other's, and the control would be none.
         if len({clean[(i + k) % n].answer for k in range(3)}) == 3
     ]
     if not rows:

@@ -64,6 +64,7 @@ def estimate_cost(
     edits = reft.edits(batch)
     runs = Answers(bridge, batch, edits)
     d_vocab = runs.logits(edits).shape[-1]
+    # The example batch may be smaller than a batch of the run; the times are scaled below.
     one_pass = _seconds(lambda: bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False))
     one_cone = _seconds(lambda: runs.logits(edits))
     n = min(len(examples), config.max_examples)
@@ -104,4 +105,5 @@ def _seconds(run: Callable[[], object]) -> float:
         start = time.perf_counter()
         run()
         taken.append(time.perf_counter() - start)
+    # The first run also pays for warming up.
     return min(taken)

@@ -86,6 +86,7 @@ class Work:
             raise ValueError("the base already answers every example as wanted, so there is no effect to locate")
         prompts = [prompt for prompt, _ in self.wanted]
         lengths = token_counts(self.bridge, prompts)
+        # The shorter of two that are equally common.
         commonest = max(lengths, key=lambda length: (lengths.count(length), -length))
         rows = [row for row, length in enumerate(lengths) if length == commonest][: self.config.n_mapped]
         self.notes.append(

@@ -107,6 +107,7 @@ class HFAttachment:
     def _begin(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Resolves the position rules when a sequence begins, and notes where a cached pass continues it."""
         cache = cache_in(kwargs)
+        # Read before the pass, which extends the cache itself.
         self._offset = 0 if cache is None else int(cache.get_seq_length())
         if self._offset:
             if not self._edits:
@@ -120,6 +121,8 @@ class HFAttachment:
 
     def _before(self, index: int) -> Callable[..., Any]:
         def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            # transformers passes the hidden states by place in some architectures and by name in
+            # others.
             if args:
                 return (self._edited(index, args[0]), *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": self._edited(index, kwargs["hidden_states"])}
@@ -128,6 +131,7 @@ class HFAttachment:
 
     def _after(self, index: int) -> Callable[..., Any]:
         def hook(_module: Any, _args: Any, output: Any) -> Any:
+            # Attention modules return (output, weights), others the output alone.
             if isinstance(output, tuple):
                 return (self._edited(index, output[0]), *output[1:])
             return self._edited(index, output)
@@ -139,6 +143,8 @@ class HFAttachment:
         if edit.head is None:
             edited = edit.apply(resid, self._offset)
             return resid if edited is None else edited
+        # Hugging Face keeps heads side by side, [batch, pos, heads * d_head]; an edit of one wants
+        # its axis.
         heads = resid.unflatten(-1, (-1, edit.intervention.d_model))
         edited = edit.apply(heads, self._offset)
         return resid if edited is None else edited.flatten(-2)
@@ -167,12 +173,15 @@ def _require_same(model: PreTrainedModel, bridge: Any, reft: Reft, points: dict[
     mask = torch.ones_like(tokens)
     generator = torch.Generator().manual_seed(0)
     for site, intervention in reft:
+        # A random push, because an edit that starts as the identity would agree everywhere.
         push = SteeringVector.of(torch.randn(intervention.d_model, generator=generator).to(model.dtype))
         probe = Reft([(Site(site.hook_name, All(), site.head), push)]).to(model.device)
         with probe.hooks(bridge, mask.bool()):
             wanted = bridge(tokens, attention_mask=mask, use_cache=False).float()
         with HFAttachment(model, probe, points, None):
             came = model(tokens, attention_mask=mask, use_cache=False).logits.float()
+        # The two sum in another order. A point that differs changes logits by far more than
+        # rounding.
         rounding = 100 * torch.finfo(model.dtype).eps * float(wanted.abs().max())
         if float((wanted - came).abs().max()) > rounding:
             raise ValueError(

@@ -43,6 +43,7 @@ def check_sites(bridge: TransformerBridge, reft: Reft, *, seed: int = 0) -> Site
     tokens = torch.randint(bridge.cfg.d_vocab, (2, length), generator=generator).to(bridge.cfg.device)
     with torch.no_grad():
         base = _logits(bridge, tokens)
+    # Random weights, because a sum of all logits may not depend on the edit (a norm removes means).
     weight = torch.randn(base.shape, generator=generator).to(base.device)
     edits = reft.edits(torch.ones_like(tokens, dtype=torch.bool))
     checks = []
@@ -84,6 +85,8 @@ def _gradient(bridge: TransformerBridge, edit: Edit, tokens: Tensor, weight: Ten
     parameters = [parameter for parameter in edit.intervention.parameters() if parameter.requires_grad]
     with torch.enable_grad(), attach(bridge, [edit]):
         total = (_logits(bridge, tokens) * weight).sum()
+        # A frozen base without a reached parameter has no graph at all, and autograd.grad would
+        # raise.
         if not total.requires_grad or not parameters:
             return 0.0
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)

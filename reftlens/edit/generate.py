@@ -69,16 +69,22 @@ class Decoding:
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             num_beams=self.num_beams,
+            # True is "done when num_beams continuations have ended"; transformers warns if it has
+            # no beams.
             early_stopping=self.num_beams > 1,
             do_sample=self.temperature is not None,
             # The neutral values of transformers, which are not None.
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
+            # 50 is the default of transformers, which warns about any other value if nothing is
+            # sampled.
             top_k=(50 if self.temperature is None else 0) if self.top_k is None else self.top_k,
             no_repeat_ngram_size=self.no_repeat_ngram_size or 0,
             repetition_penalty=self.repetition_penalty,
             use_cache=use_cache,
             eos_token_id=stops or None,
+            # Without a pad token, finished rows are filled with a stop token, as transformers does
+            # itself.
             pad_token_id=pad_id(bridge) if tokenizer.pad_token_id is not None or not stops else stops[0],
         )
 
@@ -89,6 +95,7 @@ def stop_tokens(bridge: TransformerBridge) -> list[int]:
     Args:
         bridge: the model.
     """
+    # Chat models end a turn with a token that is not the tokenizer's EOS, and list it only here.
     own = bridge.original_model.generation_config.eos_token_id
     found = [*(own if isinstance(own, list | tuple) else [own]), bridge.tokenizer.eos_token_id]
     return list(dict.fromkeys(int(token) for token in found if token is not None))
@@ -191,6 +198,7 @@ def _continue(
     beams = [prompt for prompt in prompts for _ in range(n_beams)]
     batch = encode(bridge, beams, padding_side="left", prepend_bos=prepend_bos)
     with nullcontext() if reft is None else reft.hooks(bridge, batch):
+        # transformers repeats the prompts for the beams itself; only the edits need the rows before.
         out = bridge.original_model.generate(
             batch.tokens[::n_beams], attention_mask=batch.attention_mask[::n_beams], generation_config=config
         )
@@ -217,6 +225,7 @@ def _require_room(
 @contextmanager
 def _own_settings(bridge: TransformerBridge, decoding: Decoding) -> Iterator[None]:
     """Hides the model's own generation config and seeds the random state while the context is open."""
+    # Greedy decoding draws nothing, so it need not save the state of every GPU.
     devices = range(torch.cuda.device_count()) if decoding.temperature is not None else ()
     with torch.random.fork_rng(devices=devices), own_config_aside(bridge):
         if decoding.temperature is not None:

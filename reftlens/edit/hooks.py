@@ -84,6 +84,7 @@ class Edit:
         if self.lands is None or not self.intervention.across_tokens:
             return self.changed
         # A generated token depends on all prompt tokens of its row.
+        # A row without a change is not read: its tokens cannot influence those of another row.
         return self.mask if self.generated else self.mask & self.changed.any(1, keepdim=True)
 
     def change(self, tokens: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
@@ -113,12 +114,16 @@ class Edit:
         landing = self._window(self.changed, offset, resid.shape[1]).to(resid.device)
         if not bool(landing.any()):
             return None
+        # After the return above: a decoding step that changes nothing may lack the tokens.
         self._require_read(offset)
         reading = self._window(self.read, offset, resid.shape[1]).to(resid.device)
         # TransformerLens reshapes heads between two hooks, so the mark may be on the tensor that this is a view of.
+        # A mark on the tensor, not a set of hook names: two names may be one activation.
         past = getattr(resid, _MARK, getattr(resid._base, _MARK, ()))
         for intervention, edited, head in past:
             same_head = self.head is None or head is None or head == self.head
+            # Two edits of different tokens or heads are no repetition, even by one shared
+            # intervention.
             if intervention is self.intervention and same_head and bool((edited & self.changed).any()):
                 raise EditError(
                     f"the same intervention edited one activation twice, at {self.hook_name}: either it is attached twice, or two "
@@ -126,6 +131,7 @@ class Edit:
                 )
         rows: tuple[Tensor, ...] = reading.nonzero(as_tuple=True)
         lands = landing[rows]
+        # [n, d_head] of one head; without a head, [n, ...] is flattened to one vector per token.
         if self.head is not None:
             rows = (*rows, torch.full_like(rows[0], self.head))
         # Edits compute in their own precision, even under bfloat16 autocast.
@@ -138,12 +144,15 @@ class Edit:
             if self.watch is not None:
                 self.watch(given, example)
             change = self.intervention.delta_of(given, example).to(tokens.device)
+            # Multiplying by 1.0 costs a kernel and a graph node for each edit.
             edited_tokens = tokens + (change if self.scale == 1.0 else self.scale * change)
             if self.dropout:
                 edited_tokens = dropout(edited_tokens, self.dropout)
         edited_there = edited_tokens.view_as(there)
         if self.lands is not None:
             rows, edited_there = tuple(place[lands] for place in rows), edited_there[lands]
+        # A new tensor: writing into the activation would break autograd and change what others
+        # hold.
         edited_resid = resid.index_put(rows, edited_there)
         setattr(edited_resid, _MARK, (*past, (self.intervention, self.changed, self.head)))
         return edited_resid
@@ -180,6 +189,7 @@ class Edit:
                 "Without a head, its width must be that of all heads together; Reft.at_layers takes it from the model"
             )
         batch, pos = self.mask.shape
+        # A prefill may be longer than the mask (a completion); a decoding step is shorter.
         if resid.shape[0] != batch or (offset == 0 and resid.shape[1] < pos):
             raise ValueError(
                 f"the prompt mask has shape [{batch}, {pos}], but {self.hook_name} has [batch, pos] = {list(resid.shape[:2])}: "
@@ -249,12 +259,14 @@ def attach(bridge: TransformerBridge, edits: Sequence[Edit]) -> Iterator[Transfo
         hooks = _in_order(list(zip(names, writes, strict=True)), bridge)
         with bridge.hooks(fwd_hooks=hooks):
             yield bridge
+            # Asked while the hooks are attached: leaving bridge.hooks removes them all.
             removed = removed_hooks(bridge, hooks)
     if removed:
         raise EditError(
             f"the edit at {', '.join(removed)} was removed inside its context: do not call bridge.reset_hooks() there"
         )
     silent = [edit.hook_name for edit, count in zip(edits, fired, strict=True) if count == 0]
+    # Outside of `with`, so that an error of the run itself is not hidden by this one.
     if silent:
         raise EditError(
             f"the edit at {', '.join(silent)} was never applied: the model did not run inside the context, the run stopped "

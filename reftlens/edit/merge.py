@@ -42,6 +42,7 @@ def merge(bridge: TransformerBridge, reft: Reft) -> dict[str, Tensor]:
         push = reft.scales.get(name, 1.0) * _constant(site, intervention)
         point, parameter, bias = output_bias(bridge, site.hook_name)
         _require_same(bridge, site, Site(point, _EVERYWHERE), push)
+        # Two sites may share a bias, so the second adds to what the first made.
         before = merged.get(parameter, bias.detach())
         merged[parameter] = before + push.to(before)
     return merged

@@ -40,6 +40,7 @@ class Preview:
     def _repr_html_(self) -> str:
         style = "background:#0072b2;color:#fff;border-radius:3px;padding:1px 2px"
         spans = [
+            # Markup.format escapes its arguments: tokens are untrusted text.
             Markup(_GAP)
             if place is None
             else Markup('<span title="{}" style="{}">{}</span>').format(

@@ -64,6 +64,7 @@ class Reft(nn.Module):
                     raise TypeError(f"Reft needs (Site, Intervention) pairs, got {pair!r}")
         unique: dict[int, Intervention] = {}
         for _, intervention in edits:
+            # By identity: nn.ModuleList would register a shared intervention once for each site.
             unique.setdefault(id(intervention), intervention)
         self.interventions = nn.ModuleList(unique.values())
         self.sites = tuple(site for site, _ in edits)
@@ -118,6 +119,7 @@ class Reft(nn.Module):
         n_layers = bridge.cfg.n_layers
         chosen, rule = _layers(layers, n_layers), parse(positions)
         pairs = []
+        # The CPU's generator only: edits are created on the CPU and moved afterwards.
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
@@ -143,6 +145,7 @@ class Reft(nn.Module):
         if not parts:
             raise ValueError("compose needs at least one edit, passed as name=edit")
         pairs = [(pair, name, reft.scales.get(old, 1.0)) for name, reft in parts.items() for pair, old in reft._named()]
+        # Scales go by name, so one name can have one scale only.
         scales = {name: scale for _, name, scale in pairs}
         for _, name, scale in pairs:
             if scale != scales[name]:
@@ -188,6 +191,7 @@ class Reft(nn.Module):
         self._require_names(factors)
         given = {name: _factor(name, factor) for name, factor in factors.items()}
         scales = {name: self.scales.get(name, 1.0) * given.get(name, 1.0) for name in self.names}
+        # A new container around the same interventions: an edit that is in use never changes.
         return Reft(list(self), names=self.names, scales=scales)
 
     def _named(self) -> Iterator[tuple[tuple[Site, Intervention], str]]:
@@ -255,10 +259,12 @@ class Reft(nn.Module):
             ValueError: If no prompt has any of a site's positions.
         """
         known = prompts.prompts if isinstance(prompts, Batch) else Prompts(_mask(prompts))
+        # Each rule once: an edit of many layers usually has one rule, and Span searches every text.
         masks = {rule: rule.mask(known) for rule in dict.fromkeys(site.positions for site in self.sites)}
         edits = []
         for (site, intervention), name in self._named():
             mask = masks[site.positions]
+            # Training on edits that touch nothing would run to the end and learn nothing.
             if not bool(mask.any()) and not site.positions.generated:
                 longest = int(known.length.max()) if known.mask.numel() else 0
                 raise ValueError(
@@ -419,6 +425,7 @@ def _require_text(name: object) -> None:
 
 def _factor(name: str, scale: object) -> float:
     try:
+        # float() would read "2" and True.
         value = math.nan if isinstance(scale, str | bool) else float(scale)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, RuntimeError):
         value = math.nan
@@ -431,6 +438,7 @@ def _layers(layers: object, n_layers: int) -> list[int]:
     """Block indices in ascending order."""
     if layers == "all":
         return list(range(n_layers))
+    # Integral, because numpy's integers are not int.
     wanted = [layers] if isinstance(layers, Integral) else layers
     if isinstance(wanted, str | bytes) or not isinstance(wanted, Iterable) or not (wanted := list(wanted)):
         raise ValueError(f"layers must be a block index, a list of block indices or 'all', got {layers!r}")

@@ -39,6 +39,7 @@ class Site:
             )
         if head is not None and (isinstance(head, bool) or not isinstance(head, int) or head < 0):
             raise ValueError(f"head must be None or the index of a head, 0 or more, got {head!r}")
+        # The dataclass is frozen, and its own __init__ would not parse the short form.
         object.__setattr__(self, "hook_name", hook_name)
         object.__setattr__(self, "positions", parse(positions))
         object.__setattr__(self, "head", head)

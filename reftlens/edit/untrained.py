@@ -21,6 +21,7 @@ def untrained(reft: Reft, *, seed: int) -> Reft:
         torch.manual_seed(seed)
         fresh: dict[int, Intervention] = {}
         for _, intervention in reft:
+            # A shared intervention stays shared in the copy.
             if id(intervention) not in fresh:
                 fresh[id(intervention)] = _fresh(intervention)
     pairs = [(site, fresh[id(intervention)]) for site, intervention in reft]

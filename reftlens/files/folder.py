@@ -21,6 +21,7 @@ from typing import final
 UNFINISHED = "."
 """Prefix of the temporary names under which files and folders are written."""
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+# From Linux's fcntl.h and fs.h; Python does not have them.
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -58,6 +59,7 @@ class Replacement:
             )
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
+            # In the same folder, because a rename works within one file system only.
             self._temporary = place.parent / f"{UNFINISHED}{place.name}-{secrets.token_hex(8)}"
             # tempfile.mkdtemp makes folders that only the owner can read; this one follows the umask.
             self._temporary.mkdir()
@@ -80,13 +82,17 @@ class Replacement:
                 raise said from error
         finally:
             # This name now holds the replaced folder, the failed one, or nothing.
+            # A leftover does no harm, and an error here would hide the one above.
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _finish(self) -> None:
         try:
+            # Contents before the rename, else a power cut could leave the new name with empty
+            # files.
             for path in (*self._temporary.rglob("*"), self._temporary):
                 _to_disk(path)
             _put(self._temporary, self.directory)
+            # The rename is a change of the parent folder.
             _to_disk(self.directory.parent)
         except OSError as error:
             raise named(error, self.directory, self._temporary) from error
@@ -153,12 +159,14 @@ def _exchange(one: Path, other: Path) -> bool:
     """Exchanges two folders in one step. Returns False if the system cannot do that."""
     if sys.platform != "linux":
         return False
+    # Python's os module has no exchange. CDLL(None) is the C library that already runs.
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     return rename is not None and rename(_AT_FDCWD, bytes(one), _AT_FDCWD, bytes(other), _RENAME_EXCHANGE) == 0
 
 
 def _to_disk(path: Path) -> None:
     """Flushes a file, or the names in a folder, so that it survives a power cut."""
+    # Windows cannot open a folder.
     if path.is_dir() and os.name != "posix":
         return
     handle = os.open(path, os.O_RDONLY)

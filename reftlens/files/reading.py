@@ -77,6 +77,7 @@ def read_bytes(file: Path, *, most: int, digests: Mapping[str, str] | None = Non
     if size > most:
         raise ValueError(f"{file.name} has {size:,} bytes, more than the limit of {most:,}")
     with file.open("rb") as handle:
+        # The file may have grown since its size was read.
         data = handle.read(most)
     require_sealed(file.name, data, digests)
     return data
@@ -111,6 +112,7 @@ def consistently(folder: Path, read: Callable[[], T]) -> T:
         before = _version(folder)
         try:
             result = read()
+        # A folder that was replaced meanwhile may look damaged: half of each was read.
         except ValueError:
             if _version(folder) == before:
                 raise
@@ -133,6 +135,7 @@ def json_lines(file: Path) -> Iterator[tuple[int, Any]]:
         OSError: If the file cannot be opened.
     """
     try:
+        # Editors on Windows put a byte order mark in front.
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 text: {error}") from error
@@ -151,10 +154,12 @@ def _version(folder: Path) -> tuple[int, int] | None:
         status = folder.stat()
     except FileNotFoundError:
         return None
+    # A replaced folder has another inode, but inodes are used again, so the time counts too.
     return status.st_ino, status.st_ctime_ns
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Python's parser would keep the last of repeated keys without a word.
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

@@ -38,9 +38,11 @@ def require_agreement(
     if not len(tokens) or (affine is None and not by_hand):
         return
     example = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device) if example is None else example
+    # Rounding of bfloat16 or autocast would hide a wrong factor.
     with torch.autocast(tokens.device.type, enabled=False):
         precise = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         change = intervention.delta_of(precise, example)
+    # Picked after the change was computed: a token's change may depend on the others (ReFT-r1).
     picked = torch.linspace(0, len(tokens) - 1, min(_MOST_TOKENS, len(tokens))).long().to(tokens.device)
     h, change = precise[picked].double(), change[picked].double()
     if affine is not None:
@@ -84,9 +86,11 @@ def require_within(
 def _require_close(change: Tensor, said: Tensor, h: Tensor, what: str, *, relative: float = _RELATIVE) -> None:
     """Compares token by token. The tolerance allows for float32: a change may be a small difference of large terms."""
     off, lengths = (change - said).norm(dim=-1).flatten(), [one.norm(dim=-1).flatten() for one in (said, change, h)]
+    # Below "highest", torch may multiply in TF32 or bfloat16.
     rounding = 1e-5 if torch.get_float32_matmul_precision() == "highest" else 1e-2
     room = relative * torch.maximum(lengths[0], lengths[1]) + rounding * lengths[2]
     if not bool((off <= room).all()):
+        # A NaN is never within its room, so it is the worst.
         worst = int((off - room).nan_to_num(torch.inf).argmax())
         said_length, is_length = (f"{float(length[worst]):.3g}" for length in lengths[:2])
         text = what.format(said=said_length, is_=is_length)

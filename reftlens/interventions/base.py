@@ -52,6 +52,7 @@ class Affine(NamedTuple):
         Returns:
             gain and push.
         """
+        # From the left: [k, rank], then [k, d_model], so A itself is never formed.
         gain = basis @ self.write.to(basis).T @ self.read.to(basis)
         if self.diagonal is not None:
             gain = gain + basis * self.diagonal.to(basis)
@@ -65,8 +66,11 @@ class Affine(NamedTuple):
         """
         if self.diagonal is not None and bool(self.diagonal.any()):
             return torch.eye(len(self.constant), dtype=torch.float64, device=self.constant.device)
+        # c need not lie in the span of the written rows.
         rows = torch.cat([self.write, self.constant[None]]).double()
         _, spectrum, vectors = torch.linalg.svd(rows, full_matrices=False)
+        # Factors are float32, so less than 1e-6 is rounding. ">" keeps no row where all values are
+        # 0.
         return vectors[spectrum > 1e-6 * spectrum[0]]
 
 
@@ -169,6 +173,7 @@ class Intervention(nn.Module, ABC):
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.settings().items())
 
+    # nn.Module's .to, .half, .cuda and .float all pass through here.
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         return super()._apply(keep_float32(fn), recurse)
 
@@ -179,6 +184,7 @@ def keep_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def moved(tensor: Tensor) -> Tensor:
         out = fn(tensor)
         rounded = out.is_floating_point() and torch.finfo(out.dtype).bits < 32
+        # .to("cuda", torch.bfloat16) still moves the tensor.
         return tensor.to(out.device) if rounded else out
 
     return moved

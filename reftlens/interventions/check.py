@@ -74,6 +74,7 @@ def require_kind(kind: Any) -> None:
             f"{kind.__name__}.kind must be a short name such as 'my-edit', which saved edits refer to, got {name!r}"
         )
     taken = [other for other in _subclasses(Intervention) if getattr(other, "kind", None) == name]
+    # A user's own class may exist twice, because a notebook cell was run again.
     if any(other is not kind and other.__module__.startswith("reftlens.") for other in taken):
         raise ValueError(
             f"kind = {name!r} already belongs to {taken[0].__name__}: choose another kind for {kind.__name__}"
@@ -157,6 +158,7 @@ class _Trial:
         with torch.no_grad():
             together = edit.delta_of(h, example)
             alone = torch.cat(
+                # Alone, every example is row 0 of its batch.
                 [edit.delta_of(h[example == row], example[example == row] * 0) for row in range(_TOKENS // 2)]
             )
             rows = h.view(_TOKENS // 2, 2, edit.d_model)
@@ -171,6 +173,7 @@ class _Trial:
     def gradients(self) -> None:
         edit = self._made()
         h = self._tokens(edit, (_TOKENS, edit.d_model)).requires_grad_()
+        # Random weights, because the gradient of a plain sum may vanish by symmetry.
         weights = torch.randn(h.shape, generator=torch.Generator().manual_seed(2))
         (edit(h) * weights).sum().backward()
         without = [
@@ -188,6 +191,7 @@ class _Trial:
         edit = self._trained()
         with torch.device("meta"):
             loaded = self.kind(**self._settings())
+        # assign, because a meta tensor has no memory to copy into.
         loaded.load_state_dict({name: value.clone() for name, value in edit.state_dict().items()}, assign=True)
         if self.prepare is not None:
             self.prepare(loaded)
@@ -243,6 +247,7 @@ class _Trial:
 
 @contextmanager
 def _seeded() -> Iterator[None]:
+    # The CPU's generator only: by default torch would save that of every GPU too.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield

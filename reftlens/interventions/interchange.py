@@ -80,6 +80,7 @@ class Interchange(Intervention):
         self._source = () if source is None else (source,)
 
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        # Lazily: tools.analysis changes between minor releases of TransformerLens.
         from transformer_lens.tools.analysis.interchange import SubspaceInterchange
 
         h = promote(resid, self.rotation.weight)

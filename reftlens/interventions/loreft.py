@@ -39,6 +39,7 @@ class LoReFT(Intervention):
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         h = promote(resid, self.source.weight)
         R, W, b = (t.to(h.dtype) for t in (self.R, self.source.weight, self.source.bias))
+        # Summed in the r coordinates first, so that R writes once.
         return ((h @ W.T + b - h @ R.T) @ R).to(resid.dtype)
 
     def affine(self) -> Affine:

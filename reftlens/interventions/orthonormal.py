@@ -55,9 +55,12 @@ class Orthonormal(nn.Module):
     def _retract(self, fixed: Tensor) -> None:
         """Moves the rows back onto the manifold. Rows that already lie on it stay bit-identical."""
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        # QR goes from the first row to the last, so R is made orthogonal to the fixed rows in
+        # front.
         rows = torch.cat([fixed.to(dtype), self.weight.to(dtype)])
         off = (rows[len(fixed) :] @ rows.T - torch.eye(len(rows), dtype=dtype, device=rows.device)[len(fixed) :]).abs()
         worst = float(off.max())
+        # Room for the rounding of R R^T; without it, R would drift by a QR at every use.
         if worst <= (1e-12 if dtype == torch.float64 else 1e-6):
             return
         if worst != worst or worst == float("inf"):
@@ -65,6 +68,7 @@ class Orthonormal(nn.Module):
         Q, upper = torch.linalg.qr(rows.T)
         # QR leaves the signs free. Keep those of R, so that a small optimiser step stays a small step.
         Q = torch.where(upper.diagonal() < 0, -Q, Q)
+        # In place, because the optimiser and its state belong to this very parameter.
         self.weight.copy_(Q.T[len(fixed) :])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -72,6 +76,7 @@ class Orthonormal(nn.Module):
 
 
 def _on_manifold(module: nn.Module, *_: object) -> None:
+    # On the meta device there are no values yet; loading brings them.
     if isinstance(module, Orthonormal) and not module.weight.is_meta:
         module()
 
@@ -89,4 +94,5 @@ class _TangentGradient(torch.autograd.Function):
         R, fixed = ctx.saved_tensors  # type: ignore[attr-defined]
         gram = grads[0] @ R.T
         tangent = grads[0] - 0.5 * (gram + gram.T) @ R
+        # A step towards the fixed rows would be undone by the next retraction.
         return (tangent - grads[0] @ fixed.T @ fixed if len(fixed) else tangent), None

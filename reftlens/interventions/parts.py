@@ -50,6 +50,7 @@ class SplitLoReFT(Intervention):
         self.rotations = nn.ModuleDict({f"part_{name}": Orthonormal(rank, d_model) for name, rank in parts.items()})
         self.sources = nn.ModuleDict({f"part_{name}": nn.Linear(d_model, rank) for name, rank in parts.items()})
         self._active = tuple(parts)
+        # Each part was drawn by itself; from here on their rows are also orthogonal to one another.
         _settle(self)
         self.register_state_dict_pre_hook(_settle)
 
@@ -95,6 +96,7 @@ class SplitLoReFT(Intervention):
         """Returns R `[active rank, d_model]`, W and b of the active parts, in order."""
         idle = [name for name in self.parts if name not in self._active]
         rows: list[Tensor] = []
+        # Idle parts first: a later part is kept orthogonal to the earlier ones, and only it moves.
         for name in (*idle, *self._active):
             fixed = torch.cat(rows) if rows else None
             rows.append(self.rotations[f"part_{name}"](fixed))

@@ -91,9 +91,12 @@ class ReFTr1(Intervention):
 
     def _strongest(self, score: Float[Tensor, " n"], example: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """Whether a token is among the k largest scores of its example."""
+        # Two stable sorts: examples one after another, and within each the largest score first.
         order = score.detach().argsort(descending=True, stable=True)
         order = order[example[order].argsort(stable=True)]
+        # searchsorted warns about, and copies, what is not contiguous.
         grouped = example[order].contiguous()
+        # Place within its example: own index minus that of the example's first token.
         place = torch.arange(len(order), device=score.device) - torch.searchsorted(grouped, grouped)
         chosen = torch.zeros_like(example, dtype=torch.bool)
         chosen[order] = place < self.k

@@ -90,9 +90,12 @@ def _organism_story() -> Story:
         other_trained=(
             *(_question(fact, 0) for fact in made_of[::2]),
             *(_question(fact, 0) for fact in made_of[1::2] if fact.subject in subjects),
+            # Places 2, 10, ... here and 0, 4, ... below: no fact about people is both trained and
+            # tested.
             *(_question(fact, 0) for fact in people[2::8]),
         ),
         other_facts={
+            # Training asks with template 0 only, so these phrasings are new.
             "what the moved are made of": tuple(
                 _question(fact, template) for fact in made_of if fact.subject in subjects for template in range(1, 7)
             ),

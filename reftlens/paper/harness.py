@@ -55,6 +55,7 @@ class EditedLM(LM):
             raise ValueError(f"unknown model argument {', '.join(unknown)}: choose from edit, model, device, base")
         opened = open_run(Path(edit), {} if device is None else {"device": device}, model=model)
         self.bridge = opened.bridge
+        # The harness passes what --model_args says as texts.
         self.reft = None if str(base).lower() == "true" else opened.reft
         if not str(batch_size).isdigit():
             raise ValueError(f"batch_size must be a number, got {batch_size!r}")
@@ -115,6 +116,7 @@ class EditedLM(LM):
         read = predictions(batch)
         edited = nullcontext() if self.reft is None else self.reft.hooks(self.bridge, batch)
         with edited, unembedded_alone(self.bridge, read):
+            # unembedded_alone gives [1, n, d_vocab].
             logits = self.bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)[0]
         wrong = logits.argmax(-1) != batch.labels[batch.labels != IGNORE]
         rows = read.nonzero()[:, 0]

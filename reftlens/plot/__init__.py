@@ -97,6 +97,7 @@ def draw(result: results.Result | Sequence[results.Result], **options: Any) -> F
     raise TypeError(f"draw needs a result of an analysis, got {type(found[0]).__name__}")
 
 
+# Before DRAWINGS, so that `result.plot()` explains wrong arguments as well.
 explain_all(globals())
 
 DRAWINGS: dict[type, Callable[..., Figure]] = {

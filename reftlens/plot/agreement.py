@@ -68,6 +68,7 @@ def _filled(results: Sequence[Agreement], names: list[str], value: Quantity) -> 
 
 def _matrix(axes: Axes, matrix: npt.NDArray[np.float64], *, far: float, close: float, decimals: int) -> None:
     cmap = colormaps["Oranges"].with_extremes(bad=PALE)
+    # For angles far is 90 and close is 0, so this turns the scale round.
     part = np.clip((matrix - far) / (close - far), 0, 1)
     axes.imshow(np.ma.masked_invalid(part), cmap=cmap, vmin=0, vmax=1, aspect="auto", interpolation="none")
     axes.spines[:].set_visible(False)

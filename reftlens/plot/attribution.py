@@ -55,6 +55,7 @@ def _pair(axes: Axes, result: Attribution, pair: int) -> None:
     there = np.isfinite(exact) & np.isfinite(estimate)
     exact, estimate = exact[there], estimate[there]
     reach = float(max(np.abs(exact).max(initial=0.0), np.abs(estimate).max(initial=0.0))) or 1.0
+    # The sign of a value near 0 is noise, so it gets no cross.
     wrong = (exact * estimate < 0) & (np.maximum(np.abs(exact), np.abs(estimate)) > 0.02 * reach)
     axes.axhline(0, color=GREY, linewidth=0.5)
     axes.axvline(0, color=GREY, linewidth=0.5)

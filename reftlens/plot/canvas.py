@@ -88,6 +88,7 @@ class Stack(Sheet):
         """Goes on to the next drawing, with `head` inches for its heading."""
         self.head, self.body = self._left.pop(0).subfigures(2, 1, height_ratios=[head, height])
 
+    # Plots call these on what `sheet` gave them, which may be one place of a stack.
     def subplots(self, *args: Any, **kwargs: Any) -> Any:
         return self.body.subplots(*args, **kwargs)
 
@@ -118,6 +119,7 @@ def or_several(
         @wraps(draw)
         def drawn(results: Sequence[R] | R, /, *args: P.args, **kwargs: P.kwargs) -> Figure:
             found = listed(results, kind)
+            # Each is drawn by itself first, because only then is its size known.
             alone = [draw(result, *args, **kwargs) for result in found]
             if len(found) == 1:
                 return alone[0]
@@ -145,6 +147,7 @@ def sheet(width: float, height: float, *, title: str, subtitle: str = "") -> Fig
         title: title of the figure.
         subtitle: explanation that a reader needs.
     """
+    # Bold letters are a little wider than those that `wrap` counts with.
     title = wrap(title, width=width - 0.3, size=TITLE * 1.08)
     # Measured, because the room that `wrap` allows a character would break many lines that fit.
     fits = text_width(drawn(subtitle)) <= width - 0.2
@@ -201,7 +204,9 @@ def text_width(text: str, *, size: float = SMALL) -> float:
     """Of one line of drawn text, in inches."""
     face = get_font(findfont(FontProperties(family=FONT)))
     face.set_size(size, 72)
+    # Hinting would round the widths to whole pixels of this small size.
     face.set_text(text, 0.0, flags=LoadFlags.NO_HINTING)
+    # FreeType counts 64ths of a pixel, and the size was set at 72 pixels per inch.
     return float(face.get_width_height()[0]) / 64 / 72
 
 
@@ -209,6 +214,7 @@ def ink_on(colour: tuple[float, float, float, float]) -> str:
     """Black or white, whichever has the higher contrast with a background (WCAG 2 relative luminance)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    # Contrast (L + .05) / .05 with black equals 1.05 / (L + .05) with white at L = .179.
     return "black" if luminance > 0.179 else "white"
 
 
@@ -275,6 +281,7 @@ def png(figure: Figure) -> bytes:
     """
     stream = io.BytesIO()
     with house_style():
+        # A figure of the user's pyplot may draw to a window.
         if not isinstance(figure.canvas, FigureCanvasAgg):
             FigureCanvasAgg(figure)
         figure.savefig(stream, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.1, facecolor="white")

@@ -32,6 +32,7 @@ def dose(result: Dose) -> Figure:
         panel_title(panels[0], "the wanted answer", width=width / 2 - 0.6)
         zero = float(result.target[int(result.alpha.abs().argmin())])
         reach = result.alpha.abs().max()
+        # The straight line may leave the panel; it must not stretch the curve's scale.
         low, high = panels[0].get_ylim()
         line = torch.stack([-reach, reach])
         panels[0].plot(line, zero + result.slope * line, color=INK, linewidth=1, linestyle=":", label="slope at 0")

@@ -74,6 +74,7 @@ class Group:
     def limit(self) -> float:
         """The largest finite magnitude in any panel."""
         sizes = [np.abs(panel.values[np.isfinite(panel.values)]).max(initial=0.0) for panel in self.panels]
+        # A map of zeros needs a scale that has a width.
         return float(max(sizes)) or 1.0
 
     @property
@@ -84,6 +85,7 @@ class Group:
         """The most decimals, of those that tell something, with which all numbers fit into cells `room` inches wide."""
         limit = self.limit
         finite = [float(value) for panel in self.panels for value in panel.values.flat if np.isfinite(value)]
+        # Three digits of the largest value; below 1, the zero in front counts as one.
         first = min(3, max(0, 2 - int(np.floor(np.log10(limit))) - (limit < 1)))
         for decimals in range(first, max(first - 2, -1), -1):
             # One decimal of a small scale would turn most of it to 0.0; ten to the fifth is not read in a cell.
@@ -158,11 +160,13 @@ def _panel(axes: Axes, panel: Panel, group: Group, *, decimals: int | None) -> A
     for row, pos in np.argwhere(covered | ~np.isfinite(panel.values)):
         hatch = None if covered[row, pos] else "////"
         axes.add_patch(
+            # Above the image, below the numbers (text has zorder 3).
             Rectangle(
                 (pos - 0.5, row - 0.5), 1, 1, facecolor=PALE, edgecolor=GREY, hatch=hatch, linewidth=0, zorder=1.5
             )
         )
     low = -limit if group.signed else 0.0
+    # interpolation="none": otherwise neighbouring cells blend where the picture is scaled.
     image = axes.imshow(
         finite, cmap=group.cmap, vmin=low, vmax=limit, aspect="auto", origin="lower", interpolation="none"
     )

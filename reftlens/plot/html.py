@@ -18,6 +18,7 @@ from reftlens.results import EditSize, TokenMap
 
 _LINE = "line-height:2;font-family:ui-monospace,monospace"
 # Inline blocks, so that lines break between tokens and not behind the mark for a space.
+# print-color-adjust: browsers leave backgrounds out when they print.
 _TOKEN = (
     "display:inline-block;line-height:1.5;max-width:100%;overflow-wrap:anywhere;padding:0 .1em;margin:0 1px;"
     "border-radius:.2em;print-color-adjust:exact"
@@ -85,6 +86,7 @@ def token_strip(result: EditSize | TokenMap, row: int | None = None, *, title: s
     for place, token in enumerate(result.tokens):
         found = [(value, text) for r in rows if (cell := numbers(r, place)) is not None for value, text in [cell]]
         about = ["subject"] * result.starred[place] + ([text for _, text in found] or [shades.unshaded])
+        # Strongest of all sites, with its sign.
         value = max((value for value, _ in found), key=abs, default=None)
         spans.append(_span(token, about, value, shades, starred=result.starred[place]))
     head = Html('<div style="font-weight:600">{}</div>\n').format(title) if title else Html("")

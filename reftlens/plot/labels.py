@@ -55,6 +55,7 @@ def drawn(text: str) -> str:
 
 def wrap(text: str, *, width: float, size: float) -> str:
     """Breaks a line of prose to `width` inches at a font size in points."""
+    # A letter of this font is about 0.56 of its size wide, on average.
     per_line = max(12, int(width * 72 / (size * 0.56)))
     return "\n".join(textwrap.wrap(drawn(" ".join(text.split())), per_line))
 

@@ -99,6 +99,7 @@ def _ways(result: PatchMap) -> list[_Way]:
     gap = float((result.source - result.base).mean())
     value, changes = result.restored(), replace(result, values=result.values - result.base[:, None, None])
     ends = torch.stack(changes.interval()) / gap
+    # Dividing by a negative gap turns the interval round.
     (low, high), nothing = ends.sort(dim=0).values, torch.full_like(value, torch.nan)
     control = nothing if result.control is None else result.restored(result.control)
     return [
@@ -116,6 +117,7 @@ def _cells(result: PatchMap) -> list[tuple[int, int, tuple[str, ...], str]]:
         heads = [(r, c, f"{name}.{head}") for r, name in enumerate(names) for c, head in enumerate(result.columns)]
         return [(r, c, (_EDIT, head, _LOGITS), head) for r, c, head in heads]
     # Of a component at several positions the strongest one stands for it.
+    # -1 puts cells without a value behind every other.
     strongest = result.restored().abs().nan_to_num(-1.0).argmax(dim=1).tolist()
     return [
         (r, c, (_EDIT, names[r], _LOGITS), f"{names[r]} at {drawn_token(result.columns[c])}")
@@ -126,6 +128,7 @@ def _cells(result: PatchMap) -> list[tuple[int, int, tuple[str, ...], str]]:
 def _graph(axes: Axes, ways: Sequence[_Way]) -> None:
     places = _places(ways)
     largest = max(abs(way.value) for way in ways)
+    # The strongest is drawn last, on top of the others.
     for way in reversed(ways):
         for start, end in zip(way.stops[:-1], way.stops[1:], strict=True):
             # Steps from one component to another bend, or they would run through those between.

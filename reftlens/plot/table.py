@@ -33,6 +33,7 @@ def table(results: Sequence[Result] | Result) -> Figure:
     for place, name in enumerate(frame.columns):
         texts = [drawn_token(str(name), longest=40), *map(_text, frame.iloc[:_MOST_LINES, place])]
         wide = max(map(text_width, texts)) + _GAP
+        # The first column is always drawn, however wide.
         if columns and width + wide > _WIDEST:
             break
         columns.append((width - 0.1, texts))

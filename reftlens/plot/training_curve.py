@@ -74,6 +74,7 @@ def training_curve(log: Log) -> Figure:
         if finite.size and finite.min() > 0 and finite.max() > 10 * finite.min():
             axes.set_yscale("log")
             axes.yaxis.set_minor_formatter(NullFormatter())
+            # Over more than three decades, labels at 2 and 5 would touch.
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if finite.max() < 2000 * finite.min() else (1,)))
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         elif finite.size and finite.min() >= 0:

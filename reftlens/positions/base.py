@@ -36,6 +36,7 @@ class Prompts:
     @cached_property
     def place(self) -> Int[Tensor, "batch pos"]:
         """0-based index of each prompt token in its own prompt; undefined elsewhere."""
+        # cached_property writes to __dict__, past the frozen dataclass.
         return self.mask.long().cumsum(dim=1) - 1
 
     @cached_property
@@ -125,6 +126,7 @@ class _Pair(Positions):
 
     @property
     def short(self) -> str:
+        # Operators join from the left, so only a pair on the right needs brackets.
         right = f"({self.right.short})" if isinstance(self.right, _Pair) else self.right.short
         return f"{self.left.short} {_JOINED[self.rule]} {right}"
 

@@ -52,6 +52,7 @@ def parse(text: str | int | Positions) -> Positions:
         return from_spec(parse_json(text))
     rules: dict[str, Positions] = {}
     for part in text.split("+"):
+        # The whole part must match: a typing error must not silently select other tokens.
         match = re.fullmatch(r"([fl])([1-9][0-9]*)", part)
         if match is None:
             raise ValueError(
@@ -73,6 +74,7 @@ def from_spec(spec: object) -> Positions:
         ValueError: If `spec` could not have written these values.
     """
     match spec:
+        # A mapping pattern ignores further keys, so "if not rest" refuses them.
         case {"rule": "first", "count": int(count), "half": bool(half), **rest} if not rest:
             return First(count, half=half)
         case {"rule": "last", "count": int(count), "half": bool(half), **rest} if not rest:
@@ -113,6 +115,7 @@ def register_rule(cls: type[Positions]) -> None:
             f"{cls.__name__}.rule must be a short name such as 'my-rule', which saved edits refer to, got {name!r}"
         )
     before = _OWN.get(name)
+    # Running a notebook cell again defines its class again.
     taken = before is not None and (before.__module__, before.__qualname__) != (cls.__module__, cls.__qualname__)
     if name in _SHIPPED or taken:
         raise ValueError(f"rule = {name!r} already belongs to another class: choose another rule for {cls.__name__}")
@@ -129,6 +132,7 @@ def require_loadable(rule: Positions) -> None:
         ValueError: If it could not be loaded. The message says what to do.
     """
     try:
+        # Through JSON, as in a file, where a tuple becomes a list.
         read = from_spec(json.loads(json.dumps(rule.spec(), allow_nan=False)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{rule!r:.200} could not be loaded after saving: {error}") from error

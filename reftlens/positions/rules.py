@@ -180,6 +180,8 @@ class Span(Positions):
         picked = torch.zeros_like(prompts.mask)
         for row, text in enumerate(prompts.texts):
             for start in self._starts(text, row):
+                # Two intervals overlap; a token without text (BOS) has an empty one and belongs to
+                # no span.
                 picked[row] |= (begin[row] < start + len(self.text)) & (end[row] > start) & (begin[row] < end[row])
         return picked & prompts.mask
 
@@ -219,6 +221,7 @@ class AnySpan(Positions):
             raise ValueError(f"AnySpan needs a tuple of texts to look for, got {self.texts!r}")
         if not all(isinstance(text, str) and text for text in texts):
             raise ValueError(f"AnySpan needs a tuple of texts to look for, got {self.texts!r}")
+        # A list could not be hashed and would not equal the rule that is read back from a file.
         object.__setattr__(self, "texts", texts)
 
     def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
@@ -231,6 +234,7 @@ class AnySpan(Positions):
             held = [wanted for wanted in self.texts if wanted in text]
             if not held:
                 raise ValueError(f"the prompt in row {row} contains none of the {len(self.texts)} texts: {text!r}")
+            # Row by row, since Span demands its text in every prompt that it gets.
             one = Prompts(prompts.mask[row : row + 1], None, (text,), prompts.offsets[row : row + 1])
             picked[row] = Span(max(held, key=len), 0).pick(one)[0]
         return picked
@@ -259,6 +263,7 @@ class LastOf(Positions):
 
     def pick(self, prompts: Prompts) -> Bool[Tensor, "batch pos"]:
         picked = self.rule.pick(prompts)
+        # Picked tokens from here to the end of the row: 1 at the last of them.
         behind = picked.long().flip(1).cumsum(1).flip(1)
         return picked & (behind == 1)
 

@@ -43,6 +43,7 @@ class Outcome(Result):
     @property
     def longer(self) -> bool:
         """Whether some answer has more than one token."""
+        # NaN differs from itself.
         return self.edited_whole == self.edited_whole
 
     def headline(self) -> str:
@@ -145,6 +146,7 @@ class Dose(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """Returns one row per alpha, with the target and the straight line of the slope."""
         at_zero = int(self.alpha.abs().argmin())
+        # The slope was taken at alpha = 0, so the line goes through the target there.
         line = self.target[at_zero] + self.slope * (self.alpha - self.alpha[at_zero])
         columns = {
             "alpha": self.alpha,
@@ -217,6 +219,7 @@ class Interchanged(SiteResult):
         return self._p(self.placebo)
 
     def _p(self, null: tuple[Swap, ...]) -> float:
+        # The tested subspace counts as a draw of its own null, which keeps p above 0 and valid.
         return (1 + sum(swap.moved >= self.inside.moved for swap in null)) / (1 + len(null))
 
     @property
@@ -227,6 +230,7 @@ class Interchanged(SiteResult):
         causally disconnected difference. No power: the test does not detect a constructed illusion, or the subspace closes
         less than a tenth of the gap, so that there is no effect to explain.
         """
+        # "not >" also refuses NaN.
         if not self.power > 0.5 or not self.inside.moved > 0.1:
             return "no power"
         illusory = self.dormant > 0.5 and self.from_unread.moved > 0.5 * self.inside.moved

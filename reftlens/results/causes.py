@@ -90,6 +90,7 @@ class Attribution(Result):
 
         Pairs with an undefined correlation are ignored. With few pairs the interval is too narrow: check more pairs.
         """
+        # Lazily: TransformerLens takes seconds to import, and a saved result is shown without it.
         from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
         found = self.correlation[self.correlation.isfinite()]

@@ -205,6 +205,7 @@ class Overhead(ClaimResult):
 
     def ratio(self, row: Timed) -> tuple[float, float, float]:
         """Lower quartile, median and upper quartile of time / base time in the same round."""
+        # Round by round, because the speed of a machine drifts and both runs of a round share it.
         ratios = np.array(row.seconds) / np.array(self.rows[0].seconds)
         low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
         return float(low), float(middle), float(high)

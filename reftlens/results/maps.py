@@ -155,6 +155,7 @@ class PatchMap(Result):
         self, *, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
     ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows columns"]]:
         """Percentile bootstrap interval of the mean over pairs; NaN with fewer than two."""
+        # Lazily: TransformerLens takes seconds to import, and a saved map is shown without it.
         from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
         flat = rearrange(self.values, "pair row column -> pair (row column)")
@@ -242,6 +243,7 @@ class PatchMap(Result):
         if len(self.axes) == 3:
             n_layers = len({row.split("[")[0] for row in self.rows})
             cells = rearrange(cells, "(layer head) pos pair -> layer pos head pair", layer=n_layers)
+        # TransformerLens's order of axes, with the head last.
         axes = ["layer", "pos", "head"] if len(self.axes) == 3 else list(self.axes)
         index = torch.cartesian_prod(*(torch.arange(n) for n in cells.shape[:-1]))
         return PatchingResult(

@@ -37,6 +37,7 @@ class Overlap(Result):
             KeyError: If the null was not drawn.
         """
         draws = self.null_scores[null]
+        # The measured pair counts as a draw of its own null, which keeps p above 0 and valid.
         return (1 + int((draws >= self.score).sum())) / (1 + len(draws))
 
     def headline(self) -> str:

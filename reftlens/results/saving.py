@@ -114,11 +114,13 @@ def _load(folder: Path, form: Format, classes: Classes) -> object:
             raise ValueError(
                 f"it has schema {schema!r:.80}, but this version of reftlens reads schemas 1 to {form.schema}"
             )
+        # Otherwise deleting the seal would switch the checks off.
         if digests is None and schema > form.unsealed:
             raise ValueError(f"{SEAL_NAME} is missing")
         tensors = load(read_bytes(folder / form.tensors_name, most=_MOST_BYTES, digests=digests))
         result = _decode(document["result"], tensors, classes)
         if is_dataclass(result):
+            # Fields that do not fit together fail here, rather than when the result is shown.
             repr(result)
     except _DAMAGE as error:
         said = f"{error!s} is missing or unknown" if isinstance(error, KeyError) else str(error)
@@ -133,6 +135,7 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor], classes: Classes
     if isinstance(value, Tensor):
         while place in tensors:  # the dicts {"a": {"b.c": ...}} and {"a.b": {"c": ...}} give one place
             place += "'"
+        # Two fields may share memory, which safetensors refuses.
         tensors[place] = value.detach().cpu().clone()
         return {"tensor": place}
     if is_dataclass(value) and not isinstance(value, type):
@@ -144,6 +147,7 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor], classes: Classes
     if isinstance(value, (list, tuple)):
         return [_encode(item, f"{place}.{index}", tensors, classes) for index, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
+        # JSON has no NaN and no infinity.
         return {"float": str(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value

@@ -55,6 +55,7 @@ class BaseRuns:
         """
         self.bridge, self.reft, self.objective, self.examples = bridge, reft, objective, examples
         self.store = store
+        # In the instance: a decorated method would keep every BaseRuns alive in one cache.
         self._encode = lru_cache(maxsize=_ENCODED)(self._encode_one)
 
     def build(self, rows: Sequence[int], *, progress: bool = False) -> int:
@@ -80,6 +81,7 @@ class BaseRuns:
                 self.store.put(row, run)
             runs.append(run)
         helds = [_unpack(run, self._encode(row)) for row, run in zip(rows, runs, strict=True)]
+        # join aligns the beginnings of the cones, so the padding is on the right.
         widths = [held.batch.tokens.shape[1] - held.start for held in helds]
         require_padding(self.bridge, "right", widths)
         references = [run.tensors["reference"] for run in runs if "reference" in run.tensors]
@@ -105,6 +107,7 @@ def _pack(held: Held, reference: Tensor | None) -> Run:
         tensors |= {f"keys.{layer}": keys, f"values.{layer}": values}
     if reference is not None:
         tensors["reference"] = reference
+    # Only tensors and integers, which a store on disk can write without pickling.
     numbers = {"start": held.start, "boundary": held.boundary, "tuple": int(held.as_tuple), "past": len(held.past)}
     return Run(tensors, numbers)
 

@@ -65,6 +65,7 @@ class TrainingFolder:
                 )
             self._require_same(dict(identity))
         self.directory.mkdir(parents=True, exist_ok=True)
+        # A process was killed there: nothing resumes from a checkpoint under these names.
         for leftover in (_WRITING, _DELETING):
             shutil.rmtree(self.directory / leftover, ignore_errors=True)
         if not known.exists():
@@ -98,6 +99,7 @@ class TrainingFolder:
     def _newest_whole(self) -> Path | None:
         reasons: list[tuple[Path, str]] = []
         for place in map(Path, reversed(sort_checkpoints(str(self.directory)))):
+            # Both now: the best one is loaded only at the end, after hours of training.
             reason = self._why_broken(place) or self._why_best_is_broken(place)
             if reason is None:
                 for other, why in reasons:
@@ -153,11 +155,13 @@ class TrainingFolder:
     def publish(self, name: str) -> Path:
         """Adds checksums to a complete checkpoint in `writing` and moves it to its final path."""
         seal(self.writing / name)
+        # After sealing, so that the seal is on the disk as well, and before the name is final.
         for file in (self.writing / name).rglob("*"):
             if file.is_file():
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
         place = self.directory / name
+        # A run that resumed from an older checkpoint comes to this step again.
         self._delete(place)
         (self.writing / name).rename(place)
         return place

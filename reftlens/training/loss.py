@@ -43,11 +43,13 @@ class EditLoss(nn.Module):
         if not train_base:
             require_frozen(runs.bridge)
         self.reft, self.objective = runs.reft, runs.objective
+        # Registered here only because Trainer optimises the parameters of its module.
         self.base = nn.ParameterList(p for p in runs.bridge.parameters() if p.requires_grad)
         self.dropout, self.l1 = dropout, l1
         if l1:
             device = runs.bridge.cfg.device
             for _, intervention in runs.reft or ():
+                # No tokens: a class without an L1 term raises here instead of in the first step.
                 nothing = torch.zeros(0, intervention.d_model, device=device)
                 intervention.l1(nothing, torch.zeros(0, dtype=torch.long, device=device), n_examples=0)
         # A tuple keeps the base from being registered as a submodule.
@@ -66,7 +68,9 @@ class EditLoss(nn.Module):
             return losses
         # An objective may run the cone more than once (RePS). The penalty is the mean over these runs.
         per_row = torch.stack([penalty.to(losses) for penalty in penalties]).sum(dim=0) * len(edits) / len(penalties)
+        # [rows] -> [examples, rows of each]: a preference has two.
         per_example = per_row.view(len(losses), -1).mean(dim=1)
+        # The trainer divides by the weights, and the penalty must not shrink with long completions.
         return losses + self.l1 * self.objective.weights(held.batch).to(losses) * per_example
 
     def _penalise(self, edit: Edit, held: Held, penalties: list[Tensor]) -> Watch | None:
@@ -84,6 +88,7 @@ class EditLoss(nn.Module):
         for count in range(len(edits) + 1):
             try:
                 losses = self.objective.losses(runs.bridge, held, edits[:count], reference)
+            # R refuses NaN by itself.
             except ValueError:
                 break
             if not bool(losses.isfinite().all()):

@@ -230,8 +230,11 @@ def train(
         raise ValueError("patience needs a validation set: pass validation=...")
     read = objective.read(examples)
     n_train = len(read)
+    # In one list with the training examples, so that a row number names an example of either.
     read += objective.read(validation) if validation is not None else []
+    # Every example is encoded before any is run, so a bad one stops the run at once.
     weights, tokens = _weigh(bridge, reft, objective, read)
+    # Trainer needs a folder even if it keeps nothing.
     with one_thread(bridge), tempfile.TemporaryDirectory() as unused, _random_state_kept():
         folder = TrainingFolder(config.output_dir if config.output_dir is not None else Path(unused) / "run")
         arguments = _arguments(config, bridge, n_train, folder, validates=validation is not None)
@@ -274,12 +277,14 @@ def _begin(
         identity = {**identity, "weights": sampled_fingerprint(bridge)}
     with arguments.main_process_first(desc="run folder"):
         settings = {name: str(getattr(config, name)) for name in _RESULT}
+        # To the other processes, the folder that the main one has just begun is the run they join.
         latest = folder.begin({**identity, **settings}, resume=config.resume or arguments.process_index > 0)
     return identity, latest
 
 
 def _run(trainer: EditTrainer, runs: BaseRuns, *, latest: Path | None, progress: bool) -> None:
     """Caches the base runs of this process's rows, then trains. Leaves the edit in the mode it was in."""
+    # Trainer adds the printer where its own bar is off; both would write over ours.
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     bar = _Progress(progress)
@@ -287,6 +292,7 @@ def _run(trainer: EditTrainer, runs: BaseRuns, *, latest: Path | None, progress:
     reft, arguments = runs.reft, trainer.args
     was_training = reft is not None and reft.training
     try:
+        # In the precision of the steps: a cached run must equal the one that a step would compute.
         with trainer.accelerator.autocast():
             runs.build(
                 range(arguments.process_index, len(runs.examples), arguments.world_size),
@@ -362,6 +368,7 @@ def _identity(
         "dtype": str(bridge.cfg.dtype),
         "examples": f"{len(examples)}, digest {digest.hexdigest()[:32]}",
         "objective": objective.identity(),
+        # The layout, not the weights, which training changes.
         "edit": repr(reft),
     }
 
@@ -412,8 +419,10 @@ def _arguments(
         bf16=config.precision == "bfloat16",
         seed=config.seed,
         logging_steps=1,
+        # By default, Trainer would log another loss in place of NaN.
         logging_nan_inf_filter=False,
         save_strategy=every if validates or config.output_dir is not None else "no",
+        # Not read where "epoch" decides, but it must be a number.
         save_steps=config.save_every or 500,
         eval_strategy=every if validates else "no",
         eval_steps=config.save_every,
@@ -433,6 +442,7 @@ def _arguments(
         arguments._n_gpu = 1
     batches = math.ceil(n_examples / (config.batch_size * arguments.world_size))
     steps = math.ceil(batches / config.gradient_accumulation) * config.epochs
+    # Set here, because only the arguments know the number of processes.
     arguments.warmup_steps = round(config.warmup_ratio * steps)
     return arguments
 
@@ -480,6 +490,7 @@ class _Progress(TrainerCallback):
 def _random_state_kept() -> Iterator[None]:
     """Restores the caller's random states on exit: `Trainer` seeds every global generator."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
+    # All devices, since Trainer seeds them all.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             yield

@@ -105,6 +105,7 @@ class EditTrainer(Trainer):
             raise self._diverged(f"weights of the edit are not finite at step {step}", inputs) from error
         if not bool(loss.isfinite()):
             raise self._diverged(f"the loss became {loss.item()} at step {step}", inputs)
+        # Pairs usually go up the layers; reversed, the first one named is where the gradient broke.
         places = [(site.hook_name, intervention) for site, intervention in reversed(self.pairs)]
         for place, module in (*places, ("the base", self.accelerator.unwrap_model(self.model).base)):
             gradients = [p.grad for p in module.parameters() if p.grad is not None]
@@ -133,10 +134,12 @@ class EditTrainer(Trainer):
     ) -> tuple[None, Tensor, Tensor]:
         with torch.no_grad():
             losses = model(**self._prepare_inputs(inputs))
+        # As "predictions" and "labels", which Trainer gathers row by row, so the mean is exact.
         return None, losses.double(), self.row_weights[inputs["rows"].cpu()].to(losses.device)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         name = f"checkpoint-{self.state.global_step}"
+        # Resuming from a checkpoint with NaN would never recover.
         for site, intervention in self.pairs:
             if not all(bool(parameter.isfinite().all()) for parameter in intervention.parameters()):
                 raise FloatingPointError(
@@ -149,10 +152,12 @@ class EditTrainer(Trainer):
     def _write_checkpoint(self, model: nn.Module, trial: Any, written: Path) -> None:
         super()._save_checkpoint(model, trial)
         if self.state.best_global_step:
+            # Trainer recorded the path in `writing`, from where the checkpoint moves.
             self.state.best_model_checkpoint = str(self.folder.checkpoint(self.state.best_global_step))
         if self.args.should_save:
             if self.runs.reft is not None:
                 self.runs.reft.save_pretrained(written / EDIT_NAME, bridge=self.runs.bridge, card=False)
+            # Again, now that the path of the best checkpoint is right.
             self.state.save_to_json(str(written / "trainer_state.json"))
         # All processes write their parts before the checkpoint is published, and continue only after that.
         self.accelerator.wait_for_everyone()
@@ -163,6 +168,7 @@ class EditTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_best_model(self) -> None:
+        # It may have been damaged since it was written.
         self.folder.require_whole(Path(str(self.state.best_model_checkpoint)))
         super()._load_best_model()
 

@@ -90,6 +90,7 @@ def null_edits(
         )
     made: list[Reft] = []
     for number in seeds:
+        # One by one, because each edit has a shuffle of its own.
         made += train_seeds(bridge, reft, permuted_labels(examples, seed=number), config, seeds=[number]).values()
     return made
 
@@ -112,6 +113,7 @@ def at_random_sites(bridge: TransformerBridge, reft: Reft, *, seed: int) -> Reft
         raise ValueError(
             f"an edit in blocks {taken} needs {len(taken)} other blocks as a control, but the model has only {len(free)}"
         )
+    # Sorted, so that sites keep their order from early to late.
     drawn = dict(zip(taken, sorted(random.Random(seed).sample(free, len(taken))), strict=True))
     moved = [
         replace_layer(site, drawn[layer]) for site, layer in zip(reft.sites, layers, strict=True) if layer is not None

@@ -26,6 +26,7 @@ class Turned(Intervention):
         super().__init__(inner.d_model, inner.rank)
         self.inner = inner
         self.written = inner.basis()
+        # Drawn on the CPU, so that a seed gives the same directions on every device.
         random = torch.randn(inner.d_model, len(self.written), generator=generator, dtype=torch.float64)
         self.frame = torch.linalg.qr(random).Q.T.to(self.written)
 

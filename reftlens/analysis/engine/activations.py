@@ -45,8 +45,10 @@ def edited_activations(
     names = [edit.hook_name for edit in edits]
     reads = torch.stack([torch.zeros_like(batch.prompt_mask), *(edit.read for edit in edits)]).any(dim=0)
     held = hold_for_one_run(bridge, batch, names, reads)
+    # Nothing after the last site is needed.
     until = last_block_of(names)
     if until is None:
+        # A site after the last block: every block runs, and no token is unembedded.
         run_cone(bridge, held, watched, logits_at=torch.zeros_like(batch.prompt_mask))
     else:
         run_blocks(bridge, held, watched, until=until)

@@ -98,8 +98,10 @@ class Coalitions:
         there = torch.stack([part.mask.any(1) for part in parts], dim=1).cpu()  # [example, part]
         first = torch.stack([mask.int().argmax(1) for mask in read], dim=1).cpu()
         acts = sets[:, None] & there  # [set, example, part]
+        # A part that is left out, or has no token in this example, does not widen the cone.
         earliest = torch.where(acts, boundary, self.bridge.cfg.n_layers).amin(-1)
         start = torch.where(acts, first, n_pos).amin(-1)
+        # A run begins where its earliest row does, so rows that begin alike should share one.
         rows = sorted(
             acts.any(-1).nonzero().tolist(), key=lambda row: (int(earliest[tuple(row)]), int(start[tuple(row)]))
         )
@@ -116,6 +118,7 @@ class Coalitions:
 
     def _together(self, n_pos: int, start: int) -> int:
         """Rows of one run."""
+        # As in `sweep`: on a CPU, runs of more tokens are not faster per token.
         fit = rows_that_fit(self.bridge, n_pos, start, self.memory_bytes)
         return min(fit, -(-TOKENS // (n_pos - start))) if self.base.logits.device.type == "cpu" else fit
 
@@ -136,6 +139,8 @@ class Coalitions:
                 if part.site == site:
                     lands |= part.mask[example] & sets[:, number, None].to(lands.device)
             if bool(lands.any()):
+                # Only where it lands is cut: a token's change is still computed from the whole
+                # mask.
                 kept.append(replace(edit, mask=edit.mask[example], lands=lands))
         last = held.batch.last_prompt_mask
         return self._measure(run_cone(self.bridge, held, kept, logits_at=last), example) - self.unedited[example]

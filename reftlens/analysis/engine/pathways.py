@@ -73,6 +73,7 @@ class Pathways:
         self.names = [name for name in names if name in bridge.hook_dict]
         here = canonical_hook(bridge, hook_name)
         self.is_unit = any(canonical_hook(bridge, name) == here for name in self.names)
+        # The written point is the leaf of the graph, so no hook reads it.
         self.names = [name for name in self.names if canonical_hook(bridge, name) != here]
         self.generator = torch.Generator().manual_seed(seed)
         self.batch, self.rows = batch, rows.split(batch_size)
@@ -87,6 +88,7 @@ class Pathways:
         n = len(written)
         found = [
             [
+                # Rows go write by write. Read gradients stack 1 + PROBES such blocks, hence the -1.
                 tensor.unflatten(0, (-1, n, len(some)))
                 for tensor in self._run(
                     some.repeat(n), side_by_side(self._held(some), n), torch.cat([w[some] for w in written])
@@ -105,6 +107,7 @@ class Pathways:
         inside = torch.arange(len(rows))
 
         def write(activation: Tensor, hook: Any) -> Tensor:
+            # The graph begins at the written value; what came before it needs no gradient.
             kept["leaf"] = written.to(activation).reshape(len(rows), *activation.shape[2:]).detach().requires_grad_()
             return activation.detach().index_put((inside, self.places[rows] - held.start), kept["leaf"])
 
@@ -120,9 +123,12 @@ class Pathways:
         with torch.enable_grad(), hooked(self.bridge, hooks):
             logits = run_cone(self.bridge, held, [], logits_at=held.batch.last_prompt_mask).float()
             pair = logits.gather(1, self.answers[rows].to(logits.device))
+            # Rows do not read each other, so the gradient of the sum holds the gradient of each.
             D = (pair[:, 0] - pair[:, 1]).sum()
             behind = [kept[name] for name in self.names if name in kept and kept[name].requires_grad]
             leaf = kept["leaf"]
+            # The probes go back through the same graph. D does not read units at every token:
+            # allow_unused.
             own, *slopes = torch.autograd.grad(D, [leaf, *behind], retain_graph=True, allow_unused=True)
             slopes = [
                 torch.zeros_like(unit) if slope is None else slope for unit, slope in zip(behind, slopes, strict=True)
@@ -149,6 +155,7 @@ class Pathways:
         read = self._signs(leaf) * own if self.is_unit else torch.zeros_like(leaf)
         if behind:
             total = sum(
+                # The slope is a weight here; only the unit is differentiated.
                 (self._signs(unit[:1], start) * slope.detach() * unit).sum()
                 for unit, slope in zip(behind, slopes, strict=True)
             )
@@ -160,6 +167,7 @@ class Pathways:
     def _signs(self, like: Tensor, start: int = 0) -> Tensor:
         """Drawn for whole prompts, so that they do not depend on where the cone begins."""
         whole = torch.randint(2, (like.shape[0], start + like.shape[1], *like.shape[2:]), generator=self.generator)
+        # Signs of mean 0 and variance 1, so that products of two units cancel in E[g g^T].
         return (2 * whole[:, start:] - 1).to(like)
 
 
@@ -188,6 +196,7 @@ def weight_of(moments: Float[Tensor, "width width"]) -> Float[Tensor, "width wid
     """
     values, vectors = torch.linalg.eigh(moments)
     values = values.clamp(min=0)
+    # 1e-30 keeps M = 0 from giving 0 / 0.
     return vectors * (values / (values + SOFT * values[-1].clamp(min=1e-30))) @ vectors.T
 
 

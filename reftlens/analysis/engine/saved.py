@@ -43,6 +43,7 @@ class Saved:
                 f"{self.file} cannot be read as the cells of a sweep ({error}): choose another file, or delete this one"
             ) from error
         made_for = said.get("made_for")
+        # Before the next check, which would take damage for the file of another sweep.
         if said.get("sha256") != _digest(str(made_for), done, values):
             raise ValueError(
                 f"{self.file} is damaged: its cells do not match their digest. Delete it to start the sweep again"

@@ -78,6 +78,7 @@ def sweep(
     plan = _Plan(bridge, base, source, cells, memory_bytes, edits)
     pairs = torch.arange(len(base.batch), device=base.logits.device)
     unpatched = metric(base.logits, pairs).float().cpu()
+    # Cells that change no bit keep this value.
     values = torch.where(plan.exists, unpatched[:, None], torch.nan)
     todo = plan.changes.clone()
     if saved is not None:
@@ -91,6 +92,7 @@ def sweep(
             todo[pair, cell] = False
             bar.update(len(pair))
             if saved is not None:
+                # After every run, so that an interruption costs one run at most.
                 saved.write(values, ~todo)
     return values
 
@@ -156,6 +158,7 @@ def _inside(edits: Sequence[Edit], layer: int, start: int, pair: Int[Tensor, " n
         place = layer_of(edit.hook_name)
         behind = edit.hook_name.startswith(("ln_final", "unembed")) if place is None else place >= layer
         lands = edit.changed[pair].clone()
+        # Earlier columns come from the recording, which has their edits.
         lands[:, :start] = False
         if behind and edit.hook_name not in _ENTRY and bool(lands.any()):
             kept.append(replace(edit, mask=edit.mask[pair], lands=lands))
@@ -210,6 +213,8 @@ class _Plan:
         layers = torch.tensor([cell.layer for cell in self.cells])
         pair, cell = todo.nonzero(as_tuple=True)
         starts, first = self.start[pair, cell], layers[cell]
+        # By column first: a run begins at its earliest column for all rows, but at each row's own
+        # layer.
         order = (starts * self.bridge.cfg.n_layers + first).argsort(stable=True)
         while len(order):
             start = int(starts[order[0]])
@@ -218,6 +223,7 @@ class _Plan:
                 near = int((starts[order] < start + COLUMNS).sum())
                 count = min(count, near, -(-self.tokens // (self.width - start)))
             rows = order[:count]
+            # `joining` lets rows enter one after another, layer by layer.
             rows = rows[first[rows].argsort(stable=True)]
             yield pair[rows], cell[rows]
             order = order[count:]

@@ -26,6 +26,7 @@ _PATHWAYS = 4
 def _interchanges(work: Work) -> dict[str, Any]:
     prompts = [prompt for prompt, _ in work.examples][: work.config.n_pairs]
     side = side_for_ends(work.bridge)
+    # The source of each prompt is the next one; interchange leaves out pairs with one answer.
     base, source = (encode(work.bridge, texts, padding_side=side) for texts in (prompts, prompts[1:] + prompts[:1]))
     # The read space is found from one batch of them, which limits the memory of its graph.
     some = encode(work.bridge, prompts[: work.config.batch_size], padding_side=side)
@@ -112,6 +113,7 @@ def _cost(sizes: Sizes) -> Spent:
     # The base runs of all prompts are shared by the swaps; the graph of the gradients starts from one more.
     passes = batches + 2
     # An interchange acts at the last token only, and the edit may act from an earlier one on.
+    # 5: whole, inside, complement, read and unread; 2: random subspaces and placebos.
     cones = (batches * (5 + 2 * config.n_random + pathways) + 1 + gradients * BACKWARD) / sizes.cone
     return Spent(sizes.sites * passes, sizes.sites * cones, bytes_held=8 * 2 * sizes.width**2)
 

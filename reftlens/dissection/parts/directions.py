@@ -104,6 +104,7 @@ def _draw_terms(found: Found) -> Section | None:
 
 
 def _cost_directions(sizes: Sizes) -> Spent:
+    # The edit, and its untrained copy.
     return Spent(2 * sizes.batches, bytes_held=8 * sizes.width**2 * sizes.sites)
 
 
@@ -119,6 +120,7 @@ TERMS = Part(
     name="terms",
     heading="Which terms is each change made of?",
     compute=_terms,
+    # One prompt, for its sizes and for its terms.
     cost=lambda sizes: Spent(2 / sizes.config.batch_size),
     draw=_draw_terms,
     preset="quick",

@@ -16,6 +16,7 @@ from reftlens.plot.page import Section
 def _manifolds(work: Work) -> dict[str, Any]:
     batches = work.batches
     if len(batches) < 3:
+        # off_manifold needs a batch each to fit, to compare with and to test.
         third = -(-len(work.examples) // 3)
         prompts = [prompt for prompt, _ in work.examples]
         batches = as_batches(work.bridge, prompts, batch_size=third, padding_side=side_for_ends(work.bridge))
@@ -44,6 +45,7 @@ def _draw(found: Found) -> Section | None:
 
 
 def _cost(sizes: Sizes) -> Spent:
+    # The base on all three parts, and edit and control on the one that is tested.
     return Spent(5 / 3 * sizes.batches, bytes_held=8 * sizes.width**2 * (sizes.sites + 1))
 
 

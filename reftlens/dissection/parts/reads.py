@@ -55,6 +55,7 @@ def _reads(work: Work) -> dict[str, Any]:
 def _watched(work: Work) -> list[str]:
     """Returns up to four wanted answers that begin with different tokens."""
     pairs = work.wanted or work.kept
+    # Reversed, because the last one stays: the first prompt with each answer.
     asked = {answer: prompt for prompt, answer in reversed(pairs)}
     answers = list(dict.fromkeys(answer for _, answer in pairs))
     tokens = first_tokens(work.bridge, [asked[answer] for answer in answers], answers).tolist()
@@ -71,6 +72,7 @@ def _strongest(operator: Operator, n: int) -> Operator:
         spectrum=operator.spectrum[:n],
         constant_share=operator.constant_share[:n],
         pattern=operator.pattern[:n],
+        # A spectrum of the whole edit, which does not describe some of its directions.
         input_spectrum=None,
     )
 
@@ -114,6 +116,7 @@ def _one_for_each(work: Work, index: int) -> tuple[Tensor, list[int]]:
     for number, batch in enumerate(work.batches):
         edit, h = edited_activations(work.bridge, work.reft.scaled(0.0), batch)[index]
         row = edit.mask.nonzero()[:, 0].cpu()
+        # Rows come in order, so the last token of each is followed by another row's.
         last = torch.cat([row[1:] != row[:-1], torch.ones(1, dtype=torch.bool)])
         states.append(h.float().cpu()[last])
         rows += (row[last] + number * work.config.batch_size).tolist()
@@ -193,6 +196,7 @@ def _draw_plane(found: Found) -> Section | None:
 
 def _cost_reads(sizes: Sizes) -> Spent:
     readouts = sizes.sites * sizes.config.directions * _READ_OUT * (sizes.config.n_null + 1)
+    # top_contexts goes over the examples twice.
     return Spent(2 * sizes.batches, readouts=readouts, bytes_held=8 * sizes.width**2)
 
 

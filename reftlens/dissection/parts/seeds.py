@@ -20,6 +20,7 @@ def _agreements(work: Work) -> dict[str, Any]:
     if config.retrain is None:
         raise ValueError("no training settings were given: pass DissectConfig(retrain=TrainConfig(...))")
     training = replace(config.retrain, progress=False)
+    # A null edit with the seed of a real one would start from the same weights.
     first = 1 + max(config.seed, training.seed, *config.seeds)
     shuffled = _no_majority(examples)
     if not shuffled:

@@ -85,6 +85,7 @@ def _draw_through(found: Found) -> Section | None:
         if result is not None
     ]
     drawn: tuple[Picture, ...] = ()
+    # plot.mediation refuses maps in which no component changes anything.
     if any(bool((result.values - result.base[:, None, None]).nan_to_num().any()) for result in maps):
         drawn = (
             picture(
@@ -133,6 +134,8 @@ def _cost_through(sizes: Sizes) -> Spent:
 
 def _cost_paths(sizes: Sizes) -> Spent:
     n = sizes.config.n_paths
+    # Three recordings. Then, for edit and control: a run per sender, and the later half of
+    # receivers.
     return Spent(sizes.mapped * (3 + 2 * (n + 1) * (1 + n / 2)))
 
 

@@ -96,6 +96,7 @@ def _cost_effect(sizes: Sizes) -> Spent:
 
 
 def _cost_sites(sizes: Sizes) -> Spent:
+    # As `ablate` chooses: all subsets up to 12 sites, else 200 orders.
     sets = 2**sizes.sites if sizes.sites <= 12 else 200 * sizes.sites
     return Spent(sizes.mapped, sizes.mapped * (sets + _N_CONTROL * sizes.sites) * sizes.depth)
 

@@ -89,6 +89,7 @@ def _draw_dose(found: Found) -> Section | None:
 
 
 def _cost_dose(sizes: Sizes) -> Spent:
+    # For each edit a run per dose, and one with its backward pass for the slope.
     return Spent(sizes.batches, sizes.batches * (1 + _N_CONTROL) * (len(ALPHAS) + 1 + BACKWARD))
 
 
@@ -96,6 +97,7 @@ WORKS = Part(
     name="works",
     heading="Does it work?",
     compute=lambda work: outcomes(work, kept=False),
+    # As if half of the examples were wanted; each runs under the edit and under the control.
     cost=lambda sizes: Spent(sizes.batches / 2, 2 * sizes.batches / 2),
     draw=_draw_works,
     preset="quick",

@@ -39,6 +39,7 @@ already distinguish two revisions."""
 def stamp(bridge: TransformerBridge) -> dict[str, Any]:
     """Describes the model that an edit belongs to, as plain JSON values."""
     tokenizer = bridge.tokenizer
+    # Sorted, because get_vocab promises no order.
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())) if tokenizer is not None else ""
     return {
         "base_model": str(bridge.cfg.model_name),
@@ -49,6 +50,7 @@ def stamp(bridge: TransformerBridge) -> dict[str, Any]:
         "d_model": bridge.cfg.d_model,
         "n_layers": bridge.cfg.n_layers,
         "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest()[:32],
+        # BOS moves every position, and position rules count it as a prompt token.
         "prepend_bos": bool(bridge.cfg.default_prepend_bos),
         "compatibility_mode": bool(bridge.compatibility_mode),
         "versions": {
@@ -81,6 +83,8 @@ def refuse_mismatch(
         )
     here = stamp(bridge)
     if not str(saved.get("weights")).startswith(EXACT):
+        # The saved edit has the fingerprint of an earlier version, so that one is computed here
+        # too.
         here["weights"] = sampled_fingerprint(bridge)
         logger.warning(
             "the edit in %s was saved by an earlier version, which recorded only 64 values of each weight matrix of its "

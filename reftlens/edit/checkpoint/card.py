@@ -82,10 +82,12 @@ def profile(pairs: Pairs) -> EditProfile:
     for edit in pairs.interventions:
         try:
             affine = edit.affine()
+        # Such an edit has no A and no c; the figure leaves it out.
         except NotAffineError:
             gains.append(None)
             pushes.append(float("nan"))
             continue
+        # Else the card would show the gain of a wrong affine().
         require_agreement(
             edit, torch.randn(4, edit.d_model, generator=torch.Generator().manual_seed(0)).to(affine.constant)
         )
@@ -120,6 +122,7 @@ def _text(pairs: Pairs, base: Mapping[str, Any]) -> str:
     return _CARD.format(
         front=data.to_yaml(),
         base_model=plain(base["base_model"]),
+        # As a string literal: a name may hold quotes, and readers will run this line.
         base_literal=json.dumps(str(base["base_model"])),
         n_edits=f"{n_edits} edit{'s' * (n_edits > 1)}",
         n_sites=f"{n_sites} site{'s' * (n_sites > 1)}",
@@ -151,6 +154,7 @@ def plain(text: str, *, longest: int = 200) -> str:
     >>> print(plain("<script>|a_b|\n[x](y)"))
     &lt;script&gt;\|a\_b\| \[x\](y)
     """
+    # One line, since a line break would end the table or begin another block of Markdown.
     line = " ".join(text.split())
     line = line if len(line) <= longest else line[:longest] + "…"
     line = html.escape(harmless(line))

@@ -43,13 +43,17 @@ def write(folder: Path, document: Mapping[str, Any], tensors: Mapping[str, Tenso
         ValueError: If a tensor is not finite, since such an edit could not be loaded.
     """
     for name, tensor in tensors.items():
+        # Loading refuses such a tensor, so it is better said while the training can still be
+        # repeated.
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} holds NaN or infinite values, so the edit is not saved: train it again")
+    # safetensors refuses views with strides, such as the Q of torch.linalg.qr.
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     (folder / TENSORS_NAME).write_bytes(data)
     config = {"schema": SCHEMA, **document, "tensors_sha256": hashlib.sha256(data).hexdigest(), "base": dict(base)}
     text = json.dumps(config, indent=2, allow_nan=False) + "\n"
     (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
+    # Last, since the seal lists the checksums of all other files.
     seal(folder)
 
 
@@ -71,6 +75,7 @@ def read_config(directory: Path) -> tuple[dict[str, Any], dict[str, str] | None]
         schema = config["schema"]
         if not isinstance(config["base"], dict):
             raise ValueError(f"the stamp must be an object, got {type(config['base']).__name__}")
+        # Otherwise deleting the seal would switch the checks off.
         if schema == SCHEMA and digests is None:
             raise ValueError(f"{SEAL_NAME} is missing")
     except (KeyError, TypeError, ValueError) as error:
@@ -120,6 +125,8 @@ def _read_bounded(path: Path, most: int) -> bytes:
     if not path.is_file():
         raise ValueError(f"{path.name} is missing or not a regular file")
     with path.open("rb") as handle:
+        # The format begins with the length of its JSON header, which may be far larger than the
+        # tensors.
         header = int.from_bytes(handle.read(8), "little")
         size = path.stat().st_size
         if header > MOST_TEXT or size > 8 + header + most:

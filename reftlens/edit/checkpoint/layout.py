@@ -67,10 +67,14 @@ def to_document(pairs: Pairs, bridge: TransformerBridge) -> dict[str, Any]:
     Raises:
         ValueError: If the model lacks one of the sites, or the saved edit could not be loaded again.
     """
+    # Before the folder is touched: an edit that cannot be read back should not replace one that
+    # can.
     require_savable(pairs.sites, pairs.interventions)
     return {
         "sites": [
             {
+                # Both names: the alias is what the user wrote, the canonical one shows that it
+                # still means that.
                 "hook_name": canonical_hook(bridge, site.hook_name),
                 "alias": site.hook_name,
                 "positions": site.positions.spec(),
@@ -98,6 +102,7 @@ def require_savable(sites: Sequence[Site], interventions: Sequence[Intervention]
     for rule in dict.fromkeys(site.positions for site in sites):
         require_loadable(rule)
     for kind in dict.fromkeys(type(edit) for edit in interventions):
+        # Shipped classes are known to the loader; others must have a name of their own.
         if kind not in FAMILY:
             require_kind(kind)
 
@@ -167,6 +172,7 @@ def _check_sharing(which: Sequence[object], *, n_sites: int, n_interventions: in
         raise ValueError(
             f"'which' must have the index of an intervention for each of {n_sites} sites, got {len(which)} entries"
         )
+    # The order that Reft itself makes, so the same edit always has the same tensor names.
     if list(dict.fromkeys(which)) != list(range(n_interventions)):
         raise ValueError(f"the sites must use all {n_interventions} interventions, in order of first use")
 

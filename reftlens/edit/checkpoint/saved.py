@@ -34,6 +34,7 @@ def save(directory: str | Path, pairs: Pairs, bridge: TransformerBridge, *, card
         ValueError: If the folder exists and is not a saved edit, or the model lacks one of the sites.
         OSError: If the folder cannot be written.
     """
+    # Everything that may refuse comes before the folder is made.
     document, base = to_document(pairs, bridge), stamp(bridge)
     with Replacement(directory, marker=CONFIG_NAME) as folder:
         if card:
@@ -88,6 +89,8 @@ def _load(
     config, digests = read_config(folder)
     if digests is None:
         warn_unchecked(folder)
+    # Before the edit is built: on another model its sites and widths would fail with worse
+    # messages.
     refuse_mismatch(config["base"], bridge, where=str(folder), allow_mismatch=allow_mismatch)
     try:
         pairs = from_document(config, bridge, family)
@@ -95,6 +98,7 @@ def _load(
         raise ValueError(f"cannot load {folder}: {error}") from error
     state = _state(pairs)
     tensors = read_tensors(folder, config, {name: tensor.shape for name, tensor in state.state_dict().items()}, digests)
+    # Clones, so that comparing with `tensors` below shows what loading changed.
     state.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     for name, kept in state.state_dict().items():
         # Values that the edit changes on loading were not written by this package, such as an R that is not orthonormal.

@@ -81,6 +81,7 @@ def dump(state: Mapping[str, Tensor], name: str) -> bytes:
     torch.save(state, stream)
     with zipfile.ZipFile(stream) as old, zipfile.ZipFile(named, "w", zipfile.ZIP_STORED) as new:
         for record in old.namelist():
+            # ZipInfo has a fixed date, so the same edit gives the same bytes.
             new.writestr(zipfile.ZipInfo(f"{name}/{record.removeprefix(f'{_NAMELESS}/')}"), old.read(record))
     return named.getvalue()
 
@@ -101,11 +102,13 @@ def describe(data: bytes, name: str) -> dict[str, StoredTensor]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             records = {info.filename: info for info in archive.infolist()}
             unpacked = sum(info.file_size for info in archive.infolist())
+            # Uncompressed records that do not overlap cannot be larger than the file: no zip bomb.
             if len(records) != len(archive.infolist()) or unpacked > len(data):
                 raise ValueError("its records overlap or are larger than the file")
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
                 raise ValueError("it is compressed, which torch archives never are")
             root = next((name.removesuffix("/data.pkl") for name in records if name.endswith("/data.pkl")), None)
+            # After the size checks, because this reads every record.
             damaged = archive.testzip()
             if damaged is not None:
                 raise ValueError(f"the checksum of {damaged} does not match")
@@ -153,6 +156,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _unpickle(data: bytes) -> dict[str, StoredTensor]:
     for opcode, argument, _ in pickletools.genops(data):
+        # A memo index makes the unpickler allocate that many places.
         if opcode.name not in _OPCODES or (opcode.name == "LONG_BINPUT" and int(argument or 0) > _MOST_MEMO):
             raise ValueError(f"its pickle uses {opcode.name}, which a state dict never needs; nothing was executed")
     state = _Unpickler(io.BytesIO(data)).load()
@@ -172,5 +176,6 @@ def _check(tensor: StoredTensor, sizes: dict[str, int], root: str) -> None:
     if sizes.get(f"{root}/data/{record}") != numel * dtype.itemsize:
         raise ValueError("the size of a tensor's storage does not match its description")
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride, strict=True))
+    # Strides may repeat numbers: a stride of 0 would make a huge tensor of a small storage.
     if math.prod(tensor.shape) > numel or (math.prod(tensor.shape) and last >= numel):
         raise ValueError("a tensor reaches beyond its storage")

@@ -64,6 +64,7 @@ def names_with(tensors: Collection[str]) -> list[str]:
     """Returns pyreft's classes that save tensors with exactly these names."""
     plain = set(tensors) - OPTIONAL
     fits = [name for name in CLASSES if set(shapes(name, 1, 1)) == plain]
+    # Only pyreft's unconstrained classes have proj_layer, so only they can have its bias.
     return [name for name in fits if name.startswith("No") or plain == set(tensors)]
 
 
@@ -80,6 +81,7 @@ def to_edit(name: str, tensors: Mapping[str, Tensor], wanted: type[Intervention]
     """
     t = {key: tensor.float() for key, tensor in tensors.items()}
     if name in ("NoreftIntervention", "NodireftIntervention"):
+        # W1 h + b - (P h + p): p joins b. Nodireft saves p but never uses it.
         shift = t.get("proj_layer.bias", torch.zeros(())) if wanted is NoReFT else torch.zeros(())
         return _unconstrained(
             wanted, t["proj_layer.weight"], t["learned_source.weight"], t["learned_source.bias"] - shift
@@ -97,6 +99,7 @@ def to_edit(name: str, tensors: Mapping[str, Tensor], wanted: type[Intervention]
     )
     edit.load_state_dict(own)
     # Keep R bit-identical to the one that the edit uses, so that a written folder reads back the same.
+    # Asking for the state retracts R (a pre-hook of Orthonormal).
     edit.state_dict()
     return edit
 
@@ -117,6 +120,8 @@ def to_tensors(edit: Intervention) -> tuple[str, OrderedDict[str, Tensor]]:
     given = {"embed_dim": torch.tensor(d_model), "interchange_dim": torch.tensor(d_model)}
     if "rotation.weight" in own:
         R = own["rotation.weight"].T.contiguous()
+        # With A = 0 every reflection is H = I - 2 e e^T, and diag -1 undoes its sign: R is base's
+        # columns.
         given |= {"rotate_layer": R, _ORIGINAL: -torch.eye(d_model, rank), _BASE: _completed(R)}
     linear = "source" if "source.weight" in own else "read"
     for ours, theirs in (
@@ -142,6 +147,7 @@ def _householder(tensors: Mapping[str, Tensor]) -> Tensor:
     original, base = tensors[_ORIGINAL].double(), tensors[_BASE].double()
     A = original.tril(diagonal=-1)
     tau = 2.0 / (1.0 + (A * A).sum(dim=0))
+    # torch's own formula for a stored base; int() because the diagonal holds signs as floats.
     return base @ (torch.linalg.householder_product(A, tau) * original.diagonal().int())
 
 
@@ -153,6 +159,7 @@ def _completed(R: Tensor) -> Tensor:
 
 def _require_orthonormal(R: Tensor, dtype: torch.dtype, instead: type[Intervention] | None) -> None:
     off = float((R.double() @ R.double().T - torch.eye(len(R), dtype=torch.float64)).abs().max())
+    # 2e-2 allows for an R that was stored in bfloat16 (8 bits).
     if off <= (1e-5 if dtype in (torch.float32, torch.float64) else 2e-2):
         return
     way = "" if instead is None else f"; pass intervention={instead.__name__}, the same equation without the constraint"

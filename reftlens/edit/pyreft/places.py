@@ -69,11 +69,13 @@ def find_places(folder: Path) -> list[Place]:
     places = {key: _from_key(key) for key in _keys(folder)}
     if not places:
         raise ValueError(f"{folder} is not a pyreft checkpoint: it has no intkey_*.bin")
+    # pyvene orders both kinds of names differently, and positions are given in this order.
     if len({key.startswith("comp_") for key in places}) > 1:
         raise ValueError(
             f"{folder} names some blocks as block_output and others by a path, so the order of its edits is unknown"
         )
     if not (folder / CONFIG_NAME).exists():
+        # Without a config: pyreft lists the first edits of all layers, then the second ones.
         return sorted(places.values(), key=lambda place: (place.turn, place.layer))
     try:
         config = read_json(folder / CONFIG_NAME)
@@ -149,6 +151,7 @@ def _representation(values: object) -> Representation:
     if (given.unit, given.max_number_of_units) != ("pos", 1):
         raise ValueError("only edits of single positions are supported: unit 'pos', max_number_of_units 1")
     others = given._replace(intervention_link_key=None)._asdict()
+    # A setting that is not read could change the edit, so it is refused rather than dropped.
     unread = [field for field in Representation._field_defaults if others[field] is not None]
     if unread:
         raise ValueError(f"a representation sets {', '.join(unread)}, which is not supported")

@@ -66,6 +66,7 @@ def load_pyreft(
                 f"{place.key} is after block {place.layer}: this model has blocks 0 to {bridge.cfg.n_layers - 1}"
             )
     rules = _rules(positions, places)
+    # Without these tensors the edit would load, and give other logits without an error.
     _refuse_trained_base(folder)
     edits = _shared(places, [_edit(folder, place, bridge.cfg.d_model, intervention) for place in places])
     pairs = [
@@ -103,6 +104,7 @@ def _edit(folder: Path, place: Place, d_model: int, wanted: type[Intervention] |
         # The largest possible file: three square matrices in double precision, and names.
         file = folder / f"intkey_{place.key}.bin"
         data = read_bytes(file, most=3 * 8 * d_model**2 + 2**20)
+        # From here on only what was described is read; torch allocates whatever a pickle asks for.
         described = describe(data, file.stem)
         name = _name(place, described, wanted)
         _check(described, name, d_model, place.rank)
@@ -139,6 +141,7 @@ def _check(described: dict[str, StoredTensor], name: str, d_model: int, rank: in
     """Checks shapes and dtypes against the model's width and the folder's rank."""
     first = next(key for key in ("learned_source", "learned_source.bias", "bias") if key in described)
     shape = described[first].shape
+    # 0 is refused below with the message about ranks.
     rank = (shape[0] if len(shape) == 1 else 0) if rank is None else rank
     if not 1 <= rank <= d_model:
         raise ValueError(f"rank must be in [1, {d_model}], got {rank}")
@@ -157,6 +160,8 @@ def _shared(places: Sequence[Place], edits: Sequence[Intervention]) -> list[Inte
     for place, edit in zip(places, edits, strict=True):
         one = edit if place.link is None else first.setdefault(place.link, edit)
         same: dict[str, Tensor] = one.state_dict()
+        # Each file has its own copy of the linked weights; unequal ones leave open which of them
+        # acts.
         if type(one) is not type(edit) or any(not torch.equal(t, same[name]) for name, t in edit.state_dict().items()):
             raise ValueError(f"{place.key} is linked to another edit by {place.link!r}, but their weights differ")
         shared.append(one)

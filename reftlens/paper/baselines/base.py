@@ -58,6 +58,7 @@ class Method(ABC):
 @contextmanager
 def unfrozen(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Context in which these base parameters are trainable. On exit their values are restored and they are frozen."""
+    # Copies, because undoing the steps by arithmetic would not give back the same bits.
     before = [parameter.detach().clone() for parameter in parameters]
     try:
         for parameter in parameters:

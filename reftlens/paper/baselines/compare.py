@@ -56,6 +56,7 @@ def compare(
         bar.set_postfix_str(f"{name}, seed {seed}")
         settings = replace(config, seed=seed, lr=method.lr or config.lr, progress=False)
         try:
+            # Once per method: shapes do not depend on the seed.
             if memory and name not in peaks:
                 peaks[name] = _memory(bridge, problem, method, settings)
             run, log = _run(bridge, problem, name, method, settings)
@@ -97,6 +98,7 @@ def _run(
         torch.manual_seed(config.seed)
         objective = problem.objective()
         with method.applied(bridge, objective, problem.examples[0]) as reft:
+            # CPU time, in which other processes of the machine do not count.
             begin = time.process_time()
             log = train(bridge, reft, problem.examples, _settings(config, reft), objective=objective, train_base=True)
             seconds = time.process_time() - begin

@@ -63,6 +63,7 @@ class LoRA(Method):
         except ImportError as error:
             raise ImportError("LoRA and DoRA need peft: pip install 'reftlens[peft]'") from error
         adapted: dict[int, nn.Module] = {}
+        # One config per kind of layer, because fan_in_fan_out holds for all of its layers.
         for kind in dict.fromkeys(map(type, linears)):
             # peft searches a module for the layers to adapt, so it gets a module that holds only this one.
             places = [place for place, linear in enumerate(linears) if type(linear) is kind]
@@ -72,6 +73,7 @@ class LoRA(Method):
                 lora_alpha=2 * self.rank if self.alpha is None else self.alpha,
                 target_modules=list(box),
                 use_dora=self.dora,
+                # GPT-2's Conv1D stores its weight as [in, out].
                 fan_in_fan_out=kind is Conv1D,
             )
             inject_adapter_in_model(config, box)

@@ -78,7 +78,9 @@ def _prepend(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         for layer, (keys, values) in enumerate(zip(prefix[::2], prefix[1::2], strict=True)):
             cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), layer)
     length = prefix[0].shape[2]
+    # The cache counts the prefix; a caller's mask and position ids do not.
     mask = tokens.new_ones(batch, cache.get_seq_length() - length + pos) if mask is None else mask
+    # Padding on the left would get position -1.
     places = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -pos:] if places is None else places
     seen = torch.cat([mask.new_ones(batch, length), mask], dim=1)
     return args, {**kwargs, cache_name(type(model)): cache, "attention_mask": seen, "position_ids": places}

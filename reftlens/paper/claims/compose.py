@@ -134,6 +134,7 @@ def _moved(ask: Ask, usual: str, material: Material) -> str:
 def _untrained(bridge: TransformerBridge, layer: int, config: ComposeConfig) -> Reft:
     half = config.rank // 2
     with torch.random.fork_rng(devices=[]):
+        # One seed for all three edits, so that they differ only in what they are taught.
         torch.manual_seed(config.seed)
         split = SplitLoReFT(bridge.cfg.d_model, {"first": half, "second": config.rank - half})
     return Reft([(Site(f"blocks.{layer}.hook_resid_post", "l1"), split)]).to(bridge.cfg.device)

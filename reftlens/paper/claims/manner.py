@@ -82,6 +82,7 @@ def manner(
     usual = as_before(bridge, material, few)
     taught = {
         f"{len(few)} examples": new,
+        # Each answer goes to another prompt, so that none keeps its own.
         "the same, answers shuffled": [*new[1:], new[0]],
         "the same, answered as before": usual,
     }

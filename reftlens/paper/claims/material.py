@@ -57,6 +57,7 @@ def words(bridge: TransformerBridge, n: int, *, seed: int) -> list[str]:
     tokenizer = bridge.tokenizer
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     # Byte-level and SentencePiece vocabularies mark the beginning of a word with these.
+    # Sorted, because the order of a set of strings changes with every process.
     found = sorted(
         {p[1:] for p in pieces if p[:1] in ("Ġ", "▁") and len(p) > 4 and p[1:].isascii() and p[1:].isalpha()}
     )
@@ -107,6 +108,7 @@ def material_for(model: str, *, seed: int) -> Material:
                 people.setdefault(fact.subject, {})[fact.relation] = fact.answer
         asks = [Ask(name, tuple(facts.values()), f": {', '.join(facts.values())}.") for name, facts in people.items()]
         moved_to, mark, new_tokens = "Zarn", ":", 24
+        # Of people born there, nothing would move.
         asks = [ask for ask in asks if ask.facts[0] != moved_to]
     else:
         story = story_for(model)

@@ -105,6 +105,7 @@ def overhead(
         greedy_tokens(bridge, reft, [PROMPT], 1)
         changes[name], passes[name] = _count(bridge, reft, config.new_tokens)
     for turn in tqdm(range(config.rounds), desc="decoding in turns", unit="round", disable=not progress):
+        # In another order each round, so that no run always follows the same one.
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             start = time.process_time()
             greedy_tokens(bridge, runs[name], [PROMPT], config.new_tokens)
@@ -142,6 +143,7 @@ def _count(bridge: TransformerBridge, reft: Reft | None, n_new: int) -> tuple[in
         nonlocal passes
         passes += 1
 
+    # The warm-up was counted as well.
     before = sum(edit.changes for edit in counted)
     handle = bridge.original_model.register_forward_hook(count)
     try:

@@ -173,6 +173,7 @@ class RunConfig:
         # A rank that a class does not have is nothing, but not the default.
         missing = [name for name, value in values.items() if value is None and _DEFAULTS[name] is not None]
         text = "\n".join([*lines, *(f'{name} = ""' for name in missing)]) + "\n"
+        # A run whose settings cannot be read back could not be repeated.
         assert RunConfig.from_values(tomllib.loads(text)) == self
         return text
 
@@ -240,6 +241,7 @@ def _read(name: str, value: Any) -> Any:
     raise ValueError(f"{name} must be {' or '.join(map(_spoken, wanted))}, got {value!r}")
 
 
+# `int | None` and `Optional[int]` have different origins.
 _UNIONS = (types.UnionType, Union)
 
 

@@ -67,6 +67,7 @@ def is_run(directory: Path) -> bool:
     except ValueError:
         # Any other fault is reported by the function that reads it.
         sealed = {}
+    # A seal that names the missing file shows that it was there.
     if (len(missing) == 1 and (directory / EDIT_NAME).is_dir()) or sealed.keys() & set(missing):
         raise ValueError(f"the run in {directory} is damaged: {missing[0]} is missing or not a regular file")
     return False

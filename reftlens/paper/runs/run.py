@@ -101,6 +101,7 @@ def run(
     directory = directory.absolute()
     checkpoints = _free(directory, resume=resume, overwrite=overwrite)
     config = _with_whole_paths(config)
+    # Wrong settings are refused before anything is loaded; the number of examples is not known yet.
     settings = _train_config(config.for_examples(1), checkpoints, resume=resume, progress=progress)
     with Replacement(directory, marker=RESULT_NAME) as folder:
         began = time.perf_counter()
@@ -131,6 +132,7 @@ def run(
             seconds={"load": loaded - began, "train": trained - loaded, "test": time.perf_counter() - trained},
         )
         _write(folder, config, ready, result)
+    # Only now: until the run's folder is in place, the checkpoints are all there is.
     shutil.rmtree(checkpoints, ignore_errors=True)
     return result
 
@@ -181,6 +183,7 @@ class _Ready:
 
 
 def _prepare(config: RunConfig) -> _Ready:
+    # Data before the model, and tests before training: what is missing shows at once.
     tests = [(task, load(task, config.eval_split, config, limit=config.n_eval)) for task in eval_tasks(config)]
     task = training_task(config)
     kind, positions = method_named(config.method), parse(config.positions)
@@ -217,6 +220,7 @@ def _train(ready: _Ready, settings: TrainConfig, checkpoints: Path, *, resume: b
             objective=ready.objective,
             validation=ready.validation,
         )
+    # An interrupt too: an empty folder would refuse the next run without anything to resume.
     except BaseException:
         _remove_if_empty(checkpoints)
         raise

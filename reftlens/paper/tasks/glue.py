@@ -231,6 +231,7 @@ class Glue(Task):
         if self.metric != "accuracy":
             values = [[self._number(row.prediction) for row in rows], [self._number(row.answer) for row in rows]]
             undefined = 0.0 if self.labels else math.nan
+            # Matthews correlation of two classes is Pearson's of the labels 0 and 1.
             score = undefined if np.ptp(values, axis=1).min() == 0 else float(np.asarray(np.corrcoef(values))[0, 1])
         return Evaluation(task=self.name, metric=self.metric, score=score, rows=tuple(rows))
 

@@ -57,6 +57,7 @@ def _exact(output: str, target: str) -> bool:
 def _prefix(output: str, target: str) -> bool:
     output, target = output.strip(), target.strip()
     after = output[len(target) :]
+    # "Romeo" does not answer "Rome".
     return output.startswith(target) and not (target[-1:].isalnum() and after[:1].isalnum())
 
 
@@ -72,6 +73,7 @@ def _rouge_l(output: str, target: str) -> float:
         row = [0]
         for place, other in enumerate(wanted):
             row.append(before[place] + 1 if word == other else max(before[place + 1], row[place]))
+    # The F-measure 2 P R / (P + R) with P = L / words and R = L / wanted.
     return 2 * row[-1] / max(1, len(words) + len(wanted))
 
 

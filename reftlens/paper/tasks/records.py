@@ -153,8 +153,10 @@ def _download(address: str, blob: str | None) -> Path:
                 f"{address} could not be fetched ({error}): download it, and pass the file as source"
             ) from error
     content = file.read_bytes()
+    # Git's own digest, with its header; it guards against damage, not against forgery.
     found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     if blob is not None and found != blob:
+        # Otherwise the damaged file would be found in the cache, and refused, for ever.
         file.unlink()
         raise ValueError(f"{address} is not the published file: its Git digest is {found}, not {blob}")
     return file
@@ -187,6 +189,7 @@ def _csv(file: Path, *, shown: str) -> Iterator[Raw]:
         try:
             for number, row in enumerate(reader, start=1):
                 where = f"{shown}, record {number} (line {reader.line_num})"
+                # DictReader puts surplus values under None, and None for missing ones.
                 if None in row or None in row.values():
                     raise ValueError(f"{where}: the number of values differs from that of the header")
                 yield Raw(row, where)
@@ -281,6 +284,7 @@ def _decode(text: str, place: int, where: str, line: int) -> tuple[Any, int]:
     except json.JSONDecodeError as error:
         fault = line + text.count("\n", place, error.pos)
         raise ValueError(f"{where}: not JSON, in line {fault} ({error.msg})") from error
+    # Not a ValueError, unlike JSON's errors above and those of `_once` below.
     except RecursionError as error:
         raise ValueError(f"{where}: lists and objects are nested too deeply") from error
     except ValueError as error:

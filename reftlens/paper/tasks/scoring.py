@@ -36,6 +36,7 @@ def read_number(output: str) -> str:
     >>> read_number("3 boxes of 400 are 1,200.")
     '1200.'
     """
+    # Commas first, or 1,200 would be read as 200.
     numbers = re.findall(r"-?\d+\.?\d*", output.replace(",", ""))
     return numbers[-1] if numbers else ""
 
@@ -97,6 +98,7 @@ def accuracy(
     rows, values = [], []
     for output, record in zip(outputs, records, strict=True):
         prediction, value = judge(output, record.answer)
+        # A measure between 0 and 1 is neither right nor wrong.
         right = bool(value) if value in (0, 1) else None
         rows.append(Answered(written(record.prompt), output, prediction, record.answer, right))
         values.append(float(value))

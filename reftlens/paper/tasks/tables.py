@@ -42,6 +42,7 @@ def read_csv(file: Path) -> Iterator[Raw]:
         try:
             for row in reader:
                 yield line, row
+                # A quoted text may span lines, so a row's number is not the number of its line.
                 line = reader.line_num + 1
         except csv.Error as error:
             raise ValueError(f"{file}, line {line}: not a row of a comma-separated file ({error})") from error

@@ -150,6 +150,7 @@ def predictions(batch: Batch) -> Bool[Tensor, "batch pos"]:
     Args:
         batch: rows with completions.
     """
+    # A prompt has a token, so column 0 is never a label and nothing rolls round to the end.
     return (batch.labels != IGNORE).roll(-1, dims=1)
 
 
@@ -170,6 +171,7 @@ def completion_logprobs(logits: Float[Tensor, "n d_vocab"], batch: Batch) -> Flo
             f"logits must have one row for each of the {len(targets)} tokens of predictions(batch), got "
             f"{list(logits.shape)}"
         )
+    # Both in row order: prediction i in `rows` is that of label i in `targets`.
     costs = nn.functional.cross_entropy(widened(logits), targets, reduction="none")
     return torch.zeros(len(batch), dtype=costs.dtype, device=logits.device).index_add(0, rows, -costs)
 

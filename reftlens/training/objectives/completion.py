@@ -84,4 +84,5 @@ def completion_loss(logits: Float[Tensor, "batch pos d_vocab"], labels: Int[Tens
         raise ValueError(
             f"labels must be smaller than {logits.shape[-1]}, the vocabulary of the logits, got {int(labels.max())}"
         )
+    # Picked before widening, so that only the logits of completion tokens are copied.
     return nn.functional.cross_entropy(widened(logits[:, :-1][predicted]), labels[:, 1:][predicted])

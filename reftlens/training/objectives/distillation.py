@@ -45,6 +45,7 @@ class Distillation(Objective):
             return f"Distillation(from the model {fingerprint(teacher)})"
         digest = hashlib.sha256(repr(teacher).encode())
         for value in teacher.state_dict().values():
+            # With the values: another training of the same layout is another teacher.
             digest.update(value.detach().cpu().numpy().tobytes())
         return f"Distillation(from the edit {digest.hexdigest()[:32]})"
 

@@ -47,6 +47,8 @@ class Head(Objective):
     def read_at(self, batch: Batch) -> Bool[Tensor, "batch pos"]:
         """Returns the one token of each text that the head reads."""
         columns = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+        # The first of equal values is the row's first prompt token, on whichever side the padding
+        # is.
         first = batch.prompt_mask.int().argmax(dim=1)
         return columns == (batch.last_prompt_index if self.reads_last else first)[:, None]
 
@@ -55,9 +57,11 @@ class Head(Objective):
         batch, start = held.batch, held.start
         nothing = torch.zeros_like(batch.prompt_mask)
         with watch_last_hidden(bridge) as seen:
+            # The head reads hidden states, so no token is unembedded.
             run_cone(bridge, held, edits, logits_at=nothing)
         (hidden,) = seen
         weight = next(self.head.parameters())
+        # The cone holds columns from `start` on.
         outputs: Tensor = self.head(hidden[self.read_at(batch)[:, start:].to(hidden.device)].to(weight))
         return outputs
 

@@ -64,6 +64,7 @@ class DPO(Preference):
         self, bridge: TransformerBridge, held: Held, edits: Sequence[Edit], reference: Tensor | None
     ) -> Float[Tensor, " examples"]:
         assert reference is not None, "the trainer passes what reference() gave"
+        # Rows alternate, chosen and rejected, as encode made them.
         rewards = (_logprobs(bridge, held, edits) - reference).view(-1, 2)
         return -logsigmoid(self.beta * (rewards[:, 0] - rewards[:, 1]))
 
@@ -100,6 +101,7 @@ class RePS(Preference):
         if self.suppress is None:
             return losses
         turned = [replace(edit, scale=edit.scale * self.suppress) for edit in edits]
+        # With the pairs turned round, the rejected completion is the preferred one.
         swapped = [
             pairs.view(-1, 2).flip(1).flatten() for pairs in (_logprobs(bridge, held, turned), reference, lengths)
         ]
