@@ -23,6 +23,7 @@ from reftlens.results import (
     Interchanged,
     Ledger,
     Mannered,
+    Meaning,
     Memorised,
     OffManifold,
     Operator,
@@ -117,6 +118,24 @@ def made_readout(tokens: tuple[str, ...] = TOKENS, direction: int = 0) -> Direct
     up = tuple((token, 4.0 - i) for i, token in enumerate(tokens[:4]))
     down = tuple((token, -3.0 + i) for i, token in enumerate(tokens[4:7]))
     return DirectionReadout("blocks.3.hook_resid_post", direction, up, down, -1.5, 2.5, 200)
+
+
+def made_meaning(names: tuple[str, ...] = TOKENS[3:9], method: str = "jacobian", p: float = 0.005) -> Meaning:
+    said = tuple((name, (-1) ** place * (5.0 - place), p, 4 * p) for place, name in enumerate(names))
+    states = (("without the edit", names[:3]), ("with the edit", names[:3]))
+    return Meaning(
+        "blocks.3.hook_resid_post",
+        "write 0",
+        method,
+        said,
+        "change of the logit",
+        2.5,
+        200,
+        832,
+        6,
+        ((names[0], 1.0),),
+        states,
+    )
 
 
 def made_profile(rows: tuple[str, ...] | None = None) -> EditProfile:
@@ -330,6 +349,8 @@ def every_result(text: str) -> list[Result]:
         made_beside(3, (text, text), text),
         made_beside(3, (text, text), text).reft,
         context,
+        made_meaning((text, "b")),
+        Meaning(text, text, text, (), text, 1.0, 9, 0, 1, ((text, 0.5),), ((text, (text,)),), text),
         ReadContexts(text, 0, (context,), 2.0, 10, 20),
         ReadContexts(text, 0, (), 2.0, 10, 20),
         Dose(curve, curve, curve, curve, curve, 0.5, 0.1, 3, 4, 5),

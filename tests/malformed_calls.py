@@ -145,6 +145,7 @@ def own_arguments(given: SimpleNamespace, shared: dict[str, Any]) -> dict[str, d
         "rl.Reft.without": {"names": "edit"},
         "rl.Reft.at_layers": {"rank": 2},
         "analysis.read_directions": {"n_null": 19},
+        "analysis.readouts": {"n_null": 19, "methods": ["direct"]},
         "rl.LoReFT.delta": {"resid": torch.randn(2, 32)},
         "rl.Interchange.along": {"basis": torch.eye(32)[:2]},
         "analysis.beside_tracing": {"reft": given.results["ReftMap"], "tracing": given.results["PatchMap"]},

@@ -15,10 +15,13 @@ from made import (
     made_map,
     made_mlps,
     made_operator,
+    made_overlap,
     made_readout,
 )
 
 from reftlens.dissection import Dissection
+from reftlens.dissection.names import short_names, with_short_names
+from reftlens.dissection.sections import report
 from reftlens.results import Context, Finding, Outcome, ReadContexts
 from reftlens.results.words import COLUMNS, word
 
@@ -107,12 +110,12 @@ def test_where_names_the_cell_that_carries_most() -> None:
 def test_through_what_names_components_beyond_the_control() -> None:
     heads, mlps = made_heads(), made_mlps()
     found = answer("through", heads=heads, mlps=mlps, direct=torch.full((8,), 1.0))
-    assert "L2 head 1 (50%), L3 MLP (30%), L5 head 3 (-2" in found.answer
+    assert "layer 2 head 1 (50%), layer 3 MLP (30%), layer 5 head 3 (-2" in found.answer
     assert "25% remains (direct effect)" in found.answer
     assert found.strength == "shown"
     equal = answer("through", heads=replace(heads, control=heads.values))
     assert equal.answer.startswith(
-        "Not distinguishable from its control: of 24 heads and MLPs after the first edit, L2 head 1"
+        "Not distinguishable from its control: of 24 heads and MLPs after the first edit, layer 2 head 1"
     )
     nothing = answer("through", heads=replace(heads, source=torch.tensor([1.0, -1.0] * 4)))
     assert "within two standard errors of 0" in nothing.answer
@@ -159,10 +162,51 @@ def test_a_wanted_answer_counts_with_its_corrected_p() -> None:
     found = answer("reads", readouts=(replace(inside, p_all=(0.01,)),))
     assert (
         found.answer
-        == "Direction 0 of blocks.3.hook_resid_post raises the logit of the wanted ' Ostra' by 2.0 directly."
+        == "Direction 0 of blocks.3.hook_resid_post raises the logit of the wanted ' Ostra' by 2.0 directly. "
+        "Searched over the whole vocabulary, no token is moved beyond chance."
     )
-    assert "p = 0.01, corrected for all wanted answers and directions" in found.null
+    # Only what is named has its null beside it: the band of another direction would say nothing of this one.
+    assert found.null == "For ' Ostra': p = 0.01, corrected for all wanted answers and directions."
     assert answer("reads", readouts=(replace(inside, p_all=(0.2,)),)).strength == "not distinguishable"
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (("L1 resid_post @ all", "L4 resid_post @ all"), ("layer 1", "layer 4")),
+        (("L4 resid_post @ first 2", "L4 resid_post @ first 20"), ("layer 4 @ first 2", "layer 4 @ first 20")),
+        (("L4 resid_post @ all", "L4 mlp_out @ all"), ("layer 4 resid_post", "layer 4 mlp_out")),
+        (("L4 attn.z head 1 @ all", "L4 attn.z head 2 @ all"), ("layer 4 head 1", "layer 4 head 2")),
+        (("L4 attn.z @ all", "L4 attn.z head 2 @ all"), ("layer 4", "layer 4 head 2")),
+        (("L4 resid_post @ all #1", "L4 resid_post @ all #2"), ("layer 4 @ all #1", "layer 4 @ all #2")),
+        (("L4 resid_post @ all",), ("layer 4",)),
+        (("L4 resid_post @ all", "blocks.1.hook_resid_post"), ()),
+        (("one: L1 resid_post @ all", "two: L4 resid_post @ all"), ()),
+    ],
+)
+def test_sites_are_named_by_what_tells_them_apart(names: tuple[str, ...], short: tuple[str, ...]) -> None:
+    found = short_names(names)
+    assert tuple(found.values()) == short
+    assert len(set(short)) == len(short)
+
+
+def test_short_names_of_sites_are_everywhere_on_a_page_and_text_of_prompts_stays() -> None:
+    full, tokens = ("L1 resid_post @ all", "L4 resid_post @ all"), ("L4 resid_post @ all", " in")
+    operators = tuple(replace(made_operator(), site=name) for name in full)
+    effect = replace(made_map(2, tokens), rows=full, quantity="effect / effect of the whole edit")
+    overlap = replace(made_overlap(), first=f"{full[1]}, 2 write directions")
+    left = ((f"base at {full[0]}", "why"),)
+    result = replace(EMPTY, operators=operators, effect=effect, overlaps=(overlap,), left_out=left)
+    found = with_short_names(result)
+    assert [operator.where for operator in found.operators] == ["layer 1", "layer 4"]
+    assert (found.effect.rows, found.effect.tokens) == (("layer 1", "layer 4"), tokens)
+    assert found.overlaps[0].first == "layer 4, 2 write directions"
+    assert found.left_out == (("base at layer 1", "why"),)
+    assert with_short_names(found) is found
+    assert "1.7 of 4 at layer 1 and 1.7 of 4 at layer 4." in "".join(one.answer for one in result.findings)
+    page = report(result)
+    assert page.settings["layer 4"] == full[1]
+    assert not any(name in str(table) for section in page.sections for _, table in section.tables for name in full)
 
 
 def test_natural_says_when_unedited_ones_are_unusual_too() -> None:

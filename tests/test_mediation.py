@@ -86,6 +86,9 @@ def test_every_cell_equals_a_whole_run(architecture, point, over, direction) -> 
     assert float((result.values - result.base[:, None, None]).nan_to_num().abs().max()) > 0.01
     whole = (result.source - result.base).abs()
     assert float(whole.max()) > 0.05
+    words = ["".join(tokens[-2:]) for tokens in result.prompts]
+    assert all(prompt.endswith(end) for prompt, end in zip(PROMPTS, words, strict=True) if "(" not in end)
+    assert len(set(words)) > 1
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])

@@ -251,7 +251,7 @@ def test_terms_of_the_glossary_are_linked_once_in_a_section_and_explained_once()
 def test_a_map_shows_the_mean_with_roles_and_each_prompt_with_its_own_tokens() -> None:
     page = Page(render(Report("t", "l", (Section("s", maps=(("caption", effect(" Gate", " of")),)),), {})))
     assert page.texts("th")[:2] == ["[last subject]*", "·of"]
-    assert page.texts("option") == ["mean of 3 prompts", "1: of", "2: of", "3: of"]
+    assert page.texts("option") == ["mean of 3 prompts", "1: Gate0 of", "2: Gate1 of", "3: Gate2 of"]
     [numbers] = json.loads(page.texts("script")[0])
     assert [view["tokens"] for view in numbers["views"][1:]] == [[f"·Gate{n}*", "·of"] for n in range(3)]
     # The last row stands on top, as in a figure.

@@ -83,9 +83,11 @@ def test_an_interchange_equals_one_written_out(variable) -> None:
     runs.append(model.bridge.run_with_hooks(model.base.tokens, fwd_hooks=[(name, hook)]))
     base, source, swapped = (run[:, -1] for run in runs)
     old, new = base.argmax(-1)[:, None], source.argmax(-1)[:, None]
-    differences = [(run.gather(1, new) - run.gather(1, old)).mean() for run in (base, source, swapped)]
-    moved = (differences[2] - differences[0]) / (differences[1] - differences[0])
-    assert result.inside.moved == pytest.approx(float(moved), abs=1e-4)
+    differences = [(run.gather(1, new) - run.gather(1, old))[:, 0] for run in (base, source, swapped)]
+    moved = (differences[2] - differences[0]) / (differences[1] - differences[0]).mean()
+    assert result.inside.each == pytest.approx(moved.tolist(), abs=1e-4)
+    assert result.inside.moved == pytest.approx(float(moved.mean()), abs=1e-4)
+    assert len(result.pairs) == result.n
     assert result.inside.flips == pytest.approx(float((swapped.argmax(-1) == new[:, 0]).float().mean()))
 
 

@@ -22,6 +22,7 @@ from reftlens.analysis.paths import paths
 from reftlens.analysis.project import project
 from reftlens.analysis.read_directions import read_directions
 from reftlens.analysis.read_space import read_space, read_spaces
+from reftlens.analysis.readouts import readouts
 from reftlens.analysis.spread import spread
 from reftlens.analysis.tokens import subject_places
 from reftlens.analysis.top_contexts import top_contexts
@@ -66,6 +67,7 @@ __all__ = [
     "read_directions",
     "read_space",
     "read_spaces",
+    "readouts",
     "spread",
     "subject_places",
     "top_contexts",

@@ -113,8 +113,7 @@ def beside_tracing(reft: ReftMap, tracing: PatchMap, *, n_resamples: int = 1000,
         reft=reft,
         tracing=tracing,
         correlation=float(rho[0]),
-        # 1e-9 lets shifts that give the same map tie with it. The unshifted one counts: p is above
-        # 0.
+        # 1e-9: equal maps may differ by rounding. The unshifted map counts too, so p is above 0.
         p=float((rho >= rho[0] - 1e-9).mean()) if np.isfinite(rho[0]) else float("nan"),
         shuffled_correlation=float(_spearman(shuffled[None], restored[None])[0]),
         over_cells=_interval(_spearman(gains[cells], restored[cells])),

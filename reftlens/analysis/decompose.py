@@ -75,16 +75,14 @@ class _Moments:
         # Directions with less than 1e-12 of the energy are rounding error (such as for a constant inside span(R)).
         used = energy > 1e-12 * energy[0]
         energy, vectors = energy[used], vectors[used]
-        # An eigenvector has no sign of its own: take the one along which the mean change is
-        # positive.
+        # An eigenvector has no sign of its own: the mean change is made positive along each.
         vectors = torch.where((vectors @ mean)[:, None] < 0, -vectors, vectors)
         # Without the mean: the part of the change that depends on the input.
         varying = torch.linalg.eigvalsh(second - torch.outer(mean, mean)).flip(0)
         share = ((vectors @ mean) ** 2 / energy).clamp(max=1)
         # Cov(change, h). `read` may also weigh coordinates that never vary; the pattern cannot.
         pattern = vectors @ (self.cross / self.n - torch.outer(mean, self.total / self.n))
-        # A constant direction has a covariance of rounding error, which normalising would make a
-        # pattern.
+        # The covariance of a constant direction is rounding, which normalising would blow up.
         pattern = torch.nn.functional.normalize(pattern, dim=-1).where(share[:, None] < 1 - 1e-9, 0.0)
         return Operator(
             hook_name=self.hook_name,

@@ -155,6 +155,5 @@ def _slopes(runs: Answers, edits: Sequence[Reft], answer: Int[Tensor, " n"]) -> 
             for reft, alpha in zip(edits, alphas, strict=True)
         ]
         said = [_said(logits, answer).sum() for logits in runs.many(variants)]
-        # Each alpha reaches only its own rows, so the gradient of the sum has every one's
-        # derivative.
+        # Each alpha reaches only its own rows, so one backward pass gives every derivative.
         return torch.stack(torch.autograd.grad(torch.stack(said).sum(), alphas)).cpu()

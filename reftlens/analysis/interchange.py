@@ -38,7 +38,7 @@ from reftlens.cone.hold import Held, hold_for_one_run, hold_from, run_cone
 from reftlens.cone.recording import repeated
 from reftlens.cone.shared import sharing
 from reftlens.cone.variants import side_by_side, variants_at_once
-from reftlens.data import Batch, Given, as_batch
+from reftlens.data import Batch, Given, as_batch, str_tokens
 from reftlens.positions import Last, Positions
 from reftlens.results import Interchanged, Swap
 
@@ -124,7 +124,14 @@ def interchange(
         placebo=tuple(others[n_random:]),
         dormant=dormant,
         power=power,
+        pairs=tuple(zip(*(_tokens(bridge, batch, runner.differ) for batch in (base, source)), strict=True)),
     )
+
+
+def _tokens(bridge: TransformerBridge, batch: Batch, rows: Bool[Tensor, " pair"]) -> list[tuple[str, ...]]:
+    """Returns the tokens of these prompts."""
+    chosen = zip(batch.tokens[rows], batch.prompt_mask[rows], strict=True)
+    return [str_tokens(bridge, tokens[there]) for tokens, there in chosen]
 
 
 def _ways(runner: _Runner, B: Float[Tensor, "width rank"], seed: int) -> tuple[Tensor, float, float]:
@@ -203,9 +210,9 @@ class _Runner:
 
     def _swap(self, name: str, top: Int[Tensor, " pair"], pair: Float[Tensor, "pair 2"]) -> Swap:
         flips = (top == self.pair[:, 0])[self.differ].float().mean()
-        # A ratio of means, because a single pair may have a difference near 0.
-        moved = (self._difference(pair) - self.start).mean() / (self.end - self.start).mean()
-        return Swap(name, float(flips), float(moved))
+        # By the mean gap, because that of a single pair may be near 0.
+        moved = (self._difference(pair) - self.start) / (self.end - self.start).mean()
+        return Swap(name, float(flips), float(moved.mean()), tuple(moved.tolist()))
 
     def _difference(self, pair: Float[Tensor, "pair 2"]) -> Float[Tensor, " differing"]:
         """Returns logit(source's answer) - logit(base's answer) where they differ."""

@@ -24,7 +24,7 @@ from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.engine.grid import Cell, grid
 from reftlens.analysis.engine.sweep import sweep
 from reftlens.analysis.metrics import Metric
-from reftlens.analysis.patch import column_labels, metric_of, require_pairs
+from reftlens.analysis.patch import metric_of, require_pairs, token_labels
 from reftlens.bridge import canonical_hooks
 from reftlens.cone.recording import Recording, record
 from reftlens.data import Batch, Given, as_batch
@@ -89,16 +89,18 @@ def mediate(
         placebo = edited_run(bridge, turned(reft, seed=seed), batch, of.names)
         flat = sweep(bridge, base, placebo, of.cells, metric, memory_bytes=memory_bytes)
         control = rearrange(flat, by_cell, row=n_rows)
+    said = token_labels(bridge, batch)
     return PatchMap(
         values=values,
         control=control,
         base=metric_of(metric, into),
         source=metric_of(metric, out_of),
         rows=of.rows,
-        columns=tuple(map(str, range(values.shape[2]))) if over == "heads" else column_labels(bridge, batch),
+        columns=tuple(map(str, range(values.shape[2]))) if over == "heads" else said[0],
         axes=of.axes,
         control_name="the same outputs under the edit turned to random directions" if inward else "",
         direction=direction,
+        prompts=said,
     )
 
 

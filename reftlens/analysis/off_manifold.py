@@ -232,8 +232,7 @@ def _measure(
         for i, (edit, h) in enumerate(edited_activations(bridge, reft, batch)):
             after = h + edit.change(h)
             h, after = h.double().cpu(), after.double().cpu()
-            # The kind before the edit: an edit must not move a token to a kind where it looks
-            # usual.
+            # By the unedited token: an edit must not move it to a kind where it looks usual.
             those = kinds[i][begun[i] : begun[i] + len(h)]
             begun[i] += len(h)
             measured = repeat(after.norm(dim=-1) / h.norm(dim=-1), "token -> number token", number=3).clone()

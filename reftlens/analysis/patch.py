@@ -99,17 +99,19 @@ def patch(
         bar = ("patching", "control")[number] if progress else ""
         values = sweep(bridge, base, source, of.cells, metric, memory_bytes=memory_bytes, saved=saved, progress=bar)
         maps.append(rearrange(values, "pair (row column) -> pair row column", row=len(of.rows)))
-    labels = tuple(str(head) for head in range(maps[0].shape[-1]))
+    prompts = token_labels(bridge, out_of)
+    heads = tuple(str(head) for head in range(maps[0].shape[-1]))
     return PatchMap(
         values=maps[0],
         control=maps[1] if unrelated is not None else None,
         base=metric_of(metric, base),
         source=metric_of(metric, sources[0]),
         rows=of.rows,
-        columns=labels if over == "heads" else column_labels(bridge, out_of),
+        columns=heads if over == "heads" else prompts[0],
         axes=of.axes,
         control_name="" if unrelated is None else "the same activations of an unrelated source",
         direction=direction,
+        prompts=prompts,
     )
 
 
@@ -119,11 +121,15 @@ def metric_of(metric: Metric, run: Recording) -> Float[Tensor, " pair"]:
     return metric(run.logits, torch.arange(len(run.batch), device=run.logits.device)).float().cpu()
 
 
-def column_labels(bridge: TransformerBridge, batch: Batch) -> tuple[str, ...]:
-    """Returns the tokens of the first prompt, and the index in brackets where it is padded."""
-    texts = str_tokens(bridge, batch.tokens[0])
-    there = batch.prompt_mask[0].tolist()
-    return tuple(text if real else f"({place})" for place, (text, real) in enumerate(zip(texts, there, strict=True)))
+def token_labels(bridge: TransformerBridge, batch: Batch) -> tuple[tuple[str, ...], ...]:
+    """Returns the tokens of each prompt, and the index in brackets where it is padded."""
+    return tuple(
+        tuple(
+            text if real else f"({place})"
+            for place, (text, real) in enumerate(zip(str_tokens(bridge, tokens), there, strict=True))
+        )
+        for tokens, there in zip(batch.tokens, batch.prompt_mask.tolist(), strict=True)
+    )
 
 
 def require_pairs(clean: Batch, **others: Batch | None) -> None:

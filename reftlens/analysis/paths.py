@@ -35,7 +35,7 @@ from reftlens.analysis.engine.grid import Cell
 from reftlens.analysis.engine.sweep import sweep
 from reftlens.analysis.mediate import edited_run, require_elsewhere
 from reftlens.analysis.metrics import Metric
-from reftlens.analysis.patch import column_labels, metric_of, require_pairs
+from reftlens.analysis.patch import metric_of, require_pairs, token_labels
 from reftlens.bridge import hooked
 from reftlens.cone.hold import boundary_of, run_cone
 from reftlens.cone.recording import Recording, record
@@ -132,11 +132,12 @@ def paths(
         reader = _Reader(bridge, base, run, tuple(source.edits(batch)), known, unread)
         bar = ("paths", "control")[number] if progress else ""
         maps.append(_follow(reader, ways, metric, over=over, memory_bytes=memory_bytes, progress=bar))
+    said = token_labels(bridge, batch)
     if over == "components":
         rows, columns = sending, receiving
         maps = [_as_table(values[..., 0], ways, rows, columns) for values in maps]
     else:
-        rows, columns = tuple(f"{s}->{r}" for s, r in ways), column_labels(bridge, batch)
+        rows, columns = tuple(f"{s}->{r}" for s, r in ways), said[0]
     return PatchMap(
         values=maps[0],
         control=maps[1],
@@ -147,6 +148,7 @@ def paths(
         axes=("sender", "receiver") if over == "components" else ("path", "pos"),
         control_name="the same paths under the edit turned to random directions",
         direction="edited into base",
+        prompts=said,
     )
 
 
@@ -197,8 +199,7 @@ class _Reader:
             goes_on = torch.where(changed, self.edited.activations[name], goes_on)
 
         def hook_fn(activation: Tensor, hook: Any) -> Tensor:
-            # The component responds, but only the base's output goes on, so nothing reads the
-            # response.
+            # Only the base's output goes on, so nothing reads the component's response.
             seen[name] = activation.clone()
             return goes_on
 

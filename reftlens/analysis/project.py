@@ -64,6 +64,7 @@ def project(
             continue
         chosen, row = wanted[edit.mask], edit.mask.nonzero()[:, 0]
         plane = operator.write[:2].double().to(h.device)
+        # Of the same h: the control is not run, where its other sites would change h as well.
         change, by_chance = edit.change(h), control.change(h)
         before, after, turned_to = (
             einsum(state[chosen].double(), plane, "token d_model, direction d_model -> token direction").float().cpu()

@@ -17,16 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.bridge import hooked, mean_logit_changes, side_for_ends
-from reftlens.cone.hold import hold_for_one_run, run_cone
-from reftlens.data import Batch, Given, as_batch, as_texts, str_tokens
+from reftlens.analysis.engine.activations import final_residuals
+from reftlens.bridge import mean_logit_changes, side_for_ends
+from reftlens.data import Given, as_batch, as_texts, str_tokens
 from reftlens.data.tokens import continuing, tokenizer_of
 from reftlens.results import DirectionReadout, Operator
 
@@ -72,13 +72,15 @@ def read_directions(
                 f"the unembedding reads directions of the residual stream, of width {bridge.cfg.d_model}; those of "
                 f"{item.where} have width {item.write.shape[1]}"
             )
+    # Rounded, because such a product may come out just below 1.
     if round(LEVEL * (n_null + 1), 9) < 1:
         raise ValueError(f"n_null must be at least 19 for a {1 - LEVEL:.0%} band, got {n_null}")
-    final = _final_residuals(bridge, as_batch(bridge, prompts, padding_side=side_for_ends(bridge)))
+    final = final_residuals(bridge, as_batch(bridge, prompts, padding_side=side_for_ends(bridge)))
     generator = torch.Generator().manual_seed(seed)
     first = _by_first_token(bridge, watch)
     watch, ids = tuple(first.values()), list(first)
     looks = [_look(bridge, final, item, index, ids, n_null, generator) for item in operators for index in _all(item)]
+    # Draw i of every direction together is one draw of the null for all of them.
     band = _critical(torch.stack([look.reach for look in looks]).amax(dim=0)) if looks else 0.0
     furthest = _named_reach(looks, ids)
     return [
@@ -159,29 +161,16 @@ def _look(
     nulls = (mean_logit_changes(bridge, final, some * size) for some in random.split(_DRAWS))
     ends = [(null.amin(dim=1), null.amax(dim=1), null[:, list(ids)]) for null in nulls]
     lows, highs, watched = (torch.cat(parts) for parts in zip(*ends, strict=True))
+    # The direction is one of the draws, as in `_unit`. 1e-30 keeps the sign for the division below.
     low = min(float(torch.cat([change.amin()[None], lows]).median()), -1e-30)
     high = max(float(torch.cat([change.amax()[None], highs]).median()), 1e-30)
     reach = torch.maximum(lows / low, highs / high)
     return _Look(operator.hook_name, operator.site, index, change, low, high, reach, change[list(ids)], watched)
 
 
-def _final_residuals(bridge: TransformerBridge, batch: Batch) -> Float[Tensor, "batch d_model"]:
-    """Returns the residual after the last block at the last token of each prompt."""
-    name = f"blocks.{bridge.cfg.n_layers - 1}.hook_resid_post"
-    seen: list[Tensor] = []
-
-    def keep(resid: Tensor, hook: Any) -> None:
-        seen.append(resid[last[:, held.start :]])
-
-    last = batch.last_prompt_mask
-    held = hold_for_one_run(bridge, batch, [name], last)
-    with hooked(bridge, [(name, keep)]):
-        run_cone(bridge, held, [], logits_at=torch.zeros_like(last))
-    return seen[0]
-
-
 def _critical(reach: Float[Tensor, " draw"]) -> float:
     """Returns the value that a further draw of the null exceeds with probability at most `LEVEL`."""
+    # The tested direction is one more draw. 1e-9: a whole product may come out just below.
     allowed = int(LEVEL * (len(reach) + 1) + 1e-9)
     return float(reach.sort(descending=True).values[allowed - 1])
 

@@ -69,15 +69,15 @@ def top_contexts(
         )
     batches = as_batches(bridge, prompts, padding_side=side_for_ends(bridge))
     generator = torch.Generator().manual_seed(seed)
-    seen = partial(_seen, bridge, reft, at=at)
-    moments = [_Moments() for _ in operators]
+    seen = partial(seen_by, bridge, reft, at=at)
+    moments = [Moments() for _ in operators]
     for batch in batches:
         for moment, (h, _) in zip(moments, seen(batch), strict=True):
             moment.add(h)
     readings = []
     for operator, moment in zip(operators, moments, strict=True):
         random = torch.randn(n_null, operator.read.shape[1], generator=generator).double() * moment.weight()
-        readings.append(_Readings(torch.cat([operator.read[:directions].double(), random]), top, n_null))
+        readings.append(Readings(torch.cat([operator.read[:directions].double(), random]), top, n_null))
     # A second pass, because random readings need the deviations and activations are not kept.
     for index, batch in enumerate(batches):
         for reading, (h, places) in zip(readings, seen(batch), strict=True):
@@ -90,10 +90,17 @@ def top_contexts(
     ]
 
 
-def _seen(
+def seen_by(
     bridge: TransformerBridge, reft: Reft, batch: Batch, *, at: Positions | None
 ) -> list[tuple[Float[Tensor, "tokens d_model"], Int[Tensor, "tokens 2"]]]:
-    """Yields the input activations of each site, with their rows and positions."""
+    """Returns the input activations of each site, with their rows and positions.
+
+    Args:
+        bridge: the base.
+        reft: the edit.
+        batch: the inputs.
+        at: only these tokens.
+    """
     wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
     return [
         (h[wanted[edit.mask]], (edit.mask & wanted).nonzero().cpu())
@@ -102,7 +109,7 @@ def _seen(
 
 
 @final
-class _Moments:
+class Moments:
     """Running moments of each coordinate, in float64."""
 
     def __init__(self) -> None:
@@ -123,7 +130,7 @@ class _Moments:
 
 @final
 @dataclass
-class _Readings:
+class Readings:
     """Running moments and largest values of linear readings."""
 
     rows: Float[Tensor, "reading d_model"]
@@ -154,22 +161,26 @@ class _Readings:
         self.seen.add(text)
         return new
 
-    def results(self, bridge: TransformerBridge, operator: Operator, batches: Sequence[Batch]) -> list[ReadContexts]:
+    def largest(self) -> tuple[Float[Tensor, "reading top"], Int[Tensor, "reading top 3"]]:
+        """Returns the largest readings, in standard deviations from the mean, and where they are."""
         mean = torch.as_tensor(self.total) / self.n
         spread = (torch.as_tensor(self.square) / self.n - mean.square()).clamp(min=0).sqrt()
         values, places = (torch.cat(column, dim=1) for column in zip(*self.best, strict=True))
         order = values.argsort(dim=1, descending=True)[:, : self.top]
         z = (values.gather(1, order) - mean[:, None]) / spread[:, None]
+        return z, torch.stack([row[chosen] for row, chosen in zip(places, order, strict=True)])
+
+    def results(self, bridge: TransformerBridge, operator: Operator, batches: Sequence[Batch]) -> list[ReadContexts]:
+        z, places = self.largest()
         shown = len(self.rows) - self.n_null
         null_high = float(z[shown:, 0].quantile(0.95)) if self.n_null else float("nan")
         results = []
         for index in range(shown):
-            # A direction that is written the same everywhere reads nothing: its order of tokens is
-            # rounding.
+            # Where a direction is written the same everywhere, the order of tokens is rounding.
             reads = float(operator.constant_share[index]) < 1 - 1e-6
             contexts = [
-                _context(bridge, batches, places[index, place].tolist(), float(z[index, rank]))
-                for rank, place in enumerate(order[index].tolist())
+                named_context(bridge, batches, place, float(z[index, rank]))
+                for rank, place in enumerate(places[index].tolist())
             ]
             results.append(
                 ReadContexts(
@@ -185,7 +196,7 @@ class _Readings:
         return results
 
 
-def _context(bridge: TransformerBridge, batches: Sequence[Batch], place: Sequence[int], z: float) -> Context:
+def named_context(bridge: TransformerBridge, batches: Sequence[Batch], place: Sequence[int], z: float) -> Context:
     """Returns the text of one row, without padding."""
     batch, row, pos = batches[place[0]], place[1], place[2]
     real = batch.attention_mask[row].bool().cpu()

@@ -19,7 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.metrics import Metric, name_of
 from reftlens.analysis.patch import patch
 from reftlens.analysis.tokens import require_aligned, starred
-from reftlens.data import Prompt, as_prompts, as_texts, encode, str_tokens
+from reftlens.data import Prompt, as_prompts, as_texts, encode
 from reftlens.results import TokenMap
 
 
@@ -75,7 +75,6 @@ def trace(
         result.to_token_map(
             starred=starred(bridge, clean[0], subjects),
             quantity=f"restored part of the clean {name_of(metric)}",
-            prompts=tuple(str_tokens(bridge, row) for row in clean_batch.tokens),
         ),
         control_name="the same states from an unrelated subject" if unrelated is not None else "",
     )

@@ -25,7 +25,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.engine.grid import grid
 from reftlens.analysis.engine.sweep import sweep
 from reftlens.analysis.metrics import Metric
-from reftlens.analysis.patch import column_labels, metric_of
+from reftlens.analysis.patch import metric_of, token_labels
 from reftlens.bridge import hooked
 from reftlens.cone.recording import Recording, record
 from reftlens.data import Batch, Prompt, as_prompts, as_texts, encode
@@ -92,16 +92,18 @@ def trace_noise(
         reduce(torch.stack(draws), "draw pair (row column) -> pair row column", "mean", row=len(of.rows))
         for draws in (maps, controls)
     )
+    said = token_labels(bridge, batch)
     return PatchMap(
         values=values,
         control=control,
         base=torch.stack(noised).mean(0),
         source=metric_of(metric, clean),
         rows=of.rows,
-        columns=column_labels(bridge, batch),
+        columns=said[0],
         axes=of.axes,
         control_name="the same activations under another draw of noise",
         direction="denoise",
+        prompts=said,
     )
 
 

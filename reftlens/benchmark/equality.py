@@ -38,8 +38,7 @@ def equality_rows(*, seeds: Sequence[int] = (0, 1)) -> Iterator[Known]:
 def _model_rows(bridge: TransformerBridge, accuracy: float, seed: int) -> Iterator[Known]:
     group = f"hierarchical equality, seed {seed}"
     yield Known(group, "the model knows the task", f"{accuracy:.1%} of all inputs right", 1 - accuracy, 0.01, "share")
-    # a = b can be known from token b (1) on. Chosen by fitted pairs, so held-out ones stay
-    # unselected.
+    # a = b is known from token b (1) on. Chosen by fitted pairs only: held-out ones stay held out.
     best = max((fit(bridge, position, seed=seed) for position in (1, 4)), key=lambda found: found.fitted)
     place = f"after block 0 at token {best.position}"
     yield Known(
@@ -120,8 +119,7 @@ def quadruples(n: int, generator: torch.Generator) -> Int[Tensor, "n 4"]:
     objects = torch.randint(N_OBJECTS, (n, 4), generator=generator)
     other = (objects[:, [0, 2]] + torch.randint(1, N_OBJECTS, (n, 2), generator=generator)) % N_OBJECTS
     equal = torch.rand(n, 2, generator=generator) < 0.5
-    # Independent draws would be equal in one of six cases, and "not equal" would nearly always be
-    # right.
+    # Independent draws are equal in one of six cases, and "yes" would be right in 72%.
     objects[:, [1, 3]] = torch.where(equal, objects[:, [0, 2]], other)
     return objects
 

@@ -52,8 +52,7 @@ def trained_edit_rows(*, n_draws: int = N_DRAWS) -> Iterator[Known]:
         a, b, *null = edits[draw * size : (draw + 1) * size]
         (pair,) = agreement(bridge, {"a": a, "b": b}, [held_out], null=null, at=Last(1), n_null=1, seed=draw)
         spans = [directions(decompose(bridge, edit, [held_out], at=Last(1))[0], 2) for edit in (a, b)]
-        # p is then a multiple of 1 / 200, and so is LEVEL: a valid null alarms at exactly that
-        # rate.
+        # p is then a multiple of 1 / 200, as LEVEL is: a valid null alarms at exactly that rate.
         shared = overlap(*spans, nulls=nulls, n_null=199, seed=draw)
         found = {
             "cosine among edits of shuffled answers": pair.p_cosine <= LEVEL,

@@ -85,6 +85,7 @@ def _path_row() -> Known:
     """Tests an edit that flips the variable, and the two steps of its path to the answer."""
     model = two_steps(n_pairs=16)
     turn = Interchange.along(model.true)
+    # Each run is its own source: inside the subspace h becomes -h, which flips the variable.
     turn.take(lambda variable: -variable)
     reft = Reft([(Site("blocks.0.hook_resid_post", First(1)), turn)])
     found = paths(model.bridge, reft, model.base, lambda logits, pair: logits[:, 0] - logits[:, 1], progress=False)

@@ -54,6 +54,7 @@ def null_rows(name: str = "facts-small") -> Iterator[Known]:
     prompts = [*texts(360), *texts(360, shift=2)]
     batches = as_batches(bridge, prompts, batch_size=8)
     point, d_model = f"blocks.{bridge.cfg.n_layers - 2}.hook_resid_post", bridge.cfg.d_model
+    # It only names the site: activations are read before the edit.
     nothing = Reft([(Site(point, Last(1)), SteeringVector.of(torch.ones(d_model)))])
     h = torch.cat([edited_activations(bridge, nothing, batch)[0][1] for batch in batches])
     nulls = {"Haar": haar(d_model), "covariance-matched": covariance_matched(h), "random readings": random_readings(h)}
@@ -81,6 +82,7 @@ def _row(what: str, p_values: list[float], *, uniform: bool) -> Known:
 
 def _overlap_p(drawn: Callable[..., Tensor], null: Callable[..., Tensor], h: Tensor) -> list[float]:
     generator = torch.Generator().manual_seed(3)
+    # Along large directions of the activations, as trained edits are.
     fixed = covariance_matched(h)(3, generator)
     return [
         overlap(drawn(2, generator), fixed, nulls={"null": null}, n_null=199, seed=draw).p("null")

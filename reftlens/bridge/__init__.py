@@ -8,7 +8,7 @@ The model is a plain `TransformerBridge`, never wrapped or subclassed.
   `probe` measures most of this on the given model. `resid_mid`: the middle of a block, which does not have its own point.
 - `biases`: the bias before a point.
 - `forwards`: what a forward pass computes: its position in a cached sequence, and the tokens whose logits are needed.
-- `readout`: residuals read through the final norm and the unembedding.
+- `readout`: residuals read through the final norm and the unembedding. `jacobian`: earlier ones, carried there linearly.
 - `caching`: the key-value cache, under both names that releases of transformers use.
 - `proving`: verifies a shortcut on a model. `padding`: effects of padding, and whether cached decoding is exact.
 """
@@ -30,11 +30,12 @@ from reftlens.bridge.forwards import (
     watch_last_hidden,
 )
 from reftlens.bridge.identity import EXACT, base_identity, computation, fingerprint, sampled_fingerprint
+from reftlens.bridge.jacobian import Lens, fit_lens, lens_layer, load_lens
 from reftlens.bridge.loading import freeze, load_bridge, n_parameters, revision
 from reftlens.bridge.padding import caching_holds, last_block_splits, padding_holds, require_padding, side_for_ends
 from reftlens.bridge.points import activation_shape, canonical_hook, canonical_hooks, layer_of, removed_hooks, width_of
 from reftlens.bridge.proving import TOLERANCE, attention_window, difference, made_up, pad_id, proved
-from reftlens.bridge.readout import mean_logit_changes, unembeds_linearly
+from reftlens.bridge.readout import mean_logit_changes, mean_logits, unembeds_linearly
 from reftlens.bridge.resid_mid import EditError, HookFunction, is_resid_mid, resid_pre_inside, written_whole
 from reftlens.bridge.threads import hooked, in_this_thread, one_thread
 
@@ -44,6 +45,7 @@ __all__ = [
     "EditError",
     "ForwardStart",
     "HookFunction",
+    "Lens",
     "activation_shape",
     "attention_window",
     "base_identity",
@@ -56,6 +58,7 @@ __all__ = [
     "computation",
     "difference",
     "fingerprint",
+    "fit_lens",
     "foreign_hooks",
     "freeze",
     "hooked",
@@ -65,10 +68,13 @@ __all__ = [
     "last_block_alone",
     "last_block_splits",
     "layer_of",
+    "lens_layer",
     "load_bridge",
+    "load_lens",
     "made_up",
     "masked_columns",
     "mean_logit_changes",
+    "mean_logits",
     "mend_attention",
     "n_parameters",
     "one_thread",

@@ -58,8 +58,7 @@ def twin_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> T
     tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
     shared: dict[int, Any] = {}
     for tensor in tensors:
-        # Detaching shares the memory but not requires_grad: the twin is frozen, the model stays as
-        # it is.
+        # Detaching shares the memory, and leaves requires_grad of the model as it is.
         own = tensor.detach()
         shared[id(tensor)] = nn.Parameter(own, requires_grad=False) if isinstance(tensor, nn.Parameter) else own
     # deepcopy takes the objects in its memo as copied already.

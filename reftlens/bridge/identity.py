@@ -53,8 +53,7 @@ def sampled_fingerprint(bridge: TransformerBridge) -> str:
     pieces: dict[str, bytes] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         with align_module_device(module):
-            # Saved edits hold this value, so nothing here may change, not even that tied weights
-            # count twice.
+            # Saved edits hold this value, so even that tied weights count twice must stay.
             own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
             for name, tensor in own:
                 full = f"{prefix}.{name}" if prefix else name
@@ -103,8 +102,7 @@ def base_identity(bridge: TransformerBridge) -> str:
     for name, module in bridge.original_model.named_modules():
         digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__} {_plain(vars(module))}".encode())
     config = bridge.original_model.config
-    # The index of a device and the label of a model change no number; the kind of device is added
-    # below.
+    # The label of a model changes no number. The kind of device does, and is added below.
     settings = {name: value for name, value in vars(bridge.cfg).items() if name not in ("device", "model_name")}
     digest.update(json.dumps(computation(bridge)).encode())
     digest.update(f"{config._attn_implementation} {_plain(settings)}".encode())
@@ -127,8 +125,7 @@ def tensor_sums(tensor: Tensor) -> bytes:
         product = torch.empty(min(_BLOCK, len(words)), dtype=torch.int64, device=words.device)
         sums = torch.empty(-(-len(words) // _BLOCK), dtype=torch.int64, device=words.device)
         for place, block in enumerate(words.split(_BLOCK)):
-            # int32 times int64 wraps modulo 2^64, as the formula wants. One buffer stays in the
-            # cache.
+            # int32 times int64 wraps modulo 2^64, as the formula wants; one buffer stays cached.
             torch.mul(block, factors[: len(block)], out=product[: len(block)])
             sums[place] = product[: len(block)].sum()
     return sums.cpu().numpy().tobytes()

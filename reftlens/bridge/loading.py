@@ -96,8 +96,7 @@ def load_bridge(
             hf_model=model,
             tokenizer=_bootable(tokenizer),
             device=place,
-            # Without both, the bridge's config could name another device and dtype than the
-            # model's.
+            # Device and dtype are passed, because the bridge may assume others than the model has.
             dtype=model.dtype,
         )
     # For a tokenizer without BOS, booting uses EOS as BOS and puts it before every text.

@@ -16,7 +16,9 @@ _ROWS = 64
 
 @torch.no_grad()
 def mean_logit_changes(
-    bridge: TransformerBridge, final: Float[Tensor, "prompt d_model"], pushes: Float[Tensor, "n d_model"]
+    bridge: TransformerBridge,
+    final: Float[Tensor, "prompt d_model"],
+    pushes: Float[Tensor, "n d_model"] | Float[Tensor, "n prompt d_model"],
 ) -> Float[Tensor, "n d_vocab"]:
     """Computes the mean over prompts of logits(final + push) - logits(final), in float32 on the CPU.
 
@@ -25,22 +27,42 @@ def mean_logit_changes(
     Args:
         bridge: the model.
         final: residuals after the last block.
-        pushes: vectors that are added to each of them.
+        pushes: vectors that are added to each of them, or one vector for each of them.
 
     Raises:
         ValueError: If the model does not read the last residual by a final norm and an unembedding.
     """
     pushes = pushes.to(final)
+    if pushes.ndim == 2:
+        pushes = pushes[:, None].expand(-1, len(final), -1)
     if not unembeds_linearly(bridge):
         return _one_by_one(bridge, final, pushes)
     with one_thread(bridge):
         still = _normed(bridge, final)
         # [prompt, n, d_model]; the final norm is not linear, so every prompt needs its own.
-        moved = torch.stack([_normed(bridge, h + pushes) for h in final])
+        moved = torch.stack([_normed(bridge, h + push) for h, push in zip(final, pushes.unbind(1), strict=True)])
         gaps = (moved.float() - still[:, None].float()).mean(dim=0).to(moved)
         # The bias of the unembedding, which cancels in a difference of logits.
         nothing = bridge.unembed(torch.zeros_like(gaps[None, :1]))
         return torch.cat([(bridge.unembed(some[None]) - nothing)[0].float().cpu() for some in gaps.split(_ROWS)])
+
+
+@torch.no_grad()
+def mean_logits(bridge: TransformerBridge, final: Float[Tensor, "prompt d_model"]) -> Float[Tensor, " d_vocab"]:
+    """Computes the mean over prompts of the logits of last residuals, in float32 on the CPU.
+
+    Args:
+        bridge: the model.
+        final: residuals after the last block, or others that are read as if they were.
+
+    Raises:
+        ValueError: If the model does not read the last residual by a final norm and an unembedding.
+    """
+    from transformer_lens.tools.analysis.logit_lens import logit_readout
+
+    given = final.to(device=bridge.cfg.device, dtype=bridge.original_model.dtype)
+    with one_thread(bridge):
+        return logit_readout(bridge, given).values.float().cpu().mean(dim=0)
 
 
 def unembeds_linearly(bridge: TransformerBridge) -> bool:
@@ -75,13 +97,13 @@ def _normed(bridge: TransformerBridge, resid: Float[Tensor, "n d_model"]) -> Flo
 
 
 def _one_by_one(
-    bridge: TransformerBridge, final: Float[Tensor, "prompt d_model"], pushes: Float[Tensor, "n d_model"]
+    bridge: TransformerBridge, final: Float[Tensor, "prompt d_model"], pushes: Float[Tensor, "n prompt d_model"]
 ) -> Float[Tensor, "n d_vocab"]:
     from transformer_lens.tools.analysis.logit_lens import logit_readout
 
     total = torch.zeros(())
-    for h in final:
+    for h, push in zip(final, pushes.unbind(1), strict=True):
         # Row 0 has no push; the others are compared with it.
-        logits = logit_readout(bridge, torch.cat([h[None], h + pushes])).values.float().cpu()
+        logits = logit_readout(bridge, torch.cat([h[None], h + push])).values.float().cpu()
         total = total + (logits[1:] - logits[:1])
     return total / len(final)

@@ -21,6 +21,7 @@ from reftlens.bridge.resid_mid import EditError, HookFunction
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+# Held only while the lists change, never while a model runs.
 _LOCK = threading.Lock()
 _TAKEN: WeakKeyDictionary[TransformerBridge, list[threading.Thread]] = WeakKeyDictionary()
 """The thread that has taken each bridge, once for each context that it is in."""

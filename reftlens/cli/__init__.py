@@ -80,8 +80,7 @@ def _import(modules: list[str] | None) -> list[str] | None:
     """Imports the named modules, so that the classes that they register are known by name."""
     for name in modules or ():
         try:
-            # In the option's callback, so that a command finds the classes when it reads its own
-            # options.
+            # In the option's callback: classes must be known before a command reads its options.
             import_named(name)
         except ImportError as error:
             raise typer.BadParameter(f"{name} cannot be imported: {error}") from error

@@ -99,6 +99,7 @@ def next_token_logprobs(
         edits: those that act; none for the base.
     """
     acting = _acting(edits)
+    # The cone must hold every token that an edit reads, and the tokens whose logits are wanted.
     masks = torch.stack([batch.last_prompt_mask, *(edit.read for edit in acting)])
     held = hold_for_one_run(bridge, batch, [edit.hook_name for edit in acting], masks.any(dim=0))
     logits = run_cone(bridge, held, acting, logits_at=batch.last_prompt_mask)

@@ -100,6 +100,7 @@ def _hold(bridge: TransformerBridge, batch: Batch, hook_names: Sequence[str], ma
     start = int(columns.int().argmax()) if parts.columns else 0
     runs = shared_runs(bridge)
     kept = None
+    # A cone that is the whole run needs nothing from outside.
     if runs is not None and (start or boundary >= 0):
         kept = runs.held(batch, boundary, start, columns=parts.columns)
     return cut(bridge, batch, boundary=boundary, start=start) if kept is None else kept

@@ -81,6 +81,7 @@ def cut(bridge: TransformerBridge, batch: Batch, *, boundary: int, start: int) -
     if start == 0 and boundary < 0:
         return whole(batch)
     seen: dict[str, Any] = {"tuple": False}
+    # Only a pass shows whether this architecture's blocks return tuples; replaced blocks must too.
     handle = bridge.blocks[0].register_forward_hook(lambda _m, _a, output: seen.update(tuple=isinstance(output, tuple)))
     cache = DynamicCache() if start else None
     names = [f"blocks.{boundary}.hook_out"] if boundary >= 0 else []
@@ -89,6 +90,7 @@ def cut(bridge: TransformerBridge, batch: Batch, *, boundary: int, start: int) -
     until = {"use_cache": False, "stop_at_layer": boundary + 1} if cache is None else with_cache(bridge, cache)
 
     def keep(resid: Tensor, hook: Any) -> None:
+        # A slice would keep the whole activation in memory.
         seen["resid"] = resid[:, start:].clone()
 
     try:
@@ -140,6 +142,7 @@ def run_cone(
     # An edit at the unembedding needs all tokens there.
     picked = None if any(edit.hook_name.startswith("unembed") for edit in edits) else wanted
     with _blocks_skipped(bridge, held), attach(bridge, edits), unembedded_alone(bridge, picked):
+        # The embeddings are computed too, and replaced by what the boundary block returns.
         logits = bridge(batch.tokens[:, start:], attention_mask=batch.attention_mask, **late)
     if wanted is None:
         return logits
@@ -233,6 +236,7 @@ def join(helds: Sequence[Held]) -> Held:
         raise ValueError(
             f"cones can only be joined if they begin after the same block, got blocks {sorted(boundaries)}"
         )
+    # Earlier beginnings are padded on the left; the mask hides padding among keys.
     start = max(held.start for held in helds)
     width = max(held.batch.tokens.shape[1] - held.start for held in helds)
 
@@ -256,6 +260,7 @@ def join(helds: Sequence[Held]) -> Held:
     )
     resid = None
     if helds[0].resid is not None:
+        # Cones are aligned at their first column, so only their ends are padded.
         rows = [held.resid for held in helds if held.resid is not None]
         resid = torch.cat([_padded(row, (0, 0, 0, width - row.shape[1])) for row in rows])
     return Held(batch, start, helds[0].boundary, resid, _join_past(helds, start), helds[0].as_tuple)

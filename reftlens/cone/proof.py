@@ -51,6 +51,7 @@ def parts_of(bridge: TransformerBridge, batch: Batch) -> Parts:
     """
     window, n_ctx = attention_window(bridge) or 0, bridge.cfg.n_ctx
     beyond = 0 < window < batch.tokens.shape[1]
+    # Beyond a window, early keys must be masked, which a shorter prompt would not test.
     length = min(n_ctx, window + 8 if beyond else 12)
     if length < 2:
         return Parts(columns=False, layers=False)
@@ -92,6 +93,7 @@ class _Trial:
         tokens = made_up(bridge, 2, length)
         lengths = (length, max(1, length - 4))
         self.rows = [as_batch(tokens[row : row + 1, :n]) for row, n in enumerate(lengths)]
+        # Different starts and lengths, so that joining pads on both sides.
         self.starts = [n // 2 for n in lengths]
         self.layer = max(0, bridge.cfg.n_layers // 2 - 1)
         generator = torch.Generator().manual_seed(1)
@@ -147,6 +149,7 @@ def _pushed(resid: Tensor, pushes: Tensor, first: Sequence[int]) -> Tensor:
     added = torch.zeros_like(resid)
     for row, start in enumerate(first):
         added[row, start:] = pushes[row, : resid.shape[1] - start].to(resid)
+    # A normal vector is about sqrt(d) long.
     return resid + 0.5 * resid.norm(dim=-1, keepdim=True) * added / resid.shape[-1] ** 0.5
 
 

@@ -128,6 +128,7 @@ def _joining(
     bridge: TransformerBridge, recording: Recording, start: int, rows: Int[Tensor, " n"], layers: Int[Tensor, " n"]
 ) -> Iterator[Held]:
     first, n_layers = int(layers[0]), len(recording.resid) - 1
+    # Layers ascend, so the rows that have begun at a layer are always the first n.
     begun = [int((layers <= layer).sum()) for layer in range(first, n_layers)]
     rows = rows.to(recording.batch.tokens.device)
     later = zip(begun, recording.past[first:], strict=True) if start else ()
@@ -141,6 +142,7 @@ def _joining(
             args, kwargs = (_of_rows(given, n, total) for given in (args, kwargs))
             output = forward(hidden_states[:n], *args, **kwargs)
             resid = output[0] if isinstance(output, tuple) else output
+            # Rows that have not begun take the block's recorded output.
             resid = torch.cat([resid, recording.resid[layer + 1][rows[n:], start:]])
             return (resid, *output[1:]) if isinstance(output, tuple) else resid
 
@@ -158,6 +160,7 @@ def _joining(
 def _of_rows(given: Any, n: int, total: int) -> Any:
     """Cuts every block argument that has one entry per row (masks, positions) to its first n rows."""
     if isinstance(given, Tensor):
+        # One-dimensional arguments, such as positions in the cache, count columns, not rows.
         return given[:n] if given.ndim > 1 and len(given) == total else given
     if isinstance(given, tuple):
         return tuple(_of_rows(part, n, total) for part in given)

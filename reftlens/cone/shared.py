@@ -33,6 +33,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 MEMORY_BYTES = 2**30
 
+# A context variable, so that another thread with another bridge does not see these runs.
 _OPEN: ContextVar[tuple[SharedRuns, ...]] = ContextVar("shared base runs", default=())
 
 
@@ -131,6 +132,7 @@ class SharedRuns:
             row for row, key in enumerate(keys) if not self._serves(self._rows.get(key), boundary, start - firsts[row])
         ]
         made = self._run(batch, keys, firsts, missing, boundary, start, columns=columns) if missing else {}
+        # Runs that were just made serve this call even if they do not fit.
         rows = [made[key] if key in made else self._rows[key] for key in keys]
         return _cut(batch, rows, firsts, boundary, start)
 
@@ -161,6 +163,7 @@ class SharedRuns:
         group = _record(self.bridge, some, boundary, start, columns=columns)
         self.n_run += len(missing)
         for row in missing:
+            # Replaced runs must not count against the limit.
             self._rows.pop(keys[row], None)
         made = {keys[row]: _Row(group, place, firsts[row]) for place, row in enumerate(missing)}
         if self.n_bytes() + group.n_bytes() <= self.memory_bytes:
@@ -239,6 +242,7 @@ def _picked(tensors: Sequence[Tensor], rows: Sequence[int], places: Int[Tensor, 
     n = len(place)
     together = all(other is tensor for other in tensors) and bool((places == place).all())
     if together and n and int(place[-1] - place[0]) + 1 == n and bool((place[1:] > place[:-1]).all()):
+        # The usual case, neighbouring columns of one batch, needs no copy.
         part = tensor.narrow(-2, int(place[0]), n)
         return part if list(rows) == list(range(len(tensor))) else part[torch.tensor(rows, device=tensor.device)]
     device = tensor.device

@@ -94,6 +94,7 @@ class OnDisk:
             OSError: If the folder cannot be created or read. A full disk is not an error.
         """
         self.directory, self.max_bytes, self.device = Path(directory), max_bytes, device
+        # Part of every file's digest, so that a file copied from another folder counts as damaged.
         self._made_for = json.dumps(dict(made_for), sort_keys=True)
         self._instead: InMemory | None = None
         self._memory_bytes = memory_bytes
@@ -122,6 +123,7 @@ class OnDisk:
                 numbers = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             digest = numbers.pop(_DIGEST, None)
+            # Once in each process: the file is read in every epoch.
             if row not in self._checked and digest != self._digest(row, tensors, numbers):
                 raise ValueError("its digest does not match")
             run = Run(

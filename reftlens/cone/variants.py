@@ -62,6 +62,7 @@ def together(variants: Sequence[Sequence[Edit]]) -> list[Edit]:
     n = len(variants)
 
     def placed(mask: Bool[Tensor, "batch pos"], place: int) -> Bool[Tensor, "rows pos"]:
+        # An edit selects nothing in the rows of the other variants.
         nothing = torch.zeros_like(mask)
         return torch.cat([mask if other == place else nothing for other in range(n)])
 

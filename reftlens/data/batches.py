@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 from typing import Any, Literal, TypeAlias
 
 from transformer_lens.model_bridge import TransformerBridge
@@ -74,6 +75,18 @@ def as_batch(
     if len(batches) > 1:
         raise ValueError(f"{name} must be a single batch, got {len(batches)}: pass the texts, or encode them together")
     return batches[0]
+
+
+def first_rows(batch: Batch, n: int) -> Batch:
+    """Returns the first n examples of a batch, all if there are fewer, with their texts.
+
+    Args:
+        batch: from `encode`.
+        n: number of examples.
+    """
+    values: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    kept: dict[str, Any] = {name: value if value is None else value[:n] for name, value in values.items()}
+    return replace(batch, **kept)
 
 
 def batches_by_length(counts: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -58,6 +58,7 @@ def completion_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completi
             "every message of a completion must have the role 'assistant', got "
             f"{next(turn['role'] for turn in turns if turn['role'] != 'assistant')!r}"
         )
+    # The completion is what the template adds, with its end-of-turn token.
     before = prompt_text(tokenizer, prompt)
     whole = _rendered(tokenizer, [*prompt, *turns])
     if not whole.startswith(before):

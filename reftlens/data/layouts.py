@@ -52,8 +52,7 @@ def example_of(
             given = text_of(record, "input", may_be_empty=True) if record.get("input") is not None else ""
             return alpaca(text_of(record, "instruction"), given), text_of(record, "output")
         case "question and answer":
-            # The space goes with the answer: in most vocabularies a word and its space are one
-            # token.
+            # With its space: in most vocabularies a word and the space before it are one token.
             return f"Question: {text_of(record, 'question')}\nAnswer:", " " + text_of(record, "answer").lstrip()
         case _:
             prompt, completion = record["prompt"], record.get("completion")

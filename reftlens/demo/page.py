@@ -21,9 +21,10 @@ from torch import Tensor
 
 from reftlens import plot
 from reftlens.demo.run import DISSECTION_NAME, EDIT_NAME, RESULTS_NAME, DemoResult
+from reftlens.dissection.names import names_in, with_short_names
 from reftlens.dissection.sections import sections
 from reftlens.plot.page import Picture, Report, Section, render
-from reftlens.results import outcomes_to_dataframe
+from reftlens.results import TokenMap, outcomes_to_dataframe
 from reftlens.results.words import labelled
 
 REPORT_NAME = "report.html"
@@ -129,10 +130,10 @@ def _what(result: DemoResult) -> str:
 
 def _figures(result: DemoResult) -> dict[str, Figure]:
     """Those that a reader may want outside the page; the README shows most of them."""
-    found = result.dissection
+    found = with_short_names(result.dissection)
     figures = {
         "outcomes": plot.outcomes(result.outcomes),
-        "effect": plot.effect_map(result.effect, title="Where the edit acts: each cell of it alone"),
+        "effect": plot.effect_map(_effect(result), title="Where the edit acts: each cell of it alone"),
         "spectrum": plot.spectrum(found.operators, null=found.untrained),
         "training": plot.training_curve(result.log),
     }
@@ -153,14 +154,14 @@ def _report(result: DemoResult) -> Report:
     first = _outcomes(result)
     further["works"] = replace(first, heading=further["works"].heading) if "works" in further else first
     if "where" in further:
-        aligned = (f"Prompts of one phrasing, {_over(result.effect.n_prompts)}", result.effect)
+        aligned = (f"Prompts of one phrasing, {_over(result.effect.n_prompts)}", _effect(result))
         others = tuple(
             ("Prompts of one length, in several phrasings", found) for _, found in further["where"].maps
         )
         further["where"] = replace(further["where"], maps=(aligned, *others))
     return Report(
         title="A trained edit, taken apart",
-        lead=f"{_what(result)}. The edit is a LoReFT of rank {result.config.rank} on the outputs of blocks "
+        lead=f"{_what(result)}. The edit is a LoReFT of rank {result.config.rank} on the outputs of layers "
         f"{' and '.join(map(str, result.layers))} of {result.config.model}, at every prompt token. Grey text is the control: "
         "unless it says otherwise, a change of the same length at the same tokens in a random direction.",
         sections=(*further.values(), _tracing(result), _training(result)),
@@ -184,8 +185,9 @@ def _outcomes(result: DemoResult) -> Section:
             f"The edit was saved, and base and edit were loaded again from their files: the largest difference of a "
             f"logit is {result.reload_difference:g}.",
         ),
-        (Picture("outcomes", plot.png(figure), f"What the model answers before and after. {control}", alt),),
+        (Picture("outcomes", plot.png(figure), f"Bars: the part of the prompts answered as wanted, by the base, by the edited model and by the control. {control}", alt),),
         (
+            # Columns of whole answers are empty where every answer has one token.
             ("Each group of prompts", labelled(outcomes_to_dataframe(result.outcomes).dropna(axis=1, how="all"))),
             ("What was moved", moved),
         ),
@@ -207,6 +209,12 @@ def _tracing(result: DemoResult) -> Section:
     )
 
 
+def _effect(result: DemoResult) -> TokenMap:
+    """The map over prompts of one phrasing, with sites named as in the dissection."""
+    names = names_in(result.dissection)
+    return replace(result.effect, rows=tuple(names.get(row, row) for row in result.effect.rows))
+
+
 def _over(n: int) -> str:
     return f"mean over {n} prompt{'s' * (n != 1)}"
 
@@ -214,11 +222,12 @@ def _over(n: int) -> str:
 def _training(result: DemoResult) -> Section:
     losses = result.log.loss
     alt = f"The loss falls from {losses[0]:.2f} to {losses[-1]:.2f} {result.log.unit} in {len(losses)} steps." if losses else ""
-    picture = Picture("training", plot.png(plot.training_curve(result.log)), "Loss over completion tokens.", alt)
+    picture = Picture("training", plot.png(plot.training_curve(result.log)), f"The training loss of each step, in {result.log.unit}, and its running median.", alt)
     return Section("Training", (f"{len(losses)} steps; {result.n_parameters:,} trained numbers.",), (picture,))
 
 
 def _settings(result: DemoResult) -> dict[str, object]:
     stamp = {key: value for key, value in result.stamp.items() if key != "versions"}
     settings = {field.name: getattr(result.config, field.name) for field in fields(result.config)}
+    settings |= {short: name for name, short in names_in(result.dissection).items()}
     return {**settings, **stamp, **result.stamp["versions"]}

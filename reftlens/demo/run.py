@@ -167,6 +167,7 @@ def _reload_difference(model: str, directory: Path, bridge: TransformerBridge, r
     fresh = load_bridge(model)
     reloaded = logits(fresh, Reft.from_pretrained(directory, bridge=fresh))
     difference = float((logits(bridge, reft) - reloaded).abs().max())
+    # No tolerance: the same numbers through the same kernels give the same bits.
     if difference != 0.0:
         raise RuntimeError(f"the reloaded edit does not equal the trained edit: a logit differs by {difference:.3g}")
     return difference

@@ -11,8 +11,10 @@ from math import comb
 from typing import NamedTuple
 
 from reftlens.dissection.found import Found
+from reftlens.dissection.names import with_short_names
 from reftlens.dissection.parts.through import components
-from reftlens.results import Agreement, DirectionReadout, Finding, Operator, PatchMap, ReadContexts, TokenMap
+from reftlens.plot.labels import spoken
+from reftlens.results import Agreement, DirectionReadout, Finding, PatchMap, ReadContexts, TokenMap
 from reftlens.results.finding import Strength
 
 CONTROL = "Random directions"
@@ -37,6 +39,7 @@ def findings(found: Found) -> tuple[Finding, ...]:
     Args:
         found: the results of a dissection.
     """
+    found = with_short_names(found)
     return tuple(_finding(found, *question) for question in _QUESTIONS)
 
 
@@ -82,7 +85,9 @@ def _where(found: Found) -> _Answer | None:
     site, place = divmod(int(values.abs().argmax()), values.shape[1])
     beyond, cells = int((values.abs() > largest).sum()), int(effect.values.isfinite().sum())
     null = f"{CONTROL}: {_part(effect, float(control[site, place]))} in that cell, and at most {_part(effect, largest)} in any."
-    most = f"{_without_all(effect.rows[site])} at {_position(effect, place)} gives {_part(effect, float(values[site, place]))} by itself"
+    most = (
+        f"{effect.rows[site]} at {_position(effect, place)} gives {_part(effect, float(values[site, place]))} by itself"
+    )
     if not beyond:
         return _Answer(f"{SAME}of {cells} cells, the strongest, {most}.", null, "not distinguishable")
     answer = f"The edit of {most}. Of {cells} cells (one site at one token), {beyond} exceed every cell of the control."
@@ -102,11 +107,6 @@ def _strongest_site(found: Found) -> str:
     best = int(ablation.shapley.argmax())
     share = f"{float(ablation.shapley[best]):.1f} of {ablation.whole:.1f} nats"
     return f" Split between whole sites (Shapley values), {ablation.sites[best]} has the largest part: {share}."
-
-
-def _without_all(site: str) -> str:
-    """The short name of a site without its tokens, where the edit is at all of them and a sentence names one."""
-    return site.removesuffix(" @ all")
 
 
 def _part(effect: TokenMap, value: float) -> str:
@@ -132,14 +132,14 @@ def _through(found: Found) -> _Answer | None:
     straight = (
         ""
         if direct is None
-        else f" With all of them held as in the base, {direct:.0%} remains (direct effect). These shares need not add up."
+        else f" With every head and MLP held as in the base, {direct:.0%} remains (direct effect). These shares need not add up."
     )
     null = f"{CONTROL}: at most {largest:.0%} for any head or MLP."
     if not beyond:
         (name, value, _) = carrying[0]
-        answer = f"{SAME}of {len(carrying)} heads and MLPs after the first edit, {_component(name)} carries most, {value:.0%} of the effect.{straight}"
+        answer = f"{SAME}of {len(carrying)} heads and MLPs after the first edit, {spoken(name)} carries most, {value:.0%} of the effect.{straight}"
         return _Answer(answer, null, "not distinguishable")
-    named = ", ".join(f"{_component(name)} ({value:.0%})" for name, value in beyond[:3])
+    named = ", ".join(f"{spoken(name)} ({value:.0%})" for name, value in beyond[:3])
     answer = (
         f"The whole effect is {gap:+.1f} nats. Of the {len(carrying)} heads and MLPs after the first edit, {len(beyond)} each carry a larger "
         f"share of it than any does in the control. Strongest, each measured alone: {named}.{straight}"
@@ -154,21 +154,13 @@ def _effect_of(result: PatchMap) -> tuple[float, float]:
     return float(effect.mean()), spread
 
 
-def _component(name: str) -> str:
-    layer, _, head = name.partition(".")
-    return f"L{layer} head {head}" if head else f"L{name.removeprefix('mlp')} MLP"
-
-
 def _directions(found: Found) -> _Answer | None:
     pairs = found.beside_untrained()
     if not pairs:
         return None
-    shown = [
-        f"{operator.effective_rank:.1f} of {len(operator.write)} at {operator.where}{_than(fresh)}"
-        for operator, fresh in pairs[:2]
-    ]
+    shown = [f"{operator.effective_rank:.1f} of {len(operator.write)} at {operator.where}" for operator, _ in pairs[:2]]
     more = f" (and {len(pairs) - 2} more sites)" if len(pairs) > 2 else ""
-    beside = ", ".join("none" if fresh is None else f"{fresh.effective_rank:.1f}" for _, fresh in pairs[:2])
+    beside = " and ".join("none" if fresh is None else f"{fresh.effective_rank:.1f}" for _, fresh in pairs[:2])
     null = f"A newly initialised edit of the same shape: {beside}."
     used = f"the effective rank is {' and '.join(shown)}{more}"
     identified = f" {_identified(found.agreements)}"
@@ -176,10 +168,6 @@ def _directions(found: Found) -> _Answer | None:
     if compared and max(compared) < _CLOSE:
         return _Answer(f"{SAME}{used}.{identified}", null, "not distinguishable")
     return _Answer(f"{used[0].upper()}{used[1:]}.{identified}", null)
-
-
-def _than(fresh: Operator | None) -> str:
-    return "" if fresh is None else f" (untrained {fresh.effective_rank:.1f})"
 
 
 def _identified(agreements: tuple[Agreement, ...]) -> str:
@@ -199,23 +187,33 @@ def _identified(agreements: tuple[Agreement, ...]) -> str:
 def _reads(found: Found) -> _Answer | None:
     if not found.readouts and not found.contexts:
         return None
-    strongest = [
-        max(told, key=lambda item: item[0])
-        for told in (
-            [_written(readout) for readout in found.readouts],
-            [_wanted(readout) for readout in found.readouts if readout.p_all],
-            [_read(contexts) for contexts in found.contexts],
-        )
-        if told
-    ]
-    null = " ".join(chance for _, _, chance in strongest)
-    beyond = [sentence for ratio, sentence, _ in strongest if ratio > 1]
-    if beyond and found.contexts and not strongest[-1][0] > 1:
-        beyond.append(f"No reading is beyond chance; {_largest(found.contexts)}.")
-    if not beyond:
+    told = (
+        [_written(readout) for readout in found.readouts],
+        [_wanted(readout) for readout in found.readouts if readout.p_all],
+        [_read(contexts) for contexts in found.contexts],
+    )
+    written, wanted, read = (max(one, key=lambda item: item.ratio, default=None) for one in told)
+    strongest = [one for one in (written, wanted, read) if one is not None]
+    if not any(one.ratio > 1 for one in strongest):
         answer = "no token is raised, lowered or read by a direction further than by random directions."
-        return _Answer(f"{SAME}{answer}", null, "not distinguishable")
-    return _Answer(" ".join(beyond), null)
+        return _Answer(f"{SAME}{answer}", " ".join(one.chance for one in strongest), "not distinguishable")
+    said = [one for one in strongest if one.ratio > 1]
+    sentences = [one.sentence for one in said]
+    if written is not None and written not in said:
+        sentences.append("Searched over the whole vocabulary, no token is moved beyond chance.")
+    if read is not None and read not in said:
+        sentences.append(f"No reading is beyond chance; {_largest(found.contexts)}.")
+        said.append(read)
+    return _Answer(" ".join(sentences), " ".join(one.chance for one in said))
+
+
+class _Told(NamedTuple):
+    """The strongest of one kind of number."""
+
+    ratio: float
+    """1 at the edge of what chance gives."""
+    sentence: str
+    chance: str
 
 
 def _largest(contexts: Sequence[ReadContexts]) -> str:
@@ -223,15 +221,15 @@ def _largest(contexts: Sequence[ReadContexts]) -> str:
     return f"the strongest is of {first.tokens[first.position]!r} ({first.z:.1f} standard deviations)"
 
 
-def _wanted(readout: DirectionReadout) -> tuple[float, str, str]:
+def _wanted(readout: DirectionReadout) -> _Told:
     """The same of the wanted answers: 0.05 / p, corrected for all of them in all directions."""
     (token, change, _), p = min(zip(readout.watched, readout.p_all, strict=True), key=lambda item: item[1])
     verb = "raises" if change > 0 else "lowers"
     sentence = f"Direction {readout.direction} of {readout.where} {verb} the logit of the wanted {token!r} by {abs(change):.1f} directly."
-    return 0.05 / p, sentence, f"For {token!r}: p = {p:.2g}, corrected for all wanted answers and directions."
+    return _Told(0.05 / p, sentence, f"For {token!r}: p = {p:.2g}, corrected for all wanted answers and directions.")
 
 
-def _written(readout: DirectionReadout) -> tuple[float, str, str]:
+def _written(readout: DirectionReadout) -> _Told:
     """How far beyond its band the strongest token of a direction is (1: at its edge), and sentences on both."""
     sides = [
         (token, change, change / readout.null_high if readout.null_high > 0 else 0.0)
@@ -243,24 +241,24 @@ def _written(readout: DirectionReadout) -> tuple[float, str, str]:
     ]
     band = f"{CONTROL}: {readout.null_low:.1f} to {readout.null_high:.1f} over all tokens."
     if not sides:
-        return 0.0, "", band
+        return _Told(0.0, "", band)
     token, change, ratio = max(sides, key=lambda side: side[2])
     verb = "raises" if change > 0 else "lowers"
-    return (
+    return _Told(
         ratio,
         f"Direction {readout.direction} of {readout.where} {verb} the logit of {token!r} by {abs(change):.1f} directly.",
         band,
     )
 
 
-def _read(contexts: ReadContexts) -> tuple[float, str, str]:
+def _read(contexts: ReadContexts) -> _Told:
     chance = f"What a direction reads: random directions reach {contexts.null_high:.1f} standard deviations."
     if not contexts.contexts:
-        return 0.0, "", chance
+        return _Told(0.0, "", chance)
     first = max(contexts.contexts, key=lambda context: context.z)
     ratio = first.z / contexts.null_high if contexts.null_high > 0 else 0.0
     token = first.tokens[first.position]
-    return (
+    return _Told(
         ratio,
         f"Direction {contexts.direction} of {contexts.where} moves furthest at {token!r} ({first.z:.1f} standard deviations).",
         chance,
@@ -295,7 +293,7 @@ def _natural(found: Found) -> _Answer | None:
     natural, edited, control = worst.beyond()
     n = len(worst.edited)
     what = f"{edited:.0%} of edited tokens at {worst.where} are further from the mean than 95% of natural activations (Mahalanobis distance)"
-    others = ", ".join(f"{site.where} {site.beyond()[1]:.0%}" for site in found.manifolds if site is not worst)
+    others = ", ".join(f"at {site.where} {site.beyond()[1]:.0%}" for site in found.manifolds if site is not worst)
     what += f"; {others}" if others else ""
     beside = "" if _more(edited, control, n) else ", and not distinguishable from random changes"
     null = f"Unedited tokens: {natural:.0%}, where 5% is expected. {CONTROL}: {control:.0%}."

@@ -39,6 +39,7 @@ def dissect_saved(
     Raises:
         ValueError: If the folder is neither, its base is not available, or the examples are missing or malformed.
     """
+    # Asked first: a folder that a dissection wrote has no edit in it.
     if (directory / JSON_NAME).is_file():
         return load_dissection(directory)
     if not (directory / CONFIG_NAME).is_file():

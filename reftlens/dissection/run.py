@@ -94,7 +94,7 @@ def _run(part: Part, work: Work) -> None:
         if missing:
             raise ValueError(f"it starts from {', '.join(missing)}, which was left out")
         work.found |= part.compute(work)
-    # Analyses refuse by ValueError. Anything else is a bug, which must not look like a result.
+    # Analyses refuse by ValueError. Anything else is a bug, and must not pass for a refusal.
     except ValueError as error:
         work.left_out.append((part.name, str(error)))
     work.seconds.append((part.name, time.perf_counter() - start))

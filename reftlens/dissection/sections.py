@@ -9,6 +9,7 @@ import pandas as pd
 
 from reftlens.dissection.findings import findings
 from reftlens.dissection.found import Found
+from reftlens.dissection.names import names_in, with_short_names
 from reftlens.dissection.parts import PARTS
 from reftlens.dissection.parts.part import table
 from reftlens.plot.page import Report, Section
@@ -21,6 +22,7 @@ def report(result: Found) -> Report:
         result: a dissection.
     """
     settings: dict[str, object] = {"model": result.model, "edit": result.edit, **dict(result.settings)}
+    settings |= {short: name for name, short in names_in(result).items()}
     settings |= {f"seconds: {part}": f"{seconds:.1f}" for part, seconds in result.seconds}
     return Report(
         title="A trained edit, taken apart",
@@ -39,6 +41,7 @@ def sections(result: Found, names: Sequence[str] | None = None) -> list[Section]
         result: a dissection.
         names: names of parts; all, and what was left out, by default. A part without a result has no section.
     """
+    result = with_short_names(result)
     chosen = [part for name, part in PARTS.items() if names is None or name in names]
     drawn = [replace(section, name=part.name) for part in chosen if (section := part.draw(result)) is not None]
     if names is None and result.left_out:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from reftlens.display import as_html
 from reftlens.dissection.found import Found
+from reftlens.dissection.names import with_short_names
 from reftlens.results import Finding
 from reftlens.text import plain
 
@@ -42,6 +43,7 @@ class Summary:
 
 def summarize(result: Found) -> pd.DataFrame:
     """Returns one row per number: where, question, found, and its null or control."""
+    result = with_short_names(result)
     lines = [*_whole(result), *_sites(result), *_seeds(result)]
     return pd.DataFrame(lines, columns=["where", "question", "found", "beside it"])
 

@@ -121,8 +121,7 @@ class HFAttachment:
 
     def _before(self, index: int) -> Callable[..., Any]:
         def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            # transformers passes the hidden states by place in some architectures and by name in
-            # others.
+            # By place in some architectures of transformers, by name in others.
             if args:
                 return (self._edited(index, args[0]), *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": self._edited(index, kwargs["hidden_states"])}
@@ -143,8 +142,7 @@ class HFAttachment:
         if edit.head is None:
             edited = edit.apply(resid, self._offset)
             return resid if edited is None else edited
-        # Hugging Face keeps heads side by side, [batch, pos, heads * d_head]; an edit of one wants
-        # its axis.
+        # Hugging Face keeps heads side by side, [batch, pos, heads * d_head].
         heads = resid.unflatten(-1, (-1, edit.intervention.d_model))
         edited = edit.apply(heads, self._offset)
         return resid if edited is None else edited.flatten(-2)
@@ -180,8 +178,7 @@ def _require_same(model: PreTrainedModel, bridge: Any, reft: Reft, points: dict[
             wanted = bridge(tokens, attention_mask=mask, use_cache=False).float()
         with HFAttachment(model, probe, points, None):
             came = model(tokens, attention_mask=mask, use_cache=False).logits.float()
-        # The two sum in another order. A point that differs changes logits by far more than
-        # rounding.
+        # The two sum in another order. A different point would change far more than that.
         rounding = 100 * torch.finfo(model.dtype).eps * float(wanted.abs().max())
         if float((wanted - came).abs().max()) > rounding:
             raise ValueError(

@@ -85,8 +85,7 @@ def _gradient(bridge: TransformerBridge, edit: Edit, tokens: Tensor, weight: Ten
     parameters = [parameter for parameter in edit.intervention.parameters() if parameter.requires_grad]
     with torch.enable_grad(), attach(bridge, [edit]):
         total = (_logits(bridge, tokens) * weight).sum()
-        # A frozen base without a reached parameter has no graph at all, and autograd.grad would
-        # raise.
+        # Without a trainable parameter there is no graph, and autograd.grad would raise.
         if not total.requires_grad or not parameters:
             return 0.0
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)

@@ -69,22 +69,19 @@ class Decoding:
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             num_beams=self.num_beams,
-            # True is "done when num_beams continuations have ended"; transformers warns if it has
-            # no beams.
+            # True: done when num_beams continuations have ended. False without beams, or it warns.
             early_stopping=self.num_beams > 1,
             do_sample=self.temperature is not None,
             # The neutral values of transformers, which are not None.
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
-            # 50 is the default of transformers, which warns about any other value if nothing is
-            # sampled.
+            # 50 is the default of transformers, which warns of other values where nothing is drawn.
             top_k=(50 if self.temperature is None else 0) if self.top_k is None else self.top_k,
             no_repeat_ngram_size=self.no_repeat_ngram_size or 0,
             repetition_penalty=self.repetition_penalty,
             use_cache=use_cache,
             eos_token_id=stops or None,
-            # Without a pad token, finished rows are filled with a stop token, as transformers does
-            # itself.
+            # Without a pad token, finished rows get a stop token, as in transformers.
             pad_token_id=pad_id(bridge) if tokenizer.pad_token_id is not None or not stops else stops[0],
         )
 

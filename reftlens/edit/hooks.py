@@ -122,8 +122,7 @@ class Edit:
         past = getattr(resid, _MARK, getattr(resid._base, _MARK, ()))
         for intervention, edited, head in past:
             same_head = self.head is None or head is None or head == self.head
-            # Two edits of different tokens or heads are no repetition, even by one shared
-            # intervention.
+            # One shared intervention may edit different tokens or heads of an activation.
             if intervention is self.intervention and same_head and bool((edited & self.changed).any()):
                 raise EditError(
                     f"the same intervention edited one activation twice, at {self.hook_name}: either it is attached twice, or two "
@@ -151,8 +150,7 @@ class Edit:
         edited_there = edited_tokens.view_as(there)
         if self.lands is not None:
             rows, edited_there = tuple(place[lands] for place in rows), edited_there[lands]
-        # A new tensor: writing into the activation would break autograd and change what others
-        # hold.
+        # A new tensor: writing in place would break autograd and what others hold.
         edited_resid = resid.index_put(rows, edited_there)
         setattr(edited_resid, _MARK, (*past, (self.intervention, self.changed, self.head)))
         return edited_resid

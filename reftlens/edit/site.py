@@ -84,5 +84,6 @@ def site_names(sites: Sequence[Site], parts: Sequence[str]) -> tuple[str, ...]:
     unique = []
     for name in names:
         seen[name] += 1
+        # Two edits may act at one site, and results go by these names.
         unique.append(f"{name} #{seen[name]}" if counts[name] > 1 else name)
     return tuple(unique)

@@ -87,8 +87,7 @@ class Replacement:
 
     def _finish(self) -> None:
         try:
-            # Contents before the rename, else a power cut could leave the new name with empty
-            # files.
+            # Before the rename, or a power cut could leave the new name with empty files.
             for path in (*self._temporary.rglob("*"), self._temporary):
                 _to_disk(path)
             _put(self._temporary, self.directory)

@@ -44,6 +44,7 @@ def why_broken(folder: Path) -> str | None:
         strange = [name for name in names if not (folder / name).is_file()]
         if strange:  # for example a pipe, whose reading never ends
             return f"{strange[0]} is not a regular file"
+        # Last, because this reads every byte.
         changed = [name for name in names if _digest(folder / name) != digests[name]]
     except ValueError as error:
         return f"{error!s:.200}"
@@ -65,6 +66,7 @@ def digests_in(folder: Path) -> dict[str, str] | None:
     digests = said.get("files") if isinstance(said, dict) and set(said) == {"files", "sha256"} else None
     if not isinstance(digests, dict) or not all(isinstance(value, str) for value in digests.values()):
         raise ValueError(f"{SEAL_NAME} is damaged: it does not list the files")
+    # Without a checksum of its own, a damaged list would put the blame on a file.
     if said["sha256"] != _of(digests):
         raise ValueError(f"{SEAL_NAME} is damaged: its own SHA-256 does not match")
     return digests
@@ -93,6 +95,7 @@ def warn_unchecked(folder: Path) -> None:
 
 
 def _names(folder: Path) -> list[str]:
+    # Not is_file(): a pipe or a dangling link was added too.
     files = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
     return sorted(file.as_posix() for file in files if file != Path(SEAL_NAME) and not file.name.startswith("."))
 

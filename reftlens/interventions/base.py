@@ -69,8 +69,7 @@ class Affine(NamedTuple):
         # c need not lie in the span of the written rows.
         rows = torch.cat([self.write, self.constant[None]]).double()
         _, spectrum, vectors = torch.linalg.svd(rows, full_matrices=False)
-        # Factors are float32, so less than 1e-6 is rounding. ">" keeps no row where all values are
-        # 0.
+        # Below 1e-6, float32 factors are rounding. ">" keeps no row where all values are 0.
         return vectors[spectrum > 1e-6 * spectrum[0]]
 
 

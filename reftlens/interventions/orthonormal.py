@@ -55,8 +55,7 @@ class Orthonormal(nn.Module):
     def _retract(self, fixed: Tensor) -> None:
         """Moves the rows back onto the manifold. Rows that already lie on it stay bit-identical."""
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        # QR goes from the first row to the last, so R is made orthogonal to the fixed rows in
-        # front.
+        # QR goes row by row: R is made orthogonal to the fixed rows, which stay.
         rows = torch.cat([fixed.to(dtype), self.weight.to(dtype)])
         off = (rows[len(fixed) :] @ rows.T - torch.eye(len(rows), dtype=dtype, device=rows.device)[len(fixed) :]).abs()
         worst = float(off.max())

@@ -90,8 +90,7 @@ def _organism_story() -> Story:
         other_trained=(
             *(_question(fact, 0) for fact in made_of[::2]),
             *(_question(fact, 0) for fact in made_of[1::2] if fact.subject in subjects),
-            # Places 2, 10, ... here and 0, 4, ... below: no fact about people is both trained and
-            # tested.
+            # Places 2, 10, ... here and 0, 4, ... below: no such fact is both trained and tested.
             *(_question(fact, 0) for fact in people[2::8]),
         ),
         other_facts={

@@ -25,6 +25,7 @@ from reftlens.plot.effect_map import effect_map
 from reftlens.plot.html import token_strip
 from reftlens.plot.interchange import interchange
 from reftlens.plot.ledger import ledger
+from reftlens.plot.meanings import meanings
 from reftlens.plot.mediation import mediation
 from reftlens.plot.memorised import memorised
 from reftlens.plot.off_manifold import off_manifold
@@ -56,6 +57,7 @@ __all__ = [
     "interchange",
     "ledger",
     "mannered",
+    "meanings",
     "mediation",
     "memorised",
     "off_manifold",
@@ -114,6 +116,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Interchanged: interchange,
     results.Ledger: ledger,
     results.Mannered: mannered,
+    results.Meaning: meanings,
     results.Memorised: memorised,
     results.OffManifold: off_manifold,
     results.Operator: spectrum,

@@ -111,6 +111,7 @@ def _scatter(axes: Axes, result: BesideTracing, columns: list[str]) -> None:
     axes.axvline(0, color=GREY, linewidth=0.6)
     axes.plot(restored.ravel(), control.ravel(), "x", color=GREY, markersize=4, label="shuffled answers", zorder=1)
     for place, name in enumerate(columns):
+        # Further columns share the last mark, and one entry of the key.
         marker, colour = _MARKS[min(place, len(_MARKS) - 1)]
         last = place >= len(_MARKS) - 1 and len(columns) > len(_MARKS)
         label = ("other columns" if place == len(_MARKS) - 1 else None) if last else name

@@ -35,6 +35,7 @@ def edit_profile(profile: EditProfile) -> Figure:
         figure = sheet(7.0, 0.95 + 0.24 * shown, title="What the edit does to an activation", subtitle=subtitle)
         left, right = figure.subplots(1, 2, sharey=True)
         _gains(left, profile, shown)
+        # An edit that is not affine has no bar; the left panel says so.
         right.barh(range(shown), np.nan_to_num(profile.push[:shown].double().numpy()), height=0.55, color=ORANGE)
         right.set_xlabel("length of c, in the\nunits of the activation")
         right.tick_params(axis="y", length=0)

@@ -40,8 +40,7 @@ def group_of(result: TokenMap, *, signed: bool = True) -> Group:
         return Group([Panel(result.values.double().numpy())], result.quantity, signed)
     values = result.values.double().numpy()
     reach = np.abs(result.control[result.control.isfinite()].double().numpy()).max(initial=0.0)
-    # The largest cell of the control, since a reader looks for the largest of the map. NaN stays
-    # hatched.
+    # Against the control's largest cell, since a reader looks for the map's. NaN is no cell.
     measured = Panel(values, "measured", covered=np.abs(np.nan_to_num(values, nan=np.inf)) <= reach)
     control = Panel(result.control.double().numpy(), f"control: {result.control_name}")
     return Group([measured, control], result.quantity, signed)

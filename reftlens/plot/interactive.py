@@ -17,15 +17,14 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from reftlens.plot.canvas import colour_at, ink_on, number
+from reftlens.plot.cells import Cells, Mapped, View, cells_of
 from reftlens.plot.edit_size import COLOURS, largest
-from reftlens.plot.labels import is_role, short_name, visible
+from reftlens.plot.labels import short_name, visible
 from reftlens.results import Dose, EditSize, TokenMap
 from reftlens.text import harmless
 
 STEPS = 20
 """Shades from zero to the largest value; the script has the same number."""
-_MOST_PROMPTS = 40
-_LONGEST_PROMPT = 70
 _NO_VALUE = "\N{EN DASH}"
 _SHOWN = ("measured", "control", "difference")
 
@@ -57,18 +56,20 @@ def as_json(numbers: Sequence[Any]) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def token_map(result: TokenMap, place: int) -> Interactive:
-    """A map as a table, the earliest row at the bottom, with the tokens of each prompt where they are known.
+def token_map(result: Mapped | Cells, place: int) -> Interactive:
+    """A map as a table, the first row at the bottom, with the columns of each prompt where they are known.
 
     Args:
         result: the map, perhaps with its control and each prompt.
         place: of its numbers among those of the page.
     """
-    views = _views(result)
-    limit = _limit(result)
+    cells = cells_of(result)
+    views = [_view(view) for view in cells.views]
+    limit = cells.limit
     decimals = 2 if 0.1 <= limit < 100 else max(0, 1 - math.floor(math.log10(limit)))
     numbers = {
-        "rows": [short_name(row) for row in reversed(result.rows)],
+        "rows": list(reversed(cells.rows)),
+        "column": cells.column,
         "limit": limit,
         "decimals": decimals,
         "more": decimals + 1,
@@ -76,12 +77,12 @@ def token_map(result: TokenMap, place: int) -> Interactive:
     }
     html = _MAP.format(
         place=place,
-        controls=Markup("").join([*_switch(result, place), *_picker(views)]),
-        quantity=result.quantity,
-        columns=len(result.tokens),
-        heads=Markup("").join(Markup('<th scope="col">{}</th>').format(token) for token in views[0]["tokens"]),
-        lines=Markup("\n").join(_line(numbers, views[0], row) for row in range(len(result.rows))),
-        key=_key(result, limit, decimals),
+        controls=Markup("").join([*_switch(cells, place), *_picker(cells)]),
+        quantity=cells.quantity,
+        columns=len(cells.views[0].columns),
+        heads=Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in views[0]["tokens"]),
+        lines=Markup("\n").join(_line(numbers, views[0], row) for row in range(len(cells.rows))),
+        key=_key(cells, limit, decimals),
     )
     return Interactive(html, numbers)
 
@@ -96,7 +97,7 @@ def strip(result: EditSize | TokenMap) -> Interactive:
         top, what, unshaded = largest(result), "length of the change / length of the activation", "not edited"
         steps = [(f"w{n}", n / STEPS * top) for n in (0, STEPS // 2, STEPS)]
     else:
-        top, what, unshaded = _limit(result), result.quantity, "no value"
+        top, what, unshaded = cells_of(result).limit, result.quantity, "no value"
         steps = [(f"v{n}", (n - STEPS) / STEPS * top) for n in (0, STEPS, 2 * STEPS)]
     key = Markup(" ").join(Markup('<span class="{}">{}</span>').format(name, number(v, 2)) for name, v in steps)
     end = Markup('<p class="key">{}: {} <span>not shaded: {}</span></p>').format(what, key, unshaded)
@@ -152,43 +153,16 @@ def _harmless(value: Any) -> Any:
     return [_harmless(item) for item in value] if isinstance(value, list) else value
 
 
-def _limit(result: TokenMap) -> float:
-    """The largest finite magnitude of the mean, its control and each prompt: one scale for all that is shown."""
-    parts = [part for part in (result.values, result.control, result.each) if part is not None]
-    found = [float(part[part.isfinite()].abs().max()) for part in parts if bool(part.isfinite().any())]
-    return max(found, default=0.0) or 1.0
-
-
-def _views(result: TokenMap) -> list[dict[str, Any]]:
-    """The mean, then each prompt with its own tokens."""
-    name = "one prompt" if result.n_prompts == 1 else f"mean of {result.n_prompts} prompts"
-    views = [_view(name, result.labels, result.starred, result.values, result.control)]
-    if result.each is not None and len(result.prompts) > 1:
-        controls = result.each_control if result.each_control is not None else [None] * len(result.prompts)
-        for tokens, values, control in zip(result.prompts[:_MOST_PROMPTS], result.each, controls, strict=False):
-            text = "".join(visible(token).replace("·", " ") for token in tokens[1:]).strip() or "prompt"
-            short = text if len(text) <= _LONGEST_PROMPT else text[: _LONGEST_PROMPT - 1] + "…"
-            views.append(_view(f"{len(views)}: {short}", tokens, result.starred, values, control))
-    return views
-
-
-def _view(
-    name: str, tokens: Sequence[str], starred: Sequence[bool], values: torch.Tensor, control: torch.Tensor | None
-) -> dict[str, Any]:
-    """What one choice of the picker shows; the last row first, as in the table."""
-    finite = torch.zeros(1) if control is None else control[control.isfinite()].abs()
+def _view(view: View) -> dict[str, Any]:
+    """For the script; the last row first, as in the table."""
+    finite = torch.zeros(1) if view.control is None else view.control[view.control.isfinite()].abs()
     return {
-        "name": name,
-        "tokens": [_named(token) + "*" * star for token, star in zip(tokens, starred, strict=True)],
-        "value": _grid(values),
-        "control": None if control is None else _grid(control),
+        "name": view.name,
+        "tokens": list(view.columns),
+        "value": _grid(view.values),
+        "control": None if view.control is None else _grid(view.control),
         "reach": _rounded(float(finite.max())) if len(finite) else 0.0,
     }
-
-
-def _named(token: str) -> str:
-    """A role stays as it reads; a token shows its spaces."""
-    return token if is_role(token) else visible(token)
 
 
 def _grid(values: torch.Tensor) -> list[list[float | None]]:
@@ -199,19 +173,19 @@ def _rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _switch(result: TokenMap, place: int) -> list[Markup]:
-    if result.control is None:
+def _switch(cells: Cells, place: int) -> list[Markup]:
+    if cells.views[0].control is None:
         return []
     button = Markup('<label><input type="radio" name="show-{}" value="{}"{}> {}</label> ')
     buttons = [button.format(place, name, Markup(" checked") if name == "measured" else "", name) for name in _SHOWN]
     return [Markup('<span role="group" aria-label="what the cells show">{}</span>').format(Markup("").join(buttons))]
 
 
-def _picker(views: Sequence[dict[str, Any]]) -> list[Markup]:
-    if len(views) < 2:
+def _picker(cells: Cells) -> list[Markup]:
+    if len(cells.views) < 2:
         return []
-    options = Markup("").join(Markup("<option>{}</option>").format(view["name"]) for view in views)
-    return [Markup("<label>prompt <select>{}</select></label>").format(options)]
+    options = Markup("").join(Markup("<option>{}</option>").format(view.name) for view in cells.views)
+    return [Markup("<label>{} <select>{}</select></label>").format(cells.choice, options)]
 
 
 def _line(numbers: dict[str, Any], view: dict[str, Any], row: int) -> Markup:
@@ -227,31 +201,31 @@ def _line(numbers: dict[str, Any], view: dict[str, Any], row: int) -> Markup:
         cells.append(
             Markup('<td class="{}" title="{}">{}</td>').format(
                 name,
-                f"{numbers['rows'][row]}, token {view['tokens'][column]}: {said}",
+                f"{numbers['rows'][row]}, {numbers['column']}{view['tokens'][column]}: {said}",
                 _NO_VALUE if value is None else number(value, numbers["decimals"]),
             )
         )
     return Markup('<tr><th scope="row">{}</th>{}</tr>').format(numbers["rows"][row], Markup("").join(cells))
 
 
-def _key(result: TokenMap, limit: float, decimals: int) -> Markup:
+def _key(cells: Cells, limit: float, decimals: int) -> Markup:
     steps = [(f"v{round(STEPS + part * STEPS)}", part * limit) for part in (-1.0, -0.5, 0.0, 0.5, 1.0)]
     key = Markup(" ").join(
         Markup('<span class="{}">{}</span>').format(name, number(value, decimals)) for name, value in steps
     )
-    notes = []
-    if result.control is not None:
+    mean, notes = cells.views[0], []
+    if mean.control is not None:
         notes.append(Markup('<span class="covered">grey</span> no further from 0 than some cell of the control'))
-        notes.append(Markup("control: {}").format(result.control_name))
-    notes += [Markup("* subject")] * any(result.starred)
-    notes += [Markup("{} no value").format(_NO_VALUE)] * (not bool(result.values.isfinite().all()))
-    return Markup("; ").join([Markup("{}: {}").format(result.quantity, key), *notes])
+        notes.append(Markup("control: {}").format(cells.control_name))
+    notes += [Markup("* subject")] * cells.starred
+    notes += [Markup("{} no value").format(_NO_VALUE)] * (not bool(mean.values.isfinite().all()))
+    return Markup("; ").join([Markup("{}: {}").format(cells.quantity, key), *notes])
 
 
 def _tokens(result: EditSize | TokenMap, row: int) -> list[Markup]:
     """Of one line of a strip."""
     spans = []
-    limit = largest(result) if isinstance(result, EditSize) else _limit(result)
+    limit = largest(result) if isinstance(result, EditSize) else cells_of(result).limit
     for place, token in enumerate(result.tokens):
         name, said = (
             _size(result, row, place, limit) if isinstance(result, EditSize) else _effect(result, row, place, limit)

@@ -20,6 +20,9 @@ FONT = "DejaVu Sans"
 SPACE, NEWLINE, TAB = "·", "⏎", "⇥"
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _SITE = re.compile(r"L(\d+) (.+ @ .+)")
+_PLAIN = re.compile(r"layer (\d+)")
+_BETWEEN = {"hook_resid_pre": "before", "hook_resid_post": "after"}
+"""Where the residual stream is, beside its layer."""
 _LONGEST_SITE = 48
 _SPECIAL = re.compile(r"(<\|\w{3})\w{3,}(\|>\*?)")
 
@@ -92,10 +95,10 @@ def short_name(hook_name: str) -> str:
 
     >>> short_name("blocks.3.hook_resid_post"), short_name("blocks.0.attn.hook_z")
     ('3 resid_post', '0 attn.z')
-    >>> short_name("L3 resid_post @ first 2")
-    'L3 resid_post @ first 2'
+    >>> short_name("L3 resid_post @ first 2"), short_name("layer 3")
+    ('L3 resid_post @ first 2', 'layer 3')
     """
-    if " @ " in hook_name:
+    if " @ " in hook_name or hook_name.startswith("layer "):
         shown = drawn(" ".join(hook_name.split()))
         return shown if len(shown) <= _LONGEST_SITE else shown[: _LONGEST_SITE - 1] + "…"
     block = _BLOCK.fullmatch(hook_name)
@@ -125,6 +128,9 @@ def short_rows(rows: Sequence[str]) -> tuple[list[str], str]:
     >>> short_rows(["L1 resid_post @ all", "L4 resid_post @ all"])
     (['1', '4'], 'layer (resid_post @ all)')
     """
+    layers_only = [_PLAIN.fullmatch(row) for row in rows]
+    if rows and all(layers_only):
+        return [layer[1] for layer in layers_only if layer], "layer"
     sites = [_SITE.fullmatch(row) for row in rows]
     if sites and all(sites) and len({site[2] for site in sites if site}) == 1:
         return [site[1] for site in sites if site], f"layer ({short_name(rows[0]).split(maxsplit=1)[1]})"
@@ -134,6 +140,40 @@ def short_rows(rows: Sequence[str]) -> tuple[list[str], str]:
         layers = [block[1] for block in blocks if block]
         return layers, f"layer ({short_name(rows[0]).split(maxsplit=1)[1]})"
     return [short_name(row) for row in rows], "site"
+
+
+def row_names(rows: Sequence[str]) -> tuple[str, ...]:
+    """Rows of a table: a layer alone, if all are the same output of one, and its place for states between layers.
+
+    >>> row_names(["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"])
+    ('layer 0', 'layer 1')
+    >>> row_names(["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post"])
+    ('before layer 0', 'after layer 0')
+    >>> row_names(["blocks.0.hook_mlp_out", "L4 resid_post @ all"])
+    ('0 mlp_out', 'L4 resid_post @ all')
+    """
+    blocks = [_BLOCK.fullmatch(row) for row in rows]
+    kinds = {block[2] if block else "" for block in blocks}
+    if kinds <= set(_BETWEEN):
+        return tuple(f"{_BETWEEN[block[2]]} layer {block[1]}" for block in blocks if block)
+    if len(kinds) == 1 and kinds <= {"hook_mlp_out", "hook_attn_out", "attn.hook_z"}:
+        return tuple(f"layer {block[1]}" for block in blocks if block)
+    return tuple(short_name(row) for row in rows)
+
+
+def spoken(component: str) -> str:
+    """A component of `mediate` or `paths` as a sentence names it.
+
+    >>> spoken("2.1"), spoken("mlp5"), spoken("edit"), spoken("logits")
+    ('layer 2 head 1', 'layer 5 MLP', 'the edit', 'the logits')
+    """
+    layer, _, head = component.partition(".")
+    if component in ("edit", "logits"):
+        return f"the {component}"
+    if layer.isdecimal() and head.isdecimal():
+        return f"layer {layer} head {head}"
+    mlp = component.removeprefix("mlp")
+    return f"layer {mlp} MLP" if mlp.isdecimal() else component
 
 
 def _shown(char: str) -> str:

@@ -47,6 +47,7 @@ def memorised(result: Memorised) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.minorticks_off()
+        # Not "log", which has no place for 0 tokens.
         axes.set_yscale("symlog", base=2, linthresh=1)
         axes.set_yticks([0, *lengths], [str(length) for length in (0, *lengths)])
         axes.set_ylim(-0.25, max(lengths) * 1.3)

@@ -51,6 +51,7 @@ def _panel(axes: Axes, result: OffManifold) -> None:
         (result.control, "edited in random directions", BLUE, "--"),
     )
     for values, name, colour, style in drawn:
+        # From (0, 0) to (100, 1), so that every curve spans the panel.
         ordered = torch.cat([torch.zeros(1), values.sort().values, torch.tensor([100.0])])
         share = torch.cat([torch.arange(len(values) + 1) / len(values), torch.ones(1)])
         axes.step(ordered, share, where="post", color=colour, linestyle=style, label=name)

@@ -50,6 +50,7 @@ def _bars(axes: Axes, values: list[float], *, offset: float, name: str, colour: 
     """One bar a group with its number; hatched bars are open, so that they differ in grey as well."""
     places = np.arange(len(values)) + offset
     face = "white" if hatch else colour
+    # A bar of NaN would be lost together with its label.
     drawn = np.nan_to_num(values)
     axes.barh(
         places, drawn, height=_BAR * 0.9, label=name, facecolor=face, edgecolor=colour, hatch=hatch, linewidth=0.8

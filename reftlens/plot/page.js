@@ -60,12 +60,12 @@
       const control = view.control && view.control[row][column];
       const apart = value === null || control === null ? null : value - control;
       const shown = { measured: value, control, difference: apart }[what];
-      const covered = what !== "control" && view.control && value !== null && Math.abs(value) <= view.reach;
+      const covered = what !== "control" && control !== null && value !== null && Math.abs(value) <= view.reach;
       const shade = shown === null ? 0 : Math.round(20 * Math.max(-1, Math.min(1, shown / map.limit)));
       cell.className = shown === null ? "none" : covered ? "covered" : `v${shade + 20}`;
       cell.textContent = number(shown, map.decimals);
-      const beside = view.control ? `, control ${number(control, map.more)}, difference ${number(apart, map.more)}` : "";
-      cell.dataset.tip = `${map.rows[row]}, token ${view.tokens[column]}, ${view.name}: ` +
+      const beside = control !== null ? `, control ${number(control, map.more)}, difference ${number(apart, map.more)}` : "";
+      cell.dataset.tip = `${map.rows[row]}, ${map.column}${view.tokens[column]}, ${view.name}: ` +
         (value === null ? "no value" : `measured ${number(value, map.more)}${beside}${covered ? "; the control reaches as far" : ""}`);
     }));
   };

@@ -14,12 +14,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, final
+from typing import Any, final, get_args
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from reftlens.plot.cells import Cells, Mapped
 from reftlens.plot.interactive import Interactive, as_json, dose, shades, strip, token_map
 from reftlens.results import Dose, EditSize, Finding, TokenMap
 from reftlens.results.words import COLUMNS, GLOSSARY
@@ -75,8 +76,8 @@ class Section:
     """Captions and frames."""
     strips: tuple[tuple[str, EditSize | TokenMap], ...] = ()
     """Captions and results whose tokens are shown as a text, shaded."""
-    maps: tuple[tuple[str, TokenMap], ...] = ()
-    """Captions and results that are shown as tables of cells."""
+    maps: tuple[tuple[str, Mapped | Cells], ...] = ()
+    """Captions and maps over tokens, heads, components or trained cells, which are shown as tables."""
     doses: tuple[tuple[str, Dose], ...] = ()
     """Captions and dose curves."""
     name: str = ""
@@ -87,7 +88,7 @@ class Section:
     def __post_init__(self) -> None:
         for kind, elements, classes in (
             ("strips", self.strips, (EditSize, TokenMap)),
-            ("maps", self.maps, (TokenMap,)),
+            ("maps", self.maps, (*get_args(Mapped), Cells)),
             ("doses", self.doses, (Dose,)),
         ):
             for _, result in elements:

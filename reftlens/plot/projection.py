@@ -55,6 +55,7 @@ def _panel(axes: Axes, result: Projection, groups: Sequence[str]) -> None:
     axes.plot(*control.T, "x", color=GREY, markersize=3.5, markeredgewidth=0.9, zorder=1)
     for group, (colour, marker) in zip(groups, _STYLES, strict=False):
         there = np.array([name == group for name in result.groups])
+        # One line per token: matplotlib draws each column of a [2, token] array.
         axes.plot(
             [before[there, 0], after[there, 0]],
             [before[there, 1], after[there, 1]],

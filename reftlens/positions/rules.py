@@ -180,8 +180,7 @@ class Span(Positions):
         picked = torch.zeros_like(prompts.mask)
         for row, text in enumerate(prompts.texts):
             for start in self._starts(text, row):
-                # Two intervals overlap; a token without text (BOS) has an empty one and belongs to
-                # no span.
+                # Intervals overlap; that of a token without text (BOS) is empty and never does.
                 picked[row] |= (begin[row] < start + len(self.text)) & (end[row] > start) & (begin[row] < end[row])
         return picked & prompts.mask
 

@@ -23,6 +23,7 @@ from reftlens.results.finding import Finding
 from reftlens.results.loading import load
 from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
 from reftlens.results.pairs import Agreement, Overlap, agreements_to_dataframe
+from reftlens.results.readouts import Meaning
 from reftlens.results.scores import Answered, Comparison, Evaluation
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Interchanged",
     "Ledger",
     "Mannered",
+    "Meaning",
     "Memorised",
     "OffManifold",
     "Operator",

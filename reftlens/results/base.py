@@ -117,6 +117,7 @@ def _below(cls: type[Any]) -> Iterator[type[Any]]:
 def _in_fields(cls: type[Any]) -> list[type[Any]]:
     """The dataclasses in the types of a dataclass's fields."""
     try:
+        # Annotations are texts here (`from __future__ import annotations`).
         hints = get_type_hints(cls)
     except (NameError, TypeError, AttributeError, SyntaxError):  # such as names inside a function
         return []

@@ -169,13 +169,16 @@ class Swap(Result):
     """Fraction of pairs whose most likely next token becomes the source's."""
     moved: float
     """Mean change of logit(source's answer) - logit(base's answer), as a fraction of the gap between base and source run."""
+    each: tuple[float, ...] = ()
+    """The change of each pair, as a fraction of the mean gap, so that their mean is `moved`; empty in results of earlier
+    versions."""
 
     def headline(self) -> str:
         return f"{self.name}: flips {self.flips:.0%}, moves {self.moved:.2f} of the way"
 
     def to_dataframe(self) -> pd.DataFrame:
         """Returns the result as one row."""
-        return pd.DataFrame([asdict(self)])
+        return pd.DataFrame({"name": [self.name], "flips": [self.flips], "moved": [self.moved]})
 
 
 @final
@@ -207,6 +210,8 @@ class Interchanged(SiteResult):
     """The same share for a direction constructed to be illusory at this point. Above 0.5, the test can detect illusions."""
     site: str = ""
     """The site's short name; empty where it was asked about by its hook."""
+    pairs: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
+    """Tokens of the base and of the source prompt of each pair whose answers differ; empty in results of earlier versions."""
 
     @property
     def p(self) -> float:

@@ -53,8 +53,7 @@ class Operator(SiteResult):
         """Participation ratio of the change minus its mean: 0 for a change that does not depend on the input."""
         if self.input_spectrum is not None:
             return _participation(self.input_spectrum.double() ** 2)
-        # An earlier version did not save it: cov = diag(s^2) - m m^T, with m_i = s_i sqrt(share_i)
-        # >= 0.
+        # Not saved by an earlier version: cov = diag(s^2) - m m^T, m_i = s_i sqrt(share_i).
         mean = self.spectrum.double() * self.constant_share.double().sqrt()
         covariance = torch.diag(self.spectrum.double() ** 2) - torch.outer(mean, mean)
         return _participation(torch.linalg.eigvalsh(covariance).clamp(min=0))

@@ -140,6 +140,8 @@ class PatchMap(Result):
     direction: str
     """Direction of patching: "denoise" (clean into corrupted), "noise" (corrupted into clean), "edited into base" or
     "base into edited"."""
+    prompts: tuple[tuple[str, ...], ...] = ()
+    """Tokens of each pair's source prompt, a place in brackets where it has none; empty in results of earlier versions."""
 
     def mean(self) -> Float[Tensor, "rows columns"]:
         """Over the pairs that have the position."""
@@ -213,11 +215,13 @@ class PatchMap(Result):
         Args:
             starred: for the first columns, whether they belong to the subject; those behind do not.
             quantity: what the restored part is a part of.
-            prompts: tokens of each pair's source prompt, where they are known; the map then keeps each pair's values.
+            prompts: tokens of each pair's source prompt, with which the map keeps each pair's values; if empty, those that
+                this result holds, where its columns are tokens.
 
         Raises:
             ValueError: If there are more stars than columns.
         """
+        prompts = prompts or (self.prompts if self.axes[-1] == "pos" else ())
         behind = len(self.columns) - len(starred)
         if behind < 0:
             raise ValueError(f"wanted at most {len(self.columns)} stars, one for each column, got {len(starred)}")

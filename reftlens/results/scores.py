@@ -72,6 +72,7 @@ class Evaluation(Result):
         place = Path(file)
         head = {"task": self.task, "metric": self.metric, "score": self.score, "n": self.n}
         lines = [json.dumps(line, ensure_ascii=False) for line in (head, *map(asdict, self.rows))]
+        # After the lines are made: a value that is not JSON leaves nothing behind.
         place.parent.mkdir(parents=True, exist_ok=True)
         write_whole(place, ("\n".join(lines) + "\n").encode())
         return place

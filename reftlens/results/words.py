@@ -31,7 +31,7 @@ GLOSSARY: dict[str, str] = {
     "placebo": "A random subspace, with a change of the same length as that of the measured subspace.",
     "untrained": "The same edit with fresh weights, on the same inputs.",
     "shuffled answers": "Edits trained on the same prompts with one another's answers: what unrelated training gives.",
-    "site": "A point of the model where the edit acts, with the tokens that it changes there: L3 resid_post, first 2 tokens.",
+    "site": "A point of the model where the edit acts, with the tokens that it changes there. In full: L3 resid_post @ first 2. A page leaves out what all of its sites share, and its settings say it.",
     "effective rank": "How many directions carry the change: 1 if one direction carries all of it, n if n directions carry equal parts.",
     "write direction": "A direction along which the edit moves activations, strongest first.",
     "read direction": "The direction of the activation that decides how far the edit moves along one write direction.",
@@ -119,6 +119,14 @@ COLUMNS: dict[str, Word] = {
     "context": Word("token in its text", "The token stands in double brackets."),
     "z": Word("reading, standard deviations", "How strongly the token is read, from the mean over all edited tokens."),
     "random readings reach": Word("random readings reach", "95th percentile, over random directions, of their largest reading."),
+    # Readouts
+    "looked_at": Word("looked at", "A write direction, a read direction, or the change of real tokens."),
+    "method": Word("method", "What reads the vector: see the text of the section."),
+    "name": Word("what it says", "A token, a feature of a dictionary, or a token in its text."),
+    "reading": Word("score", "How far the method moves for this name."),
+    "unit": Word("unit", "What the score is measured in."),
+    "p of names": Word("p of all its names", "The fraction of random vectors for which any name of this method is as far."),
+    "chance": Word("chance reaches", "In 95% of sets of random vectors, no score of any look is beyond its own such value."),
     # Overlaps
     "first": Word("first", "The first of the two that are compared."),
     "second": Word("second", "The second of the two."),

@@ -1,14 +1,16 @@
-"""Computes the activations that an edit receives: at its hook and positions, after earlier edits."""
+"""Computes the activations that an edit receives, at its hook and positions, after earlier edits; and the last residuals."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.bridge import hooked
 from reftlens.cone.hold import hold_for_one_run
 from reftlens.cone.light_cone import last_block_of, run_blocks, run_cone
 from reftlens.data import Batch
@@ -56,3 +58,24 @@ def edited_activations(
     for place, edit in enumerate(edits):
         require_agreement(edit.intervention, *seen[place])
     return [(edit, seen[place][0]) for place, edit in enumerate(edits)]
+
+
+@torch.no_grad()
+def final_residuals(bridge: TransformerBridge, batch: Batch) -> Float[Tensor, "batch d_model"]:
+    """Returns the residual after the last block at the last token of each prompt.
+
+    Args:
+        bridge: the base.
+        batch: from `rl.encode`.
+    """
+    name = f"blocks.{bridge.cfg.n_layers - 1}.hook_resid_post"
+    seen: list[Tensor] = []
+
+    def keep(resid: Tensor, hook: Any) -> None:
+        seen.append(resid[last[:, held.start :]])
+
+    last = batch.last_prompt_mask
+    held = hold_for_one_run(bridge, batch, [name], last)
+    with hooked(bridge, [(name, keep)]):
+        run_cone(bridge, held, [], logits_at=torch.zeros_like(last))
+    return seen[0]

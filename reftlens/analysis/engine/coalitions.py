@@ -139,8 +139,7 @@ class Coalitions:
                 if part.site == site:
                     lands |= part.mask[example] & sets[:, number, None].to(lands.device)
             if bool(lands.any()):
-                # Only where it lands is cut: a token's change is still computed from the whole
-                # mask.
+                # Only `lands` is cut: a change is still computed from the whole mask.
                 kept.append(replace(edit, mask=edit.mask[example], lands=lands))
         last = held.batch.last_prompt_mask
         return self._measure(run_cone(self.bridge, held, kept, logits_at=last), example) - self.unedited[example]

@@ -127,8 +127,7 @@ class Pathways:
             D = (pair[:, 0] - pair[:, 1]).sum()
             behind = [kept[name] for name in self.names if name in kept and kept[name].requires_grad]
             leaf = kept["leaf"]
-            # The probes go back through the same graph. D does not read units at every token:
-            # allow_unused.
+            # Kept for the probes. D does not read the units of every token: allow_unused.
             own, *slopes = torch.autograd.grad(D, [leaf, *behind], retain_graph=True, allow_unused=True)
             slopes = [
                 torch.zeros_like(unit) if slope is None else slope for unit, slope in zip(behind, slopes, strict=True)

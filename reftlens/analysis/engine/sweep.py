@@ -131,7 +131,7 @@ def _run(
 
     with joining(bridge, base, start, pair, layers) as held:
         names = dict.fromkeys(name for cell in cells for name in cell.hook_names)
-        hooks = [hook for name in names for hook in _writing(bridge, name, patching(name))]
+        hooks = [hook for name in names for hook in writing(bridge, name, patching(name))]
         if held.boundary < 0:
             # The base run may have been noised or edited before its first block.
             entering = base.resid[0][pair, held.start :]
@@ -144,8 +144,14 @@ def _run(
             return run_cone(bridge, held, _inside(edits, held.boundary + 1, held.start, pair), logits_at=last)
 
 
-def _writing(bridge: TransformerBridge, name: str, write: HookFunction) -> list[tuple[str, HookFunction]]:
-    """Hooks by which all readers of a point see what is written there."""
+def writing(bridge: TransformerBridge, name: str, write: HookFunction) -> list[tuple[str, HookFunction]]:
+    """Returns the hooks by which all readers of a point see what is written there.
+
+    Args:
+        bridge: the model.
+        name: the point.
+        write: changes the activation.
+    """
     if is_resid_mid(name):
         return written_whole(name, [write], read_at=resid_pre_inside(bridge, name))
     return [(name, write)]
@@ -213,8 +219,7 @@ class _Plan:
         layers = torch.tensor([cell.layer for cell in self.cells])
         pair, cell = todo.nonzero(as_tuple=True)
         starts, first = self.start[pair, cell], layers[cell]
-        # By column first: a run begins at its earliest column for all rows, but at each row's own
-        # layer.
+        # By column first: all rows begin at the earliest column, but each at its own layer.
         order = (starts * self.bridge.cfg.n_layers + first).argsort(stable=True)
         while len(order):
             start = int(starts[order[0]])

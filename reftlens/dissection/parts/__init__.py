@@ -66,5 +66,6 @@ def chosen(parts: str | tuple[str, ...]) -> list[Part]:
             near = get_close_matches(str(name), PARTS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"Unknown part {name!r}. Choose from: {', '.join(PARTS)}{hint}")
+        # The loop reaches what it appends, so needs of needs are added too.
         names += [needed for needed in PARTS[name].needs if needed not in names]
     return [part for name, part in PARTS.items() if name in names]

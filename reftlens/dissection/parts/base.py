@@ -15,6 +15,7 @@ from reftlens.dissection.found import Found
 from reftlens.dissection.parts.part import BACKWARD, Part, Sizes, Spent, picture, table
 from reftlens.dissection.work import Work
 from reftlens.edit.site import Site
+from reftlens.plot.cells import interchanges
 from reftlens.plot.page import Section
 from reftlens.positions import Last
 from reftlens.results import Interchanged, Operator, ReadSpace
@@ -93,7 +94,7 @@ def _draw(found: Found) -> Section | None:
             picture(
                 "interchange",
                 plot.interchange(found.interchanges),
-                "Interchanges and their controls.",
+                "How far each interchange moves the answer, from the base prompt's (0) to the source's (1). Short lines: single random subspaces and placebos.",
                 found.interchanges,
             ),
         ),
@@ -101,6 +102,7 @@ def _draw(found: Found) -> Section | None:
             ("Each interchange", table([item.to_dataframe() for item in found.interchanges])),
             ("Write directions, by what the next-token logits depend on", table([pd.DataFrame(shares)])),
         ),
+        maps=(("Each interchange, and each pair of prompts", interchanges(found.interchanges)),),
     )
 
 

@@ -54,7 +54,7 @@ def _draw_directions(found: Found) -> Section | None:
             picture(
                 "spectrum",
                 plot.spectrum(found.operators, null=found.untrained),
-                "How far each write direction moves; dashed, with fresh weights.",
+                "Bars: how far the edit moves activations along each write direction, strongest first. Dashed lines: the same edit with fresh weights, the control.",
                 found.operators,
             ),
         ),
@@ -88,7 +88,14 @@ def _draw_terms(found: Found) -> Section | None:
     pictures: list[Picture] = []
     tables: list[tuple[str, pd.DataFrame]] = []
     if found.ledger is not None:
-        pictures.append(picture("ledger", plot.ledger(found.ledger), "Its terms, and how they meet.", [found.ledger]))
+        pictures.append(
+            picture(
+                "ledger",
+                plot.ledger(found.ledger),
+                "Above: the length of each term at each token, and of their sum (line). Below: the cosine of each two terms, with a grey band for random directions: -1 if they cancel, 1 if they add.",
+                [found.ledger],
+            )
+        )
         tables.append(("The terms at each edited token", table([found.ledger.to_dataframe()])))
     return Section(
         TERMS.heading,

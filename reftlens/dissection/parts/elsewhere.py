@@ -20,7 +20,14 @@ def _draw(found: Found) -> Section | None:
             "The examples that the base already answers as wanted, which the edit should leave alone. Control: the same edit "
             "turned to random directions. KL divergence: how far the distribution of the next token moves.",
         ),
-        (picture("else", plot.outcomes(kept), "The examples that should stay as they are.", kept),),
+        (
+            picture(
+                "else",
+                plot.outcomes(kept),
+                "Bars: the part of the prompts with an unchanged answer, for the base, the edited model and the control.",
+                kept,
+            ),
+        ),
         (("Examples that should stay", table([outcomes_to_dataframe(kept)])),),
     )
 

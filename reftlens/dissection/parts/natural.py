@@ -36,7 +36,7 @@ def _draw(found: Found) -> Section | None:
             picture(
                 "off_manifold",
                 plot.off_manifold(found.manifolds),
-                "Percentiles among natural activations.",
+                "Each curve: the part of tokens up to each percentile of natural activations. The lower the curve, the further the activations are from natural ones.",
                 found.manifolds,
             ),
         ),

@@ -13,6 +13,7 @@ from reftlens import plot
 from reftlens.dissection.config import DissectConfig
 from reftlens.dissection.found import Found
 from reftlens.dissection.work import Work
+from reftlens.plot.labels import row_names, spoken
 from reftlens.plot.page import Picture, Section
 from reftlens.results import Result
 from reftlens.results.words import labelled
@@ -102,23 +103,27 @@ class Part:
     """Parts whose results it starts from."""
 
 
-def picture(name: str, figure: Figure, caption: str, of: Sequence[Result] = ()) -> Picture:
+def picture(name: str, figure: Figure, caption: str, of: Sequence[Result] | str = "") -> Picture:
     """Draws a figure for the page.
 
     Args:
         name: the file's name without "dissect_".
         figure: from `reftlens.plot`.
-        caption: one or two sentences.
-        of: the results that it shows; their headlines say it to those who cannot see it.
+        caption: one or two sentences that say what the marks are.
+        of: what it shows, for those who cannot see it: a sentence, or the results, of which the headlines are taken.
     """
-    shown = "; ".join(result.headline() for result in of)
+    shown = of if isinstance(of, str) else "; ".join(result.headline() for result in of) + "."
     return Picture(f"dissect_{name}", plot.png(figure), caption, f"{caption} {shown}".strip())
 
 
 def table(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Joins frames of equal columns and labels their columns for a reader.
+    """Joins frames of equal columns, and names rows and columns as a reader does.
 
     Args:
         frames: from `to_dataframe`.
     """
-    return labelled(pd.concat(list(frames), ignore_index=True))
+    joined = pd.concat(list(frames), ignore_index=True)
+    if "row" in joined:
+        rows = list(dict.fromkeys(joined["row"]))
+        joined["row"] = joined["row"].map(dict(zip(rows, map(spoken, row_names(rows)), strict=True)))
+    return labelled(joined)

@@ -140,7 +140,10 @@ def _draw_reads(found: Found) -> Section | None:
     if found.readouts:
         drawn = (
             picture(
-                "readout", plot.readout(found.readouts), "Write directions, straight to the logits.", found.readouts
+                "readout",
+                plot.readout(found.readouts),
+                "The tokens whose logits each write direction raises and lowers most, by the direct path. Grey bars stay inside the band that random directions reach.",
+                found.readouts,
             ),
         )
         watched = table([readout.watched_to_dataframe() for readout in found.readouts])
@@ -169,7 +172,14 @@ def _draw_overlaps(found: Found) -> Section | None:
             "Overlap: mean squared cosine of the principal angles. A random subspace (Haar) is the weaker null: activations "
             "are long in few directions, and whatever follows them overlaps. The covariance-matched null follows them too.",
         ),
-        (picture("overlaps", plot.overlap(found.overlaps), "Each overlap, over what its nulls give.", found.overlaps),),
+        (
+            picture(
+                "overlaps",
+                plot.overlap(found.overlaps),
+                "Orange lines: the measured overlaps. Bars: where 90% of random subspaces lie, for each of the two nulls.",
+                found.overlaps,
+            ),
+        ),
         (("Each overlap with its nulls", table([item.to_dataframe() for item in found.overlaps])),),
     )
 
@@ -187,7 +197,7 @@ def _draw_plane(found: Found) -> Section | None:
             picture(
                 "plane",
                 plot.projection(found.projections),
-                "Edited tokens in the plane of the two write directions.",
+                "Each line leads from a token before the edit (open mark) to the same token after it (filled mark). Crosses: the control.",
                 found.projections,
             ),
         ),

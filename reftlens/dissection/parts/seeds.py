@@ -63,7 +63,10 @@ def _draw(found: Found) -> Section | None:
         ),
         (
             picture(
-                "seeds", plot.agreement(found.agreements), "How far the edits agree, pair by pair.", found.agreements
+                "seeds",
+                plot.agreement(found.agreements),
+                "Each cell compares two edits, and darker is closer: the cosine of their changes, and the angle between their write directions. The last panel is there to show why raw matrices mislead.",
+                found.agreements,
             ),
         ),
         (("Each pair of edits", table([agreements_to_dataframe(found.agreements)])),),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from reftlens import analysis, plot
 from reftlens.dissection.found import Found
 from reftlens.dissection.parts.part import Part, Sizes, Spent, picture, table
 from reftlens.dissection.work import Work
+from reftlens.plot.labels import spoken
 from reftlens.plot.page import Picture, Section
 from reftlens.results import PatchMap
 
@@ -56,6 +58,22 @@ def components(heads: PatchMap | None, mlps: PatchMap | None) -> list[tuple[str,
     return sorted(found, key=lambda item: -abs(item[1]))
 
 
+def _named(found: Sequence[tuple[str, float, float]]) -> str:
+    return ", ".join(f"{spoken(name)} {value:.2f} (control {control:.2f})" for name, value, control in found)
+
+
+def _strongest(paths: PatchMap) -> list[tuple[str, float, float]]:
+    """Paths with the part of the effect that they carry, largest first, and their control's."""
+    value, control = paths.restored(), paths.restored(paths.control)
+    found = [
+        (f"{spoken(sender)} to {spoken(receiver)}", float(value[row, column]), float(control[row, column]))
+        for row, sender in enumerate(paths.rows)
+        for column, receiver in enumerate(paths.columns)
+        if bool(value[row, column].isfinite())
+    ]
+    return sorted(found, key=lambda item: -abs(item[1]))
+
+
 def _paths(work: Work) -> dict[str, Any]:
     prompts, metric = work.mapped
     carrying = [name for name, value, _ in components(work.found.get("heads"), work.found.get("mlps")) if value != 0]
@@ -91,8 +109,9 @@ def _draw_through(found: Found) -> Section | None:
             picture(
                 "through",
                 plot.mediation(maps, direct=found.direct),
-                "The heads and MLPs that carry most of the effect.",
-                maps,
+                "Left: the ways from the edit to the logits, each through one head or MLP; a thicker line carries more of the "
+                "effect. Right: the same parts with 95% intervals; crosses are the control.",
+                f"Strongest: {_named(components(found.heads, found.mlps)[:5])}.",
             ),
         )
     return Section(
@@ -104,6 +123,11 @@ def _draw_through(found: Found) -> Section | None:
         ),
         drawn,
         tuple(tables),
+        maps=tuple(
+            (caption, result)
+            for caption, result in (("Each head, at all tokens", found.heads), ("Each MLP, at one token", found.mlps))
+            if result is not None
+        ),
     )
 
 
@@ -118,10 +142,15 @@ def _draw_paths(found: Found) -> Section | None:
         ),
         (
             picture(
-                "paths", plot.mediation(found.paths, title="Along which paths"), "The strongest paths.", [found.paths]
+                "paths",
+                plot.mediation(found.paths, title="Along which paths"),
+                "Left: the strongest paths from the edit to the logits; a thicker line carries more of the effect. Right: the "
+                "same parts with 95% intervals; crosses are the control.",
+                f"Strongest: {_named(_strongest(found.paths)[:5])}.",
             ),
         ),
         (("Each path", table([found.paths.to_dataframe().dropna(subset="mean")])),),
+        maps=(("Each path, from its row to its column", found.paths),),
     )
 
 
@@ -134,8 +163,7 @@ def _cost_through(sizes: Sizes) -> Spent:
 
 def _cost_paths(sizes: Sizes) -> Spent:
     n = sizes.config.n_paths
-    # Three recordings. Then, for edit and control: a run per sender, and the later half of
-    # receivers.
+    # Three recordings; for edit and control, a run per sender and the receivers after it.
     return Spent(sizes.mapped * (3 + 2 * (n + 1) * (1 + n / 2)))
 
 

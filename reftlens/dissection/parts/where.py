@@ -64,7 +64,7 @@ def _draw_sites(found: Found) -> Section | None:
             picture(
                 "sites",
                 plot.ablation(found.ablation),
-                "The effect of each site, and how pairs of sites interact.",
+                "Bars: the part of the effect that each site adds (its Shapley value). Marks: the effect of this site alone, the effect lost without it, and the control.",
                 [found.ablation],
             ),
         ),

@@ -68,7 +68,14 @@ def _draw_works(found: Found) -> Section | None:
             "Right: the most likely next token begins the wanted answer. Control: the same edit turned to random directions. "
             "These are the examples that the base answers otherwise.",
         ),
-        (picture("outcomes", plot.outcomes(wanted), "What the model answers before and after.", wanted),),
+        (
+            picture(
+                "outcomes",
+                plot.outcomes(wanted),
+                "Bars: the part of the prompts answered as wanted, by the base, by the edited model and by the control, the same edit turned to random directions.",
+                wanted,
+            ),
+        ),
         (("Examples that should change", table([outcomes_to_dataframe(wanted)])),),
     )
 

@@ -83,8 +83,7 @@ def refuse_mismatch(
         )
     here = stamp(bridge)
     if not str(saved.get("weights")).startswith(EXACT):
-        # The saved edit has the fingerprint of an earlier version, so that one is computed here
-        # too.
+        # The saved value is of an earlier version, so the same one is computed here.
         here["weights"] = sampled_fingerprint(bridge)
         logger.warning(
             "the edit in %s was saved by an earlier version, which recorded only 64 values of each weight matrix of its "

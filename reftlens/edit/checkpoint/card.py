@@ -82,7 +82,7 @@ def profile(pairs: Pairs) -> EditProfile:
     for edit in pairs.interventions:
         try:
             affine = edit.affine()
-        # Such an edit has no A and no c; the figure leaves it out.
+        # Such an edit has no A and no c, as the figure says.
         except NotAffineError:
             gains.append(None)
             pushes.append(float("nan"))

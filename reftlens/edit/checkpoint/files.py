@@ -43,8 +43,7 @@ def write(folder: Path, document: Mapping[str, Any], tensors: Mapping[str, Tenso
         ValueError: If a tensor is not finite, since such an edit could not be loaded.
     """
     for name, tensor in tensors.items():
-        # Loading refuses such a tensor, so it is better said while the training can still be
-        # repeated.
+        # Loading would refuse it, and by then the training may be out of reach.
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} holds NaN or infinite values, so the edit is not saved: train it again")
     # safetensors refuses views with strides, such as the Q of torch.linalg.qr.
@@ -125,8 +124,7 @@ def _read_bounded(path: Path, most: int) -> bytes:
     if not path.is_file():
         raise ValueError(f"{path.name} is missing or not a regular file")
     with path.open("rb") as handle:
-        # The format begins with the length of its JSON header, which may be far larger than the
-        # tensors.
+        # The format begins with the length of its header, which may exceed all tensors.
         header = int.from_bytes(handle.read(8), "little")
         size = path.stat().st_size
         if header > MOST_TEXT or size > 8 + header + most:

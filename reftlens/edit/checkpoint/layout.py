@@ -67,14 +67,12 @@ def to_document(pairs: Pairs, bridge: TransformerBridge) -> dict[str, Any]:
     Raises:
         ValueError: If the model lacks one of the sites, or the saved edit could not be loaded again.
     """
-    # Before the folder is touched: an edit that cannot be read back should not replace one that
-    # can.
+    # Before the folder is touched: an unreadable edit must not replace a readable one.
     require_savable(pairs.sites, pairs.interventions)
     return {
         "sites": [
             {
-                # Both names: the alias is what the user wrote, the canonical one shows that it
-                # still means that.
+                # Both names: loading checks that the alias still means the same point.
                 "hook_name": canonical_hook(bridge, site.hook_name),
                 "alias": site.hook_name,
                 "positions": site.positions.spec(),

@@ -89,8 +89,7 @@ def _load(
     config, digests = read_config(folder)
     if digests is None:
         warn_unchecked(folder)
-    # Before the edit is built: on another model its sites and widths would fail with worse
-    # messages.
+    # Before the edit is built, which on another model fails with worse messages.
     refuse_mismatch(config["base"], bridge, where=str(folder), allow_mismatch=allow_mismatch)
     try:
         pairs = from_document(config, bridge, family)

@@ -120,8 +120,7 @@ def to_tensors(edit: Intervention) -> tuple[str, OrderedDict[str, Tensor]]:
     given = {"embed_dim": torch.tensor(d_model), "interchange_dim": torch.tensor(d_model)}
     if "rotation.weight" in own:
         R = own["rotation.weight"].T.contiguous()
-        # With A = 0 every reflection is H = I - 2 e e^T, and diag -1 undoes its sign: R is base's
-        # columns.
+        # With A = 0, column i of Q is -e_i; the -1 turns its sign, so R is base's first columns.
         given |= {"rotate_layer": R, _ORIGINAL: -torch.eye(d_model, rank), _BASE: _completed(R)}
     linear = "source" if "source.weight" in own else "read"
     for ours, theirs in (

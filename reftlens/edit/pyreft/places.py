@@ -151,7 +151,7 @@ def _representation(values: object) -> Representation:
     if (given.unit, given.max_number_of_units) != ("pos", 1):
         raise ValueError("only edits of single positions are supported: unit 'pos', max_number_of_units 1")
     others = given._replace(intervention_link_key=None)._asdict()
-    # A setting that is not read could change the edit, so it is refused rather than dropped.
+    # A setting that is not read could change the edit, so it is refused, not dropped.
     unread = [field for field in Representation._field_defaults if others[field] is not None]
     if unread:
         raise ValueError(f"a representation sets {', '.join(unread)}, which is not supported")

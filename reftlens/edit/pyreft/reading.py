@@ -160,8 +160,7 @@ def _shared(places: Sequence[Place], edits: Sequence[Intervention]) -> list[Inte
     for place, edit in zip(places, edits, strict=True):
         one = edit if place.link is None else first.setdefault(place.link, edit)
         same: dict[str, Tensor] = one.state_dict()
-        # Each file has its own copy of the linked weights; unequal ones leave open which of them
-        # acts.
+        # Each file has its own copy of linked weights; unequal ones leave open which one acts.
         if type(one) is not type(edit) or any(not torch.equal(t, same[name]) for name, t in edit.state_dict().items()):
             raise ValueError(f"{place.key} is linked to another edit by {place.link!r}, but their weights differ")
         shared.append(one)

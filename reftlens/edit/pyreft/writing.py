@@ -37,8 +37,7 @@ def save_pyreft(reft: Reft, directory: str | Path) -> Path:
     turns: Counter[int] = Counter()
     entries = []
     for (site, edit), name in zip(reft, reft.names, strict=True):
-        # The factor cannot go into the tensors: a LoReFT times s is none, since R^T R would be
-        # scaled too.
+        # The factor cannot go into the tensors: it would scale R^T R, which a LoReFT cannot.
         if reft.scales.get(name, 1.0) != 1.0:
             raise ValueError(
                 f"{name!r} has the scale {reft.scales[name]:g}, but pyreft has no scales: set the scale to 1"

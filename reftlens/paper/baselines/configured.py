@@ -62,6 +62,7 @@ def _placed(method: EditAt, config: RunConfig) -> EditAt:
         positions=config.positions,
         tied=config.tied,
         hook=config.hook,
+        # None belongs to a class without a rank.
         rank=None if method.rank is None else config.rank or method.rank,
     )
 

@@ -124,6 +124,7 @@ def exact_match(
         where = predictions(batch)
         edits = [] if reft is None else reft.edits(batch)
         found = run_cone(bridge, hold(bridge, batch, edits, wanted=where), edits, logits_at=where).argmax(dim=-1)
+        # A prediction stands one column before its label, so both are in the same row order.
         wrong = (found != batch.labels[batch.labels != IGNORE]).long()
         errors = torch.zeros(len(batch), dtype=torch.long, device=wrong.device)
         right += int((errors.index_add(0, where.nonzero()[:, 0], wrong) == 0).sum())

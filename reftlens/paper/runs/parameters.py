@@ -99,6 +99,7 @@ def _of_edit(config: RunConfig, base: PreTrainedModel) -> dict[str, int]:
             raise ValueError(f"layer {layer} does not exist: the model has layers 0 to {shape.num_hidden_layers - 1}")
     sizes = {} if config.rank is None else {"rank": config.rank}
     parts = {}
+    # Only shapes are counted, and a 13B model's edits would otherwise be initialised.
     with torch.device("meta"):
         for layer in layers:
             for part in [rule] if config.tied else union_parts(rule):

@@ -78,6 +78,7 @@ class Arithmetic(TextTask):
 
 
 def _judge(output: str, answer: str) -> tuple[str, bool]:
+    # The record's answer says how to read the output: those of AQuA are letters.
     if is_number(answer):
         number = read_number(output)
         return number, same_number(number, answer)

@@ -70,6 +70,7 @@ def _record(raw: Raw) -> Record:
 
 def _last_message(raw: Raw) -> str:
     match raw.fields["chosen"]:
+        # Only the last message is the response; the first repeats the prompt.
         case [*_, {"role": "assistant", "content": str(response)}] if response.strip():
             return response
         case other:

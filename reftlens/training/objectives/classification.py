@@ -50,6 +50,7 @@ class Classification(Head):
         return encode(bridge, [text])
 
     def reference(self, bridge: TransformerBridge, held: Held, example: Example) -> Int[Tensor, " batch"]:
+        # A batch has no place for labels, so they travel as reference values.
         return torch.tensor([example[1]], device=held.batch.tokens.device)
 
     def losses(

@@ -47,8 +47,7 @@ class Head(Objective):
     def read_at(self, batch: Batch) -> Bool[Tensor, "batch pos"]:
         """Returns the one token of each text that the head reads."""
         columns = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
-        # The first of equal values is the row's first prompt token, on whichever side the padding
-        # is.
+        # The first of equal values: the first prompt token, whatever the padding side.
         first = batch.prompt_mask.int().argmax(dim=1)
         return columns == (batch.last_prompt_index if self.reads_last else first)[:, None]
 

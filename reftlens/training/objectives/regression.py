@@ -37,6 +37,7 @@ class Regression(Head):
         return encode(bridge, [text])
 
     def reference(self, bridge: TransformerBridge, held: Held, example: Example) -> Float[Tensor, " batch"]:
+        # A batch has no place for targets, so they travel as reference values.
         return torch.tensor([example[1]], dtype=torch.float32, device=held.batch.tokens.device)
 
     def losses(

@@ -1,0 +1,101 @@
+"""Plot of what several methods say about the vectors of an edit, each with the range that chance reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from reftlens.plot.canvas import (
+    BLUE,
+    GREY,
+    INK,
+    KEY,
+    PALE,
+    VERMILLION,
+    house_style,
+    key_on_top,
+    listed,
+    panel_title,
+    sheet,
+)
+from reftlens.plot.labels import drawn, drawn_token, short_name
+from reftlens.results import Meaning
+
+_MOST = 8
+"""More panels would not be read on one page."""
+_BAR = 0.18
+"""Inches a bar and its label take."""
+_LONGEST = 22
+
+
+def meanings(meanings: Sequence[Meaning] | Meaning) -> Figure:
+    """Draws the furthest names of each method and vector, one panel each: at most eight, those with the smallest p.
+
+    Bars inside the shaded band are grey: some score of some look is as far in more than 5% of sets of random vectors.
+
+    Args:
+        meanings: from `analysis.readouts`.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    given = listed(meanings, Meaning)
+    if not given:
+        raise ValueError("meanings needs at least one result, got none")
+    smallest = sorted(range(len(given)), key=lambda place: given[place].p)[:_MOST]
+    shown = [given[place] for place in sorted(smallest)]
+    columns = min(2, len(shown))
+    lines = -(-len(shown) // columns)
+    bars = max(3, *(len(item.said) for item in shown))
+    width = 3.5 * columns if columns > 1 else 6.5
+    subtitle = (
+        f"band: what {max(item.n_null for item in given)} sets of random vectors reach, over all looks; scales differ"
+    )
+    subtitle += f"; {len(shown)} of {len(given)} looks, those with the smallest p" * (len(shown) < len(given))
+    with house_style():
+        height = (bars * _BAR + 0.8) * lines + KEY
+        figure = sheet(width, height, title="What each method says the edit's vectors mean", subtitle=subtitle)
+        grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
+        for axes, item in zip(grid, shown, strict=False):
+            _panel(axes, item, bars=bars, width=width / columns - 1.0)
+        for axes in grid[len(shown) :]:
+            axes.remove()
+        key_on_top(figure, _key(), below=height)
+    return figure
+
+
+def _panel(axes: Axes, item: Meaning, *, bars: int, width: float) -> None:
+    axes.axvspan(-item.chance, item.chance, color=PALE, zorder=0)
+    scores = [score for _, score, *_ in item.said]
+    colours = [GREY if abs(score) <= item.chance else VERMILLION if score > 0 else BLUE for score in scores]
+    axes.barh(range(len(scores)), scores, color=colours, height=0.75)
+    axes.set_yticks(range(len(scores)), [_label(name) for name, *_ in item.said])
+    axes.set_ylim(bars - 0.4, -0.6)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.tick_params(axis="y", length=0)
+    axes.locator_params(axis="x", nbins=5)
+    axes.margins(x=0.05)
+    axes.set_xlabel(drawn(item.unit))
+    panel_title(axes, drawn(f"{item.method}: {item.looked_at}, {short_name(item.where)}"), width=width)
+
+
+def _label(name: str) -> str:
+    """A context is cut on the left, so that the token in brackets stays."""
+    mark = name.rfind("[[")
+    if mark < 0:
+        return drawn_token(name, longest=_LONGEST)
+    before, token = name[:mark], drawn_token(name[mark:], longest=_LONGEST - 6)
+    kept = before[-max(0, _LONGEST - len(token)) :] if len(token) < _LONGEST else ""
+    return drawn_token(kept, longest=2 * _LONGEST) + token
+
+
+def _key() -> list[Patch]:
+    return [
+        Patch(color=VERMILLION, label="raised, beyond chance"),
+        Patch(color=BLUE, label="lowered, beyond chance"),
+        Patch(color=GREY, label="within chance"),
+        Patch(color=PALE, label="95% of sets of random vectors stay within"),
+    ]
