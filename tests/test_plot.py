@@ -218,6 +218,7 @@ def test_texts_do_not_overlap(name: str) -> None:
 ONE_LINE = [name for name in DRAWINGS if not name.startswith(("beside tracing", "plot() of"))]
 
 
+@some
 @pytest.mark.parametrize("name", ONE_LINE)
 def test_a_subtitle_is_one_line(name: str) -> None:
     figure, _, _ = drawing(name)
