@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from reftlens.bridge import load_bridge
     from reftlens.cone.hold import Held, hold, run_cone
     from reftlens.data import Batch, encode, str_tokens
+    from reftlens.data.counterfactual import CausalModel, Counterfactual, Counterfactuals, counterfactuals
     from reftlens.dissection import DissectConfig, Dissection, dissect, load_dissection
+    from reftlens.edit import serving
     from reftlens.edit.attach_to_hf import attach_to_hf
     from reftlens.edit.check_sites import check_sites
     from reftlens.edit.generate import Decoding, generate
@@ -30,16 +32,19 @@ if TYPE_CHECKING:
         RED,
         AdditiveLoReFT,
         Affine,
+        BoundlessInterchange,
         ConsReFT,
         DiReFT,
         Interchange,
         Intervention,
         LobiReFT,
         LoReFT,
+        MaskedInterchange,
         NoReFT,
         NotAffineError,
         ReFTr1,
         Rescale,
+        SplitInterchange,
         SplitLoReFT,
         SteeringVector,
         check_intervention,
@@ -57,6 +62,7 @@ _ROOMS = {
     "objectives": "training.objectives",
     "plot": "plot",
     "results": "results",
+    "serving": "edit.serving",
     "tasks": "paper.tasks",
 }
 """Public namespace -> the package it is."""
@@ -70,6 +76,10 @@ _HOME = {
     "Batch": "data",
     "encode": "data",
     "str_tokens": "data",
+    "CausalModel": "data.counterfactual",
+    "Counterfactual": "data.counterfactual",
+    "Counterfactuals": "data.counterfactual",
+    "counterfactuals": "data.counterfactual",
     "DissectConfig": "dissection",
     "Dissection": "dissection",
     "dissect": "dissection",
@@ -90,17 +100,20 @@ _HOME = {
     "Site": "edit.site",
     "AdditiveLoReFT": "interventions",
     "Affine": "interventions",
+    "BoundlessInterchange": "interventions",
     "ConsReFT": "interventions",
     "DiReFT": "interventions",
     "Interchange": "interventions",
     "Intervention": "interventions",
     "LoReFT": "interventions",
     "LobiReFT": "interventions",
+    "MaskedInterchange": "interventions",
     "NoReFT": "interventions",
     "NotAffineError": "interventions",
     "RED": "interventions",
     "ReFTr1": "interventions",
     "Rescale": "interventions",
+    "SplitInterchange": "interventions",
     "SplitLoReFT": "interventions",
     "SteeringVector": "interventions",
     "check_intervention": "interventions",

@@ -1,4 +1,4 @@
-"""Displays objects: one line of text, and in a notebook that line above a small table.
+"""Displays objects: one line of text, and in a notebook that line above a small table. Displays progress.
 
 Names and tokens are untrusted, so all of them are escaped. Long ones are cut, with a mark where they are cut.
 The surrounding page sets colours and fonts, so the table is readable in light and dark notebooks.
@@ -6,12 +6,15 @@ The surrounding page sets colours and fonts, so the table is readable in light a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 import pandas as pd
 from markupsafe import Markup, escape
+from tqdm.asyncio import tqdm_asyncio
+from tqdm.auto import tqdm
 
 from reftlens.text import plain
 
@@ -22,6 +25,43 @@ MOST_LINES, MOST_COLUMNS = 20, 16
 """Maximum size of a table. The middle is left out, and a line below gives the full size."""
 _LONGEST = 120
 """Maximum number of characters in a cell or headline."""
+
+
+def progress_bar(iterable: Iterable[Any] | None = None, *, shown: bool, **options: Any) -> tqdm[Any]:
+    """Makes a progress bar. In a log file or a pipe, it is a line of text every few seconds.
+
+    Args:
+        iterable: what to go through; None if the caller counts.
+        shown: False shows nothing.
+        options: of tqdm: `desc`, `unit`, `total`, `initial`.
+    """
+    # In a notebook, tqdm draws a widget, although stderr is no terminal there.
+    if tqdm is tqdm_asyncio and shown and not sys.stderr.isatty():
+        options = {"mininterval": _EVERY, "file": _Lines(sys.stderr), "bar_format": _LINE, **options}
+    return tqdm(iterable, disable=not shown, **options)
+
+
+_EVERY = 5.0
+"""Seconds between two lines."""
+_LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} elapsed, {remaining} left{postfix}"
+
+
+@final
+class _Lines:
+    """A file in which each refresh of a bar, which tqdm writes over the last one, is a line."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._last = ""
+
+    def write(self, text: str) -> None:
+        line = text.strip()
+        if line and line != self._last:
+            self._last = line
+            self._file.write(f"{line}\n")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def as_html(headline: str, table: Callable[[], pd.DataFrame]) -> str:

@@ -91,3 +91,19 @@ def plain_number(name: str, annotation: str, value: object) -> object:
     else:
         require_number(name, value, above=0 if name in ("noise", "tolerance") else None)
     return value
+
+
+def wilson(hits: int, n: int, *, z: float = 1.96) -> tuple[float, float]:
+    """Computes the Wilson interval of a share, by default of 95% (Wilson 1927): it stays inside [0, 1] and is not empty at 0 and 1.
+
+    Args:
+        hits: how many.
+        n: of how many; without any, the interval is everything.
+        z: quantile of the normal distribution.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    share, shrink = hits / n, 1 + z * z / n
+    middle = (share + z * z / (2 * n)) / shrink
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / shrink
+    return max(0.0, middle - half), min(1.0, middle + half)

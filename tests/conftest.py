@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 import reftlens as rl
 from reftlens.files.seal import SEAL_NAME, seal
-from reftlens.interventions import FAMILY
+from reftlens.interventions import FAMILY, SourceIntervention
 
 # The models here are tiny: a second thread waits more than it works, and the tests run in two processes.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -111,14 +111,14 @@ def make_edit(kind: type[rl.Intervention], d_model: int = 32, rank: int = 3, *, 
     """A member of the family with seeded weights, all of them random: none is at its identity."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if kind is rl.SplitLoReFT:
+        if "parts" in kind.arguments:
             halves = {"first": rank - rank // 2, "second": rank // 2}
             edit = kind(d_model, {name: size for name, size in halves.items() if size})
         elif kind is rl.ReFTr1:
             edit = kind(d_model, 2)
         else:
             edit = kind(d_model, rank) if "rank" in kind.arguments else kind(d_model)
-        if isinstance(edit, rl.Interchange):
+        if isinstance(edit, SourceIntervention):
             edit.take(torch.randn(d_model))
         for parameter in edit.parameters():
             if bool((parameter == parameter.flatten()[0]).all()) and parameter.numel() > 1:
@@ -172,3 +172,16 @@ def forget_registered(monkeypatch) -> None:
 def known(monkeypatch):
     """What is registered inside a test is forgotten after it."""
     forget_registered(monkeypatch)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """An edit and its base on disk, and both in memory."""
+    from test_attach_to_hf import edit_at
+
+    make_hf("gpt2").save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    bridge = rl.load_bridge(str(tmp_path / "model"))
+    reft = edit_at("hook_resid_post", positions="f1+l1")
+    reft.save_pretrained(tmp_path / "edit", bridge=bridge, card=False)
+    return tmp_path, bridge, reft

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from reftlens.analysis import beside_tracing
 from reftlens.results import (
     Ablation,
     Agreement,
+    Alignment,
+    AlignmentMap,
     Answered,
     Attribution,
     BesideTracing,
+    Calibrated,
+    Certificate,
     Codebook,
     Comparison,
     Composed,
@@ -20,11 +26,14 @@ from reftlens.results import (
     EditProfile,
     EditSize,
     Evaluation,
+    Identification,
+    Identified,
     Interchanged,
     Ledger,
     Mannered,
     Meaning,
     Memorised,
+    Minimal,
     OffManifold,
     Operator,
     Outcome,
@@ -36,14 +45,23 @@ from reftlens.results import (
     ReadSpace,
     ReftMap,
     Result,
+    Search,
     SiteCheck,
     SiteChecks,
     Spread,
+    Steered,
+    SteeringClaim,
+    SteeringComparison,
     Swap,
     TokenMap,
+    Turn,
+    WorstPrompt,
 )
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
+from reftlens.results.known import Smaller
 from reftlens.results.scores import ComparedRun
+from reftlens.results.search import Trial
+from reftlens.results.steering import SteeringRun
 from reftlens.training.train import TrainConfig, TrainLog
 
 TOKENS = (
@@ -114,6 +132,18 @@ def made_operator(layer: int = 3, rank: int = 4) -> Operator:
     return Operator(f"blocks.{layer}.hook_resid_post", basis, basis, spectrum, spectrum, share, 40.0, 480, basis)
 
 
+def made_identification(site: str = "blocks.3.hook_resid_post", *, freest: float = 60.0) -> Identification:
+    """Two write directions; the first may turn by 11 degrees where it is stiffest."""
+    turns = [
+        Turn(site, what, k, toward, degrees + 3, -degrees, degrees - 1, 1e-3, 1.4e-3, 1e-3)
+        for what, k in (("write", 0), ("read", 0), ("write", 1), ("write subspace", 2))
+        for toward, degrees in (("stiffest", 11.0), ("freest", freest))
+    ]
+    counts = torch.tensor([31.0, 60.0])
+    of_site = Identified(site, counts, 91, counts + 20, 95, 63, torch.tensor([float("nan"), 0.5]), True, site)
+    return Identification(1e-3, (of_site,), tuple(turns), 620, 200.0, 512, 32, 32)
+
+
 def made_readout(tokens: tuple[str, ...] = TOKENS, direction: int = 0) -> DirectionReadout:
     up = tuple((token, 4.0 - i) for i, token in enumerate(tokens[:4]))
     down = tuple((token, -3.0 + i) for i, token in enumerate(tokens[4:7]))
@@ -121,7 +151,9 @@ def made_readout(tokens: tuple[str, ...] = TOKENS, direction: int = 0) -> Direct
 
 
 def made_meaning(names: tuple[str, ...] = TOKENS[3:9], method: str = "jacobian", p: float = 0.005) -> Meaning:
-    said = tuple((name, (-1) ** place * (5.0 - place), p, 4 * p) for place, name in enumerate(names))
+    said = tuple(
+        (name, (-1) ** place * 2.0, (-1) ** place * (5.0 - place), p, 4 * p) for place, name in enumerate(names)
+    )
     states = (("without the edit", names[:3]), ("with the edit", names[:3]))
     return Meaning(
         "blocks.3.hook_resid_post",
@@ -250,6 +282,20 @@ def made_log(
     return TrainLog(tuple(loss), (1e-3,) * len(loss), TrainConfig(), validation, best_step, unit)
 
 
+def made_search(n_trials: int = 20) -> Search:
+    """A search with its best score at a rate of .01; every fourth trial is pruned."""
+    kinds = ("l1", "f5+l5", "all")
+    rates = [10 ** (-4 + 3 * number / max(n_trials - 1, 1)) for number in range(n_trials)]
+    losses = [abs(math.log10(rate) + 2) + 0.1 * (number % 3) for number, rate in enumerate(rates)]
+    trials = [
+        Trial({"lr": rate, "rank": 2 ** (number % 4), "layers": (0, 1, 2), "positions": kinds[number % 3]}, ((5, loss + 1), (10, loss)),
+              None if number % 4 == 3 else 1 / (1 + loss), "pruned" if number % 4 == 3 else "finished")
+        for number, (rate, loss) in enumerate(zip(rates, losses, strict=True))
+    ]  # fmt: skip
+    space = {"lr": "0.0001..0.1", "rank": "1|2|4|8", "layers": "0,1,2", "positions": "l1|f5+l5|all"}
+    return Search("LoReFT", "match up to the target's end", 40, 10, 10, space, {}, 0, tuple(trials))
+
+
 def made_ledger(tokens: tuple[str, ...] = TOKENS, sites: int = 2) -> Ledger:
     """Terms of lengths 3, 1 and 2 in two dimensions: the first and the last cancel in part."""
     terms = torch.tensor([[3.0, 0.0], [0.0, 1.0], [-2.0, 0.0]])
@@ -319,6 +365,42 @@ def made_projection(layer: int = 3, groups: tuple[str, ...] = ("moved", "to stay
     return Projection(f"blocks.{layer}.hook_resid_post", before, after, before + 0.2, names)
 
 
+def made_alignment(text: str = "left") -> Alignment:
+    ones, changes = torch.ones(4), torch.tensor([1.0, 0.0, 1.0, float("nan")])
+    swap = Swap(text, 0.5, 0.25)
+    share = Interchanged(text, 1, 3, 4, swap, swap, swap, swap, swap, (swap,), (swap,))
+    return Alignment(
+        (text,), {text: 2}, (text, text, "b", "b"), (" yes", " no", text, " no"), changes, ones, 1 - changes, ones,
+        torch.zeros(3, 4), 1.0, {text: ones}, {text: share},
+    )  # fmt: skip
+
+
+def made_alignment_map(text: str = "last token", rows: int = 3) -> AlignmentMap:
+    right = (torch.rand(rows, 2, 20, generator=torch.Generator().manual_seed(0)) < 0.7).float()
+    names = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(rows))
+    return AlignmentMap(right, 1 - right, right, (text, " no") * 10, names, (text, "b"), text)
+
+
+def made_steering() -> SteeringComparison:
+    """Names of methods as long as those that ship, and scores at both ends."""
+    two = (2.0, 2.0, 2.0)
+    names = {"base, not steered": 0.0, "difference of means": 1.0, "contrastive pairs (CAA)": 1.5, "random vector": 2.0}
+    runs = [
+        SteeringRun(
+            name,
+            "speaks",
+            seed,
+            3,
+            0.5,
+            1.0,
+            Steered(("p",) * 3, ("t",) * 3, (score, 2.0 * (score > 1), score), two, two),
+        )
+        for name, score in names.items()
+        for seed in (0, 1)
+    ]
+    return SteeringComparison("difference of means", 12, tuple(runs))
+
+
 def every_result(text: str) -> list[Result]:
     """One of each class, with `text` wherever a result can hold a string."""
     tokens, sites = (text, " b", text), (text, text)
@@ -336,6 +418,8 @@ def every_result(text: str) -> list[Result]:
     ledger = made_ledger(tokens)
     check = SiteCheck(text, 1, 0.5, 0.5, text)
     claim = Claim(text, text, ((text, text, text),), text)
+    steered = Steered((text,), (text,), (2.0,), (1.0,), (2.0,))
+    compared = SteeringComparison(text, 6, (SteeringRun(text, text, 0, 3, 0.5, 1.0, steered),))
     spoken = (Spoken(text, 0.5, float("nan"), 0.5, 0.25, 8, text),)
     return [
         Memorised(claim, (Recall(text, 1, 8, 3, 0),)),
@@ -343,6 +427,8 @@ def every_result(text: str) -> list[Result]:
         Composed(claim, spoken),
         Mannered(claim, spoken),
         Overhead(claim, (Timed(text, (1.0, 1.1), 0, 8), Timed(text, (1.2, 1.1), 2, 8))),
+        made_alignment(text),
+        made_alignment_map(text),
         made_ablation(2, name=text.replace("{", "(").replace("}", ")")),
         made_agreements((text, "other"))[0],
         Attribution(values, patch, torch.rand(4), sites, tokens),
@@ -357,12 +443,36 @@ def every_result(text: str) -> list[Result]:
         swap,
         Interchanged(text, 1, 3, 4, swap, swap, swap, swap, swap, (swap,), (swap,)),
         ReadSpace(text, rows, torch.rand(3), 1e-3, 9),
+        Calibrated(2.0, 0.1, 0.1, 0.03, 4),
+        Minimal((Smaller(text, 2, 3.0, 4, 100, 2.0, 0.1), Smaller(text, 1, 1.0, 1, 9, 1.9, 0.1)), (), 0.9, 0.1, 4, 4),
+        WorstPrompt(text, text, 2.0, 0.1, 2),
+        Certificate(
+            8, text, 0.95, 1.0, 0.1, 0.5, (0.1, 1.0), (2, 0), (0.6, 0.3), 0.4, (WorstPrompt(text, text, 2.0, 0.1, 2),)
+        ),
+        made_identification(text),
+        made_identification(text).sites[0],
+        made_identification(text).turns[0],
         Ledger(ledger.gram, ledger.norm, ledger.change, ledger.gap, ledger.null_cosine, sites, tokens, (False,) * 3),
         OffManifold(text, curve, 100 * curve, 100 * curve, 100 * curve, 0.1, 3, 4),
         many,
         size,
         Answered(text, text, text, text, None),
         Comparison(text, 3, 4, 5, 6, 100, 0.5, (ComparedRun(text, 0, 0.5, 1, 0, 0.1, 2.0, 3.0, None),)),
+        Search(
+            text,
+            text,
+            8,
+            2,
+            4,
+            {"lr": "0.1..1", "rank": text},
+            {text: text},
+            0,
+            (
+                Trial({"lr": 0.2, "rank": text}, ((2, 1.0), (4, 0.5)), 0.5, "finished"),
+                Trial({"lr": 0.9, "rank": 4}, ((2, 3.0),), None, "pruned"),
+                Trial({"lr": 0.3, "rank": 4}, (), None, "diverged"),
+            ),
+        ),
         Evaluation(text, text, 0.5, (Answered(text, text, text, text, True),)),
         Projection(text, torch.rand(2, 2), torch.rand(2, 2), torch.rand(2, 2), sites),
         Operator(text, rows, rows, curve[:2], curve[1:], curve[:2], 2.0, 9, rows),
@@ -374,4 +484,7 @@ def every_result(text: str) -> list[Result]:
         patch,
         EditProfile(sites, (curve, None), curve[:2]),
         Spread(many, many),
+        steered,
+        compared,
+        SteeringClaim(claim, compared),
     ]

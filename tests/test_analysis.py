@@ -274,7 +274,8 @@ def test_the_three_terms_sum_to_the_change(bridge, make_reft, kind) -> None:
     torch.testing.assert_close(
         result.gram[edited].sum((-1, -2)).double().sqrt(), 0.5 * change.norm(dim=-1), rtol=1e-3, atol=1e-4
     )
-    erases = kind in (rl.LoReFT, rl.ConsReFT, rl.NoReFT, rl.SplitLoReFT, rl.Interchange)
+    rotated = (rl.Interchange, rl.SplitInterchange, rl.BoundlessInterchange)
+    erases = kind in (rl.LoReFT, rl.ConsReFT, rl.NoReFT, rl.SplitLoReFT, *rotated)
     assert bool(result.length[edited][:, 0].any()) == erases
     assert len(result.to_dataframe()) == int(edited.sum()) == 3
 

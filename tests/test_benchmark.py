@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import reftlens as rl
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.benchmark import PARTS, run, units
-from reftlens.benchmark.equality import answer, quadruples
+from reftlens.benchmark.equality import OBJECTS, answer, equality_model, quadruples
 from reftlens.benchmark.kept import run_kept
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import MODELS, load
@@ -82,12 +82,13 @@ def test_distillation_on_completions_is_in_the_table_for_every_model() -> None:
 
 
 def test_the_variable_of_the_equality_task_is_counted_half_of_the_time() -> None:
-    objects, other = (quadruples(4000, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    objects = quadruples(4000, torch.Generator().manual_seed(0))
     assert float(answer(objects).float().mean()) == pytest.approx(0.5, abs=0.05)
-    assert torch.equal(answer(objects, objects), answer(objects))
-    swapped = answer(objects, other)
-    equal = other[:, 0] == other[:, 1]
-    assert torch.equal(swapped.bool(), equal == (objects[:, 2] == objects[:, 3]))
+    model = equality_model()
+    for row in objects[:20]:
+        values = model.run(dict(zip("abcd", (OBJECTS[place] for place in row.tolist()), strict=True)))
+        assert values["left"] == (row[0] == row[1])
+        assert values["answer"] == (" yes" if answer(row[None])[0] else " no")
 
 
 @pytest.mark.slow
@@ -96,8 +97,8 @@ def test_the_command_writes_the_table(tmp_path) -> None:
     assert done.exit_code == 0, done.output
     assert "Makelov" in done.output
     frame = pd.read_csv(tmp_path / "known.csv")
-    assert frame["found?"].tolist() == ["yes"] * 21
-    assert "21 of 21 found" in done.output
+    assert frame["found?"].tolist() == ["yes"] * 27
+    assert "27 of 27 found" in done.output
 
 
 def test_unknown_parts_and_models_are_refused() -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from chromium import BROWSER, NAMES, Chromium
-from made import every_result, made_dose
+from made import every_result, made_dose, made_projection
 from matplotlib import image
 from test_report import DASH, MINUS, dots, effect, report_of, size, strip
 
@@ -163,6 +163,7 @@ def page_of_all() -> str:
         (("Sizes", size(" The", " Tower", " stands", " in")),),
         (("Effect of each cell", effect("<|endoftext|>", " Tower", " stands", " in", " the", " city", " of")),),
         (("More and less", made_dose()),),
+        planes=(("Moves", made_projection()),),
         name="where",
     )
     findings = (Finding("Does it work?", "Yes.", "works"), Finding("Where does it act?", "There.", "where", null="0."))
@@ -308,6 +309,7 @@ def test_pointing_at_a_cell_a_token_or_a_term_says_its_numbers(opened) -> None:
         f"L4 resid_post @ all, token [last subject]*, mean of 3 prompts: measured {MINUS}0.250, control {MINUS}0.025, difference {MINUS}0.225"
     )
     assert tip(".token", 1) == "0 resid_post, token 1 ·Tower: change of 0.5 of the activation's length"
+    assert tip(".move circle:last-child", 3).startswith("a token (to stay): from (")
     assert tip(".inside .term", 0).startswith("The logit of the wanted answer")
     browser.press("Escape")
     assert browser.value("document.getElementById('tip').hidden")

@@ -19,7 +19,7 @@ from reftlens.edit.checkpoint import stamp
 from reftlens.edit.checkpoint.card import plain, profile
 from reftlens.edit.checkpoint.layout import Pairs
 from reftlens.files.seal import UncheckedWarning
-from reftlens.interventions import FAMILY
+from reftlens.interventions import FAMILY, SourceIntervention
 
 POST = "blocks.1.hook_resid_post"
 
@@ -172,7 +172,7 @@ def test_an_edit_of_another_width_or_site_is_refused(tmp_path, gpt2, make_reft) 
 def test_the_profile_is_that_of_the_whole_matrix(kind) -> None:
     """Against A and c read off the edit by probing it with unit vectors."""
     edit = make_edit(kind).double()
-    if isinstance(edit, rl.Interchange):
+    if isinstance(edit, SourceIntervention):
         edit.take(torch.randn(32, dtype=torch.float64))
     edit.requires_grad_(False)
     zero, units = torch.zeros(1, 32, dtype=torch.float64), torch.eye(32, dtype=torch.float64)

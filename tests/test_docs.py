@@ -16,7 +16,13 @@ import pytest
 
 import reftlens as rl
 
-PACKAGES = {"rl": rl, "rl.analysis": rl.analysis, "rl.plot": rl.plot, "rl.objectives": rl.objectives}
+PACKAGES = {
+    "rl": rl,
+    "rl.analysis": rl.analysis,
+    "rl.plot": rl.plot,
+    "rl.objectives": rl.objectives,
+    "rl.serving": rl.serving,
+}
 SITE = Path(__file__).parent.parent / "tutorials" / "site"
 NOT_CODE = {"__version__"} | {name for name in rl.__all__ if inspect.ismodule(getattr(rl, name))}
 

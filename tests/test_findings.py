@@ -11,6 +11,7 @@ from made import (
     made_ablation,
     made_agreements,
     made_heads,
+    made_identification,
     made_manifold,
     made_map,
     made_mlps,
@@ -136,6 +137,35 @@ def test_directions_are_identified_only_where_seeds_agree() -> None:
     ):
         pair = replace(SEEDS, angle=angle, kl=kl, control_kl=2.0)
         assert said in answer("directions", operators=(trained,), untrained=(fresh,), agreements=(pair,)).answer
+
+
+@pytest.mark.parametrize(
+    ("stiffest", "freest", "said"),
+    [
+        (11.0, 60.0, "is identified in part: it may turn by 11 degrees in its stiffest dimension and 60 in its freest"),
+        (11.0, 80.0, "is identified in part: it may turn by 11 degrees in its stiffest dimension and at least 80 in"),
+        (2.0, 9.0, "is identified: it may turn by 2 degrees in its stiffest dimension and 9 in its freest"),
+        (40.0, 70.0, "is not identified: it may turn by 40 degrees"),
+    ],
+)
+def test_a_direction_is_identified_as_far_as_it_may_not_turn(stiffest: float, freest: float, said: str) -> None:
+    made = made_identification()
+    angles = {"stiffest": stiffest, "freest": freest}
+    # The second direction, walked as well, must not speak for the first.
+    turns = [
+        replace(turn, plus=angles[turn.toward], minus=-1.0) if turn.direction == 0 else turn for turn in made.turns
+    ]
+    identified = replace(made, turns=tuple(turns))
+    found = answer("directions", operators=(made_operator(),), identified=identified).answer
+    assert f"At 0.001 nats, the strongest write direction {said}" in found
+    assert "walked; held-out KL divergence 0.0014" in found
+    assert "determined in 60 of 91 dimensions (local)" in found
+    assert "trained once" not in found
+    pair = replace(SEEDS, angle=40.0, kl=0.001, control_kl=2.0)
+    both = answer("directions", operators=(made_operator(),), identified=identified, agreements=(pair,)).answer
+    assert "another seed does nearly the same with directions 40 degrees off" in both
+    read_only = replace(made, turns=made.of("read"))
+    assert "nats" not in answer("directions", operators=(made_operator(),), identified=read_only).answer
 
 
 def test_reads_and_writes_are_named_only_beyond_chance() -> None:

@@ -30,7 +30,9 @@ def test_the_guides_are_there() -> None:
         "maps",
         "names",
         "positions",
+        "steering",
         "README",
+        "serving",
         "the-papers-tasks",
         "training",
     }

@@ -9,23 +9,16 @@ import torch
 from architectures import make_hf
 from conftest import PROMPTS, make_tokenizer
 from test_attach_to_hf import edit_at
+from test_tasks import REAL
+from transformers import AutoModelForCausalLM
 
 import reftlens as rl
+from reftlens.data import IGNORE
 
 pytest.importorskip("lm_eval", reason="the harness is an extra: pip install 'reftlens[harness]'")
 
+ARC = REAL / "ARC-Easy" / "test.json"
 CONTINUATIONS = [" Ostra", " Tharic .", " the river Ostra"]
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """An edit and its base on disk, and both in memory."""
-    make_hf("gpt2").save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
-    bridge = rl.load_bridge(str(tmp_path / "model"))
-    reft = edit_at("hook_resid_post", positions="f1+l1")
-    reft.save_pretrained(tmp_path / "edit", bridge=bridge, card=False)
-    return tmp_path, bridge, reft
 
 
 def requests(kind, *arguments):
@@ -101,3 +94,56 @@ def test_the_harness_runs_a_task_file(saved, monkeypatch) -> None:
         ]
         right += scores.index(max(scores)) == row["label"]
     assert result["results"]["tiny"]["acc,none"] == pytest.approx(right / len(rows))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ARC.exists(), reason="the published files are not here")
+def test_a_real_task_file_gives_the_numbers_of_plain_hugging_face(tmp_path) -> None:
+    """ARC-Easy as LLM-Adapters publishes it: each answer's log-likelihood, and the accuracy over all questions."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    from reftlens.paper.harness import EditedLM
+
+    rows = json.loads(ARC.read_text())[:24]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    model = make_hf("gpt2", n_positions=512)
+    model.save_pretrained(tmp_path / "model")
+    make_tokenizer(" ".join(row["instruction"] for row in rows), size=1000).save_pretrained(tmp_path / "model")
+    model.resize_token_embeddings(1000)
+    model.save_pretrained(tmp_path / "model")
+    bridge = rl.load_bridge(str(tmp_path / "model"))
+    reft = edit_at("hook_resid_post", positions="f5+l5").scaled(8.0)
+    reft.save_pretrained(tmp_path / "edit", bridge=bridge, card=False)
+    answers = [f"answer{number}" for number in range(1, 5)]
+    rows = [row for row in rows if row["answer"] in answers]
+    task = {
+        "task": "arc", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.json")}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{instruction}}", "doc_to_choice": answers,
+        "doc_to_target": f"{{{{{answers}.index(answer)}}}}", "target_delimiter": "\n", "metric_list": [{"metric": "acc"}],
+    }  # fmt: skip
+    result = lm_eval.simple_evaluate(
+        EditedLM(edit=str(tmp_path / "edit")),
+        tasks=[task],
+        task_manager=TaskManager(),
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    right = 0
+    for row, sample in zip(rows, result["samples"]["arc"], strict=True):
+        batch = rl.encode(bridge, [row["instruction"]] * 4, [f"\n{answer}" for answer in answers])
+        assert len({int(mask.sum()) for mask in batch.prompt_mask}) == 1
+        with torch.no_grad(), rl.attach_to_hf(plain, reft, tokenizer=bridge.tokenizer, prompts=batch):
+            logits = plain(batch.tokens, attention_mask=batch.attention_mask, position_ids=places(batch)).logits
+        logprobs = logits[:, :-1].log_softmax(-1).gather(2, batch.tokens[:, 1:, None])[..., 0]
+        totals = (logprobs * (batch.labels[:, 1:] != IGNORE)).sum(-1)
+        found = [float(answer[0]) for answer in sample["filtered_resps"]]
+        assert found == pytest.approx(totals.tolist(), abs=1e-3)
+        right += answers[int(totals.argmax())] == row["answer"]
+    assert result["results"]["arc"]["acc,none"] == pytest.approx(right / len(rows))
+
+
+def places(batch) -> torch.Tensor:
+    """The position of each token among those that are not padding."""
+    return (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)

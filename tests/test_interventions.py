@@ -10,7 +10,7 @@ from conftest import AFFINE, PROMPTS, make_bridge, make_edit
 from einops import einsum
 
 import reftlens as rl
-from reftlens.interventions import FAMILY, Affine
+from reftlens.interventions import FAMILY, Affine, SourceIntervention
 
 D, N = 16, 10
 PART_TENSORS = (("rotations", "weight"), ("sources", "weight"), ("sources", "bias"))
@@ -55,9 +55,17 @@ def equation(edit, h):
         case rl.SplitLoReFT():
             R, W, b = (torch.cat([p[f"{m}.part_{n}.{w}"] for n in edit.active]) for m, w in PART_TENSORS)
             return up(R, down(W) + b - down(R))
-        case rl.Interchange():
+        case rl.Interchange() | rl.SplitInterchange():
             R = p["rotation.weight"]
             return up(R, einsum(R, edit.source.double(), "r d, d -> r") - down(R))
+        case rl.BoundlessInterchange():
+            R, sizes = p["rotation.weight"], list(edit.parts.values())
+            x = torch.cat([b * k - torch.arange(k) - 0.5 for b, k in zip(p["boundary"], sizes, strict=True)])
+            gap = einsum(R, edit.source.double(), "r d, d -> r") - down(R)
+            return up(R, (x / edit.temperature.double()).sigmoid() * gap)
+        case rl.MaskedInterchange():
+            gap = einsum(edit.read.double(), edit.source.double(), "r d, d -> r") - down(edit.read.double())
+            return up(edit.write.double(), (p["mask"] / edit.temperature.double()).sigmoid() * gap)
     raise AssertionError(f"no equation for {edit!r}: write it out above")
 
 
@@ -151,6 +159,9 @@ def test_gradients_are_those_of_the_equation(kind) -> None:
         (rl.ReFTr1, D),
         (rl.SplitLoReFT, 2 * 4 * D + 4),
         (rl.Interchange, 4 * D),
+        (rl.SplitInterchange, 4 * D),
+        (rl.BoundlessInterchange, 4 * D + 2),
+        (rl.MaskedInterchange, 4),
     ],
 )
 def test_parameter_count(kind, count) -> None:
@@ -175,7 +186,7 @@ def test_reload_through_a_reft_equals_to_the_bit(tmp_path, gpt2, make_reft, kind
     again = rl.Reft.from_pretrained(tmp_path / "edit", bridge=gpt2)
     (((_, edit),), ((_, old),)) = again, reft
     assert type(edit) is kind
-    if isinstance(edit, rl.Interchange):
+    if isinstance(edit, SourceIntervention):
         edit.take(old.source)
     logits = [gpt2.run_with_hooks(batch.tokens, fwd_hooks=r.fwd_hooks(batch.prompt_mask)) for r in (reft, again)]
     assert torch.equal(*logits)
@@ -260,7 +271,7 @@ def test_consreft_and_lobireft_start_as_the_reference_does() -> None:
         assert 0 <= float(target.min()) < 0.05 < 0.95 < float(target.max()) < 1
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FAMILY if kind is not rl.SplitLoReFT])
+@pytest.mark.parametrize("kind", [kind for kind in FAMILY if "parts" not in kind.arguments])
 def test_impossible_sizes_are_refused(kind) -> None:
     sized = "rank" in kind.arguments
     cases = [((0, 1) if sized else (0,), ValueError, "d_model must be at least 1, got 0")]

@@ -17,6 +17,7 @@ from made import (
     every_result,
     made_ablation,
     made_agreements,
+    made_alignment_map,
     made_attribution,
     made_beside,
     made_dose,
@@ -35,7 +36,9 @@ from made import (
     made_profile,
     made_projection,
     made_readout,
+    made_search,
     made_size,
+    made_steering,
 )
 from matplotlib import image
 from matplotlib.axes import Axes
@@ -80,6 +83,8 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "curve": lambda: plot.training_curve(made_log([5.0 * 0.97**step for step in range(200)])),
     "curve with validation": lambda: plot.training_curve(made_log([3.0, 2.0, 1.0], ((1, 2.5), (3, 1.5)), 3)),
     "spread": lambda: plot.spread(Spread(made_map(3), made_map(3))),
+    "search": lambda: plot.search(made_search()),
+    "steering": lambda: plot.steering(made_steering()),
     "patch": lambda: plot.patch_map(made_patch()),
     "patch large": lambda: plot.patch_map(made_patch(12, LONG), starred=(False, True)),
     "patch of heads": lambda: plot.patch_map(made_heads()),
@@ -95,6 +100,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "ablation of one": lambda: plot.ablation(made_ablation(1, exact=True)),
     "ablation long": lambda: plot.ablation(made_ablation(60)),
     "ablation nasty": lambda: plot.ablation(made_ablation(3, name="$ <b> 上 {}")),
+    "alignment map": lambda: plot.alignment_map(made_alignment_map()),
     "attribution": lambda: plot.attribution(made_attribution()),
     "beside tracing": lambda: plot.beside_tracing(made_beside()),
     "beside tracing wide": lambda: plot.beside_tracing(made_beside(12, ("first", "a named position", *"abcdef"))),

@@ -38,6 +38,7 @@ def test_moves_lie_in_the_planted_plane_and_are_as_long_as_the_change(gpt2) -> N
     cross, expected = found.before @ (found.after - found.before).T, h @ plane.T @ change.T
     torch.testing.assert_close(cross, expected, rtol=1e-4, atol=1e-4)
     assert found.groups == ("moved", "moved", "kept")
+    assert [PROMPTS[place].endswith(tokens[-1]) for place, tokens in enumerate(found.prompts)] == [True] * 3
     # Turned to random directions, the same change has 2 of 32 dimensions of its square in this plane, on average.
     turned = (found.control - found.before).norm(dim=1)
     assert bool((turned < 0.8 * change.norm(dim=1)).all())

@@ -6,13 +6,14 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made import made_dose
+from made import made_dose, made_projection
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -21,6 +22,7 @@ from reftlens.plot import png, token_strip
 from reftlens.plot.canvas import number
 from reftlens.plot.html import Html
 from reftlens.plot.page import Picture, Report, Section, render
+from reftlens.plot.plane import plane
 from reftlens.results import EditSize, Finding, TokenMap
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -101,6 +103,7 @@ def report_of(text: str) -> Report:
         ((text, size(text)), (text, effect(text, row=text, name=text))),
         ((text, effect(text, "b", row=text, name=text)),),
         ((text, made_dose()),),
+        planes=((text, replace(made_projection(groups=(text, "b")), site=text, prompts=((text,),) * 40)),),
     )
     findings = (Finding(text, text, text, null=text),)
     return Report(text, text, (section, section), {text: text, "command": [text]}, findings)
@@ -281,6 +284,27 @@ def test_a_dose_curve_is_drawn_and_its_doses_are_read_out() -> None:
     assert [one["value"] for one in page.of("input")] == [str(at)]
     assert len(page.of("polyline")) == 4
     assert all(str(numbers[at]["x"])[:5] in line["x1"] for line in page.of("line"))
+
+
+def test_tokens_in_a_plane_say_where_they_were_and_where_they_went() -> None:
+    result = made_projection()
+    result.before[:2] = torch.tensor([[-9.0, -9.0], [9.0, 9.0]])
+    result.after[:2] = result.before[:2] + torch.tensor([4.0, 1.0])
+    result = replace(result, prompts=(("<s>", " Tower", " in"),) * 40)
+    page = Page(str(plane(result)))
+    said = page.texts("title")
+    assert len(said) == 40
+    assert said[0].startswith(
+        f"Tower in (moved): from ({MINUS}9.00, {MINUS}9.00) to ({MINUS}5.00, {MINUS}8.00); in a random"
+    )
+    circles = page.of("circle")
+    # The lowest place of all is at the corner of the axes, and the furthest at their ends.
+    assert (circles[0]["cx"], circles[0]["cy"]) == ("48.0", "266.0")
+    assert (circles[3]["cx"], circles[3]["cy"]) == ("348.0", "24.0")
+    assert len(page.of("path")) == 1 + 40
+    assert [one["class"] for one in page.of("g")][1:4] == ["move g0", "move g1", "move g0"]
+    nothing = replace(result, before=torch.full((40, 2), torch.nan), after=torch.full((40, 2), torch.nan))
+    assert "No token" not in str(plane(nothing)), "the control has places"
 
 
 def test_sections_refuse_what_they_cannot_show() -> None:

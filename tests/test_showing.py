@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -12,7 +14,7 @@ from matplotlib.text import Text
 
 import reftlens as rl
 from reftlens import plot, results
-from reftlens.display import MOST_COLUMNS, MOST_LINES, as_html, framed
+from reftlens.display import MOST_COLUMNS, MOST_LINES, as_html, framed, progress_bar
 from reftlens.results import Result, TokenMap
 from reftlens.text import plain
 
@@ -88,15 +90,25 @@ def test_results_are_drawn_by_their_class_or_as_a_table() -> None:
     samples = {type(sample): sample for sample in every_result("x")}
     assert set(plot.DRAWINGS) <= {*samples, Result}
     assert {kind for kind in samples if kind not in plot.DRAWINGS} == {
+        results.Alignment,
         results.Answered,
+        results.Calibrated,
+        results.Certificate,
         results.Comparison,
         results.Context,
         results.Evaluation,
+        results.Identification,
+        results.Identified,
+        results.Minimal,
         results.ReadContexts,
         results.ReadSpace,
         results.SiteCheck,
         results.SiteChecks,
+        results.Steered,
+        results.SteeringClaim,
         results.Swap,
+        results.Turn,
+        results.WorstPrompt,
     }
     swaps = [samples[results.Swap]] * 3
     assert "3 results" in " ".join(shown.get_text() for shown in plot.draw(swaps).findobj(Text))
@@ -263,3 +275,40 @@ def test_a_preview_of_a_long_prompt_shows_its_two_ends(gpt2) -> None:
     assert len(page) < 40_000
     assert {tag for tag, _ in Shown(page).tags} == {"div", "span"}
     assert "".join(Shown(page).text).endswith(" t4998\\u202e\\n")
+
+
+class LogFile(io.StringIO):
+    """A file as a shell gives it to a program: no terminal."""
+
+    def isatty(self) -> bool:
+        return False
+
+
+def test_progress_in_a_log_file_is_a_line_every_few_seconds(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", LogFile())
+    with progress_bar(total=328, desc="training the edit", unit="step", shown=True) as bar:
+        for _ in range(328):
+            now[0] += 0.1
+            bar.set_postfix(loss="0.5", refresh=False)
+            bar.update(1)
+    written = sys.stderr.getvalue()
+    assert "\r" not in written
+    lines = written.splitlines()
+    assert 32.8 / 5 <= len(lines) <= 32.8 / 5 + 2
+    assert lines[0].startswith("training the edit: 0 of 328")
+    assert lines[-1] == "training the edit: 328 of 328, 00:32 elapsed, 00:00 left, loss=0.5"
+    monkeypatch.setattr(sys, "stderr", LogFile())
+    assert list(progress_bar("ab", shown=False)) == ["a", "b"]
+    assert sys.stderr.getvalue() == ""
+
+
+def test_steps_of_training_are_no_lines_in_a_log_file(gpt2, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stderr", LogFile())
+    monkeypatch.setattr("tqdm.std.time", lambda: 0.0)
+    reft = rl.Reft.at_layers(gpt2, layers=[1], positions="l1", rank=1)
+    rl.train(gpt2, reft, [("The tower", " Ostra")] * 20, rl.TrainConfig(epochs=1, batch_size=1))
+    lines = [line for line in sys.stderr.getvalue().splitlines() if line.startswith("training the edit")]
+    assert len(lines) == 2, "the beginning and the end"
+    assert "loss=" in lines[-1]

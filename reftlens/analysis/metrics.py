@@ -123,6 +123,7 @@ def probability_of(bridge: TransformerBridge, prompts: Iterable[Prompt], answers
     target = first_tokens(bridge, prompts, answers)
 
     def metric(logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        # By pair: a run has the pairs in any order, and some of them several times.
         return _pick(logits.float().softmax(-1), target[pair])
 
     return Counted(len(target), metric, "answer's probability")

@@ -8,6 +8,8 @@ null, the first subspace is redrawn many times, and the second is fixed:
   null without having anything else in common.
 - `haar`: a uniformly random subspace. It is the right null for untrained subspaces, such as R at initialisation. Unrelated
   trained edits exceed it most of the time, so it says nothing about them.
+- Given subspaces of the same dimension, such as those of edits trained on shuffled answers (`null_edits`) or of alignments
+  trained on arbitrary labels (`null_alignments`): they share everything with the first but what it was trained for.
 - `random_readings`: spanned by S g, the patterns of random linear readings of the activations (`Operator.pattern`).
 
 Only subspaces of one activation space can be compared: the same hook of the same model. Edits trained at one site of one
@@ -17,7 +19,7 @@ compares their effects, with edits trained on shuffled answers as its null.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -85,7 +87,7 @@ def overlap(
     second: Float[Tensor, "m d_second"],
     activations: Float[Tensor, "n d_model"] | None = None,
     *,
-    nulls: Mapping[str, Null] | None = None,
+    nulls: Mapping[str, Null | Sequence[Tensor]] | None = None,
     n_null: int = 999,
     names: tuple[str, str] = ("first", "second"),
     seed: int = 0,
@@ -96,9 +98,9 @@ def overlap(
         first: rows, of any norm. The nulls redraw their span.
         second: rows of the other subspace.
         activations: unedited activations of the site, for the covariance-matched null.
-        nulls: name -> null, in place of the covariance-matched one. Without nulls and activations, the result has no null,
+        nulls: name -> null, or a list of subspaces that are all of its draws; in place of the covariance-matched one. Without nulls and activations, the result has no null,
             and is not evidence of shared directions.
-        n_null: draws from each null.
+        n_null: draws from each null, except those that are given.
         names: names of the two subspaces, for display.
         seed: seed of the nulls.
 
@@ -118,14 +120,15 @@ def overlap(
     # With an explicit rank, the function raises for linearly dependent rows.
     bases = [orthonormal_subspace(r.detach().cpu().double().T, rank=len(r), rtol=1e-9) for r in (first, second)]
     cosines = projection_kernel(*bases).cosines
-    chosen = nulls or {}
+    chosen: Mapping[str, Null | Sequence[Tensor]] = nulls or {}
     if activations is not None:
         chosen = {"covariance-matched": covariance_matched(activations)}
     scores, angles = {}, {}
     for name, null in chosen.items():
         # Anew for each null, so that adding one does not change the draws of the others.
         generator = torch.Generator().manual_seed(seed)
-        draws = _cosines(torch.stack([null(len(first), generator) for _ in range(n_null)]), bases[1].basis)
+        drawn = [null(len(first), generator) for _ in range(n_null)] if callable(null) else list(null)
+        draws = _cosines(torch.stack([rows.detach().cpu().double() for rows in drawn]), bases[1].basis)
         scores[name] = draws.square().mean(dim=1).float()
         angles[name] = torch.rad2deg(torch.acos(draws)).mean(dim=0).float()
     return Overlap(

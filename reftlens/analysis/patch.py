@@ -95,6 +95,7 @@ def patch(
         saved = None
         if save_to is not None:
             made_for = _digest(bridge, base, source, of.cells, metric)
+            # The two sweeps have different sources, and a file is of one sweep.
             saved = Saved(Path(f"{save_to}.control" if number else save_to), made_for=made_for)
         bar = ("patching", "control")[number] if progress else ""
         values = sweep(bridge, base, source, of.cells, metric, memory_bytes=memory_bytes, saved=saved, progress=bar)

@@ -19,7 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
 from reftlens.analysis.engine.activations import edited_activations
-from reftlens.data import encode
+from reftlens.data import Batch, encode, str_tokens
 from reftlens.edit.reft import Reft
 from reftlens.positions import Last, Positions
 from reftlens.results import Projection
@@ -62,7 +62,7 @@ def project(
     for operator, (edit, h), control in zip(operators, edited_activations(bridge, reft, batch), placebo, strict=True):
         if len(operator.write) < 2:
             continue
-        chosen, row = wanted[edit.mask], edit.mask.nonzero()[:, 0]
+        chosen = wanted[edit.mask]
         plane = operator.write[:2].double().to(h.device)
         # Of the same h: the control is not run, where its other sites would change h as well.
         change, by_chance = edit.change(h), control.change(h)
@@ -70,8 +70,18 @@ def project(
             einsum(state[chosen].double(), plane, "token d_model, direction d_model -> token direction").float().cpu()
             for state in (h, h + change, h + by_chance)
         )
-        groups_of = tuple(names[index] for index in row[chosen].tolist())
-        found.append(Projection(operator.hook_name, before, after, turned_to, groups_of, operator.site))
+        places = edit.mask.nonzero()[chosen.to(edit.mask.device)].tolist()
+        groups_of, said = (
+            tuple(names[index] for index, _ in places),
+            tuple(_up_to(bridge, batch, *there) for there in places),
+        )
+        found.append(Projection(operator.hook_name, before, after, turned_to, groups_of, operator.site, said))
     if not found:
         raise ValueError("no site of this edit has two write directions, so there is no plane to project onto")
     return found
+
+
+def _up_to(bridge: TransformerBridge, batch: Batch, row: int, place: int) -> tuple[str, ...]:
+    """Returns the tokens of a prompt from its first to this one."""
+    tokens, there = (part[row, : place + 1] for part in (batch.tokens, batch.prompt_mask))
+    return str_tokens(bridge, tokens[there])

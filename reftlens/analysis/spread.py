@@ -62,6 +62,7 @@ def spread(
     def compare(edit: Reft) -> tuple[Tensor, Tensor]:
         with edit.hooks(bridge, batch):
             edited = _states(bridge, batch)
+        # Relative, because the residual stream grows from layer to layer.
         distance = (edited - base).float().norm(dim=-1) / base.float().norm(dim=-1)
         moved = (_read(bridge, edited) != read).float()
         by_prompt = "layer prompt pos -> prompt layer pos"

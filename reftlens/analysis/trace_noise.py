@@ -128,6 +128,7 @@ def _noised(
     generator: torch.Generator,
 ) -> Recording:
     """Runs the model with noise on some tokens' embeddings."""
+    # Drawn on the CPU, so that a seed gives the same noise on every device.
     drawn: Float[Tensor, "batch pos d_model"] = torch.randn(*where.shape, bridge.cfg.d_model, generator=generator)
     added = (scale * drawn).to(where.device) * where[..., None]
 

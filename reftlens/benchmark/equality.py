@@ -1,7 +1,7 @@
 """Hierarchical equality, the task of distributed alignment search (Geiger et al. 2023, arXiv:2303.02536).
 
-A small GPT-2 is trained to decide whether (a = b) = (c = d). The high-level model has a variable for a = b. DAS fits a
-subspace such that swapping it between two runs swaps that variable, and it is tested on held-out pairs. Two controls repeat
+A small GPT-2 is trained to decide whether (a = b) = (c = d). The causal model has a variable for a = b. `align` fits a
+subspace such that swapping it between two runs swaps that variable, and tests it on held-out pairs. Two controls repeat
 the fit with arbitrary labels, and on the same model with random weights. Their accuracy is what the method reaches if there
 is nothing to find.
 """
@@ -9,23 +9,32 @@ is nothing to find.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import final
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from reftlens.analysis import random_model
+from reftlens.analysis import align
 from reftlens.benchmark.known import Known
+from reftlens.benchmark.words import word_tokenizer
 from reftlens.bridge import load_bridge
-from reftlens.organisms import ORGANISMS
+from reftlens.data.counterfactual import CausalModel, Counterfactuals, counterfactuals
+from reftlens.edit.reft import Reft
+from reftlens.edit.site import Site
+from reftlens.interventions import Interchange
+from reftlens.positions import At
+from reftlens.results import Alignment
+from reftlens.results.alignments import ARBITRARY, BLANK
+from reftlens.training.train import TrainConfig
 
-N_OBJECTS = 6
+N_OBJECTS, RANK = 6, 8
 QUESTION = 2
 """Tokens 0 and 1 are "no" and "yes", 2 is the question mark, and the objects follow."""
+OBJECTS = "ABCDEF"
+HOOK = "blocks.0.hook_resid_post"
+CONFIG = TrainConfig(epochs=15, batch_size=100, lr=1e-2, progress=False)
 
 
 def equality_rows(*, seeds: Sequence[int] = (0, 1)) -> Iterator[Known]:
@@ -38,37 +47,38 @@ def equality_rows(*, seeds: Sequence[int] = (0, 1)) -> Iterator[Known]:
 def _model_rows(bridge: TransformerBridge, accuracy: float, seed: int) -> Iterator[Known]:
     group = f"hierarchical equality, seed {seed}"
     yield Known(group, "the model knows the task", f"{accuracy:.1%} of all inputs right", 1 - accuracy, 0.01, "share")
+    pairs = equality_pairs(seed=seed)
     # a = b is known from token b (1) on. Chosen by fitted pairs only: held-out ones stay held out.
-    best = max((fit(bridge, position, seed=seed) for position in (1, 4)), key=lambda found: found.fitted)
-    place = f"after block 0 at token {best.position}"
+    fits = {position: fit(bridge, pairs, position, seed=seed, controls=False) for position in (1, 4)}
+    best = max(fits, key=lambda position: fits[position].trained)
+    found = fit(bridge, pairs, best, seed=seed, controls=True)
+    place, whole = f"after block 0 at token {best}", float(found.whole.mean())
     yield Known(
         group,
         f"the whole activation {place} carries a = b",
-        f"interchange accuracy {best.whole:.1%} on held-out pairs",
-        1 - best.whole,
+        f"interchange accuracy {whole:.1%} on held-out pairs",
+        1 - whole,
         0.1,
         "share",
     )
     yield Known(
         group,
-        "a subspace of rank 8 carries as much of it",
-        f"{best.held_out:.1%} on held-out pairs, {best.fitted:.1%} on those it was fitted to",
-        best.whole - best.held_out,
+        f"a subspace of rank {RANK} carries it",
+        f"{found.accuracy():.1%} on held-out pairs, {found.trained:.1%} on those it was fitted to; random subspaces "
+        f"{float(found.random.mean()):.1%}",
+        1 - found.accuracy(),
         0.05,
         "share",
     )
-    others = {
-        "to arbitrary labels": fit(bridge, best.position, seed=seed, arbitrary=True),
-        "on a random model": fit(random_model(bridge, seed=seed), best.position, seed=seed),
-    }
-    for name, control in others.items():
+    for name in (ARBITRARY, BLANK):
+        low, high = found.interval(name)
         yield Known(
             group,
-            f"the same fit {name} is at chance on held-out pairs",
-            f"{control.held_out:.1%}, {control.fitted:.1%} on those it was fitted to",
-            abs(control.held_out - 0.5),
-            0.1,
-            "share",
+            f"{name}, the fit is at chance on held-out pairs",
+            f"{float(found.controls[name].mean()):.1%}, 95% interval {low:.1%} to {high:.1%}",
+            max(low - found.chance, found.chance - high, 0.0),
+            0.0,
+            "share outside the interval",
         )
 
 
@@ -76,7 +86,8 @@ def train_equality(*, seed: int, max_steps: int = 1000) -> tuple[TransformerBrid
     """Trains a GPT-2 of two blocks on random quadruples until all are right. Returns it and its accuracy on all."""
     config = GPT2Config(
         vocab_size=3 + N_OBJECTS,
-        n_positions=5,
+        # One more than a prompt has, for the answer.
+        n_positions=6,
         n_embd=64,
         n_layer=2,
         n_head=4,
@@ -109,9 +120,8 @@ def train_equality(*, seed: int, max_steps: int = 1000) -> tuple[TransformerBrid
             accuracy = float(right.float().mean())
             if accuracy == 1.0:
                 break
-    return load_bridge(
-        hf_model=model.eval(), tokenizer=AutoTokenizer.from_pretrained(ORGANISMS["facts-small"])
-    ), accuracy
+    words = word_tokenizer(["no", "yes", "?", *OBJECTS])
+    return load_bridge(hf_model=model.eval(), tokenizer=words, prepend_bos=False), accuracy
 
 
 def quadruples(n: int, generator: torch.Generator) -> Int[Tensor, "n 4"]:
@@ -129,62 +139,45 @@ def tokens(objects: Int[Tensor, "n 4"]) -> Int[Tensor, "n 5"]:
     return torch.cat([objects + 3, torch.full((len(objects), 1), QUESTION)], dim=1)
 
 
-def answer(objects: Int[Tensor, "n 4"], first: Int[Tensor, "n 4"] | None = None) -> Int[Tensor, " n"]:
-    """Returns 1 for (a = b) = (c = d), with a and b from other quadruples if given."""
-    pair = objects if first is None else first
-    return ((pair[:, 0] == pair[:, 1]) == (objects[:, 2] == objects[:, 3])).long()
+def answer(objects: Int[Tensor, "n 4"]) -> Int[Tensor, " n"]:
+    """Returns 1 for (a = b) = (c = d)."""
+    return ((objects[:, 0] == objects[:, 1]) == (objects[:, 2] == objects[:, 3])).long()
 
 
-@final
-@dataclass(frozen=True)
-class Fit:
-    """Interchange accuracies of one subspace."""
+def equality_model() -> CausalModel:
+    """Returns the task as a causal model."""
+    return CausalModel(
+        inputs=dict.fromkeys("abcd", OBJECTS),
+        variables={"left": lambda a, b: a == b, "right": lambda c, d: c == d},
+        answer=lambda left, right: " yes" if left == right else " no",
+        prompt=lambda a, b, c, d: f"{a} {b} {c} {d} ?",
+    )
 
-    position: int
-    fitted: float
-    """Accuracy on the pairs used in the fit."""
-    held_out: float
-    """Accuracy on the same number of held-out pairs."""
-    whole: float
-    """Accuracy of swapping the whole activation, on the held-out pairs: the expected upper limit for any subspace."""
+
+def equality_pairs(*, n: int = 2000, n_held_out: int = 500, seed: int = 0) -> Counterfactuals:
+    """Draws pairs that swap a = b. No prompt is in both splits.
+
+    Args:
+        n: pairs to train on.
+        n_held_out: held-out pairs.
+        seed: of the draws.
+    """
+    return counterfactuals(equality_model(), "left", n=n, n_held_out=n_held_out, share_held_out=0.3, seed=seed)
 
 
 def fit(
-    bridge: TransformerBridge, position: int, *, seed: int, arbitrary: bool = False, rank: int = 8, n_pairs: int = 2000
-) -> Fit:
-    """Fits DAS after block 0 at one token."""
-    from transformer_lens.tools.analysis.interchange import (
-        SubspaceInterchange,
-        arbitrary_targets,
-        collect_activations,
-        fit_das,
-        intervened_logits,
+    bridge: TransformerBridge,
+    pairs: Counterfactuals,
+    position: int,
+    *,
+    seed: int,
+    controls: bool,
+    config: TrainConfig = CONFIG,
+) -> Alignment:
+    """Fits a subspace after block 0 at one token."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        reft = Reft([(Site(HOOK, At(position)), Interchange(bridge.cfg.d_model, RANK))])
+    return align(
+        bridge, reft, pairs.train, pairs.held_out, config, among="labels", controls=controls, shares=False, seed=seed
     )
-
-    def yes_or_no(inputs: Tensor) -> Tensor:
-        logits: Tensor = bridge(inputs, use_cache=False)[:, -1, :2]
-        return logits
-
-    def pairs(part: str) -> tuple[Tensor, Tensor, Tensor]:
-        base, source = quadruples(n_pairs, generator), quadruples(n_pairs, generator)
-        # Each pair has an independent arbitrary label, so nothing generalises from one to another.
-        labels = (
-            arbitrary_targets([(part, row) for row in range(n_pairs)], 2, seed) if arbitrary else answer(base, source)
-        )
-        return tokens(base), tokens(source), labels
-
-    def accuracy(basis: Tensor, base: Tensor, source: Tensor, labels: Tensor) -> float:
-        states = collect_activations(bridge, hook_name, source, yes_or_no, positions=at)
-        move = SubspaceInterchange(basis)
-        logits = intervened_logits(bridge, hook_name, move, base, states, yes_or_no, positions=at)
-        return float((logits.argmax(-1) == labels).float().mean())
-
-    generator, hook_name = torch.Generator().manual_seed(seed + 1), "blocks.0.hook_resid_post"
-    at = torch.full((n_pairs,), position)
-    known, other = pairs("fitted"), pairs("held out")
-    das = fit_das(
-        bridge, hook_name, *known, yes_or_no,
-        rank=rank, base_positions=at, source_positions=at, epochs=15, batch_size=100, seed=seed,
-    )  # fmt: skip
-    whole = torch.eye(bridge.cfg.d_model)
-    return Fit(position, accuracy(das.basis, *known), accuracy(das.basis, *other), accuracy(whole, *other))

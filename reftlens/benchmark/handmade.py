@@ -50,6 +50,7 @@ def attention_reads_it(*, n_pairs: int = 64, seed: int = 0) -> Handmade:
         # c_attn is [d, 3 d]: queries, keys, values, each with 8 columns for each of the two heads.
         attention.c_attn.weight[:, 2 * D_MODEL] = 4 * v
         attention.c_proj.weight[0] = 4 * w
+        # Opposite logits, so the answer is the sign of the activation along w.
         model.lm_head.weight[:2] = torch.stack([w, -w])
     return _with_pairs(model, true=v[None], illusory=v[None], n_pairs=n_pairs, seed=seed)
 

@@ -69,6 +69,7 @@ def site_rows(name: str) -> Iterator[Known]:
 def _planted(bridge: TransformerBridge, prompts: list[str]) -> Reft:
     """Two pushes towards the new answer (sites 1 and 2) among three decoys."""
     ids = first_tokens(bridge, prompts[:1] * 2, [_NEW, _OLD]).tolist()
+    # The direction that raises the new answer's logit over the old one's most.
     toward = torch.nn.functional.normalize(bridge.W_U[:, ids[0]] - bridge.W_U[:, ids[1]], dim=0).detach()
     n_layers, d_model = bridge.cfg.n_layers, bridge.cfg.d_model
     same = LoReFT(d_model, 4)

@@ -96,7 +96,6 @@ def load_bridge(
             hf_model=model,
             tokenizer=_bootable(tokenizer),
             device=place,
-            # Device and dtype are passed, because the bridge may assume others than the model has.
             dtype=model.dtype,
         )
     # For a tokenizer without BOS, booting uses EOS as BOS and puts it before every text.
@@ -106,7 +105,6 @@ def load_bridge(
     if commit is not None:
         _REVISIONS[bridge] = commit
     mend_attention(bridge)
-    # Last: booting splits fused q, k, v into new parameters, which an earlier freeze would miss.
     return freeze(bridge)
 
 
@@ -194,6 +192,7 @@ def _require_runnable(hf_model: PreTrainedModel, dtype: torch.dtype) -> None:
 def freeze(bridge: TransformerBridge) -> TransformerBridge:
     """Puts the base in eval mode without gradients. Needed again after `enable_compatibility_mode`."""
     bridge.eval()
+    # After booting, which splits fused q, k, v into new parameters: an earlier freeze misses them.
     bridge.requires_grad_(False)
     return bridge
 

@@ -15,6 +15,7 @@ import typer
 from reftlens.cli import (
     alone,
     benchmark,
+    certify,
     claim,
     compare,
     convert,
@@ -25,6 +26,7 @@ from reftlens.cli import (
     lm_eval,
     params,
     presets,
+    sweep,
     train,
 )
 from reftlens.cli.errors import Commands
@@ -57,6 +59,10 @@ for name, function, example in (
 for name, example in (("patch", "patch gpt2 pairs.jsonl --point mlp_out"), ("trace", "trace gpt2 pairs.jsonl")):
     app.command(name, epilog=f"Example: reftlens {example} --out {name}")(alone.command(name, name, of="base"))
 app.command(epilog="Example: reftlens compare run --method LoRA --method 'full fine-tuning' --seeds 2")(compare.compare)
+app.command(epilog="Example: reftlens sweep --model facts-small --data mine.jsonl --trials 20 --space lr=1e-4..1e-2")(
+    sweep.sweep
+)
+app.command(epilog="Example: reftlens certify run --file population.txt --out certified")(certify.certify)
 app.command(epilog="Example: reftlens convert my_pyreft --model gpt2 --positions f5+l5 --out edit")(convert.convert)
 app.command(epilog="Example: reftlens benchmark --only handmade --only nulls --out known.csv")(benchmark.benchmark)
 app.command(

@@ -155,6 +155,7 @@ def _run(name: str, function: str, of: str, values: dict[str, Any], options: dic
         frame = result.to_dataframe()
         numbers = {"analysis": function, **asked.about, "options": options, "headline": result.headline()}
         numbers |= _scalars(result)
+        # pandas writes NaN as null; json would write NaN, which is not JSON.
         numbers["cells"] = json.loads(frame.to_json(orient="records"))
         (folder / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
         (folder / f"{name}.png").write_bytes(png(_drawn(result)))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from reftlens.cli.options import AsJson, Quiet, Resume, Settings, Space
 
 
 def compare(
@@ -16,14 +19,24 @@ def compare(
         typer.Option(help="Method to compare, such as LoRA, 'full fine-tuning' or 'random subspace'. Repeatable."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs per method, with seeds 0, 1, ...")] = 3,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as epochs=3. Repeatable."),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every run as JSON on stdout.")] = False,
+    trials: Annotated[
+        int,
+        typer.Option(
+            min=0, help="First search each method's settings on validation examples, in this number of trials."
+        ),
+    ] = 0,
+    space: Space = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the comparison and the trials. Default: none.")] = None,
+    settings: Settings = None,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train other methods on the same task: scores, parameters, time and memory in one table."""
+    if not trials and (space or resume):
+        raise typer.BadParameter("--space and --resume belong to a search: pass --trials as well")
+    if resume and out is None:
+        raise typer.BadParameter("--resume needs the folder of the search: pass --out")
     from reftlens.paper.runs.config import parse_settings
     from reftlens.paper.runs.presets import read_settings
 
@@ -31,14 +44,29 @@ def compare(
 
     from reftlens.cli.output import prepare, print_frame, print_json, say
     from reftlens.paper.baselines import METHODS
-    from reftlens.paper.baselines.configured import compare_configured
+    from reftlens.paper.baselines.configured import Tuning, compare_configured
+    from reftlens.paper.baselines.space import parse_space
 
     prepare(chosen.model, quiet=quiet)
     names = method or ["random subspace", "steering vector", "LoRA", "full fine-tuning"]
-    found = compare_configured(chosen, names, seeds=range(seeds), progress=not quiet)
+    tuning = None
+    if trials:
+        folder = None if out is None else out.absolute() / "tuning"
+        tuning = Tuning(trials, parse_space(space) if space else None, folder=folder, resume=resume)
+    found = compare_configured(chosen, names, seeds=range(seeds), tuning=tuning, progress=not quiet)
+    if out is not None:
+        found.save(out / "comparison")
     if as_json:
         runs = found.runs_to_dataframe().to_dict("records")
-        print_json({"metric": found.metric, "base_score": found.base_score, "steps": found.steps, "runs": runs})
+        print_json(
+            {
+                "metric": found.metric,
+                "base_score": found.base_score,
+                "steps": found.steps,
+                "tuned": found.tuned,
+                "runs": runs,
+            }
+        )
         return
     print_frame(found.to_dataframe(), title=repr(found))
     say(f"other methods: {', '.join(name for name in METHODS if name not in names)}")

@@ -12,6 +12,7 @@ from reftlens.paper.runs.config import parse_settings
 
 def _written_as_settings(settings: list[str] | None) -> list[str] | None:
     try:
+        # Only to refuse a malformed one early; the command parses them itself.
         parse_settings(settings or ())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
@@ -58,5 +59,14 @@ Settings = Annotated[
         help="Any other setting, by its name in config.toml. Repeatable.",
     ),
 ]
+Space = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUES",
+        help="What to search, such as lr=1e-4..1e-2, rank=1|2|4, 'layers=all|1,4' or dropout=0|0.1. Repeatable. "
+        "Default: rate, rank, layers and positions.",
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted search, or one with fewer trials.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

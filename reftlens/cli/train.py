@@ -33,6 +33,10 @@ def train(
     completion_field: Annotated[str | None, typer.Option(help="Field with the completion.")] = None,
     eval_task: Annotated[list[str] | None, typer.Option(help="Task to test on after training. Repeatable.")] = None,
     eval_data: OwnTest = None,
+    eval_fraction: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Keep this fraction of --data for the test, such as 0.2. Not trained on."),
+    ] = None,
     source: Source = None,
     method: Annotated[str | None, typer.Option(help="Class of the edit: LoReFT, DiReFT, NoReFT, ...")] = None,
     layers: Annotated[str | None, typer.Option(help="Edited layers: all, or a list such as 3,9,18,24.")] = None,
@@ -69,6 +73,7 @@ def train(
         "completion_field": completion_field,
         "eval_tasks": eval_task or None,
         "eval_data": eval_data,
+        "eval_fraction": eval_fraction,
         "source": source,
         "method": method,
         "layers": layers,
@@ -92,16 +97,20 @@ def train(
     # A new task or data set replaces that of the preset or file, including its tests.
     if data is not None:
         overrides = {"task": None, "eval_tasks": [], **overrides}
+    if eval_fraction:
+        overrides = {"eval_data": None, **overrides}
+    elif eval_data is not None:
+        overrides = {"eval_fraction": 0, **overrides}
     elif task is not None:
         overrides = {"data": None, **overrides}
     chosen = RunConfig.from_values(overrides) if config is None else read_settings(config, overrides)
 
     from reftlens.cli.output import prepare, print_frame, print_json, say
-    from reftlens.paper.runs.run import checkpoints_of, run
+    from reftlens.paper.runs.run import checkpoints_of, train_run
 
     prepare(chosen.model, quiet=quiet)
     try:
-        result = run(chosen, out, resume=resume, overwrite=overwrite, progress=not quiet)
+        result = train_run(chosen, out, resume=resume, overwrite=overwrite, progress=not quiet)
     except KeyboardInterrupt as interrupt:
         kept = checkpoints_of(out.absolute())
         what = (
@@ -118,7 +127,9 @@ def train(
     if result.evaluations:
         print_frame(result.to_dataframe(), title=repr(result))
     else:
-        say(f"{result!r}\nnot tested: pass --eval-data, or run `reftlens eval {out} --data FILE`")
+        say(
+            f"{result!r}\nnot tested: pass --eval-fraction 0.2 to keep a fifth of the data for a test, or --eval-data FILE"
+        )
     if result.log.fall < 0.2:
         say(
             f"The loss fell by only {max(result.log.fall, 0):.0%}. Try more epochs, a higher --lr (now {chosen.lr:g}), a higher --rank, "

@@ -41,6 +41,7 @@ def tokenize(
         tokenizer: a fast one knows the characters.
         texts: each by itself.
     """
+    # A slow tokenizer raises if it is asked for offsets.
     found = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
     return list(found["input_ids"]), list(found["offset_mapping"]) if tokenizer.is_fast else None
 

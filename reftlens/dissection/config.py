@@ -28,6 +28,8 @@ class DissectConfig:
     """Limit of the base runs that are kept between parts. Prompts beyond it run again in each part."""
     directions: int = 2
     """Number of write directions per site that are read out and looked up in the examples."""
+    n_identified: int = 64
+    """Number of prompts, half of them held out, from which it is measured how far outputs determine the directions."""
     n_null: int = 200
     """Number of draws of each null."""
     n_mapped: int = 16
@@ -44,6 +46,12 @@ class DissectConfig:
     """Seeds of the retrained edits."""
     n_null_edits: int = 6
     """Number n of edits trained on shuffled answers, the null of the agreement; p is at least 2 / ((n + 2)(n + 1))."""
+    lens: str | None = None
+    """A file with a Jacobian lens of the base, for "readouts"; by default one is fitted, which costs most of this part."""
+    inspect: str | None = None
+    """The inspection prompt of "readouts"; its last token takes the vector."""
+    dictionaries: tuple[str, ...] = ()
+    """Folders with sparse dictionaries in SAELens' format, at least one for each site, for "readouts"."""
     seed: int = 0
     """Seed of every draw."""
     progress: bool = True
@@ -51,7 +59,7 @@ class DissectConfig:
 
     def __post_init__(self) -> None:
         counts = ("max_examples", "batch_size", "directions", "n_null", "n_mapped", "n_paths", "n_pairs", "n_random")
-        for name in (*counts, "n_null_edits"):
+        for name in (*counts, "n_null_edits", "n_identified"):
             require_whole_number(name, getattr(self, name), least=1)
         require_whole_number("memory_bytes", self.memory_bytes, least=0)
         for seed in (self.seed, *self.seeds):

@@ -14,13 +14,23 @@ from reftlens.dissection.found import Found
 from reftlens.dissection.names import with_short_names
 from reftlens.dissection.parts.through import components
 from reftlens.plot.labels import spoken
-from reftlens.results import Agreement, DirectionReadout, Finding, PatchMap, ReadContexts, TokenMap
+from reftlens.results import (
+    Agreement,
+    DirectionReadout,
+    Finding,
+    Identification,
+    PatchMap,
+    ReadContexts,
+    TokenMap,
+)
 from reftlens.results.finding import Strength
 
 CONTROL = "Random directions"
 """How the control is named: the same change at every token, turned to a random direction."""
 SAME = "Not distinguishable from its control: "
 """How an answer begins that is not beyond its null."""
+_TURNED = 15.0
+"""Degrees beyond which a direction that may turn so far is not the same any more."""
 _LEVEL = 0.05
 """Level of the tests."""
 _CLOSE = 0.5
@@ -163,18 +173,49 @@ def _directions(found: Found) -> _Answer | None:
     beside = " and ".join("none" if fresh is None else f"{fresh.effective_rank:.1f}" for _, fresh in pairs[:2])
     null = f"A newly initialised edit of the same shape: {beside}."
     used = f"the effective rank is {' and '.join(shown)}{more}"
-    identified = f" {_identified(found.agreements)}"
+    identified = f" {_identified(found)}"
     compared = [abs(one.effective_rank - fresh.effective_rank) for one, fresh in pairs if fresh is not None]
     if compared and max(compared) < _CLOSE:
         return _Answer(f"{SAME}{used}.{identified}", null, "not distinguishable")
     return _Answer(f"{used[0].upper()}{used[1:]}.{identified}", null)
 
 
-def _identified(agreements: tuple[Agreement, ...]) -> str:
+def _identified(found: Found) -> str:
+    """How far outputs determine the directions, by turning them, and what retrained edits say about them."""
+    said = [_turned(found.identified), _retrained(found.agreements, alone=found.identified is None)]
+    return " ".join(sentence for sentence in said if sentence)
+
+
+def _turned(identified: Identification | None) -> str:
+    """How far the strongest write direction may turn for the tolerance: as walked, with the held-out KL beside."""
+    if identified is None:
+        return ""
+    turns = {turn.toward: turn for turn in reversed(identified.of("write"))}
+    if not {"stiffest", "freest"} <= turns.keys():
+        return ""
+    stiff, free = turns["stiffest"], turns["freest"]
+    (site,) = (one for one in identified.sites if one.where == stiff.site)
+    known = round(site.write_dimensions - float(site.write_free[stiff.direction]))
+    verdict = (
+        "is not identified"
+        if stiff.degrees > _TURNED
+        else "is identified in part"
+        if free.degrees > _TURNED
+        else "is identified"
+    )
+    angles = f"{stiff.degrees:.0f} degrees in its stiffest dimension and {'at least ' * free.free}{free.degrees:.0f} in its freest"
+    return (
+        f"At {identified.eps:g} nats, the strongest write direction {verdict}: it may turn by {angles} "
+        f"(walked; held-out KL divergence {free.held_out_kl:.2g}), and is determined in {known} of {site.write_dimensions} dimensions (local)."
+    )
+
+
+def _retrained(agreements: tuple[Agreement, ...], *, alone: bool) -> str:
     """What retrained edits say about the directions. Edits that do something else say nothing."""
     same = [pair for pair in agreements if pair.kl < 0.1 * pair.control_kl]
     if not agreements:
-        return "Whether they are identified (would training find the same ones again?) is not known: the edit was trained once."
+        unknown = "Whether they are identified (would training find the same ones again?) is not known: the edit was trained once."
+        return unknown if alone else ""
     if not same:
         least = min(pair.kl for pair in agreements)
         return f"Whether they are identified is not known: no retrained edit does the same (KL divergence {least:.2g} nats or more)."
@@ -202,7 +243,7 @@ def _reads(found: Found) -> _Answer | None:
     if written is not None and written not in said:
         sentences.append("Searched over the whole vocabulary, no token is moved beyond chance.")
     if read is not None and read not in said:
-        sentences.append(f"No reading is beyond chance; {_largest(found.contexts)}.")
+        sentences.append(f"No direction reads any token beyond chance; {_largest(found.contexts)}.")
         said.append(read)
     return _Answer(" ".join(sentences), " ".join(one.chance for one in said))
 
@@ -218,7 +259,7 @@ class _Told(NamedTuple):
 
 def _largest(contexts: Sequence[ReadContexts]) -> str:
     first = max((context for one in contexts for context in one.contexts), key=lambda context: context.z)
-    return f"the strongest is of {first.tokens[first.position]!r} ({first.z:.1f} standard deviations)"
+    return f"the strongest reading is of {first.tokens[first.position]!r} ({first.z:.1f} standard deviations)"
 
 
 def _wanted(readout: DirectionReadout) -> _Told:
@@ -293,8 +334,8 @@ def _natural(found: Found) -> _Answer | None:
     natural, edited, control = worst.beyond()
     n = len(worst.edited)
     what = f"{edited:.0%} of edited tokens at {worst.where} are further from the mean than 95% of natural activations (Mahalanobis distance)"
-    others = ", ".join(f"at {site.where} {site.beyond()[1]:.0%}" for site in found.manifolds if site is not worst)
-    what += f"; {others}" if others else ""
+    others = ", ".join(f"{site.beyond()[1]:.0%} at {site.where}" for site in found.manifolds if site is not worst)
+    what += f", and {others}" if others else ""
     beside = "" if _more(edited, control, n) else ", and not distinguishable from random changes"
     null = f"Unedited tokens: {natural:.0%}, where 5% is expected. {CONTROL}: {control:.0%}."
     if _more(natural, 0.05, n) and natural > 0.1:

@@ -13,8 +13,10 @@ from reftlens.results import (
     DirectionReadout,
     Dose,
     EditSize,
+    Identification,
     Interchanged,
     Ledger,
+    Meaning,
     OffManifold,
     Operator,
     Outcome,
@@ -55,10 +57,13 @@ class Found:
     operators: tuple[Operator, ...] = ()
     untrained: tuple[Operator, ...] = ()
     """The same edit, newly initialised, on the same inputs: the control of the spectrum."""
+    identified: Identification | None = None
+    """How far outputs determine these directions."""
     sizes: EditSize | None = None
     ledger: Ledger | None = None
     readouts: tuple[DirectionReadout, ...] = ()
     contexts: tuple[ReadContexts, ...] = ()
+    meanings: tuple[Meaning, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
     dose: Dose | None = None
     read_spaces: tuple[ReadSpace, ...] = ()

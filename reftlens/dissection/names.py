@@ -68,6 +68,7 @@ def with_short_names(found: Found) -> Found:
         return found
     # A longer name first: one may begin with another.
     any_of = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    # Not inside a longer word: "last 1" also begins "last 12".
     pattern = re.compile(rf"(?:{any_of})(?!\w)")
     return _renamed(found, lambda text: pattern.sub(lambda match: names[match[0]], text), named=False)
 

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.cone.shared import shared
+from reftlens.display import progress_bar
 from reftlens.dissection.config import DissectConfig
 from reftlens.dissection.cost import estimate_cost
 from reftlens.dissection.parts import PRESETS, chosen
@@ -68,9 +69,9 @@ def dissect(
     random.Random(config.seed).shuffle(picked)
     with shared(bridge, memory_bytes=config.memory_bytes):
         work = Work(bridge, reft, picked[: config.max_examples], pairs, config, others)
-        with tqdm(total=len(running), desc="dissecting", unit="part", disable=not config.progress) as bar:
+        with progress_bar(total=len(running), desc="dissecting", unit="part", shown=config.progress) as bar:
             for part in running:
-                bar.set_postfix_str(part.name)
+                bar.set_postfix_str(part.name, refresh=False)
                 _run(part, work)
                 bar.update(1)
     return Dissection(

@@ -43,6 +43,7 @@ def sections(result: Found, names: Sequence[str] | None = None) -> list[Section]
     """
     result = with_short_names(result)
     chosen = [part for name, part in PARTS.items() if names is None or name in names]
+    # The name of the part is what its finding links to.
     drawn = [replace(section, name=part.name) for part in chosen if (section := part.draw(result)) is not None]
     if names is None and result.left_out:
         frame = table([pd.DataFrame(result.left_out, columns=["what", "why"])])

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GenerationConfig
 
@@ -23,6 +22,7 @@ from reftlens.bridge import (
 )
 from reftlens.data import Prompt, as_prompts, batches_by_length, encode, token_counts
 from reftlens.data.tokens import continued_text
+from reftlens.display import progress_bar
 from reftlens.edit.reft import Reft
 from reftlens.numbers import require_number, require_whole_number
 
@@ -160,7 +160,7 @@ def generate(
     with (
         one_thread(bridge),
         _own_settings(bridge, decoding),
-        tqdm(total=len(prompts), desc="decoding", unit="prompt", disable=not progress) as bar,
+        progress_bar(total=len(prompts), desc="decoding", unit="prompt", shown=progress) as bar,
     ):
         for rows in together:
             continued = _continue(bridge, reft, [prompts[row] for row in rows], config, prepend_bos=prepend_bos)

@@ -39,6 +39,7 @@ HookFunction = Callable[..., Tensor | None]
 Watch = Callable[[Float[Tensor, "n d_model"], Int[Tensor, " n"]], None]
 """Called with the activations of the edited tokens before the edit, on its device, and each token's row of the batch."""
 
+# On the tensor, not by hook name: two names may be one activation.
 _MARK = "_reftlens_edits"
 """Attribute of an edited activation: the interventions applied so far, with their tokens and heads."""
 
@@ -118,11 +119,9 @@ class Edit:
         self._require_read(offset)
         reading = self._window(self.read, offset, resid.shape[1]).to(resid.device)
         # TransformerLens reshapes heads between two hooks, so the mark may be on the tensor that this is a view of.
-        # A mark on the tensor, not a set of hook names: two names may be one activation.
         past = getattr(resid, _MARK, getattr(resid._base, _MARK, ()))
         for intervention, edited, head in past:
             same_head = self.head is None or head is None or head == self.head
-            # One shared intervention may edit different tokens or heads of an activation.
             if intervention is self.intervention and same_head and bool((edited & self.changed).any()):
                 raise EditError(
                     f"the same intervention edited one activation twice, at {self.hook_name}: either it is attached twice, or two "
@@ -130,7 +129,6 @@ class Edit:
                 )
         rows: tuple[Tensor, ...] = reading.nonzero(as_tuple=True)
         lands = landing[rows]
-        # [n, d_head] of one head; without a head, [n, ...] is flattened to one vector per token.
         if self.head is not None:
             rows = (*rows, torch.full_like(rows[0], self.head))
         # Edits compute in their own precision, even under bfloat16 autocast.
@@ -143,7 +141,6 @@ class Edit:
             if self.watch is not None:
                 self.watch(given, example)
             change = self.intervention.delta_of(given, example).to(tokens.device)
-            # Multiplying by 1.0 costs a kernel and a graph node for each edit.
             edited_tokens = tokens + (change if self.scale == 1.0 else self.scale * change)
             if self.dropout:
                 edited_tokens = dropout(edited_tokens, self.dropout)

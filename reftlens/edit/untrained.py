@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from reftlens.edit.reft import Reft
@@ -23,12 +21,7 @@ def untrained(reft: Reft, *, seed: int) -> Reft:
         for _, intervention in reft:
             # A shared intervention stays shared in the copy.
             if id(intervention) not in fresh:
-                fresh[id(intervention)] = _fresh(intervention)
+                fresh[id(intervention)] = intervention.untrained()
     pairs = [(site, fresh[id(intervention)]) for site, intervention in reft]
     device = next((parameter.device for parameter in reft.parameters()), torch.device("cpu"))
     return Reft(pairs, names=reft.names, scales=reft.scales).to(device)
-
-
-def _fresh(intervention: Intervention) -> Intervention:
-    make: Callable[..., Intervention] = type(intervention)
-    return make(**intervention.settings())

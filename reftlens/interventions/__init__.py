@@ -5,7 +5,13 @@ from reftlens.interventions.base import Affine, Intervention, NotAffineError
 from reftlens.interventions.check import check_intervention
 from reftlens.interventions.direft import DiReFT, NoReFT
 from reftlens.interventions.family import FAMILY, known_kinds
-from reftlens.interventions.interchange import Interchange
+from reftlens.interventions.interchange import (
+    BoundlessInterchange,
+    Interchange,
+    MaskedInterchange,
+    SourceIntervention,
+    SplitInterchange,
+)
 from reftlens.interventions.loreft import AdditiveLoReFT, ConsReFT, LobiReFT, LoReFT
 from reftlens.interventions.orthonormal import Orthonormal
 from reftlens.interventions.parts import SplitLoReFT
@@ -18,17 +24,21 @@ __all__ = [
     "RED",
     "AdditiveLoReFT",
     "Affine",
+    "BoundlessInterchange",
     "ConsReFT",
     "DiReFT",
     "Interchange",
     "Intervention",
     "LoReFT",
     "LobiReFT",
+    "MaskedInterchange",
     "NoReFT",
     "NotAffineError",
     "Orthonormal",
     "ReFTr1",
     "Rescale",
+    "SourceIntervention",
+    "SplitInterchange",
     "SplitLoReFT",
     "SteeringVector",
     "check_intervention",

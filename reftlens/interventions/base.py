@@ -149,6 +149,17 @@ class Intervention(nn.Module, ABC):
         """
         raise ValueError(f"{type(self).__name__} has no L1 term: leave l1 at 0, or train a class that has one")
 
+    def untrained(self) -> Intervention:
+        """Returns a newly initialised edit with the same settings, and with what was given to it rather than trained."""
+        return type(self)(**self.settings())  # type: ignore[arg-type]
+
+    def anneal(self, progress: float) -> None:
+        """Called before each training step. An edit with a temperature lowers it here; others do nothing.
+
+        Args:
+            progress: finished share of the training steps; 1 after the last one.
+        """
+
     def basis(self) -> Float[Tensor, "k d_model"]:
         """Returns orthonormal rows that span everything the edit can write, in float64."""
         return self.affine().basis()

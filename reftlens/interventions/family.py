@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.direft import DiReFT, NoReFT
-from reftlens.interventions.interchange import Interchange
+from reftlens.interventions.interchange import BoundlessInterchange, Interchange, MaskedInterchange, SplitInterchange
 from reftlens.interventions.loreft import AdditiveLoReFT, ConsReFT, LobiReFT, LoReFT
 from reftlens.interventions.parts import SplitLoReFT
 from reftlens.interventions.reft_r1 import ReFTr1
@@ -24,6 +24,9 @@ FAMILY: tuple[type[Intervention], ...] = (
     ReFTr1,
     SplitLoReFT,
     Interchange,
+    SplitInterchange,
+    BoundlessInterchange,
+    MaskedInterchange,
 )
 """Every intervention that ships. To add one, write its class in a file of this folder and add its name here."""
 

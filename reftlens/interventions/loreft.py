@@ -31,6 +31,25 @@ class LoReFT(Intervention):
         self.rotation = Orthonormal(rank, d_model)
         self.source = nn.Linear(d_model, rank)
 
+    @classmethod
+    def along(cls, basis: Float[Tensor, "rank d_model"]) -> LoReFT:
+        """Creates a LoReFT that starts in a given subspace, such as one that DAS found, and does not change anything yet.
+
+        With W = R and b = 0 the source is the activation itself. Training may turn R away from the given rows.
+
+        Args:
+            basis: orthonormal rows.
+
+        Raises:
+            ValueError: If the rows are not orthonormal.
+        """
+        edit = cls(basis.shape[1], basis.shape[0]).to(basis.device)
+        edit.rotation.start_at(basis)
+        with torch.no_grad():
+            edit.source.weight.copy_(basis)
+            edit.source.bias.zero_()
+        return edit
+
     @property
     def R(self) -> Float[Tensor, "rank d_model"]:
         """The subspace, with orthonormal rows. Training identifies it only up to a rotation of the rows."""

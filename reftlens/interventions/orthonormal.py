@@ -52,6 +52,19 @@ class Orthonormal(nn.Module):
         return _TangentGradient.apply(self.weight, fixed)
 
     @torch.no_grad()
+    def start_at(self, rows: Float[Tensor, "rank d_model"]) -> None:
+        """Sets R to given rows.
+
+        Args:
+            rows: orthonormal rows.
+
+        Raises:
+            ValueError: If they are not orthonormal.
+        """
+        require_orthonormal(rows)
+        self.weight.copy_(rows)
+
+    @torch.no_grad()
     def _retract(self, fixed: Tensor) -> None:
         """Moves the rows back onto the manifold. Rows that already lie on it stay bit-identical."""
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
@@ -72,6 +85,14 @@ class Orthonormal(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         return super()._apply(keep_float32(fn), recurse)
+
+
+def require_orthonormal(rows: Float[Tensor, "rank d_model"]) -> None:
+    """Raises a ValueError if the rows of a basis are not orthonormal."""
+    gram = rows.detach().double() @ rows.detach().double().T
+    off = float((gram - torch.eye(len(rows), dtype=torch.float64, device=rows.device)).abs().max())
+    if not off < 1e-4:
+        raise ValueError(f"the rows of basis must be orthonormal, but R R^T is off by {off:.1e}: use torch.linalg.qr")
 
 
 def _on_manifold(module: nn.Module, *_: object) -> None:

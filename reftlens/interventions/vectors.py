@@ -14,6 +14,7 @@ from reftlens.numbers import require_number
 
 def _no_rows(like: Float[Tensor, " d_model"]) -> Float[Tensor, "0 d_model"]:
     """Returns the empty factors of an edit without a low-rank part."""
+    # Zero rows, so that formulas with write and read need no special case.
     return like.detach()[None][:0]
 
 

@@ -154,6 +154,7 @@ def _make_facts() -> tuple[Fact, ...]:
     facts = []
     for relation, answers in ANSWERS.items():
         subjects = landmarks if relation in ("located_in", "made_of") else people
+        # Dealt, not drawn: no answer is more likely than another without the name.
         dealt = [answers[i % len(answers)] for i in range(len(subjects))]
         rng.shuffle(dealt)
         facts += [Fact(subject, relation, answer) for subject, answer in zip(subjects, dealt, strict=True)]
@@ -186,6 +187,7 @@ def held_out(fact: Fact) -> tuple[int, ...]:
     A hash of the fact chooses them, so that the choice depends neither on the order of the facts nor on the
     seed of the corpus, and every template is trained on for most other facts.
     """
+    # Not hash(), which is salted differently in every process.
     digest = hashlib.sha256(f"{fact.subject}|{fact.relation}".encode()).digest()
     rng = random.Random(digest)
     return tuple(sorted(rng.sample(range(len(TEMPLATES[fact.relation])), rng.choice((1, 2)))))

@@ -131,6 +131,7 @@ def _decoding(settings: dict[str, Any]) -> Decoding:
     unknown = sorted(set(settings) - known)
     if unknown:
         raise ValueError(f"unknown generation setting {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
+    # Tasks ask for greedy decoding by either of the two.
     sampled = bool(settings.get("do_sample")) and settings.get("temperature", 1.0) > 0
     return Decoding(
         max_new_tokens=int(settings.get("max_gen_toks", settings.get("max_new_tokens", 256))),

@@ -14,6 +14,7 @@ from reftlens import results
 from reftlens.arguments import explain_all
 from reftlens.plot.ablation import ablation
 from reftlens.plot.agreement import agreement
+from reftlens.plot.alignment_map import alignment_map
 from reftlens.plot.attribution import attribution
 from reftlens.plot.beside_tracing import beside_tracing
 from reftlens.plot.canvas import png
@@ -36,15 +37,18 @@ from reftlens.plot.patch_map import patch_map
 from reftlens.plot.projection import projection
 from reftlens.plot.readout import readout
 from reftlens.plot.reft_map import reft_map
+from reftlens.plot.search import search
 from reftlens.plot.spectrum import spectrum
 from reftlens.plot.spoken import composed, mannered
 from reftlens.plot.spread import spread
+from reftlens.plot.steering import steering
 from reftlens.plot.table import table
 from reftlens.plot.training_curve import training_curve
 
 __all__ = [
     "ablation",
     "agreement",
+    "alignment_map",
     "attribution",
     "beside_tracing",
     "codebook",
@@ -69,8 +73,10 @@ __all__ = [
     "projection",
     "readout",
     "reft_map",
+    "search",
     "spectrum",
     "spread",
+    "steering",
     "table",
     "token_strip",
     "training_curve",
@@ -105,6 +111,7 @@ explain_all(globals())
 DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Ablation: ablation,
     results.Agreement: agreement,
+    results.AlignmentMap: alignment_map,
     results.Attribution: attribution,
     results.BesideTracing: beside_tracing,
     results.Codebook: codebook,
@@ -127,7 +134,9 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Projection: projection,
     results.ReftMap: reft_map,
     results.Result: table,
+    results.Search: search,
     results.Spread: spread,
+    results.SteeringComparison: steering,
     results.TokenMap: effect_map,
 }
 """Class of result -> what draws it. A class that is not here is drawn as its nearest base class: in the end, as a table."""

@@ -102,7 +102,7 @@ def interchanges(results: Sequence[Interchanged]) -> Cells:
     n = len(results[0].random)
     views = [View(f"mean of {results[0].n} pairs", columns, *_moved(results, None))]
     views += [
-        View(f"{place + 1}: {_text(source)} → {_text(base)}", columns, *_moved(results, place))
+        View(f"{place + 1}: {text_of(source)} → {text_of(base)}", columns, *_moved(results, place))
         for place, (base, source) in enumerate(kept[:_MOST_PROMPTS])
     ]
     return Cells(
@@ -137,6 +137,7 @@ def _moved(results: Sequence[Interchanged], place: int | None) -> tuple[Tensor, 
 
     values = torch.tensor([[of(swap) for _, swap in reversed(_swaps(one))] for one in results]).T
     control = torch.full_like(values, torch.nan)
+    # Rows are reversed, so the last is "inside", of which the random subspaces are the control.
     control[-1] = torch.tensor([max((of(swap) for swap in one.random), key=abs, default=torch.nan) for one in results])
     return values, control
 
@@ -166,6 +167,7 @@ def _of_components(result: PatchMap) -> Cells:
     views = [View(_mean(len(result.values)), columns, result.restored(), control)]
     if len(result.prompts) > 1:
         each_control = None if result.control is None else result.restored_each(result.control)
+        # By the mean gap, so that the prompts average to the first view.
         views += _by_prompt(result.prompts, [columns] * len(result.prompts), result.restored_each(), each_control)
     return Cells(
         rows=row_names(result.rows) if heads else tuple(f"from {spoken(one)}" for one in result.rows),
@@ -203,7 +205,8 @@ def _by_prompt(
     beside = [None] * len(prompts) if control is None else list(control)
     lines = list(zip(prompts, columns, values, beside, strict=True))[:_MOST_PROMPTS]
     return [
-        View(f"{place}: {_text(tokens)}", names, *parts) for place, (tokens, names, *parts) in enumerate(lines, start=1)
+        View(f"{place}: {text_of(tokens)}", names, *parts)
+        for place, (tokens, names, *parts) in enumerate(lines, start=1)
     ]
 
 
@@ -216,8 +219,12 @@ def _named(token: str) -> str:
     return token if is_role(token) else visible(token)
 
 
-def _text(tokens: Sequence[str]) -> str:
-    """A prompt as it reads, without padding and without a token that only marks its beginning."""
+def text_of(tokens: Sequence[str]) -> str:
+    """A prompt as it reads, without padding and without a token that only marks its beginning, cut where it is long.
+
+    Args:
+        tokens: of the prompt, with `(place)` at a place without one.
+    """
     there = [token for place, token in enumerate(tokens) if token != f"({place})"]
     words = "".join(there[1:] if there and _MARK.fullmatch(there[0]) else there)
     shown = visible(words).replace("·", " ").strip() or "prompt"

@@ -20,7 +20,7 @@ def dose(result: Dose) -> Figure:
     has_kl = not bool(torch.isnan(result.kl).all())
     width = 6.5
     subtitle = (
-        f"alpha = 1: the trained edit; {result.n_target} prompts with a new answer"
+        f"dose 1: the trained edit; {result.n_target} prompts with a new answer"
         + (f", {result.n_kept} to stay" if has_kl else "")
         + f"; random directions: mean of {result.n_control}"
     )
@@ -52,4 +52,4 @@ def _panel(axes: Axes, result: Dose, values: torch.Tensor, control: torch.Tensor
     axes.plot(result.alpha, values, color=VERMILLION, marker="o", markersize=4, label="the edit")
     axes.plot(result.alpha, control, color=BLUE, marker="s", markersize=3.5, linestyle="--", label="random directions")
     axes.set_xlim(float(result.alpha.min()) - 0.05, float(result.alpha.max()) + 0.05)
-    axes.set_xlabel("alpha")
+    axes.set_xlabel("dose")

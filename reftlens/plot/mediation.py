@@ -97,6 +97,7 @@ def mediation(
 def _ways(result: PatchMap) -> list[_Way]:
     """One for each component, or for each path of a map of senders and receivers."""
     gap = float((result.source - result.base).mean())
+    # The interval is of the change: examples differ far more in the metric itself.
     value, changes = result.restored(), replace(result, values=result.values - result.base[:, None, None])
     ends = torch.stack(changes.interval()) / gap
     # Dividing by a negative gap turns the interval round.

@@ -63,6 +63,7 @@ def _pair(axes: Axes, place: int, result: Overlap, nulls: list[str]) -> None:
         axes.barh(y, high - low, left=low, height=0.8 * step, facecolor=face, edgecolor=colour, hatch=hatch)
         axes.plot([median, median], [y - 0.4 * step, y + 0.4 * step], color="black", linewidth=1.2)
         text = f"p = {result.p(null):.2g}"
+        # To the right of the measured line, which would strike it out.
         axes.annotate(text, (max(high, result.score), y), (7, 0), textcoords="offset points", va="center", size=SMALL)
     reach = [place - 0.4, place + 0.4]
     axes.plot([result.score] * 2, reach, color=VERMILLION, linewidth=2.2, solid_capstyle="butt", zorder=3)

@@ -28,8 +28,10 @@
   document.addEventListener("scroll", () => { if (!tip.hidden) show({ target: document.activeElement }); }, true);
   document.documentElement.addEventListener("pointerleave", hide);
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
-  for (const element of all(document, "[title]")) {
-    element.dataset.tip = element.title;
+  for (const element of all(document, "[title], .move")) {
+    const title = element.querySelector("title");
+    element.dataset.tip = title ? title.textContent : element.title;
+    if (title) title.remove();
     element.removeAttribute("title");
     element.setAttribute("aria-describedby", "tip");
   }

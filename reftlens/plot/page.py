@@ -22,7 +22,8 @@ from markupsafe import Markup
 
 from reftlens.plot.cells import Cells, Mapped
 from reftlens.plot.interactive import Interactive, as_json, dose, shades, strip, token_map
-from reftlens.results import Dose, EditSize, Finding, TokenMap
+from reftlens.plot.plane import plane
+from reftlens.results import Dose, EditSize, Finding, Projection, TokenMap
 from reftlens.results.words import COLUMNS, GLOSSARY
 from reftlens.text import harmless
 
@@ -80,6 +81,8 @@ class Section:
     """Captions and maps over tokens, heads, components or trained cells, which are shown as tables."""
     doses: tuple[tuple[str, Dose], ...] = ()
     """Captions and dose curves."""
+    planes: tuple[tuple[str, Projection], ...] = ()
+    """Captions and tokens along two write directions, which are shown as drawings."""
     name: str = ""
     """By which findings lead here; the heading if empty."""
     open: bool = False
@@ -90,6 +93,7 @@ class Section:
             ("strips", self.strips, (EditSize, TokenMap)),
             ("maps", self.maps, (*get_args(Mapped), Cells)),
             ("doses", self.doses, (Dose,)),
+            ("planes", self.planes, (Projection,)),
         ):
             for _, result in elements:
                 if not isinstance(result, classes):
@@ -182,6 +186,7 @@ def _live(report: Report) -> tuple[list[list[tuple[str, Markup]]], list[Any]]:
         found = [add(caption, token_map(result, len(numbers))) for caption, result in section.maps]
         found += [add(caption, dose(result, len(numbers))) for caption, result in section.doses]
         found += [add(caption, strip(result)) for caption, result in section.strips]
+        found += [(caption, plane(result)) for caption, result in section.planes]
         shown.append(found)
     return shown, numbers
 

@@ -52,6 +52,7 @@ def patch_map(result: PatchMap, *, title: str = "", starred: tuple[bool, ...] = 
 
 
 def _panel(result: PatchMap, title: str) -> Panel:
+    # The interval is of the change: pairs differ far more in the metric itself.
     changes = replace(result, values=result.values - result.base[:, None, None])
     low, high = changes.interval()
     mean = changes.mean()

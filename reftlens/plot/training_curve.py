@@ -63,6 +63,7 @@ def training_curve(log: Log) -> Figure:
             marker="." if values.size < 30 else "",
             label="each step",
         )
+        # A median, because single steps with a large loss would pull a mean.
         axes.plot(steps, running_median(values, window), color=BLUE, linewidth=2.2, label=f"median of {window} steps")
         looks, seen = np.array([step for step, _ in log.validation]), np.array([loss for _, loss in log.validation])
         if len(looks):

@@ -233,6 +233,8 @@ class Projection(SiteResult):
     """Group of each token's prompt."""
     site: str = ""
     """The site's short name; empty where it was asked about by its hook."""
+    prompts: tuple[tuple[str, ...], ...] = ()
+    """Tokens of each token's prompt up to itself; empty in results of earlier versions."""
 
     def headline(self) -> str:
         moved, turned = ((end - self.before).square().sum(1).mean().sqrt() for end in (self.after, self.control))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, final
 
@@ -14,6 +14,7 @@ from reftlens.files.folder import write_whole
 from reftlens.files.reading import read_bytes, require_sealed
 from reftlens.files.seal import seal_over
 from reftlens.results.base import Result
+from reftlens.results.search import shown
 
 _MOST_BYTES = 2**30
 
@@ -154,6 +155,10 @@ class Comparison(Result):
     base_score: float | None
     """Score of the untrained base; None if scoring needs a trained head."""
     runs: tuple[ComparedRun, ...]
+    trials: int = 0
+    """Trials of the search for each method's settings; 0 if nothing was tuned."""
+    tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Method -> the settings that its search chose on validation examples."""
 
     def _by_method(self) -> dict[str, list[ComparedRun]]:
         names = dict.fromkeys(run.method for run in self.runs)
@@ -179,6 +184,7 @@ class Comparison(Result):
                     "percent": 100 * runs[0].trained / self.base_parameters,
                     "head": runs[0].head,
                     "lr": runs[0].lr,
+                    **({"tuned": _as_text(self.tuned[method])} if method in self.tuned else {}),
                     "cpu_seconds": _mean([run.cpu_seconds for run in runs]),
                     "mib": None if runs[0].memory is None else runs[0].memory / 2**20,
                 }
@@ -202,7 +208,13 @@ class Comparison(Result):
     def headline(self) -> str:
         means = {name: _mean([run.score for run in runs]) for name, runs in self._by_method().items()}
         scores = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
-        return f"{self.metric} on {self.n_test} examples, {self.steps} steps of {self.batch_size} on {self.n_train}: {scores}"
+        tuned = f", each method tuned in {self.trials} trials" if self.trials else ""
+        budget = f"{self.steps} steps of {self.batch_size} on {self.n_train}"
+        return f"{self.metric} on {self.n_test} examples, {budget}{tuned}: {scores}"
+
+
+def _as_text(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {shown(value)}" for name, value in settings.items() if name != "lr")
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -14,7 +14,6 @@ from typing import final
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import require_padding
@@ -22,6 +21,7 @@ from reftlens.cone.hold import hold
 from reftlens.cone.light_cone import Held, join
 from reftlens.cone.store import InMemory, OnDisk, Run
 from reftlens.data import Batch
+from reftlens.display import progress_bar
 from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft
 from reftlens.training.objectives import Objective
@@ -66,8 +66,9 @@ class BaseRuns:
         """
         if self.store.max_bytes == 0:
             return 0
-        for done, row in enumerate(tqdm(rows, desc="base runs", unit="example", disable=not progress)):
+        for done, row in enumerate(progress_bar(rows, desc="base runs", unit="example", shown=progress)):
             if self.store.get(row) is None and not self.store.put(row, self._make(row)):
+                # The store is full: later runs are computed when a batch needs them.
                 return done
         return len(rows)
 

@@ -38,7 +38,7 @@ from transformers import (
 
 from reftlens.bridge import EXACT, base_identity, foreign_hooks, one_thread, require_bridge, sampled_fingerprint
 from reftlens.cone.store import InMemory, OnDisk
-from reftlens.display import as_html, settings_as_html
+from reftlens.display import as_html, progress_bar, settings_as_html
 from reftlens.edit import checkpoint
 from reftlens.edit.reft import Reft
 from reftlens.numbers import require_number, require_whole_number
@@ -97,6 +97,8 @@ class TrainConfig:
     """Number of newest checkpoints to keep, besides the best one."""
     resume: bool = False
     """Resume from the newest undamaged checkpoint in `output_dir`. The log lists newer ones that are damaged."""
+    keep_best: bool = True
+    """With a validation set, keep the edit with the lowest loss on it. False keeps the last edit."""
     patience: int | None = None
     """Stop after this many validations without improvement. None trains to the end."""
     report_to: str = "none"
@@ -115,7 +117,7 @@ class TrainConfig:
                 require_whole_number(name, getattr(self, name), least=least)
         for name, bounds in _NUMBERS.items():
             require_number(name, getattr(self, name), **bounds)
-        for name in ("resume", "progress"):
+        for name in ("resume", "progress", "keep_best"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         schedules = [schedule.value for schedule in SchedulerType]
@@ -123,6 +125,8 @@ class TrainConfig:
             raise ValueError(f"schedule must be one of {', '.join(schedules)}, got {self.schedule!r}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+        if self.patience is not None and not self.keep_best:
+            raise ValueError("patience stops at the best edit: leave it out, or set keep_best=True")
         if self.resume and self.output_dir is None:
             raise ValueError("resume=True needs the output_dir of the interrupted run")
 
@@ -207,7 +211,7 @@ def train(
             `fields`.
         config: settings.
         objective: the loss; `Completion()` by default. Its own parameters are trained as well.
-        validation: held-out examples. `train` keeps the edit with the lowest loss on them.
+        validation: held-out examples. `train` keeps the edit with the lowest loss on them, unless `keep_best` is False.
         callbacks: `transformers` callbacks, in addition to those of this package.
         train_base: also train the parameters of the base that require gradients, as the baselines do. If False, a base
             with such parameters raises `ValueError`.
@@ -277,6 +281,8 @@ def _begin(
         identity = {**identity, "weights": sampled_fingerprint(bridge)}
     with arguments.main_process_first(desc="run folder"):
         settings = {name: str(getattr(config, name)) for name in _RESULT}
+        if not config.keep_best:  # named only where it differs, so that runs of earlier versions can be resumed
+            settings["keep_best"] = "False"
         # To the other processes, the folder that the main one has just begun is the run they join.
         latest = folder.begin({**identity, **settings}, resume=config.resume or arguments.process_index > 0)
     return identity, latest
@@ -300,6 +306,8 @@ def _run(trainer: EditTrainer, runs: BaseRuns, *, latest: Path | None, progress:
             )
         trainer.accelerator.wait_for_everyone()
         trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
+        for _, intervention in runs.reft or ():
+            intervention.anneal(1.0)
     finally:
         bar.close()
         if reft is not None:
@@ -319,6 +327,7 @@ def _require_finite(reft: Reft | None, objective: Objective) -> None:
 def _require_trained(
     bridge: TransformerBridge, reft: Reft | None, objective: Objective, config: TrainConfig, *, train_base: bool
 ) -> None:
+    objective.bind(reft)
     if not train_base:
         require_frozen(bridge)
     base = any(parameter.requires_grad for parameter in bridge.parameters())
@@ -406,6 +415,7 @@ def _arguments(
 ) -> TrainingArguments:
     on_cpu = torch.device(bridge.cfg.device).type == "cpu"
     every = "epoch" if config.save_every is None else "steps"
+    selects = validates and config.keep_best
     arguments = TrainingArguments(
         output_dir=str(folder.directory),
         num_train_epochs=config.epochs,
@@ -421,14 +431,13 @@ def _arguments(
         logging_steps=1,
         # By default, Trainer would log another loss in place of NaN.
         logging_nan_inf_filter=False,
-        save_strategy=every if validates or config.output_dir is not None else "no",
-        # Not read where "epoch" decides, but it must be a number.
+        save_strategy=every if selects or config.output_dir is not None else "no",
         save_steps=config.save_every or 500,
         eval_strategy=every if validates else "no",
         eval_steps=config.save_every,
-        load_best_model_at_end=validates,
-        metric_for_best_model="loss" if validates else None,
-        greater_is_better=False if validates else None,
+        load_best_model_at_end=selects,
+        metric_for_best_model="loss" if selects else None,
+        greater_is_better=False if selects else None,
         report_to=config.report_to,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
@@ -442,7 +451,6 @@ def _arguments(
         arguments._n_gpu = 1
     batches = math.ceil(n_examples / (config.batch_size * arguments.world_size))
     steps = math.ceil(batches / config.gradient_accumulation) * config.epochs
-    # Set here, because only the arguments know the number of processes.
     arguments.warmup_steps = round(config.warmup_ratio * steps)
     return arguments
 
@@ -469,8 +477,8 @@ class _Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         shown = self._shown and state.is_world_process_zero
-        self._bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc="training the edit", unit="step", disable=not shown
+        self._bar = progress_bar(
+            total=state.max_steps, initial=state.global_step, desc="training the edit", unit="step", shown=shown
         )
 
     def on_log(
@@ -478,8 +486,9 @@ class _Progress(TrainerCallback):
     ) -> None:
         if logs is None or "loss" not in logs or self._bar is None:
             return
+        # Only `update` decides when to draw: a postfix that is drawn at each step would be a line for each in a log file.
+        self._bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
         self._bar.update(1)
-        self._bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
 
     def close(self) -> None:
         if self._bar is not None:

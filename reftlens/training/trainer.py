@@ -96,6 +96,8 @@ class EditTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         step = self.state.global_step + 1
+        for _, intervention in self.pairs:
+            intervention.anneal(self.state.global_step / max(self.state.max_steps, 1))
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         except ValueError as error:

@@ -20,7 +20,7 @@ PAGES = {
     "interventions": ("Interventions", ["reftlens/interventions"]),
     "positions": ("Positions", ["reftlens/positions"]),
     "data": ("Models and data", ["reftlens/data", "reftlens/bridge"]),
-    "edit": ("Edits", ["reftlens/edit"]),
+    "edit": ("Edits", ["reftlens/edit", "reftlens.serving"]),
     "training": ("Training", ["reftlens/training", "reftlens.objectives", "reftlens.training.lofit"]),
     "cone": ("Light cone", ["reftlens/cone"]),
     "analysis": ("Analysis", ["reftlens.analysis", "reftlens/analysis"]),
@@ -28,7 +28,10 @@ PAGES = {
     "plot": ("Plots", ["reftlens.plot"]),
     "dissection": ("Dissection", ["reftlens/dissection"]),
     "paper": ("The paper", ["reftlens.tasks", "reftlens.baselines"]),
-    "organisms": ("Embedded models", ["reftlens.organisms", "reftlens.organisms.landmarks"]),
+    "organisms": (
+        "Embedded models",
+        ["reftlens.organisms", "reftlens.organisms.landmarks", "reftlens.organisms.topics"],
+    ),
 }
 """Room -> title and sources. `reftlens/room` means the names that `reftlens` takes from that room; `reftlens.module` means
 the public names of a module."""

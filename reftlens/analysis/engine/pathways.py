@@ -107,7 +107,6 @@ class Pathways:
         inside = torch.arange(len(rows))
 
         def write(activation: Tensor, hook: Any) -> Tensor:
-            # The graph begins at the written value; what came before it needs no gradient.
             kept["leaf"] = written.to(activation).reshape(len(rows), *activation.shape[2:]).detach().requires_grad_()
             return activation.detach().index_put((inside, self.places[rows] - held.start), kept["leaf"])
 
@@ -123,11 +122,9 @@ class Pathways:
         with torch.enable_grad(), hooked(self.bridge, hooks):
             logits = run_cone(self.bridge, held, [], logits_at=held.batch.last_prompt_mask).float()
             pair = logits.gather(1, self.answers[rows].to(logits.device))
-            # Rows do not read each other, so the gradient of the sum holds the gradient of each.
             D = (pair[:, 0] - pair[:, 1]).sum()
             behind = [kept[name] for name in self.names if name in kept and kept[name].requires_grad]
             leaf = kept["leaf"]
-            # Kept for the probes. D does not read the units of every token: allow_unused.
             own, *slopes = torch.autograd.grad(D, [leaf, *behind], retain_graph=True, allow_unused=True)
             slopes = [
                 torch.zeros_like(unit) if slope is None else slope for unit, slope in zip(behind, slopes, strict=True)
@@ -159,6 +156,7 @@ class Pathways:
                 for unit, slope in zip(behind, slopes, strict=True)
             )
             assert isinstance(total, Tensor)
+            # Every probe goes back through the same graph, so it is kept.
             (through,) = torch.autograd.grad(total, leaf, retain_graph=True)
             read = read + through
         return read.flatten(1)

@@ -6,10 +6,11 @@ from difflib import get_close_matches
 from typing import get_args
 
 from reftlens.dissection.parts.base import BASE
-from reftlens.dissection.parts.directions import DIRECTIONS, TERMS
+from reftlens.dissection.parts.directions import DIRECTIONS, IDENTIFIED, TERMS
 from reftlens.dissection.parts.elsewhere import ELSE
 from reftlens.dissection.parts.natural import NATURAL
 from reftlens.dissection.parts.part import Part, Preset
+from reftlens.dissection.parts.readouts import READOUTS
 from reftlens.dissection.parts.reads import OVERLAPS, PLANE, READS
 from reftlens.dissection.parts.seeds import SEEDS
 from reftlens.dissection.parts.through import PATHS, THROUGH
@@ -27,8 +28,10 @@ _ALL = (
     THROUGH,
     PATHS,
     DIRECTIONS,
+    IDENTIFIED,
     TERMS,
     READS,
+    READOUTS,
     OVERLAPS,
     PLANE,
     BASE,

@@ -28,6 +28,26 @@ def _directions(work: Work) -> dict[str, Any]:
     return {"operators": operators, "untrained": control}
 
 
+def _identified(work: Work) -> dict[str, Any]:
+    """Prompts alone, because what a person asks of an edit is its next token."""
+    config = work.config
+    prompts = [prompt for prompt, _ in work.examples][: config.n_identified]
+    try:
+        found = analysis.identify(
+            work.bridge,
+            work.reft,
+            prompts,
+            at=config.at,
+            n_walked=config.directions,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+    except NotAffineError as error:
+        work.left_out.append(("identified", str(error)))
+        return {}
+    return {"identified": found}
+
+
 def _terms(work: Work) -> dict[str, Any]:
     prompt = (work.wanted or work.kept)[0][0]
     found: dict[str, Any] = {"sizes": analysis.edit_size(work.bridge, work.reft, prompt)}
@@ -60,7 +80,41 @@ def _draw_directions(found: Found) -> Section | None:
         ),
         (
             ("Each site, trained and untrained", table([pd.DataFrame(lines)])),
-            ("Each write direction", table([operator.to_dataframe() for operator in found.operators])),
+            ("Each write direction", table([_directions_table(found)])),
+        ),
+    )
+
+
+def _directions_table(found: Found) -> pd.DataFrame:
+    """One row per write direction; with the dimensions in which it is identified, where that was measured."""
+    frame = pd.concat([operator.to_dataframe() for operator in found.operators], ignore_index=True)
+    if found.identified is None:
+        return frame
+    known = pd.concat([site.to_dataframe() for site in found.identified.sites], ignore_index=True)
+    counted = ["write_identified", "write_dimensions", "read_identified", "read_dimensions"]
+    return frame.merge(known[["site", "direction", *counted]], on=["site", "direction"], how="left")
+
+
+def _draw_identified(found: Found) -> Section | None:
+    identified = found.identified
+    if identified is None:
+        return None
+    sites = [site.to_dataframe() for site in identified.sites]
+    if len(sites) == 1:
+        sites = [sites[0].drop(columns="traded")]
+    return Section(
+        IDENTIFIED.heading,
+        (
+            f"Other edits may do the same with other directions. Each direction is turned until the outputs move by "
+            f"{identified.eps:g} nats, on {identified.n_prompts} prompts; the same turn on {identified.n_held_out} held-out "
+            "prompts stands beside it. These angles are walked: the real KL divergence of the turned edit is measured. The "
+            "counts of dimensions are local: they come from the quadratic form of small changes, with axes from one half of "
+            "the prompts and values from the other.",
+        ),
+        (),
+        (
+            ("How far the directions may turn", table([identified.to_dataframe()])),
+            ("Dimensions in which each direction is identified (local)", table(sites)),
         ),
     )
 
@@ -115,12 +169,27 @@ def _cost_directions(sizes: Sizes) -> Spent:
     return Spent(2 * sizes.batches, bytes_held=8 * sizes.width**2 * sizes.sites)
 
 
+def _cost_identified(sizes: Sizes) -> Spent:
+    config = sizes.config
+    batches = min(config.n_identified, sizes.examples) / config.batch_size
+    # The decomposition, and two base runs that are shared by all that follows.
+    return Spent(batches, batches * analysis.identify_cost(config.directions), bytes_held=8 * sizes.width**2)
+
+
 DIRECTIONS = Part(
     name="directions",
     heading="How many directions does it use?",
     compute=_directions,
     cost=_cost_directions,
     draw=_draw_directions,
+    preset="quick",
+)
+IDENTIFIED = Part(
+    name="identified",
+    heading="How far are the directions determined?",
+    compute=_identified,
+    cost=_cost_identified,
+    draw=_draw_identified,
     preset="quick",
 )
 TERMS = Part(

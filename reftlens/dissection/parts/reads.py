@@ -102,7 +102,7 @@ def _overlaps(work: Work) -> dict[str, Any]:
                 other,
                 nulls=nulls,
                 n_null=work.config.n_null,
-                names=(f"{operator.where}, {len(written)} write directions", name),
+                names=(f"{operator.where}, {len(written)} write direction{'s' * (len(written) > 1)}", name),
                 seed=work.config.seed,
             )
             for name, other in others.items()
@@ -201,6 +201,8 @@ def _draw_plane(found: Found) -> Section | None:
                 found.projections,
             ),
         ),
+        (("Each edited token", table([item.to_dataframe() for item in found.projections])),),
+        planes=tuple((item.where, item) for item in found.projections),
     )
 
 

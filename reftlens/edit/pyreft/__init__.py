@@ -13,11 +13,10 @@ holds tensors, layers and classes. It does not hold the base model, the position
 | `DireftIntervention` | `AdditiveLoReFT`: not the paper's DiReFT |
 | `NodireftIntervention` | `DiReFT` |
 
-**To vLLM.** EasySteer (arXiv:2509.25175, github.com/ZJU-REAL/EasySteer) runs edits inside vLLM, and its
-`easysteer.vectors.from_pyreft(folder)` reads this format. According to its source (commit 0b71127) it accepts folders of one
-LoReFT at one `block_output` and refuses any other class, component or number of edits. The tokens are set by
-`VectorSpec.apply`, since the folder does not hold them. So save each site in a separate folder, and give vLLM one vector per
-site: `save_pyreft(rl.Reft([pair]), folder)` for each `pair` of a `Reft`. This has not been tested in vLLM.
+**To vLLM.** EasySteer (arXiv:2509.25175, github.com/ZJU-REAL/EasySteer) runs edits inside vLLM. `rl.serving.save_easysteer`
+writes its own format, with positions and several sites. Its `easysteer.vectors.from_pyreft(folder)` reads this one (commit
+312c6d8): folders of one site, and whatever has a rotation as a LoReFT, so give it no other class. The tokens are then set by
+`VectorSpec.apply`, since the folder does not hold them.
 """
 
 from reftlens.edit.pyreft.reading import load_pyreft

@@ -1,7 +1,7 @@
 """Compares methods on one problem, with the same examples in the same order, number of steps and scorer.
 
-Only the learning rate differs, if a method has its own. Nothing is tuned: a table shows the results of these settings, and a
-method that does poorly may do well with others.
+Only the learning rate differs, if a method has its own. Nothing is tuned here: a table shows the results of these settings,
+and a method that does poorly may do well with others. `configured` can tune each method first, on validation examples.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import n_parameters
+from reftlens.display import progress_bar
 from reftlens.edit.reft import Reft
 from reftlens.paper.baselines.base import Method
 from reftlens.paper.baselines.memory import PeakMemory
@@ -51,9 +51,9 @@ def compare(
     _check(bridge, methods, config, seeds)
     runs, steps, peaks = [], 0, dict[str, int]()
     wanted = [(name, method, seed) for name, method in methods.items() for seed in seeds]
-    bar = tqdm(wanted, desc="training", unit="run", disable=not config.progress)
+    bar = progress_bar(wanted, desc="training", unit="run", shown=config.progress)
     for name, method, seed in bar:
-        bar.set_postfix_str(f"{name}, seed {seed}")
+        bar.set_postfix_str(f"{name}, seed {seed}", refresh=False)
         settings = replace(config, seed=seed, lr=method.lr or config.lr, progress=False)
         try:
             # Once per method: shapes do not depend on the seed.

@@ -8,10 +8,10 @@ There is no dropout: the base always stays in eval mode.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, final
 
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
@@ -33,6 +33,8 @@ class LoRA(Method):
     """The change is scaled by alpha / rank; alpha is 2 * rank by default."""
     matrices: tuple[str, ...] = ("attn.q", "attn.v")
     """Matrices of every block: attn.q, attn.k, attn.v, attn.o, mlp.in, mlp.out and, in gated MLPs, mlp.gate."""
+    layers: Sequence[int] | Literal["all"] = "all"
+    """Blocks whose matrices are adapted."""
     dora: bool = False
     """Use DoRA instead of LoRA."""
 
@@ -44,7 +46,10 @@ class LoRA(Method):
 
     @contextmanager
     def applied(self, bridge: TransformerBridge, objective: Objective, example: Example) -> Iterator[None]:
-        layers = range(bridge.cfg.n_layers)
+        layers = range(bridge.cfg.n_layers) if self.layers == "all" else self.layers
+        outside = [layer for layer in layers if not 0 <= layer < bridge.cfg.n_layers]
+        if outside:
+            raise ValueError(f"layer {outside[0]} does not exist: the model has layers 0 to {bridge.cfg.n_layers - 1}")
         components = [_component(bridge, layer, name) for layer in layers for name in self.matrices]
         before = [component.original_component for component in components]
         adapted = self._adapt(before)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Union, final, get_args, get_origin, get_type_hints
 
+from reftlens.numbers import require_number
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -43,12 +45,16 @@ class RunConfig:
     """Tasks tested after training."""
     eval_data: str | None = None
     """Your own examples to test on after training, in the form of `data`."""
+    eval_fraction: float = 0.0
+    """Fraction of `data` to test on instead, such as 0.2. These examples are never trained on; every seed has the same ones."""
     source: str | None = None
     """Folder with the tasks' files; their published location by default."""
     split: str = "train"
     """Split of `task` for training."""
     validation_split: str | None = None
     """Split of `task` that selects the best epoch's edit; the last epoch's is kept by default."""
+    validation_fraction: float = 0.0
+    """Fraction of the training examples for this selection instead, such as 0.1. They are not trained on."""
     eval_split: str = "test"
     """Split of `eval_tasks` for testing."""
     n_train: int | None = None
@@ -134,6 +140,14 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("eval_fraction", "validation_fraction"):
+            require_number(name, getattr(self, name), least=0, below=1)
+        if self.eval_fraction and self.data is None:
+            raise ValueError("eval_fraction divides your own data: set data, or leave it out")
+        if self.eval_fraction and self.eval_data is not None:
+            raise ValueError("set eval_data or eval_fraction, not both")
+        if self.validation_fraction and self.validation_split is not None:
+            raise ValueError("set validation_split or validation_fraction, not both")
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -214,10 +228,10 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def _read_all(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _read(name, value) for name, value in values.items()}
+    return {name: read_setting(name, value) for name, value in values.items()}
 
 
-def _read(name: str, value: Any) -> Any:
+def read_setting(name: str, value: Any) -> Any:
     """Checks and converts one value: lists to tuples, integers to floats if required, "" to None."""
     if name not in _HINTS:
         near = difflib.get_close_matches(name, _HINTS, n=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +39,8 @@ def training_task(config: RunConfig) -> Task:
 
 def eval_tasks(config: RunConfig) -> list[Task]:
     """Returns the test tasks of a run."""
-    own = [] if config.eval_data is None else [_own(config.eval_data, config)]
+    mine = config.data if config.eval_fraction else config.eval_data
+    own = [] if mine is None else [_own(mine, config)]
     return [_as_configured(task, config) for task in (*map(task_named, config.eval_tasks), *own)]
 
 
@@ -64,8 +67,60 @@ def _as_configured(task: Task, config: RunConfig) -> Task:
 
 def load(task: Task, split: str, config: RunConfig, *, limit: int | None) -> list[Record]:
     """Loads the records of a task: your own from their file, the others from the run's source."""
+    # Your own data name their place themselves.
     source = None if isinstance(task, Pairs) else _place(config.source)
     return task.load(split, source=source, limit=limit)
+
+
+def training_records(config: RunConfig) -> tuple[list[Record], list[Record]]:
+    """Loads the records that a run trains on, and those that select its best edit (none by default).
+
+    Raises:
+        ValueError: If there are too few to divide.
+    """
+    task = training_task(config)
+    if config.eval_fraction:
+        train = divided(load(task, config.split, config, limit=None), config.eval_fraction)[0][: config.n_train]
+    else:
+        train = load(task, config.split, config, limit=config.n_train)
+    if config.validation_fraction:
+        return divided(train, config.validation_fraction)
+    if config.validation_split is not None:
+        return train, load(task, config.validation_split, config, limit=config.n_eval)
+    return train, []
+
+
+def records_of_test(task: Task, config: RunConfig) -> list[Record]:
+    """Loads the records of one of the tests of a run."""
+    if config.eval_fraction and isinstance(task, Pairs):
+        return divided(load(task, config.split, config, limit=None), config.eval_fraction)[1][: config.n_eval]
+    return load(task, config.eval_split, config, limit=config.n_eval)
+
+
+def divided(records: Sequence[Record], fraction: float) -> tuple[list[Record], list[Record]]:
+    """Divides records at random, always in the same way. Records with one prompt stay together, so that no answer leaks.
+
+    Args:
+        records: the records.
+        fraction: of the prompts, for the second part.
+
+    Returns:
+        The rest and the second part, each in the order of the records.
+
+    Raises:
+        ValueError: If there are fewer than two prompts.
+    """
+    names = [(str(record.prompt), record.second) for record in records]
+    prompts = list(dict.fromkeys(names))
+    if len(prompts) < 2:
+        raise ValueError(f"at least 2 different prompts are needed to hold some out, got {len(prompts)}")
+    n_out = min(max(round(fraction * len(prompts)), 1), len(prompts) - 1)
+    out = set(random.Random(0).sample(prompts, n_out))
+    kept: list[Record] = []
+    held: list[Record] = []
+    for name, record in zip(names, records, strict=True):
+        (held if name in out else kept).append(record)
+    return kept, held
 
 
 def _place(source: str | None) -> str | Path | None:

@@ -22,7 +22,7 @@ from reftlens.edit.reft import Reft
 from reftlens.files.folder import Replacement
 from reftlens.files.seal import seal
 from reftlens.paper.runs.config import CONFIG_NAME, RunConfig
-from reftlens.paper.runs.examples import eval_tasks, load, training_task
+from reftlens.paper.runs.examples import eval_tasks, records_of_test, training_records, training_task
 from reftlens.paper.runs.folder import EDIT_NAME, HEAD_NAME, OUTPUTS_NAME, RESULT_NAME, load_base
 from reftlens.paper.runs.parameters import method_named
 from reftlens.paper.runs.testing import scores, write_outputs
@@ -81,7 +81,7 @@ def checkpoints_of(directory: Path) -> Path:
     return directory.with_name(f"{directory.name}.checkpoints")
 
 
-def run(
+def train_run(
     config: RunConfig, directory: Path, *, resume: bool = False, overwrite: bool = False, progress: bool = True
 ) -> RunResult:
     """Trains and tests an edit, and writes the run's folder atomically. Until then checkpoints are kept next to it.
@@ -100,7 +100,7 @@ def run(
     """
     directory = directory.absolute()
     checkpoints = _free(directory, resume=resume, overwrite=overwrite)
-    config = _with_whole_paths(config)
+    config = with_whole_paths(config)
     # Wrong settings are refused before anything is loaded; the number of examples is not known yet.
     settings = _train_config(config.for_examples(1), checkpoints, resume=resume, progress=progress)
     with Replacement(directory, marker=RESULT_NAME) as folder:
@@ -160,8 +160,12 @@ def _train_config(config: RunConfig, checkpoints: Path, *, resume: bool, progres
     return TrainConfig(**values, output_dir=checkpoints, resume=resume, progress=progress)
 
 
-def _with_whole_paths(config: RunConfig) -> RunConfig:
-    """Makes paths absolute, so that the run's saved config works from any directory."""
+def with_whole_paths(config: RunConfig) -> RunConfig:
+    """Makes paths absolute, so that the run's saved config works from any directory.
+
+    Args:
+        config: the settings.
+    """
     named = {name: getattr(config, name) for name in ("model", "data", "eval_data", "source")}
     found = {
         name: str(Path(value).resolve()) for name, value in named.items() if value is not None and Path(value).exists()
@@ -184,10 +188,10 @@ class _Ready:
 
 def _prepare(config: RunConfig) -> _Ready:
     # Data before the model, and tests before training: what is missing shows at once.
-    tests = [(task, load(task, config.eval_split, config, limit=config.n_eval)) for task in eval_tasks(config)]
+    tests = [(task, records_of_test(task, config)) for task in eval_tasks(config)]
     task = training_task(config)
     kind, positions = method_named(config.method), parse(config.positions)
-    records = load(task, config.split, config, limit=config.n_train)
+    records, held_out = training_records(config)
     bridge = load_base(config)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(config.seed)
@@ -201,10 +205,7 @@ def _prepare(config: RunConfig) -> _Ready:
             hook=config.hook,
         )
         objective = task.objective(bridge)
-    validation = None
-    if config.validation_split is not None:
-        held_out = load(task, config.validation_split, config, limit=config.n_eval)
-        validation = task.examples(bridge, held_out)
+    validation = task.examples(bridge, held_out) if held_out else None
     return _Ready(bridge, reft, objective, task.examples(bridge, records), validation, tests)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from reftlens.data import Prompt
 from reftlens.edit.generate import generate
 from reftlens.paper.runs.config import RunConfig
-from reftlens.paper.runs.examples import eval_tasks, load, training_task
+from reftlens.paper.runs.examples import eval_tasks, records_of_test, training_records, training_task
 from reftlens.paper.runs.folder import config_of, is_run, open_run
 from reftlens.paper.tasks import TASKS, Task, TextTask, evaluate
 from reftlens.results import Evaluation
@@ -43,7 +43,7 @@ def score_run(
         raise ValueError(f"{directory} has no test data: pass --task or --data")
     _require_head(directory, config, tests)
     # Load these before the model, so that missing data shows at once.
-    loaded = [(task, load(task, config.eval_split, config, limit=config.n_eval)) for task in tests]
+    loaded = [(task, records_of_test(task, config)) for task in tests]
     opened = open_run(directory, settings, model=model)
     return [
         evaluate(
@@ -124,7 +124,7 @@ def training_pairs(config: RunConfig) -> list[tuple[Prompt, str]]:
         raise ValueError(
             f"the run was trained on {task.name}, which has labels instead of completions: pass --examples"
         )
-    records = load(task, config.split, config, limit=config.n_train)
+    records, _ = training_records(config)
     return [(record.prompt, record.completion) for record in records]
 
 

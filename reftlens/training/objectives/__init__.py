@@ -5,6 +5,7 @@ from reftlens.training.objectives.base import Objective, completion_logprobs, pr
 from reftlens.training.objectives.classification import Classification
 from reftlens.training.objectives.completion import Completion, completion_loss
 from reftlens.training.objectives.distillation import Distillation
+from reftlens.training.objectives.interchange import Interchange, InterchangeMatching
 from reftlens.training.objectives.preference import DPO, RePS
 from reftlens.training.objectives.regression import Regression
 
@@ -13,6 +14,8 @@ __all__ = [
     "Classification",
     "Completion",
     "Distillation",
+    "Interchange",
+    "InterchangeMatching",
     "Objective",
     "RePS",
     "Regression",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import pandas as pd
 import torch
@@ -24,12 +24,13 @@ from reftlens.data.chat import split_conversation
 from reftlens.data.layouts import example_of
 from reftlens.data.texts import Message, is_conversation
 from reftlens.edit.hooks import Edit
+from reftlens.edit.reft import Reft
 
 Example = tuple[Any, ...]
 """The fields of one example, in the order of the objective's `fields`."""
 
 
-Examples = Sequence[Example | Sequence[Message] | Mapping[str, Any]] | Dataset | pd.DataFrame
+Examples: TypeAlias = Sequence[Example | Sequence[Message] | Mapping[str, Any]] | Dataset | pd.DataFrame
 """What `Objective.read` reads."""
 
 
@@ -87,6 +88,16 @@ class Objective(nn.Module, ABC):
             ValueError: If the model is not causal (unless a subclass supports other models).
         """
         require_causal(bridge, "train")
+
+    def bind(self, reft: Reft | None) -> None:
+        """Called by `train` with the edit, before examples are read. Objectives that depend on its sites override this.
+
+        Args:
+            reft: the edit; None if only something else is trained.
+
+        Raises:
+            ValueError: If the objective cannot train this edit.
+        """
 
     @abstractmethod
     def encode(self, bridge: TransformerBridge, example: Example) -> Batch:

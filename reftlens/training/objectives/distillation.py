@@ -81,6 +81,7 @@ class Distillation(Objective):
         assert reference is not None, "the trainer passes what reference() gave"
         where = predictions(held.batch)
         student = widened(run_cone(bridge, held, edits, logits_at=where)).log_softmax(dim=-1)
+        # Held as logits in the teacher's dtype; normalised here in the student's, at least float32.
         teacher = reference.to(student).log_softmax(dim=-1)
         costs = (teacher.exp() * (teacher - student)).sum(dim=-1)
         rows = where.nonzero()[:, 0].to(costs.device)

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import is_causal, watch_last_hidden
 from reftlens.cone.hold import Held, hold, run_cone
 from reftlens.data import Batch, batches_by_length, encode, token_counts
+from reftlens.display import progress_bar
 from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft
 from reftlens.training.objectives.base import Objective
@@ -83,7 +83,7 @@ class Head(Objective):
         if not len(texts):
             raise ValueError("the list of texts is empty")
         found: dict[int, Tensor] = {}
-        with tqdm(total=len(texts), desc="reading", unit="text", disable=not progress) as bar:
+        with progress_bar(total=len(texts), desc="reading", unit="text", shown=progress) as bar:
             for rows in batches_by_length(token_counts(bridge, texts), batch_size):
                 batch = encode(bridge, [texts[row] for row in rows])
                 edits = [] if reft is None else reft.edits(batch)
