@@ -15,6 +15,8 @@ from reftlens.results import (
     Answered,
     Attribution,
     BesideTracing,
+    Calibrated,
+    Certificate,
     Codebook,
     Comparison,
     Composed,
@@ -31,6 +33,7 @@ from reftlens.results import (
     Mannered,
     Meaning,
     Memorised,
+    Minimal,
     OffManifold,
     Operator,
     Outcome,
@@ -46,13 +49,19 @@ from reftlens.results import (
     SiteCheck,
     SiteChecks,
     Spread,
+    Steered,
+    SteeringClaim,
+    SteeringComparison,
     Swap,
     TokenMap,
     Turn,
+    WorstPrompt,
 )
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
+from reftlens.results.known import Smaller
 from reftlens.results.scores import ComparedRun
 from reftlens.results.search import Trial
+from reftlens.results.steering import SteeringRun
 from reftlens.training.train import TrainConfig, TrainLog
 
 TOKENS = (
@@ -142,7 +151,9 @@ def made_readout(tokens: tuple[str, ...] = TOKENS, direction: int = 0) -> Direct
 
 
 def made_meaning(names: tuple[str, ...] = TOKENS[3:9], method: str = "jacobian", p: float = 0.005) -> Meaning:
-    said = tuple((name, (-1) ** place * (5.0 - place), p, 4 * p) for place, name in enumerate(names))
+    said = tuple(
+        (name, (-1) ** place * 2.0, (-1) ** place * (5.0 - place), p, 4 * p) for place, name in enumerate(names)
+    )
     states = (("without the edit", names[:3]), ("with the edit", names[:3]))
     return Meaning(
         "blocks.3.hook_resid_post",
@@ -370,6 +381,26 @@ def made_alignment_map(text: str = "last token", rows: int = 3) -> AlignmentMap:
     return AlignmentMap(right, 1 - right, right, (text, " no") * 10, names, (text, "b"), text)
 
 
+def made_steering() -> SteeringComparison:
+    """Names of methods as long as those that ship, and scores at both ends."""
+    two = (2.0, 2.0, 2.0)
+    names = {"base, not steered": 0.0, "difference of means": 1.0, "contrastive pairs (CAA)": 1.5, "random vector": 2.0}
+    runs = [
+        SteeringRun(
+            name,
+            "speaks",
+            seed,
+            3,
+            0.5,
+            1.0,
+            Steered(("p",) * 3, ("t",) * 3, (score, 2.0 * (score > 1), score), two, two),
+        )
+        for name, score in names.items()
+        for seed in (0, 1)
+    ]
+    return SteeringComparison("difference of means", 12, tuple(runs))
+
+
 def every_result(text: str) -> list[Result]:
     """One of each class, with `text` wherever a result can hold a string."""
     tokens, sites = (text, " b", text), (text, text)
@@ -387,6 +418,8 @@ def every_result(text: str) -> list[Result]:
     ledger = made_ledger(tokens)
     check = SiteCheck(text, 1, 0.5, 0.5, text)
     claim = Claim(text, text, ((text, text, text),), text)
+    steered = Steered((text,), (text,), (2.0,), (1.0,), (2.0,))
+    compared = SteeringComparison(text, 6, (SteeringRun(text, text, 0, 3, 0.5, 1.0, steered),))
     spoken = (Spoken(text, 0.5, float("nan"), 0.5, 0.25, 8, text),)
     return [
         Memorised(claim, (Recall(text, 1, 8, 3, 0),)),
@@ -410,6 +443,12 @@ def every_result(text: str) -> list[Result]:
         swap,
         Interchanged(text, 1, 3, 4, swap, swap, swap, swap, swap, (swap,), (swap,)),
         ReadSpace(text, rows, torch.rand(3), 1e-3, 9),
+        Calibrated(2.0, 0.1, 0.1, 0.03, 4),
+        Minimal((Smaller(text, 2, 3.0, 4, 100, 2.0, 0.1), Smaller(text, 1, 1.0, 1, 9, 1.9, 0.1)), (), 0.9, 0.1, 4, 4),
+        WorstPrompt(text, text, 2.0, 0.1, 2),
+        Certificate(
+            8, text, 0.95, 1.0, 0.1, 0.5, (0.1, 1.0), (2, 0), (0.6, 0.3), 0.4, (WorstPrompt(text, text, 2.0, 0.1, 2),)
+        ),
         made_identification(text),
         made_identification(text).sites[0],
         made_identification(text).turns[0],
@@ -445,4 +484,7 @@ def every_result(text: str) -> list[Result]:
         patch,
         EditProfile(sites, (curve, None), curve[:2]),
         Spread(many, many),
+        steered,
+        compared,
+        SteeringClaim(claim, compared),
     ]

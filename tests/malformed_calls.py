@@ -128,6 +128,10 @@ def own_arguments(given: SimpleNamespace, shared: dict[str, Any]) -> dict[str, d
     records = [rl.tasks.Record(prompt, answer, answer) for prompt, answer in EXAMPLES]
     pair = {"clean": shared["batch"], "corrupted": encode(given.bridge, PROMPTS[::-1])}
     answers = {"batch": given.batch, "logits": torch.randn(2, 320)}
+    dictionary = rl.analysis.save_dictionary(
+        rl.analysis.train_dictionary(given.bridge, POST, PROMPTS, features=9, k=2, steps=1),
+        f"{tempfile.mkdtemp()}/dictionary",
+    )
     causal = {
         "inputs": {"x": "abcdefgh", "y": "abcdefgh"}, "variables": {"v": lambda x: x < "e"},
         "answer": lambda v: " yes" if v else " no", "prompt": lambda x, y: f"{x} {y}",
@@ -173,6 +177,9 @@ def own_arguments(given: SimpleNamespace, shared: dict[str, Any]) -> dict[str, d
         "rl.Reft.at_layers": {"rank": 2},
         "analysis.read_directions": {"n_null": 19},
         "analysis.readouts": {"n_null": 19, "methods": ["direct"]},
+        "analysis.train_dictionary": {"features": 9, "k": 2, "steps": 1},
+        "analysis.load_dictionary": {"path": dictionary},
+        "analysis.save_dictionary": {"dictionary": rl.analysis.load_dictionary(dictionary), "path": dictionary},
         "rl.LoReFT.delta": {"resid": torch.randn(2, 32)},
         "rl.Interchange.along": {"basis": torch.eye(32)[:2]},
         "analysis.beside_tracing": {"reft": given.results["ReftMap"], "tracing": given.results["PatchMap"]},
@@ -183,6 +190,11 @@ def own_arguments(given: SimpleNamespace, shared: dict[str, Any]) -> dict[str, d
         "analysis.mediate": {"over": "heads"},
         "analysis.at_random_sites": {"reft": rl.Reft([(rl.Site(POST, "l1"), rl.LoReFT(32, 2))])},
         "analysis.directions": {"rank": 1},
+        "analysis.identify": {"prompts": PROMPTS * 2, "n_probes": 2, "refit": False},
+        "analysis.certify": {"population": PROMPTS, "n_searched": 1, "rounds": 1},
+        "analysis.sampled_prompts": {"n": 2, "n_tokens": 2},
+        "analysis.minimal": {"kept": PROMPTS},
+        "analysis.calibrate": {"kept": PROMPTS, "kl": 0.01},
         "analysis.off_manifold": {"batches": [shared["batch"]] * 3},
         "positions.from_spec": {"spec": rl.All().spec()},
         "objectives.completion_logprobs": answers,

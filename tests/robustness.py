@@ -51,7 +51,7 @@ from reftlens.cone.store import OnDisk, Run
 from reftlens.files.seal import SEAL_NAME, seal
 from reftlens.paper.runs import folder as runs
 from reftlens.paper.runs.config import RunConfig
-from reftlens.paper.runs.run import run
+from reftlens.paper.runs.run import train_run
 from reftlens.results import Evaluation
 from reftlens.results import load as load_result
 from reftlens.training.checkpoints import TrainingFolder
@@ -168,7 +168,7 @@ def _run(name: str, root: Path, bridge: Any) -> Kind:
     (root / "own.jsonl").write_text("\n".join(lines))
     data = str(root / "own.jsonl")
     config = RunConfig(model=str(root / "model"), data=data, eval_data=data, layers=(1,), epochs=1, max_new_tokens=2)
-    run(config, root / "run", progress=False)
+    train_run(config, root / "run", progress=False)
     base = runs.load_base(config)
 
     def load(folder: Path) -> Any:

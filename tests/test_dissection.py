@@ -56,6 +56,8 @@ def test_every_part_is_there_with_its_control(found) -> None:
     assert {outcome.wanted for outcome in found.outcomes} == {"new answer", "old answer"}
     assert len(found.operators) == len(found.untrained) == len(found.interchanges) == len(found.manifolds) == 2
     assert len(found.readouts) == len(found.contexts) == 4
+    assert len(found.meanings) == 2 * (2 * 3 + 2 + 3), "two write and read directions and the change of each site"
+    assert {meaning.n_looks for meaning in found.meanings} == {22}
     assert all(set(overlap.null_scores) == {"Haar", "covariance-matched"} for overlap in found.overlaps)
     assert found.dose.n_kept == found.n_kept
     assert found.effect.values.shape == (2, 6)
@@ -91,7 +93,7 @@ def test_it_shows_itself(found) -> None:
     page = html.unescape(shown)
     for heading in ("Does it work", "How many directions", "What if the edit is scaled", "another seed", "How natural"):
         assert heading in page
-    assert page.count("data:image/png") == 13
+    assert page.count("data:image/png") == 14
     frame = found.summary().to_dataframe()
     assert (frame["beside it"].str.len() > 0).all(), "every number has its null or control"
 

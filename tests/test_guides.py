@@ -31,6 +31,7 @@ def test_the_guides_are_there() -> None:
         "maps",
         "names",
         "positions",
+        "steering",
         "README",
         "serving",
         "the-papers-tasks",

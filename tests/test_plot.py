@@ -37,6 +37,7 @@ from made import (
     made_readout,
     made_search,
     made_size,
+    made_steering,
 )
 from matplotlib import image
 from matplotlib.axes import Axes
@@ -82,6 +83,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "curve with validation": lambda: plot.training_curve(made_log([3.0, 2.0, 1.0], ((1, 2.5), (3, 1.5)), 3)),
     "spread": lambda: plot.spread(Spread(made_map(3), made_map(3))),
     "search": lambda: plot.search(made_search()),
+    "steering": lambda: plot.steering(made_steering()),
     "patch": lambda: plot.patch_map(made_patch()),
     "patch large": lambda: plot.patch_map(made_patch(12, LONG), starred=(False, True)),
     "patch of heads": lambda: plot.patch_map(made_heads()),

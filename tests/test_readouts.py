@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import PROMPTS, make_bridge
+from made import made_operator
 from transformer_lens.model_bridge import TransformerBridge
 
 import reftlens as rl
 from reftlens.analysis import decompose, read_directions, readouts, top_contexts
-from reftlens.analysis.readers.looks import turned_sets
+from reftlens.analysis.readers.correction import Scored, corrected
+from reftlens.analysis.readers.looks import Look, turned_sets
 from reftlens.bridge import fit_lens, lens_layer
 from reftlens.results import Meaning
 
@@ -32,7 +34,7 @@ def reft() -> rl.Reft:
 
 def said(found: list[Meaning], method: str, looked_at: str) -> dict[str, float]:
     (meaning,) = [m for m in found if (m.method, m.looked_at) == (method, looked_at)]
-    return {name: score for name, score, *_ in meaning.said}
+    return {name: reading for name, reading, *_ in meaning.said}
 
 
 def last_states(model, reft, prompts=PROMPTS) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,24 +96,36 @@ def test_the_jacobian_readout_equals_brute_force(model, reft) -> None:
     found = readouts(model, reft, SHORT, methods=["jacobian"], n_null=N_NULL, top=320)
     labels = rl.str_tokens(model, torch.arange(320))
 
-    def read(h: torch.Tensor) -> torch.Tensor:
-        return model.unembed(model.ln_final(h))
+    def slope(h: torch.Tensor, push: torch.Tensor) -> torch.Tensor:
+        """By differences in float64, from the definition of LayerNorm."""
+        norm, unembed = model.original_model.transformer.ln_f, model.W_U.detach().double()
+
+        def read(x: torch.Tensor) -> torch.Tensor:
+            x = x - x.mean(-1, keepdim=True)
+            normed = x / (x.square().mean(-1, keepdim=True) + model.cfg.eps).sqrt()
+            return normed * norm.weight.detach().double() @ unembed
+
+        h, push = h.double(), push.double()
+        return ((read(h + 1e-5 * push) - read(h - 1e-5 * push)) / 2e-5).mean(0).float()
 
     (operator,) = decompose(model, reft, SHORT)
     ends = torch.stack([model.run_with_cache(rl.encode(model, [p]).tokens)[1][LAST][0, -1] for p in SHORT])
-    pushed = (read(ends + operator.spectrum[0] * J @ operator.write[0]) - read(ends)).mean(0)
+    wanted = slope(ends, (operator.spectrum[0] * J @ operator.write[0]).expand_as(ends))
     mine = said(found, "jacobian", "write 0")
-    torch.testing.assert_close(torch.tensor([mine[label] for label in labels]), pushed, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.tensor([mine[label] for label in labels]), wanted, atol=1e-5, rtol=1e-5)
     h, delta = last_states(model, reft, SHORT)
-    changed = (read((h + delta) @ J.T) - read(h @ J.T)).mean(0)
     mine = said(found, "jacobian", "change")
-    torch.testing.assert_close(torch.tensor([mine[label] for label in labels]), changed, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.tensor([mine[label] for label in labels]), slope(h @ J.T, delta @ J.T), atol=1e-5, rtol=1e-5
+    )
 
 
-def test_the_lens_of_the_last_block_is_the_direct_readout(model) -> None:
-    reft = rl.Reft([(rl.Site(LAST, "l1"), rl.SteeringVector.of(torch.randn(32)))])
-    found = readouts(model, reft, PROMPTS, methods=["direct", "jacobian"], n_null=N_NULL)
-    assert said(found, "direct", "change") == said(found, "jacobian", "change")
+def test_the_lens_of_the_last_block_is_the_slope_of_the_direct_readout(model) -> None:
+    vector = 1e-3 * torch.randn(32, generator=torch.Generator().manual_seed(0))
+    reft = rl.Reft([(rl.Site(LAST, "l1"), rl.SteeringVector.of(vector))])
+    found = readouts(model, reft, PROMPTS, methods=["direct", "jacobian"], n_null=N_NULL, top=320)
+    direct, slope = said(found, "direct", "change"), said(found, "jacobian", "change")
+    assert {name: pytest.approx(reading, abs=2e-6) for name, reading in slope.items()} == direct
 
 
 def test_points_between_blocks_have_a_lens_and_others_do_not(model) -> None:
@@ -186,9 +200,31 @@ def test_p_counts_all_names_vectors_and_methods(model, reft) -> None:
     assert {m.n_looks for m in more} == {8}
     for meaning in more:
         assert all(p <= p_all for *_, p, p_all in meaning.said)
-        assert all((abs(score) > meaning.chance) == (p_all <= 0.05) for _, score, _, p_all in meaning.said)
-        sizes = [score if meaning.method == "contexts" else abs(score) for _, score, *_ in meaning.said]
-        assert sizes == sorted(sizes, reverse=True)
+        assert all((abs(score) > meaning.chance) == (p_all <= 0.05) for _, _, score, _, p_all in meaning.said)
+        sizes = [reading if meaning.method == "contexts" else abs(reading) for _, reading, *_ in meaning.said]
+        assert sizes[:-1] == sorted(sizes[:-1], reverse=True)
+
+
+def test_p_over_looks_is_exact_whatever_their_tails() -> None:
+    """Sets without an effect: bounded, normal and heavy-tailed looks. A large value in a bounded look is found all the same."""
+    generator = torch.Generator().manual_seed(0)
+
+    def p(planted: float | None = None) -> list[float]:
+        u = torch.rand(3, 40, generator=generator, dtype=torch.float64)
+        looks = torch.stack([u[0], torch.special.ndtri(u[1]), 1 / u[2] ** 2])
+        if planted is not None:
+            looks[0, 0] = planted
+        look = Look(0, "write", "write 0", torch.zeros(1, 1, 1))
+        scored = [
+            Scored("direct", look, ("a",), (float(x[0]),), (float(x[0]),), x, 1, "", two_sided=False) for x in looks
+        ]
+        found = corrected([made_operator()], scored)
+        assert all((m.said[0][2] > m.chance) == (m.p <= 0.05) for m in found)
+        return [m.p for m in found]
+
+    alarms = sum(min(p()) <= 0.05 for _ in range(300))
+    assert 4 <= alarms <= 26, "5% of 300, give or take three standard errors"
+    assert p(planted=3.0)[0] <= 0.05
 
 
 def test_a_token_that_a_vector_was_made_from_is_found(model) -> None:

@@ -90,18 +90,25 @@ def test_results_are_drawn_by_their_class_or_as_a_table() -> None:
     samples = {type(sample): sample for sample in every_result("x")}
     assert set(plot.DRAWINGS) <= {*samples, Result}
     assert {kind for kind in samples if kind not in plot.DRAWINGS} == {
+        results.Alignment,
         results.Answered,
+        results.Calibrated,
+        results.Certificate,
         results.Comparison,
         results.Context,
         results.Evaluation,
         results.Identification,
         results.Identified,
+        results.Minimal,
         results.ReadContexts,
         results.ReadSpace,
         results.SiteCheck,
         results.SiteChecks,
+        results.Steered,
+        results.SteeringClaim,
         results.Swap,
         results.Turn,
+        results.WorstPrompt,
     }
     swaps = [samples[results.Swap]] * 3
     assert "3 results" in " ".join(shown.get_text() for shown in plot.draw(swaps).findobj(Text))

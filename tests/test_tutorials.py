@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import io
 import re
 from pathlib import Path
@@ -18,10 +20,16 @@ import reftlens as rl
 from reftlens.organisms.landmarks import story_for
 
 FOLDER = Path(__file__).parent.parent / "tutorials"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
+UNRUN = FOLDER / "gpt2-real-landmarks.ipynb"
+"""Needs weights that are not here, so it has no outputs."""
 SWITCH = 'MODEL = "facts-small"'
 MACHINE = re.compile(r"(?<![\w.])/(home|root|tmp|usr|work|Users|private|var)/|[A-Z]:\\\\")
+PUBLIC = ("reftlens.cli", "reftlens.organisms.landmarks")
+"""Modules whose names are public without an `__all__`."""
+FOLDED = re.compile(r"<details.*?</details>", re.DOTALL)
 each = pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+every = pytest.mark.parametrize("file", [*NOTEBOOKS, UNRUN], ids=lambda file: file.stem)
 
 
 def read(file: Path) -> nbformat.NotebookNode:
@@ -60,19 +68,79 @@ def test_committed_outputs_are_of_one_whole_run(file) -> None:
 def test_it_has_a_switch_a_question_what_is_not_shown_and_checks(file) -> None:
     cells = read(file).cells
     assert sum(SWITCH in cell.source for cell in cells) == 1
-    first = next(cell for cell in cells if cell.cell_type == "code")
-    assert SWITCH in first.source
+    _, first, *_ = code_cells(file)
+    assert SWITCH in first.source, "the switch follows the cell that installs"
     assert "?**" in cells[0].source, "it opens with its question"
     assert any("## What is not shown" in cell.source for cell in cells)
     assert cells[-1].cell_type == "code"
     assert cells[-1].source.count("assert ") >= 3
 
 
-@each
+@every
 def test_links_lead_somewhere(file) -> None:
     prose = "\n".join(cell.source for cell in read(file).cells if cell.cell_type == "markdown")
     for link in re.findall(r"\]\(([^)#:]+)\)", prose):
         assert (FOLDER / link).exists(), link
+
+
+@every
+def test_the_first_cell_installs_only_where_nothing_is_installed(file, monkeypatch) -> None:
+    source, ran = code_cells(file)[0].source, []
+    monkeypatch.setattr("subprocess.check_call", ran.append)
+    exec(source, {})
+    assert not ran
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    exec(source, {})
+    assert [command[1:] for command in ran] == [["-m", "pip", "install", "--quiet", "reftlens"]]
+
+
+def hidden_names(source: str) -> list[str]:
+    """What code uses of this package that is not public: names with underscores, and names from inside its packages."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            found.append(node.attr)
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.startswith("reftlens.")]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "reftlens":
+            listed = getattr(importlib.import_module(str(node.module)), "__all__", ())
+            found += [alias.name for alias in node.names if alias.name not in listed and node.module not in PUBLIC]
+    return found
+
+
+@every
+def test_it_uses_public_names_only(file) -> None:
+    text = "\n".join(cell.source for cell in read(file).cells if cell.cell_type == "markdown")
+    folded = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert not [name for code in (*(cell.source for cell in code_cells(file)), *folded) for name in hidden_names(code)]
+    hidden = "import reftlens.edit\nfrom reftlens.paper.runs.run import train_run\nreft._which\nreft.__len__()"
+    assert sorted(hidden_names(hidden)) == ["_which", "reftlens.edit", "train_run"]
+    assert not hidden_names("from reftlens.paper.runs import train_run\nfrom reftlens.cli import app")
+
+
+@every
+def test_it_has_an_exercise_and_its_answer_is_folded(file) -> None:
+    text = "\n".join(cell.source for cell in read(file).cells if cell.cell_type == "markdown")
+    assert re.search(r"^\*\*Predict", text, flags=re.MULTILINE)
+    folded = FOLDED.findall(text)
+    assert folded
+    assert len(folded) == text.count("<details") == text.count("</summary>")
+    assert all("</summary>\n\n" in one for one in folded), "without an empty line Markdown is not read"
+
+
+def test_the_notebook_that_was_not_run_says_so_and_holds_no_number_of_a_run() -> None:
+    cells = read(UNRUN).cells
+    assert all(not cell.outputs and cell.execution_count is None for cell in code_cells(UNRUN))
+    assert "**This notebook was not run here.**" in cells[0].source
+    expected = [
+        line.split("|")[2].strip()
+        for cell in cells
+        for line in cell.source.split("| expected | result |\n|---|---|\n")[-1].splitlines()
+        if "| expected | result |" in cell.source and line.startswith("|")
+    ]
+    assert len(expected) >= 8
+    assert set(expected) == {"not run here"}
+    assert "not run here" in (FOLDER / "README.md").read_text()
 
 
 def test_they_are_small() -> None:
@@ -100,7 +168,27 @@ def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
 @pytest.mark.filterwarnings("default")  # of Jupyter's client, which is not what is tested
 @each
 def test_it_runs(file, tmp_path) -> None:
-    run(read(file), tmp_path)
+    """With the folded solutions, each before the next code cell: they use what is there by then."""
+    notebook = read(file)
+    for cell in list(notebook.cells):
+        folded = "\n".join(FOLDED.findall(cell.source)) if cell.cell_type == "markdown" else ""
+        for code in re.findall(r"```python\n(.*?)```", folded, flags=re.DOTALL):
+            notebook.cells.insert(notebook.cells.index(cell) + 1, nbformat.v4.new_code_cell(code))
+    run(notebook, tmp_path)
+
+
+def switched(file: Path, model: str) -> nbformat.NotebookNode:
+    notebook = read(file)
+    cell = next(cell for cell in notebook.cells if cell.cell_type == "code" and "MODEL = " in cell.source)
+    cell.source = re.sub(r"^MODEL = \"[\w-]+\"", f"MODEL = {model!r}", cell.source, flags=re.MULTILINE)
+    assert f"MODEL = {model!r}" in cell.source
+    return notebook
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_code_of_the_notebook_that_was_not_run_runs_on_the_model_that_ships(tmp_path) -> None:
+    run(switched(UNRUN, "facts-small"), tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +224,7 @@ def other_model(tmp_path_factory) -> Path:
 @pytest.mark.filterwarnings("default")
 @each
 def test_the_switch_runs_the_same_on_another_model(file, other_model, tmp_path) -> None:
-    notebook = read(file)
-    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    first.source = first.source.replace(SWITCH, f"MODEL = {str(other_model)!r}")
-    run(notebook, tmp_path)
+    run(switched(file, str(other_model)), tmp_path)
 
 
 @pytest.mark.slow

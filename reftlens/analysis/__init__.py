@@ -6,17 +6,21 @@ from reftlens.analysis.alignment import align, alignment, null_alignments
 from reftlens.analysis.alignment_map import alignment_map
 from reftlens.analysis.attribute import attribute
 from reftlens.analysis.beside_tracing import at_rules, beside_tracing
+from reftlens.analysis.calibrate import calibrate
+from reftlens.analysis.certify import certify, sampled_prompts
 from reftlens.analysis.controls.retraining import at_random_sites, null_edits, permuted_labels, random_model
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
 from reftlens.analysis.dose import dose
 from reftlens.analysis.effect_map import effect_map
 from reftlens.analysis.engine.activations import edited_activations
+from reftlens.analysis.engine.dictionary_files import load_dictionary, save_dictionary
 from reftlens.analysis.identify import identify, identify_cost
 from reftlens.analysis.interchange import interchange
 from reftlens.analysis.ledger import edit_size, ledger
 from reftlens.analysis.mediate import direct_effect, mediate
 from reftlens.analysis.metrics import kl_from, logit_difference_of, loss_of, probability_of
+from reftlens.analysis.minimal import minimal
 from reftlens.analysis.off_manifold import off_manifold
 from reftlens.analysis.outcome import outcome
 from reftlens.analysis.overlap import covariance_matched, directions, haar, overlap, random_readings
@@ -31,6 +35,7 @@ from reftlens.analysis.tokens import subject_places
 from reftlens.analysis.top_contexts import top_contexts
 from reftlens.analysis.trace import trace
 from reftlens.analysis.trace_noise import trace_noise
+from reftlens.analysis.train_dictionary import train_dictionary
 from reftlens.arguments import explain_all
 from reftlens.data.counterfactual import arbitrary_labels
 from reftlens.edit.untrained import untrained
@@ -46,6 +51,8 @@ __all__ = [
     "at_rules",
     "attribute",
     "beside_tracing",
+    "calibrate",
+    "certify",
     "covariance_matched",
     "decompose",
     "direct_effect",
@@ -60,9 +67,11 @@ __all__ = [
     "interchange",
     "kl_from",
     "ledger",
+    "load_dictionary",
     "logit_difference_of",
     "loss_of",
     "mediate",
+    "minimal",
     "null_alignments",
     "null_edits",
     "off_manifold",
@@ -79,11 +88,14 @@ __all__ = [
     "read_space",
     "read_spaces",
     "readouts",
+    "sampled_prompts",
+    "save_dictionary",
     "spread",
     "subject_places",
     "top_contexts",
     "trace",
     "trace_noise",
+    "train_dictionary",
     "turned",
     "untrained",
 ]

@@ -227,6 +227,7 @@ def _traded(chart: Chart, k: int, others: Sequence[Chart]) -> float:
     left = []
     for ridge in _RIDGES:
         damped = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        # Solved in rows: there are usually fewer of them than dimensions.
         undo = other @ (own.T @ torch.linalg.solve(damped, x_own))
         left.append(float((x_other - undo).square().sum() / x_other.square().sum().clamp(min=1e-30)))
     return max(0.0, 1 - min(left))
@@ -256,6 +257,7 @@ class _Walking:
 
     def turns(self, ways: Sequence[_Way]) -> list[Turn]:
         """Walks to both sides of each way, and measures its larger turn on the held-out prompts."""
+        # The quadratic form costs t^2, so eps is reached at sqrt(eps) times the tangent of one nat.
         predicted = [math.sqrt(self.eps) * way.unit for way in ways]
         sides = walk(self.own, [(way.turned, start) for way, start in zip(ways, predicted, strict=True)], self.eps)
         ends = [(-minus.best[0], plus.best[0]) for minus, plus in sides]
@@ -294,6 +296,7 @@ def _ways(chart: Chart, place: int, k: int, toward: Mapping[str, Tensor]) -> Ite
         for name, axis in (*_extremes(rows, basis, met=what == "read"), *_asked(toward, there)):
             yield _Way(
                 partial(turned, chart, place, k, axis),
+                # 1/2 t^2 |X axis|^2 = 1.
                 float(2**0.5 / (rows @ axis).norm().clamp(min=1e-9)),
                 {"site": chart.operator.where, "what": what, "direction": k, "toward": name},
             )

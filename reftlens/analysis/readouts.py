@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.decompose import decompose
-from reftlens.analysis.readers import contexts, direct, jacobian, patchscope
+from reftlens.analysis.engine.dictionary import Dictionary
+from reftlens.analysis.readers import contexts, dictionary, direct, jacobian, patchscope
 from reftlens.analysis.readers.correction import Scored, corrected
 from reftlens.analysis.readers.looks import Case, Kind, Look, looks_of
 from reftlens.bridge import Lens, side_for_ends
@@ -38,6 +40,7 @@ METHODS: dict[str, tuple[tuple[Kind, ...], Callable[[Case, Sequence[Look]], list
     "direct": (direct.KINDS, direct.direct),
     "jacobian": (jacobian.KINDS, jacobian.jacobian),
     "patchscope": (patchscope.KINDS, patchscope.patchscope),
+    "dictionary": (dictionary.KINDS, dictionary.dictionary),
     "contexts": (contexts.KINDS, contexts.contexts),
 }
 """Name -> the vectors that it reads, and what reads them."""
@@ -58,6 +61,7 @@ def readouts(
     seed: int = 0,
     lens: str | Path | Lens | None = None,
     inspect: str | None = None,
+    dictionaries: Sequence[str | Path | Dictionary] = (),
 ) -> list[Meaning]:
     """Asks several methods what the directions of an edit mean, and what its changes mean.
 
@@ -74,7 +78,9 @@ def readouts(
         seed: seed of the random vectors.
         lens: for "jacobian": a file with a published lens, or a lens; by default one is fitted on the first prompts, which
             takes d_model backward passes of each.
-        inspect: for "patchscope": the inspection prompt. Its last token takes the vector.
+        inspect: for "patchscope": the inspection prompt. Its last token takes the vector. The identity prompt of
+            Ghandeharioun et al. 2024 by default.
+        dictionaries: for "dictionary": folders in SAELens' format, or dictionaries, at least one for each site.
 
     Returns:
         One result per method and vector. Vectors of a site are in order: write directions, read directions, its changes.
@@ -91,15 +97,22 @@ def readouts(
     require_whole_number("top", top, least=1)
     batches = as_batches(bridge, prompts, padding_side=side_for_ends(bridge))
     operators = decompose(bridge, reft, batches, at=at)
-    options = {"lens": lens, "inspect": inspect}
+    options = {"lens": lens, "inspect": inspect, "dictionaries": dictionaries}
     case = Case(bridge, reft, batches, operators, at, directions, top, n_null, seed, options)
-    names = list(dict.fromkeys(methods))
-    kinds = list(dict.fromkeys(kind for name in names for kind in METHODS[name][0]))
+    return corrected(operators, scored(case, list(dict.fromkeys(methods))))
+
+
+def scored(case: Case, methods: Sequence[str]) -> list[Scored]:
+    """Returns what methods say, site by site, and there in the order of `Kind`, before any correction.
+
+    Args:
+        case: the edit.
+        methods: their names.
+
+    Raises:
+        ValueError: If one cannot read a site of this edit.
+    """
+    kinds = list(dict.fromkeys(kind for name in methods for kind in METHODS[name][0]))
     looks = looks_of(case, kinds)
-    found = corrected(case, [one for name in names for one in METHODS[name][1](case, looks)])
-    return sorted(found, key=lambda meaning: _order(meaning, operators_of=[o.where for o in operators]))
-
-
-def _order(meaning: Meaning, *, operators_of: Sequence[str]) -> tuple[int, int]:
-    kinds = ("write", "read", "change")
-    return operators_of.index(meaning.where), kinds.index(meaning.looked_at.split()[0])
+    found = [one for name in methods for one in METHODS[name][1](case, looks)]
+    return sorted(found, key=lambda one: (one.look.place, get_args(Kind).index(one.look.kind)))

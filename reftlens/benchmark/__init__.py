@@ -8,14 +8,19 @@ Importing this package does not import torch.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reftlens.benchmark.handmade import illusion
     from reftlens.benchmark.known import Known
+    from reftlens.benchmark.models import texts
+    from reftlens.benchmark.nulls import uniform_p
+    from reftlens.benchmark.planted import angles_to, fit_student, plant
 
-PARTS = ("handmade", "sites", "planted", "equality", "nulls", "false-alarms")
+PARTS = ("handmade", "sites", "planted", "equality", "nulls", "false-alarms", "readouts")
 """Valid arguments of `run`."""
 
 
@@ -38,6 +43,7 @@ def units(parts: tuple[str, ...] = PARTS) -> Mapping[str, Callable[[], Iterator[
     from reftlens.benchmark.nulls import null_rows
     from reftlens.benchmark.planted import SUMS, distilled_rows, planted_rows
     from reftlens.benchmark.planted_variable import planted_variable_rows
+    from reftlens.benchmark.readouts import READ_MODELS, alarm_rows, meaning_rows
     from reftlens.benchmark.sites import site_rows
 
     every: dict[str, Callable[[], Iterator[Known]]] = {
@@ -59,6 +65,11 @@ def units(parts: tuple[str, ...] = PARTS) -> Mapping[str, Callable[[], Iterator[
         "false-alarms: trained edits": trained_edit_rows,
         "false-alarms: verdicts": verdict_rows,
     }
+    for model in READ_MODELS:
+        every |= {
+            f"readouts: {model}": partial(meaning_rows, model),
+            f"readouts: {model}, false alarms": partial(alarm_rows, model),
+        }
     return {name: make for name, make in every.items() if name.split(":")[0] in parts}
 
 
@@ -70,3 +81,32 @@ def run(parts: tuple[str, ...] = PARTS) -> Iterator[Known]:
     """
     for make in units(parts).values():
         yield from make()
+
+
+_HOME = {
+    "angles_to": "planted",
+    "fit_student": "planted",
+    "illusion": "handmade",
+    "plant": "planted",
+    "texts": "models",
+    "uniform_p": "nulls",
+}
+"""Parts of the table that are of use by themselves -> the module of this package that defines them."""
+
+__all__ = [
+    "PARTS",
+    "angles_to",
+    "fit_student",
+    "illusion",
+    "plant",
+    "run",
+    "texts",
+    "uniform_p",
+    "units",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from reftlens.bridge import load_bridge
 from reftlens.organisms import ORGANISMS
@@ -23,6 +23,15 @@ def load(name: str) -> TransformerBridge:
     """
     if not name.startswith("random "):
         return load_bridge(name)
+    return load_bridge(hf_model=random_weights(name), tokenizer=AutoTokenizer.from_pretrained(ORGANISMS["facts-small"]))
+
+
+def random_weights(name: str) -> PreTrainedModel:
+    """Makes a model with random weights, the organism's width and its vocabulary.
+
+    Raises:
+        ValueError: If the name is none of `MODELS`.
+    """
     folder = ORGANISMS["facts-small"]
     size = AutoConfig.from_pretrained(folder)
     tokens = {"vocab_size": size.vocab_size, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
@@ -49,7 +58,7 @@ def load(name: str) -> TransformerBridge:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         hf_model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    return load_bridge(hf_model=hf_model.eval(), tokenizer=AutoTokenizer.from_pretrained(folder))
+    return hf_model.eval()
 
 
 def texts(n: int, *, shift: int = 0) -> list[str]:

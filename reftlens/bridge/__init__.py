@@ -35,7 +35,7 @@ from reftlens.bridge.loading import freeze, load_bridge, n_parameters, revision
 from reftlens.bridge.padding import caching_holds, last_block_splits, padding_holds, require_padding, side_for_ends
 from reftlens.bridge.points import activation_shape, canonical_hook, canonical_hooks, layer_of, removed_hooks, width_of
 from reftlens.bridge.proving import TOLERANCE, attention_window, difference, made_up, pad_id, proved
-from reftlens.bridge.readout import mean_logit_changes, mean_logits, unembeds_linearly
+from reftlens.bridge.readout import mean_logit_changes, mean_logit_slopes, mean_logits, unembeds_linearly
 from reftlens.bridge.resid_mid import EditError, HookFunction, is_resid_mid, resid_pre_inside, written_whole
 from reftlens.bridge.threads import hooked, in_this_thread, one_thread
 
@@ -74,6 +74,7 @@ __all__ = [
     "made_up",
     "masked_columns",
     "mean_logit_changes",
+    "mean_logit_slopes",
     "mean_logits",
     "mend_attention",
     "n_parameters",

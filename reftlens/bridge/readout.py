@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,6 +12,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.bridge.proving import TOLERANCE, difference, proved
 from reftlens.bridge.threads import one_thread
 
+_STEP = 0.01
+"""Length of a short step, as a fraction of the residual's length."""
 _ROWS = 64
 """Vectors that are read at a time, which limits the logits in memory."""
 
@@ -43,6 +47,42 @@ def mean_logit_changes(
         moved = torch.stack([_normed(bridge, h + push) for h, push in zip(final, pushes.unbind(1), strict=True)])
         gaps = (moved.float() - still[:, None].float()).mean(dim=0).to(moved)
         # The bias of the unembedding, which cancels in a difference of logits.
+        nothing = bridge.unembed(torch.zeros_like(gaps[None, :1]))
+        return torch.cat([(bridge.unembed(some[None]) - nothing)[0].float().cpu() for some in gaps.split(_ROWS)])
+
+
+@torch.no_grad()
+def mean_logit_slopes(
+    bridge: TransformerBridge,
+    final: Float[Tensor, "prompt d_model"],
+    pushes: Float[Tensor, "n d_model"] | Float[Tensor, "n prompt d_model"],
+) -> Float[Tensor, "n d_vocab"]:
+    """Computes the mean over prompts of the change of logits(final + push) to first order in the push.
+
+    A long push changes the length that the final norm divides by, so that its own part stops growing. The slope does not.
+
+    Args:
+        bridge: the model.
+        final: as for `mean_logit_changes`.
+        pushes: as for `mean_logit_changes`.
+
+    Raises:
+        ValueError: As `mean_logit_changes`.
+    """
+    pushes = pushes.to(final)
+    if pushes.ndim == 2:
+        pushes = pushes[:, None].expand(-1, len(final), -1)
+    if not unembeds_linearly(bridge):
+        # A soft cap has no tangent in TransformerLens' readout, so a short step takes its place.
+        step = _STEP * final.norm(dim=-1).mean() / pushes.norm(dim=-1).mean(dim=1).clamp(min=1e-30)
+        return _one_by_one(bridge, final, pushes * step[:, None, None]) / step[:, None].float().cpu()
+    with one_thread(bridge):
+        total = torch.zeros_like(pushes[:, 0])
+        for h, push in zip(final, pushes.unbind(1), strict=True):
+            there = h.expand(len(push), -1).contiguous()
+            # By two backward passes: forward mode warns about parts of torch itself.
+            total += torch.autograd.functional.jvp(partial(_normed, bridge), there, push.contiguous())[1]
+        gaps = total / len(final)
         nothing = bridge.unembed(torch.zeros_like(gaps[None, :1]))
         return torch.cat([(bridge.unembed(some[None]) - nothing)[0].float().cpu() for some in gaps.split(_ROWS)])
 

@@ -18,7 +18,7 @@ def benchmark(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="Part to run: handmade, sites, planted, equality, nulls or false-alarms. Repeatable. Default: all."
+            help="Part to run: handmade, sites, planted, equality, nulls, false-alarms or readouts. Repeatable. Default: all."
         ),
     ] = None,
     out: Annotated[

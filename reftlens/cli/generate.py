@@ -37,7 +37,7 @@ def generate(
     """Continue prompts with a trained edit."""
     from reftlens.paper.runs.config import parse_settings
 
-    texts = _prompts(prompts or [], file)
+    texts = prompts_of(prompts or [], file)
     overrides = {"max_new_tokens": max_new_tokens, "device": device}
     overrides = {name: value for name, value in overrides.items() if value is not None} | parse_settings(settings or ())
 
@@ -59,7 +59,8 @@ def generate(
             say(f"{shown}{line['completion']}")
 
 
-def _prompts(given: list[str], file: Path | None) -> Sequence[Prompt]:
+def prompts_of(given: list[str], file: Path | None) -> Sequence[Prompt]:
+    """Returns prompts from arguments, a file or standard input."""
     if given and file is not None:
         raise typer.BadParameter("pass prompts or --file, not both")
     if given:

@@ -46,6 +46,12 @@ class DissectConfig:
     """Seeds of the retrained edits."""
     n_null_edits: int = 6
     """Number n of edits trained on shuffled answers, the null of the agreement; p is at least 2 / ((n + 2)(n + 1))."""
+    lens: str | None = None
+    """A file with a Jacobian lens of the base, for "readouts"; by default one is fitted, which costs most of this part."""
+    inspect: str | None = None
+    """The inspection prompt of "readouts"; its last token takes the vector."""
+    dictionaries: tuple[str, ...] = ()
+    """Folders with sparse dictionaries in SAELens' format, at least one for each site, for "readouts"."""
     seed: int = 0
     """Seed of every draw."""
     progress: bool = True

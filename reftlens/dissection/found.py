@@ -16,6 +16,7 @@ from reftlens.results import (
     Identification,
     Interchanged,
     Ledger,
+    Meaning,
     OffManifold,
     Operator,
     Outcome,
@@ -62,6 +63,7 @@ class Found:
     ledger: Ledger | None = None
     readouts: tuple[DirectionReadout, ...] = ()
     contexts: tuple[ReadContexts, ...] = ()
+    meanings: tuple[Meaning, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
     dose: Dose | None = None
     read_spaces: tuple[ReadSpace, ...] = ()

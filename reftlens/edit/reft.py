@@ -24,6 +24,7 @@ from reftlens.edit.hooks import Edit, HookFunction, attach, hook_functions
 from reftlens.edit.site import Site, site_names
 from reftlens.interventions import FAMILY, Intervention, LoReFT, known_kinds
 from reftlens.positions import Positions, Prompts, parse, union_parts
+from reftlens.results import Certificate
 
 
 @final
@@ -301,19 +302,27 @@ class Reft(nn.Module):
         """
         return attach(bridge, self.edits(prompts))
 
-    def save_pretrained(self, directory: str | Path, *, bridge: TransformerBridge, card: bool = True) -> Path:
+    def save_pretrained(
+        self,
+        directory: str | Path,
+        *,
+        bridge: TransformerBridge,
+        card: bool = True,
+        certificate: Certificate | None = None,
+    ) -> Path:
         """Writes the edit, the stamp of its base model and a model card to a folder, atomically.
 
         Args:
             directory: the folder.
             bridge: the edit's base model.
             card: also write README.md and a figure.
+            certificate: of this edit, from `rl.analysis.certify`, for the card.
 
         Raises:
             ValueError: If the folder exists and is not a saved edit, or the model lacks one of the sites.
             OSError: If the folder cannot be written.
         """
-        return checkpoint.save(directory, self._pairs(), bridge, card=card)
+        return checkpoint.save(directory, self._pairs(), bridge, card=card, certificate=certificate)
 
     def _pairs(self) -> checkpoint.Pairs:
         return checkpoint.Pairs(self.sites, tuple(self._members), self._which, self.names, self.scales)

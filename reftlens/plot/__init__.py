@@ -41,6 +41,7 @@ from reftlens.plot.search import search
 from reftlens.plot.spectrum import spectrum
 from reftlens.plot.spoken import composed, mannered
 from reftlens.plot.spread import spread
+from reftlens.plot.steering import steering
 from reftlens.plot.table import table
 from reftlens.plot.training_curve import training_curve
 
@@ -75,6 +76,7 @@ __all__ = [
     "search",
     "spectrum",
     "spread",
+    "steering",
     "table",
     "token_strip",
     "training_curve",
@@ -134,6 +136,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Result: table,
     results.Search: search,
     results.Spread: spread,
+    results.SteeringComparison: steering,
     results.TokenMap: effect_map,
 }
 """Class of result -> what draws it. A class that is not here is drawn as its nearest base class: in the end, as a table."""

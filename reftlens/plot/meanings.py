@@ -29,6 +29,7 @@ _MOST = 8
 _BAR = 0.18
 """Inches a bar and its label take."""
 _LONGEST = 22
+_UNITS = {"change of the logit": "change of the logit / that of random vectors"}
 
 
 def meanings(meanings: Sequence[Meaning] | Meaning) -> Figure:
@@ -69,7 +70,7 @@ def meanings(meanings: Sequence[Meaning] | Meaning) -> Figure:
 
 def _panel(axes: Axes, item: Meaning, *, bars: int, width: float) -> None:
     axes.axvspan(-item.chance, item.chance, color=PALE, zorder=0)
-    scores = [score for _, score, *_ in item.said]
+    scores = [score for _, _, score, *_ in item.said]
     colours = [GREY if abs(score) <= item.chance else VERMILLION if score > 0 else BLUE for score in scores]
     axes.barh(range(len(scores)), scores, color=colours, height=0.75)
     axes.set_yticks(range(len(scores)), [_label(name) for name, *_ in item.said])
@@ -78,7 +79,7 @@ def _panel(axes: Axes, item: Meaning, *, bars: int, width: float) -> None:
     axes.tick_params(axis="y", length=0)
     axes.locator_params(axis="x", nbins=5)
     axes.margins(x=0.05)
-    axes.set_xlabel(drawn(item.unit))
+    axes.set_xlabel(drawn(_UNITS.get(item.unit, item.unit)))
     panel_title(axes, drawn(f"{item.method}: {item.looked_at}, {short_name(item.where)}"), width=width)
 
 

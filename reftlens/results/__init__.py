@@ -18,16 +18,18 @@ from reftlens.results.behaviour import (
     outcomes_to_dataframe,
 )
 from reftlens.results.causes import Ablation, Attribution, BesideTracing, EditProfile, ReftMap
-from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead
+from reftlens.results.certificate import Certificate, WorstPrompt
+from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead, SteeringClaim
 from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
 from reftlens.results.finding import Finding
-from reftlens.results.known import Identification, Identified, Turn
+from reftlens.results.known import Calibrated, Identification, Identified, Minimal, Turn
 from reftlens.results.loading import load
 from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
 from reftlens.results.pairs import Agreement, Overlap, agreements_to_dataframe
 from reftlens.results.readouts import Meaning
 from reftlens.results.scores import Answered, Comparison, Evaluation
 from reftlens.results.search import Search
+from reftlens.results.steering import Steered, SteeringComparison
 
 __all__ = [
     "TERMS",
@@ -38,6 +40,8 @@ __all__ = [
     "Answered",
     "Attribution",
     "BesideTracing",
+    "Calibrated",
+    "Certificate",
     "Codebook",
     "Comparison",
     "Composed",
@@ -55,6 +59,7 @@ __all__ = [
     "Mannered",
     "Meaning",
     "Memorised",
+    "Minimal",
     "OffManifold",
     "Operator",
     "Outcome",
@@ -71,9 +76,13 @@ __all__ = [
     "SiteChecks",
     "SiteResult",
     "Spread",
+    "Steered",
+    "SteeringClaim",
+    "SteeringComparison",
     "Swap",
     "TokenMap",
     "Turn",
+    "WorstPrompt",
     "agreements_to_dataframe",
     "load",
     "outcomes_to_dataframe",

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from reftlens.results.base import Result
+from reftlens.results.steering import SteeringComparison
 
 
 @final
@@ -236,4 +237,27 @@ class Overhead(ClaimResult):
                 f"{row.run}: {middle - 1:+.1%} CPU time (quartiles {low - 1:+.1%} to {high - 1:+.1%}); {row.changes} changes "
                 f"in {row.passes} forward passes"
             )
+        return tuple(found)
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class SteeringClaim(ClaimResult):
+    """Steering methods at calibrated strength, on topics whose facts are known."""
+
+    claim: Claim
+    compared: SteeringComparison
+
+    def to_dataframe(self) -> pd.DataFrame:
+        return self.compared.to_dataframe()
+
+    def findings(self) -> tuple[str, ...]:
+        lines, reference = self.compared.by_method(), self.compared.reference
+        (own,) = [line["overall"] for line in lines if line["method"] == reference]
+        found = [f"{reference}: {own:.2f} of 2"]
+        for line in lines:
+            if line["method"] != reference:
+                sign = "more" if line["from"] > 0 else "less" if line["to"] < 0 else "not clearly different"
+                gain = f"{line['gain']:+.2f}, 95% {line['from']:+.2f} to {line['to']:+.2f}"
+                found.append(f"{line['method']}: {line['overall']:.2f}, {sign} ({gain})")
         return tuple(found)

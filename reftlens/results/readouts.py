@@ -19,11 +19,13 @@ class Meaning(SiteResult):
     looked_at: str
     """"write 0" and "read 0" for directions of `decompose`; "change" for the change at real tokens, averaged over prompts."""
     method: str
-    said: tuple[tuple[str, float, float, float], ...]
-    """Name (a token, a feature or a context), score, p and corrected p, furthest first. p is for the furthest of all names.
-    The corrected p is for the furthest of all names of all vectors and methods that were looked at together."""
+    said: tuple[tuple[str, float, float, float, float], ...]
+    """Name (a token, a feature or a context), reading, score, p and corrected p, largest reading first. The score of a token is
+    its reading over the root mean square that the same token reaches over all sets; for other names it is the reading. The last
+    token is the one with the furthest score, if it has none of the largest readings. p is for the furthest score of all names. The corrected p is for the furthest of all names of all vectors and methods that were looked at
+    together."""
     unit: str
-    """Of the scores."""
+    """Of the readings."""
     chance: float
     """In 95% of sets of random vectors, one for each look, no score of any look is beyond its own value of this."""
     n_null: int
@@ -41,21 +43,29 @@ class Meaning(SiteResult):
 
     @property
     def p(self) -> float:
-        """The corrected p of the furthest name; 1 if the method says nothing."""
-        return self.said[0][3] if self.said else 1.0
+        """The corrected p of the furthest score; 1 if the method says nothing."""
+        return min((p for *_, p in self.said), default=1.0)
 
     def headline(self) -> str:
-        few = ", ".join(f"{name!r} {score:+.2f}" for name, score, *_ in self.said[:3]) or "nothing"
+        few = ", ".join(f"{name!r} {reading:+.2f}" for name, reading, *_ in self.said[:3]) or "nothing"
         return (
             f"{self.where}, {self.looked_at}, {self.method}: {few} ({self.unit}); p {self.p:.2g} over {self.n_names} names x "
-            f"{self.n_looks} looks, chance reaches {self.chance:.2f}"
+            f"{self.n_looks} looks"
         )
 
     def to_dataframe(self) -> pd.DataFrame:
         """Returns one row per name: its score, p among this method's names, and p among all looks."""
         looks = f"p of {self.n_looks} looks"
         lines = [(self.where, self.looked_at, self.method, *line) for line in self.said]
-        table = pd.DataFrame(lines, columns=["site", "looked_at", "method", "name", "reading", "p of names", looks])
+        table = pd.DataFrame(
+            lines, columns=["site", "looked_at", "method", "name", "reading", "far", "p of names", looks]
+        )
         table.insert(5, "unit", self.unit)
         table["chance"] = self.chance
         return table
+
+    def beside_to_dataframe(self) -> pd.DataFrame:
+        """Returns one row per control, and per activation that the method read."""
+        lines = [(self.where, self.looked_at, self.method, name, f"{value:.3g}") for name, value in self.controls]
+        lines += [(self.where, self.looked_at, self.method, name, ", ".join(said)) for name, said in self.states]
+        return pd.DataFrame(lines, columns=["site", "looked_at", "method", "beside", "said there"])

@@ -28,7 +28,10 @@ PAGES = {
     "plot": ("Plots", ["reftlens.plot"]),
     "dissection": ("Dissection", ["reftlens/dissection"]),
     "paper": ("The paper", ["reftlens.tasks", "reftlens.baselines"]),
-    "organisms": ("Embedded models", ["reftlens.organisms", "reftlens.organisms.landmarks"]),
+    "organisms": (
+        "Embedded models",
+        ["reftlens.organisms", "reftlens.organisms.landmarks", "reftlens.organisms.topics"],
+    ),
 }
 """Room -> title and sources. `reftlens/room` means the names that `reftlens` takes from that room; `reftlens.module` means
 the public names of a module."""

@@ -55,6 +55,7 @@ def held_out_curvature(own: Own, other: Other) -> tuple[Float[Tensor, " dimensio
     values = (other @ axes.T).square().sum(0)
     unreached = own.shape[1] - len(axes)
     if unreached:
+        # What is left of the trace, since curvatures of a whole basis sum to it.
         rest = (other.square().sum() - values.sum()).clamp(min=0) / unreached
         values = torch.cat([values, rest.expand(unreached)])
     return values, axes
@@ -87,6 +88,7 @@ class Chart:
     def mean_unseen(self) -> bool:
         """Whether outputs do not change when all coordinates move together: LayerNorm subtracts their mean."""
         push = self.own.push
+        # push . (1, ..., 1) is the derivative along that direction.
         return bool(push.sum(1).square().sum() < _UNSEEN * push.square().sum())
 
     @cached_property
@@ -95,6 +97,7 @@ class Chart:
         known = self.write.T
         if self.mean_unseen:
             known = torch.cat([known, torch.ones(len(known), 1, dtype=known.dtype)], dim=1)
+        # Left vectors past the numerical rank span the complement.
         vectors, sizes, _ = torch.linalg.svd(known, full_matrices=True)
         return vectors[:, int((sizes > 1e-6 * sizes[0]).sum()) :]
 
@@ -108,11 +111,13 @@ class Chart:
         For it, the best constant is refitted: it is a mean of the activations, weighted by what their change does.
         """
         felt = self.own.constant[:, k]
+        # Over probes, felt^2 averages to f = u^T M u, and felt * read to f h.
         return felt @ self.own.read[:, k] / felt.square().sum().clamp(min=1e-30)
 
     def beside_reading(self, k: int) -> Float[Tensor, "d_model dimension"]:
         """An orthonormal basis of the directions that a reading may turn to; of all directions, if it reads nothing."""
         row = self.reading[k]
+        # The first left vector is the reading itself.
         return torch.linalg.svd(row[:, None], full_matrices=True).U[:, int(row.norm() > 0) :]
 
     def read_rows(self, k: int) -> tuple[Own, Other]:

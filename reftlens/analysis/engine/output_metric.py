@@ -117,6 +117,7 @@ def pulls(
     generator = torch.Generator().manual_seed(seed)
     n_outputs = sum(int(wanted_tokens(batch).sum()) for batch in batches)
     found = [_probe(bridge, reft, batch, operators, n_probes, generator) for batch in batches]
+    # Squares of rows then sum to a mean over probes and wanted tokens.
     scale = (n_probes * n_outputs) ** -0.5
     of_site = [[of_batch[site] for of_batch in found] for site in range(len(reft))]
     return [_joined(parts, torch.cat([part.inputs for part in parts]), scale) for parts in of_site]
@@ -136,6 +137,7 @@ def _probe(
     def keep(place: int) -> Watch:
         return lambda tokens, example: seen.update({place: (tokens.detach(), example)})
 
+    # Pushes of zero: their gradients are J^T q at every edited token.
     leaves = [
         torch.zeros(int(edit.read.sum()), edit.intervention.d_model, device=batch.tokens.device, requires_grad=True)
         for edit in edits
@@ -146,6 +148,7 @@ def _probe(
     ]
     with torch.enable_grad():
         logits = Answers(bridge, batch, edits, at=wanted_tokens(batch)).logits(pushed)
+    # In float64: rare tokens count by the root of their probability.
     p = logits.detach().double().softmax(-1)
     roots = p.sqrt()
     parts: list[list[Pulls]] = [[] for _ in edits]

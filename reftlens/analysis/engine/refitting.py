@@ -43,6 +43,7 @@ class Subspace:
         writes = self.chart.write.clone()
         writes[:k] += turned
         reading = refit.double() @ self.chart.whitening.T
+        # (U + dU)^T (r + dr) - U^T r = dU^T r + (U + dU)^T dr.
         return Shift(
             self.site,
             write=torch.cat([turned, writes]),
@@ -82,6 +83,7 @@ def subspaces(site: int, chart: Chart, k: int) -> list[tuple[str, Subspace, floa
     axes = torch.linalg.svd(left, full_matrices=False).Vh
     found = []
     for name, axis in (("stiffest", axes[0]), ("freest", axes[-1])):
+        # The nearest change of the form a v^T, which turns the span in one plane.
         a, _, v = torch.linalg.svd(axis.reshape(k, -1), full_matrices=False)
         turn = Subspace(site, chart, a[:, 0], chart.outside @ v[0])
         cost = (left @ torch.outer(turn.a, v[0]).flatten()).norm()
@@ -134,6 +136,7 @@ def _refitted(
             (kl,) = outputs.kl([[turn.shift(tangent, refit)]])
             loss = kl / eps
             loss.backward()
+        # LBFGS may stop at a worse point than one that it has met.
         if float(kl.detach()) < best[0]:
             best = (float(kl.detach()), refit.detach().clone())
         return loss

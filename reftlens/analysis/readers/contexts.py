@@ -50,6 +50,7 @@ def _read(case: Case, look: Look, reading: Readings) -> Scored:
         look,
         tuple(context.marked() for context in found),
         tuple(own.tolist()),
+        tuple(own.tolist()),
         z[:, 0],
         len(reading.seen),
         "standard deviations",

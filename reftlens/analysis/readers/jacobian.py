@@ -1,8 +1,9 @@
 """Jacobian lens: what does the vector do by the average linear path to the last layer?
 
 Let J be the Jacobian of the last block's output with respect to this block's, averaged over tokens and prompts, with the
-effects on later tokens summed (Gurnee et al. 2026, fitted by TransformerLens). A write direction u of size s is read as
-logits(f + s J u) - logits(f), with real last residuals f. For real tokens, the score is logits(J (h + delta)) - logits(J h).
+effects on later tokens summed (Gurnee et al. 2026, fitted by TransformerLens). A write direction u of size s is read as the
+slope of logits(f + t s J u) at t = 0, with real last residuals f. For real tokens, the reading is the slope of
+logits(J h + t J delta). The slope, because J is one: a long step would saturate the final norm.
 
 Controls: random vectors of the same length through the same lens, which give p; and the same vector through the lenses of
 other layers, which should not agree if what is read depends on the layer.
@@ -24,7 +25,7 @@ from torch import Tensor
 from reftlens.analysis.readers.correction import Scored
 from reftlens.analysis.readers.looks import Case, Kind, Look
 from reftlens.analysis.readers.tokens import likeliest, require_residual, scored_tokens
-from reftlens.bridge import Lens, fit_lens, lens_layer, load_lens, mean_logit_changes, mean_logits
+from reftlens.bridge import Lens, fit_lens, lens_layer, load_lens, mean_logit_slopes, mean_logits
 
 KINDS: tuple[Kind, ...] = ("write", "change")
 FITTED_ON = 12
@@ -75,8 +76,8 @@ def _read(case: Case, look: Look, lens: Lens, layer: int) -> Scored:
     def score(vectors: Float[Tensor, "set token d_model"], at: int = layer) -> Float[Tensor, "set d_vocab"]:
         pushes = lens.through(at, vectors)
         if look.states is None:
-            return mean_logit_changes(case.bridge, case.final, pushes[:, 0])
-        return mean_logit_changes(case.bridge, lens.through(at, look.states).to(case.final), pushes)
+            return mean_logit_slopes(case.bridge, case.final, pushes[:, 0])
+        return mean_logit_slopes(case.bridge, lens.through(at, look.states).to(case.final), pushes)
 
     found = scored_tokens(case, "jacobian", look, score)
     others = [other for other in lens.jacobians if other != layer]

@@ -1,4 +1,8 @@
-"""Methods that give every token of the vocabulary a score: the furthest tokens, and the furthest score of each random set."""
+"""Methods that give every token of the vocabulary a reading: the largest readings, and the furthest score of each random set.
+
+The tokens with the largest readings are named, and the one with the furthest score, in the last place. A token's score is its reading over the root mean square of the same token over all sets, the edit's own included. Without that,
+the few tokens that any vector moves far would hide all others.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from reftlens.analysis.readers.looks import Case, Look
 from reftlens.data import str_tokens
 
 SETS = 64
-"""Sets that are scored at a time: the scores of all tokens for all sets would not fit beside a large vocabulary."""
+"""Sets that are read at a time."""
 
 Score = Callable[[Float[Tensor, "set token d_model"]], Float[Tensor, "set d_vocab"]]
 
@@ -25,13 +29,24 @@ def scored_tokens(case: Case, method: str, look: Look, score: Score) -> Scored:
         case: gives the tokenizer, and the number of tokens to name.
         method: its name.
         look: the vectors.
-        score: gives the change of every token's logit.
+        score: gives the change of every token's logit, `[set, d_vocab]`.
     """
-    (own,) = score(look.vectors[:1])
-    furthest = torch.cat([own.abs().amax()[None], *(score(s).abs().amax(dim=1) for s in look.vectors[1:].split(SETS))])
-    chosen = own.abs().topk(min(case.top, len(own))).indices
-    names = str_tokens(case.bridge, chosen)
-    return Scored(method, look, names, tuple(own[chosen].tolist()), furthest, len(own), "change of the logit")
+    readings = torch.cat([score(some) for some in look.vectors.split(SETS)])
+    scores = readings / readings.square().mean(dim=0).sqrt().clamp(min=1e-30)
+    chosen = readings[0].abs().topk(min(case.top, readings.shape[1])).indices
+    furthest = scores[0].abs().argmax()
+    if furthest not in chosen:
+        chosen[-1] = furthest
+    return Scored(
+        method,
+        look,
+        str_tokens(case.bridge, chosen),
+        tuple(readings[0, chosen].tolist()),
+        tuple(scores[0, chosen].tolist()),
+        scores.abs().amax(dim=1),
+        readings.shape[1],
+        "change of the logit",
+    )
 
 
 def likeliest(case: Case, logits: Float[Tensor, " d_vocab"]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from reftlens.dissection.parts.directions import DIRECTIONS, IDENTIFIED, TERMS
 from reftlens.dissection.parts.elsewhere import ELSE
 from reftlens.dissection.parts.natural import NATURAL
 from reftlens.dissection.parts.part import Part, Preset
+from reftlens.dissection.parts.readouts import READOUTS
 from reftlens.dissection.parts.reads import OVERLAPS, PLANE, READS
 from reftlens.dissection.parts.seeds import SEEDS
 from reftlens.dissection.parts.through import PATHS, THROUGH
@@ -30,6 +31,7 @@ _ALL = (
     IDENTIFIED,
     TERMS,
     READS,
+    READOUTS,
     OVERLAPS,
     PLANE,
     BASE,

@@ -18,7 +18,7 @@ from huggingface_hub import ModelCardData
 from reftlens.edit.checkpoint.layout import Pairs
 from reftlens.edit.site import site_names
 from reftlens.interventions import Affine, NotAffineError, require_agreement
-from reftlens.results import EditProfile
+from reftlens.results import Certificate, EditProfile
 from reftlens.text import harmless
 
 CARD_NAME = "README.md"
@@ -56,22 +56,34 @@ It has a meaning on the model it was trained on alone, and is refused on any oth
 
 Of h + A h + c, the singular values of A and the length of c, from the weights alone. How far an activation really moves
 also depends on the activation.
+{certificate}"""
+
+_CERTIFICATE = """
+## What else it changes
+
+With {confidence:.0%} confidence, all of these hold for the population that {n:,} prompts were drawn from (digest of their tokens
+`{digest}`):
+
+{bounds}
+
+{search}
 """
 
 
-def write_card(folder: Path, pairs: Pairs, base: Mapping[str, Any]) -> None:
+def write_card(folder: Path, pairs: Pairs, base: Mapping[str, Any], certificate: Certificate | None = None) -> None:
     """Writes `README.md` and `figure.png` into a folder.
 
     Args:
         folder: of the saved edit.
         pairs: the edit.
         base: the stamp of its model.
+        certificate: bounds on what else it changes.
     """
     # Importing matplotlib takes a second, so it is imported only when saving.
     from reftlens import plot
 
     (folder / FIGURE_NAME).write_bytes(plot.png(plot.edit_profile(profile(pairs))))
-    (folder / CARD_NAME).write_text(_text(pairs, base), encoding="utf-8")
+    (folder / CARD_NAME).write_text(_text(pairs, base, certificate), encoding="utf-8")
 
 
 @torch.no_grad()
@@ -112,7 +124,7 @@ def _singular_values(affine: Affine) -> torch.Tensor:
     return torch.linalg.svdvals(write.T @ read + affine.diagonal.double().diag())
 
 
-def _text(pairs: Pairs, base: Mapping[str, Any]) -> str:
+def _text(pairs: Pairs, base: Mapping[str, Any], certificate: Certificate | None) -> str:
     # A local folder is not a base model that others could look up.
     on_hub = base["revision"] is not None
     data = ModelCardData(
@@ -131,6 +143,25 @@ def _text(pairs: Pairs, base: Mapping[str, Any]) -> str:
         edits=_edits(pairs),
         base=_table(("", ""), [(part, _value(value)) for part, value in base.items()]),
         figure=FIGURE_NAME,
+        certificate="" if certificate is None else _certified(certificate),
+    )
+
+
+def _certified(certificate: Certificate) -> str:
+    rows = certificate.to_dataframe().to_dict("records")
+    search = "No worst prompt was searched for."
+    if certificate.worst:
+        worst = certificate.worst[0]
+        search = f"A search found a prompt with a KL of {worst.kl:.3g} nats, which is no part of these bounds: {plain(worst.prompt)}"
+    return _CERTIFICATE.format(
+        confidence=certificate.confidence,
+        n=certificate.n,
+        digest=plain(certificate.digest),
+        bounds=_table(
+            ("KL(base, edited) of the next token", "measured", "at most"),
+            [(row["bounded"], f"{row['measured']:.3g}", f"{row['at_most']:.3g}") for row in rows],
+        ),
+        search=search,
     )
 
 

@@ -19,9 +19,17 @@ from reftlens.files.reading import consistently
 from reftlens.files.seal import warn_unchecked
 from reftlens.interventions import Intervention, registered
 from reftlens.organisms import ORGANISMS
+from reftlens.results import Certificate
 
 
-def save(directory: str | Path, pairs: Pairs, bridge: TransformerBridge, *, card: bool = True) -> Path:
+def save(
+    directory: str | Path,
+    pairs: Pairs,
+    bridge: TransformerBridge,
+    *,
+    card: bool = True,
+    certificate: Certificate | None = None,
+) -> Path:
     """Writes an edit, the stamp of its base model and a model card to a folder, atomically.
 
     Args:
@@ -29,6 +37,7 @@ def save(directory: str | Path, pairs: Pairs, bridge: TransformerBridge, *, card
         pairs: the edit.
         bridge: the edit's base model.
         card: also write README.md and a figure. Drawing the figure takes longer than everything else.
+        certificate: of this edit, for the card.
 
     Raises:
         ValueError: If the folder exists and is not a saved edit, or the model lacks one of the sites.
@@ -38,7 +47,7 @@ def save(directory: str | Path, pairs: Pairs, bridge: TransformerBridge, *, card
     document, base = to_document(pairs, bridge), stamp(bridge)
     with Replacement(directory, marker=CONFIG_NAME) as folder:
         if card:
-            write_card(folder, pairs, base)
+            write_card(folder, pairs, base, certificate)
         write(folder, document, _state(pairs).state_dict(), base)
     return Path(directory)
 

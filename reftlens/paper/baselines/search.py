@@ -153,6 +153,8 @@ def _study(optuna: ModuleType, found: Search, space: Space, first: Mapping[str, 
     number = len(found.trials)
     study = optuna.create_study(
         direction="minimize",
+        # A sampler of its own for each trial: what was drawn before an interruption does not
+        # matter.
         sampler=optuna.samplers.TPESampler(n_startup_trials=_RANDOM, seed=found.seed * 10_000 + number),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=_FREE, n_warmup_steps=1),
     )
@@ -237,6 +239,7 @@ class _Looks(TrainerCallback):
     ) -> None:
         loss = float((metrics or {})["eval_loss"])
         self.losses.append((int(state.global_step), loss))
+        # At the last validation, stopping saves nothing.
         if state.global_step < state.max_steps:
             self.asked.report(loss, len(self.losses) - 1)
             if self.asked.should_prune():

@@ -80,6 +80,7 @@ def parse_space(texts: Iterable[str]) -> dict[str, Range | Choice]:
 def _value(name: str, text: str) -> Any:
     if name == "length":  # a setting of prefix tuning alone
         return int(_number(name, text))
+    # The first reading that the setting accepts: "1" may be a rank or a name.
     for parsed in (_whole, float, str):
         try:
             return read_setting(name, parsed(text))

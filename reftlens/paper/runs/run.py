@@ -81,7 +81,7 @@ def checkpoints_of(directory: Path) -> Path:
     return directory.with_name(f"{directory.name}.checkpoints")
 
 
-def run(
+def train_run(
     config: RunConfig, directory: Path, *, resume: bool = False, overwrite: bool = False, progress: bool = True
 ) -> RunResult:
     """Trains and tests an edit, and writes the run's folder atomically. Until then checkpoints are kept next to it.
