@@ -155,8 +155,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             lines = read_bytes(path, most=_MOST).decode("utf-8").splitlines()
             return [dict(parse_json(line)) for line in lines if line.strip()]
         case ".parquet":
-            records: list[dict[str, Any]] = pd.read_parquet(path).to_dict("records")
-            return records
+            return [
+                {str(name): value for name, value in row.items()} for row in pd.read_parquet(path).to_dict("records")
+            ]
         case other:
             raise ValueError(f"{path} must end in .json, .jsonl or .parquet, got {other or 'no ending'}")
 
