@@ -33,6 +33,7 @@ from reftlens.bridge.identity import EXACT, base_identity, computation, fingerpr
 from reftlens.bridge.jacobian import Lens, fit_lens, lens_layer, load_lens
 from reftlens.bridge.loading import freeze, load_bridge, n_parameters, revision
 from reftlens.bridge.padding import caching_holds, last_block_splits, padding_holds, require_padding, side_for_ends
+from reftlens.bridge.plain import plain_blocks, plain_blocks_hold
 from reftlens.bridge.points import activation_shape, canonical_hook, canonical_hooks, layer_of, removed_hooks, width_of
 from reftlens.bridge.processes import each, is_main_process, own_device
 from reftlens.bridge.proving import TOLERANCE, attention_window, difference, made_up, pad_id, proved
@@ -87,6 +88,8 @@ __all__ = [
     "own_device",
     "pad_id",
     "padding_holds",
+    "plain_blocks",
+    "plain_blocks_hold",
     "proved",
     "removed_hooks",
     "require_bridge",

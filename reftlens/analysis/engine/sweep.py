@@ -40,8 +40,10 @@ from reftlens.cone.recording import Recording, joining, rows_that_fit
 from reftlens.edit.hooks import Edit
 
 TOKENS, COLUMNS = 1024, 3
-"""Target number of tokens in one CPU run, and the maximum column spread. With fewer tokens, reading the weights costs more
-than computing with them. With a larger spread, cells run more than their own cones."""
+"""Target number of tokens in one CPU run, and the column spread of a wide model. With fewer tokens, reading the weights costs
+more than computing with them. With a larger spread, cells run more than their own cones."""
+_OVERHEAD = 1.3e7
+"""Multiplications that take as long as the Python of one block (.65 ms, at 20 billion a second)."""
 
 _Tile = tuple[Int[Tensor, " n"], Int[Tensor, " n"]]
 """Pairs and cells of one run, row by row."""
@@ -225,6 +227,14 @@ class _Plan:
                 first = torch.where(read.any(1), read.int().argmax(1), self.width)
                 self.start = torch.minimum(self.start, first[:, None])
 
+    def _columns(self, rows: float) -> int:
+        """Returns the column spread at which a run costs least, with so many rows for each column.
+
+        A spread of c columns computes about rows (c - 1) / 2 tokens more for each column, of 24 d^2 multiplications in a
+        block, and shares the Python of a block among c columns.
+        """
+        return max(COLUMNS, int((2 * _OVERHEAD / (24 * self.bridge.cfg.d_model**2 * max(rows, 1.0))) ** 0.5))
+
     def tiles(self, todo: Bool[Tensor, "pair cell"]) -> Iterator[_Tile]:
         """Pairs and cells of one run after another."""
         layers = torch.tensor([cell.layer for cell in self.cells])
@@ -232,11 +242,12 @@ class _Plan:
         starts, first = self.start[pair, cell], layers[cell]
         # By column first: all rows begin at the earliest column, but each at its own layer.
         order = (starts * self.bridge.cfg.n_layers + first).argsort(stable=True)
+        columns = self._columns(len(order) / max(1, len(starts.unique())))
         while len(order):
             start = int(starts[order[0]])
             count = rows_that_fit(self.bridge, self.width, start, self.memory_bytes)
             if self.tokens is not None:
-                near = int((starts[order] < start + COLUMNS).sum())
+                near = int((starts[order] < start + columns).sum())
                 count = min(count, near, -(-self.tokens // (self.width - start)))
             rows = order[:count]
             # `joining` lets rows enter one after another, layer by layer.
