@@ -44,11 +44,15 @@ test-versions:  ## the core tests under the newest releases and under the oldest
 	$(call core,newest,)
 	$(call core,oldest,transformers==5.9.0 'numpy==2.0.*' 'pandas==2.2.*')
 
-test-wheel:  ## the demo from a wheel, without constraints, in another directory
+test-wheel:  ## the demo and the newcomers' scripts from a wheel, without constraints, in another directory
 	$(call fresh,wheel)
 	.versions/wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir .versions/wheel/dist .
 	.versions/wheel/bin/python -m pip install --quiet .versions/wheel/dist/*.whl
 	cd .versions/wheel && bin/reftlens --help > /dev/null && bin/reftlens demo --quiet --out demo
+	for script in tests/newcomers/*.py; do \
+		rm -rf .versions/wheel/work; mkdir .versions/wheel/work; \
+		(cd .versions/wheel/work && ../bin/python ../../../$$script) || exit 1; \
+	done
 
 test-machines: $(READY)  ## the tests (or TESTS=...) as other processors compute, with one thread and two, and with four busy processes
 	for setting in $(MACHINES); do \
