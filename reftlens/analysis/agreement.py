@@ -29,10 +29,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
-from reftlens.analysis.engine.activations import edited_activations
+from reftlens.analysis.engine.activations import edited_in
 from reftlens.analysis.engine.output_metric import added, output_angles, pulls
 from reftlens.analysis.overlap import directions, haar, overlap
-from reftlens.bridge import side_for_ends
+from reftlens.bridge import each, side_for_ends
 from reftlens.cone.answers import next_token_logprobs
 from reftlens.cone.shared import sharing
 from reftlens.data import Batch, Given, as_batches
@@ -81,6 +81,7 @@ def agreement(
     batches = as_batches(bridge, prompts, padding_side=side_for_ends(bridge))
     nulls = list(null.values() if isinstance(null, Mapping) else null)
     seen = {name: _seen(bridge, reft, batches, at, n_probes=n_probes, seed=seed) for name, reft in refts.items()}
+    # Controls are compared as functions only, and a decomposition would cost a pass each.
     controls = {
         name: _seen(bridge, turned(reft, seed=seed), batches, at, decomposed=False) for name, reft in refts.items()
     }
@@ -113,7 +114,7 @@ class _Seen:
     """The quantities of one edit that are compared, from one pass over the batches."""
 
     reft: Reft
-    changes: tuple[Float[Tensor, "tokens d_model"], ...]
+    changes: tuple[Float[Tensor, "tokens _d_model"], ...]
     """Changes of each site at every compared token; NaN where the site does not edit."""
     said: Float[Tensor, "prompts d_vocab"]
     operators: list[Operator] | None
@@ -144,6 +145,7 @@ def _pair(
     _, turned_like = _like(a, control)
     others = [*((one, n) for one in (a, b) for n in nulls), *among]
     operators = [op for one in (a, b, *nulls) for op in one.operators or ()]
+    # The smallest one, because every edit must have that many directions.
     rank = ranked.rank or min((round(op.effective_rank) for op in operators), default=0)
     angles = _angles(a, b, here, rank=rank, n_null=ranked.n_null, seed=ranked.seed)
     found = [_like(one, other) for one, other in others]
@@ -175,6 +177,7 @@ def _pair(
         null_cosine=_mean(null_cosines),
         null_kl=_mean([likeness.kl for _, likeness in found]),
         null_trained_angle=_mean(plain),
+        # _p counts small distances, and a large cosine is a small one.
         p_cosine=_p([-value for value in null_cosines], -like.cosine),
         p_kl=_p(null_kls, like.kl_both),
         p_angle=_p(plain, angles.used),
@@ -214,6 +217,7 @@ def _like(a: _Seen, b: _Seen) -> tuple[list[tuple[int, int]], _Likeness]:
             here.append((i, j))
             pairs.append((one[both], other[both]))
     error, cosine = _compare(pairs)
+    # Both ways, because in the pairs of the null neither edit is the first.
     kl, back = _kl(a.said, b.said), _kl(b.said, a.said)
     return here, _Likeness(error, cosine, kl, kl + back)
 
@@ -242,10 +246,9 @@ def _seen(
 ) -> _Seen:
     """Computes changes on unedited activations of the base."""
     found: list[list[Tensor]] = [[] for _ in reft.sites]
-    for batch in batches:
+    # A change may depend on tokens that are not compared, so it is computed from all tokens that its edit reads.
+    for batch, seen in zip(batches, edited_in(bridge, reft.scaled(0.0), batches), strict=True):
         wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
-        # A change may depend on tokens that are not compared, so it is computed from all tokens that its edit reads.
-        seen = edited_activations(bridge, reft.scaled(0.0), batch)
         for edit, (_, h), parts in zip(reft.edits(batch), seen, found, strict=True):
             change = edit.change(h).double()
             every = change.new_full((*edit.mask.shape, change.shape[-1]), float("nan"))
@@ -304,7 +307,7 @@ def _compare(pairs: Sequence[tuple[Tensor, ...]]) -> tuple[float, float]:
 
 
 def _said(bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch]) -> Float[Tensor, "prompts d_vocab"]:
-    return torch.cat([next_token_logprobs(bridge, batch, reft.edits(batch)) for batch in batches])
+    return torch.cat(list(each(bridge, lambda batch: next_token_logprobs(bridge, batch, reft.edits(batch)), batches)))
 
 
 def _kl(p: Float[Tensor, "prompts d_vocab"], q: Float[Tensor, "prompts d_vocab"]) -> float:

@@ -66,6 +66,7 @@ NEval = Annotated[
 Device = Annotated[
     str | None, typer.Option(help="Device: cpu, cuda, ..., or auto for a GPU if there is one. Default: the run's.")
 ]
+OwnDevice = Annotated[str, typer.Option(help="Device: cpu, cuda, ..., or auto for a GPU if there is one.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
