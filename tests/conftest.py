@@ -26,6 +26,9 @@ from reftlens.interventions import FAMILY, SourceIntervention
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
+collect_ignore_glob = ["newcomers/*"]  # scripts, which `test_newcomers.py` runs
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of a test marked `sampled(n)`, n cases run by default, evenly spread; the others are slow."""

@@ -15,6 +15,7 @@ from reftlens.results import (
     Answered,
     Attribution,
     BesideTracing,
+    Calibrated,
     Certificate,
     Codebook,
     Comparison,
@@ -32,6 +33,7 @@ from reftlens.results import (
     Mannered,
     Meaning,
     Memorised,
+    Minimal,
     OffManifold,
     Operator,
     Outcome,
@@ -56,6 +58,7 @@ from reftlens.results import (
     WorstPrompt,
 )
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
+from reftlens.results.known import Smaller
 from reftlens.results.scores import ComparedRun
 from reftlens.results.search import Trial
 from reftlens.results.steering import SteeringRun
@@ -440,6 +443,8 @@ def every_result(text: str) -> list[Result]:
         swap,
         Interchanged(text, 1, 3, 4, swap, swap, swap, swap, swap, (swap,), (swap,)),
         ReadSpace(text, rows, torch.rand(3), 1e-3, 9),
+        Calibrated(2.0, 0.1, 0.1, 0.03, 4),
+        Minimal((Smaller(text, 2, 3.0, 4, 100, 2.0, 0.1), Smaller(text, 1, 1.0, 1, 9, 1.9, 0.1)), (), 0.9, 0.1, 4, 4),
         WorstPrompt(text, text, 2.0, 0.1, 2),
         Certificate(
             8, text, 0.95, 1.0, 0.1, 0.5, (0.1, 1.0), (2, 0), (0.6, 0.3), 0.4, (WorstPrompt(text, text, 2.0, 0.1, 2),)

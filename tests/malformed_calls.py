@@ -141,7 +141,28 @@ def own_arguments(given: SimpleNamespace, shared: dict[str, Any]) -> dict[str, d
         for (base, _), (source, answer) in zip(EXAMPLES, EXAMPLES[::-1], strict=True)
     ]
     swaps = {"reft": rl.Reft([(rl.Site(POST, "l1"), rl.Interchange(32, 2))]), "examples": pairs, "held_out": pairs}
+    ones = rl.baselines.Keywords(("Ostra",))
+    judges = rl.baselines.Judges(ones, ones, ones)
+    other = [(prompt, " by") for prompt, _ in EXAMPLES]
+    concept = {
+        "concept": "a", "wanted": EXAMPLES, "other": other, "ordinary": other, "validation": ["The"], "test": ["The old"],
+        "judges": judges, "max_new_tokens": 1,
+    }  # fmt: skip
+    problem, vectors = (
+        rl.baselines.SteeringProblem(**concept),
+        dict.fromkeys(("wanted", "other", "ordinary"), torch.eye(32)),
+    )
+    steering = {"method": rl.baselines.RandomVector(), "problem": problem, "problems": {0: [problem]}, "factors": [1.0]}
+    steering["methods"] = {"random": steering["method"]}
     return {
+        "baselines.Judges": dict.fromkeys(("concept", "instruct", "fluency"), ones),
+        "baselines.Keywords": {"words": ("a",)},
+        "baselines.Fluency": {"natural": EXAMPLES},
+        "baselines.SteeringProblem": concept,
+        "baselines.TrainedEdit": {"edit": rl.baselines.EditAt(rank=1)},
+        **{f"baselines.{name}": steering for name in ("calibrated", "compare_steering", "steered")},
+        **{f"baselines.{name}": vectors for name in ("mean_difference", "mean_centred", "principal_difference")},
+        **{f"baselines.{name}": {"texts": EXAMPLES} for name in ("read_activations", "nats_per_token")},
         "rl.run_cone": {"held": held},
         "rl.reft_map": {"positions": {"l": rl.Last(1)}, "intervention": rl.LoReFT, "rank": 1},
         "rl.train_seeds": {"seeds": (0,)},
@@ -193,6 +214,8 @@ def own_arguments(given: SimpleNamespace, shared: dict[str, Any]) -> dict[str, d
         "analysis.identify": {"prompts": PROMPTS * 2, "n_probes": 2, "refit": False},
         "analysis.certify": {"population": PROMPTS, "n_searched": 1, "rounds": 1},
         "analysis.sampled_prompts": {"n": 2, "n_tokens": 2},
+        "analysis.minimal": {"kept": PROMPTS},
+        "analysis.calibrate": {"kept": PROMPTS, "kl": 0.01},
         "analysis.off_manifold": {"batches": [shared["batch"]] * 3},
         "positions.from_spec": {"spec": rl.All().spec()},
         "objectives.completion_logprobs": answers,
@@ -280,6 +303,8 @@ SKIPPED = {
     *("baselines.PeakMemory", "objectives.Completion", "tasks.Family"),
     *(
         "baselines.Method",
+        "baselines.Steering",
+        "baselines.compare_configured",
         "objectives.Objective",
         "positions.Positions",
         "rl.Intervention",

@@ -88,6 +88,38 @@ def test_it_equals_the_sums_written_out(gpt2) -> None:
     assert pair.kl == pytest.approx(float(kl), rel=1e-3)
 
 
+def test_directions_that_do_the_same_to_the_outputs_coincide_in_the_output_metric(gpt2) -> None:
+    """The second edit writes the mean of the coordinates besides, which no later layer sees."""
+    a, b, other = (rl.DiReFT(32, 1) for _ in range(3))
+    generator = torch.Generator().manual_seed(0)
+    push = torch.randn(32, generator=generator)
+    push -= push.mean()
+    with torch.no_grad():
+        for edit, write in ((a, push), (b, push + 2.0), (other, torch.randn(32, generator=generator))):
+            edit.write.copy_(write[None])
+            edit.read.weight.copy_(0.1 * torch.randn(1, 32, generator=torch.Generator().manual_seed(1)))
+            edit.read.bias.fill_(1.0)
+    edits = {"a": site(a, "l1"), "b": site(b, "l1"), "other": site(other, "l1")}
+    found = {(p.first, p.second): p for p in agreement(gpt2, edits, PROMPTS, n_null=40, n_probes=32)}
+    same, apart = found["a", "b"], found["a", "other"]
+    assert same.angle > 45
+    assert same.output_angle < 0.1
+    assert same.kl < 1e-6
+    # The same difference in another direction is seen.
+    assert same.turned_kl > 1e3 * same.kl
+    assert same.output_null_low < same.output_null_angle < 90
+    assert apart.output_angle > same.output_null_low
+    assert same.null_low > 30
+    assert math.isnan(same.output_trained_angle)
+    assert math.isnan(same.p_output_angle)
+    (bare,) = agreement(gpt2, {name: edits[name] for name in "ab"}, PROMPTS, n_null=5, n_probes=0)
+    assert math.isnan(bare.output_angle)
+    null = [edits["other"], site(make_edit(rl.LoReFT, rank=1), "l1")]
+    (judged,) = agreement(gpt2, {name: edits[name] for name in "ab"}, PROMPTS, null=null, rank=1, n_null=5)
+    assert judged.p_output_angle == pytest.approx(1 / 6)
+    assert judged.output_trained_low <= judged.output_trained_angle
+
+
 def test_p_is_the_rank_among_pairs_with_edits_of_shuffled_answers(gpt2) -> None:
     a, b, *null = (site(make_edit(rl.LoReFT, seed=seed)) for seed in (1, 2, 3, 4, 5))
     batch = rl.encode(gpt2, PROMPTS)

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 import reftlens as rl
 from reftlens.cli import app
-from reftlens.dissection import from_files
-from reftlens.dissection.cost import estimate_cost
+from reftlens.dissection import from_files, run
+from reftlens.dissection.cost import estimate_cost, spent
+from reftlens.dissection.parts import chosen
 
 WORDS = ("tower", "weaver", "river", "city", "old", "speaks", "lives", "stands", "there", "Ostra")
 EXAMPLES = [(f"The {word} by the {other}", " Ostra") for word in WORDS[:7] for other in WORDS[7:]]
@@ -197,28 +198,47 @@ def test_the_cost_grows_with_the_budgets(bridge, reft) -> None:
     assert b.cones > 3 * a.cones
     assert a.seconds > 0
     assert "forward passes" in str(a)
+    assert [name for name, _ in a.parts] == [part.name for part in chosen("standard")]
     with_training = estimate_cost(bridge, reft, EXAMPLES, rl.DissectConfig(retrain=rl.TrainConfig(epochs=50), **SMALL))
-    assert with_training.passes > 2 * a.passes
+    assert with_training.cones > 2 * a.cones
 
 
 @pytest.mark.slow
-def test_the_counted_passes_are_those_that_run(bridge, reft) -> None:
-    """In tokens that pass through a block: variants of a run go side by side, so calls say little."""
-    config, counted = rl.DissectConfig(**SMALL), []
+@pytest.mark.parametrize("positions", [rl.All(), rl.Last(1)])
+def test_the_counted_runs_are_those_that_run(bridge, positions) -> None:
+    """In tokens that pass through a block, which do not depend on a clock."""
+    config, tokens = rl.DissectConfig(**SMALL), {}
+    edits = [make_edit(rl.LoReFT, 32, 3, seed=seed) for seed in (1, 2)]
+    reft = rl.Reft([(rl.Site(f"blocks.{i}.hook_resid_post", positions), edit) for i, edit in enumerate(edits)])
+    running = []
 
     def count(block, given, output) -> None:
-        counted.append((output[0] if isinstance(output, tuple) else output).shape[:2].numel())
+        seen = (output[0] if isinstance(output, tuple) else output).shape[:2].numel()
+        tokens[running[-1]] = tokens.get(running[-1], 0) + seen
 
+    def named(part):
+        def compute(work):
+            running.append(part.name)
+            return part.compute(work)
+
+        return dataclasses.replace(part, compute=compute)
+
+    running.append("")
     handles = [block.register_forward_hook(count) for block in bridge.blocks]
     try:
-        rl.dissect(bridge, reft, EXAMPLES, config)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(run, "chosen", lambda parts: [named(part) for part in chosen(parts)])
+            rl.dissect(bridge, reft, EXAMPLES, config)
     finally:
         for handle in handles:
             handle.remove()
-    cost = estimate_cost(bridge, reft, EXAMPLES, config)
-    # The edit's light cone: all six tokens, in the two layers behind the first of three.
-    expected = (cost.passes + cost.cones * 2 / 3) * config.batch_size * 6 * 3
-    assert 0.5 < sum(counted) / expected < 2, (sum(counted), expected)
+    columns = 6 if positions == rl.All() else 1
+    expected = {}
+    for name, part in spent(bridge, reft, EXAMPLES, config).items():
+        # Blocks that a cone skips fire too, but compute nothing.
+        cones = (part.cones + part.variants) * columns + part.swaps
+        expected[name] = (part.passes * 6 + cones) * 3 * config.batch_size
+    assert 1 / 1.5 < sum(tokens.values()) / sum(expected.values()) < 1.5, (tokens, expected)
 
 
 def test_the_command_takes_a_saved_edit_apart_and_shows_a_dissection(tmp_path, tokenizer, monkeypatch) -> None:

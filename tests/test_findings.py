@@ -128,7 +128,10 @@ def test_directions_are_identified_only_where_seeds_agree() -> None:
     found = answer("directions", operators=(trained,), untrained=(fresh,))
     assert "1.7 of 4 at blocks.3.hook_resid_post" in found.answer
     assert "is not known: the edit was trained once" in found.answer
-    assert (found.null, found.strength) == ("A newly initialised edit of the same shape: 4.0.", "shown")
+    assert (found.null, found.strength) == (
+        "Effective rank of a newly initialised edit of the same shape: 4.0.",
+        "shown",
+    )
     assert answer("directions", operators=(trained,), untrained=(trained,)).strength == "not distinguishable"
     for angle, kl, said in (
         (40.0, 0.001, "not identified: another seed does nearly the same with directions 40 degrees off"),
@@ -140,15 +143,22 @@ def test_directions_are_identified_only_where_seeds_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stiffest", "freest", "said"),
+    ("stiffest", "freest", "verdict", "said"),
     [
-        (11.0, 60.0, "is identified in part: it may turn by 11 degrees in its stiffest dimension and 60 in its freest"),
-        (11.0, 80.0, "is identified in part: it may turn by 11 degrees in its stiffest dimension and at least 80 in"),
-        (2.0, 9.0, "is identified: it may turn by 2 degrees in its stiffest dimension and 9 in its freest"),
-        (40.0, 70.0, "is not identified: it may turn by 40 degrees"),
+        (11.0, 60.0, "is identified in part", "11 degrees where they change soonest, and 60 where they change latest."),
+        (
+            11.0,
+            80.0,
+            "is identified in part",
+            "11 degrees where they change soonest, and at least 80 where they change latest.",
+        ),
+        (2.0, 9.0, "is identified", "2 degrees where they change soonest, and 9 where they change latest."),
+        (40.0, 70.0, "is not identified", "40 degrees where they change soonest, and 70 where they change latest."),
     ],
 )
-def test_a_direction_is_identified_as_far_as_it_may_not_turn(stiffest: float, freest: float, said: str) -> None:
+def test_a_direction_is_identified_as_far_as_it_may_not_turn(
+    stiffest: float, freest: float, verdict: str, said: str
+) -> None:
     made = made_identification()
     angles = {"stiffest": stiffest, "freest": freest}
     # The second direction, walked as well, must not speak for the first.
@@ -157,9 +167,8 @@ def test_a_direction_is_identified_as_far_as_it_may_not_turn(stiffest: float, fr
     ]
     identified = replace(made, turns=tuple(turns))
     found = answer("directions", operators=(made_operator(),), identified=identified).answer
-    assert f"At 0.001 nats, the strongest write direction {said}" in found
-    assert "walked; held-out KL divergence 0.0014" in found
-    assert "determined in 60 of 91 dimensions (local)" in found
+    assert f"The strongest write direction of blocks.3.hook_resid_post {verdict}: a turn of it that moves" in found
+    assert f"by 0.001 nats (KL divergence; 0.0014 on held-out prompts) is {said}" in found
     assert "trained once" not in found
     pair = replace(SEEDS, angle=40.0, kl=0.001, control_kl=2.0)
     both = answer("directions", operators=(made_operator(),), identified=identified, agreements=(pair,)).answer

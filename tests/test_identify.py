@@ -14,6 +14,7 @@ from reftlens.analysis import decompose, identify
 from reftlens.analysis.engine.chart import Chart, held_out_curvature
 from reftlens.analysis.engine.output_metric import added, output_angles, pulls, wanted_tokens
 from reftlens.analysis.engine.turning import Outputs, Shift, Side
+from reftlens.cone.answers import Answers
 from reftlens.data import IGNORE, Batch
 
 WORDS = ("tower", "weaver", "river", "city", "old", "speaks", "lives", "stands", "there", "Ostra")
@@ -328,3 +329,37 @@ def test_outputs_are_those_of_completions_where_there_are_any(gpt2_bridge) -> No
     assert wanted_tokens(plain).equal(plain.last_prompt_mask)
     told = rl.encode(gpt2_bridge, PROMPTS[:1], [" Ostra river"])
     assert int(wanted_tokens(told).sum()) == int((told.labels != IGNORE).sum()) > 1
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_truth_over_100_retrained_students(gpt2_bridge) -> None:
+    """Students with half of eps from the teacher: its strongest direction is within the interval that each student states."""
+    bridge, eps, batch = gpt2_bridge, 1e-3, rl.encode(gpt2_bridge, TEXTS)
+    teacher = site(make_edit(rl.LoReFT, rank=2))
+    run = Answers(bridge, batch, teacher.edits(batch))
+    with torch.no_grad():
+        said = run.logits(teacher.edits(batch)).double().log_softmax(-1)
+    covered, tight = [], []
+    for seed in range(100):
+        student = rl.analysis.untrained(teacher, seed=100 + seed)
+        optimizer = torch.optim.Adam(student.parameters(), lr=0.03)
+        for _ in range(400):
+            out = run.logits(student.edits(batch)).double().log_softmax(-1)
+            loss = (said.exp() * (said - out)).sum(-1).mean()
+            if float(loss.detach()) < eps / 2:
+                break
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        found = identify(bridge, student, batch, eps=eps, n_walked=1, n_probes=4).of("write subspace")
+        k = found[0].direction
+        spans = [decompose(bridge, reft, [batch])[0].write[:k].double() for reft in (student, teacher)]
+        # Without the mean of the coordinates, which outputs cannot see.
+        frames = [torch.linalg.qr((span - span.mean(1, keepdim=True)).T).Q for span in spans]
+        smallest = torch.linalg.svdvals(frames[0].T @ frames[1]).min().clamp(max=1)
+        angle = math.degrees(math.acos(float(smallest)))
+        covered.append(angle <= found[1].degrees)
+        # The control: a twentieth of the interval misses the truth, so covering it is not for free.
+        tight.append(angle <= found[1].degrees / 20)
+    assert sum(covered) >= 95
+    assert sum(tight) <= 5

@@ -363,3 +363,14 @@ def test_sweep_from_the_command_line_leaves_a_config_that_train_takes(data, monk
     assert "is not empty and holds no search" in refused("sweep", *chosen, "--out", "other")
     assert "no search to continue" in refused("sweep", *chosen, "--out", "new", "--resume")
     assert "length is a setting of prefix tuning" in refused("sweep", *chosen, "--out", "new", "--space", "length=1|2")
+
+
+def test_a_missing_extra_is_one_line(data, monkeypatch) -> None:
+    """Without peft, `compare` says what to install."""
+    monkeypatch.chdir(data)
+    (data / "a.toml").write_text(
+        'model = "facts-small"\ndata = "mine.jsonl"\neval_data = "mine.jsonl"\nepochs = 1\nn_eval = 1\n'
+    )
+    monkeypatch.setattr(configured, "compare", lambda *a, **k: LoRA()._adapt([]))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert "pip install 'reftlens[peft]'" in refused("compare", "a.toml", "--method", "lora", "--quiet")

@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from test_cli import STORY, call, write_lines
 import reftlens as rl
 from reftlens.cli import app
 from reftlens.organisms.world import FACTS, prompt
+from reftlens.paper.runs.config import RunConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,6 +35,10 @@ SMALLER = {
     "reftlens train loreft-llama-7b": LLAMA,
     "reftlens train loreft-roberta": "--model facts-small --source glue --n-train 8 --n-eval 4 --epochs 1 --quiet",
     "reftlens dissect": "--preset quick",
+    "reftlens train --model facts-small --data mine.csv": "--epochs 2",
+    "reftlens train --model facts-small --data mine.jsonl --eval-fraction": "--epochs 5",
+    "reftlens sweep": "--set epochs=2",
+    "reftlens train sweep": "--epochs 2",
     "reftlens --import": "--model facts-small --epochs 1",
     "reftlens compare": "--set epochs=1 --set n_eval=2",
 }
@@ -191,6 +197,8 @@ def test_every_method_can_be_typed_as_it_is_called() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
 def test_blocks_run_from_top_to_bottom(page, place, tmp_path, monkeypatch, known) -> None:
+    if any(line.startswith("reftlens sweep") for line in commands(page)):
+        pytest.importorskip("optuna", reason="an extra: pip install 'reftlens[search]'")
     shutil.copytree(place, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     for line in commands(page):
@@ -198,3 +206,15 @@ def test_blocks_run_from_top_to_bottom(page, place, tmp_path, monkeypatch, known
             continue
         smaller = [added for start, added in SMALLER.items() if line.startswith(start)]
         call(*shlex.split(" ".join([line.partition(" #")[0], *smaller]))[1:])
+
+
+def test_help_of_train_shows_every_default_and_names_every_setting() -> None:
+    options = {option.name: option for option in typer.main.get_command(app).commands["train"].params}
+    settings = {field.name: field.default for field in fields(RunConfig)}
+    for name, default in settings.items():
+        if name in options and default not in (None, ()) and name not in ("model", "device", "tied"):
+            shown = options[name].show_default
+            assert shown == (f"{default:g}" if isinstance(default, float) else str(default)), name
+    assert "300 steps" in options["epochs"].show_default
+    named = re.search(r"Names: (.*)\.", options["settings"].help)[1].split(", ")
+    assert named == list(settings)

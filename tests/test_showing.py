@@ -90,13 +90,16 @@ def test_results_are_drawn_by_their_class_or_as_a_table() -> None:
     samples = {type(sample): sample for sample in every_result("x")}
     assert set(plot.DRAWINGS) <= {*samples, Result}
     assert {kind for kind in samples if kind not in plot.DRAWINGS} == {
+        results.Alignment,
         results.Answered,
+        results.Calibrated,
         results.Certificate,
         results.Comparison,
         results.Context,
         results.Evaluation,
         results.Identification,
         results.Identified,
+        results.Minimal,
         results.ReadContexts,
         results.ReadSpace,
         results.SiteCheck,

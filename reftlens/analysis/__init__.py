@@ -6,6 +6,7 @@ from reftlens.analysis.alignment import align, alignment, null_alignments
 from reftlens.analysis.alignment_map import alignment_map
 from reftlens.analysis.attribute import attribute
 from reftlens.analysis.beside_tracing import at_rules, beside_tracing
+from reftlens.analysis.calibrate import calibrate
 from reftlens.analysis.certify import certify, sampled_prompts
 from reftlens.analysis.controls.retraining import at_random_sites, null_edits, permuted_labels, random_model
 from reftlens.analysis.controls.turned import turned
@@ -19,6 +20,7 @@ from reftlens.analysis.interchange import interchange
 from reftlens.analysis.ledger import edit_size, ledger
 from reftlens.analysis.mediate import direct_effect, mediate
 from reftlens.analysis.metrics import kl_from, logit_difference_of, loss_of, probability_of
+from reftlens.analysis.minimal import minimal
 from reftlens.analysis.off_manifold import off_manifold
 from reftlens.analysis.outcome import outcome
 from reftlens.analysis.overlap import covariance_matched, directions, haar, overlap, random_readings
@@ -49,6 +51,7 @@ __all__ = [
     "at_rules",
     "attribute",
     "beside_tracing",
+    "calibrate",
     "certify",
     "covariance_matched",
     "decompose",
@@ -68,6 +71,7 @@ __all__ = [
     "logit_difference_of",
     "loss_of",
     "mediate",
+    "minimal",
     "null_alignments",
     "null_edits",
     "off_manifold",

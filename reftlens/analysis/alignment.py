@@ -70,6 +70,7 @@ def alignment(
     """
     pairs = as_counterfactuals(held_out, "held_out")
     runs = SwapRuns(bridge, reft, pairs, among=among, batch_size=batch_size)
+    # Far apart, because seed + draw would give neighbouring seeds the same subspaces.
     draws = [runs.right(random_subspaces(reft, seed=seed * 1_000_003 + draw)) for draw in range(n_random)]
     return Alignment(
         sites=reft.site_names,

@@ -21,7 +21,7 @@ from transformer_lens.tools.analysis.attribution_patching import cache_activatio
 from reftlens.analysis.engine.grid import Grid, grid
 from reftlens.analysis.metrics import Counted, Metric, require_pairs_of
 from reftlens.analysis.patch import patch, require_pairs
-from reftlens.bridge import hooked
+from reftlens.bridge import each, hooked, is_main_process
 from reftlens.cone.recording import repeated
 from reftlens.data import Batch, Given, as_batch
 from reftlens.results import Attribution
@@ -77,8 +77,9 @@ def attribute(
     )
     of = grid(bridge, point, over, n_pos=clean.tokens.shape[1])
     into, out_of = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
-    pairs = tqdm(range(len(clean)), desc="attribution", unit="pair", disable=not progress)
-    values = torch.stack([_estimate(bridge, into, out_of, metric, of, pair) for pair in pairs])
+    estimates = each(bridge, lambda pair: _estimate(bridge, into, out_of, metric, of, pair), range(len(clean)))
+    hidden = not (progress and is_main_process())
+    values = torch.stack(list(tqdm(estimates, desc="attribution", unit="pair", total=len(clean), disable=hidden)))
     changes = exact.values - rearrange(exact.base, "pair -> pair 1 1")
     return Attribution(
         values=values,

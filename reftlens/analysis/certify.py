@@ -106,6 +106,7 @@ def divergences(bridge: TransformerBridge, reft: Reft, batch: Batch) -> Float[Te
     """
     edits = reft.edits(batch)
     base, edited = (logits.double().log_softmax(-1) for logits in Answers(bridge, batch, edits).many([(), edits]))
+    # Rounding may make the KL of nearly equal distributions negative.
     return (base.exp() * (base - edited)).sum(-1).clamp(min=0).cpu()
 
 
@@ -137,6 +138,7 @@ def sampled_prompts(
     for start in range(0, n, batch_size):
         rows = torch.full((min(batch_size, n - start), 1), begin, device=bridge.cfg.device)
         for _ in range(n_tokens):
+            # On the CPU, so that a seed draws the same prompts on every device.
             p = bridge(rows)[:, -1].float().softmax(-1).cpu()
             rows = torch.cat([rows, torch.multinomial(p, 1, generator=generator).to(rows)], dim=1)
         ones = torch.ones_like(rows)

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.engine.activations import edited_activations
+from reftlens.analysis.engine.activations import edited_in
 from reftlens.bridge import side_for_ends
 from reftlens.data import Given, as_batches
 from reftlens.edit.reft import Reft
@@ -122,9 +122,10 @@ def decompose(bridge: TransformerBridge, reft: Reft, prompts: Given, *, at: Posi
         _Moments(site.hook_name, name, intervention, scale)
         for (site, intervention), name, scale in zip(reft, reft.site_names, scales, strict=True)
     ]
-    for batch in as_batches(bridge, prompts, padding_side=side_for_ends(bridge)):
+    batches = as_batches(bridge, prompts, padding_side=side_for_ends(bridge))
+    for batch, seen in zip(batches, edited_in(bridge, reft, batches), strict=True):
         wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
-        for moment, (edit, h) in zip(moments, edited_activations(bridge, reft, batch), strict=True):
+        for moment, (edit, h) in zip(moments, seen, strict=True):
             # h has one row for each True of edit.mask, in row order, and so has wanted[edit.mask].
             moment.add(h[wanted[edit.mask]])
     for moment in moments:

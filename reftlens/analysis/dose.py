@@ -18,10 +18,10 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
-from reftlens.bridge import side_for_ends
+from reftlens.bridge import each, side_for_ends
 from reftlens.cone.answers import Answers
 from reftlens.cone.shared import sharing
-from reftlens.data import Prompt, as_batches, as_prompts, first_tokens
+from reftlens.data import Batch, Prompt, as_batches, as_prompts, first_tokens
 from reftlens.edit.reft import Reft
 from reftlens.interventions import Affine, Intervention
 from reftlens.results import Dose
@@ -70,21 +70,31 @@ def dose(
     grid = torch.tensor(sorted({0.0, *alphas}))
     edits = [reft, *(turned(reft, seed=seed + draw) for draw in range(n_control))]
     doses = [[edit.scaled(alpha) for alpha in grid.tolist()] for edit in edits]
-    # One batch after another, because thousands of prompts do not fit in memory.
-    targets, kls, slopes = (
-        torch.zeros(len(edits), len(grid)),
-        torch.zeros(len(edits), len(grid)),
-        torch.zeros(len(edits)),
-    )
-    batches = as_batches(bridge, prompts, batch_size=batch_size, padding_side=side)
-    for batch, answer in zip(batches, answers.split(batch_size), strict=True):
+
+    def answered(given: tuple[Batch, Int[Tensor, " n"]]) -> tuple[Float[Tensor, "edit dose"], Float[Tensor, " edit"]]:
+        batch, answer = given
         runs = Answers(bridge, batch, reft.edits(batch))
-        targets += torch.stack([_target(runs, some, answer) for some in doses])
-        slopes += _slopes(runs, edits, answer)
-    for batch in as_batches(bridge, others, batch_size=batch_size, padding_side=side) if others else []:
+        return torch.stack([_target(runs, some, answer) for some in doses]), _slopes(runs, edits, answer)
+
+    def moved(batch: Batch) -> Float[Tensor, "edit dose"]:
         runs = Answers(bridge, batch, reft.edits(batch))
         base = runs.logprobs()
-        kls += torch.stack([_kl(runs, some, base) for some in doses])
+        return torch.stack([_kl(runs, some, base) for some in doses])
+
+    # Sums over one batch after another, because thousands of prompts do not fit in memory.
+    targets, slopes, kls = (
+        torch.zeros(len(edits), len(grid)),
+        torch.zeros(len(edits)),
+        torch.zeros(len(edits), len(grid)),
+    )
+    batches = as_batches(bridge, prompts, batch_size=batch_size, padding_side=side)
+    for target, slope in each(bridge, answered, list(zip(batches, answers.split(batch_size), strict=True))):
+        targets += target
+        slopes += slope
+    for kl in each(
+        bridge, moved, as_batches(bridge, others, batch_size=batch_size, padding_side=side) if others else []
+    ):
+        kls += kl
     targets, slopes = targets / len(prompts), slopes / len(prompts)
     kls = kls / len(others) if others else torch.full_like(kls, torch.nan)
     return Dose(

@@ -33,7 +33,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.engine.pathways import Pathways, dormant_share, reference_illusion, weight_of
-from reftlens.bridge import canonical_hook, hooked, side_for_ends
+from reftlens.bridge import canonical_hook, each, hooked, side_for_ends
 from reftlens.cone.hold import Held, hold_for_one_run, hold_from, run_cone
 from reftlens.cone.recording import repeated
 from reftlens.cone.shared import sharing
@@ -172,7 +172,7 @@ class _Runner:
         self.needed = at.mask(base.prompts) | base.last_prompt_mask
         self.rows = torch.arange(len(base)).split(batch_size)
         ends = _one_token(source, at)
-        found = [self._pairs(source, ends, rows) for rows in self.rows]
+        found = each(bridge, lambda rows: self._pairs(source, ends, rows), self.rows)
         self.bases, self.sources, self.pair, start, end = (torch.cat(parts) for parts in zip(*found, strict=True))
         self.differ: Bool[Tensor, " pair"] = self.pair[:, 0] != self.pair[:, 1]
         if not bool(self.differ.any()):
@@ -192,21 +192,26 @@ class _Runner:
     def swaps(self, moves: Sequence[tuple[str, _Move]]) -> list[Swap]:
         """Returns what each move does, in the order given."""
         moved_to = [move(self.bases, self.sources) for _, move in moves]
-        tops: list[list[Tensor]] = [[] for _ in moves]
-        pairs: list[list[Tensor]] = [[] for _ in moves]
-        for rows in self.rows:
-            held = hold_from(self.bridge, repeated(self.base, rows), [self.hook_name], self.needed[rows])
-            n = variants_at_once(self.bridge, held)
-            for some in torch.arange(len(moves)).split(n):
-                values = torch.cat([moved_to[place][rows] for place in some])
-                logits = self._written(side_by_side(held, len(some)), self.places[rows].repeat(len(some)), values)
-                for place, part in zip(some.tolist(), logits.chunk(len(some)), strict=True):
-                    tops[place].append(part.argmax(-1).cpu())
-                    pairs[place].append(part.gather(1, self.pair[rows].to(part.device)).cpu())
-        return [
-            self._swap(name, torch.cat(top), torch.cat(pair))
-            for (name, _), top, pair in zip(moves, tops, pairs, strict=True)
-        ]
+        found = [self._moved(moved_to, rows) for rows in self.rows]
+        tops, pairs = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        return [self._swap(name, top, pair) for (name, _), top, pair in zip(moves, tops, pairs, strict=True)]
+
+    def _moved(
+        self, moved_to: Sequence[Tensor], rows: Int[Tensor, " n"]
+    ) -> tuple[Int[Tensor, "move n"], Float[Tensor, "move n 2"]]:
+        """Returns the most likely token of some pairs after each move, and the logits of their two answers."""
+        held = hold_from(self.bridge, repeated(self.base, rows), [self.hook_name], self.needed[rows])
+
+        def run(some: Int[Tensor, " move"]) -> tuple[Int[Tensor, "move n"], Float[Tensor, "move n 2"]]:
+            values = torch.cat([moved_to[place][rows] for place in some])
+            logits = self._written(side_by_side(held, len(some)), self.places[rows].repeat(len(some)), values)
+            pairs = self.pair[rows].repeat(len(some), 1).to(logits.device)
+            shape = (len(some), len(rows))
+            return logits.argmax(-1).cpu().unflatten(0, shape), logits.gather(1, pairs).cpu().unflatten(0, shape)
+
+        found = each(self.bridge, run, torch.arange(len(moved_to)).split(variants_at_once(self.bridge, held)))
+        tops, pairs = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return tops, pairs
 
     def _swap(self, name: str, top: Int[Tensor, " pair"], pair: Float[Tensor, "pair 2"]) -> Swap:
         flips = (top == self.pair[:, 0])[self.differ].float().mean()

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
-from reftlens.analysis.engine.activations import edited_activations
+from reftlens.analysis.engine.activations import edited_in
 from reftlens.bridge import side_for_ends
 from reftlens.cone.shared import sharing
 from reftlens.data import Batch, Given, as_batches
@@ -157,8 +157,8 @@ def off_manifold(bridge: TransformerBridge, reft: Reft, prompts: Given, *, seed:
     # Scale 0 keeps sites and tokens, and no earlier site changes the activations.
     base = reft.scaled(0.0)
     sites = [_Kinds(intervention.d_model) for _, intervention in reft]
-    for batch in fit:
-        for site, (edit, h) in zip(sites, edited_activations(bridge, base, batch), strict=True):
+    for batch, seen in zip(fit, edited_in(bridge, base, fit), strict=True):
+        for site, (edit, h) in zip(sites, seen, strict=True):
             site.add(site.of(edit, batch, h), h)
     factors = [site.factors() for site in sites]
     kinds = _kinds(bridge, base, reference, sites), _kinds(bridge, base, test, sites)
@@ -194,8 +194,8 @@ def _kinds(
 ) -> list[Int[Tensor, " _tokens"]]:
     """Returns the kind of every token at each site, in the base."""
     found: list[list[Tensor]] = [[] for _ in sites]
-    for batch in batches:
-        for kinds, site, (edit, h) in zip(found, sites, edited_activations(bridge, base, batch), strict=True):
+    for batch, seen in zip(batches, edited_in(bridge, base, batches), strict=True):
+        for kinds, site, (edit, h) in zip(found, sites, seen, strict=True):
             kinds.append(site.of(edit, batch, h))
     return [torch.cat(parts) for parts in found]
 
@@ -228,8 +228,8 @@ def _measure(
     """Computes, per site, the distance before and after the edit and the norm ratio of every edited token."""
     found: list[list[Tensor]] = [[] for _ in factors]
     begun = [0] * len(factors)
-    for batch in batches:
-        for i, (edit, h) in enumerate(edited_activations(bridge, reft, batch)):
+    for seen in edited_in(bridge, reft, batches):
+        for i, (edit, h) in enumerate(seen):
             after = h + edit.change(h)
             h, after = h.double().cpu(), after.double().cpu()
             # By the unedited token: an edit must not move it to a kind where it looks usual.

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import Turned
-from reftlens.bridge import side_for_ends
+from reftlens.bridge import each, side_for_ends
 from reftlens.cone.answers import Answers
-from reftlens.data import IGNORE, Prompt, as_batches, as_prompts, completion_tokens
+from reftlens.data import IGNORE, Batch, Prompt, as_batches, as_prompts, completion_tokens
 from reftlens.edit.reft import Reft
 from reftlens.results import Outcome
 
@@ -52,16 +54,22 @@ def outcome(
     targets = torch.tensor([tail[0] for tail in tails])
     generator = torch.Generator().manual_seed(seed)
     turned = [Turned(intervention, generator) for _, intervention in reft]
-    right = torch.zeros(3)
-    kl = 0.0
     batches = as_batches(bridge, prompts, batch_size=batch_size, padding_side=side_for_ends(bridge))
-    for batch, target in zip(batches, targets.split(batch_size), strict=True):
+
+    def measure(given: tuple[Batch, Int[Tensor, " n"]]) -> tuple[Float[Tensor, "3"], float]:
+        """Counts right answers of base, edit and control in a batch, and sums the KL divergence."""
+        batch, target = given
         edits = reft.edits(batch)
         control = [replace(edit, intervention=placebo) for edit, placebo in zip(edits, turned, strict=True)]
         answers_of = Answers(bridge, batch, edits)
         runs = [logits.float().log_softmax(-1).cpu() for logits in answers_of.many(((), edits, control))]
-        right += torch.tensor([float((run.argmax(-1) == target).sum()) for run in runs])
-        kl += float((runs[0].exp() * (runs[0] - runs[1])).sum())
+        right = torch.tensor([float((run.argmax(-1) == target).sum()) for run in runs])
+        return right, float((runs[0].exp() * (runs[0] - runs[1])).sum())
+
+    right, kl = torch.zeros(3), 0.0
+    for counted, divergence in each(bridge, measure, list(zip(batches, targets.split(batch_size), strict=True))):
+        right += counted
+        kl += divergence
     base, edited, placebo_right = (right / len(prompts)).tolist()
     # An answer of one token is whole where its first token is right.
     several = max(map(len, tails)) > 1
@@ -81,8 +89,9 @@ def _whole_answers(
 
     Greedy decoding gives an answer if each of its tokens is the most likely one after the previous ones.
     """
-    right = torch.zeros(3)
-    for batch in as_batches(bridge, list(zip(prompts, answers, strict=True)), batch_size=batch_size):
+
+    def measure(batch: Batch) -> Float[Tensor, "3"]:
+        right = torch.zeros(3)
         labels = batch.labels[:, 1:]
         edits = reft.edits(batch)
         control = [replace(edit, intervention=placebo) for edit, placebo in zip(edits, turned, strict=True)]
@@ -93,4 +102,7 @@ def _whole_answers(
             wrong = torch.zeros_like(wanted)
             wrong[wanted] = logits.argmax(-1) != labels[wanted]
             right[place] += float((~wrong.any(1)).sum())
-    return tuple((right / len(prompts)).tolist())
+        return right
+
+    batches = as_batches(bridge, list(zip(prompts, answers, strict=True)), batch_size=batch_size)
+    return tuple((torch.stack(list(each(bridge, measure, batches))).sum(0) / len(prompts)).tolist())

@@ -36,7 +36,7 @@ from reftlens.analysis.engine.sweep import sweep
 from reftlens.analysis.mediate import edited_run, require_elsewhere
 from reftlens.analysis.metrics import Metric
 from reftlens.analysis.patch import metric_of, require_pairs, token_labels
-from reftlens.bridge import hooked
+from reftlens.bridge import hooked, is_main_process
 from reftlens.cone.hold import boundary_of, run_cone
 from reftlens.cone.recording import Recording, record
 from reftlens.data import Given, as_batch
@@ -219,7 +219,7 @@ def _follow(
     values = repeat(metric_of(metric, base), "pair -> pair way column", way=len(ways), column=n_columns).clone()
     numbers = {way: number for number, way in enumerate(ways)}
     runs = [(sender, pos) for sender in dict.fromkeys(sender for sender, _ in ways) for pos in sent]
-    for sender, pos in tqdm(runs, desc=progress, unit="sender", disable=not progress):
+    for sender, pos in tqdm(runs, desc=progress, unit="sender", disable=not (progress and is_main_process())):
         read = reader.read(sender, pos)
         receivers = [receiver for s, receiver in ways if s == sender]
         if (sender, LOGITS) in numbers:

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.engine.activations import final_residuals
-from reftlens.bridge import mean_logit_changes, side_for_ends
+from reftlens.bridge import each, mean_logit_changes, side_for_ends
 from reftlens.data import Given, as_batch, as_texts, str_tokens
 from reftlens.data.tokens import continuing, tokenizer_of
 from reftlens.results import DirectionReadout, Operator
@@ -158,9 +158,13 @@ def _look(
     change = mean_logit_changes(bridge, final, operator.write[index][None] * size)[0]
     random = torch.nn.functional.normalize(torch.randn(n_null, operator.write.shape[1], generator=generator), dim=-1)
     # In parts, because the changes of all tokens under all draws would not fit beside a large vocabulary.
-    nulls = (mean_logit_changes(bridge, final, some * size) for some in random.split(_DRAWS))
-    ends = [(null.amin(dim=1), null.amax(dim=1), null[:, list(ids)]) for null in nulls]
-    lows, highs, watched = (torch.cat(parts) for parts in zip(*ends, strict=True))
+
+    def ends(some: Float[Tensor, "draw d_model"]) -> tuple[Tensor, Tensor, Tensor]:
+        null = mean_logit_changes(bridge, final, some * size)
+        return null.amin(dim=1), null.amax(dim=1), null[:, list(ids)]
+
+    found = each(bridge, ends, random.split(_DRAWS))
+    lows, highs, watched = (torch.cat(parts) for parts in zip(*found, strict=True))
     # The direction is one of the draws, as in `_unit`. 1e-30 keeps the sign for the division below.
     low = min(float(torch.cat([change.amin()[None], lows]).median()), -1e-30)
     high = max(float(torch.cat([change.amax()[None], highs]).median()), 1e-30)

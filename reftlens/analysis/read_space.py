@@ -11,7 +11,7 @@ counts as unread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.bridge import hooked, side_for_ends
+from reftlens.bridge import each, hooked, side_for_ends
 from reftlens.cone.hold import hold_from, run_cone
 from reftlens.cone.shared import sharing
 from reftlens.cone.variants import side_by_side, variants_at_once
@@ -118,22 +118,38 @@ def _gradients(
         logits = run_cone(bridge, side_by_side(held, wide), [], logits_at=last)
     width, rows = max(h.shape[-1] for h in kept.values()), int(mask.sum())
     rounds = -(-2 * width // max(rows, 1))
-    generator = torch.Generator().manual_seed(seed)
-    found: dict[str, list[Tensor]] = {name: [] for name in hook_names}
-    for begun in range(0, rounds, wide):
-        n = min(wide, rounds - begun)
-        # Round by round, so that the draws do not depend on how many rounds run at a time.
-        weights = [torch.randn(len(batch), logits.shape[-1], generator=generator) for _ in range(n)]
+    draws = _draws(len(batch), logits.shape[-1], seed)
+    points = [kept[name] for name in hook_names]
+
+    def gradients(numbers: range) -> list[Float[Tensor, "_n _width"]]:
         weight = torch.zeros_like(logits)
-        for place, part in enumerate(weights):
-            # Centred over the vocabulary, because a constant added to all logits changes no answer.
-            weight[place * len(batch) : (place + 1) * len(batch)] = (part - part.mean(dim=-1, keepdim=True)).to(logits)
-        points = [kept[name] for name in hook_names]
-        # One forward pass serves all rounds; the last one frees its graph.
-        gradients = torch.autograd.grad(logits, points, weight, retain_graph=begun + wide < rounds, allow_unused=True)
-        there = mask[:, held.start :].repeat(n, 1)
-        for name, point, gradient in zip(hook_names, points, gradients, strict=True):
-            gradient = torch.zeros_like(point) if gradient is None else gradient
-            # The last round may use fewer copies of the batch than were run.
-            found[name].append(gradient[: len(there)][there].double().cpu())
-    return [torch.cat(found[name]) for name in hook_names]
+        for place, number in enumerate(numbers):
+            weight[place * len(batch) : (place + 1) * len(batch)] = draws(number).to(logits)
+        found = torch.autograd.grad(logits, points, weight, retain_graph=True, allow_unused=True)
+        there = mask[:, held.start :].repeat(len(numbers), 1)
+        full = (
+            torch.zeros_like(point) if gradient is None else gradient
+            for point, gradient in zip(points, found, strict=True)
+        )
+        # The last group may use fewer copies of the batch than were run.
+        return [gradient[: len(there)][there].double().cpu() for gradient in full]
+
+    groups = [range(begun, min(begun + wide, rounds)) for begun in range(0, rounds, wide)]
+    return [torch.cat(parts) for parts in zip(*each(bridge, gradients, groups), strict=True)]
+
+
+def _draws(n_rows: int, d_vocab: int, seed: int) -> Callable[[int], Float[Tensor, "row d_vocab"]]:
+    """Returns a function that gives the weights of a random sum by its number; numbers are asked for in ascending order."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = 0
+
+    def draw(number: int) -> Float[Tensor, "row d_vocab"]:
+        nonlocal drawn
+        # Another process uses those that are left out here.
+        for _ in range(drawn, number + 1):
+            part = torch.randn(n_rows, d_vocab, generator=generator)
+        drawn = number + 1
+        # Centred over the vocabulary, because a constant added to all logits changes no answer.
+        return part - part.mean(dim=-1, keepdim=True)
+
+    return draw

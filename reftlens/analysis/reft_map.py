@@ -39,7 +39,7 @@ from reftlens.analysis.controls.retraining import permuted_labels
 from reftlens.analysis.engine.coalitions import Coalitions, whole_sites
 from reftlens.analysis.engine.saved import Saved
 from reftlens.analysis.metrics import Metric, probability_of
-from reftlens.bridge import fingerprint, require_causal
+from reftlens.bridge import each, fingerprint, is_main_process, require_causal
 from reftlens.data import encode
 from reftlens.edit.reft import Reft
 from reftlens.edit.untrained import untrained
@@ -167,13 +167,19 @@ def _trained(
     todo = [number for number in range(len(cells)) if not bool(done[:, number].all())]
     steps = _steps(len(arms["real"]), config)
     bar = f"training {len(todo)} cells, {len(arms)} edits of {steps} steps in each"
-    for number in tqdm(todo, desc=bar, unit="cell", disable=not config.progress):
+
+    def score(number: int) -> Float[Tensor, " prompt"]:
         layout, _ = cells[number]
         trained = {}
         for arm, pairs in arms.items():
             trained[arm] = untrained(layout, seed=config.seed)
             train(bridge, trained[arm], pairs, replace(config, progress=False))
-        values[:, number] = torch.cat([scored[on].under(trained[arm]) for arm, on in _MEASURES])
+        return torch.cat([scored[on].under(trained[arm]) for arm, on in _MEASURES])
+
+    found = each(bridge, score, todo)
+    hidden = not (config.progress and is_main_process())
+    for number, scores in zip(todo, tqdm(found, desc=bar, unit="cell", total=len(todo), disable=hidden), strict=True):
+        values[:, number] = scores
         done[:, number] = True
         if saved is not None:
             saved.write(values, done)

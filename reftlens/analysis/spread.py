@@ -15,12 +15,13 @@ from functools import partial
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.tokens import require_aligned, starred
+from reftlens.bridge import each
 from reftlens.cone.recording import record
 from reftlens.data import Batch, Prompt, as_prompts, as_texts, encode, str_tokens
 from reftlens.edit.reft import Reft
@@ -64,12 +65,12 @@ def spread(
             edited = _states(bridge, batch)
         # Relative, because the residual stream grows from layer to layer.
         distance = (edited - base).float().norm(dim=-1) / base.float().norm(dim=-1)
-        moved = (_read(bridge, edited) != read).float()
+        moved = _moved(bridge, edited, (edited != base).any(-1), read)
         by_prompt = "layer prompt pos -> prompt layer pos"
         return rearrange(distance, by_prompt).cpu(), rearrange(moved, by_prompt).cpu()
 
     distance, mind = compare(reft)
-    draws = [compare(turned(reft, seed=seed + draw)) for draw in range(n_control)]
+    draws = list(each(bridge, compare, [turned(reft, seed=seed + draw) for draw in range(n_control)]))
     tokens = tuple(str_tokens(bridge, row) for row in batch.tokens)
     made = partial(
         TokenMap,
@@ -103,3 +104,16 @@ def _read(bridge: TransformerBridge, resid: Float[Tensor, "*axes d_model"]) -> T
     readout = logit_readout(bridge, resid, top_k=1)
     assert readout.top_ids is not None
     return readout.top_ids[..., 0]
+
+
+def _moved(
+    bridge: TransformerBridge,
+    edited: Float[Tensor, "*axes d_model"],
+    changed: Bool[Tensor, "*axes"],
+    read: Int[Tensor, "*axes"],
+) -> Float[Tensor, "*axes"]:
+    """Returns 1 where a state names another token than `read`. Only changed states are read again."""
+    moved = changed.float()
+    if bool(changed.any()):
+        moved[changed] = (_read(bridge, edited[changed]) != read[changed]).float()
+    return moved

@@ -11,7 +11,7 @@ Top contexts show the extremes of a reading, not its typical values. They sugges
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import final
@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.engine.activations import edited_activations
+from reftlens.analysis.engine.activations import edited_in
 from reftlens.bridge import side_for_ends
 from reftlens.cone.shared import sharing
 from reftlens.data import Batch, Given, as_batches, str_tokens
@@ -69,18 +69,18 @@ def top_contexts(
         )
     batches = as_batches(bridge, prompts, padding_side=side_for_ends(bridge))
     generator = torch.Generator().manual_seed(seed)
-    seen = partial(seen_by, bridge, reft, at=at)
+    seen = partial(seen_by, bridge, reft, batches, at=at)
     moments = [Moments() for _ in operators]
-    for batch in batches:
-        for moment, (h, _) in zip(moments, seen(batch), strict=True):
+    for sites in seen():
+        for moment, (h, _) in zip(moments, sites, strict=True):
             moment.add(h)
     readings = []
     for operator, moment in zip(operators, moments, strict=True):
         random = torch.randn(n_null, operator.read.shape[1], generator=generator).double() * moment.weight()
         readings.append(Readings(torch.cat([operator.read[:directions].double(), random]), top, n_null))
     # A second pass, because random readings need the deviations and activations are not kept.
-    for index, batch in enumerate(batches):
-        for reading, (h, places) in zip(readings, seen(batch), strict=True):
+    for index, (batch, sites) in enumerate(zip(batches, seen(), strict=True)):
+        for reading, (h, places) in zip(readings, sites, strict=True):
             # [row, pos] -> [batch, row, pos].
             reading.add(h, torch.nn.functional.pad(places, (1, 0), value=index), batch)
     return [
@@ -91,21 +91,22 @@ def top_contexts(
 
 
 def seen_by(
-    bridge: TransformerBridge, reft: Reft, batch: Batch, *, at: Positions | None
-) -> list[tuple[Float[Tensor, "tokens d_model"], Int[Tensor, "tokens 2"]]]:
-    """Returns the input activations of each site, with their rows and positions.
+    bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch], *, at: Positions | None
+) -> Iterator[list[tuple[Float[Tensor, "_tokens d_model"], Int[Tensor, "_tokens 2"]]]]:
+    """Goes through batches.
 
     Args:
         bridge: the base.
         reft: the edit.
-        batch: the inputs.
+        batches: the inputs.
         at: only these tokens.
+
+    Yields:
+        The input activations of each site of a batch, with their rows and positions.
     """
-    wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
-    return [
-        (h[wanted[edit.mask]], (edit.mask & wanted).nonzero().cpu())
-        for edit, h in edited_activations(bridge, reft, batch)
-    ]
+    for batch, sites in zip(batches, edited_in(bridge, reft, batches), strict=True):
+        wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
+        yield [(h[wanted[edit.mask]], (edit.mask & wanted).nonzero().cpu()) for edit, h in sites]
 
 
 @final

@@ -26,7 +26,7 @@ from reftlens.analysis.engine.grid import grid
 from reftlens.analysis.engine.sweep import sweep
 from reftlens.analysis.metrics import Metric
 from reftlens.analysis.patch import metric_of, token_labels
-from reftlens.bridge import hooked
+from reftlens.bridge import hooked, is_main_process
 from reftlens.cone.recording import Recording, record
 from reftlens.data import Batch, Prompt, as_prompts, as_texts, encode
 from reftlens.positions import Span
@@ -81,7 +81,7 @@ def trace_noise(
     # One more draw than maps: the control of each map restores states from the next draw.
     runs = [_noised(bridge, batch, of.names, where, noise * sigma, generator) for _ in range(2)]
     maps, controls, noised = [], [], []
-    for draw in tqdm(range(n_draws), desc="causal tracing", unit="draw", disable=not progress):
+    for draw in tqdm(range(n_draws), desc="causal tracing", unit="draw", disable=not (progress and is_main_process())):
         base, other = runs
         maps.append(sweep(bridge, base, clean, of.cells, metric, memory_bytes=memory_bytes))
         controls.append(sweep(bridge, base, other, of.cells, metric, memory_bytes=memory_bytes))

@@ -33,7 +33,9 @@ from reftlens.bridge.identity import EXACT, base_identity, computation, fingerpr
 from reftlens.bridge.jacobian import Lens, fit_lens, lens_layer, load_lens
 from reftlens.bridge.loading import freeze, load_bridge, n_parameters, revision
 from reftlens.bridge.padding import caching_holds, last_block_splits, padding_holds, require_padding, side_for_ends
+from reftlens.bridge.plain import plain_blocks, plain_blocks_hold
 from reftlens.bridge.points import activation_shape, canonical_hook, canonical_hooks, layer_of, removed_hooks, width_of
+from reftlens.bridge.processes import each, is_main_process, own_device
 from reftlens.bridge.proving import TOLERANCE, attention_window, difference, made_up, pad_id, proved
 from reftlens.bridge.readout import mean_logit_changes, mean_logit_slopes, mean_logits, unembeds_linearly
 from reftlens.bridge.resid_mid import EditError, HookFunction, is_resid_mid, resid_pre_inside, written_whole
@@ -57,6 +59,7 @@ __all__ = [
     "canonical_hooks",
     "computation",
     "difference",
+    "each",
     "fingerprint",
     "fit_lens",
     "foreign_hooks",
@@ -64,6 +67,7 @@ __all__ = [
     "hooked",
     "in_this_thread",
     "is_causal",
+    "is_main_process",
     "is_resid_mid",
     "last_block_alone",
     "last_block_splits",
@@ -81,8 +85,11 @@ __all__ = [
     "one_thread",
     "output_bias",
     "own_config_aside",
+    "own_device",
     "pad_id",
     "padding_holds",
+    "plain_blocks",
+    "plain_blocks_hold",
     "proved",
     "removed_hooks",
     "require_bridge",

@@ -19,10 +19,10 @@ def foreign_hooks(bridge: TransformerBridge) -> list[str]:
     Edits that are currently attached count as well.
     """
     everywhere = (*torch_module._global_forward_hooks.values(), *torch_module._global_forward_pre_hooks.values())
-    found = ["every module of torch"] if any(_is_foreign(hook) for hook in everywhere) else []
+    found = ["every module of torch"] if any(is_foreign(hook) for hook in everywhere) else []
     modules = {module: name for part in (bridge, bridge.original_model) for name, module in part.named_modules()}
     for module, name in modules.items():
-        if any(_is_foreign(hook) for hook in _attached(module)):
+        if any(is_foreign(hook) for hook in _attached(module)):
             plain = name.replace("._original_component", "") or type(module).__name__
             found.append(str(module.name) if isinstance(module, HookPoint) else plain)
     return list(dict.fromkeys(found))
@@ -32,7 +32,7 @@ def replaced_forwards(bridge: TransformerBridge) -> tuple[tuple[str, int], ...]:
     """Returns the modules whose forward has been replaced, with the replacing function."""
     forwards = ((name, vars(module).get("forward")) for name, module in bridge.original_model.named_modules())
     # The id is part of the key of a proof: two replacements of one module compute different things.
-    return tuple((name, id(forward)) for name, forward in forwards if forward is not None and _is_foreign(forward))
+    return tuple((name, id(forward)) for name, forward in forwards if forward is not None and is_foreign(forward))
 
 
 def _attached(module: nn.Module) -> Iterator[object]:
@@ -47,5 +47,6 @@ def _attached(module: nn.Module) -> Iterator[object]:
         yield vars(module)["forward"]
 
 
-def _is_foreign(hook: object) -> bool:
+def is_foreign(hook: object) -> bool:
+    """Returns whether a hook or a replaced forward is not one of the libraries' own."""
     return not str(getattr(hook, "__module__", "")).startswith(_LIBRARIES)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from reftlens.cli.options import AsJson, Base, Quiet, Trained
+from reftlens.cli.options import AsJson, Base, OwnDevice, Quiet, Trained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +63,6 @@ _BASE = {
         inspect.Parameter.empty,
     ),
 }
-_DEVICE = Annotated[str, typer.Option(help="Device: cpu, cuda, ..., or auto for a GPU if there is one.")]
 
 
 class _Asked(NamedTuple):
@@ -86,7 +85,7 @@ def command(name: str, function: str, *, of: Literal["edit", "base"]) -> Callabl
     about, own = _described(function)
     common = {
         "out": (Annotated[Path, typer.Option(help="Folder for the figure and the numbers.")], Path(name)),
-        "device": (_DEVICE, "auto"),
+        "device": (OwnDevice, "auto"),
         "quiet": (Quiet, False),
         "as_json": (AsJson, False),
     }
@@ -146,12 +145,13 @@ def _run(name: str, function: str, of: str, values: dict[str, Any], options: dic
     # Opened first: a folder that cannot be replaced is refused before torch is imported.
     with Replacement(out, marker=f"{name}.json") as folder:
         from reftlens import analysis
-        from reftlens.cli.output import print_frame, print_json, say
+        from reftlens.cli.output import leave_writing_to_main, print_frame, print_json, say
         from reftlens.plot import png
         from reftlens.results.words import labelled
 
         asked = (_of_edit if of == "edit" else _of_base)(function, values)
         result = getattr(analysis, function)(*asked.given, **asked.named, **options, progress=not quiet)
+        leave_writing_to_main()
         frame = result.to_dataframe()
         numbers = {"analysis": function, **asked.about, "options": options, "headline": result.headline()}
         numbers |= _scalars(result)

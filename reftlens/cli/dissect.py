@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from reftlens.cli.options import AsJson, Base, Quiet
+from reftlens.cli.options import AsJson, Base, OwnDevice, Quiet
 
 
 def dissect(
@@ -24,6 +24,7 @@ def dissect(
         typer.Option("--part", help="A part by name, such as where or through, in place of a preset. Repeatable."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the report, its figures and the numbers.")] = Path("dissect"),
+    device: OwnDevice = "auto",
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -36,7 +37,8 @@ def dissect(
     from reftlens.files.folder import Replacement
 
     with Replacement(out, marker="report.html") as folder:
-        from reftlens.cli.output import prepare, print_frame, print_json, say
+        from reftlens.bridge import own_device
+        from reftlens.cli.output import leave_writing_to_main, prepare, print_frame, print_json, say
         from reftlens.dissection import DissectConfig
         from reftlens.dissection.from_files import dissect_saved, write_report
         from reftlens.dissection.parts import chosen
@@ -52,14 +54,16 @@ def dissect(
         asked = preset or tuple(parts or ()) or "standard"
         # Raises for an unknown part before the model is loaded.
         chosen(asked)
+        device = own_device(device)
         config = DissectConfig(parts=asked, at=None if at is None else parse(at), progress=not quiet)
         if is_run(directory):
             run = config_of(directory, model=model)
             prepare(run.model, quiet=quiet)
             pairs = training_pairs(run) if examples is None else examples
-            result = dissect_saved(edit_in(directory), examples=pairs, model=run.model, config=config)
+            result = dissect_saved(edit_in(directory), examples=pairs, model=run.model, config=config, device=device)
         else:
-            result = dissect_saved(directory, examples=examples, model=model, config=config)
+            result = dissect_saved(directory, examples=examples, model=model, config=config, device=device)
+        leave_writing_to_main()
         write_report(result, folder)
     if as_json:
         numbers = result.summary().to_dataframe().to_dict("records")

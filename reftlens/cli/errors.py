@@ -19,6 +19,8 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise  # `reftlens presets | head` is not an error; typer exits quietly.
-        except (ValueError, OSError, FloatingPointError) as error:
+        except (ValueError, OSError, FloatingPointError, ImportError) as error:
+            if isinstance(error, ImportError) and "pip install" not in str(error):
+                raise  # a bug of this package or a broken installation, and not an extra that is missing
             typer.secho(f"error: {harmless(' '.join(str(error).split()))}", fg=typer.colors.RED, err=True)
             raise typer.Exit(code=1) from error

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from reftlens.paper.runs.config import parse_settings
+from reftlens.paper.runs.config import RunConfig, parse_settings
+
+
+def default_of(name: str) -> str:
+    """Returns the default of a setting as help shows it. It is that of `RunConfig`, unless a preset or a file has another.
+
+    Args:
+        name: of the setting.
+    """
+    if name == "epochs":
+        return "3; with --data as many as make 300 steps"
+    value = {field.name: field.default for field in fields(RunConfig)}[name]
+    return f"{value:g}" if isinstance(value, float) else "all" if value is None else str(value)
 
 
 def _written_as_settings(settings: list[str] | None) -> list[str] | None:
@@ -43,20 +56,26 @@ OwnTest = Annotated[
 Metric = Annotated[
     str | None,
     typer.Option(
-        help="How to score outputs on your own examples: prefix, exact, 'first word', rouge-l, chrf or module:function."
+        help="How to score outputs on your own examples: prefix, exact, 'first word', rouge-l, chrf or module:function.",
+        show_default=default_of("metric"),
     ),
 ]
-NEval = Annotated[int | None, typer.Option(help="Use only the first N examples of each test.")]
+NEval = Annotated[
+    int | None, typer.Option(help="Use only the first N examples of each test.", show_default=default_of("n_eval"))
+]
 Device = Annotated[
     str | None, typer.Option(help="Device: cpu, cuda, ..., or auto for a GPU if there is one. Default: the run's.")
 ]
+OwnDevice = Annotated[str, typer.Option(help="Device: cpu, cuda, ..., or auto for a GPU if there is one.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
         callback=_written_as_settings,
-        help="Any other setting, by its name in config.toml. Repeatable.",
+        help="Any setting, by its name in config.toml. Repeatable. Names: "
+        + ", ".join(field.name for field in fields(RunConfig))
+        + ".",
     ),
 ]
 Space = Annotated[

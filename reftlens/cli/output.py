@@ -51,16 +51,30 @@ def print_table(columns: list[str], rows: list[list[str]], *, title: str | None 
     (console if console.is_terminal else Console(width=200)).print(table)
 
 
+def leave_writing_to_main() -> None:
+    """Ends the command here in all processes of `torchrun` or `accelerate launch` but the main one.
+
+    Raises:
+        Exit: In those, with code 0.
+    """
+    from reftlens.bridge import is_main_process
+
+    if not is_main_process():
+        raise typer.Exit
+
+
 def prepare(model: str | None, *, quiet: bool) -> None:
     """Sets up torch and transformers for a command, and prints which base it loads."""
     import torch
     from transformers.utils import logging
 
+    from reftlens.bridge import is_main_process
     from reftlens.organisms import ORGANISMS
 
     if model in ORGANISMS:
         # Its matrices are too small to parallelise: a second thread would mostly wait.
         torch.set_num_threads(1)
+    quiet = quiet or not is_main_process()
     if quiet or model in ORGANISMS:
         logging.disable_progress_bar()
     if model is not None and not quiet:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reftlens.cli.options import AsJson, Device, Metric, NEval, OwnTest, Quiet, Settings, Source, data_there
+from reftlens.cli.options import AsJson, Device, Metric, NEval, OwnTest, Quiet, Settings, Source, data_there, default_of
 
 
 def train(
@@ -35,26 +35,54 @@ def train(
     eval_data: OwnTest = None,
     eval_fraction: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Keep this fraction of --data for the test, such as 0.2. Not trained on."),
+        typer.Option(
+            min=0,
+            max=1,
+            help="Keep this fraction of --data for the test, such as 0.2. Not trained on.",
+            show_default=default_of("eval_fraction"),
+        ),
     ] = None,
     source: Source = None,
-    method: Annotated[str | None, typer.Option(help="Class of the edit: LoReFT, DiReFT, NoReFT, ...")] = None,
-    layers: Annotated[str | None, typer.Option(help="Edited layers: all, or a list such as 3,9,18,24.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of each edit.")] = None,
-    positions: Annotated[str | None, typer.Option(help="Edited prompt tokens, such as f7+l7.")] = None,
-    tied: Annotated[
-        bool | None, typer.Option("--tied/--untied", help="One edit for prefix and suffix, or two.")
+    method: Annotated[
+        str | None,
+        typer.Option(help="Class of the edit: LoReFT, DiReFT, NoReFT, ...", show_default=default_of("method")),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the examples.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples in one forward pass.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    n_train: Annotated[int | None, typer.Option(help="Use only the first N training examples.")] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Edited layers: all, or a list such as 3,9,18,24.", show_default=default_of("layers")),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of each edit.", show_default=default_of("rank"))] = None,
+    positions: Annotated[
+        str | None,
+        typer.Option(help="Edited prompt tokens, such as f7+l7, l1 or all.", show_default=default_of("positions")),
+    ] = None,
+    tied: Annotated[
+        bool | None,
+        typer.Option("--tied/--untied", help="One edit for prefix and suffix, or two.", show_default="tied"),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the examples.", show_default=default_of("epochs"))
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples in one forward pass.", show_default=default_of("batch_size"))
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default=default_of("lr"))] = None,
+    n_train: Annotated[
+        int | None, typer.Option(help="Use only the first N training examples.", show_default=default_of("n_train"))
+    ] = None,
     n_eval: NEval = None,
     metric: Metric = None,
     report_to: Annotated[
-        str | None, typer.Option(help="A logger of transformers: wandb, tensorboard, trackio, mlflow, ...")
+        str | None,
+        typer.Option(
+            help="A logger of transformers: wandb, tensorboard, trackio, mlflow, ...",
+            show_default=default_of("report_to"),
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the initial weights and the order of examples.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of the initial weights and the order of examples.", show_default=default_of("seed")),
+    ] = None,
     device: Device = None,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
@@ -62,7 +90,10 @@ def train(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train an edit, test it, and write a folder that is enough to repeat the run."""
+    """Train an edit, test it, and write a folder that is enough to repeat the run.
+
+    Defaults in brackets are those without a preset, a file or a run, which have their own.
+    """
     if config is None and (model is None or (task is None and data is None)):
         raise typer.BadParameter("pass a preset, a TOML file or a run; or --model, and --task or --data")
     flags: dict[str, Any] = {

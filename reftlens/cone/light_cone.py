@@ -19,7 +19,15 @@ from torch.nn.functional import pad
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from reftlens.bridge import blocks_replaced, canonical_hooks, hooked, layer_of, unembedded_alone, with_cache
+from reftlens.bridge import (
+    blocks_replaced,
+    canonical_hooks,
+    hooked,
+    layer_of,
+    plain_blocks,
+    unembedded_alone,
+    with_cache,
+)
 from reftlens.data import IGNORE, Batch
 from reftlens.edit.hooks import Edit, attach
 
@@ -94,7 +102,11 @@ def cut(bridge: TransformerBridge, batch: Batch, *, boundary: int, start: int) -
         seen["resid"] = resid[:, start:].clone()
 
     try:
-        with hooked(bridge, [(name, keep) for name in names]), unembedded_alone(bridge, no_logits):
+        with (
+            hooked(bridge, [(name, keep) for name in names]),
+            plain_blocks(bridge),
+            unembedded_alone(bridge, no_logits),
+        ):
             bridge(batch.tokens, attention_mask=batch.attention_mask, **until)
     finally:
         handle.remove()
@@ -141,7 +153,7 @@ def run_cone(
     wanted = None if logits_at is None else logits_at[:, start:]
     # An edit at the unembedding needs all tokens there.
     picked = None if any(edit.hook_name.startswith("unembed") for edit in edits) else wanted
-    with _blocks_skipped(bridge, held), attach(bridge, edits), unembedded_alone(bridge, picked):
+    with _blocks_skipped(bridge, held), attach(bridge, edits), plain_blocks(bridge), unembedded_alone(bridge, picked):
         # The embeddings are computed too, and replaced by what the boundary block returns.
         logits = bridge(batch.tokens[:, start:], attention_mask=batch.attention_mask, **late)
     if wanted is None:
@@ -163,7 +175,12 @@ def run_blocks(bridge: TransformerBridge, held: Held, edits: Sequence[Edit], *, 
     """
     late = _late(bridge, held, edits)
     no_logits = torch.zeros_like(held.batch.prompt_mask[:, held.start :])
-    with _blocks_skipped(bridge, held), attach(bridge, edits), unembedded_alone(bridge, no_logits):
+    with (
+        _blocks_skipped(bridge, held),
+        attach(bridge, edits),
+        plain_blocks(bridge),
+        unembedded_alone(bridge, no_logits),
+    ):
         bridge(
             held.batch.tokens[:, held.start :],
             attention_mask=held.batch.attention_mask,

@@ -20,7 +20,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.bridge import TOLERANCE, attention_window, difference, hooked, is_causal, made_up, proved
+from reftlens.bridge import (
+    TOLERANCE,
+    attention_window,
+    difference,
+    hooked,
+    is_causal,
+    made_up,
+    plain_blocks_hold,
+    proved,
+)
 from reftlens.cone.light_cone import Held, cut, join, run_cone
 from reftlens.data import IGNORE, Batch
 
@@ -55,6 +64,8 @@ def parts_of(bridge: TransformerBridge, batch: Batch) -> Parts:
     length = min(n_ctx, window + 8 if beyond else 12)
     if length < 2:
         return Parts(columns=False, layers=False)
+    # Before any block of this bridge is replaced.
+    plain_blocks_hold(bridge)
     return proved(bridge, "cone", lambda: _prove(bridge, length), beyond)
 
 

@@ -33,6 +33,7 @@ from reftlens.bridge import (
     is_causal,
     made_up,
     masked_columns,
+    plain_blocks,
     proved,
     require_causal,
     unembedded_alone,
@@ -231,7 +232,7 @@ def _record(
     handle = bridge.blocks[0].register_forward_hook(lambda _m, _a, output: seen.update(tuple=isinstance(output, tuple)))
     try:
         hooks = [(point, keep(name)) for name, point in points]
-        with hooked(bridge, hooks), unembedded_alone(bridge, last):
+        with hooked(bridge, hooks), plain_blocks(bridge), unembedded_alone(bridge, last):
             logits = bridge(batch.tokens, attention_mask=batch.attention_mask, **caching)[0]
     finally:
         handle.remove()

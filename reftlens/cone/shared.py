@@ -24,7 +24,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from reftlens.bridge import hooked, unembedded_alone, with_cache
+from reftlens.bridge import hooked, plain_blocks, unembedded_alone, with_cache
 from reftlens.cone.light_cone import Held
 from reftlens.cone.recording import repeated
 from reftlens.data import Batch
@@ -201,7 +201,7 @@ def _record(bridge: TransformerBridge, batch: Batch, boundary: int, start: int, 
     no_logits = torch.zeros_like(batch.attention_mask, dtype=torch.bool)
     try:
         hooks = [(f"blocks.{layer}.hook_out", keep(layer)) for layer in layers]
-        with hooked(bridge, hooks), unembedded_alone(bridge, no_logits):
+        with hooked(bridge, hooks), plain_blocks(bridge), unembedded_alone(bridge, no_logits):
             bridge(batch.tokens, attention_mask=batch.attention_mask, **caching)
     finally:
         handle.remove()

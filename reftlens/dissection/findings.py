@@ -160,6 +160,7 @@ def _through(found: Found) -> _Answer | None:
 def _effect_of(result: PatchMap) -> tuple[float, float]:
     """The effect of the whole edit, and its standard error over examples."""
     effect = result.source - result.base
+    # One example has no spread, so its effect cannot be told from 0.
     spread = float(effect.std()) / len(effect) ** 0.5 if len(effect) > 1 else float("inf")
     return float(effect.mean()), spread
 
@@ -171,7 +172,7 @@ def _directions(found: Found) -> _Answer | None:
     shown = [f"{operator.effective_rank:.1f} of {len(operator.write)} at {operator.where}" for operator, _ in pairs[:2]]
     more = f" (and {len(pairs) - 2} more sites)" if len(pairs) > 2 else ""
     beside = " and ".join("none" if fresh is None else f"{fresh.effective_rank:.1f}" for _, fresh in pairs[:2])
-    null = f"A newly initialised edit of the same shape: {beside}."
+    null = f"Effective rank of a newly initialised edit of the same shape: {beside}."
     used = f"the effective rank is {' and '.join(shown)}{more}"
     identified = f" {_identified(found)}"
     compared = [abs(one.effective_rank - fresh.effective_rank) for one, fresh in pairs if fresh is not None]
@@ -194,8 +195,6 @@ def _turned(identified: Identification | None) -> str:
     if not {"stiffest", "freest"} <= turns.keys():
         return ""
     stiff, free = turns["stiffest"], turns["freest"]
-    (site,) = (one for one in identified.sites if one.where == stiff.site)
-    known = round(site.write_dimensions - float(site.write_free[stiff.direction]))
     verdict = (
         "is not identified"
         if stiff.degrees > _TURNED
@@ -203,10 +202,10 @@ def _turned(identified: Identification | None) -> str:
         if free.degrees > _TURNED
         else "is identified"
     )
-    angles = f"{stiff.degrees:.0f} degrees in its stiffest dimension and {'at least ' * free.free}{free.degrees:.0f} in its freest"
     return (
-        f"At {identified.eps:g} nats, the strongest write direction {verdict}: it may turn by {angles} "
-        f"(walked; held-out KL divergence {free.held_out_kl:.2g}), and is determined in {known} of {site.write_dimensions} dimensions (local)."
+        f"The strongest write direction of {stiff.site} {verdict}: a turn of it that moves the outputs by {identified.eps:g} nats (KL "
+        f"divergence; {free.held_out_kl:.2g} on held-out prompts) is {stiff.degrees:.0f} degrees where they change soonest, and "
+        f"{'at least ' * free.free}{free.degrees:.0f} where they change latest."
     )
 
 
@@ -361,6 +360,7 @@ def _seeds(found: Found) -> _Answer | None:
             f"{CONTROL}: {worst.control_cosine:.2f}.",
             "not distinguishable",
         )
+    # The largest p, because the sentence is about all of these pairs.
     p = max(pair.p_cosine for pair in pairs)
     null = f"Trained on shuffled answers: {worst.null_cosine:.2f}, p = {p:.2g} (smallest possible {1 / worst.n_null_pairs:.2g})."
     if not p < 0.05:
@@ -391,6 +391,7 @@ def _p_more(first: float, second: float, n: int) -> float:
     if first != first or second != second:
         return 1.0
     a, b = round(first * n), round(second * n)
+    # P(X >= a) of the hypergeometric distribution: a + b hits fall on two groups of n at random.
     return sum(comb(n, k) * comb(n, a + b - k) for k in range(a, min(n, a + b) + 1)) / comb(2 * n, a + b)
 
 

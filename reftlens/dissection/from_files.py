@@ -27,6 +27,7 @@ def dissect_saved(
     examples: Path | Sequence[tuple[Prompt, str]] | None,
     model: str | None,
     config: DissectConfig = DissectConfig(),
+    device: str = "cpu",
 ) -> Dissection:
     """Dissects the edit saved in a folder, or reads a saved dissection.
 
@@ -35,6 +36,7 @@ def dissect_saved(
         examples: JSON Lines with "prompt" and "completion", or such pairs; required for an edit.
         model: the base. The default is the base that the edit names, if it is available.
         config: parts and budgets.
+        device: where the base runs.
 
     Raises:
         ValueError: If the folder is neither, its base is not available, or the examples are missing or malformed.
@@ -50,7 +52,7 @@ def dissect_saved(
             '"prompt" and a "completion"'
         )
     pairs = read_lines(examples) if isinstance(examples, Path) else examples
-    bridge = load_bridge(model or base_named(directory))
+    bridge = load_bridge(model or base_named(directory), device=device)
     return dissect(bridge, Reft.from_pretrained(directory, bridge=bridge), pairs, config)
 
 

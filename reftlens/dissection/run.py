@@ -11,6 +11,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.bridge import is_main_process
 from reftlens.cone.shared import shared
 from reftlens.display import progress_bar
 from reftlens.dissection.config import DissectConfig
@@ -36,7 +37,8 @@ def dissect(
     """Runs the analyses of a trained edit.
 
     The edit should change the examples that the base does not answer as wanted, and leave the others unchanged. Both kinds
-    are used, so pass both.
+    are used, so pass both. Under `torchrun` or `accelerate launch`, call it in every process, with the base on the process's
+    device: the processes share the work, and all return what one process returns.
 
     Args:
         bridge: the base.
@@ -57,7 +59,11 @@ def dissect(
         raise ValueError(f"pass a preset or parts, not both: got preset {preset!r} and parts {list(parts)}")
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    config = replace(config, parts=preset or (config.parts if parts is None else tuple(parts)))
+    config = replace(
+        config,
+        parts=preset or (config.parts if parts is None else tuple(parts)),
+        progress=config.progress and is_main_process(),
+    )
     running = chosen(config.parts)
     pairs = Completion().read(examples)
     if len(pairs) < 3:

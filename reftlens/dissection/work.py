@@ -13,9 +13,9 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.metrics import Metric, token_difference
-from reftlens.bridge import side_for_ends
+from reftlens.bridge import each, side_for_ends
 from reftlens.cone.answers import Answers, next_token_logprobs
-from reftlens.data import as_batches, first_tokens, token_counts
+from reftlens.data import Batch, as_batches, first_tokens, token_counts
 from reftlens.dissection.config import DissectConfig
 from reftlens.edit.reft import Reft
 from reftlens.results import Operator
@@ -48,14 +48,17 @@ class Work:
         side = side_for_ends(self.bridge)
         self.batches = as_batches(self.bridge, prompts, batch_size=self.config.batch_size, padding_side=side)
         # With the edits, so that the shared base runs begin where the edits do.
-        runs = (Answers(self.bridge, batch, self.reft.edits(batch)) for batch in self.batches)
-        said = torch.cat([run.logprobs().argmax(-1) for run in runs])
+        said = torch.cat(list(each(self.bridge, self._said, self.batches)))
         answers = first_tokens(self.bridge, *zip(*self.examples, strict=True)).cpu()
         self.right = (said == answers).tolist()
         """Whether the base answers each example as wanted."""
         self.wanted = [pair for pair, known in zip(self.examples, self.right, strict=True) if not known]
         self.kept = [pair for pair, known in zip(self.examples, self.right, strict=True) if known]
         self._tokens = torch.stack([answers, said], dim=1)[said != answers]
+
+    def _said(self, batch: Batch) -> Int[Tensor, " n"]:
+        """Returns the base's answers to a batch."""
+        return Answers(self.bridge, batch, self.reft.edits(batch)).logprobs().argmax(-1)
 
     @cached_property
     def should_stay(self) -> list[tuple[str, str]]:
@@ -64,7 +67,9 @@ class Work:
             return self.kept
         prompts, answers = zip(*self.unaffected, strict=True)
         batches = as_batches(self.bridge, list(prompts), batch_size=self.config.batch_size)
-        said = torch.cat([next_token_logprobs(self.bridge, batch).argmax(-1) for batch in batches])
+        said = torch.cat(
+            list(each(self.bridge, lambda batch: next_token_logprobs(self.bridge, batch).argmax(-1), batches))
+        )
         right = (said == first_tokens(self.bridge, prompts, answers)).tolist()
         return [*self.kept, *(pair for pair, known in zip(self.unaffected, right, strict=True) if known)]
 

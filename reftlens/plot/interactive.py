@@ -121,12 +121,14 @@ def dose(result: Dose, place: int) -> Interactive:
     html = _DOSE.format(
         place=place,
         last=len(numbers) - 1,
+        # The slider begins at the trained edit.
         value=int((result.alpha - 1).abs().argmin()),
         panels=Markup("\n").join(_panel(result, panel) for panel in panels),
     )
     return Interactive(html, numbers)
 
 
+# The switch is hidden until the script starts: without it, it would do nothing.
 _MAP = Markup("""<figure class="map" data-number="{place}">
 <div class="switch" hidden>{controls}</div>
 <div class="scroll" tabindex="0" role="group" aria-label="{quantity}">

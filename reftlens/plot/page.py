@@ -129,6 +129,7 @@ class _Cell:
 
 def render(report: Report) -> str:
     """The report as one HTML document, which can be encoded as UTF-8 whatever its strings hold."""
+    # StrictUndefined: a misspelt name in the template is an error, not an empty place.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     style, script = _style(), _source("page.js")
     anchor = _Anchors()
@@ -140,6 +141,7 @@ def render(report: Report) -> str:
         report=report,
         anchor=anchor,
         anchors=anchors,
+        # Reversed, because the last one of a name stays: the first section.
         places=dict(reversed(named)),
         settings_place=anchor("settings"),
         live=live,
@@ -149,6 +151,7 @@ def render(report: Report) -> str:
         numbers=as_json(numbers),
         style=Markup(style),
         script=Markup(script),
+        # Hashes, not 'unsafe-inline': a text that slipped through the escaping would still not run.
         policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
         "base-uri 'none'; form-action 'none'",
     )
@@ -234,6 +237,7 @@ class _Anchors:
     """Names for link targets: readable, of plain letters, each given once."""
 
     def __init__(self) -> None:
+        # Ids that the template and the script use themselves.
         self._given = {"data", "glossary", "tip"}
 
     def __call__(self, text: str) -> str:
@@ -302,4 +306,5 @@ def _real(value: float, decimals: int) -> str:
     ('−0.500', '2.0e−05', '0.000')
     """
     lost = value != 0 and math.isfinite(value) and (abs(value) < 0.5 * 10.0**-decimals or abs(value) >= 1e9)
+    # + 0.0 turns -0.0 into 0.0.
     return (f"{value:.1e}" if lost else f"{value + 0.0:.{decimals}f}").replace("-", "\N{MINUS SIGN}")

@@ -22,7 +22,7 @@ from reftlens.results.certificate import Certificate, WorstPrompt
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead, SteeringClaim
 from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
 from reftlens.results.finding import Finding
-from reftlens.results.known import Identification, Identified, Turn
+from reftlens.results.known import Calibrated, Identification, Identified, Minimal, Turn
 from reftlens.results.loading import load
 from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
 from reftlens.results.pairs import Agreement, Overlap, agreements_to_dataframe
@@ -40,6 +40,7 @@ __all__ = [
     "Answered",
     "Attribution",
     "BesideTracing",
+    "Calibrated",
     "Certificate",
     "Codebook",
     "Comparison",
@@ -58,6 +59,7 @@ __all__ = [
     "Mannered",
     "Meaning",
     "Memorised",
+    "Minimal",
     "OffManifold",
     "Operator",
     "Outcome",

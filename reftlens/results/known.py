@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import final
 
 import pandas as pd
@@ -69,11 +69,89 @@ class Turn(Result):
                     "predicted_angle": self.predicted,
                     "from_angle": self.minus,
                     "to_angle": self.plus,
-                    "turned_kl": self.kl,
+                    "walked_kl": self.kl,
                     "held_out_kl": self.held_out_kl,
                 }
             ]
         )
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class Calibrated(Result):
+    """The scale at which an edit has a given side effect (see `analysis.calibrate`)."""
+
+    scale: float
+    """On top of the scales that the edit has."""
+    kl: float
+    """Mean KL(base, edited) at this scale, in nats."""
+    budget: float
+    unscaled: float
+    """That KL of the edit as it is."""
+    n: int
+
+    @property
+    def met(self) -> bool:
+        """Whether the budget is met within 5%; not where even the largest scale stays below it."""
+        return abs(self.kl / self.budget - 1) <= 0.05
+
+    def headline(self) -> str:
+        missed = "" if self.met else f" (the budget of {self.budget:g} is not met)"
+        return (
+            f"scale {self.scale:.3g}: KL {self.kl:.3g} nats on {self.n} prompts, at scale 1 {self.unscaled:.3g}{missed}"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Returns the result as one row."""
+        return pd.DataFrame([asdict(self)])
+
+
+@final
+@dataclass(frozen=True)
+class Smaller:
+    """An edit on the path to the smallest one."""
+
+    stage: str
+    """What was left out last: "sites", "tokens", "rank", "coordinates"; "all" for the edit itself; or a seed."""
+    sites: int
+    tokens: float
+    """Edited tokens of a prompt, averaged over sites."""
+    rank: int
+    """The largest rank of a site."""
+    numbers: int
+    """Parameters that are not zero."""
+    effect: float
+    """Mean log-probability of the wanted answers, beyond the base's, in nats."""
+    kl: float
+    """Mean KL(base, edited) on prompts that should not change, in nats."""
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class Minimal(Result):
+    """The path from an edit to the smallest one that keeps its effect (see `analysis.minimal`)."""
+
+    path: tuple[Smaller, ...]
+    seeds: tuple[Smaller, ...]
+    """Edits of the smallest shape, trained from the start with other seeds; none without training settings."""
+    share: float
+    """Part of the effect that had to be kept."""
+    kl: float
+    """Largest KL elsewhere that was allowed, in nats."""
+    n_examples: int
+    n_kept: int
+
+    def headline(self) -> str:
+        first, last = self.path[0], self.path[-1]
+        return (
+            f"{last.sites} of {first.sites} sites, {last.tokens:.3g} of {first.tokens:.3g} tokens, rank {last.rank} of {first.rank}, "
+            f"{last.numbers:,} of {first.numbers:,} numbers keep {last.effect / first.effect:.0%} of the effect "
+            f"(KL elsewhere {last.kl:.2g}, at first {first.kl:.2g} nats)"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Returns one row per step of the path, then one per seed."""
+        return pd.DataFrame([asdict(step) for step in (*self.path, *self.seeds)])
 
 
 @final

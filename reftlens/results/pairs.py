@@ -115,6 +115,26 @@ class Agreement(Result):
     """The same, by KL in both directions."""
     p_angle: float = float("nan")
     """The same, by the angle of write directions."""
+    output_angle: float = float("nan")
+    """Mean principal angle of the same write directions in the output metric E[M]^(1/2): 0 where both do the same to the
+    outputs, whatever their plain angle."""
+    output_null_angle: float = float("nan")
+    """The mean of that angle over random pairs of subspaces (Haar)."""
+    output_null_low: float = float("nan")
+    """Its 2.5th percentile over these pairs: below it, chance is unlikely."""
+    null_low: float = float("nan")
+    """The 2.5th percentile of the plain angle over the same pairs."""
+    output_trained_angle: float = float("nan")
+    """Mean of the angle over the pairs with or among the null edits."""
+    output_trained_low: float = float("nan")
+    """The smallest of these."""
+    null_trained_low: float = float("nan")
+    """The smallest plain angle of those pairs."""
+    p_output_angle: float = float("nan")
+    """As `p_angle`, in the output metric."""
+    turned_kl: float = float("nan")
+    """KL between the first edit and the first edit plus the difference of the two, turned to random directions at equal
+    norm, beside `kl`: how much the outputs would differ, if the difference ignored what they depend on."""
 
     @property
     def not_identified(self) -> bool:
@@ -132,6 +152,8 @@ class Agreement(Result):
 
     def headline(self) -> str:
         found = f"{self.first} and {self.second}: cosine of changes {self.cosine:.2f}, angle {self.angle:.0f}, KL {self.kl:.2g} nats"
+        if self.output_angle == self.output_angle:
+            found += f", angle in the output metric {self.output_angle:.0f} (random pairs {self.output_null_angle:.0f})"
         found += " (outputs agree, directions do not: not identified)" * self.not_identified
         if not self.n_null_edits:
             return (

@@ -449,6 +449,10 @@ def _arguments(
     if arguments.n_gpu > 1:
         # One process uses one device (or a base spread by device_map). This disables DataParallel, which copies the module.
         arguments._n_gpu = 1
+    place = torch.device(bridge.cfg.device)
+    if arguments.world_size == 1 and place.index is not None:
+        # A process by itself would get the first GPU.
+        vars(arguments)["_setup_devices"] = place
     batches = math.ceil(n_examples / (config.batch_size * arguments.world_size))
     steps = math.ceil(batches / config.gradient_accumulation) * config.epochs
     arguments.warmup_steps = round(config.warmup_ratio * steps)

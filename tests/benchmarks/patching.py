@@ -42,7 +42,7 @@ ANSWER, FOIL = 11, 42
 """Tokens whose logits the metric compares."""
 
 
-def make_model(n_layers: int = 12, *, quick: bool = False) -> TransformerBridge:
+def make_hf(n_layers: int = 12, *, quick: bool = False) -> GPT2LMHeadModel:
     """Random weights three times as large as GPT-2 starts with, so that a patch moves the logits of the last token."""
     size = {"n_embd": 64, "n_head": 4, "vocab_size": 5000} if quick else {}
     model = GPT2LMHeadModel(GPT2Config(n_layer=n_layers, attn_implementation="eager", **size)).eval()
@@ -50,6 +50,11 @@ def make_model(n_layers: int = 12, *, quick: bool = False) -> TransformerBridge:
     for _, weight in sorted(model.named_parameters()):
         if weight.ndim > 1:
             weight.data.normal_(0.0, 0.06, generator=generator)
+    return model
+
+
+def make_model(n_layers: int = 12, *, quick: bool = False) -> TransformerBridge:
+    model = make_hf(n_layers, quick=quick)
     # A bridge wants a tokenizer, and nothing here is text.
     words = Tokenizer(models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<|endoftext|>", pad_token="<|endoftext|>")

@@ -40,7 +40,9 @@ def described(name: str, command: Any) -> Iterator[str]:
 
 def row(parameter: Any) -> str:
     value = parameter.metavar or ""
-    default = parameter.default
+    # A text in place of a value: what the command takes if the option is left out.
+    shown = getattr(parameter, "show_default", None)
+    default = shown if isinstance(shown, str) else parameter.default
     said = "" if default is None or isinstance(default, bool) or callable(default) else f" Default: `{default}`."
     names = ", ".join(f"`{option}`" for option in (*parameter.opts, *parameter.secondary_opts))
     return f"| {names} {value} | {plain(parameter.help or '')}{said} |"

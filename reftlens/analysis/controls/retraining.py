@@ -22,7 +22,7 @@ from reftlens.bridge import layer_of, load_bridge
 from reftlens.edit.reft import Reft
 from reftlens.edit.site import Site
 from reftlens.edit.untrained import untrained
-from reftlens.training.seeds import train_seeds
+from reftlens.training.seeds import trained_copies
 from reftlens.training.train import TrainConfig
 
 
@@ -88,11 +88,7 @@ def null_edits(
             f"n must be at least 1, and the null edits' seeds must not include {config.seed}, the seed of the real edit: "
             f"got n={n}, seed={seed}"
         )
-    made: list[Reft] = []
-    for number in seeds:
-        # One by one, because each edit has a shuffle of its own.
-        made += train_seeds(bridge, reft, permuted_labels(examples, seed=number), config, seeds=[number]).values()
-    return made
+    return trained_copies(bridge, [(reft, permuted_labels(examples, seed=number), number) for number in seeds], config)
 
 
 def at_random_sites(bridge: TransformerBridge, reft: Reft, *, seed: int) -> Reft:

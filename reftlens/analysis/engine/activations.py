@@ -1,7 +1,11 @@
-"""Computes the activations that an edit receives, at its hook and positions, after earlier edits; and the last residuals."""
+"""Computes the activations that an edit receives, at its hook and positions, after earlier edits; and the last residuals.
+
+`edited_in` goes through batches, and shares them among processes where there are several.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.bridge import hooked
+from reftlens.bridge import each, hooked
 from reftlens.cone.hold import hold_for_one_run
 from reftlens.cone.light_cone import last_block_of, run_blocks, run_cone
 from reftlens.data import Batch
@@ -58,6 +62,32 @@ def edited_activations(
     for place, edit in enumerate(edits):
         require_agreement(edit.intervention, *seen[place])
     return [(edit, seen[place][0]) for place, edit in enumerate(edits)]
+
+
+def edited_in(
+    bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch]
+) -> Iterator[list[tuple[Edit, Float[Tensor, "tokens d_model"]]]]:
+    """Runs batches under an edit, one after another.
+
+    Args:
+        bridge: the base.
+        reft: the edit.
+        batches: from `rl.encode`.
+
+    Yields:
+        For each batch what `edited_activations` returns.
+
+    Raises:
+        ValueError: As `edited_activations`.
+    """
+
+    def activations(batch: Batch) -> list[Float[Tensor, "_tokens d_model"]]:
+        return [h.cpu() for _, h in edited_activations(bridge, reft, batch)]
+
+    for batch, found in zip(batches, each(bridge, activations, batches), strict=True):
+        edits = reft.edits(batch)
+        homes = [next(edit.intervention.parameters(), h).device for edit, h in zip(edits, found, strict=True)]
+        yield [(edit, h.to(home)) for edit, h, home in zip(edits, found, homes, strict=True)]
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.engine.sweep import TOKENS
 from reftlens.analysis.metrics import Metric, require_pairs_of
+from reftlens.bridge import each, is_main_process
 from reftlens.cone.hold import boundary_of, run_cone
 from reftlens.cone.recording import record, rows_that_fit
 from reftlens.data import Batch
@@ -105,15 +106,23 @@ class Coalitions:
         rows = sorted(
             acts.any(-1).nonzero().tolist(), key=lambda row: (int(earliest[tuple(row)]), int(start[tuple(row)]))
         )
+        groups = []
+        while rows:
+            n = self._together(n_pos, int(start[tuple(rows[0])]))
+            groups.append(torch.tensor(rows[:n]).T)
+            rows = rows[n:]
+
+        def run(group: Int[Tensor, "2 n"]) -> Float[Tensor, " n"]:
+            chosen, example = group
+            begin = int(earliest[chosen, example].min()), int(start[chosen, example].min())
+            return self._run(edits, parts, sets[chosen], example, *begin)
+
         out = torch.zeros(len(sets), n_examples, dtype=torch.float64)
-        with tqdm(total=len(rows), desc=progress, unit="run", disable=not progress) as bar:
-            while rows:
-                some = rows[: self._together(n_pos, int(start[tuple(rows[0])]))]
-                chosen, example = torch.tensor(some).T
-                begin = int(earliest[chosen, example].min()), int(start[chosen, example].min())
-                out[chosen, example] = self._run(edits, parts, sets[chosen], example, *begin)
-                rows = rows[len(some) :]
-                bar.update(len(some))
+        hidden = not (progress and is_main_process())
+        with tqdm(total=sum(group.shape[1] for group in groups), desc=progress, unit="run", disable=hidden) as bar:
+            for (chosen, example), found in zip(groups, each(self.bridge, run, groups), strict=True):
+                out[chosen, example] = found
+                bar.update(len(found))
         return out
 
     def _together(self, n_pos: int, start: int) -> int:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.bridge import canonical_hook, hooked
+from reftlens.bridge import canonical_hook, each, hooked
 from reftlens.cone.hold import Held, hold_from, run_cone
 from reftlens.cone.recording import repeated
 from reftlens.cone.variants import side_by_side
@@ -86,15 +86,26 @@ class Pathways:
     def under(self, *written: Float[Tensor, "pair width"]) -> list[Passed]:
         """The runs with these activations written at the token, of the rows that are looked at: one for each write."""
         n = len(written)
+        # The generator's state before each group that follows one that was run here.
+        states = {0: self.generator.get_state()}
+
+        def run(group: int) -> list[Tensor]:
+            some = self.rows[group]
+            known = max(states)
+            self.generator.set_state(states[known])
+            before = [n * len(rows) for rows in self.rows[known:group]]
+            held = side_by_side(self._held(some), n)
+            found = self._run(some.repeat(n), held, torch.cat([w[some] for w in written]), before)
+            states[group + 1] = found[-1]
+            return found
+
+        runs = list(each(self.bridge, run, range(len(self.rows))))
+        # Whichever process ran the last group, the next signs are those behind it.
+        self.generator.set_state(runs[-1][-1])
         found = [
-            [
-                # Rows go write by write. Read gradients stack 1 + PROBES such blocks, hence the -1.
-                tensor.unflatten(0, (-1, n, len(some)))
-                for tensor in self._run(
-                    some.repeat(n), side_by_side(self._held(some), n), torch.cat([w[some] for w in written])
-                )
-            ]
-            for some in self.rows
+            # Rows go write by write. Read gradients stack 1 + PROBES such blocks, hence the -1.
+            [tensor.unflatten(0, (-1, n, len(some))) for tensor in tensors[:-1]]
+            for some, tensors in zip(self.rows, runs, strict=True)
         ]
         columns = [torch.cat(parts, dim=2) for parts in zip(*found, strict=True)]
         return [
@@ -102,7 +113,8 @@ class Pathways:
             for units, gradients, own, read in zip(*(column.unbind(1) for column in columns), strict=True)
         ]
 
-    def _run(self, rows: Tensor, held: Held, written: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _run(self, rows: Tensor, held: Held, written: Tensor, before: Sequence[int]) -> list[Tensor]:
+        """Runs one group. `before` has the rows of groups before it whose signs another process has drawn."""
         kept: dict[str, Tensor] = {}
         inside = torch.arange(len(rows))
 
@@ -130,19 +142,16 @@ class Pathways:
                 torch.zeros_like(unit) if slope is None else slope for unit, slope in zip(behind, slopes, strict=True)
             ]
             reads = [own.flatten(1)]
+            self._skip(before, leaf, behind, held.start)
             for _ in range(PROBES):
                 reads.append(self._probe(leaf, own, behind, slopes, held.start))
-        values, gradients = [], []
         if self.is_unit:
-            values.append(leaf.detach().flatten(1))
-            gradients.append(own.flatten(1))
-        for unit, slope in zip(behind, slopes, strict=True):
-            for kind, tensor in ((values, unit.detach()), (gradients, slope)):
-                kind.append(tensor.flatten(1))
-        if not values:
-            values, gradients = [torch.zeros(len(rows), 0)], [torch.zeros(len(rows), 0)]
+            behind, slopes = [leaf, *behind], [own, *slopes]
+        nothing = [torch.zeros(len(rows), 0)]
+        values = [unit.detach().flatten(1) for unit in behind] or nothing
+        gradients = [slope.flatten(1) for slope in slopes] or nothing
         shaped = (torch.cat(kind, 1).double().cpu() for kind in (values, gradients))
-        return (*shaped, own.flatten(1).double().cpu(), torch.cat(reads).double().cpu())  # type: ignore[return-value]
+        return [*shaped, own.flatten(1).double().cpu(), torch.cat(reads).double().cpu(), self.generator.get_state()]
 
     def _probe(
         self, leaf: Tensor, own: Tensor, behind: Sequence[Tensor], slopes: Sequence[Tensor], start: int
@@ -160,6 +169,14 @@ class Pathways:
             (through,) = torch.autograd.grad(total, leaf, retain_graph=True)
             read = read + through
         return read.flatten(1)
+
+    def _skip(self, before: Sequence[int], leaf: Tensor, behind: Sequence[Tensor], start: int) -> None:
+        """Draws the signs of earlier groups of these sizes."""
+        shared = sum((start + unit.shape[1]) * unit[0, 0].numel() for unit in behind)
+        for rows in before:
+            own = rows * leaf[0].numel() if self.is_unit else 0
+            for _ in range(PROBES):
+                torch.randint(2, (own + shared,), generator=self.generator, dtype=torch.uint8)
 
     def _signs(self, like: Tensor, start: int = 0) -> Tensor:
         """Drawn for whole prompts, so that they do not depend on where the cone begins."""

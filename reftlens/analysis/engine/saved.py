@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from reftlens.bridge import is_main_process
 from reftlens.files.folder import write_whole
 
 
@@ -56,7 +57,9 @@ class Saved:
         return done, values
 
     def write(self, values: Float[Tensor, "pair cell"], done: Bool[Tensor, "pair cell"]) -> None:
-        """Replaces the file with one that holds these cells."""
+        """Replaces the file with one that holds these cells. Of several processes, the main one does."""
+        if not is_main_process():
+            return
         said = {"made_for": self.made_for, "sha256": _digest(self.made_for, done, values)}
         write_whole(self.file, save({"values": values.contiguous(), "done": done.contiguous()}, metadata=said))
 

@@ -75,6 +75,7 @@ class SwapRuns:
         found = []
         for some, held, sources in self.parts:
             edits = [] if reft is None else reft.edits(held.batch)
+            # Not strict: without an edit, nothing is swapped.
             for edit, (tokens, rows) in zip(edits, sources, strict=False):
                 assert isinstance(edit.intervention, SourceIntervention), "the constructor required it"
                 edit.intervention.take(tokens, [some[row].variable for row in rows.tolist()])
@@ -85,6 +86,7 @@ class SwapRuns:
             )
             for edit in edits:
                 if isinstance(edit.intervention, SourceIntervention):
+                    # The source belongs to this batch, not to the edit.
                     edit.intervention.take(None)
             wrong = said != held.batch.labels[held.batch.labels != IGNORE].to(said.device)
             misses = where.nonzero()[:, 0].to(said.device)[wrong].bincount(minlength=len(some))

@@ -25,7 +25,9 @@ from reftlens.analysis.engine.saved import Saved
 from reftlens.analysis.metrics import Metric, require_pairs_of
 from reftlens.bridge import (
     HookFunction,
+    each,
     hooked,
+    is_main_process,
     is_resid_mid,
     last_block_alone,
     last_block_splits,
@@ -38,8 +40,13 @@ from reftlens.cone.recording import Recording, joining, rows_that_fit
 from reftlens.edit.hooks import Edit
 
 TOKENS, COLUMNS = 1024, 3
-"""Target number of tokens in one CPU run, and the maximum column spread. With fewer tokens, reading the weights costs more
-than computing with them. With a larger spread, cells run more than their own cones."""
+"""Target number of tokens in one CPU run, and the column spread of a wide model. With fewer tokens, reading the weights costs
+more than computing with them. With a larger spread, cells run more than their own cones."""
+_OVERHEAD = 1.3e7
+"""Multiplications that take as long as the Python of one block (.65 ms, at 20 billion a second)."""
+
+_Tile = tuple[Int[Tensor, " n"], Int[Tensor, " n"]]
+"""Pairs and cells of one run, row by row."""
 
 _ENTRY = ("blocks.0.hook_in", "blocks.0.hook_resid_pre")
 """What enters the first block is recorded with its edits."""
@@ -84,11 +91,17 @@ def sweep(
     if saved is not None:
         done, found = saved.read(values.shape)
         values, todo = torch.where(done, found, values), todo & ~done
-    with tqdm(total=int(todo.sum()), desc=progress, unit="cell", disable=not progress) as bar:
-        for pair, cell in plan.tiles(todo):
-            some = [cells[c] for c in cell.tolist()]
-            logits = _run(bridge, base, source, some, pair, plan.start[pair, cell], edits)
-            values[pair, cell] = metric(logits, pair.to(logits.device)).float().cpu()
+    tiles = list(plan.tiles(todo))
+
+    def run(tile: _Tile) -> Float[Tensor, " n"]:
+        pair, cell = tile
+        logits = _run(bridge, base, source, [cells[c] for c in cell.tolist()], pair, plan.start[pair, cell], edits)
+        return metric(logits, pair.to(logits.device)).float().cpu()
+
+    hidden = not (progress and is_main_process())
+    with tqdm(total=int(todo.sum()), desc=progress, unit="cell", disable=hidden) as bar:
+        for (pair, cell), found in zip(tiles, each(bridge, run, tiles), strict=True):
+            values[pair, cell] = found
             todo[pair, cell] = False
             bar.update(len(pair))
             if saved is not None:
@@ -214,18 +227,27 @@ class _Plan:
                 first = torch.where(read.any(1), read.int().argmax(1), self.width)
                 self.start = torch.minimum(self.start, first[:, None])
 
-    def tiles(self, todo: Bool[Tensor, "pair cell"]) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " n"]]]:
+    def _columns(self, rows: float) -> int:
+        """Returns the column spread at which a run costs least, with so many rows for each column.
+
+        A spread of c columns computes about rows (c - 1) / 2 tokens more for each column, of 24 d^2 multiplications in a
+        block, and shares the Python of a block among c columns.
+        """
+        return max(COLUMNS, int((2 * _OVERHEAD / (24 * self.bridge.cfg.d_model**2 * max(rows, 1.0))) ** 0.5))
+
+    def tiles(self, todo: Bool[Tensor, "pair cell"]) -> Iterator[_Tile]:
         """Pairs and cells of one run after another."""
         layers = torch.tensor([cell.layer for cell in self.cells])
         pair, cell = todo.nonzero(as_tuple=True)
         starts, first = self.start[pair, cell], layers[cell]
         # By column first: all rows begin at the earliest column, but each at its own layer.
         order = (starts * self.bridge.cfg.n_layers + first).argsort(stable=True)
+        columns = self._columns(len(order) / max(1, len(starts.unique())))
         while len(order):
             start = int(starts[order[0]])
             count = rows_that_fit(self.bridge, self.width, start, self.memory_bytes)
             if self.tokens is not None:
-                near = int((starts[order] < start + COLUMNS).sum())
+                near = int((starts[order] < start + columns).sum())
                 count = min(count, near, -(-self.tokens // (self.width - start)))
             rows = order[:count]
             # `joining` lets rows enter one after another, layer by layer.

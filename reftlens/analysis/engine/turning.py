@@ -120,9 +120,9 @@ def walk(outputs: Outputs, turns: Sequence[tuple[Turned, float]], eps: float) ->
 class Side:
     """One side of a walk: a bracket of tangents, narrowed as if KL were a power of the tangent."""
 
-    def __init__(self, eps: float, start: float) -> None:
-        """Args: eps: in nats. start: the first tangent."""
-        self.eps, self.tangent, self.done = eps, start, False
+    def __init__(self, eps: float, start: float, *, most: float = STEEPEST) -> None:
+        """Args: eps: in nats. start: the first tangent. most: the largest tangent that is tried."""
+        self.eps, self.tangent, self.done, self._most = eps, start, False, most
         self.best = (0.0, 0.0)
         """The largest tangent with a KL of at most eps (or as close to it as counts), and this KL."""
         self._high: tuple[float, float] | None = None
@@ -134,7 +134,7 @@ class Side:
             kl: in nats.
         """
         t, kl = self.tangent, max(kl, 1e-30)
-        if abs(kl / self.eps - 1) <= CLOSE or (kl < self.eps and t >= STEEPEST):
+        if abs(kl / self.eps - 1) <= CLOSE or (kl < self.eps and t >= self._most):
             self.best, self.done = (t, kl), True
             return
         if kl < self.eps:
@@ -150,4 +150,4 @@ class Side:
         if not low < following < high:
             # Outside the bracket: halve it on a logarithmic scale.
             following = math.sqrt(low * high) if low else high / 4
-        self.tangent = min(following, STEEPEST)
+        self.tangent = min(following, self._most)

@@ -30,8 +30,8 @@ def contexts(case: Case, looks: Sequence[Look]) -> list[Scored]:
     """
     mine = [look for look in looks if look.kind in KINDS]
     readings = [Readings(look.vectors[:, 0], case.top, 0) for look in mine]
-    for index, batch in enumerate(case.batches):
-        seen = seen_by(case.bridge, case.reft, batch, at=case.at)
+    seen_in = seen_by(case.bridge, case.reft, case.batches, at=case.at)
+    for index, (batch, seen) in enumerate(zip(case.batches, seen_in, strict=True)):
         for look, reading in zip(mine, readings, strict=True):
             h, places = seen[look.place]
             reading.add(h, torch.nn.functional.pad(places, (1, 0), value=index), batch)

@@ -100,8 +100,8 @@ def looks_of(case: Case, kinds: Sequence[Kind]) -> list[Look]:
 
 def _weights(case: Case) -> list[Float[Tensor, " d_model"]]:
     moments = [Moments() for _ in case.operators]
-    for batch in case.batches:
-        for moment, (h, _) in zip(moments, seen_by(case.bridge, case.reft, batch, at=case.at), strict=True):
+    for seen in seen_by(case.bridge, case.reft, case.batches, at=case.at):
+        for moment, (h, _) in zip(moments, seen, strict=True):
             moment.add(h)
     return [moment.weight() for moment in moments]
 

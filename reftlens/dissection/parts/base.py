@@ -12,7 +12,7 @@ from reftlens.analysis.engine.pathways import PROBES
 from reftlens.bridge import side_for_ends
 from reftlens.data import Batch, encode
 from reftlens.dissection.found import Found
-from reftlens.dissection.parts.part import BACKWARD, Part, Sizes, Spent, picture, table
+from reftlens.dissection.parts.part import Part, Sizes, Spent, picture, table
 from reftlens.dissection.work import Work
 from reftlens.edit.site import Site
 from reftlens.plot.cells import interchanges
@@ -22,6 +22,8 @@ from reftlens.results import Interchanged, Operator, ReadSpace
 
 _PATHWAYS = 4
 """Number of runs with gradients in one interchange."""
+_ALGEBRA = 10.0
+"""Decompositions of the read space and of the gradients of one interchange, in eigendecompositions."""
 
 
 def _interchanges(work: Work) -> dict[str, Any]:
@@ -110,14 +112,20 @@ def _cost(sizes: Sizes) -> Spent:
     config = sizes.config
     pairs = min(config.n_pairs, sizes.examples)
     batches = pairs / config.batch_size
-    gradients = 2 * sizes.width / min(config.n_pairs, config.batch_size, sizes.examples)
-    pathways = _PATHWAYS * (1 + BACKWARD * (1 + PROBES))
-    # The base runs of all prompts are shared by the swaps; the graph of the gradients starts from one more.
-    passes = batches + 2
-    # An interchange acts at the last token only, and the edit may act from an earlier one on.
-    # 5: whole, inside, complement, read and unread; 2: random subspaces and placebos.
-    cones = (batches * (5 + 2 * config.n_random + pathways) + 1 + gradients * BACKWARD) / sizes.cone
-    return Spent(sizes.sites * passes, sizes.sites * cones, bytes_held=8 * 2 * sizes.width**2)
+    # Two gradients for each coordinate, from the prompts of one batch. One backward run gives those of all sites.
+    rows = min(config.n_pairs, config.batch_size, sizes.examples)
+    read_space = 2 * sizes.width / config.batch_size * max(1.0, config.batch_size / rows / 2)
+    # The whole activations, those inside the subspace in four ways, and the controls; base and source before them.
+    moves = 7 + 2 * config.n_random
+    sites = sizes.sites * sizes.depth * batches
+    return Spent(
+        # Cones are cut for base, source, swaps, and two sets of runs with gradients.
+        cones=5 * sizes.sites * batches,
+        swaps=sites * (moves + _PATHWAYS) + 1,
+        gradients=sites * _PATHWAYS * (1 + PROBES) + read_space,
+        algebra=_ALGEBRA * sizes.sites,
+        bytes_held=8 * 2 * sizes.width**2,
+    )
 
 
 BASE = Part(

@@ -166,7 +166,7 @@ def _draw_terms(found: Found) -> Section | None:
 
 def _cost_directions(sizes: Sizes) -> Spent:
     # The edit, and its untrained copy.
-    return Spent(2 * sizes.batches, bytes_held=8 * sizes.width**2 * sizes.sites)
+    return Spent(cones=2 * sizes.batches * sizes.span, bytes_held=8 * sizes.width**2 * sizes.sites)
 
 
 def _cost_identified(sizes: Sizes) -> Spent:

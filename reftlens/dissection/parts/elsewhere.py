@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from reftlens import plot
 from reftlens.dissection.found import Found
-from reftlens.dissection.parts.part import Part, Spent, picture, table
-from reftlens.dissection.parts.works import outcomes
+from reftlens.dissection.parts.part import Part, picture, table
+from reftlens.dissection.parts.works import cost_outcome, outcomes
 from reftlens.plot.page import Section
 from reftlens.results import outcomes_to_dataframe
 
@@ -36,7 +36,7 @@ ELSE = Part(
     name="else",
     heading="What else changes?",
     compute=lambda work: outcomes(work, kept=True),
-    cost=lambda sizes: Spent(sizes.batches / 2, 2 * sizes.batches / 2),
+    cost=lambda sizes: cost_outcome((1 - sizes.wanted) * sizes.batches),
     draw=_draw,
     preset="quick",
 )

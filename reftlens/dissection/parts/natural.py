@@ -45,8 +45,12 @@ def _draw(found: Found) -> Section | None:
 
 
 def _cost(sizes: Sizes) -> Spent:
-    # The base on all three parts, and edit and control on the one that is tested.
-    return Spent(5 / 3 * sizes.batches, bytes_held=8 * sizes.width**2 * (sizes.sites + 1))
+    # A third of the prompts runs once, a third twice, and a third four times. The covariances are factored.
+    return Spent(
+        cones=7 / 3 * sizes.batches * sizes.span,
+        algebra=0.2 * sizes.sites,
+        bytes_held=8 * sizes.width**2 * (sizes.sites + 1),
+    )
 
 
 NATURAL = Part(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, final
 
 import pandas as pd
@@ -20,8 +20,8 @@ from reftlens.results.words import labelled
 
 Preset = Literal["quick", "standard", "full"]
 
-BACKWARD = 2.0
-"""Cost of a backward pass, in forward passes."""
+BACKWARD = 1.5
+"""Cost of a backward pass in forward passes. The base is frozen, so it has no gradients of weights."""
 
 
 @final
@@ -49,6 +49,10 @@ class Sizes:
     heads: int
     width: int
     """Width of the widest edited activation."""
+    wanted: float
+    """Fraction of the examples that the base does not answer as wanted."""
+    span: float
+    """Layers from the first site to the last, as a fraction of those from the first site on."""
 
     @property
     def batches(self) -> float:
@@ -63,24 +67,27 @@ class Sizes:
 @final
 @dataclass(frozen=True)
 class Spent:
-    """What a part costs, in forward passes of one batch."""
+    """What a part costs: how often each kind of run is made, for one batch of prompts."""
 
     passes: float = 0.0
-    """Passes over whole batches."""
+    """Passes over whole prompts, without logits."""
     cones: float = 0.0
-    """Runs of the edit's light cone for one batch; backward runs count twice."""
+    """Runs of the edit's light cone, each by itself."""
+    variants: float = 0.0
+    """Runs of the edit's light cone, side by side with others."""
+    swaps: float = 0.0
+    """Runs of the last token alone from the first site on, side by side."""
+    gradients: float = 0.0
+    """Backward runs of these."""
     readouts: int = 0
     """Residuals that are read through the unembedding."""
+    algebra: float = 0.0
+    """Eigendecompositions of matrices as wide as the widest edited activation."""
     bytes_held: int = 0
     """Peak memory of tensors besides the model and one batch."""
 
     def __add__(self, other: Spent) -> Spent:
-        return Spent(
-            self.passes + other.passes,
-            self.cones + other.cones,
-            self.readouts + other.readouts,
-            self.bytes_held + other.bytes_held,
-        )
+        return Spent(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
 
 
 @final

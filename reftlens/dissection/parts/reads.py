@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reftlens import analysis, plot
-from reftlens.analysis.engine.activations import edited_activations
+from reftlens.analysis.engine.activations import edited_in
 from reftlens.data import first_tokens
 from reftlens.dissection.found import Found
 from reftlens.dissection.parts.part import Part, Sizes, Spent, picture, table
@@ -113,8 +113,8 @@ def _overlaps(work: Work) -> dict[str, Any]:
 def _one_for_each(work: Work, index: int) -> tuple[Tensor, list[int]]:
     """Returns the base's activation at the last edited token of each prompt, and the index of its prompt."""
     states, rows = [], []
-    for number, batch in enumerate(work.batches):
-        edit, h = edited_activations(work.bridge, work.reft.scaled(0.0), batch)[index]
+    for number, sites in enumerate(edited_in(work.bridge, work.reft.scaled(0.0), work.batches)):
+        edit, h = sites[index]
         row = edit.mask.nonzero()[:, 0].cpu()
         # Rows come in order, so the last token of each is followed by another row's.
         last = torch.cat([row[1:] != row[:-1], torch.ones(1, dtype=torch.bool)])
@@ -207,9 +207,10 @@ def _draw_plane(found: Found) -> Section | None:
 
 
 def _cost_reads(sizes: Sizes) -> Spent:
-    readouts = sizes.sites * sizes.config.directions * _READ_OUT * (sizes.config.n_null + 1)
+    # Logits are linear behind the final norm, so the prompts of a direction are read together.
+    readouts = sizes.sites * sizes.config.directions * (sizes.config.n_null + 1)
     # top_contexts goes over the examples twice.
-    return Spent(2 * sizes.batches, readouts=readouts, bytes_held=8 * sizes.width**2)
+    return Spent(cones=2 * sizes.batches * sizes.span, readouts=readouts, bytes_held=8 * sizes.width**2)
 
 
 READS = Part(
@@ -225,7 +226,7 @@ OVERLAPS = Part(
     name="overlaps",
     heading="Do its directions overlap with those of the activations?",
     compute=_overlaps,
-    cost=lambda sizes: Spent(sizes.sites * sizes.batches),
+    cost=lambda sizes: Spent(cones=sizes.sites * sizes.batches * sizes.span),
     draw=_draw_overlaps,
     preset="quick",
     needs=("directions",),
@@ -234,6 +235,6 @@ PLANE = Part(
     name="plane",
     heading="How do edited tokens move in its plane?",
     compute=_plane,
-    cost=lambda sizes: Spent(4 * sizes.mapped),
+    cost=lambda sizes: Spent(sizes.mapped, cones=4 * sizes.mapped * sizes.span),
     draw=_draw_plane,
 )

@@ -78,10 +78,12 @@ def _cost(sizes: Sizes) -> Spent:
     if config.retrain is None:
         return Spent()
     steps = -(-sizes.training // config.retrain.batch_size) * config.retrain.epochs
-    # Two passes of the example batch for the backward part, and the comparison of every pair.
     share = config.retrain.batch_size / config.batch_size
-    each = steps * share * (1 + BACKWARD) + 6 * sizes.batches
-    return Spent((len(config.seeds) + config.n_null_edits) * each)
+    # The base runs once for each training. Then each step runs the cone forward and backward, and each edit is compared.
+    training = Spent(steps * share / config.retrain.epochs, cones=steps * share * (1 + BACKWARD))
+    edits = len(config.seeds) + config.n_null_edits
+    compared = Spent(cones=(2 * edits + 3) * sizes.batches * (1 + sizes.span))
+    return sum([training] * edits, compared)
 
 
 SEEDS = Part(

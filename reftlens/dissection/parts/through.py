@@ -155,16 +155,16 @@ def _draw_paths(found: Found) -> Section | None:
 
 
 def _cost_through(sizes: Sizes) -> Spent:
-    # A component of layer l costs the layers from l on; one at a single token about half the tokens as well.
-    of_one_a_layer = sizes.behind * (sizes.behind + 1) / (2 * sizes.layers)
-    cells = of_one_a_layer * (sizes.heads + sizes.tokens / 2)
-    return Spent(sizes.mapped * (8 + 2 * cells))
+    # Only cells behind the edit change anything. One of layer l runs the layers from l on, and one token's about half
+    # of the columns. Each map has a control; the runs that they come from are recorded: three for each, and two more.
+    cells = sizes.behind * (sizes.heads + (1 + sizes.cone) / 2) / 2
+    return Spent(8 * sizes.mapped, variants=sizes.mapped * (1 + 2 * cells))
 
 
 def _cost_paths(sizes: Sizes) -> Spent:
     n = sizes.config.n_paths
-    # Three recordings; for edit and control, a run per sender and the receivers after it.
-    return Spent(sizes.mapped * (3 + 2 * (n + 1) * (1 + n / 2)))
+    # A sender's change runs through whole prompts, then each receiver's through a cone of about half the layers.
+    return Spent(sizes.mapped * (3 + 2 * (n + 1)), variants=sizes.mapped * (n + 1) * n / 2)
 
 
 THROUGH = Part(

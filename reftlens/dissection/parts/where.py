@@ -92,13 +92,21 @@ def _draw_spread(found: Found) -> Section | None:
 def _cost_effect(sizes: Sizes) -> Spent:
     cells = sizes.sites * sizes.edited
     # Cells of later tokens run on fewer tokens, about half of the edit's cone, and those of later sites on fewer layers.
-    return Spent(sizes.mapped, sizes.mapped * (1 + _N_CONTROL) * (1 + cells * sizes.depth / 2))
+    tokens = (1 + 1 / max(1.0, sizes.edited)) / 2
+    return Spent(sizes.mapped, variants=sizes.mapped * (1 + _N_CONTROL) * (1 + cells * sizes.depth * tokens))
 
 
 def _cost_sites(sizes: Sizes) -> Spent:
     # As `ablate` chooses: all subsets up to 12 sites, else 200 orders.
     sets = 2**sizes.sites if sizes.sites <= 12 else 200 * sizes.sites
-    return Spent(sizes.mapped, sizes.mapped * (sets + _N_CONTROL * sizes.sites) * sizes.depth)
+    return Spent(sizes.mapped, variants=sizes.mapped * (sets + _N_CONTROL * sizes.sites) * sizes.depth)
+
+
+def _cost_spread(sizes: Sizes) -> Spent:
+    # The logit lens reads every state of the base, and the changed ones of each edited run.
+    edited = 1 + _N_CONTROL
+    states = (sizes.layers + 1) * sizes.tokens + edited * (sizes.behind + 1) * sizes.cone
+    return Spent((1 + edited) * sizes.mapped, readouts=round(sizes.mapped * sizes.config.batch_size * states))
 
 
 WHERE = Part(
@@ -116,6 +124,6 @@ SPREAD = Part(
     name="spread",
     heading="How far does the change spread?",
     compute=_spread,
-    cost=lambda sizes: Spent(sizes.mapped * (2 + _N_CONTROL) * 2),
+    cost=_cost_spread,
     draw=_draw_spread,
 )

@@ -95,17 +95,27 @@ def _draw_dose(found: Found) -> Section | None:
     )
 
 
+def cost_outcome(batches: float) -> Spent:
+    """Returns the cost of `outcomes` for so many batches: base, edit and control side by side."""
+    return Spent(cones=batches, variants=3 * batches)
+
+
 def _cost_dose(sizes: Sizes) -> Spent:
-    # For each edit a run per dose, and one with its backward pass for the slope.
-    return Spent(sizes.batches, sizes.batches * (1 + _N_CONTROL) * (len(ALPHAS) + 1 + BACKWARD))
+    edits, answered, kept = 1 + _N_CONTROL, sizes.wanted * sizes.batches, (1 - sizes.wanted) * sizes.batches
+    if not answered:
+        answered, kept = kept, 0.0
+    # The slope of each edit is one more run, and a backward one.
+    return Spent(
+        cones=answered + kept,
+        variants=answered * edits * (len(ALPHAS) + 1 + BACKWARD) + kept * (1 + edits * len(ALPHAS)),
+    )
 
 
 WORKS = Part(
     name="works",
     heading="Does it work?",
     compute=lambda work: outcomes(work, kept=False),
-    # As if half of the examples were wanted; each runs under the edit and under the control.
-    cost=lambda sizes: Spent(sizes.batches / 2, 2 * sizes.batches / 2),
+    cost=lambda sizes: cost_outcome(sizes.wanted * sizes.batches),
     draw=_draw_works,
     preset="quick",
 )

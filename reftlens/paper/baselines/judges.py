@@ -128,7 +128,12 @@ def nats_per_token(
         bridge: the model.
         texts: (prompt, completion) pairs.
         batch_size: texts in one run.
+
+    Raises:
+        ValueError: If there are no texts.
     """
+    if not texts:
+        raise ValueError("nats_per_token needs at least one (prompt, completion) pair, got none")
     found = []
     for start in range(0, len(texts), batch_size):
         prompts, completions = zip(*texts[start : start + batch_size], strict=True)

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.bridge import load_bridge
+from reftlens.bridge import load_bridge, own_device
 from reftlens.edit.checkpoint import CONFIG_NAME as EDIT_CONFIG_NAME
 from reftlens.edit.checkpoint import base_named
 from reftlens.edit.reft import Reft
@@ -133,9 +133,7 @@ def load_base(config: RunConfig) -> TransformerBridge:
     Raises:
         ValueError: If the model, device or dtype is unknown.
     """
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = own_device(config.device)
     dtypes = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if config.dtype != "auto" and config.dtype not in dtypes:
         raise ValueError(f"dtype must be 'auto' or one of {', '.join(dtypes)}, got {config.dtype!r}")
