@@ -18,6 +18,7 @@ each = pytest.mark.parametrize("file", GUIDES, ids=lambda file: file.stem)
 
 def test_the_guides_are_there() -> None:
     names = {
+        "alignment",
         "architectures",
         "benchmarks",
         "controls",

@@ -52,6 +52,7 @@ def calibrate(
     require_number("largest", largest, above=0)
     batches = as_batches(bridge, kept, name="kept", batch_size=batch_size, padding_side=side_for_ends(bridge))
     runs = [Answers(bridge, batch, reft.edits(batch)) for batch in batches]
+    # float64, because a small KL is a sum of differences of nearly equal numbers.
     base = [run.logprobs().double() for run in runs]
     n = sum(map(len, base))
 
@@ -68,6 +69,7 @@ def calibrate(
     for _ in range(_STEPS):
         if side.done:
             break
+        # Scale 1 has been measured already, and the search usually starts there.
         side.seen(unscaled if side.tangent == 1.0 else divergence(side.tangent))
     scale, found = side.best
     return Calibrated(scale=scale, kl=found, budget=kl, unscaled=unscaled, n=n)

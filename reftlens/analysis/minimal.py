@@ -170,6 +170,7 @@ class _Search:
             return candidate
         if self.retrain is None:
             return None
+        # A copy, because a candidate shares interventions with the edit that it was made from.
         again = self.trained(deepcopy(candidate))
         return again if self.holds(again) else None
 
@@ -195,6 +196,7 @@ def _shapley(search: _Search, reft: Reft) -> Tensor:
     batch, answer = search.judge.wanted[0]
     with torch.no_grad():
         said = Answers(search.bridge, batch, reft.edits(batch)).logprobs()
+    # Without the wanted answer, which cannot be compared with itself.
     foil = said.scatter(1, answer.cpu()[:, None], -torch.inf).argmax(-1)
     metric = token_difference(answer.cpu(), foil)
     return ablate(search.bridge, reft, batch, metric, n_orders=20, n_control=1, progress=False).shapley
@@ -271,6 +273,7 @@ def _truncated(search: _Search, reft: Reft, place: int) -> Iterator[Reft]:
         scale = reft.scales.get(reft.names[place], 1.0)
         with torch.no_grad():
             edit.write.copy_(operator.write[:rank])
+            # The operator includes the scale, which the new edit keeps and would apply twice.
             edit.read.weight.copy_(operator.read[:rank] / scale)
             edit.read.bias.copy_(operator.constant[:rank] / scale)
         pairs = [(site, edit) if index == place else pair for index, pair in enumerate(reft)]
@@ -282,9 +285,11 @@ def _coordinates(search: _Search, reft: Reft) -> Reft:
     for place, (site, intervention) in enumerate(reft):
         if not isinstance(intervention, DiReFT):
             continue
+        # Axes of write: direction, coordinate.
         size = intervention.write.detach().norm(dim=0)
         low, high = 0, len(size) - 1  # Largest number known to hold, and to consider.
         best = reft
+        # Bisection is possible because the number alone says which coordinates go.
         while low < high:
             left_out = (low + high + 1) // 2
             edit = deepcopy(intervention)
@@ -292,6 +297,7 @@ def _coordinates(search: _Search, reft: Reft) -> Reft:
                 edit.write[:, size.argsort()[:left_out]] = 0.0
             pairs = [(site, edit) if index == place else pair for index, pair in enumerate(reft)]
             candidate = _made(reft, list(pairs))
+            # Not trained again, which would fill the zeros.
             if search.holds(candidate):
                 low, best = left_out, candidate
             else:

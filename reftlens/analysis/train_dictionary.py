@@ -21,7 +21,7 @@ from reftlens.data import Given, as_batches
 from reftlens.edit.reft import Reft
 from reftlens.edit.site import Site
 from reftlens.interventions import SteeringVector
-from reftlens.numbers import require_whole_number
+from reftlens.numbers import require_number, require_whole_number
 from reftlens.positions import All
 
 _ROWS = 256
@@ -52,23 +52,26 @@ def train_dictionary(
         seed: seed of the first weights and of the draws.
 
     Raises:
-        ValueError: If k is larger than the number of features, or there is no such point.
+        ValueError: If k is larger than the number of features, the learning rate is negative, or there is no such point.
     """
     require_whole_number("features", features, least=1)
     require_whole_number("k", k, least=1)
     require_whole_number("steps", steps, least=1)
+    require_number("lr", lr, least=0)
     if k > features:
         raise ValueError(f"k must be at most the number of features, {features}, got {k}")
     h = _activations(bridge, hook_name, prompts)
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(len(h), (features,), generator=generator)
     centre = h.mean(dim=0)
+    # The same activation may be drawn twice, and would give two equal features.
     noise = torch.randn(features, h.shape[1], generator=generator) * h.std()
     decoder = torch.nn.functional.normalize(h[rows] - centre + 0.3 * noise, dim=-1)
     parts = [part.clone().requires_grad_() for part in (decoder.T, decoder, centre, torch.zeros(features))]
     optimizer, alive = torch.optim.Adam(parts, lr=lr), torch.zeros(features, dtype=torch.bool)
     for step in range(1, steps + 1):
         some = h[torch.randint(len(h), (min(_ROWS, len(h)),), generator=generator)]
+        # The caller may have turned gradients off.
         with torch.enable_grad():
             made = _dictionary(hook_name, k, *parts)
             found = made.encode(some)
@@ -97,6 +100,7 @@ def _renew(parts: list[Tensor], dead: Tensor, worst: Float[Tensor, "n d_model"])
 
 
 def _activations(bridge: TransformerBridge, hook_name: str, prompts: Given) -> Float[Tensor, "n d_model"]:
+    # Changes nothing: only an edit tells edited_activations where to look.
     nothing = SteeringVector.of(torch.zeros(width_of(bridge, hook_name)))
     reft = Reft([(Site(hook_name, All()), nothing)])
     batches = as_batches(bridge, prompts, padding_side=side_for_ends(bridge))

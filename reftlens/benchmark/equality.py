@@ -86,8 +86,7 @@ def train_equality(*, seed: int, max_steps: int = 1000) -> tuple[TransformerBrid
     """Trains a GPT-2 of two blocks on random quadruples until all are right. Returns it and its accuracy on all."""
     config = GPT2Config(
         vocab_size=3 + N_OBJECTS,
-        # One more than a prompt has, for the answer.
-        n_positions=6,
+        n_positions=5,
         n_embd=64,
         n_layer=2,
         n_head=4,
@@ -121,7 +120,17 @@ def train_equality(*, seed: int, max_steps: int = 1000) -> tuple[TransformerBrid
             if accuracy == 1.0:
                 break
     words = word_tokenizer(["no", "yes", "?", *OBJECTS])
-    return load_bridge(hf_model=model.eval(), tokenizer=words, prepend_bos=False), accuracy
+    return load_bridge(hf_model=_with_room(model).eval(), tokenizer=words, prepend_bos=False), accuracy
+
+
+def _with_room(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
+    """Adds a position behind the prompt, where an answer can stand. Nothing before it changes."""
+    config = GPT2Config(**{**model.config.to_dict(), "n_positions": 6})
+    config._attn_implementation = "eager"
+    longer, state = GPT2LMHeadModel(config), model.state_dict()
+    places = state["transformer.wpe.weight"]
+    longer.load_state_dict({**state, "transformer.wpe.weight": torch.cat([places, places[-1:]])})
+    return longer
 
 
 def quadruples(n: int, generator: torch.Generator) -> Int[Tensor, "n 4"]:

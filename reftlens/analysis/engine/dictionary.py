@@ -79,6 +79,7 @@ class Dictionary:
         if self.kind == "standard":
             return torch.relu(before)
         before = before * self._lengths()
+        # Fewer than k may be positive, and a feature is never negative.
         kept = before.topk(min(self.k, before.shape[-1]), dim=-1)
         return torch.zeros_like(before).scatter(-1, kept.indices, torch.relu(kept.values))
 
@@ -89,6 +90,8 @@ class Dictionary:
             h: activations at `hook_name`.
         """
         h = h.float()
+        # encode returns features times the lengths of their rows, so the rows count as unit vectors
+        # here.
         out = self.encode(h) / self._lengths() @ self.decoder + self.bias
         if self.hook_name_out:
             return out if self.skip is None else out + h @ self.skip.T
@@ -97,6 +100,7 @@ class Dictionary:
 
     def _lengths(self) -> Float[Tensor, " feature"]:
         rows = self.decoder.norm(dim=-1)
+        # reconstruct divides by it, and a row may be zero.
         return rows.clamp(min=1e-8) if self.by_length else torch.ones_like(rows)
 
     def _normalised(

@@ -126,6 +126,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         ("activation_fn_str", "activation_fn"),
     ):
         flat.setdefault(new, flat.get(old))
+    # Older configurations name "topk" as the activation only, not as the architecture.
     if flat["activation_fn"] == "topk":
         flat |= {"architecture": "topk", "k": (flat.get("activation_fn_kwargs") or {}).get("k", flat.get("k"))}
     return flat
