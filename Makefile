@@ -7,12 +7,14 @@ DOCS := .versions/docs
 
 # A fast core of the tests, for other releases and other machines.
 CORE := tests/test_caching.py tests/test_edit.py tests/test_generation.py tests/test_mediation.py tests/test_tokens.py tests/test_training.py
+# Compares the arguments and results of every call with their annotations, shapes included. That doubles the time of a test.
+SHAPES := --jaxtyping-packages=reftlens,beartype.beartype
 # torch is pinned everywhere: without a pin pip takes a build of several gigabytes.
 TORCH := $(shell grep '^torch==' constraints.txt)
 MACHINES := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 OMP_NUM_THREADS=2
 TESTS ?=
 
-.PHONY: demo test test-all test-versions test-wheel test-machines check robustness figures tutorials docs clean
+.PHONY: demo test shapes test-all test-versions test-wheel test-machines check robustness figures tutorials docs clean
 
 define fresh
 	rm -rf .versions/$(1)
@@ -22,18 +24,21 @@ endef
 
 define core
 	$(call fresh,$(1))
-	.versions/$(1)/bin/python -m pip install --quiet $(2) . pytest pytest-xdist hypothesis beartype
+	.versions/$(1)/bin/python -m pip install --quiet $(2) . pytest pytest-xdist hypothesis
 	.versions/$(1)/bin/python -m pytest -q -p no:cacheprovider $(CORE)
 endef
 
 demo: $(READY)  ## train an edit, take it apart, draw it: demo/report.html
 	$(BIN)/reftlens demo --out demo
 
-test: check docs  ## what CI runs
+test: check docs  ## format, lint, types, documentation and the quick tests
 	$(BIN)/python -m pytest -q
 
-test-all: check docs  ## the slow tests as well
-	$(BIN)/python -m pytest -q -m "slow or not slow"
+shapes: $(READY)  ## the core tests again, with every shape checked; CI runs this too
+	$(BIN)/python -m pytest -q $(SHAPES) $(CORE) tests/test_interventions.py tests/test_analysis.py
+
+test-all: check docs  ## the slow tests as well, with every shape checked
+	$(BIN)/python -m pytest -q $(SHAPES) -m "slow or not slow"
 
 test-versions:  ## the core tests under the newest releases and under the oldest that are supported; PYTHON= takes another Python
 	$(call core,newest,)

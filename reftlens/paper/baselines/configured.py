@@ -163,10 +163,10 @@ def _tune(
     problem, validation = _of_validation(bridge, config, train, held_out)
     space = tuning.space or default_space(bridge.cfg.n_layers, bridge.cfg.d_model)
     known = {field.name for method in methods.values() for field in fields(method)}
-    if set(space) - known:
-        raise ValueError(
-            f"no method here has the setting {min(set(space) - known)}: choose from {', '.join(sorted(known))}"
-        )
+    # The default space has settings of methods that may not be compared here.
+    unknown = set(tuning.space or ()) - known
+    if unknown:
+        raise ValueError(f"no method here has the setting {min(unknown)}: choose from {', '.join(sorted(known))}")
     about = {"settings": config.to_toml(), "data": _digest([*train, *held_out])}
     chosen = {}
     for name, method in methods.items():
