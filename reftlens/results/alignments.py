@@ -142,6 +142,7 @@ class Alignment(Result):
                 "low": low,
                 "high": high,
             }
+            # `changes` is about the causal model's labels, not about arbitrary ones.
             if name != ARBITRARY:
                 cause, isolate = (_mean(right[rows & (self.changes == kind)]) for kind in (1, 0))
                 line |= {"cause": cause, "isolate": isolate, "disentangle": (cause + isolate) / 2}
