@@ -25,6 +25,7 @@ def greedy_tokens(
     Raises:
         ValueError: If the context is too short.
     """
+    # On the left, so that the new tokens of all prompts begin in one column.
     batch = encode(bridge, prompts, padding_side="left")
     width = batch.tokens.shape[1]
     if width + n_new > bridge.cfg.n_ctx:

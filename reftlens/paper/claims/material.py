@@ -150,6 +150,7 @@ def speak(
         all(fact in text for fact in ask.facts[1 if taught_move else 0 :])
         for ask, text in zip(asks, texts, strict=True)
     ]
+    # A moved fact counts where one was taught; otherwise the manner must not cost any fact.
     together = [one and other for one, other in zip(manner, moved if taught_move else kept, strict=True)]
 
     def share(column: Sequence[bool]) -> float:

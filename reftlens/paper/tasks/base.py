@@ -147,6 +147,7 @@ class TextTask(Task):
             raise ValueError(
                 f"the targets of {self.name} end with EOS, but this tokenizer has no EOS token: set tokenizer.eos_token"
             )
+        # A conversation's template ends the turn itself.
         targets = [record.completion + end * isinstance(record.prompt, str) for record in records]
         if self.max_length is not None and records:
             targets = self._cut(bridge, prompts, targets, self.max_length)
