@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reftlens.arguments import warn
 from reftlens.edit.reft import Reft
 from reftlens.edit.serving.places import block_of, factors_of
 from reftlens.edit.site import Site
@@ -193,10 +193,9 @@ def _selected(parts: list[Positions], prefix: str) -> dict[str, Any]:
 
 def _warn_of_halves(part: First | Last) -> None:
     if part.half and part.count > 1:
-        warnings.warn(
+        warn(
             f"in a prompt of fewer than {2 * part.count} tokens, EasySteer changes more tokens than {part.short!r}, which takes "
-            "at most half of a prompt: use longer prompts",
-            stacklevel=5,
+            "at most half of a prompt: use longer prompts"
         )
 
 

@@ -6,7 +6,6 @@ that the numbers in one table are comparable.
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import ClassVar, Literal, final
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.arguments import warn
 from reftlens.data import Prompt, completion_tokens, token_counts, written
 from reftlens.data.tokens import shortened
 from reftlens.edit.generate import Decoding, generate
@@ -177,10 +177,9 @@ class TextTask(Task):
                 )
             kept[row] = shortened(bridge, prompt, kept[row], room)
         if too_long:
-            warnings.warn(
+            warn(
                 f"{len(too_long)} of {len(kept)} records of {self.name} are longer than {max_length} tokens, so their targets "
-                "lose their ends and EOS (max_length=None keeps them)",
-                stacklevel=3,
+                "lose their ends and EOS (max_length=None keeps them)"
             )
         return kept
 
