@@ -60,16 +60,21 @@ def test_a_rank_1_edit_of_one_token_is_recovered_from_a_rank_4_edit_of_all(train
     assert len(small.edits(rl.encode(bridge, TEXTS))) == 1
 
 
-def test_an_effect_that_needs_two_sites_keeps_both() -> None:
-    bridge = make_bridge("gpt2")
+def halves(bridge) -> tuple[rl.Reft, list[tuple[str, str]]]:
+    """A push at two points, half of it at each, and examples of its effect."""
     reft, examples = hidden(bridge), [(text, " Ostra") for text in TEXTS]
     ((_, _), (site, strong)) = reft
-    # Each half of the push at a point of its own.
     pushes = [rl.SteeringVector.of(2.0 * strong.write[0].detach() * part) for part in (0.5, 0.5)]
     block = site.hook_name.split(".")[1]
     both = rl.Reft(
         [(rl.Site(f"blocks.{block}.hook_mlp_out", "l1"), pushes[0]), (rl.Site(site.hook_name, "l1"), pushes[1])]
     )
+    return both, examples
+
+
+def test_an_effect_that_needs_two_sites_keeps_both(gpt2) -> None:
+    bridge = gpt2
+    both, examples = halves(bridge)
     small, path = minimal(bridge, both, examples, KEPT, share=0.98)
     assert len(small) == 2
     assert path.path[-1].effect >= 0.98 * path.path[0].effect
@@ -79,8 +84,26 @@ def test_an_effect_that_needs_two_sites_keeps_both() -> None:
         minimal(bridge, both.scaled(-1.0), examples, KEPT)
 
 
-def test_edits_are_compared_at_equal_side_effect() -> None:
-    bridge = make_bridge("gpt2")
+def test_training_again_lets_one_site_do_what_two_did(gpt2) -> None:
+    """The control is the test above: without training, neither site alone keeps the share."""
+    both, examples = halves(gpt2)
+    before = {name: value.clone() for name, value in both.state_dict().items()}
+    # Batches of a third, so that their order tells the seeds apart: a steering vector always starts at zero.
+    retrain = rl.TrainConfig(epochs=6, batch_size=4, lr=0.5, schedule="constant", progress=True)
+    small, path = minimal(gpt2, both, examples, KEPT, share=0.98, kl=20.0, retrain=retrain, seeds=(3, 4))
+    assert len(small) == 1
+    assert path.path[-1].effect >= 0.98 * path.path[0].effect
+    # Those of other seeds have the same shape, and begin anew.
+    assert [step.stage for step in path.seeds] == ["seed 3", "seed 4"]
+    assert all((step.sites, step.rank) == (1, path.path[-1].rank) for step in path.seeds)
+    assert all(step.effect > 0.5 * path.path[0].effect for step in path.seeds)
+    assert len({step.effect for step in (path.path[-1], *path.seeds)}) == 3
+    assert all(torch.equal(value, before[name]) for name, value in both.state_dict().items())
+    assert len(path.to_dataframe()) == 7
+
+
+def test_edits_are_compared_at_equal_side_effect(gpt2) -> None:
+    bridge = gpt2
     edit = rl.Reft([(rl.Site("blocks.1.hook_resid_post", "l1"), make_edit(rl.LoReFT))])
     vector = rl.Reft([(rl.Site("blocks.1.hook_resid_post", "l1"), rl.SteeringVector.of(torch.randn(32)))])
     batch = rl.encode(bridge, KEPT)
