@@ -97,6 +97,7 @@ def interchanges(results: Sequence[Interchanged]) -> Cells:
     Args:
         results: from `analysis.interchange`, one for each site.
     """
+    # A choice of the reader is one pair for all columns, so all sites must have the same pairs.
     kept = results[0].pairs if all(one.pairs == results[0].pairs and _has_pairs(one) for one in results) else ()
     columns = tuple(short_name(one.where) for one in results)
     n = len(results[0].random)

@@ -180,6 +180,7 @@ class Ledger(Result):
     @property
     def length(self) -> Float[Tensor, "rows pos term"]:
         """Of each term."""
+        # Rounding may leave the square of a short length below 0.
         return self.gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
 
     @property

@@ -117,6 +117,7 @@ def sweep(config: RunConfig, tuning: Tuning = Tuning(), *, progress: bool = True
         ValueError: If the settings do not fit, no trial finished, or the folder is not free.
         OSError: If a file cannot be read or written.
     """
+    # Before the model is loaded, so that an occupied folder is refused at once.
     so_far = _so_far(tuning)
     train, held_out = _divided(config)
     bridge = load_base(config)

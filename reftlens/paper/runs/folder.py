@@ -138,6 +138,7 @@ def load_base(config: RunConfig) -> TransformerBridge:
     if config.dtype != "auto" and config.dtype not in dtypes:
         raise ValueError(f"dtype must be 'auto' or one of {', '.join(dtypes)}, got {config.dtype!r}")
     try:
+        # An unusable device is found before gigabytes of weights are read.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"the device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error

@@ -107,6 +107,7 @@ def read(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
+    # Records are read one by one, so a limit also saves the reading of the rest.
     found = list(islice(_records(source, within, split, blob), limit))
     if not found:
         raise ValueError(f"{source} has no records")
@@ -142,6 +143,7 @@ def _in_folder(folder: Path, within: Sequence[str]) -> Path:
 
 def _download(address: str, blob: str | None) -> Path:
     """Downloads a file once into the cache of `datasets`, and compares it with its digest at every read."""
+    # Two addresses may end in the same file name.
     digest = hashlib.sha256(address.encode()).hexdigest()[:16]
     file = Path(config.HF_DATASETS_CACHE) / "reftlens" / f"{digest}-{address.rsplit('/', 1)[-1]}"
     if not file.is_file():
@@ -231,6 +233,7 @@ def parse(file: Path, *, shown: str) -> Iterator[Raw]:
 def _text_in(file: Path, shown: str) -> str:
     raw = file.read_bytes()
     try:
+        # With or without a byte order mark, which some editors write and JSON does not allow.
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
@@ -299,6 +302,7 @@ def _object(value: Any, where: str) -> Raw:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Python would keep the last of two equal names without a word.
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
