@@ -234,6 +234,7 @@ class _Draw:
 
     def _pair(self, name: str, *, held_out: bool) -> Counterfactual | None:
         base, source = self._inputs(held_out=held_out), self._inputs(held_out=held_out)
+        # A prompt that is its own source agrees with every hypothesis.
         if base is None or source is None or base == source:
             return None
         model, chosen = self.model, name.split("+")

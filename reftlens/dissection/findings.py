@@ -90,6 +90,7 @@ def _where(found: Found) -> _Answer | None:
     if found.effect is None or found.effect.control is None:
         return None
     effect, control = found.effect, found.effect.control
+    # Of all cells of the control, because the largest of the edit's is what is reported.
     largest = float(control.nan_to_num().abs().max())
     values = effect.values.nan_to_num()
     site, place = divmod(int(values.abs().argmax()), values.shape[1])
