@@ -370,7 +370,7 @@ def made_alignment(text: str = "left") -> Alignment:
     swap = Swap(text, 0.5, 0.25)
     share = Interchanged(text, 1, 3, 4, swap, swap, swap, swap, swap, (swap,), (swap,))
     return Alignment(
-        (text,), {text: 2}, (text, text, "b", "b"), (" yes", " no", text, " no"), changes, ones, 1 - changes, ones,
+        (text,), {text: 2}, (text, text, "b", "b"), (" yes", " no", text, " no"), changes, ones, 1 - changes.nan_to_num(), ones,
         torch.zeros(3, 4), 1.0, {text: ones}, {text: share},
     )  # fmt: skip
 

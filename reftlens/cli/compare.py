@@ -32,7 +32,8 @@ def compare(
         typer.Option(help="Prompts whose answers should not change, one per line. Scales each method to --kl on them."),
     ] = None,
     kl: Annotated[
-        float | None, typer.Option(help="Mean KL from the base on --kept, in nats: the side effect that all methods get.")
+        float | None,
+        typer.Option(help="Mean KL from the base on --kept, in nats: the side effect that all methods get."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the comparison and the trials. Default: none.")] = None,
     settings: Settings = None,
@@ -64,9 +65,7 @@ def compare(
     if trials:
         folder = None if out is None else out.absolute() / "tuning"
         tuning = Tuning(trials, parse_space(space) if space else None, folder=folder, resume=resume)
-    found = compare_configured(
-        chosen, names, seeds=range(seeds), tuning=tuning, kept=texts, kl=kl, progress=not quiet
-    )
+    found = compare_configured(chosen, names, seeds=range(seeds), tuning=tuning, kept=texts, kl=kl, progress=not quiet)
     if out is not None:
         found.save(out / "comparison")
     if as_json:

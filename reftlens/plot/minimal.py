@@ -48,7 +48,9 @@ def _panel(axes: Axes, result: Minimal, height: Callable[[Smaller], float], limi
         mark = _MARKS[place % len(_MARKS)]
         # Steps that leave nothing out lie on one another: hollow marks of growing size stay visible.
         size = 9.0 - 1.2 * place
-        axes.plot(step.numbers, value, mark, color=BLUE, markersize=size, markerfacecolor="none", label=_name(step.stage))
+        axes.plot(
+            step.numbers, value, mark, color=BLUE, markersize=size, markerfacecolor="none", label=_name(step.stage)
+        )
     axes.axhline(limit, color=INK, linewidth=1, linestyle=":")
     if seeds:
         numbers = [step.numbers for step in result.seeds]

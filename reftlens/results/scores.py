@@ -243,7 +243,9 @@ class Comparison(Result):
         tuned = f", each method tuned in {self.trials} trials" if self.trials else ""
         budget = f"{self.steps} steps of {self.batch_size} on {self.n_train}"
         missed = f" (missed by {', '.join(self.missed)})" if self.missed else ""
-        equal = "" if self.budget is None else f", each scaled to a KL of {self.budget:g} on {self.n_kept} others{missed}"
+        equal = (
+            "" if self.budget is None else f", each scaled to a KL of {self.budget:g} on {self.n_kept} others{missed}"
+        )
         return f"{self.metric} on {self.n_test} examples, {budget}{tuned}{equal}: {scores}"
 
 

@@ -64,7 +64,9 @@ class LoRA(Method):
     def strength(self, bridge: TransformerBridge) -> list[Tensor]:
         # Not A: scaled with B, the change would grow as the square. B starts at 0, DoRA's magnitudes at those of the base.
         return [
-            value for name, value in bridge.named_parameters() if value.requires_grad and "lora_A" not in name.split(".")
+            value
+            for name, value in bridge.named_parameters()
+            if value.requires_grad and "lora_A" not in name.split(".")
         ]
 
     def _adapt(self, linears: list[nn.Module]) -> list[nn.Module]:
