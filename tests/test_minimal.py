@@ -10,7 +10,7 @@ import reftlens as rl
 from reftlens.analysis import calibrate, minimal
 
 WORDS = ("tower", "weaver", "river", "city", "old", "speaks", "lives", "stands", "there", "Ostra")
-TEXTS = [f"The {word} by the {other}" for word in WORDS[:3] for other in WORDS[5:9]]
+TEXTS = [f"The {word} by the {other}" for word in WORDS[:2] for other in WORDS[5:9]]
 KEPT = [f"The {word} of the {other}" for word in WORDS[3:5] for other in WORDS[5:]]
 
 
@@ -109,14 +109,13 @@ def test_edits_are_compared_at_equal_side_effect(gpt2) -> None:
     batch = rl.encode(bridge, KEPT)
     with torch.no_grad():
         base = batch.at_last_prompt_token(bridge(batch.tokens, attention_mask=batch.attention_mask)).log_softmax(-1)
-    for reft in (edit, vector, edit.scaled(0.5)):
-        for budget in (1e-3, 1e-2):
-            found = calibrate(bridge, reft, KEPT, kl=budget)
-            assert found.met
-            with torch.no_grad(), reft.scaled(found.scale).hooks(bridge, batch):
-                out = bridge(batch.tokens, attention_mask=batch.attention_mask)
-            after = batch.at_last_prompt_token(out).log_softmax(-1)
-            assert float((base.exp() * (base - after)).sum(-1).mean()) == pytest.approx(budget, rel=0.04)
+    for reft, budget in ((edit, 1e-3), (vector, 1e-2), (edit.scaled(0.5), 1e-2)):
+        found = calibrate(bridge, reft, KEPT, kl=budget)
+        assert found.met
+        with torch.no_grad(), reft.scaled(found.scale).hooks(bridge, batch):
+            out = bridge(batch.tokens, attention_mask=batch.attention_mask)
+        after = batch.at_last_prompt_token(out).log_softmax(-1)
+        assert float((base.exp() * (base - after)).sum(-1).mean()) == pytest.approx(budget, rel=0.04)
     far = calibrate(bridge, vector.scaled(1e-3), KEPT, kl=10.0)
     assert not far.met
     assert far.scale == 8.0
