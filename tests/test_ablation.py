@@ -91,6 +91,18 @@ def test_values_are_their_definitions_and_sum_to_the_whole(gpt2) -> None:
     expected = value[everything] - value[everything - {0}] - value[everything - {2}] + value[everything - {0, 2}]
     assert float(result.interaction[0, 2]) == pytest.approx(expected, abs=2e-5)
     assert len(result.to_dataframe()) == 4
+    assert result.control_shapley is None, "with four sites it needs runs that the control does not make"
+
+
+def test_the_control_of_two_sites_is_that_of_turned_edits(gpt2) -> None:
+    batch, metric = rl.encode(gpt2, PROMPTS), metric_on(gpt2)
+    reft = rl.Reft(list(four_sites())[:2])
+    result = rl.analysis.ablate(gpt2, reft, batch, metric, n_control=1, seed=3, progress=False)
+    turned = rl.analysis.ablate(gpt2, rl.analysis.turned(reft, seed=3), batch, metric, n_control=1, progress=False)
+    assert abs(turned.whole) > 1e-3
+    assert result.control_whole == pytest.approx(turned.whole, abs=1e-5)
+    torch.testing.assert_close(result.control, turned.alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.control_shapley, turned.shapley, rtol=0, atol=1e-5)
 
 
 def test_sampled_orders_agree_with_all_orders_and_still_sum_to_the_whole(gpt2, monkeypatch) -> None:

@@ -344,7 +344,7 @@ def test_cells_are_grey_where_the_control_reaches_as_far_and_only_there() -> Non
     assert [patch.get_xy() for patch in grey] == [(0.5, -0.5)]
     assert to_hex(grey[0].get_facecolor()) == PALE.lower()
     assert not control.patches
-    assert "grey: no further from 0 than some cell of the control" in written(figure)
+    assert "grey: no larger in size than the largest control cell" in written(figure)
 
 
 def test_positions_of_a_mean_are_named_by_role_where_prompts_differ() -> None:

@@ -217,7 +217,7 @@ def _key(cells: Cells, limit: float, decimals: int) -> Markup:
     )
     mean, notes = cells.views[0], []
     if mean.control is not None:
-        notes.append(Markup('<span class="covered">grey</span> no further from 0 than some cell of the control'))
+        notes.append(Markup('<span class="covered">grey</span>: no larger in size than the largest control cell'))
         notes.append(Markup("control: {}").format(cells.control_name))
     notes += [Markup("* subject")] * cells.starred
     notes += [Markup("{} no value").format(_NO_VALUE)] * (not bool(mean.values.isfinite().all()))
