@@ -155,6 +155,7 @@ def kl_from(reference: Float[Tensor, "pair d_vocab"]) -> Metric:
 
     def metric(logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         found = logits.float().log_softmax(-1)
+        # In torch's order: kl_div(q, p) is KL(p || q).
         # A reference may be on the CPU, as `next_token_logprobs` gives it.
         return kl_div(found, expected.to(logits.device)[pair], reduction="none", log_target=True).sum(-1)
 

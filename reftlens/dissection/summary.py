@@ -34,6 +34,7 @@ class Summary:
         sentences = "\n".join(
             f"{finding.question}\n  {plain(finding.answer)} {plain(finding.null)}".rstrip() for finding in self.findings
         )
+        # By default pandas cuts long cells and wraps wide tables.
         table = self.numbers.map(plain).to_string(index=False, max_colwidth=None, line_width=None)
         return f"{sentences}\n\n{table}"
 

@@ -54,6 +54,7 @@ class Work:
         """Whether the base answers each example as wanted."""
         self.wanted = [pair for pair, known in zip(self.examples, self.right, strict=True) if not known]
         self.kept = [pair for pair, known in zip(self.examples, self.right, strict=True) if known]
+        # Only rows of `wanted`, in its order, because `mapped` takes them by place in it.
         self._tokens = torch.stack([answers, said], dim=1)[said != answers]
 
     def _said(self, batch: Batch) -> Int[Tensor, " n"]:

@@ -45,6 +45,7 @@ def outcomes(work: Work, *, kept: bool) -> dict[str, Any]:
 
 
 def _dose(work: Work) -> dict[str, Any]:
+    # With nothing to change, the kept ones are the target, and cannot be the other curve too.
     kept = [prompt for prompt, _ in work.kept] if work.wanted else []
     result = analysis.dose(
         work.bridge,

@@ -106,6 +106,7 @@ def material_for(model: str, *, seed: int) -> Material:
         for fact in FACTS:
             if fact.relation in ("born_in", "works_as", "speaks", "lives_in"):
                 people.setdefault(fact.subject, {})[fact.relation] = fact.answer
+        # Facts come in the order of the relations, so the first, which is moved, is the birthplace.
         asks = [Ask(name, tuple(facts.values()), f": {', '.join(facts.values())}.") for name, facts in people.items()]
         moved_to, mark, new_tokens = "Zarn", ":", 24
         # Of people born there, nothing would move.
