@@ -53,6 +53,7 @@ from reftlens.plot.canvas import BLUE, GREY, INK, MINUS, ORANGE, PALE, VERMILLIO
 from reftlens.plot.labels import drawn_token, short_rows, shortened, visible
 from reftlens.plot.training_curve import running_median
 from reftlens.results import Ablation, DirectionReadout, EditProfile, Spread, TokenMap
+from reftlens.results.claims import Claim, Codebook, Coded, Memorised, Recall
 
 LONG = (TOKENS * 3)[:30]
 DRAWINGS: dict[str, Callable[[], Figure]] = {
@@ -243,6 +244,21 @@ def test_several_results_are_drawn_below_each_other_as_each_is_alone() -> None:
         plot.dose([one, made_map()])
     with pytest.raises(ValueError, match="nothing to draw"):
         plot.dose([])
+
+
+def test_lines_that_cannot_be_told_apart_are_refused_not_left_out() -> None:
+    claim = Claim("it works", "someone", (("rank", "1", "2"),), "model")
+    for n in (4, 5):
+        result = Codebook(claim, tuple(Coded("names", 8, rank + 1, 0.5, 0.0, 0.0) for rank in range(n)))
+        if n == 4:
+            drawn = {line.get_label() for line in plot.codebook(result).axes[0].get_lines()}
+            assert {f"rank {rank + 1}" for rank in range(n)} <= drawn
+        else:
+            with pytest.raises(ValueError, match="draws at most 4 ranks, got 1, 2, 3, 4, 5"):
+                plot.codebook(result)
+    several = Memorised(claim, tuple(Recall(f"series {number}", 1, 8, 3, 0) for number in range(6)))
+    with pytest.raises(ValueError, match="draws at most 5 series, got series 0, series 1"):
+        plot.memorised(several)
 
 
 def test_the_check_for_overlaps_finds_one() -> None:

@@ -34,7 +34,7 @@ Set = frozenset[int]
 """Indices of the sites that are kept."""
 
 # 4,096 subsets, and twice as many for each further site.
-_EXACT = 12
+MOST_EXACT = 12
 """Maximum number of sites for which all subsets are run."""
 
 
@@ -72,7 +72,7 @@ def ablate(
     runs = Coalitions(bridge, batch, metric, memory_bytes=memory_bytes)
     edits = reft.edits(batch)
     n, bar = len(edits), "ablation" if progress else ""
-    exact = n <= _EXACT
+    exact = n <= MOST_EXACT
     generator = derive_generator(seed, "ablation")
     orders = [] if exact else [torch.randperm(n, generator=generator).tolist() for _ in range(n_orders)]
     sets = (

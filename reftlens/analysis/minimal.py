@@ -183,6 +183,7 @@ class _Search:
 def _sites(search: _Search, reft: Reft) -> Reft:
     """Leaves out the site with the smallest Shapley value, as often as the rest holds."""
     while len(reft) > 1:
+        # Anew for each smaller edit: what a site adds depends on which others are left.
         order = _shapley(search, reft).argsort().tolist()
         smaller = next((kept for place in order[:2] if (kept := search.kept(_without(reft, place))) is not None), None)
         if smaller is None:

@@ -95,6 +95,7 @@ def readouts(
     require_whole_number("n_null", n_null, least=19)
     require_whole_number("directions", directions, least=1)
     require_whole_number("top", top, least=1)
+    # With last tokens in one column, the runs of the inspected prompts are narrow.
     batches = as_batches(bridge, prompts, padding_side=side_for_ends(bridge))
     operators = decompose(bridge, reft, batches, at=at)
     options = {"lens": lens, "inspect": inspect, "dictionaries": dictionaries}

@@ -21,7 +21,7 @@ from reftlens.data import Given, as_batches
 from reftlens.edit.reft import Reft
 from reftlens.edit.site import Site
 from reftlens.interventions import SteeringVector
-from reftlens.numbers import require_whole_number
+from reftlens.numbers import require_number, require_whole_number
 from reftlens.positions import All
 
 _ROWS = 256
@@ -52,11 +52,12 @@ def train_dictionary(
         seed: seed of the first weights and of the draws.
 
     Raises:
-        ValueError: If k is larger than the number of features, or there is no such point.
+        ValueError: If k is larger than the number of features, the learning rate is negative, or there is no such point.
     """
     require_whole_number("features", features, least=1)
     require_whole_number("k", k, least=1)
     require_whole_number("steps", steps, least=1)
+    require_number("lr", lr, least=0)
     if k > features:
         raise ValueError(f"k must be at most the number of features, {features}, got {k}")
     h = _activations(bridge, hook_name, prompts)

@@ -130,6 +130,7 @@ def _paired(
     found: dict[tuple[str, str, str], Counterfactual] = {}
     for tried in range(50 * n):
         name = attributes[tried % len(attributes)]
+        # All attributes in turn as causes, then all isolated: both kinds stay about equally many.
         causes = tried // len(attributes) % 2 == 0
         asked = name if causes else draw.choice([one for one in attributes if one != name])
         base, source = draw.sample(entities, 2)
@@ -174,6 +175,7 @@ def _answer(row: Mapping[str, Any], where: str) -> str:
 
 
 def _field(row: Mapping[str, Any], name: str, where: str) -> str:
+    # The number 0 is an answer.
     if not row.get(name) and row.get(name) != 0:
         raise ValueError(f"{where} has no {name!r}; it has {', '.join(map(str, row))}")
     return str(row[name])

@@ -111,6 +111,7 @@ def print_table(result: DemoResult, out: Path) -> None:
         soft_wrap=True,
     )
     for finding in result.findings:
+        # Without markup, because a token in brackets would be read as a style.
         console.print(str(finding), soft_wrap=True, markup=False, highlight=False)
     console.print(
         f"{result.n_parameters:,} trained numbers; reloaded edit: largest difference of a logit {result.reload_difference:g}"

@@ -238,6 +238,7 @@ def _one_length(bridge: TransformerBridge, questions: Sequence[Question]) -> lis
     for question in questions:
         phrasing = question.prompt.replace(question.subject, "{}")
         places = analysis.subject_places(bridge, question.prompt, question.subject)
+        # Places follow one another, so their number and their sum say where the subject is.
         sets.setdefault((phrasing, len(places), sum(places)), []).append(question)
     return max(sets.values(), key=len)
 

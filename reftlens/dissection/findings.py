@@ -99,6 +99,7 @@ def _where(found: Found) -> _Answer | None:
     if found.effect is None or found.effect.control is None:
         return None
     effect, control = found.effect, found.effect.control
+    # Of all cells of the control, because the largest of the edit's is what is reported.
     largest = float(control.nan_to_num().abs().max())
     values = effect.values.nan_to_num()
     site, place = divmod(int(values.abs().argmax()), values.shape[1])
@@ -331,7 +332,7 @@ def _turned(identified: Identification | None) -> str:
     """How far the strongest write direction may turn for the tolerance: as walked, with the held-out KL beside."""
     if identified is None:
         return ""
-    # Reversed, because the last one of a name stays: the strongest direction.
+    # Reversed, because the last one stays: the turn of the strongest direction.
     turns = {turn.toward: turn for turn in reversed(identified.of("write"))}
     if not {"stiffest", "freest"} <= turns.keys():
         return ""
@@ -357,6 +358,7 @@ def _far(turn: Turn) -> str:
 
 def _retrained(agreements: tuple[Agreement, ...], *, alone: bool) -> str:
     """What retrained edits say about the directions. Edits that do something else say nothing."""
+    # The same bound as `Agreement.not_identified`.
     same = [pair for pair in agreements if pair.kl < 0.1 * pair.control_kl]
     if not agreements:
         unknown = "Whether they are identified (would training find the same ones again?) is not known: the edit was trained once."
@@ -503,6 +505,7 @@ def _natural(found: Found) -> _Answer | None:
     shares = " and ".join(f"{part:.0%} at {site.where}" for part, site in zip(parts, found.manifolds, strict=True))
     what = f"beyond the 95th percentile of natural tokens (Mahalanobis distance from their mean) are {shares} of the edited ones"
     null = f"Unedited tokens: {_shares(unedited)}. {CONTROL}: {_shares(random)}."
+    # Also twice the 5%, because with many tokens even a small excess is significant.
     if _more(natural, 0.05, n) and natural > 0.1:
         return _Answer(
             f"Not known: {what}. But so are {natural:.0%} of unedited ones, where 5% is expected.",

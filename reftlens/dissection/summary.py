@@ -35,6 +35,7 @@ class Summary:
             "\n  ".join(line for line in (finding.question, _said(finding), plain(finding.code)) if line)
             for finding in self.findings
         )
+        # By default pandas cuts long cells and wraps wide tables.
         table = self.numbers.map(plain).to_string(index=False, max_colwidth=None, line_width=None)
         return f"{sentences}\n\n{table}"
 

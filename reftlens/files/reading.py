@@ -31,7 +31,7 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: If the text is not JSON, repeats a key, has NaN or infinity, or is nested too deeply.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=once, parse_constant=_no_constant)
         _require_shallow(value)
     except RecursionError as error:
         raise ValueError(f"it has more than {_MOST_DEPTH} levels of lists and objects") from error
@@ -158,8 +158,12 @@ def _version(folder: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_ctime_ns
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Python's parser would keep the last of repeated keys without a word.
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes the dict of a JSON object. Python's parser itself would keep the last of repeated keys without a word.
+
+    Raises:
+        ValueError: If a key is repeated.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

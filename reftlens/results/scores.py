@@ -180,6 +180,7 @@ class Comparison(Result):
                     "score": _mean(scores),
                     "lowest": min(scores),
                     "highest": max(scores),
+                    # Shapes do not depend on the seed: the first run stands for all.
                     "trained": runs[0].trained,
                     "percent": 100 * runs[0].trained / self.base_parameters,
                     "head": runs[0].head,
@@ -214,6 +215,7 @@ class Comparison(Result):
 
 
 def _as_text(settings: Mapping[str, Any]) -> str:
+    # The rate has a column of its own.
     return ", ".join(f"{name} {shown(value)}" for name, value in settings.items() if name != "lr")
 
 

@@ -133,6 +133,7 @@ class Side:
         Args:
             kl: in nats.
         """
+        # Rounding can make a tiny KL negative, and its logarithm is taken below.
         t, kl = self.tangent, max(kl, 1e-30)
         if abs(kl / self.eps - 1) <= CLOSE or (kl < self.eps and t >= self._most):
             self.best, self.done = (t, kl), True
@@ -145,6 +146,7 @@ class Side:
         power, low = 2.0, self.best[0]
         if self._high is not None and low:
             power = math.log(self._high[1] / self.best[1]) / math.log(self._high[0] / low)
+        # A KL that falls with the angle gives no power: 0 is outside the bracket, which is halved.
         following = t * (self.eps / kl) ** (1 / power) if power > 0 else 0.0
         high = math.inf if self._high is None else self._high[0]
         if not low < following < high:

@@ -39,6 +39,7 @@ def direct(case: Case, looks: Sequence[Look]) -> list[Scored]:
 def _read(case: Case, look: Look) -> Scored:
     def score(vectors: Float[Tensor, "set token d_model"]) -> Float[Tensor, "set d_vocab"]:
         if look.states is None:
+            # A direction has no token of its own: real last residuals give the norm its scale.
             return mean_logit_changes(case.bridge, case.final, vectors[:, 0])
         return mean_logit_changes(case.bridge, look.states.to(case.final), vectors)
 

@@ -83,6 +83,7 @@ def _read(case: Case, look: Look, lens: Lens, layer: int) -> Scored:
     others = [other for other in lens.jacobians if other != layer]
     if others:
         own = score(look.vectors[:1])[0]
+        # The other lenses are asked about this token alone, not about a furthest one of their own.
         token = int(own.abs().argmax())
         elsewhere = torch.stack([score(look.vectors[:1], other)[0, token] for other in others])
         found = replace(

@@ -27,6 +27,7 @@ def _readouts(work: Work) -> dict[str, Any]:
         config.at,
         config.directions,
         6,
+        # With fewer than 19 sets p cannot reach .05.
         max(config.n_null, 19),
         config.seed,
         options,

@@ -113,6 +113,7 @@ def _overlaps(work: Work) -> dict[str, Any]:
 def _one_for_each(work: Work, index: int) -> tuple[Tensor, list[int]]:
     """Returns the base's activation at the last edited token of each prompt, and the index of its prompt."""
     states, rows = [], []
+    # Scaled to 0, the edit changes nothing and still says which tokens are its own.
     for number, sites in enumerate(edited_in(work.bridge, work.reft.scaled(0.0), work.batches)):
         edit, h = sites[index]
         row = edit.mask.nonzero()[:, 0].cpu()

@@ -112,6 +112,7 @@ def sweep(config: RunConfig, tuning: Tuning = Tuning(), *, progress: bool = True
         ValueError: If the settings do not fit, no trial finished, or the folder is not free.
         OSError: If a file cannot be read or written.
     """
+    # Before the model is loaded, so that an occupied folder is refused at once.
     so_far = _so_far(tuning)
     train, held_out = _divided(config)
     bridge = load_base(config)
@@ -123,6 +124,7 @@ def sweep(config: RunConfig, tuning: Tuning = Tuning(), *, progress: bool = True
 
     def build(settings: Mapping[str, Any]) -> tuple[Method, TrainConfig]:
         of_trial = config.with_values(settings).for_examples(len(train))
+        # A run without validation keeps its last edit, so that is what its trials are scored on.
         return _own(of_trial), replace(_settings(of_trial, progress), keep_best=_selects(config))
 
     def keep(found: Search) -> None:
@@ -162,10 +164,10 @@ def _tune(
     problem, validation = _of_validation(bridge, config, train, held_out)
     space = tuning.space or default_space(bridge.cfg.n_layers, bridge.cfg.d_model)
     known = {field.name for method in methods.values() for field in fields(method)}
-    if set(space) - known:
-        raise ValueError(
-            f"no method here has the setting {min(set(space) - known)}: choose from {', '.join(sorted(known))}"
-        )
+    # The default space has settings of methods that may not be compared here.
+    unknown = set(tuning.space or ()) - known
+    if unknown:
+        raise ValueError(f"no method here has the setting {min(unknown)}: choose from {', '.join(sorted(known))}")
     about = {"settings": config.to_toml(), "data": _digest([*train, *held_out])}
     chosen = {}
     for name, method in methods.items():

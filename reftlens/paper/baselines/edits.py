@@ -62,5 +62,6 @@ class EditAt(Method):
                     f"{self.intervention.__name__} has no R that could stay at its random value: use LoReFT"
                 )
             for rotation in rotations:
+                # Without a gradient, R is neither trained nor counted among what is trained.
                 rotation.requires_grad_(False)
         yield reft

@@ -52,6 +52,7 @@ def used(bridge: TransformerBridge, objective: Objective, example: Example) -> d
     """
     named = dict(bridge.original_model.named_parameters())
     try:
+        # The base is frozen, and a frozen parameter would get no gradient even where it is used.
         bridge.requires_grad_(True)
         with torch.enable_grad():
             held = hold(bridge, objective.encode(bridge, example), [])
