@@ -331,6 +331,7 @@ def _called(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
     return function(**{name: values[name] for name in _parameters(function)})
 
 
+# Each of thousands of draws asks for the parameters of every equation.
 @lru_cache(maxsize=1024)
 def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)

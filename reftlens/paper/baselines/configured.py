@@ -129,6 +129,7 @@ def sweep(config: RunConfig, tuning: Tuning = Tuning(), *, progress: bool = True
 
     def build(settings: Mapping[str, Any]) -> tuple[Method, TrainConfig]:
         of_trial = config.with_values(settings).for_examples(len(train))
+        # A run without validation keeps its last edit, so that is what its trials are scored on.
         return _own(of_trial), replace(_settings(of_trial, progress), keep_best=_selects(config))
 
     def keep(found: Search) -> None:
