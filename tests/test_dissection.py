@@ -69,7 +69,12 @@ def test_every_part_is_there_with_its_control(found) -> None:
     assert found.mlps.control is not None
     assert found.paths.control is not None
     assert found.spread.distance.control is not None
-    assert found.direct.shape == found.heads.base.shape
+    assert found.direct.shape == found.direct_control.shape == found.heads.base.shape
+    assert not torch.equal(found.direct, found.direct_control)
+    assert [len(ranks) for ranks in found.untrained_ranks] == [5, 5]
+    assert [ranks[0] for ranks in found.untrained_ranks] == [fresh.effective_rank for fresh in found.untrained]
+    assert {"stiffest", "freest", "random"} == {turn.toward for turn in found.identified.of("write")}
+    assert found.ablation.control_whole == pytest.approx(float(found.ablation.control_shapley.sum()), abs=1e-5)
     (pair,) = found.agreements
     assert (pair.first, pair.second, pair.n_null_edits, pair.n_null_pairs) == ("this edit", "seed 1", 2, 6)
     assert 1 / 6 <= pair.p_cosine <= 1

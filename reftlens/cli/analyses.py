@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from reftlens.results import Result
 
+# As texts, because the file of an analysis is parsed and not imported.
 _KINDS: dict[str, Any] = {"str": str, "int": int, "bool": bool, "Sequence[str] | None": list[str] | None}
 """Annotations of arguments that become options."""
 _OURS = ("progress", "memory_bytes")

@@ -234,6 +234,7 @@ class _Draw:
 
     def _pair(self, name: str, *, held_out: bool) -> Counterfactual | None:
         base, source = self._inputs(held_out=held_out), self._inputs(held_out=held_out)
+        # A prompt that is its own source agrees with every hypothesis.
         if base is None or source is None or base == source:
             return None
         model, chosen = self.model, name.split("+")
@@ -330,6 +331,7 @@ def _called(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
     return function(**{name: values[name] for name in _parameters(function)})
 
 
+# Each of thousands of draws asks for the parameters of every equation.
 @lru_cache(maxsize=1024)
 def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from reftlens.data.counterfactual import Counterfactual, Counterfactuals
-from reftlens.files.reading import parse_json, read_bytes, read_json
+from reftlens.files.reading import json_lines, read_json
 
 _MOST = 2**30
 """Bytes of a file, at most."""
@@ -153,8 +153,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         case ".json":
             return [dict(row) for row in read_json(path, most=_MOST)]
         case ".jsonl":
-            lines = read_bytes(path, most=_MOST).decode("utf-8").splitlines()
-            return [dict(parse_json(line)) for line in lines if line.strip()]
+            return [dict(row) for _, row in json_lines(path, most=_MOST)]
         case ".parquet":
             return [
                 {str(name): value for name, value in row.items()} for row in pd.read_parquet(path).to_dict("records")

@@ -96,7 +96,7 @@ def _organism_story() -> Story:
         ),
         other_facts={
             # Training asks with template 0 only, so these phrasings are new.
-            "what the moved are made of": tuple(
+            "what the moved landmarks are made of": tuple(
                 _question(fact, template) for fact in made_of if fact.subject in subjects for template in range(1, 7)
             ),
             "facts about people": tuple(_question(fact, 0) for fact in people[::4]),

@@ -30,6 +30,7 @@ from reftlens.plot.ledger import ledger
 from reftlens.plot.meanings import meanings
 from reftlens.plot.mediation import mediation
 from reftlens.plot.memorised import memorised
+from reftlens.plot.minimal import minimal
 from reftlens.plot.off_manifold import off_manifold
 from reftlens.plot.outcomes import outcomes
 from reftlens.plot.overhead import overhead
@@ -64,6 +65,7 @@ __all__ = [
     "meanings",
     "mediation",
     "memorised",
+    "minimal",
     "off_manifold",
     "outcomes",
     "overhead",
@@ -125,6 +127,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Mannered: mannered,
     results.Meaning: meanings,
     results.Memorised: memorised,
+    results.Minimal: minimal,
     results.OffManifold: off_manifold,
     results.Operator: spectrum,
     results.Outcome: outcomes,

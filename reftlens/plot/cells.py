@@ -127,6 +127,7 @@ def _swaps(result: Interchanged) -> list[tuple[str, Swap]]:
 
 def _has_pairs(result: Interchanged) -> bool:
     swaps = [*(swap for _, swap in _swaps(result)), *result.random]
+    # Results of earlier versions do not have the values of single pairs.
     return bool(result.pairs) and all(len(swap.each) == len(result.pairs) for swap in swaps)
 
 

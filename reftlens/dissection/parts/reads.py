@@ -156,8 +156,8 @@ def _draw_reads(found: Found) -> Section | None:
         READS.heading,
         (
             "A write direction is added to real last residuals and read through the final norm and the unembedding: the "
-            "direct path alone. A reading is in standard deviations; beside it, the largest that random readings of the "
-            "same tokens reach.",
+            "direct path alone. A reading is in standard deviations. Random readings reach the 95th percentile, over random "
+            "directions, of the largest reading that each has at the same tokens.",
         ),
         drawn,
         tuple(tables),
