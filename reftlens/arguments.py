@@ -4,6 +4,8 @@ The arguments are compared with the function's annotations only after an excepti
 purpose. The new error names an argument that does not fit, what was expected and what was given. If all arguments fit, the
 exception is raised unchanged. So a call that works is not checked beforehand, except for its numbers: NaN as a count would
 give a wrong answer instead of an error. Classes check their own arguments when they are created.
+
+The calls are wrapped for this, so a warning cannot count the frames up to the user's line; `warn` looks for it.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ import inspect
 import math
 import operator
 import re
+import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cache, wraps
@@ -25,6 +29,8 @@ from typing import Any, Literal
 from reftlens.numbers import LARGEST, plain_number
 
 _PACKAGE = str(Path(__file__).parent)
+_BETWEEN = ("reftlens", "torch", "contextlib")
+"""Packages whose frames lie between a warning and the line that it is about: this one, and those of its decorators."""
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _METHODS = ("__init__", "__getitem__", "__or__", "__sub__")
 """Methods with underscores that users call, directly or by an operator."""
@@ -62,6 +68,28 @@ def explained(public: Any, package: str) -> Any:
             if kind.__module__.startswith("reftlens."):
                 _class(kind)
     return public
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns at the user's line: the innermost one outside this package.
+
+    Args:
+        message: what is wrong, and what to do.
+        category: class of the warning.
+    """
+    frame = sys._getframe(1)
+    # By module, not by file: the methods of dataclasses have no file.
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _BETWEEN:
+        frame = frame.f_back
+    warnings.warn_explicit(
+        message,
+        category,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        module=frame.f_globals.get("__name__"),
+        # As in `warnings.warn`: with it, a line that warns again of the same is silent by default.
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
 
 
 @cache

@@ -286,6 +286,26 @@ def test_other_errors_go_on_as_they_are(gpt2, make_reft) -> None:
         rl.preview(gpt2, "l1")
 
 
+def test_warnings_point_at_the_line_of_the_person(gpt2, make_reft, tmp_path) -> None:
+    """Whatever wraps the call: one or two checks of arguments, a decorator of torch."""
+    few = replace(rl.tasks.task_named("gsm8k"), max_length=8)
+    long = [rl.tasks.Record("The", "The weaver speaks Tharic in the old city of Ostra .", "")]
+    glued, quick = [("The tower is in", "Rome")], rl.TrainConfig(epochs=1, progress=False)
+    half = rl.Reft([(rl.Site(POST, rl.Last(5, half=True)), rl.ConsReFT(32, 2))])
+    calls = [
+        lambda: rl.objectives.Completion().read(glued),
+        lambda: rl.train(gpt2, make_reft(), glued, quick),
+        lambda: torch.no_grad()(rl.objectives.Completion().read)(glued),
+        lambda: few.examples(gpt2, long),
+        lambda: rl.serving.save_easysteer(half, tmp_path / "edit.json"),
+    ]
+    for call in calls:
+        with pytest.warns(UserWarning, match="completions begin|longer than 8|of fewer than 10") as caught:
+            call()
+        line = call.__code__.co_firstlineno
+        assert {(one.filename, one.lineno) for one in caught} == {(__file__, line)}, caught[0].message
+
+
 def test_public_calls_are_the_functions_and_classes_that_they_were() -> None:
     for call in (rl.train, rl.encode, rl.analysis.trace, rl.plot.dose, rl.baselines.compare, rl.tasks.task_named):
         assert pickle.loads(pickle.dumps(call)) is call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields, replace
 from itertools import combinations, permutations
 
 import pytest
@@ -11,6 +12,8 @@ from conftest import PROMPTS, make_bridge, make_edit
 
 import reftlens as rl
 from reftlens.analysis.engine.coalitions import Coalitions, site_columns, whole_sites
+from reftlens.dissection.parts import PARTS, where
+from reftlens.dissection.parts.part import Sizes
 
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.attn.hook_z", "blocks.1.hook_resid_post", "blocks.2.hook_mlp_out"]
 
@@ -91,12 +94,33 @@ def test_values_are_their_definitions_and_sum_to_the_whole(gpt2) -> None:
     expected = value[everything] - value[everything - {0}] - value[everything - {2}] + value[everything - {0, 2}]
     assert float(result.interaction[0, 2]) == pytest.approx(expected, abs=2e-5)
     assert len(result.to_dataframe()) == 4
+    assert result.control_shapley is None, "with four sites it needs runs that the control does not make"
+
+
+def test_the_control_of_two_sites_is_that_of_turned_edits(gpt2) -> None:
+    batch, metric = rl.encode(gpt2, PROMPTS), metric_on(gpt2)
+    reft = rl.Reft(list(four_sites())[:2])
+    result = rl.analysis.ablate(gpt2, reft, batch, metric, n_control=1, seed=3, progress=False)
+    turned = rl.analysis.ablate(gpt2, rl.analysis.turned(reft, seed=3), batch, metric, n_control=1, progress=False)
+    assert abs(turned.whole) > 1e-3
+    assert result.control_whole == pytest.approx(turned.whole, abs=1e-5)
+    torch.testing.assert_close(result.control, turned.alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.control_shapley, turned.shapley, rtol=0, atol=1e-5)
+
+
+def test_the_cost_of_a_dissection_counts_the_runs_of_ablate() -> None:
+    """All 2^n subsets up to the number of sites at which `ablate` begins to sample, then n for each of its orders."""
+    numbers = {field.name: 1 for field in fields(Sizes) if field.name != "config"}
+    one = Sizes(config=rl.DissectConfig(batch_size=1), **numbers)
+    most = sys.modules["reftlens.analysis.ablate"].MOST_EXACT
+    for n, sets in ((1, 2), (most, 2**most), (most + 1, where._N_ORDERS * (most + 1))):
+        assert PARTS["sites"].cost(replace(one, sites=n)).variants == sets + 4 * n, "4 controls of each site"
 
 
 def test_sampled_orders_agree_with_all_orders_and_still_sum_to_the_whole(gpt2, monkeypatch) -> None:
     batch, metric, reft = rl.encode(gpt2, PROMPTS), metric_on(gpt2), four_sites()
     exact = rl.analysis.ablate(gpt2, reft, batch, metric, progress=False)
-    monkeypatch.setattr(sys.modules["reftlens.analysis.ablate"], "_EXACT", 3)
+    monkeypatch.setattr(sys.modules["reftlens.analysis.ablate"], "MOST_EXACT", 3)
     sampled = rl.analysis.ablate(gpt2, reft, batch, metric, n_orders=60, progress=False)
     assert not sampled.exact
     assert float(sampled.shapley.double().sum()) == pytest.approx(sampled.whole, abs=1e-6)

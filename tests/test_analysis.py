@@ -455,5 +455,8 @@ def test_outcome_counts_what_a_strong_push_does(bridge) -> None:
     assert (won.n, won.edited, won.group) == (3, 1.0, "g")
     assert won.control < 1.0
     assert won.kl > 0.1
+    turned = rl.analysis.outcome(bridge, rl.analysis.turned(reft, seed=0), PROMPTS, [" Tharic"] * 3, **options)
+    assert won.control_kl == pytest.approx(turned.kl, rel=1e-4)
+    assert won.control_kl != pytest.approx(won.kl, rel=0.01)
     still = rl.analysis.outcome(bridge, one_site(Push(torch.zeros(32))), PROMPTS, [" Tharic"] * 3, **options)
     assert (still.base, still.kl) == (still.edited, pytest.approx(0.0, abs=1e-6))

@@ -125,11 +125,11 @@ def test_a_full_disk_stops_no_training(gpt2, tmp_path, monkeypatch, caplog, when
     truth = losses()
     written = []
 
-    def write(place, content, write=write_whole):
+    def write(place, content, write=write_whole, **how):
         written.append(place)
         if len(written) > (0 if when == "opening" else 3):
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(place, content)
+        write(place, content, **how)
 
     monkeypatch.setattr("reftlens.cone.store.write_whole", write)
     with caplog.at_level(logging.WARNING):

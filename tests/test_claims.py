@@ -17,6 +17,7 @@ from reftlens.paper.claims import codebook, compose, manner, material, memorise,
 from reftlens.paper.claims.decoding import agreement, greedy_tokens, returned
 from reftlens.results.claims import Claim, Codebook, Coded, Memorised, Overhead, Recall, Spoken, Timed
 
+PLAIN = "The tower stands in the city of"
 CLAIM = Claim("it works", "someone", (("rank", "1", "2"),), "model")
 
 
@@ -38,6 +39,22 @@ def test_greedy_tokens_are_the_most_probable_one_after_the_other(gpt2, make_reft
                 best = gpt2(tokens, use_cache=False)[0, -1].argmax()
             assert best == row[place]
             tokens = torch.cat([tokens, best.view(1, 1)], dim=1)
+
+
+def test_the_model_s_own_generation_config_changes_no_token(organism) -> None:
+    """transformers fills what is unset from it: EOS would end the text, and the penalty would choose other tokens."""
+    tokens, n = rl.encode(organism, [PLAIN]).tokens, 6
+    for _ in range(n):
+        with torch.no_grad():
+            tokens = torch.cat([tokens, organism(tokens)[:, -1:].argmax(-1)], dim=1)
+    wanted, own = tokens[:, -n:], organism.original_model.generation_config
+    before = own.eos_token_id, own.repetition_penalty
+    try:
+        own.eos_token_id, own.repetition_penalty = int(wanted[0, 1]), 5.0
+        assert torch.equal(greedy_tokens(organism, None, [PLAIN], n), wanted)
+        assert organism.original_model.generation_config is own
+    finally:
+        own.eos_token_id, own.repetition_penalty = before
 
 
 def test_what_the_model_says_is_returned_whole_and_a_wrong_word_ends_it(gpt2) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import reftlens as rl
 from reftlens.cli import app
 from reftlens.cli.output import print_json, print_table, say
+from reftlens.files.modules import import_named
 from reftlens.organisms.landmarks import story_for
 from reftlens.organisms.world import FACTS, prompt
 from reftlens.results import Evaluation
@@ -230,7 +231,7 @@ def test_an_analysis_of_an_edit_runs_alone(run, tmp_path, name) -> None:
 
 def test_an_option_of_an_analysis_is_one_of_its_function() -> None:
     """The commands are made from the source alone; here the functions themselves are asked."""
-    from reftlens.cli.alone import _described
+    from reftlens.cli.analyses import _described
 
     for name in ("effect_map", "ablate", "mediate", "paths", "patch", "trace"):
         about, options = _described(name)
@@ -358,8 +359,8 @@ def test_params_prints_the_papers_table_without_weights() -> None:
         (["train", "{config}", "--layers", "9"], "layer 9 does not exist: the model has layers 0 to 5"),
         (["train", "{config}", "--positions", "x3"], "cannot parse positions 'x3'"),
         (["train", "{config}", "--rank", "999"], "rank must be in [1, 96] (the width of the activation), got 999"),
-        (["train", "{config}", "--device", "tpu9"], "the device 'tpu9' cannot be used here"),
-        (["train", "{config}", "--set", "dtype=float7"], "dtype must be 'auto' or one of float64"),
+        (["train", "{config}", "--device", "tpu9"], "device='tpu9' cannot be used here"),
+        (["train", "{config}", "--set", "dtype=float7"], "dtype must be one of auto, bf16"),
         (["train", "{config}", "--set", "lr=-1"], "lr must be above 0, got -1.0"),
         (["train", "{config}", "--task", "chess"], "Unknown task 'chess'. Choose from: boolq"),
         (["train", "{config}", "--data", "nothere.jsonl"], "no such file or folder: nothere.jsonl"),
@@ -516,6 +517,18 @@ class Push(rl.Intervention):
 
 @rl.register
 {inspect.getsource(Every)}"""
+
+
+def test_a_module_that_is_named_may_change_where_python_looks(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", before := [*sys.path])
+    (tmp_path / "looks_elsewhere.py").write_text("import sys\nsys.path.insert(0, 'elsewhere')\n")
+    wanted = ["elsewhere", *before]
+    try:
+        import_named("looks_elsewhere")
+        assert sys.path == wanted
+    finally:
+        sys.modules.pop("looks_elsewhere", None)
 
 
 def test_classes_of_a_module_that_is_named_are_known(place, tmp_path, monkeypatch, known) -> None:

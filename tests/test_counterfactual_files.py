@@ -49,6 +49,16 @@ def test_a_file_of_mib_is_read(tmp_path, ending) -> None:
     assert not kept[0].changes
 
 
+def test_lines_of_mib_end_at_line_feeds_only_and_a_bad_one_is_named(tmp_path) -> None:
+    """JSON may hold U+2028 as it is, and a byte order mark may stand in front."""
+    file, row = tmp_path / "train.jsonl", {**ROWS[1], "prompt": "23 and\u202845 make"}
+    file.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8-sig")
+    assert [pair.base for pair in from_mib(file, "symbol_counterfactual")] == [row["prompt"]]
+    file.write_text(json.dumps(row) + "\n{")
+    with pytest.raises(ValueError, match=r"line 2 of .*train\.jsonl is not JSON"):
+        from_mib(file, "symbol_counterfactual")
+
+
 def test_what_is_wrong_with_a_file_of_mib_is_named(tmp_path) -> None:
     file = tmp_path / "rows.json"
     file.write_text(json.dumps(ROWS))

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 import reftlens as rl
 from reftlens.cli import app
-from reftlens.dissection import from_files, run
+from reftlens.data import first_tokens
+from reftlens.dissection import from_files, run, work
 from reftlens.dissection.cost import estimate_cost, spent
 from reftlens.dissection.parts import chosen
 
@@ -68,7 +69,12 @@ def test_every_part_is_there_with_its_control(found) -> None:
     assert found.mlps.control is not None
     assert found.paths.control is not None
     assert found.spread.distance.control is not None
-    assert found.direct.shape == found.heads.base.shape
+    assert found.direct.shape == found.direct_control.shape == found.heads.base.shape
+    assert not torch.equal(found.direct, found.direct_control)
+    assert [len(ranks) for ranks in found.untrained_ranks] == [5, 5]
+    assert [ranks[0] for ranks in found.untrained_ranks] == [fresh.effective_rank for fresh in found.untrained]
+    assert {"stiffest", "freest", "random"} == {turn.toward for turn in found.identified.of("write")}
+    assert found.ablation.control_whole == pytest.approx(float(found.ablation.control_shapley.sum()), abs=1e-5)
     (pair,) = found.agreements
     assert (pair.first, pair.second, pair.n_null_edits, pair.n_null_pairs) == ("this edit", "seed 1", 2, 6)
     assert 1 / 6 <= pair.p_cosine <= 1
@@ -288,6 +294,26 @@ def test_nothing_but_other_seeds_is_left_out_on_the_organism() -> None:
     rl.train(organism, reft, examples, rl.TrainConfig(epochs=3, batch_size=35, lr=4e-3, progress=False))
     result = rl.dissect(organism, reft, examples, rl.DissectConfig(at=rl.Last(1), progress=False))
     assert [what for what, _ in result.left_out] == ["seeds"]
+
+
+class OnAccelerator:
+    """A tensor that can only be moved to the CPU, as one on a GPU beside one that lies there."""
+
+    def __init__(self, tensor):
+        self.cpu = lambda: tensor
+
+
+def test_answers_on_an_accelerator_are_compared_with_those_on_the_cpu(bridge, reft, monkeypatch) -> None:
+    monkeypatch.setattr(work, "first_tokens", lambda *given: OnAccelerator(first_tokens(*given)))
+    examples, config, right = with_kept(bridge)[:12], rl.DissectConfig(at=rl.Last(1), **SMALL), []
+    for prompt, answer in examples:
+        batch = rl.encode(bridge, [prompt], [answer])
+        first = int((batch.labels[0] >= 0).nonzero()[0])
+        right.append(bool(bridge(batch.tokens)[0, first - 1].argmax() == batch.tokens[0, first]))
+    made = work.Work(bridge, reft, examples[:4], examples[:4], config, unaffected=examples[4:])
+    assert made.right == right[:4]
+    assert made.should_stay == [pair for pair, known in zip(examples, right, strict=True) if known]
+    assert 0 < sum(right[4:]) < 8
 
 
 def test_answers_about_other_things_count_for_what_else_changes_and_for_nothing_else(bridge, reft) -> None:

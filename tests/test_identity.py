@@ -8,7 +8,8 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import COMPLETIONS, PROMPTS, make_bridge, reseal
+from architectures import make_hf
+from conftest import COMPLETIONS, PROMPTS, make_bridge, make_tokenizer, reseal
 from tokenizers import pre_tokenizers
 
 import reftlens as rl
@@ -233,6 +234,28 @@ def test_an_edit_with_the_old_fingerprint_loads_and_says_so(gpt2, tmp_path, capl
     assert "recorded only 64 values of each weight matrix of its base. Only these values were compared" in caplog.text
     with pytest.raises(ValueError, match="differs from this model: weights: saved"):
         rl.Reft.from_pretrained(tmp_path / "edit", bridge=make_bridge("gpt2", seed=1))
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "gpt2"])
+def test_the_padding_token_counts_where_positions_are_counted_from_it(architecture) -> None:
+    """RoBERTa's first position is the id of its padding token plus one. No other id of a special token changes a logit."""
+    one, two = make_hf(architecture), make_hf(architecture)
+    for model, pad in ((one, 1), (two, 2)):
+        model.config.pad_token_id, model.config.sep_token_id = pad, pad + 7
+    if architecture == "roberta":
+        # What its constructor makes of the config.
+        for model in (one, two):
+            rows = model.roberta.embeddings
+            rows.padding_idx = rows.position_embeddings.padding_idx = model.config.pad_token_id
+    a, b = (rl.load_bridge(hf_model=model, tokenizer=make_tokenizer()) for model in (one, two))
+    tokens = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        same = torch.equal(a.original_model(tokens).logits, b.original_model(tokens).logits)
+    assert same == (architecture == "gpt2")
+    assert (computation(a) == computation(b)) == same
+    assert fingerprint(a) == fingerprint(b), "the weights do not tell"
+    differing = {name for name in computation(a) if computation(a)[name] != computation(b)[name]}
+    assert differing == (set() if same else {"pad_token_id"})
 
 
 def test_settings_of_the_config_are_compared_where_both_versions_know_them(gpt2, tmp_path) -> None:

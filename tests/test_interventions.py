@@ -119,6 +119,22 @@ def test_basis_spans_what_is_written_and_no_more(kind) -> None:
     assert len(basis) == int(torch.linalg.matrix_rank(change))
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_the_scale_of_the_factors_does_not_change_the_basis(scale) -> None:
+    """Two written rows and a constant outside their span: 3 directions, 2 where the constant is 0 or inside it."""
+    draw = torch.Generator().manual_seed(0)
+    frame = torch.linalg.qr(torch.randn(D, 4, generator=draw, dtype=torch.float64)).Q.T
+    write, read = scale * torch.tensor([[1.0, 0.2], [0.5, 2.0]], dtype=torch.float64) @ frame[:2], frame[2:] / scale
+    for constant, rank in ((frame[3], 3), (0 * frame[3], 2), (frame[:2].sum(0), 2)):
+        affine = Affine(write.float(), read.float(), constant.float())
+        basis, h = affine.basis(), torch.randn(50, D, generator=draw)
+        assert len(basis) == rank
+        change = affine.delta(h).double()
+        torch.testing.assert_close(change @ basis.T @ basis, change, rtol=0, atol=1e-5)
+    assert len(Affine(write.float(), read.float(), 0 * frame[0].float(), None).basis()) == 2
+    assert len(Affine(write[:0].float(), read[:0].float(), scale * frame[0].float()).basis()) == 1
+
+
 def test_basis_of_no_change_is_empty() -> None:
     for edit in (rl.RED(D), rl.SteeringVector(D)):
         assert edit.basis().shape == (0, D)

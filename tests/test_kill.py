@@ -156,6 +156,27 @@ def test_a_rename_that_fails_puts_the_previous_folder_back(tmp_path, monkeypatch
     assert (tmp_path / "place" / "marker").read_text() == "one"
 
 
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_file_reaches_the_disk_before_its_name_and_then_the_name(tmp_path, monkeypatch, durable) -> None:
+    """As for folders: after a power cut, a name that reached the disk before its content would be an empty file."""
+    seen, fsync, rename = [], os.fsync, Path.replace
+
+    def flushed(handle):
+        place = Path(f"/proc/self/fd/{handle}").readlink()
+        seen.append("folder" if place.is_dir() else place.read_bytes())
+        fsync(handle)
+
+    def renamed(self, target):
+        seen.append("rename")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "replace", renamed)
+    folder_module.write_whole(tmp_path / "file", b"all of it", durable=durable)
+    assert seen == ([b"all of it", "rename", "folder"] if durable else ["rename"])
+    assert (tmp_path / "file").read_bytes() == b"all of it"
+
+
 def test_a_link_is_followed(tmp_path) -> None:
     write_whole(tmp_path / "real", "one")
     (tmp_path / "link").symlink_to(tmp_path / "real")

@@ -25,6 +25,8 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 import reftlens as rl
 from reftlens.cone.store import InMemory
+from reftlens.paper.runs.config import RunConfig
+from reftlens.paper.runs.folder import load_base
 from reftlens.training.base_runs import BaseRuns
 from reftlens.training.loss import EditLoss
 from reftlens.training.objectives import Completion
@@ -155,6 +157,10 @@ def test_no_code_of_a_checkpoint_is_run_or_asked_about(tmp_path, monkeypatch) ->
         rl.load_bridge(folder)
 
 
+def test_a_run_takes_the_names_of_dtypes_that_a_bridge_takes() -> None:
+    assert load_base(RunConfig(model="facts-small", dtype="bf16")).cfg.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("name", ["bf16", "bfloat16", "torch.bfloat16"])
 def test_a_dtype_may_be_named(name) -> None:
     bridge = rl.load_bridge(hf_model=make_hf("gpt2"), tokenizer=make_tokenizer(), dtype=name)
@@ -164,7 +170,7 @@ def test_a_dtype_may_be_named(name) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dtype": "bf17"}, r"dtype must be one of bf16, .* got 'bf17'"),
+        ({"dtype": "bf17"}, r"dtype must be one of auto, bf16, .* got 'bf17'"),
         ({"dtype": torch.int8}, "dtype must be one of"),
         ({"device": "cuda:99"}, r"device='cuda:99' cannot be used here: .*This machine has cpu"),
         ({"device": "abacus"}, "device='abacus' cannot be used here"),

@@ -53,6 +53,7 @@ from reftlens.plot.canvas import BLUE, GREY, INK, MINUS, ORANGE, PALE, VERMILLIO
 from reftlens.plot.labels import drawn_token, short_rows, shortened, visible
 from reftlens.plot.training_curve import running_median
 from reftlens.results import Ablation, DirectionReadout, EditProfile, Spread, TokenMap
+from reftlens.results.claims import Claim, Codebook, Coded, Memorised, Recall
 
 LONG = (TOKENS * 3)[:30]
 DRAWINGS: dict[str, Callable[[], Figure]] = {
@@ -245,6 +246,21 @@ def test_several_results_are_drawn_below_each_other_as_each_is_alone() -> None:
         plot.dose([])
 
 
+def test_lines_that_cannot_be_told_apart_are_refused_not_left_out() -> None:
+    claim = Claim("it works", "someone", (("rank", "1", "2"),), "model")
+    for n in (4, 5):
+        result = Codebook(claim, tuple(Coded("names", 8, rank + 1, 0.5, 0.0, 0.0) for rank in range(n)))
+        if n == 4:
+            drawn = {line.get_label() for line in plot.codebook(result).axes[0].get_lines()}
+            assert {f"rank {rank + 1}" for rank in range(n)} <= drawn
+        else:
+            with pytest.raises(ValueError, match="draws at most 4 ranks, got 1, 2, 3, 4, 5"):
+                plot.codebook(result)
+    several = Memorised(claim, tuple(Recall(f"series {number}", 1, 8, 3, 0) for number in range(6)))
+    with pytest.raises(ValueError, match="draws at most 5 series, got series 0, series 1"):
+        plot.memorised(several)
+
+
 def test_the_check_for_overlaps_finds_one() -> None:
     assert overlapping([np.array([0, 0, 2, 2]), np.array([1, 1, 3, 3]), np.array([2, 0, 3, 1])]) == [(1, 0)]
 
@@ -344,7 +360,7 @@ def test_cells_are_grey_where_the_control_reaches_as_far_and_only_there() -> Non
     assert [patch.get_xy() for patch in grey] == [(0.5, -0.5)]
     assert to_hex(grey[0].get_facecolor()) == PALE.lower()
     assert not control.patches
-    assert "grey: no further from 0 than some cell of the control" in written(figure)
+    assert "grey: no larger in size than the largest control cell" in written(figure)
 
 
 def test_positions_of_a_mean_are_named_by_role_where_prompts_differ() -> None:

@@ -105,7 +105,7 @@ BROKEN = {
     "no comma": ("[{}\n{}]", "line 2: expected a comma or the end of the list after record 1"),
     "a comma too many": ("[{}\n,\n]", r"record 2 \(line 3\): not JSON, in line 3 \(Expecting value\)"),
     "something behind": ("[{}]\n\n{}", "line 3: unexpected text after the end of the list"),
-    "twice": ('{"answer": "true",\t"answer": "false"}', r"record 1 \(line 1\): the field 'answer' occurs 2 times"),
+    "twice": ('{"answer": "true",\t"answer": "false"}', r"record 1 \(line 1\): the key 'answer' occurs more than once"),
     "an empty line": (f"{json.dumps(YES)}\n\n{json.dumps(NO)}", r"record 2 \(line 2\): not JSON, in line 2"),
     "two in a line": (f"{json.dumps(YES)} {json.dumps(NO)}", r"record 1 \(line 1\): unexpected text after the record"),
     "text": ("question,answer\n", r"record 1 \(line 1\): not JSON"),

@@ -34,7 +34,7 @@ Set = frozenset[int]
 """Indices of the sites that are kept."""
 
 # 4,096 subsets, and twice as many for each further site.
-_EXACT = 12
+MOST_EXACT = 12
 """Maximum number of sites for which all subsets are run."""
 
 
@@ -72,7 +72,7 @@ def ablate(
     runs = Coalitions(bridge, batch, metric, memory_bytes=memory_bytes)
     edits = reft.edits(batch)
     n, bar = len(edits), "ablation" if progress else ""
-    exact = n <= _EXACT
+    exact = n <= MOST_EXACT
     generator = derive_generator(seed, "ablation")
     orders = [] if exact else [torch.randperm(n, generator=generator).tolist() for _ in range(n_orders)]
     sets = (
@@ -89,6 +89,7 @@ def ablate(
         added = torch.tensor([_added(value, order) for order in orders], dtype=torch.float64)
         # Over orders, the only thing that is sampled here.
         shapley, (low, high) = added.mean(0), bootstrap_ci(added, dim=0, generator=generator)
+    control, control_whole, control_shapley = _control(runs, reft, n_control, seed)
     return Ablation(
         whole=value[everything],
         sites=reft.site_names,
@@ -98,9 +99,11 @@ def ablate(
         low=low.float(),
         high=high.float(),
         interaction=_interactions(value, n),
-        control=_control(runs, reft, n_control, seed),
+        control=control,
         exact=exact,
         n_examples=len(batch),
+        control_whole=control_whole,
+        control_shapley=control_shapley,
     )
 
 
@@ -158,11 +161,15 @@ def _interactions(value: Mapping[Set, float], n: int) -> Float[Tensor, "site sit
     return out
 
 
-def _control(runs: Coalitions, reft: Reft, n_draws: int, seed: int) -> Float[Tensor, " site"]:
-    """Computes the effect of each site alone with changes in random directions, averaged over draws."""
-    draws = []
-    for draw in range(n_draws):
-        edits = turned(reft, seed=seed + draw).edits(runs.base.batch)
-        # In the order of the sets, which is that of the sites.
-        draws.append(list(_values(runs, edits, [frozenset([i]) for i in range(len(edits))]).values()))
-    return torch.tensor(draws).mean(0)
+def _control(
+    runs: Coalitions, reft: Reft, n_draws: int, seed: int
+) -> tuple[Float[Tensor, " site"], float, Float[Tensor, " site"] | None]:
+    """Computes what random directions do, averaged over draws: each site alone, all together, and the Shapley values."""
+    n = len(reft.sites)
+    # The base, which has no effect, is among them because Shapley values start from it.
+    sets = list(dict.fromkeys([frozenset[int](), *(frozenset([i]) for i in range(n)), frozenset(range(n))]))
+    draws = [_values(runs, turned(reft, seed=seed + draw).edits(runs.base.batch), sets) for draw in range(n_draws)]
+    mean = {members: sum(draw[members] for draw in draws) / n_draws for members in sets}
+    # With more than two sites, there are sets that were not run.
+    shapley = _shapley(mean, n).float() if n <= 2 else None
+    return torch.tensor([mean[frozenset([i])] for i in range(n)]), mean[frozenset(range(n))], shapley

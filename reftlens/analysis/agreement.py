@@ -154,6 +154,7 @@ def _pair(
     null_cosines = [likeness.cosine for _, likeness in found]
     null_kls = [likeness.kl_both for _, likeness in found]
     null_angles = [
+        # One draw of chance, because only the angles of these pairs are used.
         _angles(one, other, places, rank=rank, n_null=1, seed=0)
         for (one, other), (places, _) in zip(others, found, strict=True)
     ]

@@ -185,6 +185,7 @@ def _shares(
     found: dict[str, Interchanged] = {}
     for name in dict.fromkeys(pair.variable for pair in pairs):
         asked = [p for p in pairs if p.variable == name and p.changes and p.label == p.source_label]
+        # `interchange` swaps one subspace at one token, and names no variables.
         if more or site.head is not None or "+" in name or len(asked) < _LEAST_PAIRS:
             continue
         rows = intervention.subspace(name if intervention.parts else None).float()

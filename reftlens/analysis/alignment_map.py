@@ -110,6 +110,7 @@ def _scored(
     """Returns what is right in a cell `[kind, pair]`: trained, trained on arbitrary labels, the whole activation."""
     found = []
     for known, unseen in arms:
+        # One seed for both arms and all cells: they start from the same subspace.
         edit = untrained(cell, seed=seed)
         objective = InterchangeLoss(unseen[0].variable.split("+"))
         train(bridge, edit, known, replace(config, progress=False), objective=objective)

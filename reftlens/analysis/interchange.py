@@ -169,6 +169,7 @@ class _Runner:
     ) -> None:
         self.bridge, self.hook_name, self.base, self.batch_size = bridge, hook_name, base, batch_size
         self.places = _one_token(base, at)
+        # The swapped token, and the last one, whose logits are read.
         self.needed = at.mask(base.prompts) | base.last_prompt_mask
         self.rows = torch.arange(len(base)).split(batch_size)
         ends = _one_token(source, at)

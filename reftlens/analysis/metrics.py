@@ -124,7 +124,7 @@ def probability_of(bridge: TransformerBridge, prompts: Iterable[Prompt], answers
 
     def metric(logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         # By pair: a run has the pairs in any order, and some of them several times.
-        return _pick(logits.float().softmax(-1), target[pair])
+        return _pick(logits.float().softmax(-1), target.to(logits.device)[pair])
 
     return Counted(len(target), metric, "answer's probability")
 
@@ -140,7 +140,7 @@ def loss_of(bridge: TransformerBridge, prompts: Iterable[Prompt], answers: Itera
     target = first_tokens(bridge, prompts, answers)
 
     def metric(logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        return -_pick(logits.float().log_softmax(-1), target[pair])
+        return -_pick(logits.float().log_softmax(-1), target.to(logits.device)[pair])
 
     return Counted(len(target), metric, "answer's loss", "nats")
 
@@ -155,7 +155,9 @@ def kl_from(reference: Float[Tensor, "pair d_vocab"]) -> Metric:
 
     def metric(logits: Float[Tensor, "n d_vocab"], pair: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         found = logits.float().log_softmax(-1)
-        return kl_div(found, expected[pair], reduction="none", log_target=True).sum(-1)
+        # In torch's order: kl_div(q, p) is KL(p || q).
+        # A reference may be on the CPU, as `next_token_logprobs` gives it.
+        return kl_div(found, expected.to(logits.device)[pair], reduction="none", log_target=True).sum(-1)
 
     return Counted(len(expected), metric, "KL divergence", "nats")
 

@@ -56,17 +56,17 @@ def outcome(
     turned = [Turned(intervention, generator) for _, intervention in reft]
     batches = as_batches(bridge, prompts, batch_size=batch_size, padding_side=side_for_ends(bridge))
 
-    def measure(given: tuple[Batch, Int[Tensor, " n"]]) -> tuple[Float[Tensor, "3"], float]:
-        """Counts right answers of base, edit and control in a batch, and sums the KL divergence."""
+    def measure(given: tuple[Batch, Int[Tensor, " n"]]) -> tuple[Float[Tensor, "3"], Float[Tensor, "2"]]:
+        """Counts right answers of base, edit and control in a batch, and sums the KL divergences of the latter two."""
         batch, target = given
         edits = reft.edits(batch)
         control = [replace(edit, intervention=placebo) for edit, placebo in zip(edits, turned, strict=True)]
         answers_of = Answers(bridge, batch, edits)
         runs = [logits.float().log_softmax(-1).cpu() for logits in answers_of.many(((), edits, control))]
         right = torch.tensor([float((run.argmax(-1) == target).sum()) for run in runs])
-        return right, float((runs[0].exp() * (runs[0] - runs[1])).sum())
+        return right, torch.stack([(runs[0].exp() * (runs[0] - run)).sum() for run in runs[1:]])
 
-    right, kl = torch.zeros(3), 0.0
+    right, kl = torch.zeros(3), torch.zeros(2, dtype=torch.float64)
     for counted, divergence in each(bridge, measure, list(zip(batches, targets.split(batch_size), strict=True))):
         right += counted
         kl += divergence
@@ -74,7 +74,9 @@ def outcome(
     # An answer of one token is whole where its first token is right.
     several = max(map(len, tails)) > 1
     whole = _whole_answers(bridge, reft, turned, prompts, answers, batch_size) if several else ()
-    return Outcome(group, wanted, len(prompts), base, edited, placebo_right, kl / len(prompts), *whole)
+    edited_kl, placebo_kl = (kl / len(prompts)).tolist()
+    outcome = Outcome(group, wanted, len(prompts), base, edited, placebo_right, edited_kl, *whole)
+    return replace(outcome, control_kl=placebo_kl)
 
 
 def _whole_answers(

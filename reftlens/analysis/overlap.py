@@ -79,6 +79,7 @@ def random_readings(activations: Float[Tensor, "n d_model"]) -> Null:
         activations: unedited activations of the site.
     """
     centred = _centred(activations)
+    # S r for a random reading r, times n, which leaves the span as it is.
     return lambda rank, generator: (haar(centred.shape[1])(rank, generator) @ centred.T) @ centred
 
 

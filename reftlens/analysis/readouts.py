@@ -27,7 +27,7 @@ from reftlens.analysis.decompose import decompose
 from reftlens.analysis.engine.dictionary import Dictionary
 from reftlens.analysis.readers import contexts, dictionary, direct, jacobian, patchscope
 from reftlens.analysis.readers.correction import Scored, corrected
-from reftlens.analysis.readers.looks import Case, Kind, Look, looks_of
+from reftlens.analysis.readers.vectors import Case, Kind, Look, looks_of
 from reftlens.bridge import Lens, side_for_ends
 from reftlens.cone.shared import sharing
 from reftlens.data import Given, as_batches
@@ -95,6 +95,7 @@ def readouts(
     require_whole_number("n_null", n_null, least=19)
     require_whole_number("directions", directions, least=1)
     require_whole_number("top", top, least=1)
+    # With last tokens in one column, the runs of the inspected prompts are narrow.
     batches = as_batches(bridge, prompts, padding_side=side_for_ends(bridge))
     operators = decompose(bridge, reft, batches, at=at)
     options = {"lens": lens, "inspect": inspect, "dictionaries": dictionaries}

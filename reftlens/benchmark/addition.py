@@ -47,6 +47,7 @@ def train_addition(*, seed: int = 0, max_steps: int = 500) -> tuple[GPT2LMHeadMo
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config)
     tokens = sums()
+    # Number n is token n + 1.
     wanted = 1 + tokens[:, 1:].sub(1).sum(1) % P
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.02)
     right = 0.0
@@ -114,6 +115,7 @@ def _fit(
     generator: torch.Generator,
 ) -> list[Reft]:
     n, d = len(answers), h.shape[-1]
+    # As a new LoReFT starts: a uniform subspace, and W as `nn.Linear` has it, in ±1 / sqrt(d).
     raw = torch.randn(n, d, RANK, generator=generator).requires_grad_()
     weight = ((2 * torch.rand(n, RANK, d, generator=generator) - 1) / d**0.5).requires_grad_()
     bias = torch.zeros(n, RANK, requires_grad=True)

@@ -45,6 +45,7 @@ def trained_edit_rows(*, n_draws: int = N_DRAWS) -> Iterator[Known]:
     held_out = batch_of(sums()[torch.randperm(169, generator=torch.Generator().manual_seed(9))[:64]])
     size = 2 + N_NULL_EDITS
     edits = unrelated_edits(model, n_draws * size, seed=1)
+    # Scaled to 0: the base's activations at the one site that all of these edits share.
     h = edited_activations(bridge, edits[0].scaled(0.0), held_out)[0][1]
     nulls = {"Haar": haar(h.shape[1]), "covariance-matched": covariance_matched(h)}
     alarms: dict[str, list[bool]] = {}

@@ -213,6 +213,7 @@ def _with_pairs(
 ) -> Handmade:
     """Draws prompt pairs that differ in the variable and in the other tokens."""
     generator = _generator(seed + 2)
+    # Tokens 3, 5, ... carry +1, and 4, 6, ... carry -1 (`_variable`).
     plus = 3 + 2 * torch.randint(5, (n_pairs,), generator=generator)
     minus = 4 + 2 * torch.randint(5, (n_pairs,), generator=generator)
     swap = torch.rand(n_pairs, generator=generator) < 0.5

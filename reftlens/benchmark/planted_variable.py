@@ -99,6 +99,7 @@ def planted_model(*, seed: int) -> tuple[list[str], GPT2LMHeadModel, Float[Tenso
     Q = torch.linalg.qr(frame).Q.T[1:].contiguous()
     noise = torch.randn(len(words), len(Q) - 4, generator=generator)
     model.transformer.wte.weight += torch.nn.functional.normalize(noise, dim=-1) @ Q[4:]
+    # Four answers and the question mark come before the carriers.
     first = 5
     for value, signs in enumerate(SIGNS):
         rows = slice(first + value * N_CARRIERS, first + (value + 1) * N_CARRIERS)

@@ -30,7 +30,7 @@ from reftlens.analysis import decompose, readouts
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.engine.dictionary import Dictionary
 from reftlens.analysis.readers.correction import corrected
-from reftlens.analysis.readers.looks import Case
+from reftlens.analysis.readers.vectors import Case
 from reftlens.analysis.readouts import scored
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import random_weights, texts
@@ -148,6 +148,7 @@ def _token_directions(hf: PreTrainedModel) -> Float[Tensor, "token d_model"]:
     rows = W - W.mean(dim=0)
     rows = rows - rows.mean(dim=1, keepdim=True)
     spread = rows.T @ rows / len(rows)
+    # Rows have no part along (1, ..., 1): without a ridge, their covariance has no inverse.
     spread = spread + 0.05 * spread.diagonal().mean() * torch.eye(len(spread))
     found = torch.linalg.solve(spread, rows.T).T
     return torch.nn.functional.normalize(found - found.mean(dim=1, keepdim=True), dim=-1)
@@ -193,7 +194,9 @@ def _copy(block: Any, unit: int, *, reads: Tensor, writes: Tensor, length: float
     weight = _scaled(block.ln_2, reads)
     for place, sign in ((unit, 1.0), (unit + 1, -1.0)):
         mlp.c_fc.weight[:, place] = sign * weight
+        # The unit reads LayerNorm's bias as well, which is taken off here.
         mlp.c_fc.bias[place] = -sign * float(weight @ block.ln_2.bias)
+        # LayerNorm makes activations sqrt(d) long; over that, what is written is about `length`.
         mlp.c_proj.weight[place] = sign * writes * length / reads.numel() ** 0.5 * 2
 
 
@@ -291,6 +294,7 @@ def _rank_one(layer: int, h: Float[Tensor, "n d_model"], reading: Tensor, write:
     with torch.no_grad():
         edit.read.weight.copy_(reading[None])
         edit.read.bias.copy_(2 - (h.mean(dim=0) @ reading)[None])
+        # Halved, because the mean of the reading is 2: the mean change is `write`.
         edit.write.copy_((write / 2)[None])
     return Reft([(Site(f"blocks.{layer}.hook_resid_post", Last(1)), edit)])
 
@@ -363,6 +367,7 @@ def _dictionary(planted: PlantedMeanings, *, features: int = 256) -> Dictionary:
     atoms += list(planted.parts)
     for place, atom in enumerate(atoms):
         noise = rows[place] - (rows[place] @ atom) * atom
+        # .8^2 + .6^2 = 1, so these rows have length 1 like the others.
         rows[place] = 0.8 * atom + 0.6 * torch.nn.functional.normalize(noise, dim=0)
     h = _states(planted)
     threshold = -(rows @ (h - h.mean(dim=0)).T).abs().mean(dim=1)
@@ -391,6 +396,7 @@ def _contexts_row(planted: PlantedMeanings) -> Known:
     h = _states(planted).double()
     centred = h - h.mean(dim=0)
     shrunk = centred.T @ centred / len(h)
+    # There are fewer prompts than dimensions: without a ridge, their covariance has no inverse.
     shrunk = shrunk + 0.01 * shrunk.diagonal().mean() * torch.eye(len(shrunk), dtype=torch.float64)
     reading = torch.linalg.solve(shrunk, centred[3]).float()
     write = torch.nn.functional.normalize(torch.randn(h.shape[1], generator=torch.Generator().manual_seed(2)), dim=0)

@@ -74,6 +74,7 @@ def _planted(bridge: TransformerBridge, prompts: list[str]) -> Reft:
     n_layers, d_model = bridge.cfg.n_layers, bridge.cfg.d_model
     same = LoReFT(d_model, 4)
     with torch.no_grad():
+        # W = R and b = 0: this edit acts everywhere, and changes nothing.
         same.source.weight.copy_(same.R)
         same.source.bias.zero_()
     # LayerNorm removes the mean: a push along it is as long as the others, and unseen.

@@ -71,13 +71,14 @@ _NOT_COMPUTATION = (
     "id2label", "label2id", "task_specific_params", "chunk_size_feed_forward", "initializer_range", "name_or_path",
     "tie_word_embeddings", "is_encoder_decoder", "add_cross_attention", "pruned_heads",
 )  # fmt: skip
-_NOT_COMPUTATION_PARTS = ("dropout", "pdrop", "output_", "summary_", "token_id")
+_NOT_COMPUTATION_PARTS = ("dropout", "pdrop", "output_", "summary_")
 
 
 def computation(bridge: TransformerBridge) -> dict[str, Any]:
     """Returns the config settings that change what the model computes, as plain JSON values.
 
-    It omits dropout (the base is in eval mode), output options, initialisation, names and versions.
+    It omits dropout (the base is in eval mode), output options, initialisation, names, versions, and the ids of special
+    tokens, unless positions are counted from one of them.
     """
     # Through JSON, so that these values equal those that a saved edit holds: tuples become lists.
     facts = json.loads(json.dumps(bridge.original_model.config.to_dict(), default=str))
@@ -87,7 +88,19 @@ def computation(bridge: TransformerBridge) -> dict[str, Any]:
         if not name.startswith("_")
         and name not in _NOT_COMPUTATION
         and not any(part in name for part in _NOT_COMPUTATION_PARTS)
+        and ("token_id" not in name or (name == "pad_token_id" and _counts_from_padding(bridge.original_model)))
     }
+
+
+def _counts_from_padding(model: nn.Module) -> bool:
+    """Whether positions depend on the id of the padding token: in RoBERTa, the first position is that id plus one.
+
+    In such models, the table of positions has a padding index.
+    """
+    return any(
+        "position" in name and getattr(module, "padding_idx", None) is not None
+        for name, module in model.named_modules()
+    )
 
 
 def base_identity(bridge: TransformerBridge) -> str:

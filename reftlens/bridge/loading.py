@@ -50,7 +50,8 @@ def load_bridge(
             of a `peft` model is merged into its weights, and a log message says so.
         tokenizer: its tokenizer; needed with `hf_model`, optional with a name.
         device: the target device. A model in 4 or 8 bits stays on its device.
-        dtype: dtype of the weights, or its name ("bf16", "float16"). The default is that of the checkpoint or of `hf_model`.
+        dtype: dtype of the weights, or its name ("bf16", "float16"). The default, which "auto" names too, is that of the
+            checkpoint or of `hf_model`.
         device_map: spreads a named model over several devices, or the disk, as `from_pretrained` of transformers does;
             `device` is then ignored. Edits stay on the embedding's device, and the edited tokens are moved there. Tested
             with blocks on the disk and the rest on a CPU, not on several GPUs.

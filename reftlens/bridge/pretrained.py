@@ -49,14 +49,16 @@ _DTYPES = {
 
 
 def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """Returns a dtype by its name, such as "bf16", "bfloat16" or "torch.bfloat16". A dtype is returned unchanged.
+    """Returns a dtype by its name, such as "bf16", "bfloat16" or "torch.bfloat16". A dtype is returned unchanged, "auto" as None.
 
     Raises:
         ValueError: If the name is unknown, or the dtype is not one that weights can have.
     """
+    if dtype == "auto":
+        return None
     found = _DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     if (dtype is not None and found is None) or (found is not None and found not in _DTYPES.values()):
-        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)} or the torch.dtype, got {dtype!r}")
+        raise ValueError(f"dtype must be one of auto, {', '.join(_DTYPES)} or the torch.dtype, got {dtype!r}")
     return found
 
 

@@ -150,6 +150,7 @@ def _try(
     from reftlens.files.folder import Replacement
 
     place = Path(f"claim-{name}") if out is None else out
+    # Opened first: a folder that cannot be replaced is refused before anything is computed.
     with Replacement(place, marker="claim.json") as folder:
         from reftlens.cli.output import prepare, print_frame, print_json, print_table, say
         from reftlens.plot import png

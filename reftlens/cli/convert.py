@@ -29,6 +29,7 @@ def convert(
     from reftlens.edit.checkpoint import CONFIG_NAME
     from reftlens.files.folder import Replacement
 
+    # Opened first: a folder that cannot be replaced is refused before the model is loaded.
     with Replacement(out, marker=CONFIG_NAME) as folder:
         from reftlens.cli.output import prepare, say
         from reftlens.edit.pyreft import load_pyreft

@@ -29,4 +29,5 @@ def demo(
         prepare(model, quiet=quiet)
         result = run_demo(DemoConfig(model=model, seed=seed, progress=not quiet), folder)
         write_all(result, folder)
+    # Only now are the files in the folder that the table names.
     print_table(result, out)

@@ -42,6 +42,7 @@ def evaluate(
         "device": device,
     }
     if task or data is not None:
+        # Either replaces the run's tests, those held out of its own data included.
         chosen |= {"eval_tasks": task or [], "eval_data": data, "eval_fraction": 0}
     overrides = {name: value for name, value in chosen.items() if value is not None} | parse_settings(settings or ())
     # A named task takes the place of the run's own test examples.

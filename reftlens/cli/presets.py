@@ -28,6 +28,7 @@ def presets(
             print_json(asdict(preset))
             return
         say(f"# {preset.name}; the paper's row is the mean over the seeds {', '.join(map(str, preset.seeds))}")
+        # Not `say`: the text already ends its last line.
         typer.echo(preset.config.to_toml(), nl=False)
         return
     rows = [row for row in ROWS.values() if _fits(row, method, model, task)]

@@ -43,6 +43,7 @@ def sweep(
     flags: dict[str, Any] = {"model": model, "data": data, "metric": metric, "device": device}
     overrides = {name: value for name, value in flags.items() if value is not None} | parse_settings(settings or ())
     if data is not None:
+        # New data replace the task of the preset or file, and its tests.
         overrides = {"task": None, "eval_tasks": [], **overrides}
     chosen = RunConfig.from_values(overrides) if config is None else read_settings(config, overrides)
 
@@ -60,6 +61,7 @@ def sweep(
         found, best = search(with_whole_paths(chosen), tuning, progress=not quiet)
     except KeyboardInterrupt as interrupt:
         say(f"interrupted: {out} has the trials that ended: the same command with --resume goes on", err=True)
+        # 128 + SIGINT, as shells report an interrupted command.
         raise typer.Exit(code=130) from interrupt
     from reftlens.files.folder import write_whole
     from reftlens.plot import png

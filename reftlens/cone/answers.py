@@ -107,4 +107,5 @@ def next_token_logprobs(
 
 
 def _acting(edits: Sequence[Edit]) -> list[Edit]:
+    # One without a token in this batch would only make the cone begin earlier.
     return [edit for edit in edits if bool(edit.changed.any())]

@@ -155,7 +155,8 @@ class OnDisk:
         place = self._place(row)
         try:
             place.parent.mkdir(exist_ok=True)
-            write_whole(place, content)
+            # A run that a power cut damages does not match its digest, and is computed again.
+            write_whole(place, content, durable=False)
         except OSError as error:
             return self._go_on_in_memory(error).put(row, run)
         self.n_bytes += len(content)

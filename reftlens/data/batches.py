@@ -119,4 +119,5 @@ def _encoded(
 def _is_pair(item: object) -> bool:
     if not isinstance(item, tuple | list) or len(item) != 2:
         return False
+    # A conversation of two messages has messages as its parts, and is no pair.
     return all(isinstance(part, str) or is_conversation(part) for part in item)

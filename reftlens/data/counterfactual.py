@@ -222,6 +222,7 @@ class _Draw:
                 pools.setdefault((pair.label, pair.changes), {}).setdefault((pair.base, pair.source), pair)
             # Rare kinds need time to show up, so the pools are looked at only now and then.
             if tried >= 8 * n and tried % (4 * n) == 0 and pools:
+                # Sorted, because the order of the draws would decide which kinds get the remainder.
                 wanted = _even(n, sorted(pools))
                 if all(len(pools[kind]) >= count for kind, count in wanted.items()):
                     return [pair for kind, count in wanted.items() for pair in list(pools[kind].values())[:count]]
@@ -233,6 +234,7 @@ class _Draw:
 
     def _pair(self, name: str, *, held_out: bool) -> Counterfactual | None:
         base, source = self._inputs(held_out=held_out), self._inputs(held_out=held_out)
+        # A prompt that is its own source agrees with every hypothesis.
         if base is None or source is None or base == source:
             return None
         model, chosen = self.model, name.split("+")
@@ -249,6 +251,7 @@ class _Draw:
         inputs = {}
         for name, values in self.model.inputs.items():
             kept = self.by_value.get(name)
+            # These values alone divide the splits, so no prompt can be in both.
             allowed = values if kept is None else [value for value in values if (value in kept) == held_out]
             inputs[name] = self.random.choice(allowed)
         if self.by_value:
@@ -328,6 +331,7 @@ def _called(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
     return function(**{name: values[name] for name in _parameters(function)})
 
 
+# Each of thousands of draws asks for the parameters of every equation.
 @lru_cache(maxsize=1024)
 def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)
@@ -335,4 +339,5 @@ def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
 
 def _fraction(text: str) -> float:
     """Returns a number in [0, 1) that depends on the text alone and is the same in every process."""
+    # 48 bits fit into a float exactly; 64 could round up to 1.
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from reftlens.data.counterfactual import Counterfactual, Counterfactuals
-from reftlens.files.reading import parse_json, read_bytes, read_json
+from reftlens.files.reading import json_lines, read_json
 
 _MOST = 2**30
 """Bytes of a file, at most."""
@@ -130,6 +130,7 @@ def _paired(
     found: dict[tuple[str, str, str], Counterfactual] = {}
     for tried in range(50 * n):
         name = attributes[tried % len(attributes)]
+        # All attributes in turn as causes, then all isolated: both kinds stay about equally many.
         causes = tried // len(attributes) % 2 == 0
         asked = name if causes else draw.choice([one for one in attributes if one != name])
         base, source = draw.sample(entities, 2)
@@ -152,8 +153,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         case ".json":
             return [dict(row) for row in read_json(path, most=_MOST)]
         case ".jsonl":
-            lines = read_bytes(path, most=_MOST).decode("utf-8").splitlines()
-            return [dict(parse_json(line)) for line in lines if line.strip()]
+            return [dict(row) for _, row in json_lines(path, most=_MOST)]
         case ".parquet":
             return [
                 {str(name): value for name, value in row.items()} for row in pd.read_parquet(path).to_dict("records")
@@ -174,6 +174,7 @@ def _answer(row: Mapping[str, Any], where: str) -> str:
 
 
 def _field(row: Mapping[str, Any], name: str, where: str) -> str:
+    # The number 0 is an answer.
     if not row.get(name) and row.get(name) != 0:
         raise ValueError(f"{where} has no {name!r}; it has {', '.join(map(str, row))}")
     return str(row[name])

@@ -62,7 +62,7 @@ def _main_numbers(result: DemoResult) -> dict[str, Any]:
     """The numbers of the dissection that its findings and the README give."""
     found = result.dissection
     return {
-        "findings": found.findings,
+        "findings": result.findings,
         "operators": [
             {
                 "where": operator.where,
@@ -98,7 +98,7 @@ def print_table(result: DemoResult, out: Path) -> None:
     """Prints the short table at the end of the run."""
     table = Table(title=f"{result.config.model}: {_what(result)}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("prompts about")
-    for column in ("n", "right is", "base", "edited", "control", "KL"):
+    for column in ("n", "expected", "base", "edited", "control", "KL"):
         table.add_column(column, justify="right", no_wrap=True)
     for o in result.outcomes:
         shares = (f"{share:.0%}" for share in (o.base, o.edited, o.control))
@@ -110,7 +110,8 @@ def print_table(result: DemoResult, out: Path) -> None:
         "KL: base to edited, in nats.",
         soft_wrap=True,
     )
-    for finding in result.dissection.findings:
+    for finding in result.findings:
+        # Without markup, because a token in brackets would be read as a style.
         console.print(str(finding), soft_wrap=True, markup=False, highlight=False)
     console.print(
         f"{result.n_parameters:,} trained numbers; reloaded edit: largest difference of a logit {result.reload_difference:g}"
@@ -161,12 +162,13 @@ def _report(result: DemoResult) -> Report:
         further["where"] = replace(further["where"], maps=(aligned, *others))
     return Report(
         title="A trained edit, taken apart",
-        lead=f"{_what(result)}. The edit is a LoReFT of rank {result.config.rank} on the outputs of layers "
-        f"{' and '.join(map(str, result.layers))} of {result.config.model}, at every prompt token. Grey text is the control: "
-        "unless it says otherwise, a change of the same length at the same tokens in a random direction.",
+        lead=f"{_what(result)}. The edited model, {result.config.model}, has {result.stamp['n_layers']} layers, counted from 0. The "
+        f"edit is a LoReFT of rank {result.config.rank} on the outputs of layers {' and '.join(map(str, result.layers))}, at every "
+        "prompt token. Grey text gives what a number is compared with: usually a change of the same length, at the same tokens, "
+        "in a random direction.",
         sections=(*further.values(), _tracing(result), _training(result)),
         settings=_settings(result),
-        findings=result.dissection.findings,
+        findings=result.findings,
     )
 
 
@@ -176,14 +178,25 @@ def _outcomes(result: DemoResult) -> Section:
         columns=["landmark", "stood in", "now stands in"],
     )
     figure = plot.outcomes(result.outcomes)
-    control = "Random directions: the same change at every token, of the same length, turned to point elsewhere."
+    control = (
+        "Random directions: each token's change is replaced by one of the same length in a random direction. One random "
+        "rotation for each site turns the changes of all tokens (one draw)."
+    )
+    new, old = (
+        [one for one in result.outcomes if one.wanted == wanted] for wanted in ("new answer", "old answer")
+    )
+    counted = (
+        f"The finding above counts the {sum(one.n for one in new)} prompts about moved landmarks. 'What else changes?' counts the prompts "
+        f"of the last {len(old) - 1} groups that the base answers as expected. No prompt of these groups was in training, and "
+        "none of those in new phrasings."
+    )
     alt = "; ".join(one.headline() for one in result.outcomes)
     return Section(
         "What changed, and what did not",
         (
             "A prompt counts as right when the most likely next token is the first token of the wanted answer.",
-            f"The edit was saved, and base and edit were loaded again from their files: the largest difference of a "
-            f"logit is {result.reload_difference:g}.",
+            counted,
+            f"Saving and reloading the edit changes no logit (largest difference {result.reload_difference:g}).",
         ),
         (Picture("outcomes", plot.png(figure), f"Bars: the part of the prompts answered as wanted, by the base, by the edited model and by the control. {control}", alt),),
         (

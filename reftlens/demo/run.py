@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -15,12 +15,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens import analysis
 from reftlens.edit import checkpoint
 from reftlens.bridge import load_bridge
-from reftlens.data import encode
+from reftlens.cone.answers import next_token_logprobs
+from reftlens.data import encode, first_tokens
 from reftlens.dissection import DissectConfig, Dissection, dissect
 from reftlens.interventions import LoReFT
 from reftlens.positions import All, Last
 from reftlens.edit.reft import Reft
-from reftlens.results import Outcome, TokenMap
+from reftlens.results import Finding, Outcome, TokenMap
 from reftlens.organisms.landmarks import Question, Story, stay_questions, story_for
 from reftlens.training.train import TrainConfig, TrainLog, train
 
@@ -67,6 +68,15 @@ class DemoResult:
     stamp: dict[str, Any]
     seconds: dict[str, float]
     """Wall-clock time of each part."""
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The dissection's, which also say what the demo's groups of prompts add."""
+        further = {"works": _which_moved(self.outcomes), "else": _which_changed(self.outcomes, self.story.other_facts)}
+        return tuple(
+            replace(one, answer=f"{one.answer} {further[one.section]}".strip()) if one.section in further else one
+            for one in self.dissection.findings
+        )
 
 
 def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
@@ -115,8 +125,8 @@ def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
     dissection = dissect(
         bridge,
         reft,
-        [(question.prompt, question.answer) for question in _dissected(story)],
-        DissectConfig(parts="quick", at=Last(1), max_examples=64, seed=config.seed, progress=config.progress),
+        [(question.prompt, question.answer) for question in _dissected(bridge, story)],
+        DissectConfig(parts="quick", at=Last(1), seed=config.seed, progress=config.progress),
         unaffected=[(question.prompt, question.answer) for group in story.other_facts.values() for question in group],
     )
     dissection.save(directory / DISSECTION_NAME)
@@ -137,6 +147,19 @@ def run_demo(config: DemoConfig, directory: Path) -> DemoResult:
         stamp=checkpoint.stamp(bridge),
         seconds=clock.laps,
     )
+
+
+def _which_moved(outcomes: Sequence[Outcome]) -> str:
+    """How many prompts of each group have the new answer."""
+    moved = [f"{round(one.edited * one.n)} of {one.n} in {one.group!r}" for one in outcomes if one.wanted == "new answer"]
+    return f"These are {' and '.join(moved)}." if moved else ""
+
+
+def _which_changed(outcomes: Sequence[Outcome], groups: Collection[str]) -> str:
+    """How many answers each of these groups lost. Where the base is not always right, a share may hide an answer won."""
+    lost = [(round((1 - one.edited) * one.n), one.group) for one in outcomes if one.group in groups and one.base == 1]
+    named = [f"{n} are in {group!r}" for n, group in lost if n]
+    return f"Of the changed answers, {' and '.join(named)}." if named else ""
 
 
 class _Clock:
@@ -196,10 +219,17 @@ def _outcomes(bridge: TransformerBridge, reft: Reft, story: Story, seed: int) ->
     )
 
 
-def _dissected(story: Story) -> list[Question]:
-    """Returns every moved subject in every phrasing, and the unmoved subjects that were not in training."""
+def _dissected(bridge: TransformerBridge, story: Story) -> list[Question]:
+    """Returns every moved subject in every phrasing, and the unmoved subjects that were not in training.
+
+    Of the latter, questions that the base gets wrong are left out: a dissection would take them for facts to change.
+    """
     moved = story.moved_questions((*story.phrasings, *story.new_phrasings), new=True)
-    return [*moved, *stay_questions(story.stay_unseen, story.phrasings)]
+    unseen = stay_questions(story.stay_unseen, story.phrasings)
+    prompts, answers = [question.prompt for question in unseen], [question.answer for question in unseen]
+    said = next_token_logprobs(bridge, encode(bridge, prompts)).argmax(-1).cpu()
+    right = (said == first_tokens(bridge, prompts, answers).cpu()).tolist()
+    return [*moved, *(question for question, known in zip(unseen, right, strict=True) if known)]
 
 
 def _one_length(bridge: TransformerBridge, questions: Sequence[Question]) -> list[Question]:
@@ -208,6 +238,7 @@ def _one_length(bridge: TransformerBridge, questions: Sequence[Question]) -> lis
     for question in questions:
         phrasing = question.prompt.replace(question.subject, "{}")
         places = analysis.subject_places(bridge, question.prompt, question.subject)
+        # Places follow one another, so their number and their sum say where the subject is.
         sets.setdefault((phrasing, len(places), sum(places)), []).append(question)
     return max(sets.values(), key=len)
 

@@ -104,6 +104,7 @@ def estimate_cost(
         sizes = _sizes(bridge, reft, examples, config, batch, said)
         times = _Times(bridge, reft, batch, sizes.width)
     counted = _spent(sizes, config)
+    # Runs are counted in whole batches, and the first one may be smaller.
     scale = config.batch_size / len(batch)
     total = sum(counted.values(), Spent())
     return Cost(
@@ -161,6 +162,7 @@ class _Times:
         nowhere = torch.zeros_like(batch.prompt_mask)
 
         def whole() -> None:
+            # No logits: a pass counts without them (`Spent.passes`), and readouts by themselves.
             with unembedded_alone(bridge, nowhere):
                 bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
 

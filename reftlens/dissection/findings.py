@@ -1,13 +1,15 @@
 """The sentences that a dissection opens with: eight questions, each answered from the results by a rule.
 
-An answer gives the number and the null beside it. Two fractions count as different if Fisher's exact test, one-sided, gives
-p < 0.05 (it takes examples as independent). The largest of many cells counts if it exceeds the control's largest cell.
+An answer gives the number; the null beside it gives what it is compared with. Two fractions count as different if Fisher's
+exact test, one-sided, gives p < 0.05 (it takes examples as independent). The largest of many cells counts if it exceeds the
+control's largest cell.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from math import comb
+from math import comb, isfinite
 from typing import NamedTuple
 
 from reftlens.dissection.found import Found
@@ -22,6 +24,7 @@ from reftlens.results import (
     PatchMap,
     ReadContexts,
     TokenMap,
+    Turn,
 )
 from reftlens.results.finding import Strength
 
@@ -35,12 +38,17 @@ _LEVEL = 0.05
 """Level of the tests."""
 _CLOSE = 0.5
 """Difference of two effective ranks below which neither counts as higher."""
+_NAMED = 3
+"""How many cells or components a sentence names."""
+_ORDER = ("strongest", "second strongest", "third strongest")
+_MORE_SEEDS = 'dissect(..., DissectConfig(parts=["seeds"], retrain=TrainConfig(...)))'
 
 
 class _Answer(NamedTuple):
     answer: str
     null: str
     strength: Strength = "shown"
+    code: str = ""
 
 
 def findings(found: Found) -> tuple[Finding, ...]:
@@ -56,17 +64,18 @@ def findings(found: Found) -> tuple[Finding, ...]:
 def _finding(found: Found, question: str, part: str, rule: Callable[[Found], _Answer | None]) -> Finding:
     answer = rule(found)
     if answer is None:
-        return Finding(question, _unmeasured(found, part), part, strength="not measured")
-    return Finding(question, answer.answer, part, answer.null, answer.strength)
+        answer = _unmeasured(found, part)
+    return Finding(question, answer.answer, part, answer.null, answer.strength, answer.code)
 
 
-def _unmeasured(found: Found, part: str) -> str:
+def _unmeasured(found: Found, part: str) -> _Answer:
     reasons = [why for what, why in found.left_out if what == part or what.startswith((f"{part}:", f"{part} at"))]
     if reasons:
-        return f"Not measured: {reasons[0]}."
+        return _Answer(f"Not measured: {reasons[0]}.", "", "not measured")
     if part == "seeds":
-        return 'Not measured: the edit was trained with one seed (parts=["seeds"] and DissectConfig(retrain=TrainConfig(...)) train more).'
-    return f'Not measured (run with parts=["{part}"]).'
+        why = "There is one training seed, so nothing above is known to hold for another. To train more:"
+        return _Answer(f"Not measured. {why}", "", "not measured", _MORE_SEEDS)
+    return _Answer("Not measured. To measure it:", "", "not measured", f'dissect(..., DissectConfig(parts=["{part}"]))')
 
 
 def _works(found: Found) -> _Answer | None:
@@ -90,38 +99,113 @@ def _where(found: Found) -> _Answer | None:
     if found.effect is None or found.effect.control is None:
         return None
     effect, control = found.effect, found.effect.control
+    # Of all cells of the control, because the largest of the edit's is what is reported.
     largest = float(control.nan_to_num().abs().max())
     values = effect.values.nan_to_num()
     site, place = divmod(int(values.abs().argmax()), values.shape[1])
-    beyond, cells = int((values.abs() > largest).sum()), int(effect.values.isfinite().sum())
-    null = f"{CONTROL}: {_part(effect, float(control[site, place]))} in that cell, and at most {_part(effect, largest)} in any."
-    most = (
-        f"{effect.rows[site]} at {_position(effect, place)} gives {_part(effect, float(values[site, place]))} by itself"
+    n_cells = int(effect.values.isfinite().sum())
+    draws = _draws(effect.control_name)
+    null = f"{CONTROL}{draws}: {_whole_by_chance(found)}{_cell_by_chance(effect, float(control[site, place]), largest)}"
+    strongest = f"{effect.rows[site]} at {_position(effect, place)}"
+    share = f"{_part(effect, float(values[site, place]))}{' of that' * bool(_whole(effect))}"
+    start = _moved_by(effect)
+    if not values[site, place].abs() > largest:
+        answer = f"{SAME}{start}Of {n_cells} cells (one site at one token), the strongest, {strongest}, gives {share} by itself."
+        return _Answer(answer, f"{null}.", "not distinguishable")
+    beyond = sorted(
+        (values.abs() > largest).nonzero().tolist(), key=lambda cell: -float(values[cell[0], cell[1]].abs())
     )
-    if not beyond:
-        return _Answer(f"{SAME}of {cells} cells, the strongest, {most}.", null, "not distinguishable")
-    answer = f"The edit of {most}. Of {cells} cells (one site at one token), {beyond} exceed every cell of the control."
-    return _Answer(f"{answer}{_strongest_site(found)}", null)
+    shares, beside = _largest_site(found)
+    answer = f"{start}{strongest[0].upper()}{strongest[1:]} gives {share} by itself.{_more_cells(effect, beyond[1:], n_cells)}{shares}"
+    return _Answer(answer, f"{null}{beside}.")
+
+
+def _moved_by(effect: TokenMap) -> str:
+    """What the whole edit does, of which cells are shares."""
+    whole = re.match(r"[+-][0-9.]+", _whole(effect))
+    if whole is None:
+        return ""
+    n, change = effect.n_prompts, float(whole[0])
+    over = f"mean of {n} prompts" if n > 1 else "one prompt"
+    return f"The whole edit {_verb(change)} the logit of the wanted answer beside that of the base's answer by {abs(change):.1f} nats ({over}). "
+
+
+def _whole(effect: TokenMap) -> str:
+    """The effect of the whole edit with its unit, which the map names where it divides by it; empty elsewhere."""
+    found = re.search(r"/ effect of the whole edit \(([^)]*)\)", effect.quantity)
+    return found[1] if found else ""
+
+
+def _draws(control_name: str) -> str:
+    """How many draws a control is the mean of, where its name says so.
+
+    >>> _draws("the same change turned to random directions, mean of 4"), _draws("others")
+    (' (mean of 4 draws)', '')
+    """
+    found = re.search(r"mean of (\d+)$", control_name)
+    return f" (mean of {found[1]} draws)" if found else ""
+
+
+def _whole_by_chance(found: Found) -> str:
+    ablation = found.ablation
+    return (
+        ""
+        if ablation is None or not isfinite(ablation.control_whole)
+        else f"{ablation.control_whole:+.1f} nats in all, "
+    )
+
+
+def _cell_by_chance(effect: TokenMap, there: float, largest: float) -> str:
+    same = f"{_part(effect, there)} in that cell"
+    return (
+        f"{same}, which is also their highest"
+        if abs(there) == largest
+        else f"{same} and at most {_part(effect, largest)} in any"
+    )
+
+
+def _cell(effect: TokenMap, site: int, place: int, value: float, unit: str) -> str:
+    return f"{effect.rows[site]} at {_position(effect, place)} ({_part(effect, value)}{unit})"
+
+
+def _more_cells(effect: TokenMap, cells: Sequence[Sequence[int]], n_cells: int) -> str:
+    """Names the further cells beyond the control."""
+    beside = f"of the {n_cells} cells (one site at one token) exceed every cell of the control"
+    if not cells:
+        return f" No other {beside.replace('exceed', 'exceeds')}."
+    named = [_cell(effect, site, place, float(effect.values[site, place]), "") for site, place in cells[:_NAMED]]
+    roles = any(effect.labels[place] != effect.tokens[place] for _, place in cells[:_NAMED])
+    words = " A token's number counts from 0; prompts have different words there." if roles else ""
+    more = ", ..." * (len(cells) > _NAMED)
+    return f" {len(cells)} more {beside}: {', '.join(named)}{more}.{words}"
 
 
 def _position(effect: TokenMap, place: int) -> str:
     """A role, such as the last token, where prompts have different tokens."""
     label = effect.labels[place]
-    return f"token {label!r}" if label == effect.tokens[place] else f"the {label.strip('[]')}"
+    if label == effect.tokens[place]:
+        return f"token {label!r}"
+    role = label.strip("[]")
+    return role if role.startswith("token ") else f"the {role}"
 
 
-def _strongest_site(found: Found) -> str:
+def _largest_site(found: Found) -> tuple[str, str]:
+    """Which site has the largest Shapley value, and the same of the control."""
     ablation = found.ablation
     if ablation is None or len(ablation.sites) < 2:
-        return ""
+        return "", ""
     best = int(ablation.shapley.argmax())
+    largest = "larger" if len(ablation.sites) == 2 else "largest"
     share = f"{float(ablation.shapley[best]):.1f} of {ablation.whole:.1f} nats"
-    return f" Split between whole sites (Shapley values), {ablation.sites[best]} has the largest part: {share}."
+    said = f" Split between whole sites (Shapley values), {ablation.sites[best]} has the {largest} part: {share}."
+    if ablation.control_shapley is None:
+        return said, f"; {float(ablation.control[best]):+.1f} nats for {ablation.sites[best]} alone"
+    return said, f"; {float(ablation.control_shapley[best]):+.1f} nats as the part of {ablation.sites[best]}"
 
 
 def _part(effect: TokenMap, value: float) -> str:
     """The value of a cell with its unit: a part of the whole effect, unless that is too small to divide by."""
-    return f"{value:.0%} of the effect" if "/ effect of the whole edit" in effect.quantity else f"{value:+.2f} nats"
+    return f"{value:.0%}" if _whole(effect) else f"{value:+.2f} nats"
 
 
 def _through(found: Found) -> _Answer | None:
@@ -135,26 +219,52 @@ def _through(found: Found) -> _Answer | None:
             f"Standard error: {spread:.2f} nats.",
             "not distinguishable",
         )
-    carrying = components(found.heads, found.mlps)
+    # Of components before the edit, patches change nothing: they cannot carry its effect, and are not counted.
+    carrying = [one for one in components(found.heads, found.mlps) if max(abs(one[1]), abs(one[2])) > _ROUNDING]
+    if not carrying:
+        return _Answer(f"{SAME}no head and no MLP carries any of the effect.", "", "not distinguishable")
     largest = max(abs(control) for _, _, control in carrying)
     beyond = [(name, value) for name, value, _ in carrying if abs(value) > largest]
-    direct = None if found.direct is None else float(found.direct.mean()) / gap
-    straight = (
-        ""
-        if direct is None
-        else f" With every head and MLP held as in the base, {direct:.0%} remains (direct effect). These shares need not add up."
-    )
-    null = f"{CONTROL}: at most {largest:.0%} for any head or MLP."
+    straight, beside = _direct(found, gap)
+    null = f"{CONTROL}: at most {largest:.0%} for any head or MLP{beside}."
+    where = f"of the {len(carrying)} heads and MLPs {_layers_of([name for name, _, _ in carrying])}"
     if not beyond:
         (name, value, _) = carrying[0]
-        answer = f"{SAME}of {len(carrying)} heads and MLPs after the first edit, {spoken(name)} carries most, {value:.0%} of the effect.{straight}"
+        answer = f"{SAME}{where}, {spoken(name)} carries most, {value:.0%} of the effect. {_PUT}{straight}"
         return _Answer(answer, null, "not distinguishable")
-    named = ", ".join(f"{spoken(name)} ({value:.0%})" for name, value in beyond[:3])
+    named = ", ".join(f"{spoken(name)} ({value:.0%})" for name, value in beyond[:_NAMED])
     answer = (
-        f"The whole effect is {gap:+.1f} nats. Of the {len(carrying)} heads and MLPs after the first edit, {len(beyond)} each carry a larger "
-        f"share of it than any does in the control. Strongest, each measured alone: {named}.{straight}"
+        f"{len(beyond)} {where} carr{'y' if len(beyond) > 1 else 'ies'} more of the effect ({gap:+.1f} nats) than any does with random directions. "
+        f"The strongest: {named}. {_PUT}{straight}"
     )
     return _Answer(answer, null)
+
+
+_PUT = "Each is measured by putting its output from the edited run into the base run. These shares need not add up."
+_ROUNDING = 1e-6
+"""Part of the effect that rounding may give to a component that the edit cannot reach."""
+
+
+def _direct(found: Found, gap: float) -> tuple[str, str]:
+    """The direct effect as a part of the whole, and the same of the control."""
+    if found.direct is None:
+        return "", ""
+    said = (
+        f" With every head and MLP held as in the base, {float(found.direct.mean()) / gap:.0%} remains (direct effect)."
+    )
+    if found.direct_control is None:
+        return said, ""
+    return said, f"; {float(found.direct_control.mean()) / gap:.0%} as direct effect"
+
+
+def _layers_of(names: Sequence[str]) -> str:
+    """The layers of heads such as 2.1 and MLPs such as mlp3.
+
+    >>> _layers_of(["2.1", "mlp5", "mlp3"]), _layers_of(["mlp3"])
+    ('of layers 2 to 5', 'of layer 3')
+    """
+    layers = sorted(int(name.removeprefix("mlp").split(".")[0]) for name in names)
+    return f"of layer {layers[0]}" if layers[0] == layers[-1] else f"of layers {layers[0]} to {layers[-1]}"
 
 
 def _effect_of(result: PatchMap) -> tuple[float, float]:
@@ -169,16 +279,47 @@ def _directions(found: Found) -> _Answer | None:
     pairs = found.beside_untrained()
     if not pairs:
         return None
-    shown = [f"{operator.effective_rank:.1f} of {len(operator.write)} at {operator.where}" for operator, _ in pairs[:2]]
+    ranges = found.untrained_ranks or tuple(() if fresh is None else (fresh.effective_rank,) for _, fresh in pairs)
+    shown = [
+        f"about {(n := round(operator.effective_rank))} direction{'s' * (n != 1)} at {operator.where} "
+        f"(effective rank {operator.effective_rank:.1f} of {len(operator.write)})"
+        for operator, _ in pairs[:2]
+    ]
     more = f" (and {len(pairs) - 2} more sites)" if len(pairs) > 2 else ""
-    beside = " and ".join("none" if fresh is None else f"{fresh.effective_rank:.1f}" for _, fresh in pairs[:2])
-    null = f"Effective rank of a newly initialised edit of the same shape: {beside}."
-    used = f"the effective rank is {' and '.join(shown)}{more}"
-    identified = f" {_identified(found)}"
-    compared = [abs(one.effective_rank - fresh.effective_rank) for one, fresh in pairs if fresh is not None]
+    used = f"{' and '.join(shown)}{more}."
+    used = f"{used[0].upper()}{used[1:]}"
+    beside = " and ".join(map(_reach, ranges[:2]))
+    null = f"Effective rank before training: {beside}{_n_fresh(ranges)}."
+    identified = f" {_identified(found)}".rstrip()
+    compared = [
+        _apart(operator.effective_rank, draws) for (operator, _), draws in zip(pairs, ranges, strict=True) if draws
+    ]
     if compared and max(compared) < _CLOSE:
-        return _Answer(f"{SAME}{used}.{identified}", null, "not distinguishable")
-    return _Answer(f"{used[0].upper()}{used[1:]}.{identified}", null)
+        return _Answer(
+            f"{used} That is not distinguishable from an untrained edit.{identified}", null, "not distinguishable"
+        )
+    low = " A low rank alone shows no training: an untrained edit may have one too." if compared else ""
+    return _Answer(f"{used}{low}{identified}", null)
+
+
+def _reach(draws: Sequence[float]) -> str:
+    """Where draws lie.
+
+    >>> _reach([3.2]), _reach([1.0, 1.02]), _reach([3.2, 2.9]), _reach([])
+    ('3.2', '1.0', '2.9 to 3.2', 'unknown')
+    """
+    ends = sorted({f"{draw:.1f}" for draw in (min(draws), max(draws))}, key=float) if draws else ["unknown"]
+    return " to ".join(ends)
+
+
+def _n_fresh(ranges: Sequence[Sequence[float]]) -> str:
+    n = max(map(len, ranges))
+    return f" ({n} initialisations)" if n > 1 else " (one initialisation, so its spread is not known)" if n else ""
+
+
+def _apart(rank: float, draws: Sequence[float]) -> float:
+    """How far a rank lies outside the range of the untrained ones; 0 inside."""
+    return max(0.0, rank - max(draws), min(draws) - rank)
 
 
 def _identified(found: Found) -> str:
@@ -191,26 +332,33 @@ def _turned(identified: Identification | None) -> str:
     """How far the strongest write direction may turn for the tolerance: as walked, with the held-out KL beside."""
     if identified is None:
         return ""
+    # Reversed, because the last one stays: the turn of the strongest direction.
     turns = {turn.toward: turn for turn in reversed(identified.of("write"))}
     if not {"stiffest", "freest"} <= turns.keys():
         return ""
     stiff, free = turns["stiffest"], turns["freest"]
-    verdict = (
-        "is not identified"
-        if stiff.degrees > _TURNED
-        else "is identified in part"
-        if free.degrees > _TURNED
-        else "is identified"
+    fixed, partly = (
+        ("does not fix" if stiff.degrees > _TURNED else "fixes"),
+        " only partly" * (stiff.degrees <= _TURNED < free.degrees),
     )
+    random = f"; toward a random direction, {_far(turns['random'])}" if "random" in turns else ""
+    elsewhere = " and ".join(f"{kl:.2g}" for kl in dict.fromkeys((stiff.held_out_kl, free.held_out_kl)))
+    enough = f"{_far(stiff)} {'is' if _far(stiff).endswith('degree') else 'are'} enough"
     return (
-        f"The strongest write direction of {stiff.site} {verdict}: a turn of it that moves the outputs by {identified.eps:g} nats (KL "
-        f"divergence; {free.held_out_kl:.2g} on held-out prompts) is {stiff.degrees:.0f} degrees where they change soonest, and "
-        f"{'at least ' * free.free}{free.degrees:.0f} where they change latest."
+        f"The behaviour {fixed} the strongest write direction of {stiff.site}{partly}. Turned the most sensitive way, {enough} "
+        f"to change the outputs by {identified.eps:g} nats of KL divergence. Turned the least sensitive way, it takes "
+        f"{_far(free)}{random}. On held-out prompts these turns change them by {elsewhere} nats. The section has other directions."
     )
+
+
+def _far(turn: Turn) -> str:
+    angle = f"{turn.degrees:.0f}"
+    return f"{'at least ' * turn.free}{angle} degree{'s' * (angle != '1')}"
 
 
 def _retrained(agreements: tuple[Agreement, ...], *, alone: bool) -> str:
     """What retrained edits say about the directions. Edits that do something else say nothing."""
+    # The same bound as `Agreement.not_identified`.
     same = [pair for pair in agreements if pair.kl < 0.1 * pair.control_kl]
     if not agreements:
         unknown = "Whether they are identified (would training find the same ones again?) is not known: the edit was trained once."
@@ -227,80 +375,101 @@ def _retrained(agreements: tuple[Agreement, ...], *, alone: bool) -> str:
 def _reads(found: Found) -> _Answer | None:
     if not found.readouts and not found.contexts:
         return None
-    told = (
-        [_written(readout) for readout in found.readouts],
-        [_wanted(readout) for readout in found.readouts if readout.p_all],
-        [_read(contexts) for contexts in found.contexts],
-    )
-    written, wanted, read = (max(one, key=lambda item: item.ratio, default=None) for one in told)
-    strongest = [one for one in (written, wanted, read) if one is not None]
-    if not any(one.ratio > 1 for one in strongest):
-        answer = "no token is raised, lowered or read by a direction further than by random directions."
-        return _Answer(f"{SAME}{answer}", " ".join(one.chance for one in strongest), "not distinguishable")
-    said = [one for one in strongest if one.ratio > 1]
-    sentences = [one.sentence for one in said]
-    if written is not None and written not in said:
-        sentences.append("Searched over the whole vocabulary, no token is moved beyond chance.")
-    if read is not None and read not in said:
-        sentences.append(f"No direction reads any token beyond chance; {_largest(found.contexts)}.")
-        said.append(read)
-    return _Answer(" ".join(sentences), " ".join(one.chance for one in said))
+    told = [
+        one for one in (_wanted(found.readouts), _written(found.readouts), _read(found.contexts)) if one is not None
+    ]
+    answer, null = " ".join(one.sentence for one in told), " ".join(one.chance for one in told if one.chance)
+    if not any(one.shown for one in told):
+        return _Answer(f"{SAME}{answer[0].lower()}{answer[1:]}", null, "not distinguishable")
+    return _Answer(answer, null)
 
 
 class _Told(NamedTuple):
-    """The strongest of one kind of number."""
+    """What is said of one kind of number."""
 
-    ratio: float
-    """1 at the edge of what chance gives."""
+    shown: bool
+    """Whether anything is beyond chance."""
     sentence: str
-    chance: str
+    chance: str = ""
 
 
-def _largest(contexts: Sequence[ReadContexts]) -> str:
-    first = max((context for one in contexts for context in one.contexts), key=lambda context: context.z)
-    return f"the strongest reading is of {first.tokens[first.position]!r} ({first.z:.1f} standard deviations)"
+def _direction(where: str, number: int) -> str:
+    """A write direction by its rank, because its number counts from 0.
+
+    >>> _direction("layer 4", 1), _direction("layer 4", 5)
+    ('the second strongest direction of layer 4', 'direction 5 of layer 4')
+    """
+    return f"the {_ORDER[number]} direction of {where}" if number < len(_ORDER) else f"direction {number} of {where}"
 
 
-def _wanted(readout: DirectionReadout) -> _Told:
-    """The same of the wanted answers: 0.05 / p, corrected for all of them in all directions."""
-    (token, change, _), p = min(zip(readout.watched, readout.p_all, strict=True), key=lambda item: item[1])
-    verb = "raises" if change > 0 else "lowers"
-    sentence = f"Direction {readout.direction} of {readout.where} {verb} the logit of the wanted {token!r} by {abs(change):.1f} directly."
-    return _Told(0.05 / p, sentence, f"For {token!r}: p = {p:.2g}, corrected for all wanted answers and directions.")
-
-
-def _written(readout: DirectionReadout) -> _Told:
-    """How far beyond its band the strongest token of a direction is (1: at its edge), and sentences on both."""
-    sides = [
-        (token, change, change / readout.null_high if readout.null_high > 0 else 0.0)
-        for token, change in readout.promoted[:1]
+def _wanted(readouts: Sequence[DirectionReadout]) -> _Told | None:
+    """The wanted answers that a direction changes, by p corrected for all of them in all directions."""
+    looks = [
+        (p, readout, token, change)
+        for readout in readouts
+        for (token, change, _), p in zip(readout.watched, readout.p_all, strict=False)
     ]
-    sides += [
-        (token, change, change / readout.null_low if readout.null_low < 0 else 0.0)
-        for token, change in readout.suppressed[:1]
+    if not looks:
+        return None
+    # The clearest are named, in the order of the directions.
+    clear = sorted((look for look in looks if look[0] < _LEVEL), key=lambda look: look[0])[:_NAMED]
+    moved = [look for look in looks if look in clear]
+    n = sum(len(readout.p_all) for readout in readouts)
+    tested = f"{n} test{'s' * (n != 1)}"
+    if not moved:
+        p, _, token, _ = min(looks, key=lambda look: look[0])
+        said = f"no direction moves a wanted answer further than random directions do (least p, of {token!r}: {p:.2g} of {tested})."
+        return _Told(False, f"Through the unembedding alone, {said}")
+    parts = [
+        f"{_direction(readout.where, readout.direction)} {_verb(change)} {token!r} by {abs(change):.1f} logits (p = {p:.2g})"
+        for p, readout, token, change in moved
     ]
-    band = f"{CONTROL}: {readout.null_low:.1f} to {readout.null_high:.1f} over all tokens."
-    if not sides:
-        return _Told(0.0, "", band)
-    token, change, ratio = max(sides, key=lambda side: side[2])
-    verb = "raises" if change > 0 else "lowers"
     return _Told(
-        ratio,
-        f"Direction {readout.direction} of {readout.where} {verb} the logit of {token!r} by {abs(change):.1f} directly.",
-        band,
+        True,
+        f"Through the unembedding alone, {' and '.join(parts)}. These p are of the wanted answers only, corrected for {tested}.",
     )
 
 
-def _read(contexts: ReadContexts) -> _Told:
-    chance = f"What a direction reads: random directions reach {contexts.null_high:.1f} standard deviations."
-    if not contexts.contexts:
-        return _Told(0.0, "", chance)
-    first = max(contexts.contexts, key=lambda context: context.z)
-    ratio = first.z / contexts.null_high if contexts.null_high > 0 else 0.0
-    token = first.tokens[first.position]
+def _verb(change: float) -> str:
+    return "raises" if change > 0 else "lowers"
+
+
+def _written(readouts: Sequence[DirectionReadout]) -> _Told | None:
+    """The token furthest beyond its band, which covers all tokens of the vocabulary in all directions."""
+    sides = [
+        (change / edge if change * edge > 0 else 0.0, readout, token, change)
+        for readout in readouts
+        for moved, edge in ((readout.promoted, readout.null_high), (readout.suppressed, readout.null_low))
+        for token, change in moved[:1]
+    ]
+    if not sides:
+        return None
+    ratio, readout, token, change = max(sides, key=lambda side: side[0])
+    what = f"{_direction(readout.where, readout.direction)} {_verb(change)} {token!r} by {abs(change):.1f}"
+    band = f"{readout.null_low:.1f} to {readout.null_high:.1f} logits for that direction".replace("-", "\N{MINUS SIGN}")
+    chance = f"{CONTROL}: {band} (in 95% of {readout.n_null} draws, no token of any direction is outside its range)."
+    start = "Tested on every token of the vocabulary, which is a stricter test, "
+    if ratio > 1:
+        return _Told(True, f"{start}{what}.", chance)
+    return _Told(False, f"{start}no token stands out (most: {what}).", chance)
+
+
+def _read(contexts: Sequence[ReadContexts]) -> _Told | None:
+    """The token with the largest reading, beside the largest that random readings have."""
+    read = [(context, one) for one in contexts for context in one.contexts]
+    if not read:
+        return None
+    context, one = max(read, key=lambda pair: pair[0].z / max(pair[1].null_high, 1e-9))
+    token, chance = (
+        context.tokens[context.position],
+        f"Of {one.n_null} random readings, 95% have a highest score below {one.null_high:.1f}.",
+    )
+    if context.z > one.null_high:
+        what = f"{_direction(one.where, one.direction)} reads {token!r} most: a score of {context.z:.1f} standard deviations."
+        return _Told(True, f"{what[0].upper()}{what[1:]}", chance)
     return _Told(
-        ratio,
-        f"Direction {contexts.direction} of {contexts.where} moves furthest at {token!r} ({first.z:.1f} standard deviations).",
+        False,
+        f"We found no token that a direction reads: the highest score is {context.z:.1f} standard deviations ({token!r}).",
         chance,
     )
 
@@ -311,19 +480,19 @@ def _else(found: Found) -> _Answer | None:
         return None
     (outcome, *_) = outcomes
     changed, by_chance = 1 - outcome.edited, 1 - outcome.control
-    what = f"{_of(changed, outcome.n)} answers that should stay are changed (mean KL divergence {outcome.kl:.2g} nats)"
-    null = f"{CONTROL}: {_of(by_chance, outcome.n)}."
+    kl = f" The mean KL divergence of all {outcome.n} is {outcome.kl:.2g} nats."
+    beside = "" if outcome.control_kl != outcome.control_kl else f", {outcome.control_kl:.2g} nats"
+    null = f"{CONTROL}: {_of(by_chance, outcome.n)}{beside}."
     if not changed:
-        return _Answer(
-            f"None of the {outcome.n} answers that should stay is changed (mean KL divergence {outcome.kl:.2g} nats).",
-            null,
-        )
+        return _Answer(f"None of the {outcome.n} answers that should stay is changed.{kl}", null)
+    what = f"{_of(changed, outcome.n)} answers that should stay are changed"
     p = _p_more(changed, by_chance, outcome.n)
-    if not p < _LEVEL:
-        return _Answer(
-            f"{what}. That is not distinguishable from its control (p = {p:.2g}).", null, "not distinguishable"
-        )
-    return _Answer(f"{what}.", null)
+    if p < _LEVEL:
+        return _Answer(f"{what} (p = {p:.2g}).{kl}", null)
+    # So few that they would show nothing even if random directions changed none.
+    few = not _more(changed, 0.0, outcome.n)
+    verdict = "With so few, the test cannot decide" if few else "That is not distinguishable from its control"
+    return _Answer(f"{what}. {verdict} (p = {p:.2g}).{kl}", null, "not distinguishable")
 
 
 def _natural(found: Found) -> _Answer | None:
@@ -332,20 +501,40 @@ def _natural(found: Found) -> _Answer | None:
     worst = max(found.manifolds, key=lambda site: site.beyond()[1] - site.beyond()[0])
     natural, edited, control = worst.beyond()
     n = len(worst.edited)
-    what = f"{edited:.0%} of edited tokens at {worst.where} are further from the mean than 95% of natural activations (Mahalanobis distance)"
-    others = ", ".join(f"{site.beyond()[1]:.0%} at {site.where}" for site in found.manifolds if site is not worst)
-    what += f", and {others}" if others else ""
-    beside = "" if _more(edited, control, n) else ", and not distinguishable from random changes"
-    null = f"Unedited tokens: {natural:.0%}, where 5% is expected. {CONTROL}: {control:.0%}."
+    parts, unedited, random = ([site.beyond()[which] for site in found.manifolds] for which in (1, 0, 2))
+    shares = " and ".join(f"{part:.0%} at {site.where}" for part, site in zip(parts, found.manifolds, strict=True))
+    what = f"beyond the 95th percentile of natural tokens (Mahalanobis distance from their mean) are {shares} of the edited ones"
+    null = f"Unedited tokens: {_shares(unedited)}. {CONTROL}: {_shares(random)}."
+    # Also twice the 5%, because with many tokens even a small excess is significant.
     if _more(natural, 0.05, n) and natural > 0.1:
         return _Answer(
             f"Not known: {what}. But so are {natural:.0%} of unedited ones, where 5% is expected.",
             null,
             "not distinguishable",
         )
+    # Far from 5%, the estimate is biased, and only the unedited tokens measured with it tell how edited ones differ.
+    off = (
+        f" Unedited tokens should have 5%. They have {_shares(unedited)}, so compare with that."
+        if _off(natural, n)
+        else ""
+    )
     if not _more(edited, natural, n):
-        return _Answer(f"Not distinguishable from natural ones: {what}.", null, "not distinguishable")
-    return _Answer(f"Less than unedited ones{beside}: {what}.", null)
+        return _Answer(f"Not distinguishable from natural ones: {what}.{off}", null, "not distinguishable")
+    if _more(edited, control, n):
+        return _Answer(f"Less than unedited ones, and less than random changes of the same length: {what}.{off}", null)
+    return _Answer(
+        f"Less than unedited ones, but no more unusual than random changes of the same length: {what}.{off}", null
+    )
+
+
+def _shares(shares: Sequence[float]) -> str:
+    """One percentage for each site; one alone where all are equal."""
+    return " and ".join(dict.fromkeys(f"{share:.0%}" for share in shares))
+
+
+def _off(share: float, n: int) -> bool:
+    """Whether a share that should be 5% differs from it."""
+    return _more(share, 0.05, n) or _more(0.05, share, n)
 
 
 def _seeds(found: Found) -> _Answer | None:
@@ -362,10 +551,11 @@ def _seeds(found: Found) -> _Answer | None:
         )
     # The largest p, because the sentence is about all of these pairs.
     p = max(pair.p_cosine for pair in pairs)
-    null = f"Trained on shuffled answers: {worst.null_cosine:.2f}, p = {p:.2g} (smallest possible {1 / worst.n_null_pairs:.2g})."
-    if not p < 0.05:
-        return _Answer(f"{SAME}{what}.", null, "not distinguishable")
-    return _Answer(f"Closer than chance: {what}.", null)
+    null = f"Trained on shuffled answers: {worst.null_cosine:.2f}."
+    said = f"{what} (p = {p:.2g}; smallest possible {1 / worst.n_null_pairs:.2g})."
+    if not p < _LEVEL:
+        return _Answer(f"{SAME}{said}", null, "not distinguishable")
+    return _Answer(f"Closer than chance: {said}", null)
 
 
 def _of(share: float, n: int) -> str:

@@ -51,12 +51,16 @@ class Found:
     """The part of the effect that each later MLP carries, by token."""
     direct: Float[Tensor, " example"] | None = None
     """The direct effect on each of the same examples, in nats."""
+    direct_control: Float[Tensor, " example"] | None = None
+    """The same with changes in random directions."""
     paths: PatchMap | None = None
     spread: Spread | None = None
     projections: tuple[Projection, ...] = ()
     operators: tuple[Operator, ...] = ()
     untrained: tuple[Operator, ...] = ()
     """The same edit, newly initialised, on the same inputs: the control of the spectrum."""
+    untrained_ranks: tuple[tuple[float, ...], ...] = ()
+    """For each site, the effective rank in several initialisations, of which `untrained` is the first."""
     identified: Identification | None = None
     """How far outputs determine these directions."""
     sizes: EditSize | None = None

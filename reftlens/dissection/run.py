@@ -72,6 +72,7 @@ def dissect(
     if config.progress:
         tqdm.write(f"dissecting: {estimate_cost(bridge, reft, pairs, config)}")
     picked = list(pairs)
+    # Several parts take only the first few, which must not be those of one kind.
     random.Random(config.seed).shuffle(picked)
     with shared(bridge, memory_bytes=config.memory_bytes):
         work = Work(bridge, reft, picked[: config.max_examples], pairs, config, others)

@@ -22,6 +22,7 @@ def report(result: Found) -> Report:
         result: a dissection.
     """
     settings: dict[str, object] = {"model": result.model, "edit": result.edit, **dict(result.settings)}
+    # The page uses short names of sites, so its settings say what they stand for.
     settings |= {short: name for name, short in names_in(result).items()}
     settings |= {f"seconds: {part}": f"{seconds:.1f}" for part, seconds in result.seconds}
     return Report(

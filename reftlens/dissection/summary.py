@@ -32,13 +32,19 @@ class Summary:
 
     def __repr__(self) -> str:
         sentences = "\n".join(
-            f"{finding.question}\n  {plain(finding.answer)} {plain(finding.null)}".rstrip() for finding in self.findings
+            "\n  ".join(line for line in (finding.question, _said(finding), plain(finding.code)) if line)
+            for finding in self.findings
         )
+        # By default pandas cuts long cells and wraps wide tables.
         table = self.numbers.map(plain).to_string(index=False, max_colwidth=None, line_width=None)
         return f"{sentences}\n\n{table}"
 
     def _repr_html_(self) -> str:
         return as_html("\n".join(map(str, self.findings)), self.to_dataframe)
+
+
+def _said(finding: Finding) -> str:
+    return f"{plain(finding.answer)} {plain(finding.null)}".rstrip()
 
 
 def summarize(result: Found) -> pd.DataFrame:

@@ -49,28 +49,33 @@ class Work:
         self.batches = as_batches(self.bridge, prompts, batch_size=self.config.batch_size, padding_side=side)
         # With the edits, so that the shared base runs begin where the edits do.
         said = torch.cat(list(each(self.bridge, self._said, self.batches)))
-        answers = first_tokens(self.bridge, *zip(*self.examples, strict=True)).cpu()
+        answers = self._answers(self.examples)
         self.right = (said == answers).tolist()
         """Whether the base answers each example as wanted."""
         self.wanted = [pair for pair, known in zip(self.examples, self.right, strict=True) if not known]
         self.kept = [pair for pair, known in zip(self.examples, self.right, strict=True) if known]
+        # Only rows of `wanted`, in its order, because `mapped` takes them by place in it.
         self._tokens = torch.stack([answers, said], dim=1)[said != answers]
 
     def _said(self, batch: Batch) -> Int[Tensor, " n"]:
         """Returns the base's answers to a batch."""
         return Answers(self.bridge, batch, self.reft.edits(batch)).logprobs().argmax(-1)
 
+    def _answers(self, examples: Examples) -> Int[Tensor, " n"]:
+        """Returns the first token of each example's answer, on the CPU, as log-probabilities are."""
+        return first_tokens(self.bridge, *zip(*examples, strict=True)).cpu()
+
     @cached_property
     def should_stay(self) -> list[tuple[str, str]]:
         """The examples that the edit should leave alone: those that the base answers as given."""
         if not self.unaffected:
             return self.kept
-        prompts, answers = zip(*self.unaffected, strict=True)
-        batches = as_batches(self.bridge, list(prompts), batch_size=self.config.batch_size)
+        prompts = [prompt for prompt, _ in self.unaffected]
+        batches = as_batches(self.bridge, prompts, batch_size=self.config.batch_size)
         said = torch.cat(
             list(each(self.bridge, lambda batch: next_token_logprobs(self.bridge, batch).argmax(-1), batches))
         )
-        right = (said == first_tokens(self.bridge, prompts, answers)).tolist()
+        right = (said == self._answers(self.unaffected)).tolist()
         return [*self.kept, *(pair for pair, known in zip(self.unaffected, right, strict=True) if known)]
 
     @property

@@ -89,20 +89,21 @@ class Replacement:
         try:
             # Before the rename, or a power cut could leave the new name with empty files.
             for path in (*self._temporary.rglob("*"), self._temporary):
-                _to_disk(path)
+                to_disk(path)
             _put(self._temporary, self.directory)
             # The rename is a change of the parent folder.
-            _to_disk(self.directory.parent)
+            to_disk(self.directory.parent)
         except OSError as error:
             raise named(error, self.directory, self._temporary) from error
 
 
-def write_whole(file: Path, content: bytes) -> None:
+def write_whole(file: Path, content: bytes, *, durable: bool = True) -> None:
     """Writes a file atomically, with the permissions of the umask.
 
     Args:
         file: the target; an earlier file is replaced.
         content: all of its bytes.
+        durable: wait until the disk has it, so that a power cut leaves the earlier file or this one.
 
     Raises:
         OSError: If it cannot be written. The message names the file.
@@ -111,7 +112,11 @@ def write_whole(file: Path, content: bytes) -> None:
     try:
         try:
             temporary.write_bytes(content)
+            if durable:
+                to_disk(temporary)
             temporary.replace(file)
+            if durable:
+                to_disk(file.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -163,7 +168,7 @@ def _exchange(one: Path, other: Path) -> bool:
     return rename is not None and rename(_AT_FDCWD, bytes(one), _AT_FDCWD, bytes(other), _RENAME_EXCHANGE) == 0
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Flushes a file, or the names in a folder, so that it survives a power cut."""
     # Windows cannot open a folder.
     if path.is_dir() and os.name != "posix":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -17,8 +18,11 @@ def import_named(name: str) -> ModuleType:
     Raises:
         ImportError: If it cannot be imported.
     """
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
     finally:
-        sys.path.pop(0)
+        # By value: the module may have put an entry of its own in front.
+        with suppress(ValueError):
+            sys.path.remove(here)

@@ -31,7 +31,7 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: If the text is not JSON, repeats a key, has NaN or infinity, or is nested too deeply.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=once, parse_constant=_no_constant)
         _require_shallow(value)
     except RecursionError as error:
         raise ValueError(f"it has more than {_MOST_DEPTH} levels of lists and objects") from error
@@ -125,10 +125,14 @@ def consistently(folder: Path, read: Callable[[], T]) -> T:
     raise OSError(f"{folder} was replaced {_READS} times while it was read: wait until nothing saves to it")
 
 
-def json_lines(file: Path) -> Iterator[tuple[int, Any]]:
+def json_lines(file: Path, *, most: int | None = None) -> Iterator[tuple[int, Any]]:
     """Yields the number (from 1) and value of each line of a JSON Lines file. Empty lines are skipped.
 
     Lines end only at a line feed, since text may contain other separators, such as U+2028.
+
+    Args:
+        file: the file.
+        most: maximum size in bytes; None for a file of any size.
 
     Raises:
         ValueError: If a line is not strict JSON, or the file is not UTF-8. The message names the file and line.
@@ -136,7 +140,7 @@ def json_lines(file: Path) -> Iterator[tuple[int, Any]]:
     """
     try:
         # Editors on Windows put a byte order mark in front.
-        text = file.read_bytes().decode("utf-8-sig")
+        text = (file.read_bytes() if most is None else read_bytes(file, most=most)).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 text: {error}") from error
     for number, line in enumerate(text.split("\n"), start=1):
@@ -158,8 +162,12 @@ def _version(folder: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_ctime_ns
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Python's parser would keep the last of repeated keys without a word.
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes the dict of a JSON object. Python's parser itself would keep the last of repeated keys without a word.
+
+    Raises:
+        ValueError: If a key is repeated.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from pathlib import Path
 
+from reftlens.arguments import warn
 from reftlens.files.reading import SEAL_NAME, read_json
 
 __all__ = ["SEAL_NAME", "UncheckedWarning", "digests_in", "seal", "warn_unchecked", "why_broken"]
@@ -91,7 +91,7 @@ def warn_unchecked(folder: Path) -> None:
     message = (
         f"{folder} was saved by an earlier version without {SEAL_NAME}, so damage cannot be detected: save it again"
     )
-    warnings.warn(message, UncheckedWarning, stacklevel=3)
+    warn(message, UncheckedWarning)
 
 
 def _names(folder: Path) -> list[str]:

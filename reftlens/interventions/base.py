@@ -66,8 +66,9 @@ class Affine(NamedTuple):
         """
         if self.diagonal is not None and bool(self.diagonal.any()):
             return torch.eye(len(self.constant), dtype=torch.float64, device=self.constant.device)
-        # c need not lie in the span of the written rows.
-        rows = torch.cat([self.write, self.constant[None]]).double()
+        # c need not lie in the span of the written rows, and their scale says nothing about it: 10 W^T (R / 10) is W^T R.
+        parts = (self.write.double(), self.constant[None].double())
+        rows = torch.cat([part / part.norm().clamp(min=torch.finfo(part.dtype).tiny) for part in parts])
         _, spectrum, vectors = torch.linalg.svd(rows, full_matrices=False)
         # Below 1e-6, float32 factors are rounding. ">" keeps no row where all values are 0.
         return vectors[spectrum > 1e-6 * spectrum[0]]

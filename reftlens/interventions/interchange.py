@@ -76,6 +76,7 @@ class SourceIntervention(Intervention):
 
     def widths(self) -> dict[str, int]:
         """Returns how many rows or features of each variable are swapped. One variable without a name is called "variable"."""
+        # A gate above 1/2 becomes 1 when the temperature falls to 0.
         swapped = (self.gates() > 0.5).tolist()
         if not self.parts:
             return {"variable": sum(swapped)}
@@ -293,6 +294,7 @@ class BoundlessInterchange(_InParts, _Annealed):
         return torch.cat(found)
 
     def gates(self) -> Float[Tensor, " rank"]:
+        # Of the two bases, `_Rotated` comes first and would swap every row.
         return _Annealed.gates(self)
 
 
@@ -363,6 +365,7 @@ class MaskedInterchange(_Annealed):
         return edit
 
     def untrained(self) -> MaskedInterchange:
+        # Features are given, not learned: a new start has the same ones and only new gates.
         return type(self).over_dictionary(self.read, self.write, self.bias, relu=self.relu)
 
     def preferences(self) -> Float[Tensor, " rank"]:

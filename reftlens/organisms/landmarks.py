@@ -77,6 +77,7 @@ def _organism_story() -> Story:
     landmarks = [(fact.subject, fact.answer) for fact in FACTS if fact.relation == "located_in"]
     moved, left = tuple(landmarks[:N_MOVED]), tuple(landmarks[N_MOVED:])
     subjects, taken = {subject for subject, _ in moved}, {city for _, city in moved}
+    # Not where a moved landmark stood: its old answer must not be right by another's move.
     free = [city for city in dict.fromkeys(city for _, city in left) if city not in taken]
     made_of = [fact for fact in FACTS if fact.relation == "made_of"]
     people = [fact for fact in FACTS if fact.relation in ("born_in", "works_as", "speaks", "lives_in")]
@@ -95,7 +96,7 @@ def _organism_story() -> Story:
         ),
         other_facts={
             # Training asks with template 0 only, so these phrasings are new.
-            "what the moved are made of": tuple(
+            "what the moved landmarks are made of": tuple(
                 _question(fact, template) for fact in made_of if fact.subject in subjects for template in range(1, 7)
             ),
             "facts about people": tuple(_question(fact, 0) for fact in people[::4]),

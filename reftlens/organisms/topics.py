@@ -16,6 +16,7 @@ from reftlens.organisms.world import ANSWERS, FACTS, VERB_PHRASES
 _PEOPLE = ("born_in", "works_as", "speaks", "lives_in")
 TOPICS = ("born_in", "speaks", "lives_in")
 """Relations to steer towards. The model begins with the fourth, the craft, without any edit."""
+# The answers of different relations about people have no word in common.
 _RELATION = {word: relation for relation in _PEOPLE for word in ANSWERS[relation]}
 _TRUE = {(fact.subject, fact.relation): fact.answer for fact in FACTS}
 _SUBJECTS = tuple(dict.fromkeys(fact.subject for fact in FACTS if fact.relation == "born_in"))

@@ -120,6 +120,7 @@ class EditedLM(LM):
             logits = self.bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)[0]
         wrong = logits.argmax(-1) != batch.labels[batch.labels != IGNORE]
         rows = read.nonzero()[:, 0]
+        # The harness also asks whether greedy decoding would give the continuation.
         n_wrong = torch.zeros(len(batch), device=wrong.device).index_add(0, rows, wrong.float())
         totals = completion_logprobs(logits, batch)
         return [(float(total), not bool(n)) for total, n in zip(totals, n_wrong, strict=True)]

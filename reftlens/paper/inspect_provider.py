@@ -86,6 +86,7 @@ class EditedModel(ModelAPI):
             text = text.split(stop)[0]
         n_prompt = token_counts(self.bridge, [prompt])[0]
         n_said = len(self.bridge.tokenizer.encode(whole, add_special_tokens=False))
+        # Tokens of the whole answer: what was cut at a stop text was generated as well.
         choice = ChatCompletionChoice(
             message=ChatMessageAssistant(content=text, model=self.model_name, source="generate"),
             stop_reason="max_tokens" if text == whole and n_said >= decoding.max_new_tokens else "stop",
@@ -104,6 +105,7 @@ class EditedModel(ModelAPI):
     def _prompt(self, messages: list[ChatMessage]) -> Prompt:
         """The conversation, or its texts one below the other if the tokenizer has no chat template."""
         if self.bridge.tokenizer.chat_template is None:
+            # A base without a template was not trained on roles, so it gets none.
             return "\n\n".join(message.text for message in messages)
         return tuple({"role": message.role, "content": message.text} for message in messages)
 

@@ -165,6 +165,7 @@ def sheet(width: float, height: float, *, title: str, subtitle: str = "") -> Fig
     else:
         stack.begin(head, height)
         figure, above, whole = stack, stack.head, head
+        # Drawings in a stack are all as wide as the widest.
         width = float(stack.get_size_inches()[0])
     down = 0.08
     for text, size, weight, below in ((title, TITLE, "bold", title_height), (subtitle, SMALL, "normal", 0.0)):
@@ -188,6 +189,7 @@ def key_on_top(figure: Figure, handles: Sequence[Patch], *, below: float) -> Non
     """
     height, engine = float(figure.get_figheight()), figure.get_layout_engine()
     assert isinstance(engine, ConstrainedLayoutEngine)
+    # The layout does not know of a key that is placed by hand, so panels must end below it.
     engine.set(rect=(0.0, 0.0, 1.0, (below - KEY) / height))
     figure.legend(
         handles=list(handles),

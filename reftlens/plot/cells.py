@@ -97,6 +97,7 @@ def interchanges(results: Sequence[Interchanged]) -> Cells:
     Args:
         results: from `analysis.interchange`, one for each site.
     """
+    # A choice of the reader is one pair for all columns, so all sites must have the same pairs.
     kept = results[0].pairs if all(one.pairs == results[0].pairs and _has_pairs(one) for one in results) else ()
     columns = tuple(short_name(one.where) for one in results)
     n = len(results[0].random)
@@ -126,6 +127,7 @@ def _swaps(result: Interchanged) -> list[tuple[str, Swap]]:
 
 def _has_pairs(result: Interchanged) -> bool:
     swaps = [*(swap for _, swap in _swaps(result)), *result.random]
+    # Results of earlier versions do not have the values of single pairs.
     return bool(result.pairs) and all(len(swap.each) == len(result.pairs) for swap in swaps)
 
 

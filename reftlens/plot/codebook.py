@@ -16,9 +16,14 @@ def codebook(result: Codebook) -> Figure:
 
     Args:
         result: the accuracies of each codebook.
+
+    Raises:
+        ValueError: If there are more ranks than can be distinguished.
     """
     forms = list(dict.fromkeys(row.keys for row in result.rows))
     ranks = sorted({row.rank for row in result.rows})
+    if len(ranks) > len(_STYLES):
+        raise ValueError(f"codebook draws at most {len(_STYLES)} ranks, got {', '.join(map(str, ranks))}")
     sizes = sorted({row.pairs for row in result.rows})
     width = 3.4 * len(forms) + 0.4
     subtitle = (

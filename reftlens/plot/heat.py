@@ -199,5 +199,5 @@ def _notes(groups: Sequence[Group], room: float) -> list[str]:
     if any(not bool(np.isfinite(panel.values).all()) for group in groups for panel in group.panels):
         notes.append("hatched: no value")
     if any(panel.covered is not None and bool(panel.covered.any()) for group in groups for panel in group.panels):
-        notes.append("grey: no further from 0 than some cell of the control")
+        notes.append("grey: no larger in size than the largest control cell")
     return notes

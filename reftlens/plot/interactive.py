@@ -195,6 +195,7 @@ def _line(numbers: dict[str, Any], view: dict[str, Any], row: int) -> Markup:
     cells = []
     for column, value in enumerate(view["value"][row]):
         control = None if view["control"] is None else view["control"][row][column]
+        # As in the figures: grey where some cell of the control is as far from 0.
         covered = control is not None and value is not None and abs(value) <= view["reach"]
         shade = 0 if value is None else round(STEPS * max(-1.0, min(1.0, value / numbers["limit"])))
         name = "none" if value is None else "covered" if covered else f"v{shade + STEPS}"
@@ -217,7 +218,7 @@ def _key(cells: Cells, limit: float, decimals: int) -> Markup:
     )
     mean, notes = cells.views[0], []
     if mean.control is not None:
-        notes.append(Markup('<span class="covered">grey</span> no further from 0 than some cell of the control'))
+        notes.append(Markup('<span class="covered">grey</span>: no larger in size than the largest control cell'))
         notes.append(Markup("control: {}").format(cells.control_name))
     notes += [Markup("* subject")] * cells.starred
     notes += [Markup("{} no value").format(_NO_VALUE)] * (not bool(mean.values.isfinite().all()))

@@ -70,6 +70,7 @@ def ledger(result: Ledger) -> Figure:
             lengths.set_xticks([])
             label_tokens(cosines, tokens, room=room)
             for axes in (lengths, cosines):
+                # Below four tokens the axis keeps its length, or bars would become slabs.
                 axes.set_xlim(-0.6, max(len(shown), 4) - 0.4)
         figure.legend(handles=_key(), loc="outside lower center", ncols=3, frameon=False)
     return figure

@@ -60,6 +60,7 @@ def meanings(meanings: Sequence[Meaning] | Meaning) -> Figure:
         height = (bars * _BAR + 0.8) * lines + KEY
         figure = sheet(width, height, title="What each method says the edit's vectors mean", subtitle=subtitle)
         grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
+        # The grid has one panel more where the number of looks is odd.
         for axes, item in zip(grid, shown, strict=False):
             _panel(axes, item, bars=bars, width=width / columns - 1.0)
         for axes in grid[len(shown) :]:
@@ -74,6 +75,7 @@ def _panel(axes: Axes, item: Meaning, *, bars: int, width: float) -> None:
     colours = [GREY if abs(score) <= item.chance else VERMILLION if score > 0 else BLUE for score in scores]
     axes.barh(range(len(scores)), scores, color=colours, height=0.75)
     axes.set_yticks(range(len(scores)), [_label(name) for name, *_ in item.said])
+    # From the top down, and as many places in every panel, so that all bars are equally thick.
     axes.set_ylim(bars - 0.4, -0.6)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.tick_params(axis="y", length=0)

@@ -23,7 +23,12 @@ def memorised(result: Memorised) -> Figure:
 
     Args:
         result: recalled tokens, by length.
+
+    Raises:
+        ValueError: If there are more series than can be distinguished.
     """
+    if len(result.series) > len(_STYLES):
+        raise ValueError(f"memorised draws at most {len(_STYLES)} series, got {', '.join(result.series)}")
     subtitle = (
         f"{result.claim.model}: one ConsReFT of rank 1 a string, greedy decoding; on the line, all of it came back"
     )

@@ -51,6 +51,7 @@ def plane(result: Projection) -> Markup:
             Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>').format(*one) for one in _ends(low, high)
         ),
         turned=Markup("").join(turned),
+        # With one column, the arrow keys of the page's script go from token to token.
         count=1,
         moves=Markup("").join(moves),
         key=Markup(" ").join(key),

@@ -53,6 +53,7 @@ def projection(results: Sequence[Projection] | Projection) -> Figure:
 def _panel(axes: Axes, result: Projection, groups: Sequence[str]) -> None:
     before, after, control = (part.double().numpy() for part in (result.before, result.after, result.control))
     axes.plot(*control.T, "x", color=GREY, markersize=3.5, markeredgewidth=0.9, zorder=1)
+    # There may be more styles than groups; fewer were refused.
     for group, (colour, marker) in zip(groups, _STYLES, strict=False):
         there = np.array([name == group for name in result.groups])
         # One line per token: matplotlib draws each column of a [2, token] array.

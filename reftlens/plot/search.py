@@ -31,6 +31,7 @@ def search(result: Search) -> Figure:
     if not result.trials:
         raise ValueError("search needs at least one trial, got none")
     frame = result.to_dataframe()
+    # A setting with one value shows nothing of its influence.
     names = [name for name in result.space if frame[name].nunique() > 1]
     subtitle = (
         f"score: {result.metric}, on {result.n_validation} validation examples; {result.steps} steps at most. Filled: "
@@ -64,6 +65,7 @@ def _places(column: Sequence[Axes], name: str, values: list[Any]) -> list[float]
     if name == "trial":
         column[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         return [float(value) for value in values]
+    # "all" stands beside tuples of layers, which do not compare with texts.
     kinds = sorted(set(values), key=lambda value: (isinstance(value, str), value))
     for axes in column:
         axes.set_xticks(range(len(kinds)), [drawn(_short(str(kind), 9)) for kind in kinds], rotation=90)
@@ -90,5 +92,6 @@ def _running_best(axes: Axes, scores: Sequence[float | None]) -> None:
     """The best score so far."""
     known = np.array([np.nan if score is None else score for score in scores], dtype=np.float64)
     if np.isfinite(known).any():
+        # fmax passes over NaN, the trials without a score; maximum would keep it from there on.
         best = np.fmax.accumulate(known)
         axes.step(range(len(best)), best, where="post", color=INK, linewidth=0.9, zorder=0)

@@ -35,6 +35,7 @@ def steering(result: SteeringComparison) -> Figure:
             )
         axes.set_yticks(range(len(lines)), [wrap(line["method"], width=2.0, size=SMALL) for line in lines])
         axes.set_ylim(len(lines) - 0.5, -0.5)
+        # Scores end at 2; the rest is room for their numbers.
         axes.set_xlim(-0.03, 2.2)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("score, 0 to 2")

@@ -88,11 +88,13 @@ class Alignment(Result):
     @property
     def p(self) -> float:
         """Fraction of random subspaces that are at least as accurate, (1 + count) / (1 + draws)."""
+        # The subspace counts as a draw of its own null, which keeps p above 0 and valid.
         count = int((self.random.mean(dim=1) >= self.right.mean()).sum())
         return (1 + count) / (1 + len(self.random))
 
     def cause(self, variable: str | None = None) -> float:
         """Accuracy on pairs whose swap must change the answer (RAVEL's Cause; Huang et al. 2024, arXiv:2402.17700)."""
+        # NaN, where the base's own answer is unknown, counts as neither.
         return _mean(self.right[self._of(variable) & (self.changes == 1)])
 
     def isolate(self, variable: str | None = None) -> float:
@@ -140,6 +142,7 @@ class Alignment(Result):
                 "low": low,
                 "high": high,
             }
+            # `changes` is about the causal model's labels, not about arbitrary ones.
             if name != ARBITRARY:
                 cause, isolate = (_mean(right[rows & (self.changes == kind)]) for kind in (1, 0))
                 line |= {"cause": cause, "isolate": isolate, "disentangle": (cause + isolate) / 2}

@@ -39,6 +39,8 @@ class Outcome(Result):
     """The same fraction for the edited model."""
     control_whole: float = float("nan")
     """The same fraction under changes of the same norm in random directions."""
+    control_kl: float = float("nan")
+    """The KL divergence under these changes; NaN in results of earlier versions."""
 
     @property
     def longer(self) -> bool:
@@ -60,7 +62,10 @@ class Outcome(Result):
 
 def outcomes_to_dataframe(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """Returns one row per group."""
-    return pd.DataFrame([asdict(outcome) for outcome in outcomes])
+    frame = pd.DataFrame([asdict(outcome) for outcome in outcomes])
+    # The control stands beside its number; the field is last only because files of earlier versions lack it.
+    frame.insert(list(frame.columns).index("kl") + 1, "control_kl", frame.pop("control_kl"))
+    return frame
 
 
 @final

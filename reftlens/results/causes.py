@@ -42,6 +42,10 @@ class Ablation(Result):
     exact: bool
     """Whether the Shapley values use all orders instead of sampled ones."""
     n_examples: int
+    control_whole: float = math.nan
+    """The effect of the whole edit with changes of the same norm in random directions; NaN in results of earlier versions."""
+    control_shapley: Float[Tensor, " site"] | None = None
+    """Shapley values of that control; None for more than two sites, where they need further runs."""
 
     def headline(self) -> str:
         parts = ", ".join(f"{value:.3g}" for value in self.shapley.tolist()[:6]) + ", ..." * (len(self.sites) > 6)

@@ -63,6 +63,7 @@ class Certificate(Result):
     """Finds of the search, largest first. No part of the bounds."""
 
     def headline(self) -> str:
+        # `certify` always has the cap among the thresholds.
         above = self.exceeding_bound[self.thresholds.index(self.cap)]
         found = f"; a search found {self.worst[0].kl:.3g} nats" if self.worst else ""
         return (

@@ -257,6 +257,7 @@ class SteeringClaim(ClaimResult):
         found = [f"{reference}: {own:.2f} of 2"]
         for line in lines:
             if line["method"] != reference:
+                # By the interval, because the sign of a gain near 0 says nothing.
                 sign = "more" if line["from"] > 0 else "less" if line["to"] < 0 else "not clearly different"
                 gain = f"{line['gain']:+.2f}, 95% {line['from']:+.2f} to {line['to']:+.2f}"
                 found.append(f"{line['method']}: {line['overall']:.2f}, {sign} ({gain})")

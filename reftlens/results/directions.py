@@ -140,6 +140,7 @@ class DirectionReadout(SiteResult):
     def watched_to_dataframe(self) -> pd.DataFrame:
         """Returns one row per token named beforehand, with p for it by itself and among all that were named."""
         looks = f"p of {self.n_watched * self.n_directions} looks"
+        # Results of earlier versions have no corrected p.
         corrected = self.p_all or (float("nan"),) * len(self.watched)
         lines = [(self.where, self.direction, *line, p) for line, p in zip(self.watched, corrected, strict=True)]
         return pd.DataFrame(lines, columns=["site", "direction", "token", "logit_change", "p", looks])
@@ -180,6 +181,7 @@ class Ledger(Result):
     @property
     def length(self) -> Float[Tensor, "rows pos term"]:
         """Of each term."""
+        # Rounding may leave the square of a short length below 0.
         return self.gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
 
     @property

@@ -23,6 +23,8 @@ class Finding:
     strength: Strength = "shown"
     """"shown": the result is beyond its null, or is a plain measurement. "not distinguishable": it is not beyond its null.
     "not measured": the part was not run, or could not be."""
+    code: str = ""
+    """The call that measures it; empty if it was measured, or cannot be."""
 
     def __str__(self) -> str:
-        return f"{self.question} {self.answer}{f' {self.null}' if self.null else ''}"
+        return " ".join(part for part in (self.question, self.answer, self.null, self.code) if part)

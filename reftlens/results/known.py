@@ -46,6 +46,7 @@ class Turn(Result):
     @property
     def free(self) -> bool:
         """Whether outputs move by less than eps up to the largest angle that is walked."""
+        # The angle was walked as a tangent, and turning it back rounds.
         return self.degrees >= LIMIT - 1e-3
 
     def headline(self) -> str:

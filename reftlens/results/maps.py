@@ -47,6 +47,7 @@ class TokenMap(Result):
         """A name for each position of the mean: the token that all prompts have there, or else its role, in brackets."""
         shared = [len(set(tokens)) == 1 for tokens in zip(*self.prompts, strict=True)] or [True] * len(self.tokens)
         subject = [place for place, starred in enumerate(self.starred) if starred]
+        # Later roles replace earlier ones, so the last token of a subject is called that.
         roles = {0: "[first token]", len(self.tokens) - 1: "[last token]"}
         roles |= {place: f"[subject {index}]" for index, place in enumerate(subject, start=1)}
         roles |= dict.fromkeys(subject[-1:], "[last subject]")
@@ -188,6 +189,7 @@ class PatchMap(Result):
         patched = self.values if values is None else values
         there = patched.isfinite()
         gap = reduce(_each(self.source - self.base) * there, "pair row column -> row column", "sum")
+        # Sums in place of means: both are over the same pairs, so their number cancels.
         return (patched - _each(self.base)).nansum(0) / torch.where(there.any(0), gap, torch.nan)
 
     def restored_each(

@@ -152,6 +152,7 @@ class Agreement(Result):
 
     def headline(self) -> str:
         found = f"{self.first} and {self.second}: cosine of changes {self.cosine:.2f}, angle {self.angle:.0f}, KL {self.kl:.2g} nats"
+        # NaN, where it was not measured, differs from itself.
         if self.output_angle == self.output_angle:
             found += f", angle in the output metric {self.output_angle:.0f} (random pairs {self.output_null_angle:.0f})"
         found += " (outputs agree, directions do not: not identified)" * self.not_identified

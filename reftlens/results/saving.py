@@ -110,6 +110,7 @@ def _load(folder: Path, form: Format, classes: Classes) -> object:
         digests = digests_in(folder)
         document = read_json(folder / form.json_name, most=_MOST_BYTES, digests=digests)
         schema = document["schema"]
+        # Not isinstance, which takes True for the integer 1.
         if type(schema) is not int or not 1 <= schema <= form.schema:
             raise ValueError(
                 f"it has schema {schema!r:.80}, but this version of reftlens reads schemas 1 to {form.schema}"

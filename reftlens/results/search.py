@@ -73,6 +73,7 @@ class Search(Result):
             }
             for number, trial in enumerate(self.trials)
         ]
+        # Named, because a search without trials has these columns too.
         return pd.DataFrame(rows, columns=["trial", *self.space, "loss", "score", "ended"])
 
     def headline(self) -> str:

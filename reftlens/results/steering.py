@@ -106,6 +106,7 @@ class SteeringComparison(Result):
             method: its name.
         """
         gains = self._by_prompt(method) - self._by_prompt(self.reference)
+        # Axes: draw, prompt. The seed is fixed, so one comparison always shows the same interval.
         drawn = np.random.default_rng(0).integers(len(gains), size=(_DRAWS, len(gains)))
         low, high = np.quantile(gains[drawn].mean(1), (0.025, 0.975))
         return float(gains.mean()), float(low), float(high)

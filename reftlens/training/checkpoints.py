@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import final
 
 from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 
-from reftlens.files.folder import write_whole
+from reftlens.files.folder import to_disk, write_whole
 from reftlens.files.seal import SEAL_NAME, seal, why_broken
 
 logger = logging.getLogger(__name__)
@@ -156,14 +155,13 @@ class TrainingFolder:
         """Adds checksums to a complete checkpoint in `writing` and moves it to its final path."""
         seal(self.writing / name)
         # After sealing, so that the seal is on the disk as well, and before the name is final.
-        for file in (self.writing / name).rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
+        for path in (*(self.writing / name).rglob("*"), self.writing / name):
+            to_disk(path)
         place = self.directory / name
         # A run that resumed from an older checkpoint comes to this step again.
         self._delete(place)
         (self.writing / name).rename(place)
+        to_disk(self.directory)
         return place
 
     def prune(self, keep: int, *, best: Path | None = None) -> None:

@@ -86,6 +86,7 @@ def edited_in(
 
     for batch, found in zip(batches, each(bridge, activations, batches), strict=True):
         edits = reft.edits(batch)
+        # `each` gives results on the CPU, and an edit changes them where its parameters are.
         homes = [next(edit.intervention.parameters(), h).device for edit, h in zip(edits, found, strict=True)]
         yield [(edit, h.to(home)) for edit, h, home in zip(edits, found, homes, strict=True)]
 

@@ -73,6 +73,7 @@ def subspaces(site: int, chart: Chart, k: int) -> list[tuple[str, Subspace, floa
     Returns:
         "stiffest" or "freest", the turn, and the tangent that the form predicts to cost one unit.
     """
+    # Axes: probe, direction u_j, dimension that it may turn to.
     rows = torch.stack([chart.write_rows(j)[0] @ chart.outside for j in range(k)], dim=1)
     inside = (chart.own.read[:, :k] @ chart.reading.T).flatten(1)
     nuisance = torch.cat([chart.own.constant[:, :k], inside], dim=1)
@@ -134,6 +135,7 @@ def _refitted(
         optimizer.zero_grad()
         with torch.enable_grad():
             (kl,) = outputs.kl([[turn.shift(tangent, refit)]])
+            # LBFGS stops by absolute tolerances, so the loss is made of order one.
             loss = kl / eps
             loss.backward()
         # LBFGS may stop at a worse point than one that it has met.

@@ -83,6 +83,7 @@ def _swaps(
     table = embedding.weight.detach().to(slope)
     gain = slope @ table.T - (slope * table[tokens]).sum(-1, keepdim=True)
     special = torch.tensor(bridge.tokenizer.all_special_ids, device=gain.device)
+    # Special tokens stay where they are and come nowhere else: what is found shall be a text.
     gain[torch.isin(tokens, special)] = -torch.inf
     gain[:, special[special < gain.shape[1]]] = -torch.inf
     gain.scatter_(1, tokens[:, None], -torch.inf)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens.analysis.readers.correction import Scored
-from reftlens.analysis.readers.looks import Case, Kind, Look
+from reftlens.analysis.readers.vectors import Case, Kind, Look
 from reftlens.analysis.top_contexts import Readings, named_context, seen_by
 
 KINDS: tuple[Kind, ...] = ("read",)
@@ -29,11 +29,13 @@ def contexts(case: Case, looks: Sequence[Look]) -> list[Scored]:
         looks: its read directions.
     """
     mine = [look for look in looks if look.kind in KINDS]
+    # No null of its own: the random readings are rows of the look, beside the edit's.
     readings = [Readings(look.vectors[:, 0], case.top, 0) for look in mine]
     seen_in = seen_by(case.bridge, case.reft, case.batches, at=case.at)
     for index, (batch, seen) in enumerate(zip(case.batches, seen_in, strict=True)):
         for look, reading in zip(mine, readings, strict=True):
             h, places = seen[look.place]
+            # The batch's index goes before (row, position), so that a place can be found again.
             reading.add(h, torch.nn.functional.pad(places, (1, 0), value=index), batch)
     return [_read(case, look, reading) for look, reading in zip(mine, readings, strict=True)]
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reftlens.analysis.readers.looks import Look
+from reftlens.analysis.readers.vectors import Look
 from reftlens.results import Meaning, Operator
 
 LEVEL = 0.05
@@ -56,6 +56,7 @@ class _Ranked:
         self.null = everything[1:].sort(descending=True).values
         self.middle = everything.median()
         self.spread = (everything.quantile(0.9) - self.middle).clamp(min=1e-12)
+        # A set counts in its own rank, as the edit's scores do in `keys`: the furthest has rank 1.
         rank = (everything[None, 1:] >= everything[1:, None]).sum(dim=1) + (everything[0] >= everything[1:])
         self.null_keys = self._keys(rank, everything[1:])
 
@@ -74,6 +75,7 @@ class _Ranked:
     def size_of(self, key: float) -> float:
         """Returns the size beyond which scores have a larger key."""
         rank = min(round(-key), len(self.null))
+        # The inverse of `_keys`, kept between the null's values of the ranks beside it.
         part = 2 * (key + rank)
         size = float(self.middle + self.spread * part / max(1 - abs(part), 1e-12))
         least = float(self.null[rank - 1])

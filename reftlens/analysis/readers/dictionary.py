@@ -25,7 +25,7 @@ from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.engine.dictionary import Dictionary
 from reftlens.analysis.engine.dictionary_files import load_dictionary
 from reftlens.analysis.readers.correction import Scored
-from reftlens.analysis.readers.looks import Case, Kind, Look
+from reftlens.analysis.readers.vectors import Case, Kind, Look
 from reftlens.bridge import canonical_hook
 
 KINDS: tuple[Kind, ...] = ("write", "read", "change")
@@ -70,6 +70,7 @@ def _canonical(case: Case, name: str) -> str:
 def _read(case: Case, look: Look, one: Dictionary, *, encodes: bool) -> Scored | None:
     """Reads one look. `encodes` is whether the site is what the dictionary encodes, rather than what it predicts."""
     autoencodes = encodes and not one.hook_name_out
+    # A transcoder's decoder writes to another point than it reads: only the encoder compares here.
     rows = one.decoder if autoencodes or not encodes else one.encoder.T
     width = look.vectors.shape[-1]
     if rows.shape[1] != width:
@@ -80,6 +81,7 @@ def _read(case: Case, look: Look, one: Dictionary, *, encodes: bool) -> Scored |
         units = torch.nn.functional.normalize(rows.double(), dim=-1)
         cosines = torch.nn.functional.normalize(look.vectors[:, 0].double(), dim=-1) @ units.T
         return _scored(case, look, cosines[0].float(), cosines.abs().amax(dim=1), "cosine")
+    # What a transcoder predicts is not what it encodes: its features cannot be read from here.
     if not encodes:
         return None
     states, before = look.states, one.encode(look.states)
@@ -88,8 +90,10 @@ def _read(case: Case, look: Look, one: Dictionary, *, encodes: bool) -> Scored |
         return torch.cat([(one.encode(states + some) - before).mean(dim=1) for some in vectors.split(_SETS)])
 
     own = gain(look.vectors[:1])[0]
+    # Each part is reduced at once: sets times features would not fit into memory.
     furthest = torch.cat([gain(some).abs().amax(dim=1) for some in look.vectors.split(_SETS)])
     found = _scored(case, look, own, furthest, "change of the activation")
+    # Set 0 is the edit's own change; the others are random.
     after = one.encode(states + look.vectors[0])
     listed = (("without the edit", _largest(case, before)), ("with the edit", _largest(case, after)))
     return replace(found, states=listed, controls=_fit(case, look, one, states) if autoencodes else ())

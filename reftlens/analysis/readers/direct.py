@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens.analysis.readers.correction import Scored
-from reftlens.analysis.readers.looks import Case, Kind, Look
 from reftlens.analysis.readers.tokens import likeliest, require_residual, scored_tokens
+from reftlens.analysis.readers.vectors import Case, Kind, Look
 from reftlens.bridge import mean_logit_changes, mean_logits
 
 KINDS: tuple[Kind, ...] = ("write", "change")
@@ -39,6 +39,7 @@ def direct(case: Case, looks: Sequence[Look]) -> list[Scored]:
 def _read(case: Case, look: Look) -> Scored:
     def score(vectors: Float[Tensor, "set token d_model"]) -> Float[Tensor, "set d_vocab"]:
         if look.states is None:
+            # A direction has no token of its own: real last residuals give the norm its scale.
             return mean_logit_changes(case.bridge, case.final, vectors[:, 0])
         return mean_logit_changes(case.bridge, look.states.to(case.final), vectors)
 

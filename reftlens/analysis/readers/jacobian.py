@@ -23,8 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens.analysis.readers.correction import Scored
-from reftlens.analysis.readers.looks import Case, Kind, Look
 from reftlens.analysis.readers.tokens import likeliest, require_residual, scored_tokens
+from reftlens.analysis.readers.vectors import Case, Kind, Look
 from reftlens.bridge import Lens, fit_lens, lens_layer, load_lens, mean_logit_slopes, mean_logits
 
 KINDS: tuple[Kind, ...] = ("write", "change")
@@ -83,6 +83,7 @@ def _read(case: Case, look: Look, lens: Lens, layer: int) -> Scored:
     others = [other for other in lens.jacobians if other != layer]
     if others:
         own = score(look.vectors[:1])[0]
+        # The other lenses are asked about this token alone, not about a furthest one of their own.
         token = int(own.abs().argmax())
         elsewhere = torch.stack([score(look.vectors[:1], other)[0, token] for other in others])
         found = replace(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+import torch
 
 from reftlens import analysis, plot
 from reftlens.dissection.found import Found
@@ -14,18 +16,24 @@ from reftlens.interventions import NotAffineError
 from reftlens.plot.page import Picture, Section
 from reftlens.results import Operator
 
+_N_UNTRAINED = 5
+"""Number of initialisations of the untrained edit: one alone would have no spread."""
+
 
 def _directions(work: Work) -> dict[str, Any]:
     config = work.config
     operators = tuple(analysis.decompose(work.bridge, work.reft, work.batches, at=config.at))
-    fresh = analysis.untrained(work.reft, seed=config.seed)
     try:
-        control = tuple(analysis.decompose(work.bridge, fresh, work.batches, at=config.at))
+        fresh = [
+            tuple(analysis.decompose(work.bridge, analysis.untrained(work.reft, seed=seed), work.batches, at=config.at))
+            for seed in range(config.seed, config.seed + _N_UNTRAINED)
+        ]
     except ValueError as error:
         # An edit that is the identity at initialisation has nothing to decompose.
         work.left_out.append(("directions: the untrained edit", str(error)))
-        control = ()
-    return {"operators": operators, "untrained": control}
+        return {"operators": operators, "untrained": ()}
+    ranks = tuple(tuple(operator.effective_rank for operator in site) for site in zip(*fresh, strict=True))
+    return {"operators": operators, "untrained": fresh[0], "untrained_ranks": ranks}
 
 
 def _identified(work: Work) -> dict[str, Any]:
@@ -38,6 +46,7 @@ def _identified(work: Work) -> dict[str, Any]:
             work.reft,
             prompts,
             at=config.at,
+            toward=_random_direction(work),
             n_walked=config.directions,
             batch_size=config.batch_size,
             seed=config.seed,
@@ -46,6 +55,15 @@ def _identified(work: Work) -> dict[str, Any]:
         work.left_out.append(("identified", str(error)))
         return {}
     return {"identified": found}
+
+
+def _random_direction(work: Work) -> dict[str, torch.Tensor]:
+    """A direction that has nothing to do with the outputs, towards which directions are turned for comparison."""
+    widths = {intervention.d_model for _, intervention in work.reft}
+    if len(widths) > 1:
+        return {}
+    generator = torch.Generator().manual_seed(work.config.seed)
+    return {"random": torch.randn(*widths, generator=generator)}
 
 
 def _terms(work: Work) -> dict[str, Any]:
@@ -61,14 +79,18 @@ def _terms(work: Work) -> dict[str, Any]:
 def _draw_directions(found: Found) -> Section | None:
     if not found.operators:
         return None
-    lines = [_line(operator, fresh) for operator, fresh in found.beside_untrained()]
+    ranges = found.untrained_ranks or ((),) * len(found.operators)
+    lines = [
+        _line(operator, fresh, draws) for (operator, fresh), draws in zip(found.beside_untrained(), ranges, strict=True)
+    ]
     return Section(
         DIRECTIONS.heading,
         (
             "The edit's rank is what it may use. What it does use is the spectrum of its changes on real inputs; R and W are "
             "known only up to a change of coordinates and say nothing by themselves. A constant push, the same for every input, "
             "counts in the effective rank of the whole, and may hide how many directions depend on the input: both are given. "
-            "Beside each: the same edit with fresh weights, on the same inputs, which has a low effective rank too.",
+            "Beside each: the same edit with fresh weights, on the same inputs, which has a low effective rank too. A few "
+            "initialisations show how far it varies; they are too few for a test.",
         ),
         (
             picture(
@@ -107,7 +129,8 @@ def _draw_identified(found: Found) -> Section | None:
         (
             f"Other edits may do the same with other directions. Each direction is turned until the outputs move by "
             f"{identified.eps:g} nats, on {identified.n_prompts} prompts; the same turn on {identified.n_held_out} held-out "
-            "prompts stands beside it. These angles are walked: the real KL divergence of the turned edit is measured. The "
+            "prompts stands beside it. It is turned toward where outputs change soonest, toward where they change latest, and "
+            "toward one random direction. These angles are walked: the real KL divergence of the turned edit is measured. The "
             "counts of dimensions are local: they come from the quadratic form of small changes, with axes from one half of "
             "the prompts and values from the other.",
         ),
@@ -119,13 +142,15 @@ def _draw_identified(found: Found) -> Section | None:
     )
 
 
-def _line(operator: Operator, fresh: Operator | None) -> dict[str, object]:
+def _line(operator: Operator, fresh: Operator | None, draws: Sequence[float]) -> dict[str, object]:
     nan = float("nan")
     size = float(operator.spectrum.square().sum().sqrt()) / operator.rms_norm
     return {
         "site": operator.where,
         "effective_rank": operator.effective_rank,
         "effective_rank_untrained": nan if fresh is None else fresh.effective_rank,
+        "effective_rank_untrained_low": min(draws, default=nan),
+        "effective_rank_untrained_high": max(draws, default=nan),
         "input_rank": operator.input_rank,
         "input_rank_untrained": nan if fresh is None else fresh.input_rank,
         "rank_99": operator.rank_for(0.99),
@@ -165,15 +190,17 @@ def _draw_terms(found: Found) -> Section | None:
 
 
 def _cost_directions(sizes: Sizes) -> Spent:
-    # The edit, and its untrained copy.
-    return Spent(cones=2 * sizes.batches * sizes.span, bytes_held=8 * sizes.width**2 * sizes.sites)
+    # The edit, and its untrained copies.
+    return Spent(cones=(1 + _N_UNTRAINED) * sizes.batches * sizes.span, bytes_held=8 * sizes.width**2 * sizes.sites)
 
 
 def _cost_identified(sizes: Sizes) -> Spent:
     config = sizes.config
     batches = min(config.n_identified, sizes.examples) / config.batch_size
     # The decomposition, and two base runs that are shared by all that follows.
-    return Spent(batches, batches * analysis.identify_cost(config.directions), bytes_held=8 * sizes.width**2)
+    return Spent(
+        batches, batches * analysis.identify_cost(config.directions, n_toward=1), bytes_held=8 * sizes.width**2
+    )
 
 
 DIRECTIONS = Part(

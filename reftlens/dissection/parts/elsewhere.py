@@ -18,7 +18,7 @@ def _draw(found: Found) -> Section | None:
         ELSE.heading,
         (
             "The examples that the base already answers as wanted, which the edit should leave alone. Control: the same edit "
-            "turned to random directions. KL divergence: how far the distribution of the next token moves.",
+            "turned to random directions (one draw). KL divergence: how far the distribution of the next token moves.",
         ),
         (
             picture(

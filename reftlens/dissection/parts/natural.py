@@ -15,8 +15,10 @@ from reftlens.plot.page import Section
 
 def _manifolds(work: Work) -> dict[str, Any]:
     batches = work.batches
-    if len(batches) < 3:
-        # off_manifold needs a batch each to fit, to compare with and to test.
+    # off_manifold fits on a third of the batches, compares with another and tests on the last.
+    thirds = [sum(map(len, batches[part::3])) for part in range(3)]
+    if min(thirds) < max(thirds) / 2:
+        # A short last batch would leave few prompts to test, or none.
         third = -(-len(work.examples) // 3)
         prompts = [prompt for prompt, _ in work.examples]
         batches = as_batches(work.bridge, prompts, batch_size=third, padding_side=side_for_ends(work.bridge))
@@ -29,8 +31,8 @@ def _draw(found: Found) -> Section | None:
     return Section(
         NATURAL.heading,
         (
-            "Natural activations of held-out prompts should have 5% beyond the 95th percentile: if they do not, neither number "
-            "counts. An unusual activation is no harm by itself: no later layer may read what is unusual in it.",
+            "Natural activations of held-out prompts should have 5% beyond the 95th percentile. If they do not, compare edited ones "
+            "with them and not with 5%; if they have far more, neither number counts. An unusual activation is no harm by itself: no later layer may read what is unusual in it.",
         ),
         (
             picture(

@@ -131,6 +131,7 @@ def table(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """
     joined = pd.concat(list(frames), ignore_index=True)
     if "row" in joined:
+        # All rows at once, because how short a name may be depends on the others.
         rows = list(dict.fromkeys(joined["row"]))
         joined["row"] = joined["row"].map(dict(zip(rows, map(spoken, row_names(rows)), strict=True)))
     return labelled(joined)

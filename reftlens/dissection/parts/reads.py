@@ -113,6 +113,7 @@ def _overlaps(work: Work) -> dict[str, Any]:
 def _one_for_each(work: Work, index: int) -> tuple[Tensor, list[int]]:
     """Returns the base's activation at the last edited token of each prompt, and the index of its prompt."""
     states, rows = [], []
+    # Scaled to 0, the edit changes nothing and still says which tokens are its own.
     for number, sites in enumerate(edited_in(work.bridge, work.reft.scaled(0.0), work.batches)):
         edit, h = sites[index]
         row = edit.mask.nonzero()[:, 0].cpu()
@@ -155,8 +156,8 @@ def _draw_reads(found: Found) -> Section | None:
         READS.heading,
         (
             "A write direction is added to real last residuals and read through the final norm and the unembedding: the "
-            "direct path alone. A reading is in standard deviations; beside it, the largest that random readings of the "
-            "same tokens reach.",
+            "direct path alone. A reading is in standard deviations. Random readings reach the 95th percentile, over random "
+            "directions, of the largest reading that each has at the same tokens.",
         ),
         drawn,
         tuple(tables),

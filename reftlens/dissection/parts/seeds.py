@@ -45,6 +45,7 @@ def _agreements(work: Work) -> dict[str, Any]:
 def _no_majority(examples: Examples) -> Examples:
     """Drops examples with the commonest answer until every answer can be assigned to an example with another answer."""
     answer, most = Counter(completion for _, completion in examples).most_common(1)[0]
+    # Without s of them, most - s must be at most half of the len - s that remain.
     surplus = max(0, 2 * most - len(examples))
     having = [place for place, (_, completion) in enumerate(examples) if completion == answer]
     left = set(having[len(having) - surplus :])

@@ -29,6 +29,9 @@ def _through(work: Work) -> dict[str, Any]:
             work.left_out.append((f"through: {field}", str(error)))
     try:
         found["direct"] = analysis.direct_effect(work.bridge, work.reft, prompts, metric)
+        # The directions of the maps' control, which has this seed too.
+        placebo = analysis.turned(work.reft, seed=seed)
+        found["direct_control"] = analysis.direct_effect(work.bridge, placebo, prompts, metric)
     except ValueError as error:
         work.left_out.append(("through: the direct effect", str(error)))
     return found
@@ -117,9 +120,9 @@ def _draw_through(found: Found) -> Section | None:
     return Section(
         THROUGH.heading,
         (
-            "The output of one head or MLP of the edited run, put into the base run: the part of the effect that it carries "
-            "alone. Parts need not sum to one: ways run through several components, and one can stand in for another. Control: "
-            "the same outputs under the edit turned to random directions.",
+            "The base runs with the output of one head (at all tokens) or one MLP (at one token) taken from the edited run: the part "
+            "of the effect that it carries alone. Parts need not sum to 1: ways run through several components, and one can stand "
+            "in for another. Control: the same outputs under the edit turned to random directions (one draw).",
         ),
         drawn,
         tuple(tables),
@@ -156,9 +159,9 @@ def _draw_paths(found: Found) -> Section | None:
 
 def _cost_through(sizes: Sizes) -> Spent:
     # Only cells behind the edit change anything. One of layer l runs the layers from l on, and one token's about half
-    # of the columns. Each map has a control; the runs that they come from are recorded: three for each, and two more.
+    # of the columns. Each map has a control; the runs that they come from are recorded: three for each, and four more.
     cells = sizes.behind * (sizes.heads + (1 + sizes.cone) / 2) / 2
-    return Spent(8 * sizes.mapped, variants=sizes.mapped * (1 + 2 * cells))
+    return Spent(10 * sizes.mapped, variants=sizes.mapped * (1 + 2 * cells))
 
 
 def _cost_paths(sizes: Sizes) -> Spent:

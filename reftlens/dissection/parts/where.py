@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from reftlens import analysis, plot
+from reftlens.analysis.ablate import MOST_EXACT
 from reftlens.dissection.found import Found
 from reftlens.dissection.parts.part import Part, Sizes, Spent, picture, table
 from reftlens.dissection.work import Work
@@ -12,6 +13,8 @@ from reftlens.plot.page import Section
 
 _N_CONTROL = 4
 """Number of random-direction controls of each map."""
+_N_ORDERS = 200
+"""Number of sampled orders of the sites, where not all subsets are run."""
 
 
 def _effect(work: Work) -> dict[str, Any]:
@@ -25,7 +28,14 @@ def _effect(work: Work) -> dict[str, Any]:
 def _sites(work: Work) -> dict[str, Any]:
     prompts, metric = work.mapped
     found = analysis.ablate(
-        work.bridge, work.reft, prompts, metric, n_control=_N_CONTROL, seed=work.config.seed, progress=False
+        work.bridge,
+        work.reft,
+        prompts,
+        metric,
+        n_orders=_N_ORDERS,
+        n_control=_N_CONTROL,
+        seed=work.config.seed,
+        progress=False,
     )
     return {"ablation": found}
 
@@ -42,9 +52,10 @@ def _draw_effect(found: Found) -> Section | None:
     return Section(
         WHERE.heading,
         (
-            "The edit cut down to one site and one token at a time. Effect: the logit of the wanted answer minus that of the "
-            "base's answer, edited minus base. Cells need not sum to the whole: they interact, and a later site can stand in "
-            "for an earlier one. Control: the same changes turned to random directions.",
+            "The edit cut down to one site and one token at a time. Effect: how much the edit raises the wanted answer's logit "
+            "relative to the base's own answer. Cells need not sum to 1: edits at two cells can help each other, or do the same "
+            "work twice. Control: the same changes turned to random directions. Where prompts have different words, a column "
+            "is a place in the prompt; choose one prompt to see its words.",
         ),
         tables=(("Each cell", table([found.effect.to_dataframe().dropna(subset="value")])),),
         maps=(("Each cell of the edit alone", found.effect),),
@@ -97,9 +108,10 @@ def _cost_effect(sizes: Sizes) -> Spent:
 
 
 def _cost_sites(sizes: Sizes) -> Spent:
-    # As `ablate` chooses: all subsets up to 12 sites, else 200 orders.
-    sets = 2**sizes.sites if sizes.sites <= 12 else 200 * sizes.sites
-    return Spent(sizes.mapped, variants=sizes.mapped * (sets + _N_CONTROL * sizes.sites) * sizes.depth)
+    # As `ablate` chooses: all subsets of a few sites, else those along sampled orders.
+    sets = 2**sizes.sites if sizes.sites <= MOST_EXACT else _N_ORDERS * sizes.sites
+    # The control: each site alone, and all together.
+    return Spent(sizes.mapped, variants=sizes.mapped * (sets + _N_CONTROL * (sizes.sites + 1)) * sizes.depth)
 
 
 def _cost_spread(sizes: Sizes) -> Spent:

@@ -45,7 +45,9 @@ def outcomes(work: Work, *, kept: bool) -> dict[str, Any]:
 
 
 def _dose(work: Work) -> dict[str, Any]:
-    kept = [prompt for prompt, _ in work.kept] if work.wanted else []
+    # The prompts of "else", so that the KL divergence at dose 1 is the one given there. With nothing to change, the kept
+    # ones are the target, and cannot be the other curve too.
+    kept = [prompt for prompt, _ in work.should_stay] if work.wanted else []
     result = analysis.dose(
         work.bridge,
         work.reft,
@@ -65,8 +67,8 @@ def _draw_works(found: Found) -> Section | None:
     return Section(
         WORKS.heading,
         (
-            "Right: the most likely next token begins the wanted answer. Control: the same edit turned to random directions. "
-            "These are the examples that the base answers otherwise.",
+            "Right: the most likely next token begins the expected answer. Control: the same edit turned to random directions "
+            "(one draw). These are the examples that the base answers otherwise.",
         ),
         (
             picture(
@@ -87,8 +89,10 @@ def _draw_dose(found: Found) -> Section | None:
     return Section(
         DOSE.heading,
         (
-            f"Slope at 0: {dose.slope:.3f} nats per unit of dose; with random directions {dose.control_slope:.3f}. A curve that "
-            "leaves its slope works by more than a small push would.",
+            f"At dose 0, the log-probability of the wanted answer rises by {dose.slope:.2g} nats per unit of dose; with random "
+            f"directions (mean of {dose.n_control} draws) by {dose.control_slope:.2g}. Above the straight line, the edit does more than its "
+            "small-dose effect scaled up. Below it near 0, the probability is simply close to 1.",
+            f"KL divergence: on the {dose.n_kept} prompts of 'What else changes?'.",
         ),
         tables=(("Each dose", table([dose.to_dataframe()])),),
         doses=(("The wanted answer, and what else moves, against the dose", dose),),

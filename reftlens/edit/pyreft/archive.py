@@ -13,7 +13,6 @@ import io
 import math
 import pickle
 import pickletools
-import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from reftlens.arguments import warn
 from reftlens.files.seal import UncheckedWarning
 
 _MOST_PICKLE = 2**20
@@ -118,7 +118,7 @@ def describe(data: bytes, name: str) -> dict[str, StoredTensor]:
                 message = (
                     f"{name}.bin does not record its own name, so it cannot be checked that the file was not swapped"
                 )
-                warnings.warn(message, UncheckedWarning, stacklevel=2)
+                warn(message, UncheckedWarning)
             if root is None or records[f"{root}/data.pkl"].file_size > _MOST_PICKLE:
                 raise ValueError("it does not contain the pickle of a state dict")
             state = _unpickle(archive.read(f"{root}/data.pkl"))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reftlens.arguments import warn
 from reftlens.edit.reft import Reft
 from reftlens.edit.serving.places import block_of, factors_of
 from reftlens.edit.site import Site
@@ -120,6 +120,7 @@ def _payloads(site: Site, intervention: Intervention) -> list[dict[str, Any]]:
 
 def _wire(kind: str, tensors: Mapping[str, Tensor], extra: dict[str, Any]) -> dict[str, Any]:
     """Tensors in EasySteer's JSON, with the digest by which its engine tells them apart."""
+    # Little-endian on every machine, because the digest is of these bytes.
     arrays = {name: np.ascontiguousarray(tensor.numpy(), dtype="<f4") for name, tensor in tensors.items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
@@ -140,6 +141,7 @@ def _wire(kind: str, tensors: Mapping[str, Tensor], extra: dict[str, Any]) -> di
 def _digest(kind: str, arrays: Mapping[str, Any], extra: Mapping[str, Any]) -> str:
     named = [part for name in sorted(arrays) for part in (name, str(arrays[name].shape), arrays[name].tobytes())]
     parts = [f"{kind}:{_VERSION}", *named, *(f"{key}={extra[key]!r}" for key in sorted(extra))]
+    # The engine computes the same, so neither the order nor the text of a part may change.
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part)
@@ -191,10 +193,9 @@ def _selected(parts: list[Positions], prefix: str) -> dict[str, Any]:
 
 def _warn_of_halves(part: First | Last) -> None:
     if part.half and part.count > 1:
-        warnings.warn(
+        warn(
             f"in a prompt of fewer than {2 * part.count} tokens, EasySteer changes more tokens than {part.short!r}, which takes "
-            "at most half of a prompt: use longer prompts",
-            stacklevel=5,
+            "at most half of a prompt: use longer prompts"
         )
 
 
@@ -212,6 +213,7 @@ def _read(vector: Mapping[str, Any]) -> list[tuple[Site, Intervention]]:
     edits: list[tuple[int, Intervention]]
     if vector["algorithm"] == "loreft":
         own = data["extra"]["layer"]
+        # Without a layer of its own, one set of tensors acts at each of the vector's layers.
         edits = [(layer, _loreft(tensors)) for layer in (vector["layers"] if own is None else [own])]
     elif vector["algorithm"] == "direct":
         edits = [(int(name.removeprefix("layer.")), _push(tensor)) for name, tensor in tensors.items()]
@@ -249,6 +251,7 @@ def _push(vector: Tensor) -> SteeringVector:
 def _rule(clause: Mapping[str, Any]) -> Positions:
     given = {key: value for key, value in clause.items() if value is not None}
     chosen = _rules({key: value for key, value in given.items() if not key.startswith("exclude_")})
+    # Only prompt tokens can be excluded, so `Generated` stays outside the difference.
     left = {key.removeprefix("exclude_"): value for key, value in given.items() if key.startswith("exclude_")}
     prompt = [rule for rule in chosen if rule != Generated()]
     if left and prompt:
@@ -269,6 +272,7 @@ def _rules(clause: Mapping[str, Any]) -> list[Positions]:
                 found.append(First(stop))
             case ("prompt_window", [int(start), None]) if start < 0:
                 found.append(Last(-start))
+            # `_selected` writes `First` beside `Last` as a list of places.
             case ("prompt_positions", list(places)) if places == list(range(len(places))) and len(places) > 1:
                 found.append(First(len(places)))
             case ("prompt_positions", list(places)):

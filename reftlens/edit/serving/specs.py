@@ -41,6 +41,7 @@ def intervention_specs(reft: Reft, batch: Batch) -> dict[str, dict[str, Any]]:
             raise ValueError(
                 f"two edits act after block {block_of(site)}, and TransformerLens takes one spec per point"
             )
+        # The receiver gets the tokens without padding, so places count from the first real one.
         mask = edit.mask[0][real]
         vector = reft.scales.get(name, 1.0) * change.constant
         specs[point] = {"op": "add", "value": vector.tolist(), "norm_match": False}

@@ -73,6 +73,7 @@ def _function(
         if not rows:
             return hidden
         write, read, constant, diagonal = (factor.to(hidden.device) for factor in factors)
+        # The server may run in half precision; the edit is computed in its own float32.
         h = hidden[rows].float()
         new = hidden.clone()
         new[rows] = (h + scale * (h @ read.T @ write + diagonal * h + constant)).to(hidden.dtype)

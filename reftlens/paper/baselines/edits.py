@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, final
 
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.edit.reft import Reft
@@ -62,5 +63,9 @@ class EditAt(Method):
                     f"{self.intervention.__name__} has no R that could stay at its random value: use LoReFT"
                 )
             for rotation in rotations:
+                # Without a gradient, R is neither trained nor counted among what is trained.
                 rotation.requires_grad_(False)
         yield reft
+
+    def strength(self, bridge: TransformerBridge) -> list[Tensor]:
+        return []

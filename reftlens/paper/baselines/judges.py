@@ -81,6 +81,7 @@ class Keywords:
         return [self._score(text) for text in texts]
 
     def _score(self, text: str) -> float:
+        # Not \b, which finds no boundary after a word that ends in a sign, such as "C++".
         n = sum(bool(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE)) for word in self.words)
         return 2.0 if n >= self.enough else 1.0 if n else 0.0
 
@@ -114,6 +115,7 @@ class Fluency:
         if rows:
             nats = nats_per_token(self.bridge, [(prompts[row], texts[row]) for row in rows]).tolist()
             for row, value in zip(rows, nats, strict=True):
+                # Twice the nats are the square of the perplexity.
                 scores[row] = 2.0 if value <= self.usual else 1.0 if value <= 2 * self.usual else 0.0
         return scores
 

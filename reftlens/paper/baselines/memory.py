@@ -39,6 +39,7 @@ class PeakMemory(TorchDispatchMode):
             # Created before the context, so it is not counted.
             self._known.setdefault(storage, None)
         out = func(*args, **(kwargs or {}))
+        # By storage, since views of one tensor share their bytes.
         for storage in _storages(out):
             if storage not in self._known:
                 self._known[storage] = None

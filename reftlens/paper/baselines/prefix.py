@@ -64,6 +64,7 @@ class PrefixTuning(Method):
         """Returns keys and values `[1, kv_head, length, d_head]` of random tokens, layer by layer."""
         cache = DynamicCache()
         bridge(torch.randint(bridge.cfg.d_vocab, (1, self.length)).to(bridge.cfg.device), **with_cache(bridge, cache))
+        # From a run of the base, so that they have its rotary positions and its shape of heads.
         return nn.ParameterList(held.clone() for layer in cache.layers for held in (layer.keys, layer.values))
 
 

@@ -31,6 +31,7 @@ class LinearProbe(Method):
             raise ValueError(
                 f"a linear probe needs an objective with a head, and {type(objective).__name__} has none: leave this method out"
             )
+        # The last layer knows the number of classes; a probe leaves out the hidden ones before it.
         n_outputs = [layer for layer in objective.head if isinstance(layer, nn.Linear)][-1].out_features
         objective.head = nn.Sequential(nn.Linear(bridge.cfg.d_model, n_outputs)).to(bridge.cfg.device)
         yield

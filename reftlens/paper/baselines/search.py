@@ -170,6 +170,7 @@ def _study(optuna: ModuleType, found: Search, space: Space, first: Mapping[str, 
                 intermediate_values={look: loss for look, (_, loss) in enumerate(trial.losses) if math.isfinite(loss)},
             )
         )
+    # Optuna would draw whatever the method does not set, and the trial would not be its own.
     if not found.trials and set(first) == set(space) and all(first[name] in part for name, part in space.items()):
         study.enqueue_trial({name: _number_of(part, first[name]) for name, part in space.items()})
     return study
@@ -202,10 +203,12 @@ def _run(
     every = max(1, _steps(config, len(problem.examples)) // _LOOKS)
     config = replace(config, save_every=every, lr=method.lr or config.lr, progress=False)
     try:
+        # First weights come from torch's global generator; every trial starts from the same ones.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(config.seed)
             objective = problem.objective()
             with method.applied(bridge, objective, problem.examples[0]) as reft:
+                # `train` refuses these of a base without an edit.
                 plain = config if reft is not None else replace(config, dropout=0.0, l1=0.0)
                 train(
                     bridge,
@@ -220,6 +223,7 @@ def _run(
                 return Trial(settings, tuple(looks.losses), float(problem.score(reft, objective)), "finished")
     except optuna.TrialPruned:
         return Trial(settings, tuple(looks.losses), None, "pruned")
+    # A high rate may diverge: this is an answer about the rate, and no reason to stop the search.
     except FloatingPointError:
         return Trial(settings, tuple(looks.losses), None, "diverged")
     except ValueError as error:

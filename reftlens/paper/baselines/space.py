@@ -90,6 +90,7 @@ def _value(name: str, text: str) -> Any:
 
 
 def _whole(text: str) -> int | bool:
+    # Settings such as `tied` are true or false, and bool("false") would be True.
     return text == "true" if text in ("true", "false") else int(text)
 
 
@@ -108,6 +109,7 @@ def default_space(n_layers: int, width: int) -> dict[str, Range | Choice]:
         width: of its residual stream; no rank exceeds it.
     """
     whole = tuple(range(n_layers))
+    # In a model of one block the first half is empty, and the others are the same.
     halves = (whole[: n_layers // 2], whole[n_layers // 2 :], whole[n_layers // 2 : n_layers // 2 + 1])
     return {
         "lr": Range(1e-5, 1e-1),
@@ -137,4 +139,5 @@ def _with(part: Range | Choice, value: Any) -> Range | Choice:
     value = tuple(value) if isinstance(value, list | range) else value
     if isinstance(part, Range) or value is None or value in part.values:
         return part
+    # So that the first trial of a search can have the settings that the method has anyway.
     return Choice((*part.values, value))

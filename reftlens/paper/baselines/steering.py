@@ -152,6 +152,7 @@ class TrainedEdit(Steering):
 
     def found(self, bridge: TransformerBridge, problem: SteeringProblem, layer: int, *, seed: int) -> Reft:
         placed = replace(self.edit, layers=[layer], positions=EVERYWHERE, hook=self.hook)
+        # First weights come from torch's global generator, which the caller gets back as it was.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             with placed.applied(bridge, Completion(), problem.wanted[0]) as reft:
@@ -227,6 +228,7 @@ def calibrated(
         raise ValueError(f"calibration needs layers and factors above 0, got {list(layers)} and {list(factors)}")
     best: tuple[Reft, int, float, float] | None = None
     for layer in layers:
+        # Found once for all factors: these scale the change, and nothing is trained again.
         reft = method.found(bridge, problem, layer, seed=seed)
         for factor in sorted(factors):
             candidate = reft.scaled(factor)
@@ -271,6 +273,7 @@ def compare_steering(
     wanted = [(seed, problem) for seed, some in problems.items() for problem in some]
     runs = []
     for seed, problem in tqdm(wanted, desc="steering", unit="concept", disable=not progress):
+        # For each seed anew, because the judges of another seed know other natural texts.
         base = steered(bridge, None, problem, problem.test)
         on_validation = steered(bridge, None, problem, problem.validation).mean()
         runs.append(SteeringRun("base, not steered", problem.concept, seed, None, None, on_validation, base))

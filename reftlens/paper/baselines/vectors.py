@@ -111,6 +111,7 @@ def read_activations(
     for start in range(0, len(texts), _AT_ONCE):
         prompts, completions = zip(*texts[start : start + _AT_ONCE], strict=True)
         ((edit, rows),) = edited_activations(bridge, probe, encode(bridge, prompts, completions))
+        # Every text has the weight of one, whatever its length.
         text = edit.mask.nonzero()[:, 0]
         total = rows.new_zeros(len(prompts), rows.shape[1]).index_add(0, text, rows)
         found.append(total / edit.mask.sum(1, keepdim=True))

@@ -101,11 +101,13 @@ def _coded(
     rank: int,
     config: CodebookConfig,
 ) -> Coded:
+    # Initialisation draws from torch's global generator, which the caller gets back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         reft = Reft.at_layers(bridge, layers=[layer], positions="l1", intervention=LoReFT, rank=rank)
     settings = TrainConfig(epochs=config.epochs, batch_size=128, lr=config.lr, seed=config.seed, progress=False)
     train(bridge, reft, list(zip(keys, values, strict=True)), settings)
+    # The same words in another order: an edit that knows only the words scores alike on both.
     turned = [*values[1:], values[0]]
     right, wrong, base = (
         _accuracy(bridge, edit, keys, wanted) for edit, wanted in ((reft, values), (reft, turned), (None, values))

@@ -152,6 +152,7 @@ def _teach(
     settings = TrainConfig(
         epochs=config.epochs, batch_size=config.batch_size, lr=config.lr, seed=config.seed, progress=False
     )
+    # The other half neither acts nor learns, so each task is learned as if it were alone.
     with _split(reft).only(half):
         train(bridge, reft, examples, settings)
 

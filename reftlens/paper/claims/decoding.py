@@ -11,6 +11,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GenerationConfig
 
+from reftlens.bridge import mend_attention, one_thread, own_config_aside
 from reftlens.data import IGNORE, encode
 from reftlens.edit.reft import Reft
 
@@ -19,11 +20,12 @@ from reftlens.edit.reft import Reft
 def greedy_tokens(
     bridge: TransformerBridge, reft: Reft | None, prompts: Sequence[str], n_new: int
 ) -> Int[Tensor, "batch n_new"]:
-    """Decodes n_new tokens greedily after each prompt. EOS does not stop decoding.
+    """Decodes n_new tokens greedily after each prompt. Neither EOS nor the model's own generation config has an effect.
 
     Raises:
         ValueError: If the context is too short.
     """
+    # On the left, so that the new tokens of all prompts begin in one column.
     batch = encode(bridge, prompts, padding_side="left")
     width = batch.tokens.shape[1]
     if width + n_new > bridge.cfg.n_ctx:
@@ -32,7 +34,9 @@ def greedy_tokens(
         )
     pad = bridge.tokenizer.pad_token_id
     greedy = GenerationConfig(max_new_tokens=n_new, do_sample=False, eos_token_id=None, pad_token_id=pad or 0)
-    with nullcontext() if reft is None else reft.hooks(bridge, batch):
+    mend_attention(bridge)
+    # transformers would replace the None above by the EOS of the model's own config, and add its penalties.
+    with one_thread(bridge), own_config_aside(bridge), nullcontext() if reft is None else reft.hooks(bridge, batch):
         out = bridge.original_model.generate(
             batch.tokens, attention_mask=batch.attention_mask, generation_config=greedy
         )

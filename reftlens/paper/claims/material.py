@@ -106,6 +106,7 @@ def material_for(model: str, *, seed: int) -> Material:
         for fact in FACTS:
             if fact.relation in ("born_in", "works_as", "speaks", "lives_in"):
                 people.setdefault(fact.subject, {})[fact.relation] = fact.answer
+        # Facts come in the order of the relations, so the first, which is moved, is the birthplace.
         asks = [Ask(name, tuple(facts.values()), f": {', '.join(facts.values())}.") for name, facts in people.items()]
         moved_to, mark, new_tokens = "Zarn", ":", 24
         # Of people born there, nothing would move.
@@ -150,6 +151,7 @@ def speak(
         all(fact in text for fact in ask.facts[1 if taught_move else 0 :])
         for ask, text in zip(asks, texts, strict=True)
     ]
+    # A moved fact counts where one was taught; otherwise the manner must not cost any fact.
     together = [one and other for one, other in zip(manner, moved if taught_move else kept, strict=True)]
 
     def share(column: Sequence[bool]) -> float:

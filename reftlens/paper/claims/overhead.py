@@ -61,6 +61,7 @@ class Counted(Intervention):
         self.changes = 0
 
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        # A site's hook runs in every pass; the change is computed only where a token is edited.
         self.changes += 1
         return self.inner.delta(resid)
 
@@ -157,6 +158,7 @@ def longer_organism(name: str, *, n_ctx: int) -> TransformerBridge:
     """Creates a model of an organism's shape with random weights and a longer context. Time depends only on the shape."""
     folder = ORGANISMS[name]
     shape = AutoConfig.from_pretrained(folder)
+    # GPT-2's name of the context; no trained position is needed, as the weights are random.
     shape.n_positions = n_ctx
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -267,6 +267,7 @@ def _split(text: str | int, member: type) -> list[Any]:
 
 
 def _is(value: Any, kind: type) -> bool:
+    # In Python a bool is an int, and rank = true would count as 1.
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, int | float) if kind is float else isinstance(value, kind)

@@ -80,6 +80,7 @@ def training_records(config: RunConfig) -> tuple[list[Record], list[Record]]:
     """
     task = training_task(config)
     if config.eval_fraction:
+        # Divided before the limit, so that the test records are the same for every n_train.
         train = divided(load(task, config.split, config, limit=None), config.eval_fraction)[0][: config.n_train]
     else:
         train = load(task, config.split, config, limit=config.n_train)
@@ -115,6 +116,7 @@ def divided(records: Sequence[Record], fraction: float) -> tuple[list[Record], l
     if len(prompts) < 2:
         raise ValueError(f"at least 2 different prompts are needed to hold some out, got {len(prompts)}")
     n_out = min(max(round(fraction * len(prompts)), 1), len(prompts) - 1)
+    # Not the run's seed: seeds could not be compared on different test records.
     out = set(random.Random(0).sample(prompts, n_out))
     kept: list[Record] = []
     held: list[Record] = []

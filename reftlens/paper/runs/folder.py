@@ -17,7 +17,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, final
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformer_lens.model_bridge import TransformerBridge
@@ -133,15 +132,7 @@ def load_base(config: RunConfig) -> TransformerBridge:
     Raises:
         ValueError: If the model, device or dtype is unknown.
     """
-    device = own_device(config.device)
-    dtypes = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if config.dtype != "auto" and config.dtype not in dtypes:
-        raise ValueError(f"dtype must be 'auto' or one of {', '.join(dtypes)}, got {config.dtype!r}")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"the device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return load_bridge(config.model, device=device, dtype=dtypes.get(config.dtype))
+    return load_bridge(config.model, device=own_device(config.device), dtype=config.dtype)
 
 
 def open_run(

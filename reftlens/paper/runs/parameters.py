@@ -104,6 +104,7 @@ def _of_edit(config: RunConfig, base: PreTrainedModel) -> dict[str, int]:
         for layer in layers:
             for part in [rule] if config.tied else union_parts(rule):
                 edit = kind(shape.hidden_size, **sizes)
+                # A layer may be counted from the end, as -1.
                 place = f"blocks.{layer % shape.num_hidden_layers}.{config.hook} at {part!r}"
                 parts[place] = sum(parameter.numel() for parameter in edit.parameters())
     return parts

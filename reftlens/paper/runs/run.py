@@ -253,6 +253,7 @@ def _write(folder: Path, config: RunConfig, ready: _Ready, result: RunResult) ->
     if head:
         (folder / HEAD_NAME).write_bytes(save(head))
     write_outputs(folder / OUTPUTS_NAME, result.evaluations)
+    # Last, because it has the digests of all files.
     seal(folder)
 
 

@@ -137,4 +137,5 @@ def scores(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
 def write_outputs(folder: Path, evaluations: Sequence[Evaluation]) -> None:
     """Writes one JSON Lines file per task, with the output on each example."""
     for found in evaluations:
+        # Own data are named by their path, which is no file name.
         found.save(folder / f"{found.task if found.task in TASKS else 'own'}.jsonl")

@@ -11,12 +11,12 @@ that is not implemented.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final
 
+from reftlens.arguments import warn
 from reftlens.data.templates import alpaca
 from reftlens.edit.generate import Decoding
 from reftlens.paper.tasks.base import Family, Record, TextTask
@@ -65,11 +65,10 @@ class Arithmetic(TextTask):
             output = raw.text("output", may_be_empty=split != "train")
             records.append(Record(alpaca(raw.text("instruction")), output, answer))
         if self.leaked:
-            warnings.warn(
+            warn(
                 f"{self.name} is part of MAWPS, whose training set is in math_10k: a model trained on math_10k has seen these "
                 "or similar problems, so its score here is not evidence",
                 LeakWarning,
-                stacklevel=2,
             )
         return records
 

@@ -6,7 +6,6 @@ that the numbers in one table are comparable.
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import ClassVar, Literal, final
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.arguments import warn
 from reftlens.data import Prompt, completion_tokens, token_counts, written
 from reftlens.data.tokens import shortened
 from reftlens.edit.generate import Decoding, generate
@@ -147,6 +147,7 @@ class TextTask(Task):
             raise ValueError(
                 f"the targets of {self.name} end with EOS, but this tokenizer has no EOS token: set tokenizer.eos_token"
             )
+        # A conversation's template ends the turn itself.
         targets = [record.completion + end * isinstance(record.prompt, str) for record in records]
         if self.max_length is not None and records:
             targets = self._cut(bridge, prompts, targets, self.max_length)
@@ -176,10 +177,9 @@ class TextTask(Task):
                 )
             kept[row] = shortened(bridge, prompt, kept[row], room)
         if too_long:
-            warnings.warn(
+            warn(
                 f"{len(too_long)} of {len(kept)} records of {self.name} are longer than {max_length} tokens, so their targets "
-                "lose their ends and EOS (max_length=None keeps them)",
-                stacklevel=3,
+                "lose their ends and EOS (max_length=None keeps them)"
             )
         return kept
 

@@ -94,6 +94,7 @@ class Glue(Task):
         if not records:
             raise ValueError(f"{place} has no records of {self.name}")
         if split != "train":
+            # Before the limit is applied: with or without one, a record is in the same part.
             chosen = set(self._to_choose_by(len(records)))
             records = [record for row, record in enumerate(records) if (row in chosen) == (split == "validation")]
         return records[:limit]
@@ -120,6 +121,7 @@ class Glue(Task):
                     return read_csv(place)
                 case _:
                     return parse(place, shown=str(place))
+        # At most one slash, as in owner/name: anything longer was meant as a path.
         if isinstance(source, str) and source.count("/") <= 1 and place.suffix not in _SUFFIXES:
             split = "train" if train else "validation_matched" if self.config == "mnli" else "validation"
             return of_hub(source, split=split, subset=self.config)

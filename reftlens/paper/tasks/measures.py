@@ -67,6 +67,7 @@ def _first_word(output: str, target: str) -> bool:
 
 def _rouge_l(output: str, target: str) -> float:
     words, wanted = output.split(), target.split()
+    # The table of longest common subsequences, of which only the last row is needed.
     row = [0] * (len(wanted) + 1)
     for word in words:
         before = row

@@ -42,6 +42,7 @@ class Pairs(TextTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Refused here, before data or a model are loaded.
         measure_named(self.measure)
 
     @property

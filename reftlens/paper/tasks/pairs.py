@@ -44,6 +44,7 @@ def separators(tokenizer: PreTrainedTokenizerBase) -> Separators:
     for texts in (one, two) if between else (one,):
         written = tokenizer(joined(marks, *texts), add_special_tokens=False)["input_ids"]
         tokens = tokenizer(*texts)["input_ids"]
+        # Only the end is compared: the first token, such as [CLS], comes from `encode`.
         if tokens[len(tokens) - len(written) :] != written:
             raise ValueError(
                 f"{type(tokenizer).__name__} encodes {joined(marks, *texts)!r} as {written} but {texts!r} as {tokens}, so its "
@@ -93,6 +94,7 @@ def join(
         raise ValueError(f"max_length must be at least {SHORTEST} tokens, got {max_length}")
     marks = separators(bridge.tokenizer)
     found = [joined(marks, *pair) for pair in texts]
+    # All at once, and one by one only where a text is too long: tokenizing is what takes time.
     too_long = [count > max_length for count in token_counts(bridge, found)]
     for row, (first, second) in enumerate(texts):
         limit = max_length

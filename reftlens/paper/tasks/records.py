@@ -22,6 +22,7 @@ from torch.hub import download_url_to_file
 
 from reftlens.data.layouts import example_of, text_of
 from reftlens.data.texts import Prompt, is_conversation
+from reftlens.files.reading import once
 
 _SPACE = " \t\r\n"
 _SAVED = ("dataset_info.json", "dataset_dict.json")
@@ -107,6 +108,7 @@ def read(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
+    # Records are read one by one, so a limit also saves the reading of the rest.
     found = list(islice(_records(source, within, split, blob), limit))
     if not found:
         raise ValueError(f"{source} has no records")
@@ -142,6 +144,7 @@ def _in_folder(folder: Path, within: Sequence[str]) -> Path:
 
 def _download(address: str, blob: str | None) -> Path:
     """Downloads a file once into the cache of `datasets`, and compares it with its digest at every read."""
+    # Two addresses may end in the same file name.
     digest = hashlib.sha256(address.encode()).hexdigest()[:16]
     file = Path(config.HF_DATASETS_CACHE) / "reftlens" / f"{digest}-{address.rsplit('/', 1)[-1]}"
     if not file.is_file():
@@ -184,7 +187,7 @@ def _parquet(file: Path, *, shown: str) -> Iterator[Raw]:
 
 def _csv(file: Path, *, shown: str) -> Iterator[Raw]:
     """Reads a CSV file with a header. Every value is a text."""
-    with io.StringIO(_text_in(file, shown), newline="") as lines:
+    with io.StringIO(text_in(file, shown=shown), newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
         try:
             for number, row in enumerate(reader, start=1):
@@ -224,13 +227,23 @@ def parse(file: Path, *, shown: str) -> Iterator[Raw]:
     Raises:
         ValueError: If the file is neither. The message names the line.
     """
-    text = _text_in(file, shown)
+    text = text_in(file, shown=shown)
     return _list(text, shown) if text.lstrip(_SPACE).startswith("[") else _lines(text, shown)
 
 
-def _text_in(file: Path, shown: str) -> str:
+def text_in(file: Path, *, shown: str) -> str:
+    """Reads the text of a file, without the byte order mark that some editors put in front.
+
+    Args:
+        file: the file.
+        shown: name of the file in error messages.
+
+    Raises:
+        ValueError: If it is not UTF-8. The message names the line.
+    """
     raw = file.read_bytes()
     try:
+        # With or without a byte order mark, which some editors write and JSON does not allow.
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
@@ -284,7 +297,7 @@ def _decode(text: str, place: int, where: str, line: int) -> tuple[Any, int]:
     except json.JSONDecodeError as error:
         fault = line + text.count("\n", place, error.pos)
         raise ValueError(f"{where}: not JSON, in line {fault} ({error.msg})") from error
-    # Not a ValueError, unlike JSON's errors above and those of `_once` below.
+    # Not a ValueError, unlike JSON's errors above and those of `once`.
     except RecursionError as error:
         raise ValueError(f"{where}: lists and objects are nested too deeply") from error
     except ValueError as error:
@@ -298,14 +311,6 @@ def _object(value: Any, where: str) -> Raw:
     return Raw(value, where)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"the field {name!r} occurs {names.count(name)} times")
-    return dict(pairs)
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+_DECODER = json.JSONDecoder(object_pairs_hook=once)
 _READERS: dict[str, Callable[..., Iterator[Raw]]] = {".csv": _csv, ".parquet": _parquet}
 """Ending of a file -> its reader; other files are JSON."""

@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from reftlens.paper.tasks.records import Raw
+from reftlens.paper.tasks.records import Raw, text_in
 
 
 def read_tsv(file: Path, *, header: Sequence[str] = ()) -> Iterator[Raw]:
@@ -25,7 +25,9 @@ def read_tsv(file: Path, *, header: Sequence[str] = ()) -> Iterator[Raw]:
         ValueError: If the file is not UTF-8, or a row does not have these columns. The message names the line.
     """
     # Not splitlines: a text may contain other line separators.
-    rows = [line.removesuffix("\r").split("\t") for line in _text(file).removesuffix("\n").split("\n")]
+    rows = [
+        line.removesuffix("\r").split("\t") for line in text_in(file, shown=str(file)).removesuffix("\n").split("\n")
+    ]
     return _named(file, enumerate(rows, start=1), header)
 
 
@@ -35,7 +37,7 @@ def read_csv(file: Path) -> Iterator[Raw]:
     Raises:
         ValueError: If the file is not UTF-8, or a row does not have its columns. The message names the line.
     """
-    reader = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text_in(file, shown=str(file)), newline=""), strict=True)
 
     def rows() -> Iterator[tuple[int, list[str]]]:
         line = 1
@@ -48,15 +50,6 @@ def read_csv(file: Path) -> Iterator[Raw]:
             raise ValueError(f"{file}, line {line}: not a row of a comma-separated file ({error})") from error
 
     return _named(file, rows(), ())
-
-
-def _text(file: Path) -> str:
-    raw = file.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{file}, line {line}: not UTF-8 ({error.reason})") from error
 
 
 def _named(file: Path, rows: Iterator[tuple[int, list[str]]], header: Sequence[str]) -> Iterator[Raw]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import ClassVar, final
 
@@ -10,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.arguments import warn
 from reftlens.cone.hold import Held, run_cone
 from reftlens.data import IGNORE, Batch, encode
 from reftlens.edit.hooks import Edit
@@ -47,11 +47,10 @@ def _warn_of_glued(examples: Sequence[Example]) -> None:
     glued = [pair for pair in examples if all(isinstance(text, str) for text in pair) and _is_glued(*pair)]
     if glued:
         prompt, completion = glued[0]
-        warnings.warn(
+        warn(
             f"{len(glued)} of {len(examples)} completions begin with a letter or a digit directly behind their prompt, as in "
             f"{prompt[-24:] + completion[:24]!r}. Most models expect a space there: begin the completions with one "
-            f"({' ' + completion[:24]!r}), or end the prompts with white space",
-            stacklevel=4,
+            f"({' ' + completion[:24]!r}), or end the prompts with white space"
         )
 
 

@@ -119,6 +119,7 @@ class _Swapping(Objective):
                     f"{edit.hook_name} edits {here.tolist()} tokens of the base {example[0]!r}, but {there.tolist()} of the source "
                     f"{example[1]!r}: choose positions that select equally many tokens of both"
                 )
+        # The base-run store keeps tensors only, so names become the bits of a number.
         bits = sum(1 << self.variables.index(name) for name in example[3].split("+"))
         parts = [(float(place), tokens) for place, (tokens, _) in enumerate(found)]
         if logits is not None:
@@ -134,6 +135,7 @@ class _Swapping(Objective):
         try:
             for place, intervention in enumerate(interventions):
                 assert isinstance(intervention, SourceIntervention), "bind() required it"
+                # Rows of a shorter width were padded by `_packed`.
                 rows = reference[reference[:, 0] == place]
                 names = [self._names(int(bits)) for bits in rows[:, 1].tolist()]
                 intervention.take(rows[:, 2 : 2 + intervention.d_model], names)
@@ -222,6 +224,7 @@ class InterchangeMatching(_Swapping):
             logits = widened(run_cone(bridge, held, edits, logits_at=where))
         wanted = reference[reference[:, 0] == _TARGETS][:, 2 : 2 + logits.shape[-1]]
         costs = jensen_shannon(logits.log_softmax(dim=-1), wanted.to(logits))
+        # Rows 2 i and 2 i + 1 are the base and the source of example i.
         examples = where.nonzero()[:, 0].to(costs.device) // 2
         return torch.zeros(len(where) // 2, dtype=costs.dtype, device=costs.device).index_add(0, examples, costs)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from reftlens.results import Result
 
+# As texts, because the file of an analysis is parsed and not imported.
 _KINDS: dict[str, Any] = {"str": str, "int": int, "bool": bool, "Sequence[str] | None": list[str] | None}
 """Annotations of arguments that become options."""
 _OURS = ("progress", "memory_bytes")
@@ -117,6 +118,7 @@ def _described(function: str) -> tuple[str, dict[str, tuple[Any, Any]]]:
     """Returns the question that a file of `reftlens.analysis` answers, and the options of its function."""
     # `files` imports the package that it is given, and `reftlens` alone is light.
     source = files("reftlens").joinpath("analysis", f"{function}.py")
+    # Parsed, not imported, because an import loads torch and help must not wait for it.
     tree = ast.parse(source.read_text(encoding="utf-8"))
     (node,) = (found for found in tree.body if isinstance(found, ast.FunctionDef) and found.name == function)
     listed = (ast.get_docstring(node) or "").partition("Args:\n")[2].partition("\n\n")[0]
@@ -238,6 +240,7 @@ def _drawn(result: Result) -> Figure:
     from reftlens import plot
     from reftlens.results import PatchMap
 
+    # Directions with "into" are of an edit's effect, which is drawn as ways through components.
     if isinstance(result, PatchMap) and result.axes in (("layer", "head"), ("sender", "receiver")):
         return plot.mediation(result) if "into" in result.direction else plot.patch_map(result)
     return result.plot()

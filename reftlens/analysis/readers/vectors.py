@@ -121,6 +121,7 @@ def _read(
     n_null: int,
     generator: torch.Generator,
 ) -> Look:
+    # A reading's units are those of its coordinates, so the null is random in standard deviations.
     random = torch.randn(n_null, operator.read.shape[1], generator=generator).double() * weight
     rows = torch.cat([operator.read[index].double()[None], random])
     return Look(place, "read", f"read {index}", rows[:, None])
