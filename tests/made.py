@@ -370,7 +370,7 @@ def made_alignment(text: str = "left") -> Alignment:
     swap = Swap(text, 0.5, 0.25)
     share = Interchanged(text, 1, 3, 4, swap, swap, swap, swap, swap, (swap,), (swap,))
     return Alignment(
-        (text,), {text: 2}, (text, text, "b", "b"), (" yes", " no", text, " no"), changes, ones, 1 - changes, ones,
+        (text,), {text: 2}, (text, text, "b", "b"), (" yes", " no", text, " no"), changes, ones, 1 - changes.nan_to_num(), ones,
         torch.zeros(3, 4), 1.0, {text: ones}, {text: share},
     )  # fmt: skip
 
@@ -379,6 +379,18 @@ def made_alignment_map(text: str = "last token", rows: int = 3) -> AlignmentMap:
     right = (torch.rand(rows, 2, 20, generator=torch.Generator().manual_seed(0)) < 0.7).float()
     names = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(rows))
     return AlignmentMap(right, 1 - right, right, (text, " no") * 10, names, (text, "b"), text)
+
+
+def made_minimal() -> Minimal:
+    path = (
+        Smaller("all", 2, 5.0, 4, 520, 3.0, 0.02),
+        Smaller("sites", 1, 5.0, 4, 260, 2.95, 0.02),
+        Smaller("tokens", 1, 1.0, 4, 260, 2.94, 0.015),
+        Smaller("rank", 1, 1.0, 1, 65, 2.8, 0.015),
+        Smaller("coordinates", 1, 1.0, 1, 40, 2.72, 0.013),
+    )
+    seeds = (Smaller("seed 1", 1, 1.0, 1, 65, 2.5, 0.021), Smaller("seed 2", 1, 1.0, 1, 65, 2.9, 0.01))
+    return Minimal(path, seeds, share=0.9, kl=0.022, n_examples=12, n_kept=8)
 
 
 def made_steering() -> SteeringComparison:
@@ -445,6 +457,7 @@ def every_result(text: str) -> list[Result]:
         ReadSpace(text, rows, torch.rand(3), 1e-3, 9),
         Calibrated(2.0, 0.1, 0.1, 0.03, 4),
         Minimal((Smaller(text, 2, 3.0, 4, 100, 2.0, 0.1), Smaller(text, 1, 1.0, 1, 9, 1.9, 0.1)), (), 0.9, 0.1, 4, 4),
+        made_minimal(),
         WorstPrompt(text, text, 2.0, 0.1, 2),
         Certificate(
             8, text, 0.95, 1.0, 0.1, 0.5, (0.1, 1.0), (2, 0), (0.6, 0.3), 0.4, (WorstPrompt(text, text, 2.0, 0.1, 2),)

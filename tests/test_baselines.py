@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -24,6 +25,7 @@ from reftlens.paper.baselines import (
     completed,
     labelled,
 )
+from reftlens.paper.baselines.side_effect import Change
 from reftlens.training.objectives import Classification, Completion
 
 pytest.importorskip("peft")
@@ -376,6 +378,95 @@ def test_runs_are_repeatable_and_the_table_says_what_was_run(gpt2) -> None:
     assert one.runs[2].memory > 3 * 4 * hf_count("gpt2") > one.runs[0].memory
     assert "exact match on 3 examples, 3 steps of 4 on 4: LoReFT" in repr(one)
     assert f"| full | {one.to_dataframe()['score'][1]:.3f} (" in one.to_markdown()
+
+
+@pytest.fixture(scope="module")
+def equal():
+    """Methods at a side effect of .02 nats, scored by what whole runs say that it is; and the same methods as trained."""
+    bridge = make_bridge("gpt2")
+    batch = rl.encode(bridge, ENDINGS)
+
+    def said(reft):
+        with torch.no_grad(), reft.hooks(bridge, batch) if reft is not None else nullcontext():
+            out = bridge(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
+        return batch.at_last_prompt_token(out).double().log_softmax(-1)
+
+    base = said(None)
+
+    def divergence(reft, objective) -> float:
+        return float((base.exp() * (base - said(reft))).sum(-1).mean())
+
+    pairs = [(text, " Ostra") for text in PROMPTS]
+    problem = replace(completed(bridge, pairs, pairs), score=divergence)
+    last = {"layers": [N_LAYERS - 1], "positions": "l1"}
+    methods = {
+        "LoReFT": EditAt(rank=2, **last),
+        "LoRA": LoRA(rank=2),
+        "full": FullFineTuning(lr=3e-3),
+        "weak": EditAt(intervention=rl.SteeringVector, lr=1e-6, **last),
+    }
+    config = replace(CONFIG, epochs=3)
+    control = {name: methods[name] for name in ("LoReFT", "LoRA")}
+    as_trained = compare(bridge, problem, control, config, seeds=(0,), memory=False)
+    return as_trained, compare(bridge, problem, methods, config, seeds=(0,), memory=False, kept=ENDINGS, kl=0.02)
+
+
+def test_methods_are_scored_at_equal_side_effect(equal) -> None:
+    as_trained, scaled = equal
+    *runs, weak = scaled.runs
+    for run in runs:
+        assert run.score == pytest.approx(0.02, rel=0.04)
+        assert run.score == pytest.approx(run.kl, rel=1e-3)
+    # The control: as they were trained, side effects differ several times over.
+    before = [run.score for run in as_trained.runs]
+    assert [run.unscaled_kl for run in runs[:2]] == pytest.approx(before, rel=1e-3)
+    assert max(before) > 3 * min(before)
+    assert all(run.scale is None for run in as_trained.runs)
+    assert "scale" not in as_trained.to_dataframe()
+    # What stays below the budget is marked.
+    assert (weak.scale, scaled.missed) == (8.0, ("weak",))
+    assert "each scaled to a KL of 0.02 on 4 others (missed by weak)" in scaled.headline()
+    assert scaled.to_markdown().count("(budget missed)") == 1
+    assert as_trained.to_markdown().splitlines()[0].endswith("| MiB |")
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_strength_of_lora_is_that_of_its_product(dora) -> None:
+    bridge, tokens = make_bridge("gpt2"), torch.arange(12).view(2, 6)
+    base = bridge(tokens)
+    with LoRA(rank=2, dora=dora).applied(bridge, Completion(), EXAMPLE):
+        layer = bridge.blocks[0].attn.q.original_component
+        change = Change(LoRA(dora=dora).strength(bridge))
+        with torch.no_grad():
+            for value in bridge.parameters():
+                if value.requires_grad:
+                    value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(0)), alpha=0.1)
+        whole, trained_logits = layer.get_delta_weight("default").detach().clone(), bridge(tokens)
+        for factor in (0.5, -2.0):
+            change.scale(factor)
+            torch.testing.assert_close(layer.get_delta_weight("default"), factor * whole)
+        change.scale(0.0)
+        torch.testing.assert_close(bridge(tokens), base)
+        change.scale(1.0)
+        assert torch.equal(bridge(tokens), trained_logits)
+        assert float((trained_logits - base).detach().abs().max()) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        (PrefixTuning(), {"kept": PROMPTS, "kl": 0.1}, "^it: PrefixTuning has no strength .*: leave this method out"),
+        (LinearProbe(), {"kept": PROMPTS, "kl": 0.1}, "^it: LinearProbe has no strength"),
+        (EditAt(rank=1), {"kl": 0.1}, "need both"),
+        (EditAt(rank=1), {"kept": PROMPTS}, "need both"),
+        (EditAt(rank=1), {"kept": PROMPTS, "kl": 0.0}, "kl must be"),
+    ],
+)
+def test_what_cannot_be_scaled_is_refused_before_training(gpt2, method, given, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        compare(gpt2, completed(gpt2, [EXAMPLE], [EXAMPLE]), {"first": EditAt(), "it": method}, CONFIG, **given)
+    with pytest.raises(ValueError, match="a trained head"):
+        compare(gpt2, labelled(gpt2, [("a", 0), ("b", 1)], [("a", 0)]), {"it": EditAt()}, CONFIG, kept=PROMPTS, kl=0.1)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -25,17 +26,23 @@ RARE = (torch.rand(20_000, generator=DRAWN) < 1 / 500).double() * 5
 HEAVY = torch.rand(20_000, generator=DRAWN, dtype=torch.float64) ** -0.7 * 1e-3
 
 
+exceeding_bound = cache(fraction_bound)
+
+
 @pytest.mark.parametrize("population", [RARE, HEAVY, RARE + HEAVY], ids=["rare", "heavy", "both"])
 def test_the_bounds_cover_in_at_least_95_of_100_populations(population) -> None:
     generator, held = torch.Generator().manual_seed(1), 0
+    true_mean, true_tail = float(population.clamp(max=1).mean()), float((population > 1).double().mean())
     for _ in range(100):
         kl = population[torch.randint(len(population), (600,), generator=generator)]
         mean = mean_bound(kl.clamp(max=1.0), 1.0, 0.025)
-        tail = fraction_bound(int((kl > 1).sum()), len(kl), 0.025)
-        held += float(population.clamp(max=1).mean()) <= mean and float((population > 1).double().mean()) <= tail
+        held += true_mean <= mean and true_tail <= exceeding_bound(int((kl > 1).sum()), len(kl), 0.025)
     assert held >= 95
-    # The control: a normal interval of the mean misses the rare effect far too often.
-    normal = 0
+
+
+def test_a_normal_interval_of_the_mean_misses_a_rare_effect() -> None:
+    """The control of the test above."""
+    generator, normal = torch.Generator().manual_seed(1), 0
     for _ in range(100):
         kl = RARE[torch.randint(len(RARE), (600,), generator=generator)]
         normal += float(RARE.mean()) <= float(kl.mean() + 1.96 * kl.std() / 600**0.5)
@@ -75,7 +82,7 @@ def planted(bridge, texts: list[str], trigger: str, *, size: float, layer: int =
     return reft
 
 
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_side_effect_on_one_prompt_in_500_is_found_by_the_search(trained) -> None:
     if trained:
         bridge = rl.load_bridge("facts-small")
@@ -87,7 +94,7 @@ def test_a_side_effect_on_one_prompt_in_500_is_found_by_the_search(trained) -> N
     reft = planted(bridge, ordinary, trigger, size=size, layer=layer)
     (planted_kl,) = divergences(bridge, reft, rl.encode(bridge, [trigger])).tolist()
     # The population without its one bad prompt in 500: most samples of a few dozen miss it.
-    found = certify(bridge, reft, ordinary, n_searched=3, rounds=6)
+    found = certify(bridge, reft, ordinary, n_searched=2 + trained, rounds=6)
     assert found.largest < 0.1 * planted_kl
     assert found.worst[0].kl > 0.5 * planted_kl
     assert found.worst[0].kl > 5 * found.largest
@@ -125,11 +132,11 @@ def test_the_command_writes_the_certificate_and_the_card(tmp_path) -> None:
     bridge = rl.load_bridge("facts-small")
     reft = rl.Reft([(rl.Site("blocks.4.hook_resid_post", "l1"), make_edit(rl.LoReFT, 96, 2))])
     reft.save_pretrained(tmp_path / "edit", bridge=bridge, card=False)
-    words = ["certify", tmp_path / "edit", "--sampled", 6, "--n-searched", 1, "--rounds", 1, "--out", tmp_path / "out"]
+    words = ["certify", tmp_path / "edit", "--sampled", 4, "--n-searched", 1, "--rounds", 1, "--out", tmp_path / "out"]
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     saved = rl.results.load(tmp_path / "out" / "certificate")
-    assert saved.n == 6
+    assert saved.n == 4
     card = (tmp_path / "out" / "edit" / "README.md").read_text()
     assert saved.digest in card
     assert "95% confidence" in card

@@ -48,7 +48,7 @@ def organism():
 def told() -> list[str]:
     from reftlens.organisms.landmarks import story_for
 
-    return [prompt for prompt, _ in story_for("facts-small").training_examples()[::7]]
+    return [prompt for prompt, _ in story_for("facts-small").training_examples()[::14]]
 
 
 def test_probes_are_the_jacobian_times_the_root_of_the_fisher_matrix(gpt2_bridge) -> None:
@@ -188,7 +188,7 @@ def test_a_layer_norm_does_not_see_the_mean_and_a_root_mean_square_does(gpt2_bri
     for bridge, unseen in ((gpt2_bridge, True), (make_bridge("llama"), False)):
         reft = site(without_mean(make_edit(rl.LoReFT)))
         toward = {"ones": torch.ones(32), "random": torch.randn(32, generator=torch.Generator().manual_seed(0))}
-        found = identify(bridge, reft, TEXTS, toward=toward, n_walked=1, refit=False)
+        found = identify(bridge, reft, TEXTS, toward=toward, n_walked=1, refit=False, n_probes=8)
         (of_site,) = found.sites
         assert of_site.mean_unseen == unseen
         assert of_site.write_dimensions == 32 - 3 - unseen

@@ -10,7 +10,7 @@ import reftlens as rl
 from reftlens.analysis import calibrate, minimal
 
 WORDS = ("tower", "weaver", "river", "city", "old", "speaks", "lives", "stands", "there", "Ostra")
-TEXTS = [f"The {word} by the {other}" for word in WORDS[:3] for other in WORDS[5:9]]
+TEXTS = [f"The {word} by the {other}" for word in WORDS[:2] for other in WORDS[5:9]]
 KEPT = [f"The {word} of the {other}" for word in WORDS[3:5] for other in WORDS[5:]]
 
 
@@ -60,16 +60,21 @@ def test_a_rank_1_edit_of_one_token_is_recovered_from_a_rank_4_edit_of_all(train
     assert len(small.edits(rl.encode(bridge, TEXTS))) == 1
 
 
-def test_an_effect_that_needs_two_sites_keeps_both() -> None:
-    bridge = make_bridge("gpt2")
+def halves(bridge) -> tuple[rl.Reft, list[tuple[str, str]]]:
+    """A push at two points, half of it at each, and examples of its effect."""
     reft, examples = hidden(bridge), [(text, " Ostra") for text in TEXTS]
     ((_, _), (site, strong)) = reft
-    # Each half of the push at a point of its own.
     pushes = [rl.SteeringVector.of(2.0 * strong.write[0].detach() * part) for part in (0.5, 0.5)]
     block = site.hook_name.split(".")[1]
     both = rl.Reft(
         [(rl.Site(f"blocks.{block}.hook_mlp_out", "l1"), pushes[0]), (rl.Site(site.hook_name, "l1"), pushes[1])]
     )
+    return both, examples
+
+
+def test_an_effect_that_needs_two_sites_keeps_both(gpt2) -> None:
+    bridge = gpt2
+    both, examples = halves(bridge)
     small, path = minimal(bridge, both, examples, KEPT, share=0.98)
     assert len(small) == 2
     assert path.path[-1].effect >= 0.98 * path.path[0].effect
@@ -79,21 +84,38 @@ def test_an_effect_that_needs_two_sites_keeps_both() -> None:
         minimal(bridge, both.scaled(-1.0), examples, KEPT)
 
 
-def test_edits_are_compared_at_equal_side_effect() -> None:
-    bridge = make_bridge("gpt2")
+def test_training_again_lets_one_site_do_what_two_did(gpt2) -> None:
+    """The control is the test above: without training, neither site alone keeps the share."""
+    both, examples = halves(gpt2)
+    before = {name: value.clone() for name, value in both.state_dict().items()}
+    # Batches of a third, so that their order tells the seeds apart: a steering vector always starts at zero.
+    retrain = rl.TrainConfig(epochs=6, batch_size=4, lr=0.5, schedule="constant", progress=True)
+    small, path = minimal(gpt2, both, examples, KEPT, share=0.98, kl=20.0, retrain=retrain, seeds=(3, 4))
+    assert len(small) == 1
+    assert path.path[-1].effect >= 0.98 * path.path[0].effect
+    # Those of other seeds have the same shape, and begin anew.
+    assert [step.stage for step in path.seeds] == ["seed 3", "seed 4"]
+    assert all((step.sites, step.rank) == (1, path.path[-1].rank) for step in path.seeds)
+    assert all(step.effect > 0.5 * path.path[0].effect for step in path.seeds)
+    assert len({step.effect for step in (path.path[-1], *path.seeds)}) == 3
+    assert all(torch.equal(value, before[name]) for name, value in both.state_dict().items())
+    assert len(path.to_dataframe()) == 7
+
+
+def test_edits_are_compared_at_equal_side_effect(gpt2) -> None:
+    bridge = gpt2
     edit = rl.Reft([(rl.Site("blocks.1.hook_resid_post", "l1"), make_edit(rl.LoReFT))])
     vector = rl.Reft([(rl.Site("blocks.1.hook_resid_post", "l1"), rl.SteeringVector.of(torch.randn(32)))])
     batch = rl.encode(bridge, KEPT)
     with torch.no_grad():
         base = batch.at_last_prompt_token(bridge(batch.tokens, attention_mask=batch.attention_mask)).log_softmax(-1)
-    for reft in (edit, vector, edit.scaled(0.5)):
-        for budget in (1e-3, 1e-2):
-            found = calibrate(bridge, reft, KEPT, kl=budget)
-            assert found.met
-            with torch.no_grad(), reft.scaled(found.scale).hooks(bridge, batch):
-                out = bridge(batch.tokens, attention_mask=batch.attention_mask)
-            after = batch.at_last_prompt_token(out).log_softmax(-1)
-            assert float((base.exp() * (base - after)).sum(-1).mean()) == pytest.approx(budget, rel=0.04)
+    for reft, budget in ((edit, 1e-3), (vector, 1e-2), (edit.scaled(0.5), 1e-2)):
+        found = calibrate(bridge, reft, KEPT, kl=budget)
+        assert found.met
+        with torch.no_grad(), reft.scaled(found.scale).hooks(bridge, batch):
+            out = bridge(batch.tokens, attention_mask=batch.attention_mask)
+        after = batch.at_last_prompt_token(out).log_softmax(-1)
+        assert float((base.exp() * (base - after)).sum(-1).mean()) == pytest.approx(budget, rel=0.04)
     far = calibrate(bridge, vector.scaled(1e-3), KEPT, kl=10.0)
     assert not far.met
     assert far.scale == 8.0

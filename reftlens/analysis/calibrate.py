@@ -11,15 +11,12 @@ from __future__ import annotations
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.engine.turning import Side
+from reftlens.analysis.engine.turning import scale_at
 from reftlens.bridge import side_for_ends
 from reftlens.cone.answers import Answers
 from reftlens.data import Given, as_batches
 from reftlens.edit.reft import Reft
-from reftlens.numbers import require_number
 from reftlens.results import Calibrated
-
-_STEPS = 12
 
 
 @torch.no_grad()
@@ -48,8 +45,6 @@ def calibrate(
     Raises:
         ValueError: If the budget or the largest scale is not positive.
     """
-    require_number("kl", kl, above=0)
-    require_number("largest", largest, above=0)
     batches = as_batches(bridge, kept, name="kept", batch_size=batch_size, padding_side=side_for_ends(bridge))
     runs = [Answers(bridge, batch, reft.edits(batch)) for batch in batches]
     # float64, because a small KL is a sum of differences of nearly equal numbers.
@@ -64,12 +59,4 @@ def calibrate(
             total += float((before.exp() * (before - after)).sum())
         return total / n
 
-    side = Side(kl, min(1.0, largest), most=largest)
-    unscaled = divergence(1.0)
-    for _ in range(_STEPS):
-        if side.done:
-            break
-        # Scale 1 has been measured already, and the search usually starts there.
-        side.seen(unscaled if side.tangent == 1.0 else divergence(side.tangent))
-    scale, found = side.best
-    return Calibrated(scale=scale, kl=found, budget=kl, unscaled=unscaled, n=n)
+    return scale_at(divergence, kl, largest=largest, n=n)

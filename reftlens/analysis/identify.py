@@ -77,7 +77,8 @@ def identify(
         reft: the edit.
         prompts: texts, conversations, pairs or batches.
         at: edited tokens that weight the directions, as for `decompose`.
-        eps: nats of KL, per wanted token, that count as no change.
+        eps: nats of KL, per wanted token, that count as no change. For a tolerance of d in logits, pass d^2 / 2: a small change
+            of the logits costs half of its variance over the next token, so d is the standard deviation of that change.
         held_out: further prompts. By default a random half of `prompts` is held out.
         toward: name -> direction `[d_model]`, towards which the walked write and read directions are turned as well.
         n_walked: how many write directions, those that move activations furthest, are walked; all are counted.

@@ -63,7 +63,8 @@ def minimal(
         share: of the effect that has to be kept.
         kl: largest mean KL(base, edited) on `kept`, in nats. By default that of the edit itself, and a tenth more.
         retrain: training settings, to train a smaller edit that fails once more. Without them, none is trained.
-        seeds: seeds with which an edit of the smallest shape is trained from the start, if `retrain` is given.
+        seeds: seeds with which an edit of the smallest shape is trained from the start, if `retrain` is given; each is that
+            of the initialisation and of the order of examples.
         batch_size: prompts in one forward pass.
 
     Returns:
@@ -90,7 +91,9 @@ def minimal(
         small = candidates(search, small)
         path.append(judge(stage, small))
     again = (
-        tuple(judge(f"seed {seed}", search.trained(untrained(small, seed=seed))) for seed in seeds) if retrain else ()
+        tuple(judge(f"seed {seed}", search.trained(untrained(small, seed=seed), seed)) for seed in seeds)
+        if retrain
+        else ()
     )
     return small, Minimal(tuple(path), again, share=share, kl=budget, n_examples=len(examples), n_kept=judge.n_kept)
 
@@ -174,9 +177,11 @@ class _Search:
         again = self.trained(deepcopy(candidate))
         return again if self.holds(again) else None
 
-    def trained(self, reft: Reft) -> Reft:
+    def trained(self, reft: Reft, seed: int | None = None) -> Reft:
         assert self.retrain is not None
-        train(self.bridge, reft, self.examples, replace(self.retrain, progress=False))
+        # A seed of its own also for the order of examples: some edits always start at the same values.
+        seed = self.retrain.seed if seed is None else seed
+        train(self.bridge, reft, self.examples, replace(self.retrain, progress=False, seed=seed))
         return reft
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from reftlens.cli.generate import prompts_of
 from reftlens.cli.options import AsJson, Quiet, Resume, Settings, Space
 
 
@@ -26,6 +27,14 @@ def compare(
         ),
     ] = 0,
     space: Space = None,
+    kept: Annotated[
+        Path | None,
+        typer.Option(help="Prompts whose answers should not change, one per line. Scales each method to --kl on them."),
+    ] = None,
+    kl: Annotated[
+        float | None,
+        typer.Option(help="Mean KL from the base on --kept, in nats: the side effect that all methods get."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the comparison and the trials. Default: none.")] = None,
     settings: Settings = None,
     resume: Resume = False,
@@ -37,6 +46,9 @@ def compare(
         raise typer.BadParameter("--space and --resume belong to a search: pass --trials as well")
     if resume and out is None:
         raise typer.BadParameter("--resume needs the folder of the search: pass --out")
+    if (kept is None) != (kl is None):
+        raise typer.BadParameter("an equal side effect needs both: --kept with prompts, and --kl in nats")
+    texts = None if kept is None else prompts_of([], kept)
     from reftlens.paper.runs.config import parse_settings
     from reftlens.paper.runs.presets import read_settings
 
@@ -53,7 +65,7 @@ def compare(
     if trials:
         folder = None if out is None else out.absolute() / "tuning"
         tuning = Tuning(trials, parse_space(space) if space else None, folder=folder, resume=resume)
-    found = compare_configured(chosen, names, seeds=range(seeds), tuning=tuning, progress=not quiet)
+    found = compare_configured(chosen, names, seeds=range(seeds), tuning=tuning, kept=texts, kl=kl, progress=not quiet)
     if out is not None:
         found.save(out / "comparison")
     if as_json:
@@ -64,6 +76,7 @@ def compare(
                 "base_score": found.base_score,
                 "steps": found.steps,
                 "tuned": found.tuned,
+                "budget": found.budget,
                 "runs": runs,
             }
         )

@@ -15,6 +15,7 @@ from reftlens.arguments import explain_all
 from reftlens.plot.ablation import ablation
 from reftlens.plot.agreement import agreement
 from reftlens.plot.alignment_map import alignment_map
+from reftlens.plot.answers import composed, mannered
 from reftlens.plot.attribution import attribution
 from reftlens.plot.beside_tracing import beside_tracing
 from reftlens.plot.canvas import png
@@ -29,6 +30,7 @@ from reftlens.plot.ledger import ledger
 from reftlens.plot.meanings import meanings
 from reftlens.plot.mediation import mediation
 from reftlens.plot.memorised import memorised
+from reftlens.plot.minimal import minimal
 from reftlens.plot.off_manifold import off_manifold
 from reftlens.plot.outcomes import outcomes
 from reftlens.plot.overhead import overhead
@@ -39,7 +41,6 @@ from reftlens.plot.readout import readout
 from reftlens.plot.reft_map import reft_map
 from reftlens.plot.search import search
 from reftlens.plot.spectrum import spectrum
-from reftlens.plot.spoken import composed, mannered
 from reftlens.plot.spread import spread
 from reftlens.plot.steering import steering
 from reftlens.plot.table import table
@@ -64,6 +65,7 @@ __all__ = [
     "meanings",
     "mediation",
     "memorised",
+    "minimal",
     "off_manifold",
     "outcomes",
     "overhead",
@@ -125,6 +127,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Mannered: mannered,
     results.Meaning: meanings,
     results.Memorised: memorised,
+    results.Minimal: minimal,
     results.OffManifold: off_manifold,
     results.Operator: spectrum,
     results.Outcome: outcomes,

@@ -138,6 +138,12 @@ class ComparedRun:
     """Of the process, all its threads together, for training alone; runs of the base that are held for it included."""
     memory: int | None
     """Bytes of tensors alive at once, at most, in a first step, beyond what was alive before it; None if not measured."""
+    scale: float | None = None
+    """Strength at which it was scored, 1 being as trained; None where methods were not scaled to one side effect."""
+    kl: float | None = None
+    """Mean KL(base, method) at this scale on prompts that should not change, in nats."""
+    unscaled_kl: float | None = None
+    """That KL of the method as trained."""
 
 
 @final
@@ -159,6 +165,18 @@ class Comparison(Result):
     """Trials of the search for each method's settings; 0 if nothing was tuned."""
     tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Method -> the settings that its search chose on validation examples."""
+    budget: float | None = None
+    """Nats of KL elsewhere to which each method was scaled; None if methods were scored as trained."""
+    n_kept: int = 0
+    """Prompts that this KL is a mean of."""
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """Methods with a run that is more than 5% off the budget, because even the largest scale stays below it."""
+        if self.budget is None:
+            return ()
+        off = [run.method for run in self.runs if run.kl is None or not abs(run.kl / self.budget - 1) <= 0.05]
+        return tuple(dict.fromkeys(off))
 
     def _by_method(self) -> dict[str, list[ComparedRun]]:
         names = dict.fromkeys(run.method for run in self.runs)
@@ -186,16 +204,27 @@ class Comparison(Result):
                     "head": runs[0].head,
                     "lr": runs[0].lr,
                     **({"tuned": _as_text(self.tuned[method])} if method in self.tuned else {}),
+                    **self._side_effect(runs),
                     "cpu_seconds": _mean([run.cpu_seconds for run in runs]),
                     "mib": None if runs[0].memory is None else runs[0].memory / 2**20,
                 }
             )
         return pd.DataFrame(lines)
 
+    def _side_effect(self, runs: Sequence[ComparedRun]) -> dict[str, float]:
+        if self.budget is None:
+            return {}
+        return {
+            name: _mean([value for run in runs if (value := getattr(run, name)) is not None])
+            for name in ("scale", "kl", "unscaled_kl")
+        }
+
     def to_markdown(self) -> str:
         """Returns the table in Markdown: the mean score, with the lowest and highest of the seeds in brackets."""
-        head = ("method", self.metric, "trained", "% of the base", "lr", "CPU s", "MiB")
-        rows = [] if self.base_score is None else [("base, untrained", f"{self.base_score:.3f}", "0", "0", "", "", "")]
+        scaled = () if self.budget is None else ("scale", "KL elsewhere")
+        head = ("method", self.metric, "trained", "% of the base", "lr", "CPU s", "MiB", *scaled)
+        base = ("base, untrained", f"{self.base_score or 0:.3f}", "0", "0", "", "", "", *("" for _ in scaled))
+        rows = [] if self.base_score is None else [base]
         for line in self.to_dataframe().to_dict("records"):
             score = f"{line['score']:.3f} ({line['lowest']:.3f}-{line['highest']:.3f})"
             cost = (
@@ -203,7 +232,9 @@ class Comparison(Result):
                 f"{line['cpu_seconds']:.1f}",
                 "" if pd.isna(line["mib"]) else f"{line['mib']:.1f}",
             )
-            rows.append((line["method"], score, f"{line['trained']:,}", f"{line['percent']:.3g}", *cost))
+            missed = " (budget missed)" if line["method"] in self.missed else ""
+            at = (f"{line['scale']:.3g}", f"{line['kl']:.3g}{missed}") if scaled else ()
+            rows.append((line["method"], score, f"{line['trained']:,}", f"{line['percent']:.3g}", *cost, *at))
         return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows))
 
     def headline(self) -> str:
@@ -211,7 +242,11 @@ class Comparison(Result):
         scores = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
         tuned = f", each method tuned in {self.trials} trials" if self.trials else ""
         budget = f"{self.steps} steps of {self.batch_size} on {self.n_train}"
-        return f"{self.metric} on {self.n_test} examples, {budget}{tuned}: {scores}"
+        missed = f" (missed by {', '.join(self.missed)})" if self.missed else ""
+        equal = (
+            "" if self.budget is None else f", each scaled to a KL of {self.budget:g} on {self.n_kept} others{missed}"
+        )
+        return f"{self.metric} on {self.n_test} examples, {budget}{tuned}{equal}: {scores}"
 
 
 def _as_text(settings: Mapping[str, Any]) -> str:

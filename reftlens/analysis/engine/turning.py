@@ -1,4 +1,7 @@
-"""Changes an edit and measures the real KL from its outputs: how far may it turn until they move by eps?"""
+"""Changes an edit and measures the real KL from its outputs: how far may it turn until they move by eps?
+
+`scale_at` asks the same of a strength: at which scale is a KL as large as a budget?
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,15 @@ from reftlens.analysis.engine.output_metric import added, wanted_tokens
 from reftlens.cone.answers import Answers
 from reftlens.data import Batch
 from reftlens.edit.reft import Reft
+from reftlens.numbers import require_number
+from reftlens.results import Calibrated
 
 STEEPEST = math.tan(math.radians(80.0))
 """Tangent of the largest angle that is walked. A direction that may turn as far is as good as any other."""
 CLOSE = 0.03
 """A walk ends where the KL is this close to eps, relatively; the angle is then about half as close."""
 STEPS = 8
+_SCALE_STEPS = 12
 
 
 @final
@@ -114,6 +120,31 @@ def walk(outputs: Outputs, turns: Sequence[tuple[Turned, float]], eps: float) ->
         for (side, _, _), kl in zip(moving, found.tolist(), strict=True):
             side.seen(kl)
     return pairs
+
+
+def scale_at(divergence: Callable[[float], float], kl: float, *, largest: float = 8.0, n: int) -> Calibrated:
+    """Finds the scale at which a KL meets a budget.
+
+    Args:
+        divergence: scale -> mean KL in nats, assumed to grow with the scale.
+        kl: the budget, in nats; met within 3%.
+        largest: the largest scale that is tried.
+        n: number of prompts that the KL is a mean of.
+
+    Raises:
+        ValueError: If the budget or the largest scale is not positive.
+    """
+    require_number("kl", kl, above=0)
+    require_number("largest", largest, above=0)
+    side = Side(kl, min(1.0, largest), most=largest)
+    unscaled = divergence(1.0)
+    for _ in range(_SCALE_STEPS):
+        if side.done:
+            break
+        # Scale 1 has been measured already, and the search usually starts there.
+        side.seen(unscaled if side.tangent == 1.0 else divergence(side.tangent))
+    scale, found = side.best
+    return Calibrated(scale=scale, kl=found, budget=kl, unscaled=unscaled, n=n)
 
 
 @final

@@ -54,6 +54,17 @@ class Method(ABC):
             ValueError: On entry, if the method does not apply to this model or objective.
         """
 
+    def strength(self, bridge: TransformerBridge) -> list[Tensor] | None:
+        """Returns the base parameters whose change gives this method a strength, in its context before training.
+
+        With start + s (trained - start) in place of them, s = 0 is the base and s = 1 the trained method. An edit has a scale
+        of its own and returns an empty list. None, if no parameters do this: the method cannot be scaled.
+
+        Args:
+            bridge: the base.
+        """
+        return None
+
 
 @contextmanager
 def unfrozen(parameters: Sequence[Tensor]) -> Iterator[None]:

@@ -14,6 +14,7 @@ from typing import Any, final
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.data import Given
 from reftlens.files.folder import write_whole
 from reftlens.paper.baselines.base import Method
 from reftlens.paper.baselines.compare import compare
@@ -59,6 +60,8 @@ def compare_configured(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     tuning: Tuning | None = None,
+    kept: Given | None = None,
+    kl: float | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Trains a run's own edit and named methods, and tests them on the run's tests.
@@ -71,6 +74,8 @@ def compare_configured(
         seeds: one per run of a method.
         tuning: first search the settings of each method on validation records, with the same number of trials. The chosen
             settings are then trained on all training records. None uses the settings as they are.
+        kept: prompts whose answers should not change, to compare at equal side effect. Trials of a search are not scaled.
+        kl: nats of mean KL on them, as for `compare`.
         progress: show a progress bar.
 
     Raises:
@@ -91,7 +96,7 @@ def compare_configured(
     tests = [(test, records_of_test(test, config)) for test in eval_tasks(config)]
     problem = of_task(bridge, task, train, tests, batch_size=config.eval_batch_size)
     tuned = {name: replace(method, **chosen.get(name, {})) for name, method in methods.items()}
-    found = compare(bridge, problem, tuned, settings, seeds=seeds)
+    found = compare(bridge, problem, tuned, settings, seeds=seeds, kept=kept, kl=kl)
     return replace(found, trials=0 if tuning is None else tuning.n_trials, tuned=chosen)
 
 

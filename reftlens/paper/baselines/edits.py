@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, final
 
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.edit.reft import Reft
@@ -65,3 +66,6 @@ class EditAt(Method):
                 # Without a gradient, R is neither trained nor counted among what is trained.
                 rotation.requires_grad_(False)
         yield reft
+
+    def strength(self, bridge: TransformerBridge) -> list[Tensor]:
+        return []

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
-from torch import nn
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.pytorch_utils import Conv1D
 
@@ -60,6 +60,14 @@ class LoRA(Method):
         finally:
             for component, module in zip(components, before, strict=True):
                 component.set_original_component(module)
+
+    def strength(self, bridge: TransformerBridge) -> list[Tensor]:
+        # Not A: scaled with B, the change would grow as the square. B starts at 0, DoRA's magnitudes at those of the base.
+        return [
+            value
+            for name, value in bridge.named_parameters()
+            if value.requires_grad and "lora_A" not in name.split(".")
+        ]
 
     def _adapt(self, linears: list[nn.Module]) -> list[nn.Module]:
         """Wraps each linear map in an adapter, which holds the map itself."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.cone.hold import hold
@@ -27,6 +27,9 @@ class FullFineTuning(Method):
         with unfrozen(list(used(bridge, objective, example).values())):
             yield
 
+    def strength(self, bridge: TransformerBridge) -> list[Tensor]:
+        return trainable(bridge)
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,14 @@ class BitFit(Method):
             )
         with unfrozen(biases):
             yield
+
+    def strength(self, bridge: TransformerBridge) -> list[Tensor]:
+        return trainable(bridge)
+
+
+def trainable(bridge: TransformerBridge) -> list[Tensor]:
+    """Returns the base parameters that require gradients."""
+    return [value for value in bridge.parameters() if value.requires_grad]
 
 
 def used(bridge: TransformerBridge, objective: Objective, example: Example) -> dict[str, nn.Parameter]:
