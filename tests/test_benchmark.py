@@ -11,12 +11,12 @@ import reftlens as rl
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.benchmark import PARTS, run, units
 from reftlens.benchmark.equality import OBJECTS, answer, equality_model, quadruples
-from reftlens.benchmark.kept import run_kept
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import MODELS, load
 from reftlens.benchmark.planted import Planted, angles_to, distilled_rows, fit_student, identified, plant
 from reftlens.benchmark.rates import alarm_row, interval
 from reftlens.benchmark.sites import site_rows
+from reftlens.benchmark.store import run_kept
 from reftlens.cli import app
 
 

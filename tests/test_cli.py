@@ -231,7 +231,7 @@ def test_an_analysis_of_an_edit_runs_alone(run, tmp_path, name) -> None:
 
 def test_an_option_of_an_analysis_is_one_of_its_function() -> None:
     """The commands are made from the source alone; here the functions themselves are asked."""
-    from reftlens.cli.alone import _described
+    from reftlens.cli.analyses import _described
 
     for name in ("effect_map", "ablate", "mediate", "paths", "patch", "trace"):
         about, options = _described(name)

@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 import reftlens as rl
 from reftlens.analysis import decompose, read_directions, readouts, top_contexts
 from reftlens.analysis.readers.correction import Scored, corrected
-from reftlens.analysis.readers.looks import Look, turned_sets
+from reftlens.analysis.readers.vectors import Look, turned_sets
 from reftlens.bridge import fit_lens, lens_layer
 from reftlens.results import Meaning
 

@@ -27,7 +27,7 @@ from reftlens.analysis.decompose import decompose
 from reftlens.analysis.engine.dictionary import Dictionary
 from reftlens.analysis.readers import contexts, dictionary, direct, jacobian, patchscope
 from reftlens.analysis.readers.correction import Scored, corrected
-from reftlens.analysis.readers.looks import Case, Kind, Look, looks_of
+from reftlens.analysis.readers.vectors import Case, Kind, Look, looks_of
 from reftlens.bridge import Lens, side_for_ends
 from reftlens.cone.shared import sharing
 from reftlens.data import Given, as_batches

@@ -30,7 +30,7 @@ from reftlens.analysis import decompose, readouts
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.engine.dictionary import Dictionary
 from reftlens.analysis.readers.correction import corrected
-from reftlens.analysis.readers.looks import Case
+from reftlens.analysis.readers.vectors import Case
 from reftlens.analysis.readouts import scored
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.models import random_weights, texts

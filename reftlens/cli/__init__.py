@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from reftlens.cli import (
-    alone,
+    analyses,
     benchmark,
     certify,
     claim,
@@ -55,9 +55,9 @@ for name, function, example in (
     ("mediate", "mediate", "mediate run --point mlp_out --over positions"),
     ("paths", "paths", "paths run --senders edit --senders 2.3 --receivers 2.3 --receivers logits"),
 ):
-    app.command(name, epilog=f"Example: reftlens {example}")(alone.command(name, function, of="edit"))
+    app.command(name, epilog=f"Example: reftlens {example}")(analyses.command(name, function, of="edit"))
 for name, example in (("patch", "patch gpt2 pairs.jsonl --point mlp_out"), ("trace", "trace gpt2 pairs.jsonl")):
-    app.command(name, epilog=f"Example: reftlens {example} --out {name}")(alone.command(name, name, of="base"))
+    app.command(name, epilog=f"Example: reftlens {example} --out {name}")(analyses.command(name, name, of="base"))
 app.command(epilog="Example: reftlens compare run --method LoRA --method 'full fine-tuning' --seeds 2")(compare.compare)
 app.command(epilog="Example: reftlens sweep --model facts-small --data mine.jsonl --trials 20 --space lr=1e-4..1e-2")(
     sweep.sweep

@@ -34,8 +34,8 @@ def benchmark(
     import torch
 
     from reftlens.benchmark import PARTS, units
-    from reftlens.benchmark.kept import run_kept
     from reftlens.benchmark.known import known_to_dataframe
+    from reftlens.benchmark.store import run_kept
     from reftlens.cli.output import print_json
 
     # The models are too small to parallelise: a second thread would mostly wait.

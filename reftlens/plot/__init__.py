@@ -15,6 +15,7 @@ from reftlens.arguments import explain_all
 from reftlens.plot.ablation import ablation
 from reftlens.plot.agreement import agreement
 from reftlens.plot.alignment_map import alignment_map
+from reftlens.plot.answers import composed, mannered
 from reftlens.plot.attribution import attribution
 from reftlens.plot.beside_tracing import beside_tracing
 from reftlens.plot.canvas import png
@@ -40,7 +41,6 @@ from reftlens.plot.readout import readout
 from reftlens.plot.reft_map import reft_map
 from reftlens.plot.search import search
 from reftlens.plot.spectrum import spectrum
-from reftlens.plot.spoken import composed, mannered
 from reftlens.plot.spread import spread
 from reftlens.plot.steering import steering
 from reftlens.plot.table import table

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens.analysis.readers.correction import Scored
-from reftlens.analysis.readers.looks import Case, Kind, Look
+from reftlens.analysis.readers.vectors import Case, Kind, Look
 from reftlens.analysis.top_contexts import Readings, named_context, seen_by
 
 KINDS: tuple[Kind, ...] = ("read",)

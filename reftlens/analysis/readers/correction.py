@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reftlens.analysis.readers.looks import Look
+from reftlens.analysis.readers.vectors import Look
 from reftlens.results import Meaning, Operator
 
 LEVEL = 0.05

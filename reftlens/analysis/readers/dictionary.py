@@ -25,7 +25,7 @@ from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.engine.dictionary import Dictionary
 from reftlens.analysis.engine.dictionary_files import load_dictionary
 from reftlens.analysis.readers.correction import Scored
-from reftlens.analysis.readers.looks import Case, Kind, Look
+from reftlens.analysis.readers.vectors import Case, Kind, Look
 from reftlens.bridge import canonical_hook
 
 KINDS: tuple[Kind, ...] = ("write", "read", "change")

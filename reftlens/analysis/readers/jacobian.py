@@ -23,8 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens.analysis.readers.correction import Scored
-from reftlens.analysis.readers.looks import Case, Kind, Look
 from reftlens.analysis.readers.tokens import likeliest, require_residual, scored_tokens
+from reftlens.analysis.readers.vectors import Case, Kind, Look
 from reftlens.bridge import Lens, fit_lens, lens_layer, load_lens, mean_logit_slopes, mean_logits
 
 KINDS: tuple[Kind, ...] = ("write", "change")

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from reftlens.analysis.engine.sweep import writing
 from reftlens.analysis.readers.correction import Scored
-from reftlens.analysis.readers.looks import Case, Kind, Look
 from reftlens.analysis.readers.tokens import likeliest, require_residual, scored_tokens
+from reftlens.analysis.readers.vectors import Case, Kind, Look
 from reftlens.bridge import hooked
 from reftlens.cone.hold import Held, hold_from, run_cone
 from reftlens.cone.variants import side_by_side, variants_at_once

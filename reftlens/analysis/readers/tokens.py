@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens.analysis.readers.correction import Scored
-from reftlens.analysis.readers.looks import Case, Look
+from reftlens.analysis.readers.vectors import Case, Look
 from reftlens.data import str_tokens
 
 SETS = 64

@@ -7,7 +7,7 @@ from typing import Any
 from reftlens import plot
 from reftlens.analysis.readers.correction import Scored, corrected
 from reftlens.analysis.readers.jacobian import FITTED_ON
-from reftlens.analysis.readers.looks import READ_AT, Case, Kind, looks_of
+from reftlens.analysis.readers.vectors import READ_AT, Case, Kind, looks_of
 from reftlens.analysis.readouts import METHODS
 from reftlens.dissection.found import Found
 from reftlens.dissection.parts.part import BACKWARD, Part, Sizes, Spent, picture, table
