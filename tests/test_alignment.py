@@ -128,6 +128,35 @@ def test_overlap_takes_retrained_subspaces_as_a_null() -> None:
     assert float(found.null_scores["arbitrary labels"].max()) < 1e-6
 
 
+@pytest.mark.slow
+def test_an_edit_of_the_variable_is_an_alignment_and_beats_arbitrary_labels(planted) -> None:
+    """Two edits of one strength: one writes in span(v, w), the other where no answer reads."""
+    free = torch.linalg.svd(planted.true).Vh[2:4]
+    nulls = rl.analysis.null_alignments(planted.bridge, swap_of(free), planted.pairs.train, SHORT, n=3)
+    null = [edit.subspace() for ((_, edit),) in nulls]
+    assert all(float(rl.analysis.overlap(rows, free).score) < 0.9 for rows in null), "they must start elsewhere"
+    found = {}
+    for name, rows in (("variable", planted.true), ("decoy", free)):
+        edit = rl.LoReFT.along(rows)
+        with torch.no_grad():
+            # The source is a tenth of the reading, plus a constant: both directions of the edit write.
+            edit.source.weight.mul_(0.1)
+            edit.source.bias.add_(1.0)
+        reft = rl.Reft([(rl.Site(HOOK, rl.First(1)), edit)])
+        (operator,) = rl.analysis.decompose(planted.bridge, reft, [pair.base for pair in planted.pairs.train])
+        written = rl.analysis.directions(operator, 2)
+        scored = rl.analysis.alignment(
+            planted.bridge, swap_of(written.float()), planted.pairs.held_out, among="labels", n_random=3, shares=False
+        )
+        compared = rl.analysis.overlap(planted.true, written, nulls={ARBITRARY: null})
+        found[name] = scored.accuracy(), float(compared.score), compared.p(ARBITRARY)
+    assert found["variable"] == (1.0, pytest.approx(1.0, abs=1e-6), pytest.approx(1 / 4))
+    accuracy, score, p = found["decoy"]
+    assert accuracy == pytest.approx(0.5, abs=0.05), "swapping what nothing reads leaves the base's answer"
+    assert score < 1e-6
+    assert p == 1.0
+
+
 def test_the_interval_of_a_share() -> None:
     """Against the roots of (p - x)^2 = z^2 x (1 - x) / n."""
     for hits, n in ((0, 10), (3, 10), (50, 100)):

@@ -57,10 +57,8 @@ def planted_variable(*, n: int = 200, n_held_out: int = 200, seed: int = 0) -> P
         n_held_out: held-out pairs.
         seed: seed of directions, embeddings and pairs.
     """
-    carriers = [f"v{value}_{number}" for value in range(4) for number in range(N_CARRIERS)]
-    fillers = [f"f{number}" for number in range(N_FILLERS)]
-    words = [*(f"a{value}" for value in range(4)), "?", *carriers, *fillers]
-    model, Q = _made(len(words), seed)
+    words, model, Q = planted_model(seed=seed)
+    carriers, fillers = words[5 : 5 + 4 * N_CARRIERS], words[5 + 4 * N_CARRIERS :]
     causal = CausalModel(
         inputs={"carrier": carriers, "one": fillers, "two": fillers},
         variables={"value": lambda carrier: int(carrier[1])},
@@ -74,11 +72,22 @@ def planted_variable(*, n: int = 200, n_held_out: int = 200, seed: int = 0) -> P
 
 
 @torch.no_grad()
-def _made(n_words: int, seed: int) -> tuple[GPT2LMHeadModel, Tensor]:
-    """Returns the model and orthonormal rows: v, w, the two directions that the answers read, and those of the noise."""
+def planted_model(*, seed: int) -> tuple[list[str], GPT2LMHeadModel, Float[Tensor, "n d_model"]]:
+    """Makes the model alone, as transformers has it, for other tools.
+
+    Args:
+        seed: seed of directions and embeddings.
+
+    Returns:
+        The word of each token; the model; and orthonormal rows: v, w, the two directions that the answers read, and those
+        of the noise.
+    """
+    carriers = [f"v{value}_{number}" for value in range(4) for number in range(N_CARRIERS)]
+    fillers = [f"f{number}" for number in range(N_FILLERS)]
+    words = [*(f"a{value}" for value in range(4)), "?", *carriers, *fillers]
     generator = torch.Generator().manual_seed(seed)
     config = GPT2Config(
-        vocab_size=n_words, n_positions=6, n_embd=D_MODEL, n_layer=2, n_head=2, tie_word_embeddings=False,
+        vocab_size=len(words), n_positions=6, n_embd=D_MODEL, n_layer=2, n_head=2, tie_word_embeddings=False,
         bos_token_id=0, eos_token_id=0, attn_implementation="eager",
     )  # fmt: skip
     model = GPT2LMHeadModel(config).eval()
@@ -88,7 +97,7 @@ def _made(n_words: int, seed: int) -> tuple[GPT2LMHeadModel, Tensor]:
     frame[:, 0] = 1.0
     # All rows are perpendicular to (1, ..., 1), which LayerNorm removes.
     Q = torch.linalg.qr(frame).Q.T[1:].contiguous()
-    noise = torch.randn(n_words, len(Q) - 4, generator=generator)
+    noise = torch.randn(len(words), len(Q) - 4, generator=generator)
     model.transformer.wte.weight += torch.nn.functional.normalize(noise, dim=-1) @ Q[4:]
     # Four answers and the question mark come before the carriers.
     first = 5
@@ -101,7 +110,7 @@ def _made(n_words: int, seed: int) -> tuple[GPT2LMHeadModel, Tensor]:
     attention.c_proj.weight[:2] = 2 * Q[2:4]
     # A small gap between answers keeps the loss informative until the subspace is right.
     model.lm_head.weight[:4] = 0.5 * SIGNS @ Q[2:4]
-    return model, Q
+    return words, model, Q
 
 
 def found_angle(alignment_of: SourceIntervention, true: Float[Tensor, "2 d_model"]) -> float:

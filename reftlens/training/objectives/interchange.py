@@ -5,8 +5,8 @@ With s the activations of the source's run at the edited tokens, h those of the 
 `Interchange` (DAS; Geiger et al. 2023, arXiv:2303.02536, eq. 2), with the label that the causal model gives the base after
 the variable was set to its value in the source:
     -log p(label | base, h + R^T(Rs - Rh))
-`InterchangeMatching` (the loss of CDAS, ICLR 2026), which matches distributions and needs no causal model:
-    JS(p(. | base, swapped), p(. | source)) at the source's answer, and the same with base and source exchanged
+`InterchangeMatching` (CDAS; Bao et al. 2026, arXiv:2602.05234), which matches distributions and needs no causal model:
+    JS(p(. | base, swapped), p(. | source)) at the tokens of the source's answer, and the same with base and source exchanged
 
 The edit is any of the interchange classes. The runs of base and source do not depend on R: the base's part before the
 edit and the source's activations are computed once, and cached with the base runs.
@@ -180,7 +180,14 @@ class InterchangeMatching(_Swapping):
     """Jensen-Shannon divergence of the swapped base from the source and of the swapped source from the base.
 
     An example is (base, source, label, variable, base_label), where the label must be the source's own answer. The
-    distributions are compared at the tokens that predict the answer, and averaged over these.
+    distributions are compared at the tokens that predict the answer, and averaged over these and both directions. Each
+    direction compares the answer of the run that gave the activations, so both prompts are continued by the same tokens.
+
+    This agrees with the loss and the data of the authors' code (`cdas_model.py` and `data_utils.py` of
+    github.com/colored-dye/concept_das, commit 993041d): both directions, the same answer after both prompts, and a mean over
+    the answer tokens of a batch. The paper itself was not read. As reviews of it quote the objective, it averages over each
+    answer and adds the directions: the same up to a factor 2 for answers of equal length. CDAS trains rank 1, reads one
+    token of the source, and clamps at inference; none of this is a part of the loss.
     """
 
     fields: ClassVar[dict[str, type]] = {
