@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from conftest import AFFINE, PROMPTS, make_bridge, make_edit, make_hf
@@ -435,10 +437,12 @@ def test_trace_equals_a_plain_hook_and_restores_the_only_differing_token(archite
         assert float(result.values[layer, pos]) == pytest.approx(expected, abs=1e-3)
 
 
-def test_trace_refuses_prompts_that_do_not_align(gpt2) -> None:
+def test_trace_refuses_prompts_that_do_not_align(gpt2, monkeypatch) -> None:
     metric = rl.analysis.probability_of(gpt2, PROMPTS[:1], [" a"])
     with pytest.raises(ValueError, match="the same shape"):
         rl.analysis.trace(gpt2, PROMPTS[:1], PROMPTS[2:], metric, subjects=["tower"], progress=False)
+    # Before the sweep, which may take hours.
+    monkeypatch.setattr(sys.modules["reftlens.analysis.trace"], "patch", lambda *_, **__: pytest.fail("swept"))
     with pytest.raises(ValueError, match="nothing to restore"):
         rl.analysis.trace(gpt2, PROMPTS[:1], PROMPTS[:1], metric, subjects=["tower"], progress=False)
 

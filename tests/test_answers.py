@@ -189,4 +189,5 @@ def test_logit_changes_are_those_of_one_residual_after_another(form, dtype, line
 def test_no_analysis_runs_whole_passes_of_its_own() -> None:
     calls = re.compile(r"(?<![\w.])(?:self\.)?bridge\(")
     callers = {path.name for path in (ROOT / "analysis").rglob("*.py") if calls.search(path.read_text())}
-    assert callers == set()
+    # `sampled_prompts` lets the base write texts: there is no run yet that a cone could share.
+    assert callers == {"certify.py"}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import reftlens as rl
+from reftlens import benchmark
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.benchmark import PARTS, run, units
 from reftlens.benchmark.equality import OBJECTS, answer, equality_model, quadruples
@@ -134,9 +137,23 @@ def test_lines_are_printed_as_they_are_found_and_an_interrupted_run_goes_on(tmp_
     made.clear()
     assert list(run_kept({"a": unit("a"), "b": unit("b")}, file)) == rows
     assert made == []
+    # A unit that was interrupted between two of its lines.
+    half = [line for line in file.read_text().splitlines(keepends=True) if '"done": "b"' not in line]
+    file.write_text("".join(half))
+    assert list(run_kept({"a": unit("a"), "b": unit("b")}, file)) == rows
+    assert list(run_kept({"a": unit("a"), "b": unit("b")}, file)) == rows, "rows of both tries were read"
     file.write_text("group,planted\n")
     with pytest.raises(ValueError, match="cannot be continued, because of line 1"):
         list(run_kept({"a": unit("a")}, file))
+
+
+def test_json_and_the_csv_file_are_both_written(tmp_path, monkeypatch) -> None:
+    known = [Known("a", "line", "found", error, 1.0, "share") for error in (0.0, 2.0)]
+    monkeypatch.setattr(benchmark, "units", lambda parts: {"a": lambda: iter(known)})
+    done = CliRunner().invoke(app, ["benchmark", "--json", "--out", str(tmp_path / "known.csv")])
+    assert done.exit_code == 0, done.output
+    assert [row["holds"] for row in json.loads(done.stdout)] == [True, False]
+    assert pd.read_csv(tmp_path / "known.csv")["found?"].tolist() == ["yes", "MISSED"]
 
 
 def test_the_interval_of_a_rate_is_clopper_and_pearsons() -> None:

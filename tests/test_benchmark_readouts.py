@@ -7,7 +7,18 @@ from functools import cache
 import pytest
 import torch
 
-from reftlens.benchmark.readouts import BY_METHOD, TOKENS, PlantedMeanings, _row, _true_row, alarm_rows, plant_meanings
+from reftlens.benchmark.models import random_weights
+from reftlens.benchmark.readouts import (
+    BY_METHOD,
+    TOKENS,
+    PlantedMeanings,
+    _ends,
+    _rank_one,
+    _row,
+    _true_row,
+    alarm_rows,
+    plant_meanings,
+)
 
 SEES = {
     "direct": ("at once", "superposed"),
@@ -53,3 +64,29 @@ def test_planted_directions_are_apart() -> None:
         [planted().directions[name] for name in ("after two blocks", "through a head", "with another", "unread")]
     )
     torch.testing.assert_close(u @ u.T, torch.eye(4), atol=1e-5, rtol=0)
+
+
+def test_the_edit_of_rank_one_is_its_formula() -> None:
+    h, reading, write = torch.randn(9, 8), torch.randn(8), torch.randn(8)
+    edit = _rank_one(0, h, reading, write).interventions[0]
+    wanted = (2 + (h - h.mean(dim=0)) @ reading)[:, None] * write / 2
+    torch.testing.assert_close(edit.delta(h), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_push_leaves_the_blocks_own_output_as_it_was() -> None:
+    hf, made = random_weights("random gpt2"), []
+    first, second = hf.transformer.h[:2]
+
+    def look(_module, _args, output) -> None:
+        out = output[0] if isinstance(output, tuple) else output
+        made.append((out, out.clone()))
+
+    first.register_forward_hook(look)
+    push = torch.ones(hf.config.n_embd)
+    with torch.no_grad():
+        plain, pushed = (
+            _ends(hf, lambda text, **_: {"input_ids": torch.tensor([[1, 2]])}, ["a"], second, pushes)
+            for pushes in ({}, {0: push})
+        )
+    assert not torch.allclose(plain, pushed)
+    assert all(torch.equal(out, before) for out, before in made)

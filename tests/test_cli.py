@@ -384,11 +384,18 @@ def test_params_prints_the_papers_table_without_weights() -> None:
         (["dissect", "{empty}", "--preset", "fast"], "preset must be one of quick, standard, full"),
         (["benchmark", "--only", "nothing"], "nothing"),
         (["dissect", "{empty}"], "holds neither a saved edit"),
+        # Each has a second fault, which is found later: the folder is looked at first.
+        (["eval", "{empty}", "--out", "taken"], "has no scores.json, so it is not replaced"),
+        (["certify", "{empty}", "--sampled", "4", "--out", "taken"], "has no reft_config.json, so it is not replaced"),
+        (["compare", "{config}", "--method", "nothing", "--out", "taken"], "has no result.json, so it is not replaced"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(place, tmp_path, monkeypatch, arguments, message) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    for name in ("edit", "comparison"):
+        (tmp_path / "taken" / name).mkdir(parents=True)
+        (tmp_path / "taken" / name / "notes.txt").write_text("mine")
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": " b"}\n{"prompt": "a"}\n')
     before = sorted(tmp_path.rglob("*"))
     names = {"config": place / "moved.toml", "data": place / "train.jsonl", "bad": "bad.jsonl", "empty": "empty"}

@@ -234,6 +234,6 @@ def test_a_prompt_that_cannot_be_continued_is_named(gpt2) -> None:
 
 def test_progress_counts_prompts(gpt2, capsys) -> None:
     rl.generate(gpt2, None, PROMPTS, max_new_tokens=2, batch_size=2, progress=True)
-    assert "3/3" in capsys.readouterr().err
+    assert "3 of 3" in capsys.readouterr().err
     rl.generate(gpt2, None, PROMPTS, max_new_tokens=2, batch_size=2)
     assert not capsys.readouterr().err

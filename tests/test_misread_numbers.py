@@ -162,13 +162,13 @@ def test_one_large_coordinate_does_not_make_all_random_readings_the_same(monkeyp
     reft = rl.Reft([(rl.Site(name, rl.All()), make_edit(rl.DiReFT, rank=1))])
     rows = {}
     module = sys.modules["reftlens.analysis.top_contexts"]
-    plain = module._Readings
+    plain = module.Readings
 
     def kept(given, *rest):
         rows["random"] = given[1:]
         return plain(given, *rest)
 
-    monkeypatch.setattr(module, "_Readings", kept)
+    monkeypatch.setattr(module, "Readings", kept)
     operators = decompose(bridge, reft, batches)
     top_contexts(bridge, reft, operators, batches, directions=1, n_null=100)
     h = torch.cat(

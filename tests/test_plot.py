@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable
 from functools import cache
@@ -244,6 +245,22 @@ def test_several_results_are_drawn_below_each_other_as_each_is_alone() -> None:
         plot.dose([one, made_map()])
     with pytest.raises(ValueError, match="nothing to draw"):
         plot.dose([])
+
+
+def test_every_searched_range_is_drawn_by_value_and_a_choice_side_by_side() -> None:
+    found = made_search(6)
+    trials = [
+        dataclasses.replace(t, settings={**t.settings, "weight_decay": t.settings["lr"] / 10}) for t in found.trials
+    ]
+    figure = plot.search(
+        dataclasses.replace(found, space={**found.space, "weight_decay": "1e-05..0.01"}, trials=tuple(trials))
+    )
+    columns = {axes.get_xlabel(): axes for axes in figure.axes if axes.get_xlabel()}
+    assert {name: axes.get_xscale() for name, axes in columns.items()} == {
+        "trial": "linear", "lr": "log", "rank": "linear", "positions": "linear", "weight_decay": "log"
+    }  # fmt: skip
+    drawn = {float(line.get_xdata()[0]) for line in columns["weight_decay"].lines}
+    assert sorted(drawn) == pytest.approx([t.settings["weight_decay"] for t in trials], rel=1e-2)
 
 
 def test_lines_that_cannot_be_told_apart_are_refused_not_left_out() -> None:

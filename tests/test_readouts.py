@@ -120,6 +120,23 @@ def test_the_jacobian_readout_equals_brute_force(model, reft) -> None:
     )
 
 
+def test_the_control_of_the_jacobian_names_the_token_that_it_asks_about(model) -> None:
+    """With one name only, the furthest is named, and the control is about the token with the largest reading."""
+    differ = 0
+    for seed in range(2):
+        vector = torch.randn(32, generator=torch.Generator().manual_seed(seed))
+        reft = rl.Reft([(rl.Site(POST, "l1"), rl.SteeringVector.of(vector))])
+        lens = fit_lens(model, SHORT, [0, 1])
+        one, every = (
+            readouts(model, reft, SHORT, methods=["jacobian"], n_null=N_NULL, lens=lens, top=top) for top in (1, 320)
+        )
+        for alone, whole in zip(one, every, strict=True):
+            largest = max(whole.said, key=lambda said: abs(said[1]))[0]
+            assert alone.controls[0][0].startswith(f"{largest!r} through")
+            differ += alone.said[0][0] != largest
+    assert differ, "no case can tell the two apart"
+
+
 def test_the_lens_of_the_last_block_is_the_slope_of_the_direct_readout(model) -> None:
     vector = 1e-3 * torch.randn(32, generator=torch.Generator().manual_seed(0))
     reft = rl.Reft([(rl.Site(LAST, "l1"), rl.SteeringVector.of(vector))])

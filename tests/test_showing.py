@@ -99,7 +99,6 @@ def test_results_are_drawn_by_their_class_or_as_a_table() -> None:
         results.Evaluation,
         results.Identification,
         results.Identified,
-        results.Minimal,
         results.ReadContexts,
         results.ReadSpace,
         results.SiteCheck,

@@ -17,8 +17,9 @@ from dataclasses import replace
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.metrics import Metric, name_of
-from reftlens.analysis.patch import patch
+from reftlens.analysis.patch import metric_of, patch
 from reftlens.analysis.tokens import require_aligned, starred
+from reftlens.cone.recording import record
 from reftlens.data import Prompt, as_prompts, as_texts, encode
 from reftlens.results import TokenMap
 
@@ -59,6 +60,14 @@ def trace(
                 "clean, corrupted and unrelated prompts must have the same shape in tokens, got "
                 f"{list(clean_batch.tokens.shape)} and {list(batch.tokens.shape)}"
             )
+    # Two runs more, so that a pair without a difference is refused before the sweep.
+    low, high = (
+        float(metric_of(metric, record(bridge, b, masked=True)).mean()) for b in (corrupted_batch, clean_batch)
+    )
+    if abs(high - low) < 1e-6:
+        raise ValueError(
+            "the metric is the same on the clean and the corrupted prompts, so there is nothing to restore"
+        )
     result = patch(
         bridge,
         clean_batch,
@@ -67,10 +76,6 @@ def trace(
         unrelated=sources[1] if unrelated is not None else None,
         progress=progress,
     )
-    if float((result.source.mean() - result.base.mean()).abs()) < 1e-6:
-        raise ValueError(
-            "the metric is the same on the clean and the corrupted prompts, so there is nothing to restore"
-        )
     return replace(
         result.to_token_map(
             starred=starred(bridge, clean[0], subjects),

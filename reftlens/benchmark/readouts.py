@@ -164,8 +164,10 @@ def _ends(
         return output[0] if isinstance(output, tuple) else output
 
     def add(vector: Tensor) -> Any:
-        def hook(_module: Any, _args: Any, output: Any) -> None:
-            first(output)[:, -1] += vector
+        def hook(_module: Any, _args: Any, output: Any) -> Any:
+            pushed = first(output).clone()
+            pushed[:, -1] += vector
+            return (pushed, *output[1:]) if isinstance(output, tuple) else pushed
 
         return hook
 
@@ -289,7 +291,7 @@ def _random_edit(planted: PlantedMeanings, generator: torch.Generator) -> Reft:
 
 
 def _rank_one(layer: int, h: Float[Tensor, "n d_model"], reading: Tensor, write: Tensor) -> Reft:
-    """Returns h + write (2 + reading . (h - mean)): its change has one direction, and depends on the input."""
+    """Returns h + write (2 + reading . (h - mean)) / 2: its change has one direction, and depends on the input."""
     edit = DiReFT(h.shape[1], 1)
     with torch.no_grad():
         edit.read.weight.copy_(reading[None])

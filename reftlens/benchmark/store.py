@@ -1,16 +1,18 @@
 """Stores the rows of the table in a file as they are computed (JSON Lines), so that an interrupted run resumes.
 
-A unit is finished if its last line says so. An unfinished unit is run again.
+A unit is finished if its last line says so. An unfinished unit is run again, and its rows leave the file.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from reftlens._version import __version__
 from reftlens.benchmark.known import Known
+from reftlens.files.folder import write_whole
 
 
 def run_kept(units: Mapping[str, Callable[[], Iterator[Known]]], file: Path | None) -> Iterator[Known]:
@@ -33,10 +35,15 @@ def run_kept(units: Mapping[str, Callable[[], Iterator[Known]]], file: Path | No
             rows.append(row)
             yield row
         if file is not None:
-            # Written once the unit is complete, so that a unit in the file is never half of one.
-            lines = [*({"piece": name, **vars(row)} for row in rows), {"done": name, "version": __version__}]
-            with file.open("a", encoding="utf-8") as kept:
-                kept.write("".join(json.dumps(line) + "\n" for line in lines))
+            done[name] = rows
+            # The whole file: appended lines would stay behind if the process ended between two of them.
+            write_whole(file, "".join(json.dumps(line) + "\n" for line in _lines(done)).encode())
+
+
+def _lines(done: Mapping[str, Sequence[Known]]) -> Iterator[dict[str, Any]]:
+    for name, rows in done.items():
+        yield from ({"piece": name, **vars(row)} for row in rows)
+        yield {"done": name, "version": __version__}
 
 
 def _read(file: Path) -> dict[str, list[Known]]:

@@ -47,12 +47,12 @@ def benchmark(
         if not as_json and not quiet:
             group = _print(row, group)
     frame = known_to_dataframe(rows)
+    if out is not None:
+        found = frame["holds"].map({True: "yes", False: "MISSED"})
+        frame.drop(columns="holds").assign(**{"found?": found}).to_csv(out, index=False)
     if as_json:
         print_json(frame.to_dict("records"))
         return
-    frame["found?"] = frame.pop("holds").map({True: "yes", False: "MISSED"})
-    if out is not None:
-        frame.to_csv(out, index=False)
     missed = sum(not row.holds for row in rows)
     say(f"{len(rows) - missed} of {len(rows)} found; {missed} missed")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -43,25 +44,32 @@ def certify(
     from reftlens import analysis
     from reftlens.analysis.certify import THRESHOLDS
     from reftlens.cli.output import prepare, print_frame, print_json, say
+    from reftlens.edit.checkpoint import CONFIG_NAME
+    from reftlens.files.folder import Replacement
     from reftlens.paper.runs.folder import config_of, open_run
+    from reftlens.results.saving import RESULT
 
-    prepare(config_of(directory, model=model).model, quiet=quiet)
-    opened = open_run(directory, {} if device is None else {"device": device}, model=model)
-    population = analysis.sampled_prompts(opened.bridge, sampled or 2, seed=seed) if texts is None else texts
-    found = analysis.certify(
-        opened.bridge,
-        opened.reft,
-        population,
-        cap=cap,
-        confidence=confidence,
-        n_searched=n_searched,
-        rounds=rounds,
-        seed=seed,
-        thresholds=threshold or THRESHOLDS,
-    )
-    if out is not None:
-        found.save(out / "certificate")
-        opened.reft.save_pretrained(out / "edit", bridge=opened.bridge, certificate=found)
+    places = {} if out is None else {out / "certificate": RESULT.json_name, out / "edit": CONFIG_NAME}
+    with ExitStack() as writing:
+        # Opened first: a folder that cannot be replaced is refused before anything is computed.
+        folders = [writing.enter_context(Replacement(place, marker=marker)) for place, marker in places.items()]
+        prepare(config_of(directory, model=model).model, quiet=quiet)
+        opened = open_run(directory, {} if device is None else {"device": device}, model=model)
+        population = analysis.sampled_prompts(opened.bridge, sampled or 2, seed=seed) if texts is None else texts
+        found = analysis.certify(
+            opened.bridge,
+            opened.reft,
+            population,
+            cap=cap,
+            confidence=confidence,
+            n_searched=n_searched,
+            rounds=rounds,
+            seed=seed,
+            thresholds=threshold or THRESHOLDS,
+        )
+        if folders:
+            found.save(folders[0])
+            opened.reft.save_pretrained(folders[1], bridge=opened.bridge, certificate=found)
     if as_json:
         print_json(
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -55,9 +56,11 @@ def compare(
     chosen = read_settings(config, parse_settings(settings or ()))
 
     from reftlens.cli.output import prepare, print_frame, print_json, say
+    from reftlens.files.folder import Replacement
     from reftlens.paper.baselines import METHODS
     from reftlens.paper.baselines.configured import Tuning, compare_configured
     from reftlens.paper.baselines.space import parse_space
+    from reftlens.results.saving import RESULT
 
     prepare(chosen.model, quiet=quiet)
     names = method or ["random subspace", "steering vector", "LoRA", "full fine-tuning"]
@@ -65,9 +68,14 @@ def compare(
     if trials:
         folder = None if out is None else out.absolute() / "tuning"
         tuning = Tuning(trials, parse_space(space) if space else None, folder=folder, resume=resume)
-    found = compare_configured(chosen, names, seeds=range(seeds), tuning=tuning, kept=texts, kl=kl, progress=not quiet)
-    if out is not None:
-        found.save(out / "comparison")
+    with ExitStack() as opened:
+        # Opened first: a folder that cannot be replaced is refused before anything is trained.
+        place = None if out is None else opened.enter_context(Replacement(out / "comparison", marker=RESULT.json_name))
+        found = compare_configured(
+            chosen, names, seeds=range(seeds), tuning=tuning, kept=texts, kl=kl, progress=not quiet
+        )
+        if place is not None:
+            found.save(place)
     if as_json:
         runs = found.runs_to_dataframe().to_dict("records")
         print_json(

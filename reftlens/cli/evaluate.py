@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,12 +55,14 @@ def evaluate(
     from reftlens.paper.runs.folder import config_of
     from reftlens.paper.runs.testing import score_run, scores, write_outputs
 
-    prepare(config_of(directory, model=model).model, quiet=quiet)
-    found = score_run(directory, overrides, base=base, model=model, progress=not quiet)
-    frame = scores(found)
-    result = {"run": str(directory), "edited": not base, "scores": frame.to_dict("records")}
-    if out is not None:
-        with Replacement(out, marker="scores.json") as folder:
+    with ExitStack() as opened:
+        # Opened first: a folder that cannot be replaced is refused before anything is computed.
+        folder = None if out is None else opened.enter_context(Replacement(out, marker="scores.json"))
+        prepare(config_of(directory, model=model).model, quiet=quiet)
+        found = score_run(directory, overrides, base=base, model=model, progress=not quiet)
+        frame = scores(found)
+        result = {"run": str(directory), "edited": not base, "scores": frame.to_dict("records")}
+        if folder is not None:
             write_outputs(folder, found)
             (folder / "scores.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if as_json:

@@ -42,7 +42,9 @@ def search(result: Search) -> Figure:
         figure = sheet(max(width, 4.2), 3.6, title=f"Search for settings: {drawn(result.method)}", subtitle=subtitle)
         axes = figure.subplots(2, 1 + len(names), sharey="row", squeeze=False)
         for column, name in enumerate(["trial", *names]):
-            places = _places(list(axes[:, column]), name, list(frame[name]))
+            # A range is written low..high, and every value in it is a number.
+            ranged = name == "lr" or ".." in result.space.get(name, "")
+            places = _places(list(axes[:, column]), name, list(frame[name]), ranged=ranged)
             _points(axes[0, column], result, places, [trial.score for trial in result.trials])
             _points(axes[1, column], result, places, [trial.loss for trial in result.trials])
         axes[0, 0].set_ylabel("score")
@@ -51,12 +53,12 @@ def search(result: Search) -> Figure:
     return figure
 
 
-def _places(column: Sequence[Axes], name: str, values: list[Any]) -> list[float]:
-    """Labels the horizontal axes of a column, and returns where each trial goes: numbers by value, others side by side."""
+def _places(column: Sequence[Axes], name: str, values: list[Any], *, ranged: bool) -> list[float]:
+    """Labels the horizontal axes of a column, and returns where each trial goes: a range by value, others side by side."""
     column[-1].set_xlabel(drawn(name))
     for axes in column[:-1]:
         axes.tick_params(axis="x", labelbottom=False)
-    if name == "lr":
+    if ranged:
         for axes in column:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -26,6 +26,7 @@ from reftlens.analysis.readers.correction import Scored
 from reftlens.analysis.readers.tokens import likeliest, require_residual, scored_tokens
 from reftlens.analysis.readers.vectors import Case, Kind, Look
 from reftlens.bridge import Lens, fit_lens, lens_layer, load_lens, mean_logit_slopes, mean_logits
+from reftlens.data import str_tokens
 
 KINDS: tuple[Kind, ...] = ("write", "change")
 FITTED_ON = 12
@@ -85,11 +86,13 @@ def _read(case: Case, look: Look, lens: Lens, layer: int) -> Scored:
         own = score(look.vectors[:1])[0]
         # The other lenses are asked about this token alone, not about a furthest one of their own.
         token = int(own.abs().argmax())
+        # The first name may be another: with one name only, it is the furthest.
+        (label,) = str_tokens(case.bridge, torch.tensor([token]))
         elsewhere = torch.stack([score(look.vectors[:1], other)[0, token] for other in others])
         found = replace(
             found,
             controls=(
-                (f"{found.names[0]!r} through the lenses of other layers, mean", float(elsewhere.mean())),
+                (f"{label!r} through the lenses of other layers, mean", float(elsewhere.mean())),
                 (
                     "fraction of other layers where it is as far",
                     float((elsewhere.abs() >= own[token].abs()).double().mean()),
