@@ -114,7 +114,9 @@ def test_the_cost_of_a_dissection_counts_the_runs_of_ablate() -> None:
     one = Sizes(config=rl.DissectConfig(batch_size=1), **numbers)
     most = sys.modules["reftlens.analysis.ablate"].MOST_EXACT
     for n, sets in ((1, 2), (most, 2**most), (most + 1, where._N_ORDERS * (most + 1))):
-        assert PARTS["sites"].cost(replace(one, sites=n)).variants == sets + 4 * n, "4 controls of each site"
+        assert PARTS["sites"].cost(replace(one, sites=n)).variants == sets + 4 * (n + 1), (
+            "4 controls of each site and of all"
+        )
 
 
 def test_sampled_orders_agree_with_all_orders_and_still_sum_to_the_whole(gpt2, monkeypatch) -> None:

@@ -15,7 +15,7 @@ from datasets import Dataset
 from tokenizers_made import ALL, byte_bpe, sentencepiece_bpe
 
 import reftlens as rl
-from reftlens.cli.generate import _prompts as asked
+from reftlens.cli.generate import prompts_of as asked
 from reftlens.data import first_tokens, str_tokens
 from reftlens.data.labels import labels_of
 from reftlens.data.tokens import continuations, continued_text, shortened

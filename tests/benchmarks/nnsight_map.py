@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 
-import nnsight
 import torch
 from patching import ANSWER, FOIL, header, make_batch, make_hf, make_model, row, spread, timed, with_reftlens
 from torch import Tensor
@@ -24,6 +23,8 @@ import reftlens as rl
 @torch.no_grad()
 def with_nnsight(model: GPT2LMHeadModel, clean: rl.Batch, corrupted: rl.Batch) -> Tensor:
     """`[layer, pos]`, each layer in one trace."""
+    import nnsight  # here, so that collecting doctests does not need it
+
     wrapped = nnsight.NNsight(model)
     n_layers, n_pos = len(model.transformer.h), clean.tokens.shape[1]
     kept = []
