@@ -310,7 +310,7 @@ def test_pointing_at_a_cell_a_token_or_a_term_says_its_numbers(opened) -> None:
     )
     assert tip(".token", 1) == "0 resid_post, token 1 ·Tower: change of 0.5 of the activation's length"
     assert tip(".move circle:last-child", 3).startswith("a token (to stay): from (")
-    assert tip(".inside .term", 0).startswith("The logit of the wanted answer")
+    assert tip(".inside .term", 0).startswith("How much the edit raises the wanted answer")
     browser.press("Escape")
     assert browser.value("document.getElementById('tip').hidden")
     assert tip("h1") == ""
