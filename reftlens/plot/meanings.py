@@ -8,26 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from reftlens.plot.canvas import (
-    BLUE,
-    GREY,
-    INK,
-    KEY,
-    PALE,
-    VERMILLION,
-    house_style,
-    key_on_top,
-    listed,
-    panel_title,
-    sheet,
-)
+from reftlens.plot.bar_panels import MOST, bar_panels, draw_bars
+from reftlens.plot.canvas import BLUE, GREY, PALE, VERMILLION, listed, panel_title
 from reftlens.plot.labels import drawn, drawn_token, short_name
 from reftlens.results import Meaning
 
-_MOST = 8
-"""More panels would not be read on one page."""
-_BAR = 0.18
-"""Inches a bar and its label take."""
 _LONGEST = 22
 _UNITS = {"change of the logit": "change of the logit / that of random vectors"}
 
@@ -46,41 +31,31 @@ def meanings(meanings: Sequence[Meaning] | Meaning) -> Figure:
     given = listed(meanings, Meaning)
     if not given:
         raise ValueError("meanings needs at least one result, got none")
-    smallest = sorted(range(len(given)), key=lambda place: given[place].p)[:_MOST]
+    smallest = sorted(range(len(given)), key=lambda place: given[place].p)[:MOST]
     shown = [given[place] for place in sorted(smallest)]
     columns = min(2, len(shown))
-    lines = -(-len(shown) // columns)
     bars = max(3, *(len(item.said) for item in shown))
     width = 3.5 * columns if columns > 1 else 6.5
     subtitle = (
         f"band: what {max(item.n_null for item in given)} sets of random vectors reach, over all looks; scales differ"
     )
     subtitle += f"; {len(shown)} of {len(given)} looks, those with the smallest p" * (len(shown) < len(given))
-    with house_style():
-        height = (bars * _BAR + 0.8) * lines + KEY
-        figure = sheet(width, height, title="What each method says the edit's vectors mean", subtitle=subtitle)
-        grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
-        # The grid has one panel more where the number of looks is odd.
-        for axes, item in zip(grid, shown, strict=False):
-            _panel(axes, item, bars=bars, width=width / columns - 1.0)
-        for axes in grid[len(shown) :]:
-            axes.remove()
-        key_on_top(figure, _key(), below=height)
-    return figure
+    return bar_panels(
+        shown,
+        lambda axes, item: _panel(axes, item, bars=bars, width=width / columns - 1.0),
+        bars=bars,
+        width=width,
+        title="What each method says the edit's vectors mean",
+        subtitle=subtitle,
+        key=_key(),
+    )
 
 
 def _panel(axes: Axes, item: Meaning, *, bars: int, width: float) -> None:
-    axes.axvspan(-item.chance, item.chance, color=PALE, zorder=0)
     scores = [score for _, _, score, *_ in item.said]
     colours = [GREY if abs(score) <= item.chance else VERMILLION if score > 0 else BLUE for score in scores]
-    axes.barh(range(len(scores)), scores, color=colours, height=0.75)
-    axes.set_yticks(range(len(scores)), [_label(name) for name, *_ in item.said])
-    # From the top down, and as many places in every panel, so that all bars are equally thick.
-    axes.set_ylim(bars - 0.4, -0.6)
-    axes.axvline(0, color=INK, linewidth=0.8)
-    axes.tick_params(axis="y", length=0)
-    axes.locator_params(axis="x", nbins=5)
-    axes.margins(x=0.05)
+    names = [_label(name) for name, *_ in item.said]
+    draw_bars(axes, scores, names, colours, band=(-item.chance, item.chance), bars=bars)
     axes.set_xlabel(drawn(_UNITS.get(item.unit, item.unit)))
     panel_title(axes, drawn(f"{item.method}: {item.looked_at}, {short_name(item.where)}"), width=width)
 

@@ -8,27 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from reftlens.plot.canvas import (
-    BLUE,
-    GREY,
-    INK,
-    KEY,
-    PALE,
-    VERMILLION,
-    house_style,
-    key_on_top,
-    listed,
-    panel_title,
-    sheet,
-)
+from reftlens.plot.bar_panels import MOST, bar_panels, draw_bars
+from reftlens.plot.canvas import BLUE, GREY, PALE, VERMILLION, listed, panel_title
 from reftlens.plot.labels import drawn_token, short_name
 from reftlens.results import DirectionReadout
-
-_MOST = 8
-"""More panels would not be read on one page; the subtitle says how many directions there are."""
-_BAR = 0.18
-"""Inches a bar and its label take."""
-
 
 TWO_QUESTIONS = (
     "Named before looking, these have a test of their own: p is the part of random directions that change this one token's logit "
@@ -51,41 +34,32 @@ def readout(readouts: Sequence[DirectionReadout] | DirectionReadout) -> Figure:
     readouts = listed(readouts, DirectionReadout)
     if not readouts:
         raise ValueError("readout needs at least one direction, got none")
-    n_given, readouts = len(readouts), readouts[:_MOST]
+    n_given, readouts = len(readouts), readouts[:MOST]
     columns = min(2, len(readouts))
-    lines = -(-len(readouts) // columns)
-    bars = max(len(item.promoted) + len(item.suppressed) for item in readouts)
+    bars = max(3, *(len(item.promoted) + len(item.suppressed) for item in readouts))
     width = max(6.5, 3.2 * columns)
     n_null = " or ".join(str(n) for n in sorted({item.n_null for item in readouts}))
     subtitle = f"read straight through the unembedding; band: {n_null} random directions"
     subtitle += "; scales differ" * (len(readouts) > 1)
     subtitle += f"; the first {len(readouts)} of {n_given} directions" * (len(readouts) < n_given)
-    with house_style():
-        height = (max(bars, 3) * _BAR + 0.8) * lines + KEY
-        figure = sheet(width, height, title="Tokens that each write direction moves most", subtitle=subtitle)
-        grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
-        for axes, item in zip(grid, readouts, strict=False):
-            _panel(axes, item, bars=bars, width=width / columns - 0.9)
-        for axes in grid[len(readouts) :]:
-            axes.remove()
-        key_on_top(figure, _key(), below=height)
-    return figure
+    return bar_panels(
+        readouts,
+        lambda axes, item: _panel(axes, item, bars=bars, width=width / columns - 0.9),
+        bars=bars,
+        width=width,
+        title="Tokens that each write direction moves most",
+        subtitle=subtitle,
+        key=_key(),
+    )
 
 
 def _panel(axes: Axes, item: DirectionReadout, *, bars: int, width: float) -> None:
     moved = [*item.promoted, *item.suppressed]
-    axes.axvspan(item.null_low, item.null_high, color=PALE, zorder=0)
     colours = [VERMILLION if change > item.null_high else GREY for _, change in item.promoted]
     colours += [BLUE if change < item.null_low else GREY for _, change in item.suppressed]
-    axes.barh(range(len(moved)), [change for _, change in moved], color=colours, height=0.75)
-    axes.set_yticks(range(len(moved)), [drawn_token(token) for token, _ in moved])
-    # A panel with fewer tokens keeps the thickness of its bars.
-    axes.set_ylim(max(bars, 3) - 0.4, -0.6)
-    axes.axvline(0, color=INK, linewidth=0.8)
+    names = [drawn_token(token) for token, _ in moved]
+    draw_bars(axes, [change for _, change in moved], names, colours, band=(item.null_low, item.null_high), bars=bars)
     axes.axhline(len(item.promoted) - 0.5, color=GREY, linewidth=0.5, linestyle=":")
-    axes.tick_params(axis="y", length=0)
-    axes.locator_params(axis="x", nbins=5)
-    axes.margins(x=0.05)
     axes.set_xlabel("mean change of the logit")
     panel_title(axes, f"{short_name(item.where)}, direction {item.direction}", width=width)
 
