@@ -449,7 +449,7 @@ def test_long_texts_run_over_lines_and_keep_every_token() -> None:
 
 @pytest.mark.parametrize(
     ("dormant", "power", "verdict"),
-    [(0.9, 0.9, "; illusory"), (0.1, 0.9, "; not illusory"), (0.9, 0.2, "; illusory: no power")],
+    [(0.9, 0.9, "; illusory"), (0.1, 0.9, "; not illusory"), (0.9, 0.2, "; illusion test: no power")],
 )
 def test_an_interchange_shows_its_verdict_and_that_there_is_none(dormant, power, verdict) -> None:
     figure = plot.interchange([made_interchange(dormant=dormant, power=power)])
