@@ -21,6 +21,7 @@ from made import (
     made_alignment_map,
     made_attribution,
     made_beside,
+    made_channels,
     made_dose,
     made_heads,
     made_interchange,
@@ -107,6 +108,8 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "beside tracing": lambda: plot.beside_tracing(made_beside()),
     "beside tracing wide": lambda: plot.beside_tracing(made_beside(12, ("first", "a named position", *"abcdef"))),
     "beside tracing nasty": lambda: plot.beside_tracing(made_beside(3, NASTY[:6], "$ <b> 上")),
+    "channels": lambda: plot.channels(made_channels()),
+    "channels of one head": lambda: plot.channels(made_channels(2, 1)),
     "mediation": lambda: plot.mediation([made_heads(), made_mlps()], direct=torch.linspace(1, 2, 8)),
     "mediation of one": lambda: plot.mediation([made_heads()], most=1),
     "mediation nasty": lambda: plot.mediation([made_mlps(tokens=NASTY)]),
@@ -449,7 +452,7 @@ def test_long_texts_run_over_lines_and_keep_every_token() -> None:
 
 @pytest.mark.parametrize(
     ("dormant", "power", "verdict"),
-    [(0.9, 0.9, "; illusory"), (0.1, 0.9, "; not illusory"), (0.9, 0.2, "; illusory: no power")],
+    [(0.9, 0.9, "; illusory"), (0.1, 0.9, "; not illusory"), (0.9, 0.2, "; illusion test: no power")],
 )
 def test_an_interchange_shows_its_verdict_and_that_there_is_none(dormant, power, verdict) -> None:
     figure = plot.interchange([made_interchange(dormant=dormant, power=power)])

@@ -19,6 +19,7 @@ from reftlens.plot.answers import composed, mannered
 from reftlens.plot.attribution import attribution
 from reftlens.plot.beside_tracing import beside_tracing
 from reftlens.plot.canvas import png
+from reftlens.plot.channels import channels
 from reftlens.plot.codebook import codebook
 from reftlens.plot.dose import dose
 from reftlens.plot.edit_profile import edit_profile
@@ -52,6 +53,7 @@ __all__ = [
     "alignment_map",
     "attribution",
     "beside_tracing",
+    "channels",
     "codebook",
     "composed",
     "dose",
@@ -116,6 +118,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.AlignmentMap: alignment_map,
     results.Attribution: attribution,
     results.BesideTracing: beside_tracing,
+    results.Channels: channels,
     results.Codebook: codebook,
     results.Composed: composed,
     results.DirectionReadout: readout,

@@ -43,8 +43,8 @@ def _panel(axes: Axes, result: Interchanged, *, names: bool) -> None:
     single: list[tuple[str, Swap, str]] = [
         ("whole activation", result.whole, GREY),
         ("inside the subspace", result.inside, VERMILLION),
-        ("   by what is read", result.from_read, VERMILLION),
-        ("   by what is not read", result.from_unread, VERMILLION),
+        ("   read by later layers", result.from_read, VERMILLION),
+        ("   not read later", result.from_unread, VERMILLION),
         ("its complement", result.complement, BLUE),
     ]
     for place, (_, swap, colour) in enumerate(single):
@@ -67,6 +67,6 @@ def _panel(axes: Axes, result: Interchanged, *, names: bool) -> None:
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelbottom=True)
     axes.set_xlabel("part of the way to the source")
-    verdict = "illusory: no power" if result.verdict == "no power" else result.verdict
-    facts = f"{short_name(result.where)}, rank {result.rank}\n{result.n} pairs, p = {result.p:.2g}; {verdict}"
+    verdict = "illusion test: no power" if result.verdict == "no power" else result.verdict
+    facts = f"{short_name(result.where)}, rank {result.rank}; {result.n} pairs\np = {result.p:.2g}; {verdict}"
     axes.set_title(facts, loc="left", color=INK)
