@@ -470,7 +470,7 @@ def test_bars_of_the_spectrum_are_split_by_share_of_energy() -> None:
     np.testing.assert_allclose(bars[4:], np.stack([size * share, size * (1 - share)], axis=1), rtol=1e-5)
     text = written(figure)
     # Energies 64, 16, 4, 1: 85^2 / (64^2 + 16^2 + 4^2 + 1) = 1.65.
-    for part in ("effective rank 1.7 of 4", "|h| = 40", "20%", "share of the squared change", "3 resid_post"):
+    for part in ("effective rank 1.7 of 4", "|h| = 40", "20%", "part of the squared change", "3 resid_post"):
         assert part in text
 
 

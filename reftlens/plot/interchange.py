@@ -29,7 +29,12 @@ def interchange(results: Sequence[Interchanged] | Interchanged) -> Figure:
     lines = -(-len(results) // columns)
     subtitle = "0: unpatched run, 1: run on the source prompt (logit of the source's answer minus that of the other's)"
     with house_style():
-        figure = sheet(width, 2.5 * lines, title="Coordinates of a source prompt put into the run on another prompt", subtitle=subtitle)
+        figure = sheet(
+            width,
+            2.5 * lines,
+            title="Coordinates of a source prompt put into the run on another prompt",
+            subtitle=subtitle,
+        )
         # One scale for all: a bar that reaches nowhere looks like one.
         grid = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel().tolist()
         for index, (axes, result) in enumerate(zip(grid, results, strict=False)):

@@ -123,6 +123,6 @@ def _percent(change: float, norm: float, *, strongest: bool) -> str:
 def _parts(null: bool) -> list[Patch]:
     return [
         *[Patch(label="control: range of its spectra", **_NULL)] * null,
-        Patch(color=ORANGE, label="constant push (share of the bar: its share of the squared change)"),
+        Patch(color=ORANGE, label="constant push (part of the bar = part of the squared change)"),
         Patch(label="depends on the input", **_VARYING),
     ]
