@@ -18,6 +18,7 @@ from reftlens.results import (
     BesideTraining,
     Calibrated,
     Certificate,
+    Channels,
     Codebook,
     Comparison,
     Composed,
@@ -61,6 +62,7 @@ from reftlens.results import (
 )
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
 from reftlens.results.known import Smaller
+from reftlens.results.routes import Split
 from reftlens.results.scores import ComparedRun
 from reftlens.results.search import Trial
 from reftlens.results.steering import SteeringRun
@@ -408,6 +410,14 @@ def made_minimal() -> Minimal:
     return Minimal(path, seeds, share=0.9, kl=0.022, n_examples=12, n_kept=8)
 
 
+def made_channels(layers: int = 6, heads: int = 4) -> Channels:
+    """Three parts of four need changed patterns, all of them that of head 2.1."""
+    whole, opened = torch.full((8,), 4.0), torch.zeros(8, layers, heads)
+    opened[:, layers // 2 - 1, 1] = 3.0
+    edit = Split(whole, whole - 3, whole - 2, opened, opened)
+    return Channels(edit, Split(*(0.1 * part for part in (whole, whole, whole, opened, opened))))
+
+
 def made_steering() -> SteeringComparison:
     """Names of methods as long as those that ship, and scores at both ends."""
     two = (2.0, 2.0, 2.0)
@@ -475,6 +485,7 @@ def every_result(text: str) -> list[Result]:
         Calibrated(2.0, 0.1, 0.1, 0.03, 4),
         Minimal((Smaller(text, 2, 3.0, 4, 100, 2.0, 0.1), Smaller(text, 1, 1.0, 1, 9, 1.9, 0.1)), (), 0.9, 0.1, 4, 4),
         made_minimal(),
+        made_channels(),
         WorstPrompt(text, text, 2.0, 0.1, 2),
         Certificate(
             8, text, 0.95, 1.0, 0.1, 0.5, (0.1, 1.0), (2, 0), (0.6, 0.3), 0.4, (WorstPrompt(text, text, 2.0, 0.1, 2),)

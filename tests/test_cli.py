@@ -200,6 +200,7 @@ ALONE = {
     "map": (["--n-control", 1], "effect of this cell alone"),
     "ablate": (["--n-control", 1], "Shapley"),
     "mediate": (["--point", "mlp_out", "--over", "positions"], "edited into base"),
+    "channels": ([], "with attention patterns frozen"),
     "paths": (["--senders", "edit", "--receivers", "logits"], "1 x 1 cells by sender, receiver"),
 }
 
@@ -233,7 +234,7 @@ def test_an_option_of_an_analysis_is_one_of_its_function() -> None:
     """The commands are made from the source alone; here the functions themselves are asked."""
     from reftlens.cli.analyses import _described
 
-    for name in ("effect_map", "ablate", "mediate", "paths", "patch", "trace"):
+    for name in ("effect_map", "ablate", "mediate", "channels", "paths", "patch", "trace"):
         about, options = _described(name)
         parameters = inspect.signature(getattr(rl.analysis, name)).parameters
         assert about.endswith((".", "?"))

@@ -234,10 +234,8 @@ def test_a_direction_is_identified_as_far_as_it_may_not_turn(
     fixes, partly = verdict
     assert f"The behaviour {fixes} the strongest write direction of blocks.3.hook_resid_post{partly}. Turned" in found
     assert f"way, {said[0]} enough to change the outputs by 0.001 nats of KL divergence." in found
-    assert (
-        f"Turned the least sensitive way, it takes {said[1]}. On held-out prompts these turns change them by 0.0014"
-        in found
-    )
+    held = "On held-out prompts, the most sensitive of these turns changes them by 0.0014 nats and the least sensitive by 0.0014."
+    assert f"Turned the least sensitive way, it takes {said[1]}. {held}" in found
     random = replace(turns[0], toward="random", plus=27.0, minus=-1.0)
     turned = replace(identified, turns=(*turns, random))
     told = answer("directions", operators=(made_operator(),), identified=turned).answer

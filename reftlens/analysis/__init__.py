@@ -9,6 +9,7 @@ from reftlens.analysis.beside_tracing import at_rules, beside_tracing
 from reftlens.analysis.beside_training import beside_training
 from reftlens.analysis.calibrate import calibrate
 from reftlens.analysis.certify import certify, sampled_prompts
+from reftlens.analysis.channels import channels
 from reftlens.analysis.controls.retraining import at_random_sites, null_edits, permuted_labels, random_model
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
@@ -56,6 +57,7 @@ __all__ = [
     "beside_training",
     "calibrate",
     "certify",
+    "channels",
     "covariance_matched",
     "decompose",
     "direct_effect",

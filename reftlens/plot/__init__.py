@@ -19,6 +19,7 @@ from reftlens.plot.answers import composed, mannered
 from reftlens.plot.attribution import attribution
 from reftlens.plot.beside_tracing import beside_tracing
 from reftlens.plot.canvas import png
+from reftlens.plot.channels import channels
 from reftlens.plot.codebook import codebook
 from reftlens.plot.dose import dose
 from reftlens.plot.edit_profile import edit_profile
@@ -54,6 +55,7 @@ __all__ = [
     "attribution",
     "beside_tracing",
     "beside_training",
+    "channels",
     "codebook",
     "composed",
     "dose",
@@ -120,6 +122,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Attribution: attribution,
     results.BesideTracing: beside_tracing,
     results.BesideTraining: beside_training,
+    results.Channels: channels,
     results.Codebook: codebook,
     results.Composed: composed,
     results.DirectionReadout: readout,

@@ -35,6 +35,7 @@ from reftlens.results.loading import load
 from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
 from reftlens.results.pairs import Agreement, Overlap, agreements_to_dataframe
 from reftlens.results.readouts import Meaning
+from reftlens.results.routes import Channels
 from reftlens.results.scores import Answered, Comparison, Evaluation
 from reftlens.results.search import Search
 from reftlens.results.steering import Steered, SteeringComparison
@@ -51,6 +52,7 @@ __all__ = [
     "BesideTraining",
     "Calibrated",
     "Certificate",
+    "Channels",
     "Codebook",
     "Comparison",
     "Composed",
