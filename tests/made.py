@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from reftlens.analysis import beside_tracing
+from reftlens.analysis import beside_tracing, beside_training
 from reftlens.results import (
     Ablation,
     Agreement,
@@ -15,8 +15,10 @@ from reftlens.results import (
     Answered,
     Attribution,
     BesideTracing,
+    BesideTraining,
     Calibrated,
     Certificate,
+    Channels,
     Codebook,
     Comparison,
     Composed,
@@ -40,6 +42,7 @@ from reftlens.results import (
     Overhead,
     Overlap,
     PatchMap,
+    PredictedMap,
     Projection,
     ReadContexts,
     ReadSpace,
@@ -59,6 +62,7 @@ from reftlens.results import (
 )
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
 from reftlens.results.known import Smaller
+from reftlens.results.routes import Split
 from reftlens.results.scores import ComparedRun
 from reftlens.results.search import Trial
 from reftlens.results.steering import SteeringRun
@@ -272,6 +276,19 @@ def made_beside(
     return beside_tracing(reft, traced, n_resamples=50)
 
 
+def made_predicted(
+    rows: int = 6, columns: tuple[str, ...] = ("BOS", "last subject token", "last token"), score: str = "probability"
+) -> BesideTraining:
+    """A slope that orders the cells as training does, and two predictors that do not."""
+    trained = made_beside(rows, columns, score).reft
+    noise = torch.rand(2, rows, len(columns), generator=torch.Generator().manual_seed(6))
+    values = torch.cat([trained.gain()[None] * 2, noise])
+    names = ("slope", "bounded gain", "covariance")
+    return beside_training(
+        PredictedMap(values, 0.2 * values, names, trained.rows, columns, 6.5, 8, f"rank 1, {score}"), trained
+    )
+
+
 def made_log(
     loss: list[float],
     validation: tuple[tuple[int, float], ...] = (),
@@ -393,6 +410,14 @@ def made_minimal() -> Minimal:
     return Minimal(path, seeds, share=0.9, kl=0.022, n_examples=12, n_kept=8)
 
 
+def made_channels(layers: int = 6, heads: int = 4) -> Channels:
+    """Three parts of four need changed patterns, all of them that of head 2.1."""
+    whole, opened = torch.full((8,), 4.0), torch.zeros(8, layers, heads)
+    opened[:, layers // 2 - 1, 1] = 3.0
+    edit = Split(whole, whole - 3, whole - 2, opened, opened)
+    return Channels(edit, Split(*(0.1 * part for part in (whole, whole, whole, opened, opened))))
+
+
 def made_steering() -> SteeringComparison:
     """Names of methods as long as those that ship, and scores at both ends."""
     two = (2.0, 2.0, 2.0)
@@ -446,6 +471,8 @@ def every_result(text: str) -> list[Result]:
         Attribution(values, patch, torch.rand(4), sites, tokens),
         made_beside(3, (text, text), text),
         made_beside(3, (text, text), text).reft,
+        made_predicted(3, (text, text), text),
+        made_predicted(3, (text, text), text).predicted,
         context,
         made_meaning((text, "b")),
         Meaning(text, text, text, (), text, 1.0, 9, 0, 1, ((text, 0.5),), ((text, (text,)),), text),
@@ -458,6 +485,7 @@ def every_result(text: str) -> list[Result]:
         Calibrated(2.0, 0.1, 0.1, 0.03, 4),
         Minimal((Smaller(text, 2, 3.0, 4, 100, 2.0, 0.1), Smaller(text, 1, 1.0, 1, 9, 1.9, 0.1)), (), 0.9, 0.1, 4, 4),
         made_minimal(),
+        made_channels(),
         WorstPrompt(text, text, 2.0, 0.1, 2),
         Certificate(
             8, text, 0.95, 1.0, 0.1, 0.5, (0.1, 1.0), (2, 0), (0.6, 0.3), 0.4, (WorstPrompt(text, text, 2.0, 0.1, 2),)

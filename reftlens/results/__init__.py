@@ -17,7 +17,15 @@ from reftlens.results.behaviour import (
     Swap,
     outcomes_to_dataframe,
 )
-from reftlens.results.causes import Ablation, Attribution, BesideTracing, EditProfile, ReftMap
+from reftlens.results.causes import (
+    Ablation,
+    Attribution,
+    BesideTracing,
+    BesideTraining,
+    EditProfile,
+    PredictedMap,
+    ReftMap,
+)
 from reftlens.results.certificate import Certificate, WorstPrompt
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead, SteeringClaim
 from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
@@ -27,6 +35,7 @@ from reftlens.results.loading import load
 from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
 from reftlens.results.pairs import Agreement, Overlap, agreements_to_dataframe
 from reftlens.results.readouts import Meaning
+from reftlens.results.routes import Channels
 from reftlens.results.scores import Answered, Comparison, Evaluation
 from reftlens.results.search import Search
 from reftlens.results.steering import Steered, SteeringComparison
@@ -40,8 +49,10 @@ __all__ = [
     "Answered",
     "Attribution",
     "BesideTracing",
+    "BesideTraining",
     "Calibrated",
     "Certificate",
+    "Channels",
     "Codebook",
     "Comparison",
     "Composed",
@@ -66,6 +77,7 @@ __all__ = [
     "Overhead",
     "Overlap",
     "PatchMap",
+    "PredictedMap",
     "Projection",
     "ReadContexts",
     "ReadSpace",
