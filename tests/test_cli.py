@@ -200,6 +200,7 @@ ALONE = {
     "map": (["--n-control", 1], "effect of this cell alone"),
     "ablate": (["--n-control", 1], "Shapley"),
     "mediate": (["--point", "mlp_out", "--over", "positions"], "edited into base"),
+    "graph": (["--n-nodes", 6, "--n-sizes", 2], "edges alone have"),
     "channels": ([], "with attention patterns frozen"),
     "paths": (["--senders", "edit", "--receivers", "logits"], "1 x 1 cells by sender, receiver"),
 }
@@ -216,6 +217,9 @@ def test_an_analysis_of_an_edit_runs_alone(run, tmp_path, name) -> None:
     assert (tmp_path / "out" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert (numbers["model"], len(numbers["prompts"])) == ("facts-small", 2)
     assert said in numbers["headline"]
+    if name == "graph":
+        viewed = json.loads((tmp_path / "out" / "circuit-tracer" / "edit.json").read_text())
+        assert len(viewed["links"]) == len(numbers["cells"])
     if name != "ablate":
         return
     bridge = rl.load_bridge("facts-small")
@@ -234,7 +238,7 @@ def test_an_option_of_an_analysis_is_one_of_its_function() -> None:
     """The commands are made from the source alone; here the functions themselves are asked."""
     from reftlens.cli.analyses import _described
 
-    for name in ("effect_map", "ablate", "mediate", "channels", "paths", "patch", "trace"):
+    for name in ("effect_map", "ablate", "mediate", "channels", "graph", "paths", "patch", "trace"):
         about, options = _described(name)
         parameters = inspect.signature(getattr(rl.analysis, name)).parameters
         assert about.endswith((".", "?"))
