@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from reftlens.analysis import beside_tracing
+from reftlens.analysis import beside_tracing, beside_training
 from reftlens.results import (
     Ablation,
     Agreement,
@@ -15,6 +15,7 @@ from reftlens.results import (
     Answered,
     Attribution,
     BesideTracing,
+    BesideTraining,
     Calibrated,
     Certificate,
     Channels,
@@ -42,6 +43,7 @@ from reftlens.results import (
     Overhead,
     Overlap,
     PatchMap,
+    PredictedMap,
     Projection,
     ReadContexts,
     ReadSpace,
@@ -276,6 +278,19 @@ def made_beside(
     return beside_tracing(reft, traced, n_resamples=50)
 
 
+def made_predicted(
+    rows: int = 6, columns: tuple[str, ...] = ("BOS", "last subject token", "last token"), score: str = "probability"
+) -> BesideTraining:
+    """A slope that orders the cells as training does, and two predictors that do not."""
+    trained = made_beside(rows, columns, score).reft
+    noise = torch.rand(2, rows, len(columns), generator=torch.Generator().manual_seed(6))
+    values = torch.cat([trained.gain()[None] * 2, noise])
+    names = ("slope", "bounded gain", "covariance")
+    return beside_training(
+        PredictedMap(values, 0.2 * values, names, trained.rows, columns, 6.5, 8, f"rank 1, {score}"), trained
+    )
+
+
 def made_log(
     loss: list[float],
     validation: tuple[tuple[int, float], ...] = (),
@@ -477,6 +492,8 @@ def every_result(text: str) -> list[Result]:
         Attribution(values, patch, torch.rand(4), sites, tokens),
         made_beside(3, (text, text), text),
         made_beside(3, (text, text), text).reft,
+        made_predicted(3, (text, text), text),
+        made_predicted(3, (text, text), text).predicted,
         context,
         made_meaning((text, "b")),
         Meaning(text, text, text, (), text, 1.0, 9, 0, 1, ((text, 0.5),), ((text, (text,)),), text),

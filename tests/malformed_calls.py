@@ -204,6 +204,11 @@ def own_arguments(given: SimpleNamespace, shared: dict[str, Any]) -> dict[str, d
         "rl.LoReFT.delta": {"resid": torch.randn(2, 32)},
         "rl.Interchange.along": {"basis": torch.eye(32)[:2]},
         "analysis.beside_tracing": {"reft": given.results["ReftMap"], "tracing": given.results["PatchMap"]},
+        "analysis.predict_map": {"positions": {"l": rl.Last(1)}, "layers": [1], "n_probes": 1},
+        "analysis.beside_training": {
+            "predicted": given.results["PredictedMap"],
+            "trained": given.results["BesideTraining"].trained,
+        },
         "analysis.at_rules": {"result": shared["tracing"], "positions": {"l": rl.Last(1)}},
         "analysis.null_edits": {"n": 1},
         "analysis.attribute": pair,

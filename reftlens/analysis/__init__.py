@@ -6,6 +6,7 @@ from reftlens.analysis.alignment import align, alignment, null_alignments
 from reftlens.analysis.alignment_map import alignment_map
 from reftlens.analysis.attribute import attribute
 from reftlens.analysis.beside_tracing import at_rules, beside_tracing
+from reftlens.analysis.beside_training import beside_training
 from reftlens.analysis.calibrate import calibrate
 from reftlens.analysis.certify import certify, sampled_prompts
 from reftlens.analysis.channels import channels
@@ -28,6 +29,7 @@ from reftlens.analysis.outcome import outcome
 from reftlens.analysis.overlap import covariance_matched, directions, haar, overlap, random_readings
 from reftlens.analysis.patch import patch
 from reftlens.analysis.paths import paths
+from reftlens.analysis.predict_map import predict_map
 from reftlens.analysis.project import project
 from reftlens.analysis.read_directions import read_directions
 from reftlens.analysis.read_space import read_space, read_spaces
@@ -53,6 +55,7 @@ __all__ = [
     "at_rules",
     "attribute",
     "beside_tracing",
+    "beside_training",
     "calibrate",
     "certify",
     "channels",
@@ -85,6 +88,7 @@ __all__ = [
     "patch",
     "paths",
     "permuted_labels",
+    "predict_map",
     "probability_of",
     "project",
     "random_model",

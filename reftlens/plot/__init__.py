@@ -38,6 +38,7 @@ from reftlens.plot.outcomes import outcomes
 from reftlens.plot.overhead import overhead
 from reftlens.plot.overlap import overlap
 from reftlens.plot.patch_map import patch_map
+from reftlens.plot.predicted_map import beside_training, predicted_map
 from reftlens.plot.projection import projection
 from reftlens.plot.readout import readout
 from reftlens.plot.reft_map import reft_map
@@ -54,6 +55,7 @@ __all__ = [
     "alignment_map",
     "attribution",
     "beside_tracing",
+    "beside_training",
     "channels",
     "codebook",
     "composed",
@@ -76,6 +78,7 @@ __all__ = [
     "overlap",
     "patch_map",
     "png",
+    "predicted_map",
     "projection",
     "readout",
     "reft_map",
@@ -120,6 +123,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.AlignmentMap: alignment_map,
     results.Attribution: attribution,
     results.BesideTracing: beside_tracing,
+    results.BesideTraining: beside_training,
     results.Channels: channels,
     results.Codebook: codebook,
     results.Composed: composed,
@@ -140,6 +144,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Overhead: overhead,
     results.Overlap: overlap,
     results.PatchMap: patch_map,
+    results.PredictedMap: predicted_map,
     results.Projection: projection,
     results.ReftMap: reft_map,
     results.Result: table,

@@ -17,7 +17,15 @@ from reftlens.results.behaviour import (
     Swap,
     outcomes_to_dataframe,
 )
-from reftlens.results.causes import Ablation, Attribution, BesideTracing, EditProfile, ReftMap
+from reftlens.results.causes import (
+    Ablation,
+    Attribution,
+    BesideTracing,
+    BesideTraining,
+    EditProfile,
+    PredictedMap,
+    ReftMap,
+)
 from reftlens.results.certificate import Certificate, WorstPrompt
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead, SteeringClaim
 from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
@@ -42,6 +50,7 @@ __all__ = [
     "Answered",
     "Attribution",
     "BesideTracing",
+    "BesideTraining",
     "Calibrated",
     "Certificate",
     "Channels",
@@ -70,6 +79,7 @@ __all__ = [
     "Overhead",
     "Overlap",
     "PatchMap",
+    "PredictedMap",
     "Projection",
     "ReadContexts",
     "ReadSpace",
