@@ -26,6 +26,7 @@ from reftlens.results import (
     Context,
     DirectionReadout,
     Dose,
+    EditGraph,
     EditProfile,
     EditSize,
     Evaluation,
@@ -63,6 +64,7 @@ from reftlens.results import (
 )
 from reftlens.results.carried import CarriedDirection, CarriedEffect
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
+from reftlens.results.graph import GraphEdge, GraphNode, OneGraph
 from reftlens.results.known import Smaller
 from reftlens.results.routes import Split
 from reftlens.results.scores import ComparedRun
@@ -426,11 +428,30 @@ def made_minimal() -> Minimal:
 
 
 def made_channels(layers: int = 6, heads: int = 4) -> Channels:
-    """Three parts of four need changed patterns, all of them that of head 2.1."""
+    """Three parts of four need changed patterns, all of them that of one head."""
     whole, opened = torch.full((8,), 4.0), torch.zeros(8, layers, heads)
-    opened[:, layers // 2 - 1, 1] = 3.0
+    opened[:, layers // 2 - 1, min(1, heads - 1)] = 3.0
     edit = Split(whole, whole - 3, whole - 2, opened, opened)
     return Channels(edit, Split(*(0.1 * part for part in (whole, whole, whole, opened, opened))))
+
+
+def made_graph(tokens: tuple[str, ...] = TOKENS[:8], site: str = "L1 resid_post @ first 1") -> EditGraph:
+    """Two directions at the first token, two heads that read them at the last, an MLP behind these, and an edge that is dropped."""
+    last = len(tokens) - 1
+    nodes = (
+        *(GraphNode(f"e0.{k}@0", "edit", 2, 0, 2.0 - k) for k in range(2)),
+        *(GraphNode(f"2.{head}@{last}", "head", 2, last, 1.0) for head in (1, 3)),
+        GraphNode(f"mlp3@{last}", "mlp", 3, last, 1.5),
+        GraphNode("answer", "answer", 6, last, 3.0),
+    )
+    ends = [(0, 2), (2, 4), (4, 5), (1, 3), (3, 5), (0, 5)]
+    values = (2.5, 2.4, 2.3, -1.0, -0.9, 0.1)
+    edges = tuple(GraphEdge(nodes[a].name, nodes[b].name, value) for (a, b), value in zip(ends, values, strict=True))
+    kept, whole = ((0, 1, 2), (0, 1, 2, 3, 4), tuple(range(6))), torch.full((8,), 3.0)
+    shares = torch.tensor([0.7, 0.97, 1.0])[:, None]
+    one = OneGraph(whole, nodes, edges, kept, shares * whole, shares * whole)
+    control = OneGraph(0.1 * whole, nodes, edges[:3], kept[:1], 0.1 * shares[:1] * whole, 0.1 * shares[:1] * whole)
+    return EditGraph(one, control, tokens, (site,))
 
 
 def made_steering() -> SteeringComparison:
@@ -502,6 +523,7 @@ def every_result(text: str) -> list[Result]:
         made_minimal(),
         made_carried(text),
         made_channels(),
+        made_graph(tokens, text),
         WorstPrompt(text, text, 2.0, 0.1, 2),
         Certificate(
             8, text, 0.95, 1.0, 0.1, 0.5, (0.1, 1.0), (2, 0), (0.6, 0.3), 0.4, (WorstPrompt(text, text, 2.0, 0.1, 2),)

@@ -215,6 +215,8 @@ def own_arguments(given: SimpleNamespace, shared: dict[str, Any]) -> dict[str, d
         "analysis.attribute": pair,
         "analysis.patch": pair,
         "analysis.mediate": {"over": "heads"},
+        "analysis.graph": {"prompts": [PROMPTS[0]] * 2, "n_nodes": 2, "n_sizes": 1},
+        "analysis.graph_cost": {"prompts": [PROMPTS[0]] * 2},
         "analysis.at_random_sites": {"reft": rl.Reft([(rl.Site(POST, "l1"), rl.LoReFT(32, 2))])},
         "analysis.directions": {"rank": 1},
         "analysis.identify": {"prompts": PROMPTS * 2, "n_probes": 2, "refit": False},

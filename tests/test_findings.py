@@ -8,6 +8,7 @@ import pytest
 import torch
 from made import (
     OUTCOMES,
+    TOKENS,
     made_ablation,
     made_agreements,
     made_heads,
@@ -387,6 +388,15 @@ def test_a_summary_shows_whole_sentences_and_a_whole_table() -> None:
     assert found.headline().startswith("Yes: the edited model gives the wanted answer in 23 of 24")
     hostile = replace(CHANGED, group="\x1b[2J\u202e")
     assert "\x1b" not in str(replace(EMPTY, outcomes=(hostile,)).summary())
+
+
+def test_a_summary_of_one_part_has_its_numbers_and_no_numbers_leave_no_table() -> None:
+    found = replace(EMPTY, effect=made_map(2, TOKENS[:4]))
+    (line,) = found.summary().to_dataframe().to_dict("records")
+    strongest = made_map(2, TOKENS[:4]).values.nan_to_num().abs().max()
+    assert abs(float(line["found"])) == pytest.approx(float(strongest), abs=0.005)
+    assert line["beside it"].startswith("random directions ")
+    assert "DataFrame" not in str(EMPTY.summary())
 
 
 def test_every_column_has_a_label_and_no_two_of_a_table_have_the_same() -> None:

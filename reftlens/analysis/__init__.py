@@ -18,6 +18,7 @@ from reftlens.analysis.dose import dose
 from reftlens.analysis.effect_map import effect_map
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.engine.dictionary_files import load_dictionary, save_dictionary
+from reftlens.analysis.graph import graph, graph_cost
 from reftlens.analysis.identify import identify, identify_cost
 from reftlens.analysis.interchange import interchange
 from reftlens.analysis.ledger import edit_size, ledger
@@ -68,6 +69,8 @@ __all__ = [
     "edit_size",
     "edited_activations",
     "effect_map",
+    "graph",
+    "graph_cost",
     "haar",
     "identify",
     "identify_cost",

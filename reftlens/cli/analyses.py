@@ -149,6 +149,7 @@ def _run(name: str, function: str, of: str, values: dict[str, Any], options: dic
         from reftlens import analysis
         from reftlens.cli.output import leave_writing_to_main, print_frame, print_json, say
         from reftlens.plot import png
+        from reftlens.results import EditGraph
         from reftlens.results.words import labelled
 
         asked = (_of_edit if of == "edit" else _of_base)(function, values)
@@ -161,6 +162,8 @@ def _run(name: str, function: str, of: str, values: dict[str, Any], options: dic
         numbers["cells"] = json.loads(frame.to_json(orient="records"))
         (folder / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
         (folder / f"{name}.png").write_bytes(png(_drawn(result)))
+        if isinstance(result, EditGraph):
+            result.save_circuit_tracer(folder / "circuit-tracer")
     if values["as_json"]:
         print_json(numbers)
         return

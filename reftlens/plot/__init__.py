@@ -22,6 +22,7 @@ from reftlens.plot.canvas import png
 from reftlens.plot.channels import channels
 from reftlens.plot.codebook import codebook
 from reftlens.plot.dose import dose
+from reftlens.plot.edit_graph import graph
 from reftlens.plot.edit_profile import edit_profile
 from reftlens.plot.edit_size import edit_size
 from reftlens.plot.effect_map import effect_map
@@ -63,6 +64,7 @@ __all__ = [
     "edit_profile",
     "edit_size",
     "effect_map",
+    "graph",
     "interchange",
     "ledger",
     "mannered",
@@ -127,6 +129,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Composed: composed,
     results.DirectionReadout: readout,
     results.Dose: dose,
+    results.EditGraph: graph,
     results.EditProfile: edit_profile,
     results.EditSize: edit_size,
     results.Interchanged: interchange,

@@ -31,6 +31,7 @@ from reftlens.results.certificate import Certificate, WorstPrompt
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead, SteeringClaim
 from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
 from reftlens.results.finding import Finding
+from reftlens.results.graph import EditGraph
 from reftlens.results.known import Calibrated, Identification, Identified, Minimal, Turn
 from reftlens.results.loading import load
 from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
@@ -61,6 +62,7 @@ __all__ = [
     "Context",
     "DirectionReadout",
     "Dose",
+    "EditGraph",
     "EditProfile",
     "EditSize",
     "Evaluation",
