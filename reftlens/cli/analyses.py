@@ -160,10 +160,11 @@ def _run(name: str, function: str, of: str, values: dict[str, Any], options: dic
         numbers |= _scalars(result)
         # pandas writes NaN as null; json would write NaN, which is not JSON.
         numbers["cells"] = json.loads(frame.to_json(orient="records"))
+        if isinstance(result, EditGraph):
+            numbers["curve"] = json.loads(result.curve().to_json(orient="records"))
+            result.save_circuit_tracer(folder / "circuit-tracer")
         (folder / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
         (folder / f"{name}.png").write_bytes(png(_drawn(result)))
-        if isinstance(result, EditGraph):
-            result.save_circuit_tracer(folder / "circuit-tracer")
     if values["as_json"]:
         print_json(numbers)
         return
