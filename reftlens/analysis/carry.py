@@ -34,7 +34,7 @@ from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.metrics import Metric, probability_of
 from reftlens.bridge import require_causal, width_of
 from reftlens.cone.answers import Answers
-from reftlens.data import as_prompts
+from reftlens.data import Prompt, as_prompts
 from reftlens.data.batches import as_batches
 from reftlens.edit.reft import Reft
 from reftlens.edit.site import Site
@@ -54,7 +54,7 @@ def carry(
     bridge: TransformerBridge,
     reft: Reft,
     target: TransformerBridge,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     held_out: Sequence[tuple[str, str]],
     *,
     fit: Literal["ridge", "orthogonal"] = "ridge",
@@ -72,7 +72,7 @@ def carry(
         bridge: the model that the edit was trained on.
         reft: the edit; affine in every site, without a factor per coordinate.
         target: the model to carry it to; causal.
-        prompts: texts on which the maps are fitted. There should be several times as many tokens as the width.
+        prompts: texts or conversations on which the maps are fitted. There should be several times as many tokens as the width.
         held_out: other prompts, with the answers that the edit should give.
         fit: "ridge", or "orthogonal" for models of one width.
         hook_names: for each site of the edit, the point in the target; the same names by default.
@@ -144,7 +144,7 @@ class _Shared:
         self,
         source: tuple[TransformerBridge, Site],
         target: tuple[TransformerBridge, Site],
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         batch_size: int,
     ) -> None:
         self.source, self.prompt = _states(*source, prompts, batch_size)
@@ -188,7 +188,7 @@ def _both(
 
 
 def _states(
-    bridge: TransformerBridge, site: Site, prompts: Sequence[str], batch_size: int
+    bridge: TransformerBridge, site: Site, prompts: Sequence[Prompt], batch_size: int
 ) -> tuple[Float[Tensor, "token d_model"], Int[Tensor, " token"]]:
     """Returns the base's states at a site, and each token's prompt, in order of both."""
     # A zero vector changes nothing, and shows what it would change.
