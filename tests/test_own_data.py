@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from test_attach_to_hf import edit_at
 
 import reftlens as rl
-from reftlens.data.layouts import example_of, layout_of
+from reftlens.data.layouts import example_of, layout_of, prompt_of
 from reftlens.paper.runs.config import RunConfig
 from reftlens.paper.tasks.measures import measure_named
 from reftlens.paper.tasks.own import Pairs
@@ -40,6 +40,7 @@ RECORDS = [{"prompt": prompt, "completion": completion} for prompt, completion i
 )  # fmt: skip
 def test_each_layout(record, example) -> None:
     assert example_of(record) == example
+    assert prompt_of(record) == example[0]
     assert Completion().read([record]) == [example]
     assert Completion().read(Dataset.from_list([record])) == [example]
 
@@ -67,6 +68,25 @@ def test_fields_of_other_names_are_named() -> None:
     with pytest.raises(ValueError, match="pass both prompt_field and completion_field"):
         example_of(record, prompt_field="text")
     assert layout_of({"question": "a", "answer": "b"}) == "question and answer"
+
+
+def test_a_prompt_needs_no_completion() -> None:
+    turns = ({"role": "user", "content": "Hi"},)
+    assert prompt_of({"messages": list(turns)}) == prompt_of(
+        {"messages": [*turns, {"role": "assistant", "content": "a"}]}
+    )
+    assert prompt_of({"messages": list(turns)}) == turns
+    assert prompt_of({"question": "Where?"}) == "Question: Where?\nAnswer:"
+    assert prompt_of({"question": "Where?"}, prompt_field="question") == "Where?"
+    both = {"instruction": "Add.", "question": "Where?", "answer": "Rome"}
+    assert prompt_of(both) == example_of(both)[0], "the layout that training takes"
+    with pytest.raises(ValueError, match="the field 'prompt' is missing; the record has text"):
+        prompt_of({"text": "a"})
+
+
+def test_the_warning_shows_the_word_and_not_the_end_of_text() -> None:
+    with pytest.warns(UserWarning, match=r"as in 'is inRome'\. .* one \(' Rome'\)"):
+        Completion().read([("is in", "Rome<|endoftext|>")])
 
 
 def test_every_kind_of_file_gives_the_same_records(tmp_path) -> None:

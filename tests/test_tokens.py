@@ -15,7 +15,7 @@ from datasets import Dataset
 from tokenizers_made import ALL, byte_bpe, sentencepiece_bpe
 
 import reftlens as rl
-from reftlens.cli.generate import prompts_of as asked
+from reftlens.cli.generate import prompts_in
 from reftlens.data import first_tokens, str_tokens
 from reftlens.data.labels import labels_of
 from reftlens.data.tokens import continuations, continued_text, shortened
@@ -288,7 +288,7 @@ def test_a_conversation_is_trained_on_in_every_form(make_reft, tmp_path) -> None
     outputs = task.outputs(bridge, None, records, progress=False)
     score = task.score(outputs, records)
     assert score.n == 3
-    assert asked([], file) == [tuple(MESSAGES)] * 3
+    assert prompts_in(file, None) == [tuple(MESSAGES)] * 3
     file.write_text(json.dumps({"messages": MESSAGES}) + "\n")
     with pytest.raises(ValueError, match=r"line 1.* must end with the assistant's turn"):
         task.load("train")

@@ -94,7 +94,7 @@ def _panel(axes: Axes, operator: Operator, null: Sequence[Operator]) -> None:
     facts = [
         f"{short_name(operator.where)}, {operator.n_tokens} tokens",
         f"effective rank {operator.effective_rank:.1f} of {len(size)}{_beside([one.effective_rank for one in null])}",
-        f"input-dependent part {operator.input_rank:.1f}{_beside([one.input_rank for one in null])}",
+        f"without the constant push {operator.input_rank:.1f}{_beside([one.input_rank for one in null])}",
         f"|h| = {operator.rms_norm:.3g}",
     ]
     axes.set_title("\n".join(facts), loc="left", color=INK)
@@ -150,6 +150,6 @@ def _percent(change: float, norm: float, *, strongest: bool) -> str:
 def _parts(null: bool) -> list[Patch]:
     return [
         *[Patch(label="control: range of its spectra", **_NULL)] * null,
-        Patch(color=ORANGE, label="constant push, by its share of the energy (squared change)"),
+        Patch(color=ORANGE, label="constant push (part of the bar = part of the squared change)"),
         Patch(label="depends on the input", **_VARYING),
     ]
