@@ -248,6 +248,8 @@ def test_an_analysis_of_an_edit_runs_alone(run, tmp_path, name) -> None:
     if name == "graph":
         viewed = json.loads((tmp_path / "out" / "circuit-tracer" / "edit.json").read_text())
         assert len(viewed["links"]) == len(numbers["cells"])
+        assert "answer: whole effect" in (tmp_path / "out" / "graph.html").read_text()
+        assert {row["graph"] for row in numbers["curve"]} == {"edit", "control"}
     if name != "ablate":
         return
     bridge = rl.load_bridge("facts-small")

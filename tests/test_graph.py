@@ -12,6 +12,7 @@ from test_channels import EXACT, difference, flipped
 from test_mediation import edit_on, metric_on, one_run
 
 import reftlens as rl
+from reftlens.analysis.engine import circuit, sweep
 from reftlens.analysis.engine.circuit import Circuit, directions_of
 from reftlens.benchmark.handmade import _batch, two_steps
 from reftlens.cone.recording import record
@@ -137,23 +138,23 @@ def test_with_every_edge_the_graph_is_the_edited_run(architecture) -> None:
     batch = _batch(torch.randint(3, 320, (2, N_POS), generator=torch.Generator().manual_seed(1)))
     reft = edit_on(bridge, SITES).scaled(5.0)
     given = [torch.eye(32)[:1]] * 3
-    circuit = circuit_of(bridge, reft, batch, difference, given=given)
-    assert {write.name for write in circuit.writes} >= {"e0.0@0", "e0.rest@0", "e2.rest@2"}
-    readers = circuit.components()
-    nodes = [*circuit.writes, *readers]
+    runs = circuit_of(bridge, reft, batch, difference, given=given)
+    assert {write.name for write in runs.writes} >= {"e0.0@0", "e0.rest@0", "e2.rest@2"}
+    readers = runs.components()
+    nodes = [*runs.writes, *readers]
     full = {reader.name: [node for node in nodes if node.leads_to(reader)] for reader in readers}
     full["answer"] = nodes
-    base, edited = (difference(run.logits, None) for run in (circuit.base, circuit.edited))
+    base, edited = (difference(run.logits, None) for run in (runs.base, runs.edited))
     assert float((edited - base).abs().min()) > 1e-3
-    torch.testing.assert_close(circuit.alone(full, readers), edited, **EXACT)
-    torch.testing.assert_close(circuit.without(full, readers), base, **EXACT)
-    torch.testing.assert_close(circuit.alone({}, []), base, **EXACT)
-    torch.testing.assert_close(circuit.without({}, []), edited, **EXACT)
+    torch.testing.assert_close(runs.alone(full, readers), edited, **EXACT)
+    torch.testing.assert_close(runs.without(full, readers), base, **EXACT)
+    torch.testing.assert_close(runs.alone({}, []), base, **EXACT)
+    torch.testing.assert_close(runs.without({}, []), edited, **EXACT)
     # Where the answer alone reads the one site, what is left is the direct effect.
     late = edit_on(bridge, SITES[2:])
-    circuit = circuit_of(bridge, late, batch, difference)
+    runs = circuit_of(bridge, late, batch, difference)
     direct = rl.analysis.direct_effect(bridge, late, batch, difference)
-    torch.testing.assert_close(circuit.alone({"answer": circuit.writes}, []) - base, direct, **EXACT)
+    torch.testing.assert_close(runs.alone({"answer": runs.writes}, []) - base, direct, **EXACT)
 
 
 LONG = 3e4
@@ -282,5 +283,22 @@ def test_a_graph_that_cannot_be_drawn_is_refused_and_its_cost_is_said(gpt2) -> N
         rl.analysis.graph(gpt2, reft.scaled(0.0), batch, metric, progress=False)
     with pytest.raises(ValueError, match="n_nodes"):
         rl.analysis.graph(gpt2, reft, batch, metric, n_nodes=0)
-    small, large = (rl.analysis.graph_cost(gpt2, reft, batch, n_nodes=n) for n in (8, 24))
-    assert 0 < small < large
+
+
+def test_the_cost_that_is_said_beforehand_is_not_exceeded(gpt2, monkeypatch) -> None:
+    reft, batch = edit_on(gpt2, SITES), _batch(torch.randint(3, 320, (2, N_POS)))
+    rows = []
+
+    def counted(run):
+        def call(bridge, held, *args, **kwargs):
+            rows.append(len(held.batch))
+            return run(bridge, held, *args, **kwargs)
+
+        return call
+
+    for module, name in ((circuit, "run_cone"), (circuit, "run_blocks"), (sweep, "run_cone")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    sizes = {"n_nodes": 10, "n_sizes": 3}
+    rl.analysis.graph(gpt2, reft, batch, difference, **sizes, progress=False)
+    said = rl.analysis.graph_cost(gpt2, reft, batch, **sizes)
+    assert said / 2 < sum(rows) / len(batch) <= said

@@ -43,7 +43,7 @@ from reftlens.results import EditGraph
 from reftlens.results.graph import GraphEdge, GraphNode, OneGraph
 
 _SENDERS = 16
-"""Senders whose replies are in memory at a time."""
+"""Senders whose replies are in memory at a time, if they fit."""
 _NO_EFFECT = "the edit does not change the metric on these prompts, so it has no graph"
 
 
@@ -71,8 +71,8 @@ def graph(
         metric: of the logits after each prompt.
         n_nodes: how many directions, heads and MLPs to keep: those whose change alone has the largest effect.
         n_sizes: how many sizes of kept graphs to run.
-        directions: for each site the directions that its nodes are, such as those that `identify` found to be determined; what
-            they leave is a node as well. By default the write directions of `decompose` on these prompts.
+        directions: for each site the directions that its nodes are, such as those rows of `decompose(...).write` that `identify`
+            finds determined by the outputs; what they leave is a node as well. By default all write directions of these prompts.
         seed: seed of the control's random directions.
         memory_bytes: approximate limit for the activations of one run.
         progress: show a progress bar.
@@ -114,8 +114,9 @@ def graph_cost(bridge: TransformerBridge, reft: Reft, prompts: Given, *, n_nodes
     columns = [edit.mask.any(0).nonzero().flatten().tolist() for edit in edits]
     first = min((column for some in columns for column in some), default=0)
     layers = cfg.n_layers - 1 - boundary_of(bridge, [edit.hook_name for edit in edits])
-    # A site of n tokens and rank r has r directions at each, and perhaps one more.
-    written = sum(len(some) * (edit.intervention.rank + 1) for edit, some in zip(edits, columns, strict=True))
+    # As many directions as the edit can write, or has tokens to write at; given ones leave one more.
+    ranks = [min(len(edit.intervention.basis()), int(edit.mask.sum())) + 1 for edit in edits]
+    written = sum(len(some) * rank for some, rank in zip(columns, ranks, strict=True))
     one = written + layers * (cfg.n_heads + 1) * (batch.tokens.shape[1] - first)
     edges = n_nodes + n_nodes**2 // 2
     return 2 * (2 + one + edges + n_sizes * (2 * n_nodes + 2 * layers + 2))
@@ -182,10 +183,12 @@ def _edges(circuit: Circuit, nodes: Sequence[Node], unedited: Float[Tensor, " pa
     """Runs the path from every node to every later component among them, and to the answer; largest first."""
     base, found = circuit.base, []
     readers = [node for node in nodes if node.site is None]
+    reply_bytes = sum(outputs.numel() * outputs.element_size() for outputs in base.activations.values())
+    at_once = max(1, min(_SENDERS, circuit.memory_bytes // reply_bytes))
     hidden = not (progress and is_main_process())
     with tqdm(total=len(nodes), desc=progress, unit="sender", disable=hidden) as bar:
-        for first in range(0, len(nodes), _SENDERS):
-            senders = nodes[first : first + _SENDERS]
+        for first in range(0, len(nodes), at_once):
+            senders = nodes[first : first + at_once]
             replies = circuit.respond([circuit.one(sender) for sender in senders])
             for place, sender in enumerate(senders):
                 values = {ANSWER: replies.values[place]}

@@ -24,7 +24,7 @@ from reftlens.cli.options import AsJson, Base, OwnDevice, Quiet, Trained
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from reftlens.results import Result
+    from reftlens.results import EditGraph, Result
 
 # As texts, because the file of an analysis is parsed and not imported.
 _KINDS: dict[str, Any] = {"str": str, "int": int, "bool": bool, "Sequence[str] | None": list[str] | None}
@@ -162,10 +162,12 @@ def _run(name: str, function: str, of: str, values: dict[str, Any], options: dic
         numbers |= _scalars(result)
         # pandas writes NaN as null; json would write NaN, which is not JSON.
         numbers["cells"] = json.loads(frame.to_json(orient="records"))
+        if isinstance(result, EditGraph):
+            numbers["curve"] = json.loads(result.curve().to_json(orient="records"))
+            result.save_circuit_tracer(folder / "circuit-tracer")
+            (folder / f"{name}.html").write_text(_explored(result, numbers), encoding="utf-8")
         (folder / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
         (folder / f"{name}.png").write_bytes(png(_drawn(result)))
-        if isinstance(result, EditGraph):
-            result.save_circuit_tracer(folder / "circuit-tracer")
     if values["as_json"]:
         print_json(numbers)
         return
@@ -222,6 +224,23 @@ def _of_base(function: str, values: dict[str, Any]) -> _Asked:
     metric = analysis.probability_of(bridge, columns["clean"], columns["answer"])
     about = {"model": model, "prompts": columns["clean"]}
     return _Asked((bridge, columns["clean"], columns["corrupted"], metric), named, about)
+
+
+def _explored(result: EditGraph, numbers: dict[str, Any]) -> str:
+    """A page on which the nodes and edges of a graph say what they are."""
+    from reftlens.plot.page import Report, Section, render
+    from reftlens.results.words import labelled
+
+    read = (
+        "Nodes are directions that the edit writes (e0.1 is direction 1 of site 0), heads (2.1 is head 1 of layer 2) and MLPs, "
+        "each at one token. Of an edge, only its reader sees what its sender changes.",
+        "Drawn is the smallest kept graph that alone has 90% of the effect, or the nearest to it. Control: the graph of the edit "
+        "turned to random directions.",
+    )
+    tables = (("Edges, largest first", labelled(result.to_dataframe())), ("Kept graphs", result.curve()))
+    section = Section("What is the graph of the edit?", read, graphs=(("The graph", result),), tables=tables)
+    settings = {key: numbers[key] for key in ("model", "edit", "options")}
+    return render(Report("The graph of an edit", result.headline(), (section,), settings))
 
 
 def _scalars(result: Result) -> dict[str, Any]:

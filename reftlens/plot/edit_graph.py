@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +15,7 @@ from matplotlib.patches import FancyArrowPatch
 from reftlens.plot.canvas import BLUE, GREY, INK, SMALL, VERMILLION, house_style, number, or_several, sheet, text_width
 from reftlens.plot.labels import drawn_token, shortened
 from reftlens.results import EditGraph
-from reftlens.results.graph import ANSWER, GraphEdge, GraphNode, OneGraph
+from reftlens.results.graph import ANSWER, GraphEdge, OneGraph
 
 _ROW, _SLOT = 0.42, 0.62
 """Inches that a row of nodes and a node's label take."""
@@ -34,10 +36,10 @@ def graph(result: EditGraph, *, share: float = 0.9) -> Figure:
         share: of the whole effect.
     """
     both = [(one, one.pruned(share)[:_MOST]) for one in (result.edit, result.control)]
+    layouts = [laid_out(one, edges) for one, edges in both]
     names = (f"smallest graph with {share:.0%} of the effect", "the same, edit turned to random directions")
-    widths = [max(_LEAST, _SLOT * sum(_columns(one, edges).values()) + 0.3) for one, edges in both]
-    rows = max(len(_rows(one, edges)) for one, edges in both)
-    height = _ROW * max(rows, 4) + 1.4
+    widths = [max(_LEAST, _SLOT * sum(layout.slots.values()) + 0.3) for layout in layouts]
+    height = _ROW * max(4, *(layout.n_rows for layout in layouts)) + 1.4
     whole = number(float(result.edit.whole.mean()), 2)
     subtitle = (
         f"effect {whole}, mean of {len(result.edit.whole)} prompts; e0.1: direction 1 of site 0; 2.1: head 1 of layer 2"
@@ -47,8 +49,8 @@ def graph(result: EditGraph, *, share: float = 0.9) -> Figure:
         figure = sheet(width, height + _CURVE + 0.6, title="The graph of the edit", subtitle=subtitle)
         grid = figure.subplots(2, 2, width_ratios=widths, height_ratios=[height, _CURVE]).tolist()
         largest = max((abs(edge.value) for _, edges in both for edge in edges), default=1.0)
-        for (above, below), (one, edges), name in zip(zip(*grid, strict=True), both, names, strict=True):
-            _draw(above, one, edges, result.tokens, largest)
+        for above, below, (one, edges), layout, name in zip(*grid, both, layouts, names, strict=True):
+            _draw(above, layout, edges, result.tokens, largest)
             every = len(one.pruned(share))
             drawn_of = f"{every} of {len(one.edges)} edges" + f", {_MOST} drawn" * (every > _MOST)
             above.set_title(f"{name}\n{drawn_of}", loc="left", size=SMALL)
@@ -62,38 +64,48 @@ def graph(result: EditGraph, *, share: float = 0.9) -> Figure:
     return figure
 
 
-def _shown(one: OneGraph, edges: Sequence[GraphEdge]) -> list[GraphNode]:
-    ends = {ANSWER, *(edge.source for edge in edges), *(edge.target for edge in edges)}
-    return [node for node in one.nodes if node.name in ends]
+@final
+@dataclass(frozen=True)
+class Layout:
+    """Where nodes are drawn: tokens from left to right, and blocks from below, with their heads below their MLP."""
 
-
-def _row(node: GraphNode) -> tuple[int, int]:
-    return node.layer, _KINDS.index(node.kind)
-
-
-def _rows(one: OneGraph, edges: Sequence[GraphEdge]) -> list[tuple[int, int]]:
-    return sorted({_row(node) for node in _shown(one, edges)})
-
-
-def _columns(one: OneGraph, edges: Sequence[GraphEdge]) -> dict[int, int]:
+    places: Mapping[str, tuple[float, float]]
+    """Node -> its slot from the left, and its row from below."""
+    ticks: Mapping[int, float]
+    """Token -> the middle of its slots."""
+    slots: Mapping[int, int]
     """Token -> how many nodes stand side by side there."""
-    shown = _shown(one, edges)
-    places = [(node.pos, _row(node)) for node in shown]
-    return {
-        pos: max(places.count(place) for place in places if place[0] == pos) for pos in sorted({p for p, _ in places})
+    n_rows: int
+
+
+def laid_out(one: OneGraph, edges: Sequence[GraphEdge]) -> Layout:
+    """Places the ends of these edges, and the answer.
+
+    Args:
+        one: the graph.
+        edges: of it, that are drawn.
+    """
+    ends = {ANSWER, *(edge.source for edge in edges), *(edge.target for edge in edges)}
+    cells: dict[tuple[int, tuple[int, int]], list[str]] = {}
+    for node in one.nodes:
+        if node.name in ends:
+            cells.setdefault((node.pos, (node.layer, _KINDS.index(node.kind))), []).append(node.name)
+    rows = sorted({row for _, row in cells})
+    slots = {
+        pos: max(len(names) for (p, _), names in cells.items() if p == pos) for pos in sorted({p for p, _ in cells})
     }
-
-
-def _draw(axes: Axes, one: OneGraph, edges: Sequence[GraphEdge], tokens: Sequence[str], largest: float) -> None:
-    rows, columns = _rows(one, edges), _columns(one, edges)
-    left = dict(zip(columns, np.cumsum([0, *columns.values()])[:-1].tolist(), strict=True))
-    places: dict[str, tuple[float, float]] = {}
-    taken: dict[tuple[int, tuple[int, int]], int] = {}
-    for node in _shown(one, edges):
-        cell = node.pos, _row(node)
-        place = taken[cell] = taken.get(cell, -1) + 1
+    left = dict(zip(slots, np.cumsum([0, *slots.values()])[:-1].tolist(), strict=True))
+    places = {
         # Every other node of a row stands higher, so that lines to the others pass below it.
-        places[node.name] = left[node.pos] + place, rows.index(cell[1]) + 0.35 * (place % 2)
+        name: (left[pos] + place, rows.index(row) + 0.35 * (place % 2))
+        for (pos, row), names in cells.items()
+        for place, name in enumerate(names)
+    }
+    return Layout(places, {pos: left[pos] + (n - 1) / 2 for pos, n in slots.items()}, slots, len(rows))
+
+
+def _draw(axes: Axes, layout: Layout, edges: Sequence[GraphEdge], tokens: Sequence[str], largest: float) -> None:
+    places, slots = layout.places, layout.slots
     for edge in reversed(edges):
         axes.add_patch(
             FancyArrowPatch(
@@ -111,14 +123,13 @@ def _draw(axes: Axes, one: OneGraph, edges: Sequence[GraphEdge], tokens: Sequenc
     for name, (x, y) in places.items():
         box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": INK, "linewidth": 0.8}
         axes.text(x, y, name.partition("@")[0], ha="center", va="center", size=SMALL, color=INK, bbox=box, zorder=2)
-    ticks = [left[pos] + (n - 1) / 2 for pos, n in columns.items()]
-    labels = [f"{pos}: {shortened(drawn_token(tokens[pos], longest=14))}" for pos in columns]
-    axes.set_xticks(ticks, labels)
-    if any(text_width(label) > _SLOT * n for label, n in zip(labels, columns.values(), strict=True)):
+    labels = [f"{pos}: {shortened(drawn_token(tokens[pos], longest=14))}" for pos in slots]
+    axes.set_xticks(list(layout.ticks.values()), labels)
+    if any(text_width(label) > _SLOT * n for label, n in zip(labels, slots.values(), strict=True)):
         axes.tick_params(axis="x", rotation=90)
     axes.set_yticks([])
-    axes.set_xlim(-0.6, sum(columns.values()) - 0.4)
-    axes.set_ylim(-0.6, max(len(rows), 2) - 0.4)
+    axes.set_xlim(-0.6, sum(slots.values()) - 0.4)
+    axes.set_ylim(-0.6, max(layout.n_rows, 2) - 0.4)
     for side in ("left", "right", "top"):
         axes.spines[side].set_visible(False)
 
