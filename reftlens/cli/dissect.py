@@ -63,8 +63,8 @@ def dissect(
             pairs = training_pairs(run) if examples is None else pairs_in(examples, run)
             result = dissect_saved(edit_in(directory), examples=pairs, model=run.model, config=config, device=device)
         else:
-            pairs = None if examples is None else pairs_in(examples)
-            result = dissect_saved(directory, examples=pairs, model=model, config=config, device=device)
+            given = None if examples is None else pairs_in(examples)
+            result = dissect_saved(directory, examples=given, model=model, config=config, device=device)
         leave_writing_to_main()
         write_report(result, folder)
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,10 @@ def pairs_in(file: Path, config: RunConfig | None = None) -> list[tuple[Prompt, 
         ValueError: If a record is malformed. The message names it.
         OSError: If the file cannot be read.
     """
-    named = {} if config is None else {"prompt_field": config.prompt_field, "completion_field": config.completion_field}
-    return [(record.prompt, record.completion) for record in Pairs(str(file), **named).load("train")]
+    own = Pairs(str(file))
+    if config is not None:
+        own = replace(own, prompt_field=config.prompt_field, completion_field=config.completion_field)
+    return [(record.prompt, record.completion) for record in own.load("train")]
 
 
 def scores(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
