@@ -17,6 +17,7 @@ from reftlens.results import (
     BesideTracing,
     BesideTraining,
     Calibrated,
+    Carried,
     Certificate,
     Channels,
     Codebook,
@@ -61,6 +62,7 @@ from reftlens.results import (
     Turn,
     WorstPrompt,
 )
+from reftlens.results.carried import CarriedDirection, CarriedEffect
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
 from reftlens.results.graph import GraphEdge, GraphNode, OneGraph
 from reftlens.results.known import Smaller
@@ -291,6 +293,19 @@ def made_predicted(
     )
 
 
+def made_carried(name: str = "carried") -> Carried:
+    effects = (
+        CarriedEffect("on its own model", 0.8, 1.0, 2.1),
+        CarriedEffect(name, 0.6, 0.75, 1.9),
+        CarriedEffect("maps of shuffled prompts", -0.01, -0.0125, 0.02),
+    )
+    directions = (
+        CarriedDirection(name, 0, 0.9, 0.8, 0.1, 0.05),
+        CarriedDirection(name, 1, float("nan"), 0.4, 0.1, 0.05),
+    )
+    return Carried(effects, directions, (f"{name} on 400 tokens",), name, 12)
+
+
 def made_log(
     loss: list[float],
     validation: tuple[tuple[int, float], ...] = (),
@@ -506,6 +521,7 @@ def every_result(text: str) -> list[Result]:
         Calibrated(2.0, 0.1, 0.1, 0.03, 4),
         Minimal((Smaller(text, 2, 3.0, 4, 100, 2.0, 0.1), Smaller(text, 1, 1.0, 1, 9, 1.9, 0.1)), (), 0.9, 0.1, 4, 4),
         made_minimal(),
+        made_carried(text),
         made_channels(),
         made_graph(tokens, text),
         WorstPrompt(text, text, 2.0, 0.1, 2),

@@ -204,6 +204,7 @@ def own_arguments(given: SimpleNamespace, shared: dict[str, Any]) -> dict[str, d
         "rl.LoReFT.delta": {"resid": torch.randn(2, 32)},
         "rl.Interchange.along": {"basis": torch.eye(32)[:2]},
         "analysis.beside_tracing": {"reft": given.results["ReftMap"], "tracing": given.results["PatchMap"]},
+        "analysis.carry": {"target": given.bridge, "prompts": PROMPTS * 3, "held_out": EXAMPLES},
         "analysis.predict_map": {"positions": {"l": rl.Last(1)}, "layers": [1], "n_probes": 1},
         "analysis.beside_training": {
             "predicted": given.results["PredictedMap"],

@@ -8,6 +8,7 @@ from reftlens.analysis.attribute import attribute
 from reftlens.analysis.beside_tracing import at_rules, beside_tracing
 from reftlens.analysis.beside_training import beside_training
 from reftlens.analysis.calibrate import calibrate
+from reftlens.analysis.carry import carry
 from reftlens.analysis.certify import certify, sampled_prompts
 from reftlens.analysis.channels import channels
 from reftlens.analysis.controls.retraining import at_random_sites, null_edits, permuted_labels, random_model
@@ -57,6 +58,7 @@ __all__ = [
     "beside_tracing",
     "beside_training",
     "calibrate",
+    "carry",
     "certify",
     "channels",
     "covariance_matched",

@@ -17,6 +17,7 @@ from reftlens.results.behaviour import (
     Swap,
     outcomes_to_dataframe,
 )
+from reftlens.results.carried import Carried
 from reftlens.results.causes import (
     Ablation,
     Attribution,
@@ -52,6 +53,7 @@ __all__ = [
     "BesideTracing",
     "BesideTraining",
     "Calibrated",
+    "Carried",
     "Certificate",
     "Channels",
     "Codebook",
