@@ -220,7 +220,7 @@ def test_effects_of_opposite_sign_do_not_cancel(gpt2) -> None:
     assert [(e.source, e.target) for e in signed.edit.pruned()] == [(e.source, e.target) for e in plain.pruned()]
     assert len(plain.pruned()) > 1
     # The direction is a node, though heads have larger effects alone.
-    assert sum(node.kind == "edit" for node in plain.nodes) == 2
+    assert sum(node.kind == "edit" for node in plain.nodes) == 1
     assert max(abs(node.effect) for node in plain.nodes if node.kind == "head") > abs(plain.nodes[0].effect)
     # Only the last token's stream is read by the answer.
     assert {edge.source[-2:] for edge in plain.edges if edge.target == "answer"} == {f"@{N_POS - 1}"}
