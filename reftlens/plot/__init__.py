@@ -24,6 +24,7 @@ from reftlens.plot.dose import dose
 from reftlens.plot.edit_profile import edit_profile
 from reftlens.plot.edit_size import edit_size
 from reftlens.plot.effect_map import effect_map
+from reftlens.plot.explain_finetune import explain_finetune
 from reftlens.plot.html import token_strip
 from reftlens.plot.interchange import interchange
 from reftlens.plot.ledger import ledger
@@ -59,6 +60,7 @@ __all__ = [
     "edit_profile",
     "edit_size",
     "effect_map",
+    "explain_finetune",
     "interchange",
     "ledger",
     "mannered",
@@ -122,6 +124,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Dose: dose,
     results.EditProfile: edit_profile,
     results.EditSize: edit_size,
+    results.ExplainedFinetune: explain_finetune,
     results.Interchanged: interchange,
     results.Ledger: ledger,
     results.Mannered: mannered,

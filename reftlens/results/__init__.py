@@ -22,6 +22,7 @@ from reftlens.results.certificate import Certificate, WorstPrompt
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead, SteeringClaim
 from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
 from reftlens.results.finding import Finding
+from reftlens.results.finetunes import Explained, ExplainedFinetune
 from reftlens.results.known import Calibrated, Identification, Identified, Minimal, Turn
 from reftlens.results.loading import load
 from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
@@ -51,6 +52,8 @@ __all__ = [
     "EditProfile",
     "EditSize",
     "Evaluation",
+    "Explained",
+    "ExplainedFinetune",
     "Finding",
     "Identification",
     "Identified",
