@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from reftlens.analysis import beside_tracing
+from reftlens.analysis import beside_tracing, beside_training
 from reftlens.results import (
     Ablation,
     Agreement,
@@ -15,14 +15,18 @@ from reftlens.results import (
     Answered,
     Attribution,
     BesideTracing,
+    BesideTraining,
     Calibrated,
+    Carried,
     Certificate,
+    Channels,
     Codebook,
     Comparison,
     Composed,
     Context,
     DirectionReadout,
     Dose,
+    EditGraph,
     EditProfile,
     EditSize,
     Evaluation,
@@ -42,6 +46,7 @@ from reftlens.results import (
     Overhead,
     Overlap,
     PatchMap,
+    PredictedMap,
     Projection,
     ReadContexts,
     ReadSpace,
@@ -59,9 +64,12 @@ from reftlens.results import (
     Turn,
     WorstPrompt,
 )
+from reftlens.results.carried import CarriedDirection, CarriedEffect
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
 from reftlens.results.finetunes import Grown, Replaced
+from reftlens.results.graph import GraphEdge, GraphNode, OneGraph
 from reftlens.results.known import Smaller
+from reftlens.results.routes import Split
 from reftlens.results.scores import ComparedRun
 from reftlens.results.search import Trial
 from reftlens.results.steering import SteeringRun
@@ -275,6 +283,32 @@ def made_beside(
     return beside_tracing(reft, traced, n_resamples=50)
 
 
+def made_predicted(
+    rows: int = 6, columns: tuple[str, ...] = ("BOS", "last subject token", "last token"), score: str = "probability"
+) -> BesideTraining:
+    """A slope that orders the cells as training does, and two predictors that do not."""
+    trained = made_beside(rows, columns, score).reft
+    noise = torch.rand(2, rows, len(columns), generator=torch.Generator().manual_seed(6))
+    values = torch.cat([trained.gain()[None] * 2, noise])
+    names = ("slope", "bounded gain", "covariance")
+    return beside_training(
+        PredictedMap(values, 0.2 * values, names, trained.rows, columns, 6.5, 8, f"rank 1, {score}"), trained
+    )
+
+
+def made_carried(name: str = "carried") -> Carried:
+    effects = (
+        CarriedEffect("on its own model", 0.8, 1.0, 2.1),
+        CarriedEffect(name, 0.6, 0.75, 1.9),
+        CarriedEffect("maps of shuffled prompts", -0.01, -0.0125, 0.02),
+    )
+    directions = (
+        CarriedDirection(name, 0, 0.9, 0.8, 0.1, 0.05),
+        CarriedDirection(name, 1, float("nan"), 0.4, 0.1, 0.05),
+    )
+    return Carried(effects, directions, (f"{name} on 400 tokens",), name, 12)
+
+
 def made_log(
     loss: list[float],
     validation: tuple[tuple[int, float], ...] = (),
@@ -437,6 +471,33 @@ def made_finetune(name: str = "L3 resid_post @ all + generated", layers: int = 6
     )
 
 
+def made_channels(layers: int = 6, heads: int = 4) -> Channels:
+    """Three parts of four need changed patterns, all of them that of one head."""
+    whole, opened = torch.full((8,), 4.0), torch.zeros(8, layers, heads)
+    opened[:, layers // 2 - 1, min(1, heads - 1)] = 3.0
+    edit = Split(whole, whole - 3, whole - 2, opened, opened)
+    return Channels(edit, Split(*(0.1 * part for part in (whole, whole, whole, opened, opened))))
+
+
+def made_graph(tokens: tuple[str, ...] = TOKENS[:8], site: str = "L1 resid_post @ first 1") -> EditGraph:
+    """Two directions at the first token, two heads that read them at the last, an MLP behind these, and an edge that is dropped."""
+    last = len(tokens) - 1
+    nodes = (
+        *(GraphNode(f"e0.{k}@0", "edit", 2, 0, 2.0 - k) for k in range(2)),
+        *(GraphNode(f"2.{head}@{last}", "head", 2, last, 1.0) for head in (1, 3)),
+        GraphNode(f"mlp3@{last}", "mlp", 3, last, 1.5),
+        GraphNode("answer", "answer", 6, last, 3.0),
+    )
+    ends = [(0, 2), (2, 4), (4, 5), (1, 3), (3, 5), (0, 5)]
+    values = (2.5, 2.4, 2.3, -1.0, -0.9, 0.1)
+    edges = tuple(GraphEdge(nodes[a].name, nodes[b].name, value) for (a, b), value in zip(ends, values, strict=True))
+    kept, whole = ((0, 1, 2), (0, 1, 2, 3, 4), tuple(range(6))), torch.full((8,), 3.0)
+    shares = torch.tensor([0.7, 0.97, 1.0])[:, None]
+    one = OneGraph(whole, nodes, edges, kept, shares * whole, shares * whole)
+    control = OneGraph(0.1 * whole, nodes, edges[:3], kept[:1], 0.1 * shares[:1] * whole, 0.1 * shares[:1] * whole)
+    return EditGraph(one, control, tokens, (site,))
+
+
 def made_steering() -> SteeringComparison:
     """Names of methods as long as those that ship, and scores at both ends."""
     two = (2.0, 2.0, 2.0)
@@ -490,6 +551,8 @@ def every_result(text: str) -> list[Result]:
         Attribution(values, patch, torch.rand(4), sites, tokens),
         made_beside(3, (text, text), text),
         made_beside(3, (text, text), text).reft,
+        made_predicted(3, (text, text), text),
+        made_predicted(3, (text, text), text).predicted,
         context,
         made_meaning((text, "b")),
         Meaning(text, text, text, (), text, 1.0, 9, 0, 1, ((text, 0.5),), ((text, (text,)),), text),
@@ -504,6 +567,9 @@ def every_result(text: str) -> list[Result]:
         made_minimal(),
         made_explained(text),
         made_finetune(text, layers=2),
+        made_carried(text),
+        made_channels(),
+        made_graph(tokens, text),
         WorstPrompt(text, text, 2.0, 0.1, 2),
         Certificate(
             8, text, 0.95, 1.0, 0.1, 0.5, (0.1, 1.0), (2, 0), (0.6, 0.3), 0.4, (WorstPrompt(text, text, 2.0, 0.1, 2),)

@@ -11,6 +11,7 @@ import torch
 from conftest import PROMPTS, make_bridge, make_edit
 
 import reftlens as rl
+from reftlens.analysis.controls.turned import turned_draws
 from reftlens.analysis.engine.coalitions import Coalitions, site_columns, whole_sites
 from reftlens.dissection.parts import PARTS, where
 from reftlens.dissection.parts.part import Sizes
@@ -101,11 +102,19 @@ def test_the_control_of_two_sites_is_that_of_turned_edits(gpt2) -> None:
     batch, metric = rl.encode(gpt2, PROMPTS), metric_on(gpt2)
     reft = rl.Reft(list(four_sites())[:2])
     result = rl.analysis.ablate(gpt2, reft, batch, metric, n_control=1, seed=3, progress=False)
-    turned = rl.analysis.ablate(gpt2, rl.analysis.turned(reft, seed=3), batch, metric, n_control=1, progress=False)
+    (placebo,) = turned_draws(reft, 1, seed=3)
+    turned = rl.analysis.ablate(gpt2, placebo, batch, metric, n_control=1, progress=False)
     assert abs(turned.whole) > 1e-3
     assert result.control_whole == pytest.approx(turned.whole, abs=1e-5)
     torch.testing.assert_close(result.control, turned.alone, rtol=0, atol=1e-5)
     torch.testing.assert_close(result.control_shapley, turned.shapley, rtol=0, atol=1e-5)
+
+
+def test_draws_of_neighbouring_seeds_have_nothing_in_common() -> None:
+    reft = rl.Reft(list(four_sites())[:1])
+    draws = [placebo for seed in (0, 1) for placebo in turned_draws(reft, 3, seed=seed)]
+    frames = torch.stack([intervention.frame.flatten() for (_, intervention) in (next(iter(one)) for one in draws)])
+    assert float(torch.pdist(frames).min()) > 0.1
 
 
 def test_the_cost_of_a_dissection_counts_the_runs_of_ablate() -> None:

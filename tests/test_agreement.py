@@ -88,6 +88,39 @@ def test_it_equals_the_sums_written_out(gpt2) -> None:
     assert pair.kl == pytest.approx(float(kl), rel=1e-3)
 
 
+class Tenth(rl.Positions):
+    """The tenth token, of prompts that have one."""
+
+    def pick(self, prompts):
+        return prompts.mask & (prompts.place == 9)
+
+    def spec(self):
+        return {}
+
+
+@pytest.mark.parametrize("positions", [pytest.param("f2+l2", marks=pytest.mark.slow), Tenth()])
+def test_prompts_in_groups_give_what_they_give_together(gpt2, positions) -> None:
+    """Only one prompt has a tenth token. A group without one is not made."""
+
+    def edit(seed: int) -> rl.Reft:
+        wide, narrow = make_edit(rl.LoReFT, seed=seed), make_edit(rl.LoReFT, rank=1, seed=seed)
+        return rl.Reft([(rl.Site(NAME, positions), wide), (rl.Site(NAME, rl.Last(1)), narrow)])
+
+    a, b, *null = map(edit, range(1, 5))
+    batch = rl.encode(gpt2, PROMPTS)
+    one_prompt = 4 * 9 * gpt2.cfg.d_vocab + 8 * batch.tokens.shape[1] * 6 * 64
+    found = [
+        agreement(gpt2, {"a": a, "b": b}, batch, null=null, n_null=5, n_probes=2, memory_bytes=memory_bytes)[0]
+        for memory_bytes in (2**30, 2 * one_prompt, 1)
+    ]
+    assert found[0].kl > 1e-3
+    assert math.isfinite(found[0].turned_kl)
+    for field in dataclasses.fields(found[0]):
+        together, *apart = (getattr(pair, field.name) for pair in found)
+        for value in apart:
+            assert value == (pytest.approx(together, rel=1e-6, nan_ok=True) if isinstance(value, float) else together)
+
+
 def test_directions_that_do_the_same_to_the_outputs_coincide_in_the_output_metric(gpt2) -> None:
     """The second edit writes the mean of the coordinates besides, which no later layer sees."""
     a, b, other = (rl.DiReFT(32, 1) for _ in range(3))

@@ -12,7 +12,7 @@ from conftest import PROMPTS, make_bridge
 
 import reftlens as rl
 from reftlens.analysis import reft_map as cell_training
-from reftlens.analysis.beside_tracing import _spearman
+from reftlens.analysis.engine.ranks import spearman
 from reftlens.organisms.landmarks import story_for
 from reftlens.results import PatchMap, ReftMap
 
@@ -169,8 +169,8 @@ def test_the_rank_correlation_is_spearmans() -> None:
     for _ in range(5):
         a, b = draw.integers(0, 6, size=(2, 9)).astype(float)
         expected = pd.DataFrame({"a": a, "b": b}).corr(method="spearman").iloc[0, 1]
-        assert float(_spearman(a[None], b[None])[0]) == pytest.approx(expected, abs=1e-12)
-    assert np.isnan(_spearman(np.ones((1, 4)), np.arange(4.0)[None])[0])
+        assert float(spearman(a[None], b[None])[0]) == pytest.approx(expected, abs=1e-12)
+    assert np.isnan(spearman(np.ones((1, 4)), np.arange(4.0)[None])[0])
     gain, restored = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(1))
     result = rl.analysis.beside_tracing(*made(gain, restored))
     order = [values.flatten().argsort().argsort().double() for values in (gain, restored)]

@@ -6,6 +6,7 @@ import inspect
 import json
 import shutil
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from typer.testing import CliRunner
 
 import reftlens as rl
 from reftlens.cli import app
+from reftlens.cli.generate import _tell_of_template
 from reftlens.cli.output import print_json, print_table, say
 from reftlens.files.modules import import_named
 from reftlens.organisms.landmarks import story_for
 from reftlens.organisms.world import FACTS, prompt
+from reftlens.paper.runs import RunConfig
 from reftlens.results import Evaluation
 
 STORY = story_for("facts-small")
@@ -179,6 +182,31 @@ def test_generate_from_arguments_a_file_and_standard_input(run, place) -> None:
     assert shown == moved + answer + "\n"
 
 
+def test_generate_writes_prompts_as_training_did(run, tmp_path, capsys) -> None:
+    folder, _ = run
+    (tmp_path / "asked.csv").write_text("question\nWhere is it?\n")
+    said = call("generate", folder, "--file", tmp_path / "asked.csv", "--quiet", "--max-new-tokens", 1).stdout
+    assert said.startswith("Question: Where is it?\nAnswer:")
+    assert "load an instruct model" in refused("generate", folder, "a", "--chat", "--quiet")
+    write_lines(tmp_path / "qa.jsonl", [{"question": "Where is it?", "answer": "Here"}])
+    config = RunConfig(model="facts-small", data=str(tmp_path / "qa.jsonl"))
+    _tell_of_template(config.with_values({"prompt_field": "question", "completion_field": "answer"}))
+    assert capsys.readouterr().err == ""
+    _tell_of_template(config)
+    assert capsys.readouterr().err == (
+        "note: the run was trained on records with question and answer, and these prompts get no template: see --file\n"
+    )
+
+
+def test_what_a_logger_refuses_is_one_line(place, monkeypatch) -> None:
+    refusal = type("UsageError", (Exception,), {"__module__": "wandb.errors"})("No API key configured.")
+    monkeypatch.setattr("reftlens.paper.runs.run.train_run", Mock(side_effect=refusal))
+    said = refused(
+        "train", "--model", "facts-small", "--data", place / "train.jsonl", "--out", place / "logged", "--quiet"
+    )
+    assert said.strip().endswith("error: No API key configured.")
+
+
 def test_dissect_takes_a_run_and_what_it_was_trained_on(run, place, monkeypatch) -> None:
     """What is dissected; the dissection itself has its own tests."""
     from reftlens.dissection import from_files as module
@@ -200,6 +228,8 @@ ALONE = {
     "map": (["--n-control", 1], "effect of this cell alone"),
     "ablate": (["--n-control", 1], "Shapley"),
     "mediate": (["--point", "mlp_out", "--over", "positions"], "edited into base"),
+    "graph": (["--n-nodes", 6, "--n-sizes", 2], "edges alone have"),
+    "channels": ([], "with attention patterns frozen"),
     "paths": (["--senders", "edit", "--receivers", "logits"], "1 x 1 cells by sender, receiver"),
 }
 
@@ -215,6 +245,11 @@ def test_an_analysis_of_an_edit_runs_alone(run, tmp_path, name) -> None:
     assert (tmp_path / "out" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert (numbers["model"], len(numbers["prompts"])) == ("facts-small", 2)
     assert said in numbers["headline"]
+    if name == "graph":
+        viewed = json.loads((tmp_path / "out" / "circuit-tracer" / "edit.json").read_text())
+        assert len(viewed["links"]) == len(numbers["cells"])
+        assert "answer: whole effect" in (tmp_path / "out" / "graph.html").read_text()
+        assert {row["graph"] for row in numbers["curve"]} == {"edit", "control"}
     if name != "ablate":
         return
     bridge = rl.load_bridge("facts-small")
@@ -233,7 +268,7 @@ def test_an_option_of_an_analysis_is_one_of_its_function() -> None:
     """The commands are made from the source alone; here the functions themselves are asked."""
     from reftlens.cli.analyses import _described
 
-    for name in ("effect_map", "ablate", "mediate", "paths", "patch", "trace"):
+    for name in ("effect_map", "ablate", "mediate", "channels", "graph", "paths", "patch", "trace"):
         about, options = _described(name)
         parameters = inspect.signature(getattr(rl.analysis, name)).parameters
         assert about.endswith((".", "?"))

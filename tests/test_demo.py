@@ -172,7 +172,7 @@ def numbers_given(results: dict[str, Any]) -> list[str]:
         *(f"{one['effective_rank']:.1f}" for one in found["operators"]),
         *(f"{one['untrained']:.1f}" for one in found["operators"]),
         *(f"{one['edited']:.0%}" for one in beyond),
-        *("95", "5%"),
+        "95%",
         *(f"{one['control']:.0%}" for one in beyond),
         *(f"{late[name]:.0%}" for name in ("inside", "random", "complement")),
     ]

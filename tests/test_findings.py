@@ -8,6 +8,7 @@ import pytest
 import torch
 from made import (
     OUTCOMES,
+    TOKENS,
     made_ablation,
     made_agreements,
     made_heads,
@@ -234,10 +235,8 @@ def test_a_direction_is_identified_as_far_as_it_may_not_turn(
     fixes, partly = verdict
     assert f"The behaviour {fixes} the strongest write direction of blocks.3.hook_resid_post{partly}. Turned" in found
     assert f"way, {said[0]} enough to change the outputs by 0.001 nats of KL divergence." in found
-    assert (
-        f"Turned the least sensitive way, it takes {said[1]}. On held-out prompts these turns change them by 0.0014"
-        in found
-    )
+    held = "On held-out prompts, the most sensitive of these turns changes them by 0.0014 nats and the least sensitive by 0.0014."
+    assert f"Turned the least sensitive way, it takes {said[1]}. {held}" in found
     random = replace(turns[0], toward="random", plus=27.0, minus=-1.0)
     turned = replace(identified, turns=(*turns, random))
     told = answer("directions", operators=(made_operator(),), identified=turned).answer
@@ -389,6 +388,15 @@ def test_a_summary_shows_whole_sentences_and_a_whole_table() -> None:
     assert found.headline().startswith("Yes: the edited model gives the wanted answer in 23 of 24")
     hostile = replace(CHANGED, group="\x1b[2J\u202e")
     assert "\x1b" not in str(replace(EMPTY, outcomes=(hostile,)).summary())
+
+
+def test_a_summary_of_one_part_has_its_numbers_and_no_numbers_leave_no_table() -> None:
+    found = replace(EMPTY, effect=made_map(2, TOKENS[:4]))
+    (line,) = found.summary().to_dataframe().to_dict("records")
+    strongest = made_map(2, TOKENS[:4]).values.nan_to_num().abs().max()
+    assert abs(float(line["found"])) == pytest.approx(float(strongest), abs=0.005)
+    assert line["beside it"].startswith("random directions ")
+    assert "DataFrame" not in str(EMPTY.summary())
 
 
 def test_every_column_has_a_label_and_no_two_of_a_table_have_the_same() -> None:

@@ -21,6 +21,7 @@ def of(bridge):
 ONE_BATCH = {
     "ablate": lambda b, reft, given: analysis.ablate(b, reft, given, of(b), n_control=1, progress=False).alone,
     "mediate": lambda b, reft, given: analysis.mediate(b, reft, given, of(b), progress=False).values,
+    "channels": lambda b, reft, given: analysis.channels(b, reft, given, of(b), progress=False).edit.closed,
     "direct_effect": lambda b, reft, given: analysis.direct_effect(b, reft, given, of(b)),
     "paths": lambda b, reft, given: analysis.paths(b, reft, given, of(b), progress=False).values,
     "patch": lambda b, reft, given: analysis.patch(b, given, TEXTS, of(b), progress=False).values,

@@ -13,8 +13,9 @@ from datasets import Dataset, DatasetDict
 from test_attach_to_hf import edit_at
 
 import reftlens as rl
-from reftlens.data.layouts import example_of, layout_of
+from reftlens.data.layouts import example_of, layout_of, prompt_of
 from reftlens.paper.runs.config import RunConfig
+from reftlens.paper.runs.testing import pairs_in
 from reftlens.paper.tasks.measures import measure_named
 from reftlens.paper.tasks.own import Pairs
 from reftlens.training.objectives import Completion
@@ -40,6 +41,7 @@ RECORDS = [{"prompt": prompt, "completion": completion} for prompt, completion i
 )  # fmt: skip
 def test_each_layout(record, example) -> None:
     assert example_of(record) == example
+    assert prompt_of(record) == example[0]
     assert Completion().read([record]) == [example]
     assert Completion().read(Dataset.from_list([record])) == [example]
 
@@ -69,6 +71,25 @@ def test_fields_of_other_names_are_named() -> None:
     assert layout_of({"question": "a", "answer": "b"}) == "question and answer"
 
 
+def test_a_prompt_needs_no_completion() -> None:
+    turns = ({"role": "user", "content": "Hi"},)
+    assert prompt_of({"messages": list(turns)}) == prompt_of(
+        {"messages": [*turns, {"role": "assistant", "content": "a"}]}
+    )
+    assert prompt_of({"messages": list(turns)}) == turns
+    assert prompt_of({"question": "Where?"}) == "Question: Where?\nAnswer:"
+    assert prompt_of({"question": "Where?"}, prompt_field="question") == "Where?"
+    both = {"instruction": "Add.", "question": "Where?", "answer": "Rome"}
+    assert prompt_of(both) == example_of(both)[0], "the layout that training takes"
+    with pytest.raises(ValueError, match="the field 'prompt' is missing; the record has text"):
+        prompt_of({"text": "a"})
+
+
+def test_the_warning_shows_the_word_and_not_the_end_of_text() -> None:
+    with pytest.warns(UserWarning, match=r"as in 'is inRome'\. .* one \(' Rome'\)"):
+        Completion().read([("is in", "Rome<|endoftext|>")])
+
+
 def test_every_kind_of_file_gives_the_same_records(tmp_path) -> None:
     frame = pd.DataFrame(RECORDS)
     (tmp_path / "a.json").write_text(json.dumps(RECORDS))
@@ -80,6 +101,7 @@ def test_every_kind_of_file_gives_the_same_records(tmp_path) -> None:
     for name in ("a.json", "a.jsonl", "a.csv", "a.parquet", "one", "dict"):
         records = Pairs(str(tmp_path / name)).load("train")
         assert [(record.prompt, record.completion) for record in records] == ROWS, name
+        assert pairs_in(tmp_path / name) == ROWS, name
     assert Completion().read(frame) == ROWS
     with pytest.raises(ValueError, match="must be one of train, got 'test'"):
         Pairs(str(tmp_path / "dict")).load("test")

@@ -13,7 +13,7 @@ from conftest import make_bridge
 import reftlens as rl
 from reftlens.analysis.engine import sweep as engine
 from reftlens.analysis.engine.grid import grid
-from reftlens.cone.recording import record
+from reftlens.cone.recording import joining, record
 
 CLEAN = ["The tower stands in the city of", "The weaver speaks", "The old tower stands by the river in the city of"]
 CORRUPTED = ["The river stands in the old of", "The tower lives", "The old weaver lives by the tower in the river of"]
@@ -317,3 +317,27 @@ def test_a_recording_is_what_hold_keeps(architecture) -> None:
     assert torch.equal(repeated.batch.tokens, clean.tokens[rows])
     with pytest.raises(ValueError, match=r"boundary must be in \[-1, 2\]"):
         recording.cone(3, 0)
+
+
+def test_rows_are_taken_where_the_layers_lie(gpt2) -> None:
+    """A base may be spread over devices. "meta" stands for one where its tokens or logits are, and no layer is."""
+    clean, corrupted, _ = batches(gpt2)
+    base, source = (record(gpt2, batch, ["blocks.1.hook_resid_pre"]) for batch in (corrupted, clean))
+    rows, layers = torch.tensor([0, 2, 1]), torch.tensor([1, 1, 2])
+    elsewhere = replace(base, batch=base.batch.to("meta"))
+    here, there = base.cone(1, 2, rows), elsewhere.cone(1, 2, rows)
+    with joining(gpt2, base, 2, rows, layers) as held:
+        pairs = [(here, there)]
+    with joining(gpt2, elsewhere, 2, rows, layers) as other:
+        pairs += [(held, other)]
+    for one, two in pairs:
+        assert torch.equal(one.resid, two.resid)
+        torch.testing.assert_close(one.past, two.past, rtol=0, atol=0)
+    cells = grid(gpt2, "resid_pre", "positions", n_pos=base.batch.tokens.shape[1]).cells
+    cells = [cell for cell in cells if cell.layer == 1 and cell.pos in (3, 4, 5)]
+    found = [
+        engine._run(gpt2, run, source, cells, rows, torch.tensor([3, 4, 5]), ())
+        for run in (base, replace(base, logits=base.logits.to("meta")))
+    ]
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], base.logits[rows])

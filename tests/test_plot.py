@@ -21,9 +21,12 @@ from made import (
     made_alignment_map,
     made_attribution,
     made_beside,
+    made_channels,
     made_dose,
     made_finetune,
+    made_graph,
     made_heads,
+    made_identification,
     made_interchange,
     made_ledger,
     made_log,
@@ -35,6 +38,7 @@ from made import (
     made_overlap,
     made_patch,
     made_paths,
+    made_predicted,
     made_profile,
     made_projection,
     made_readout,
@@ -110,6 +114,10 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "beside tracing": lambda: plot.beside_tracing(made_beside()),
     "beside tracing wide": lambda: plot.beside_tracing(made_beside(12, ("first", "a named position", *"abcdef"))),
     "beside tracing nasty": lambda: plot.beside_tracing(made_beside(3, NASTY[:6], "$ <b> 上")),
+    "channels": lambda: plot.channels(made_channels()),
+    "channels of one head": lambda: plot.channels(made_channels(2, 1)),
+    "graph": lambda: plot.graph(made_graph()),
+    "graph nasty": lambda: plot.graph(made_graph(NASTY)),
     "mediation": lambda: plot.mediation([made_heads(), made_mlps()], direct=torch.linspace(1, 2, 8)),
     "mediation of one": lambda: plot.mediation([made_heads()], most=1),
     "mediation nasty": lambda: plot.mediation([made_mlps(tokens=NASTY)]),
@@ -122,10 +130,20 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "ledgers": lambda: plot.ledger([made_ledger(), made_ledger(TOKENS[:4], sites=1)]),
     "profiles": lambda: plot.edit_profile([made_profile(), made_profile(), made_profile()]),
     "patches": lambda: plot.patch_map([made_patch(), made_heads()]),
+    "predicted map": lambda: plot.predicted_map(made_predicted().predicted),
+    "beside training": lambda: plot.beside_training(made_predicted()),
+    "beside training nasty": lambda: plot.beside_training(made_predicted(3, NASTY[:6], "$ <b> 上")),
     "reft map": lambda: plot.reft_map(made_beside().reft),
     "reft map nasty": lambda: plot.reft_map(made_beside(3, NASTY[:6], "$ <b> 上").reft),
     "table": lambda: plot.table(made_interchange().whole),
     "table of many": lambda: plot.table([made_readout(NASTY[:7]), *OUTCOMES * 12]),
+    "spectrum with what is known": lambda: plot.spectrum(
+        [made_operator(3, 2), made_operator(1), made_operator(5, 2)],
+        identified=[*made_identification().sites, *made_identification("blocks.1.hook_resid_post").sites],
+    ),
+    "readout with what is known": lambda: plot.readout(
+        [made_readout(direction=n) for n in range(3)], identified=made_identification().sites
+    ),
     "spectrum with control": lambda: plot.spectrum([made_operator(1)], null=[made_operator(1), made_operator(1, 3)]),
 } | {f"plot() of {type(result).__name__}": result.plot for result in every_result("a word")}
 """Each class of results as it draws itself, and drawings with options or with contents that are hard to draw."""
@@ -452,13 +470,13 @@ def test_long_texts_run_over_lines_and_keep_every_token() -> None:
 
 @pytest.mark.parametrize(
     ("dormant", "power", "verdict"),
-    [(0.9, 0.9, "; illusory"), (0.1, 0.9, "; not illusory"), (0.9, 0.2, "; illusory: no power")],
+    [(0.9, 0.9, "; illusory"), (0.1, 0.9, "; not illusory"), (0.9, 0.2, "; illusion test: undecided")],
 )
 def test_an_interchange_shows_its_verdict_and_that_there_is_none(dormant, power, verdict) -> None:
     figure = plot.interchange([made_interchange(dormant=dormant, power=power)])
     (axes,) = figure.axes
     assert axes.get_title(loc="left").endswith(verdict)
-    assert "no power" not in written(plot.interchange([made_interchange()]))
+    assert "undecided" not in written(plot.interchange([made_interchange()]))
 
 
 def test_bars_of_the_spectrum_are_split_by_share_of_energy() -> None:
@@ -470,8 +488,24 @@ def test_bars_of_the_spectrum_are_split_by_share_of_energy() -> None:
     np.testing.assert_allclose(bars[4:], np.stack([size * share, size * (1 - share)], axis=1), rtol=1e-5)
     text = written(figure)
     # Energies 64, 16, 4, 1: 85^2 / (64^2 + 16^2 + 4^2 + 1) = 1.65.
-    for part in ("effective rank 1.7 of 4", "|h| = 40", "20%", "share of the energy", "3 resid_post"):
+    for part in ("effective rank 1.7 of 4", "|h| = 40", "20%", "part of the squared change", "3 resid_post"):
         assert part in text
+
+
+def test_beside_each_direction_stands_in_how_many_dimensions_it_is_identified() -> None:
+    sites = made_identification().sites
+    other = made_operator(1, 2)
+    first, second = plot.spectrum([made_operator(3), other], identified=sites).axes
+    # 91 - 31 and 91 - 60; of two further directions and of the other site nothing was measured.
+    assert [label.get_text() for label in first.get_xticklabels()] == ["0\n60", "1\n31", "2\n", "3\n"]
+    assert "(of 91)" in first.get_xlabel()
+    assert [label.get_text() for label in second.get_xticklabels()] == ["0", "1"]
+    assert second.get_xlabel() == "write direction, strongest first"
+    axes = plot.readout([made_readout(direction=n) for n in range(3)], identified=sites).axes
+    titles = [" ".join(one.get_title(loc="left").split()) for one in axes]
+    assert titles[0] == "3 resid_post, direction 0: identified in 60 of 91 dimensions (local)"
+    assert "identified in 31 of 91" in titles[1]
+    assert titles[2] == "3 resid_post, direction 2"
 
 
 def test_bars_inside_the_null_band_are_grey() -> None:

@@ -317,7 +317,7 @@ def test_other_models_trained_bases_and_activation_functions_are_refused(tmp_pat
         rl.load_pyreft(folder, bridge=gpt2, positions="l1")
     with pytest.raises(ValueError, match="act_fn must be None or 'linear', got 'gelu'"):
         rl.load_pyreft(folder, bridge=gpt2, positions="l1", act_fn="gelu")
-    with pytest.raises(ValueError, match="is not a pyreft checkpoint"):
+    with pytest.raises(ValueError, match=r"is not a pyreft checkpoint: it has no intkey_\*\.bin; x inside it"):
         rl.load_pyreft(tmp_path, bridge=gpt2, positions="l1")
     folder = write_folder(tmp_path / "y", [state], config=False)
     torch.save({}, folder / "pytorch_model.bin")

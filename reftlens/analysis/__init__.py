@@ -6,8 +6,11 @@ from reftlens.analysis.alignment import align, alignment, null_alignments
 from reftlens.analysis.alignment_map import alignment_map
 from reftlens.analysis.attribute import attribute
 from reftlens.analysis.beside_tracing import at_rules, beside_tracing
+from reftlens.analysis.beside_training import beside_training
 from reftlens.analysis.calibrate import calibrate
+from reftlens.analysis.carry import carry
 from reftlens.analysis.certify import certify, sampled_prompts
+from reftlens.analysis.channels import channels
 from reftlens.analysis.controls.random_finetune import random_finetune
 from reftlens.analysis.controls.retraining import at_random_sites, null_edits, permuted_labels, random_model
 from reftlens.analysis.controls.turned import turned
@@ -17,6 +20,7 @@ from reftlens.analysis.effect_map import effect_map
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.engine.dictionary_files import load_dictionary, save_dictionary
 from reftlens.analysis.explain_finetune import explain_finetune, explain_finetune_cost
+from reftlens.analysis.graph import graph, graph_cost
 from reftlens.analysis.identify import identify, identify_cost
 from reftlens.analysis.interchange import interchange
 from reftlens.analysis.ledger import edit_size, ledger
@@ -28,6 +32,7 @@ from reftlens.analysis.outcome import outcome
 from reftlens.analysis.overlap import covariance_matched, directions, haar, overlap, random_readings
 from reftlens.analysis.patch import patch
 from reftlens.analysis.paths import paths
+from reftlens.analysis.predict_map import predict_map
 from reftlens.analysis.project import project
 from reftlens.analysis.read_directions import read_directions
 from reftlens.analysis.read_space import read_space, read_spaces
@@ -53,8 +58,11 @@ __all__ = [
     "at_rules",
     "attribute",
     "beside_tracing",
+    "beside_training",
     "calibrate",
+    "carry",
     "certify",
+    "channels",
     "covariance_matched",
     "decompose",
     "direct_effect",
@@ -65,6 +73,8 @@ __all__ = [
     "effect_map",
     "explain_finetune",
     "explain_finetune_cost",
+    "graph",
+    "graph_cost",
     "haar",
     "identify",
     "identify_cost",
@@ -84,6 +94,7 @@ __all__ = [
     "patch",
     "paths",
     "permuted_labels",
+    "predict_map",
     "probability_of",
     "project",
     "random_finetune",

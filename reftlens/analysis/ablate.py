@@ -22,7 +22,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
-from reftlens.analysis.controls.turned import turned
+from reftlens.analysis.controls.turned import turned_draws
 from reftlens.analysis.engine.coalitions import Coalitions, whole_sites
 from reftlens.analysis.metrics import Metric
 from reftlens.data import Given, as_batch
@@ -168,7 +168,7 @@ def _control(
     n = len(reft.sites)
     # The base, which has no effect, is among them because Shapley values start from it.
     sets = list(dict.fromkeys([frozenset[int](), *(frozenset([i]) for i in range(n)), frozenset(range(n))]))
-    draws = [_values(runs, turned(reft, seed=seed + draw).edits(runs.base.batch), sets) for draw in range(n_draws)]
+    draws = [_values(runs, placebo.edits(runs.base.batch), sets) for placebo in turned_draws(reft, n_draws, seed=seed)]
     mean = {members: sum(draw[members] for draw in draws) / n_draws for members in sets}
     # With more than two sites, there are sets that were not run.
     shapley = _shapley(mean, n).float() if n <= 2 else None

@@ -18,8 +18,8 @@ is not evidence of truth: two seeds can agree on a shortcut.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
+from dataclasses import dataclass, fields, replace
+from itertools import combinations, product
 from typing import final
 
 import torch
@@ -29,13 +29,13 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
-from reftlens.analysis.engine.activations import edited_in
-from reftlens.analysis.engine.output_metric import added, output_angles, pulls
+from reftlens.analysis.engine.activations import edited_activations
+from reftlens.analysis.engine.output_metric import added, output_angles, push_roots
 from reftlens.analysis.overlap import directions, haar, overlap
 from reftlens.bridge import each, side_for_ends
 from reftlens.cone.answers import next_token_logprobs
 from reftlens.cone.shared import sharing
-from reftlens.data import Batch, Given, as_batches
+from reftlens.data import Batch, Given, as_batches, rows_in_groups
 from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft
 from reftlens.interventions import NotAffineError
@@ -55,6 +55,7 @@ def agreement(
     rank: int | None = None,
     n_null: int = 200,
     n_probes: int = 8,
+    memory_bytes: int = 1 << 30,
     seed: int = 0,
 ) -> list[Agreement]:
     """Compares every pair of edits of one model.
@@ -71,6 +72,8 @@ def agreement(
             including null edits.
         n_null: random subspaces for the angles expected by chance between untrained subspaces.
         n_probes: random probes of each prompt, for the angles in the output metric; 0 for none.
+        memory_bytes: approximate limit for the changes and log-probabilities of all edits. Prompts beyond it go through in
+            groups.
         seed: seed of the controls, probes and random subspaces.
 
     Raises:
@@ -80,21 +83,21 @@ def agreement(
         raise ValueError(f"agreement needs at least two edits, got {len(refts)}")
     batches = as_batches(bridge, prompts, padding_side=side_for_ends(bridge))
     nulls = list(null.values() if isinstance(null, Mapping) else null)
-    seen = {name: _seen(bridge, reft, batches, at, n_probes=n_probes, seed=seed) for name, reft in refts.items()}
     # Controls are compared as functions only, and a decomposition would cost a pass each.
-    controls = {
-        name: _seen(bridge, turned(reft, seed=seed), batches, at, decomposed=False) for name, reft in refts.items()
+    everyone = [*refts.values(), *(turned(reft, seed=seed) for reft in refts.values()), *nulls]
+    likenesses, turned_kls = _compared(bridge, everyone, len(refts), batches, at, memory_bytes=memory_bytes, seed=seed)
+    described = {
+        place: _described(bridge, reft, batches, at, n_probes=n_probes, seed=seed)
+        for place, reft in enumerate(everyone)
+        if not len(refts) <= place < 2 * len(refts)
     }
-    null_seen = [_seen(bridge, reft, batches, at, n_probes=n_probes, seed=seed) for reft in nulls]
-    among = list(combinations(null_seen, 2))
     ranked = _Ranked(rank=rank, n_null=n_null, seed=seed)
-    found = [
-        _pair((first, second), seen[first], seen[second], controls[second], null_seen, among, ranked)
-        for first, second in combinations(refts, 2)
-    ]
     return [
-        replace(pair, turned_kl=_turned_kl(bridge, seen[pair.first], refts[pair.second], batches, seed))
-        for pair in found
+        replace(
+            _pair((list(refts)[i], list(refts)[j]), (i, j), len(refts), described, likenesses, ranked),
+            turned_kl=turned_kls[i, j],
+        )
+        for i, j in combinations(range(len(refts)), 2)
     ]
 
 
@@ -111,12 +114,19 @@ class _Ranked:
 @final
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """The quantities of one edit that are compared, from one pass over the batches."""
+    """What one edit does to a group of prompts."""
 
-    reft: Reft
     changes: tuple[Float[Tensor, "tokens _d_model"], ...]
     """Changes of each site at every compared token; NaN where the site does not edit."""
     said: Float[Tensor, "prompts d_vocab"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Described:
+    """The directions of one edit."""
+
+    reft: Reft
     operators: list[Operator] | None
     push: tuple[Float[Tensor, "row d_model"], ...] = ()
     """Derivatives of the outputs by a push at each site; none without probes."""
@@ -125,6 +135,8 @@ class _Seen:
 @final
 @dataclass(frozen=True)
 class _Likeness:
+    places: list[tuple[int, int]]
+    """Indices of the sites of both edits that act on a common token."""
     error: float
     cosine: float
     kl: float
@@ -132,31 +144,37 @@ class _Likeness:
     """KL(p || q) + KL(q || p), in nats."""
 
 
+_Places = tuple[int, int]
+"""Of two edits among all."""
+
+
 def _pair(
     names: tuple[str, str],
-    a: _Seen,
-    b: _Seen,
-    control: _Seen,
-    nulls: Sequence[_Seen],
-    among: Sequence[tuple[_Seen, _Seen]],
+    places: _Places,
+    n: int,
+    described: Mapping[int, _Described],
+    likenesses: Mapping[_Places, _Likeness],
     ranked: _Ranked,
 ) -> Agreement:
-    here, like = _like(a, b)
-    _, turned_like = _like(a, control)
-    others = [*((one, n) for one in (a, b) for n in nulls), *among]
-    operators = [op for one in (a, b, *nulls) for op in one.operators or ()]
+    first, second = places
+    a, b = described[first], described[second]
+    like, turned_like = likenesses[places], likenesses[first, n + second]
+    here = like.places
+    nulls = [place for place in described if place >= n]
+    others = [*((one, null) for one in places for null in nulls), *combinations(nulls, 2)]
+    operators = [op for place in (*places, *nulls) for op in described[place].operators or ()]
     # The smallest one, because every edit must have that many directions.
     rank = ranked.rank or min((round(op.effective_rank) for op in operators), default=0)
     angles = _angles(a, b, here, rank=rank, n_null=ranked.n_null, seed=ranked.seed)
-    found = [_like(one, other) for one, other in others]
-    if any(len(places) < len(here) for places, _ in found):
+    found = [likenesses[pair] for pair in others]
+    if any(len(likeness.places) < len(here) for likeness in found):
         raise ValueError(f"the null edits for {names[0]} and {names[1]} must edit the same points: {_hooks(a, here)}")
-    null_cosines = [likeness.cosine for _, likeness in found]
-    null_kls = [likeness.kl_both for _, likeness in found]
+    null_cosines = [likeness.cosine for likeness in found]
+    null_kls = [likeness.kl_both for likeness in found]
     null_angles = [
         # One draw of chance, because only the angles of these pairs are used.
-        _angles(one, other, places, rank=rank, n_null=1, seed=0)
-        for (one, other), (places, _) in zip(others, found, strict=True)
+        _angles(described[one], described[other], likeness.places, rank=rank, n_null=1, seed=0)
+        for (one, other), likeness in zip(others, found, strict=True)
     ]
     plain, in_outputs = [one.used for one in null_angles], [one.output for one in null_angles]
     return Agreement(
@@ -176,7 +194,7 @@ def _pair(
         raw_null_angle=angles.raw_null,
         n_null_edits=len(nulls),
         null_cosine=_mean(null_cosines),
-        null_kl=_mean([likeness.kl for _, likeness in found]),
+        null_kl=_mean([likeness.kl for likeness in found]),
         null_trained_angle=_mean(plain),
         # _p counts small distances, and a large cosine is a small one.
         p_cosine=_p([-value for value in null_cosines], -like.cosine),
@@ -204,23 +222,118 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def _hooks(a: _Seen, common: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+def _hooks(a: _Described, common: Sequence[tuple[int, int]]) -> tuple[str, ...]:
     return tuple(a.reft.sites[i].hook_name for i, _ in common)
 
 
-def _like(a: _Seen, b: _Seen) -> tuple[list[tuple[int, int]], _Likeness]:
-    """Finds the sites where both edits act on a common token, and compares the edits there as functions."""
-    here, pairs = [], []
-    for i, j in _common(a.reft, b.reft):
+@final
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Sums over prompts, from which a likeness is computed. They add up over groups of prompts."""
+
+    acting: Float[Tensor, " common"]
+    """Number of tokens at which both edits act, for each pair of sites at one point."""
+    gap: Float[Tensor, ""]
+    """Squared difference of the changes at these tokens."""
+    size: Float[Tensor, ""]
+    """Mean of both changes' squares."""
+    cosine: Float[Tensor, ""]
+    kl: Float[Tensor, "2"]
+    """Both ways, because in the pairs of the null neither edit is the first."""
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
+
+    def likeness(self, common: Sequence[tuple[int, int]], n_prompts: int) -> _Likeness:
+        acting, nan = float(self.acting.sum()), float("nan")
+        kl, back = (self.kl / n_prompts).tolist()
+        return _Likeness(
+            [pair for pair, n in zip(common, self.acting.tolist(), strict=True) if n],
+            # Over all sites together.
+            float(self.gap / self.size) ** 0.5 if float(self.size) else nan,
+            float(self.cosine) / acting if acting else nan,
+            kl,
+            kl + back,
+        )
+
+
+def _compared(
+    bridge: TransformerBridge,
+    everyone: Sequence[Reft],
+    n: int,
+    batches: Sequence[Batch],
+    at: Positions | None,
+    *,
+    memory_bytes: int,
+    seed: int,
+) -> tuple[dict[_Places, _Likeness], dict[_Places, float]]:
+    """Compares edits as functions, one group of prompts after another.
+
+    Args:
+        bridge: the base.
+        everyone: n edits, their n controls, and null edits.
+        n: number of the first.
+        batches: the prompts.
+        at: the tokens to compare.
+        memory_bytes: limit of what is kept of a group.
+        seed: seed of the turns.
+
+    Returns:
+        The likeness of pairs of edits, by place; and for pairs of the first n the KL of `_turned_kl`.
+    """
+    nulls = range(2 * n, len(everyone))
+    real = list(combinations(range(n), 2))
+    pairs = [*real, *((i, n + j) for i, j in real), *product(range(n), nulls), *combinations(nulls, 2)]
+    common = {(i, j): _common(everyone[i], everyone[j]) for i, j in pairs}
+    turns = {(i, j): _turns(everyone[i], everyone[j], seed) for i, j in real}
+
+    def measure(batch: Batch) -> tuple[list[_Sums], list[float]]:
+        seen = [_seen(bridge, reft, batch, at) for reft in everyone]
+        return (
+            [_sums(seen[i], seen[j], common[i, j]) for i, j in pairs],
+            [_turned_kl(bridge, seen[i].said, (everyone[i], everyone[j]), batch, turns[i, j]) for i, j in real],
+        )
+
+    def bytes_of(batch: Batch) -> int:
+        """What is kept of one prompt: log-probabilities of all edits, three tables of a comparison, and changes."""
+        widths = sum(intervention.d_model for reft in everyone for _, intervention in reft)
+        return 4 * (len(everyone) + 3) * bridge.cfg.d_vocab + 8 * batch.tokens.shape[1] * widths
+
+    groups = [group for batch in batches for group in _groups(batch, max(1, memory_bytes // bytes_of(batch)), everyone)]
+    sums: list[_Sums] = []
+    kls = [0.0] * len(real)
+    for found, turned_kls in each(bridge, measure, groups):
+        sums = [old + new for old, new in zip(sums, found, strict=True)] if sums else found
+        kls = [old + new for old, new in zip(kls, turned_kls, strict=True)]
+    n_prompts = sum(map(len, batches))
+    likenesses = {pair: one.likeness(common[pair], n_prompts) for pair, one in zip(pairs, sums, strict=True)}
+    return likenesses, {pair: kl / n_prompts for pair, kl in zip(real, kls, strict=True)}
+
+
+def _groups(batch: Batch, n: int, everyone: Sequence[Reft]) -> list[Batch]:
+    groups = rows_in_groups(batch, n)
+    try:
+        for group in groups:
+            for reft in everyone:
+                reft.edits(group)
+    except ValueError:
+        # Not every prompt has the tokens of these edits, and some group has none of them.
+        return [batch]
+    return groups
+
+
+def _sums(a: _Seen, b: _Seen, common: Sequence[tuple[int, int]]) -> _Sums:
+    acting = torch.zeros(len(common), dtype=torch.float64)
+    gap, size, cosine = torch.zeros(3, dtype=torch.float64).unbind()
+    for place, (i, j) in enumerate(common):
         one, other = a.changes[i], b.changes[j]
         both = ~(one.isnan().any(-1) | other.isnan().any(-1))
-        if bool(both.any()):
-            here.append((i, j))
-            pairs.append((one[both], other[both]))
-    error, cosine = _compare(pairs)
-    # Both ways, because in the pairs of the null neither edit is the first.
-    kl, back = _kl(a.said, b.said), _kl(b.said, a.said)
-    return here, _Likeness(error, cosine, kl, kl + back)
+        one, other = one[both], other[both]
+        acting[place] = len(one)
+        gap = gap + (one - other).square().sum()
+        size = size + (one.square().sum() + other.square().sum()) / 2
+        cosine = cosine + torch.cosine_similarity(one, other, dim=-1).sum()
+    return _Sums(acting, gap, size, cosine, torch.stack([_kl(a.said, b.said), _kl(b.said, a.said)]))
 
 
 def _common(a: Reft, b: Reft) -> list[tuple[int, int]]:
@@ -235,56 +348,66 @@ def _common(a: Reft, b: Reft) -> list[tuple[int, int]]:
     return pairs
 
 
-def _seen(
+def _seen(bridge: TransformerBridge, reft: Reft, batch: Batch, at: Positions | None) -> _Seen:
+    """Computes changes on unedited activations of the base, and what the edited model says."""
+    wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
+    changes = []
+    # A change may depend on tokens that are not compared, so it is computed from all tokens that its edit reads.
+    for edit, (_, h) in zip(reft.edits(batch), edited_activations(bridge, reft.scaled(0.0), batch), strict=True):
+        change = edit.change(h).double()
+        every = change.new_full((*edit.mask.shape, change.shape[-1]), float("nan"))
+        every[edit.mask] = change
+        changes.append(every[wanted].cpu())
+    return _Seen(tuple(changes), next_token_logprobs(bridge, batch, reft.edits(batch)))
+
+
+def _described(
     bridge: TransformerBridge,
     reft: Reft,
     batches: Sequence[Batch],
     at: Positions | None,
     *,
-    decomposed: bool = True,
-    n_probes: int = 0,
-    seed: int = 0,
-) -> _Seen:
-    """Computes changes on unedited activations of the base."""
-    found: list[list[Tensor]] = [[] for _ in reft.sites]
-    # A change may depend on tokens that are not compared, so it is computed from all tokens that its edit reads.
-    for batch, seen in zip(batches, edited_in(bridge, reft.scaled(0.0), batches), strict=True):
-        wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
-        for edit, (_, h), parts in zip(reft.edits(batch), seen, found, strict=True):
-            change = edit.change(h).double()
-            every = change.new_full((*edit.mask.shape, change.shape[-1]), float("nan"))
-            every[edit.mask] = change
-            parts.append(every[wanted].cpu())
-    return _Seen(
+    n_probes: int,
+    seed: int,
+) -> _Described:
+    return _Described(
         reft,
-        tuple(torch.cat(parts) for parts in found),
-        _said(bridge, reft, batches),
-        _operators(bridge, reft, batches, at) if decomposed else None,
-        tuple(one.push for one in pulls(bridge, reft, batches, n_probes=n_probes, seed=seed)) if n_probes else (),
+        _operators(bridge, reft, batches, at),
+        tuple(push_roots(bridge, reft, batches, n_probes=n_probes, seed=seed)) if n_probes else (),
     )
 
 
-def _turned_kl(bridge: TransformerBridge, seen: _Seen, other: Reft, batches: Sequence[Batch], seed: int) -> float:
-    """Computes the KL from the first edit to itself plus the difference of the two, turned at equal norm at every token.
+def _turns(a: Reft, b: Reft, seed: int) -> list[Float[Tensor, "_d_model _d_model"]] | None:
+    """Returns a random turn for each common site of two edits; None if one of them has further sites."""
+    common = _common(a, b)
+    if len(common) < max(len(a), len(b)):
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    widths = [a[i][1].d_model for i, _ in common]
+    return [torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64)).Q.float() for d in widths]
+
+
+def _turned_kl(
+    bridge: TransformerBridge,
+    said: Float[Tensor, "prompts d_vocab"],
+    pair: tuple[Reft, Reft],
+    batch: Batch,
+    turns: Sequence[Float[Tensor, "_d_model _d_model"]] | None,
+) -> float:
+    """Sums the KL from the first edit to itself plus the difference of the two, turned at equal norm at every token.
 
     NaN if the edits are not at the same sites and tokens.
     """
-    common = _common(seen.reft, other)
-    if len(common) < max(len(seen.reft), len(other)):
+    if turns is None:
         return float("nan")
-    generator = torch.Generator().manual_seed(seed)
-    widths = [seen.reft[i][1].d_model for i, _ in common]
-    turns = [torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64)).Q.float() for d in widths]
-    said = []
-    for batch in batches:
-        first, second = seen.reft.edits(batch), other.edits(batch)
-        if any(not first[i].mask.equal(second[j].mask) or first[i].intervention.across_tokens for i, j in common):
-            return float("nan")
-        moved = list(first)
-        for (i, j), turn in zip(common, turns, strict=True):
-            moved[i] = added(first[i], _difference(first[i], second[j], turn))
-        said.append(next_token_logprobs(bridge, batch, moved))
-    return _kl(seen.said, torch.cat(said))
+    first, second = (reft.edits(batch) for reft in pair)
+    common = _common(*pair)
+    if any(not first[i].mask.equal(second[j].mask) or first[i].intervention.across_tokens for i, j in common):
+        return float("nan")
+    moved = list(first)
+    for (i, j), turn in zip(common, turns, strict=True):
+        moved[i] = added(first[i], _difference(first[i], second[j], turn))
+    return float(_kl(said, next_token_logprobs(bridge, batch, moved)))
 
 
 def _difference(first: Edit, second: Edit, turn: Float[Tensor, "d_model d_model"]) -> Callable[[Tensor], Tensor]:
@@ -297,22 +420,9 @@ def _difference(first: Edit, second: Edit, turn: Float[Tensor, "d_model d_model"
     return extra
 
 
-def _compare(pairs: Sequence[tuple[Tensor, ...]]) -> tuple[float, float]:
-    """Computes the relative error over all sites together, and the mean cosine over all their tokens."""
-    if not pairs:
-        return float("nan"), float("nan")
-    gap = sum(float((a - b).square().sum()) for a, b in pairs)
-    size = sum(float(a.square().sum() + b.square().sum()) / 2 for a, b in pairs)
-    cosines = torch.cat([torch.cosine_similarity(a, b, dim=-1) for a, b in pairs])
-    return (gap / size) ** 0.5 if size else float("nan"), float(cosines.mean())
-
-
-def _said(bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch]) -> Float[Tensor, "prompts d_vocab"]:
-    return torch.cat(list(each(bridge, lambda batch: next_token_logprobs(bridge, batch, reft.edits(batch)), batches)))
-
-
-def _kl(p: Float[Tensor, "prompts d_vocab"], q: Float[Tensor, "prompts d_vocab"]) -> float:
-    return float((p.exp() * (p - q)).sum(dim=-1).mean())
+def _kl(p: Float[Tensor, "prompts d_vocab"], q: Float[Tensor, "prompts d_vocab"]) -> Float[Tensor, ""]:
+    """Sums the KL divergence over prompts."""
+    return (p.exp() * (p - q)).sum(dim=-1).double().sum()
 
 
 def _operators(
@@ -338,7 +448,9 @@ class _Angles:
     output_low: float = float("nan")
 
 
-def _angles(a: _Seen, b: _Seen, common: Sequence[tuple[int, int]], *, rank: int, n_null: int, seed: int) -> _Angles:
+def _angles(
+    a: _Described, b: _Described, common: Sequence[tuple[int, int]], *, rank: int, n_null: int, seed: int
+) -> _Angles:
     """Computes mean angles over the common sites, of the decompositions and of the raw spans."""
     if a.operators is None or b.operators is None or not common:
         return _Angles()
@@ -362,8 +474,8 @@ def _angles(a: _Seen, b: _Seen, common: Sequence[tuple[int, int]], *, rank: int,
 
 def _in_outputs(
     made: _Angles,
-    a: _Seen,
-    b: _Seen,
+    a: _Described,
+    b: _Described,
     common: Sequence[tuple[int, int]],
     pairs: Sequence[tuple[Tensor, Tensor]],
     n_null: int,

@@ -113,10 +113,10 @@ def _estimate(
 
     base, source = run(into, gradient=True), run(out_of, gradient=False)
     products = [
-        ((source.activations[name] - base.activations[name]) * base.gradients[name])[0].float().sum(-1)
+        ((source.activations[name] - base.activations[name]) * base.gradients[name])[0].float().sum(-1).cpu()
         for name in of.names
     ]
-    at_all = torch.stack(products).cpu()  # [layer, pos], of z [layer, pos, head]
+    at_all = torch.stack(products)  # [layer, pos], of z [layer, pos, head]
     if of.axes == ("layer", "head"):
         return reduce(at_all, "layer pos head -> layer head", "sum")
     if of.axes == ("layer", "head", "pos"):

@@ -25,16 +25,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 import torch
 from einops import rearrange, reduce, repeat
 
+from reftlens.analysis.engine.ranks import Values, shifts, spearman
 from reftlens.data import Batch
 from reftlens.positions import Positions
 from reftlens.results import BesideTracing, PatchMap, ReftMap
-
-Values = npt.NDArray[np.float64]
 
 
 def at_rules(result: PatchMap, batch: Batch, positions: Mapping[str, Positions]) -> PatchMap:
@@ -104,8 +101,8 @@ def beside_tracing(reft: ReftMap, tracing: PatchMap, *, n_resamples: int = 1000,
     # A resample is a weighting of the items, so all of them together are one matrix product.
     prompts, pairs = _weights(draw, n_resamples, gain.shape[1]), _weights(draw, n_resamples, len(gap))
     shape = reft.gain().shape
-    shifted = _shifts(restored.reshape(shape))
-    rho = _spearman(np.broadcast_to(gains, shifted.shape), shifted)
+    shifted = shifts(restored.reshape(shape))
+    rho = spearman(np.broadcast_to(gains, shifted.shape), shifted)
     shuffled = reduce(reft.control - reft.base, "row column prompt -> (row column)", "mean").double().numpy()
     best = int(restored.argmax())
     others = np.delete(gains, best)
@@ -115,34 +112,18 @@ def beside_tracing(reft: ReftMap, tracing: PatchMap, *, n_resamples: int = 1000,
         correlation=float(rho[0]),
         # 1e-9: equal maps may differ by rounding. The unshifted map counts too, so p is above 0.
         p=float((rho >= rho[0] - 1e-9).mean()) if np.isfinite(rho[0]) else float("nan"),
-        shuffled_correlation=float(_spearman(shuffled[None], restored[None])[0]),
-        over_cells=_interval(_spearman(gains[cells], restored[cells])),
-        over_prompts=_interval(_spearman(prompts @ gain.T, (pairs @ moved.T) / (pairs @ gap)[:, None])),
+        shuffled_correlation=float(spearman(shuffled[None], restored[None])[0]),
+        over_cells=_interval(spearman(gains[cells], restored[cells])),
+        over_prompts=_interval(spearman(prompts @ gain.T, (pairs @ moved.T) / (pairs @ gap)[:, None])),
         at_traced=float(gains[best]),
         at_random=float(gains.mean()),
         as_good=float((others >= gains[best]).mean()),
     )
 
 
-def _shifts(cells: Values) -> Values:
-    """Returns [shift, cell]: all cyclic shifts of the map by rows and columns, the unshifted one first."""
-    rows, columns = cells.shape
-    moves = [(row, column) for row in range(rows) for column in range(columns)]
-    return np.stack([np.roll(cells, move, axis=(0, 1)).ravel() for move in moves])
-
-
 def _weights(draw: np.random.Generator, n_resamples: int, n: int) -> Values:
     """Returns the fraction of each resample's draws that each of n items makes up."""
     return draw.multinomial(n, np.full(n, 1 / n), size=n_resamples) / n
-
-
-def _spearman(a: Values, b: Values) -> Values:
-    """Computes rank correlations row by row. Ties, up to float32 precision, get their mean rank. NaN if a side is constant."""
-    ranks = [pd.DataFrame(side.round(6)).rank(axis=1).to_numpy() for side in (a, b)]
-    centred = [side - side.mean(1, keepdims=True) for side in ranks]
-    norms = [np.sqrt((side**2).sum(1)) for side in centred]
-    product = norms[0] * norms[1]
-    return np.where(product > 0, (centred[0] * centred[1]).sum(1) / np.where(product > 0, product, 1), np.nan)
 
 
 def _interval(draws: Values) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.controls.turned import turned
+from reftlens.analysis.controls.turned import turned_draws
 from reftlens.bridge import each, side_for_ends
 from reftlens.cone.answers import Answers
 from reftlens.cone.shared import sharing
@@ -68,7 +68,7 @@ def dose(
 
     # 0, because the slope and its straight line begin there.
     grid = torch.tensor(sorted({0.0, *alphas}))
-    edits = [reft, *(turned(reft, seed=seed + draw) for draw in range(n_control))]
+    edits = [reft, *turned_draws(reft, n_control, seed=seed)]
     doses = [[edit.scaled(alpha) for alpha in grid.tolist()] for edit in edits]
 
     def answered(given: tuple[Batch, Int[Tensor, " n"]]) -> tuple[Float[Tensor, "edit dose"], Float[Tensor, " edit"]]:

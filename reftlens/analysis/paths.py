@@ -192,7 +192,7 @@ class _Reader:
         goes_on = self.base.activations[name]
         if sender is not None and sender.point == name:
             changed = _only(torch.ones_like(self.base.batch.prompt_mask), pos)
-            changed = changed.view(*changed.shape, *(1,) * (goes_on.ndim - 2))
+            changed = changed.to(goes_on.device).view(*changed.shape, *(1,) * (goes_on.ndim - 2))
             if sender.head is not None:
                 heads = torch.arange(goes_on.shape[2], device=changed.device)
                 changed = changed & (heads == sender.head)[:, None]

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from reftlens.analysis.controls.turned import turned
+from reftlens.analysis.controls.turned import turned_draws
 from reftlens.analysis.tokens import require_aligned, starred
 from reftlens.bridge import each
 from reftlens.cone.recording import record
@@ -70,7 +70,7 @@ def spread(
         return rearrange(distance, by_prompt).cpu(), rearrange(moved, by_prompt).cpu()
 
     distance, mind = compare(reft)
-    draws = list(each(bridge, compare, [turned(reft, seed=seed + draw) for draw in range(n_control)]))
+    draws = list(each(bridge, compare, turned_draws(reft, n_control, seed=seed)))
     tokens = tuple(str_tokens(bridge, row) for row in batch.tokens)
     made = partial(
         TokenMap,

@@ -6,7 +6,7 @@ The model is a plain `TransformerBridge`, never wrapped or subclassed.
 - `attached`: hooks and other code attached to a model. `threads`: only one thread at a time may attach hooks.
 - `points`: names of activation points. Points where a write would be lost or incomplete raise an error with the reason.
   `probe` measures most of this on the given model. `resid_mid`: the middle of a block, which does not have its own point.
-- `biases`: the bias before a point.
+- `biases`: the bias before a point. `patterns`: attention patterns that can be held.
 - `forwards`: what a forward pass computes: its position in a cached sequence, and the tokens whose logits are needed.
 - `readout`: residuals read through the final norm and the unembedding. `jacobian`: earlier ones, carried there linearly.
 - `caching`: the key-value cache, under both names that releases of transformers use.
@@ -34,6 +34,7 @@ from reftlens.bridge.identity import EXACT, base_identity, computation, fingerpr
 from reftlens.bridge.jacobian import Lens, fit_lens, lens_layer, load_lens
 from reftlens.bridge.loading import freeze, load_bridge, n_parameters, revision
 from reftlens.bridge.padding import caching_holds, last_block_splits, padding_holds, require_padding, side_for_ends
+from reftlens.bridge.patterns import pattern_hooks
 from reftlens.bridge.plain import plain_blocks, plain_blocks_hold
 from reftlens.bridge.points import activation_shape, canonical_hook, canonical_hooks, layer_of, removed_hooks, width_of
 from reftlens.bridge.processes import each, is_main_process, own_device
@@ -90,6 +91,7 @@ __all__ = [
     "own_device",
     "pad_id",
     "padding_holds",
+    "pattern_hooks",
     "plain_blocks",
     "plain_blocks_hold",
     "proved",

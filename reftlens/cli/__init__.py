@@ -54,6 +54,8 @@ for name, function, example in (
     ("map", "effect_map", "map run --leave-out"),
     ("ablate", "ablate", "ablate run --n-prompts 32"),
     ("mediate", "mediate", "mediate run --point mlp_out --over positions"),
+    ("channels", "channels", "channels run --n-prompts 8"),
+    ("graph", "graph", "graph run --n-prompts 8 --n-nodes 16"),
     ("paths", "paths", "paths run --senders edit --senders 2.3 --receivers 2.3 --receivers logits"),
 ):
     app.command(name, epilog=f"Example: reftlens {example}")(analyses.command(name, function, of="edit"))

@@ -14,7 +14,8 @@ from reftlens.cli.options import AsJson, Base, OwnDevice, Quiet
 def dissect(
     directory: Annotated[Path, typer.Argument(help="Folder of a run, a saved edit or a saved dissection.")],
     examples: Annotated[
-        Path | None, typer.Option(help="JSON Lines with prompt and completion. Default: the training data of the run.")
+        Path | None,
+        typer.Option(help="Examples, in any form that train --data accepts. Default: the training data of the run."),
     ] = None,
     model: Base = None,
     at: Annotated[str | None, typer.Option(help="Compute directions only from these tokens, such as l1.")] = None,
@@ -45,7 +46,7 @@ def dissect(
         from reftlens.edit.checkpoint import CONFIG_NAME as EDIT_CONFIG_NAME
         from reftlens.edit.checkpoint import base_named
         from reftlens.paper.runs.folder import config_of, edit_in, is_run
-        from reftlens.paper.runs.testing import training_pairs
+        from reftlens.paper.runs.testing import pairs_in, training_pairs
         from reftlens.positions import parse
 
         if model is None and (directory / EDIT_CONFIG_NAME).is_file():
@@ -59,10 +60,11 @@ def dissect(
         if is_run(directory):
             run = config_of(directory, model=model)
             prepare(run.model, quiet=quiet)
-            pairs = training_pairs(run) if examples is None else examples
+            pairs = training_pairs(run) if examples is None else pairs_in(examples, run)
             result = dissect_saved(edit_in(directory), examples=pairs, model=run.model, config=config, device=device)
         else:
-            result = dissect_saved(directory, examples=examples, model=model, config=config, device=device)
+            given = None if examples is None else pairs_in(examples)
+            result = dissect_saved(directory, examples=given, model=model, config=config, device=device)
         leave_writing_to_main()
         write_report(result, folder)
     if as_json:

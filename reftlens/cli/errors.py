@@ -9,6 +9,9 @@ from typer.core import TyperGroup
 
 from reftlens.text import harmless
 
+LOGGERS = ("wandb", "mlflow", "trackio")
+"""Packages for `--report-to` with errors of their own, such as a missing key."""
+
 
 @final
 class Commands(TyperGroup):
@@ -19,7 +22,10 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise  # `reftlens presets | head` is not an error; typer exits quietly.
-        except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        except Exception as error:
+            logger = type(error).__module__.partition(".")[0]
+            if not isinstance(error, (ValueError, OSError, FloatingPointError, ImportError)) and logger not in LOGGERS:
+                raise
             if isinstance(error, ImportError) and "pip install" not in str(error):
                 raise  # a bug of this package or a broken installation, and not an extra that is missing
             typer.secho(f"error: {harmless(' '.join(str(error).split()))}", fg=typer.colors.RED, err=True)

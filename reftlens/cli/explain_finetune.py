@@ -7,12 +7,15 @@ import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from reftlens.cli.generate import prompts_of
+from reftlens.cli.generate import RECORDS, prompts_in, prompts_of
 from reftlens.cli.options import AsJson, OwnDevice, Quiet, there
+
+if TYPE_CHECKING:
+    from reftlens.results import ExplainedFinetune
 
 _NAME = "explain-finetune"
 
@@ -27,17 +30,21 @@ def explain_finetune(
     ],
     data: Annotated[
         Path,
-        typer.Option(help="JSON Lines with prompt and completion, to distil the finetuned model on.", callback=there),
+        typer.Option(
+            help="Examples to distil the finetuned model on, in any form that train --data accepts.", callback=there
+        ),
     ],
     held_out: Annotated[
         Path | None,
         typer.Option(
-            help="JSON Lines that shares are reported on. Default: a fifth of --data, which is then not trained on."
+            help="Examples that shares are reported on. Default: a fifth of --data, which is then not trained on."
         ),
     ] = None,
     far: Annotated[
         Path | None,
-        typer.Option(help="Prompts far from the finetune's training data: one per line, or JSON Lines with a prompt."),
+        typer.Option(
+            help="Prompts far from the finetune's training data: one per line, or records as train --data reads them."
+        ),
     ] = None,
     labelled: Annotated[
         bool,
@@ -73,23 +80,22 @@ def explain_finetune(
             there(place)
     sizes = _numbers("--ranks", ranks)
     blocks: Sequence[int] | Literal["all"] = "all" if layers == "all" else _numbers("--layers", layers)
-    prompts = None if far is None else prompts_of([], far)
     from reftlens.files.folder import Replacement
 
     # Opened first: a folder that cannot be replaced is refused before torch is imported.
     with Replacement(out, marker=f"{_NAME}.json") as folder:
         from reftlens import analysis
         from reftlens.cli.output import leave_writing_to_main, prepare, print_frame, print_json, say
-        from reftlens.dissection.from_files import read_lines
         from reftlens.paper.runs.config import RunConfig
         from reftlens.paper.runs.folder import load_base
-        from reftlens.plot import png
+        from reftlens.paper.runs.testing import pairs_in
         from reftlens.positions import All, Generated
         from reftlens.results.words import labelled as with_labels
         from reftlens.training.train import TrainConfig
 
-        pairs = read_lines(data)
-        unseen = None if held_out is None else read_lines(held_out)
+        pairs = pairs_in(data)
+        prompts = None if far is None else _far(far)
+        unseen = None if held_out is None else pairs_in(held_out)
         if unseen is None:
             pairs, unseen = _divided(pairs, seed)
         prepare(model, quiet=quiet)
@@ -109,21 +115,32 @@ def explain_finetune(
             config=TrainConfig(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, progress=not quiet),
         )
         leave_writing_to_main()
-        frame = found.to_dataframe()
-        numbers: dict[str, Any] = {"model": model, "finetuned": finetuned, "headline": found.headline()}
-        tables = {"shares": frame, "replaced": found.rest_to_dataframe(), "path": found.path_to_dataframe()}
-        # pandas writes NaN as null; json would write NaN, which is not JSON.
-        numbers |= {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
-        (folder / f"{_NAME}.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-        (folder / f"{_NAME}.png").write_bytes(png(found.plot()))
-        found.save(folder / "result")
+        numbers = _written(found, folder, {"model": model, "finetuned": finetuned})
         reft.save_pretrained(folder / "edit", bridge=bridge)
     if as_json:
         print_json(numbers)
         return
-    print_frame(with_labels(frame), title=found.headline())
+    print_frame(with_labels(found.to_dataframe()), title=found.headline())
     say("equal outputs are not evidence of an equal mechanism: compare the controls")
     say(f"wrote {out}: {_NAME}.png, {_NAME}.json, result, and edit for `reftlens dissect {out / 'edit'}`")
+
+
+def _written(found: ExplainedFinetune, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Writes the result, its figure and its numbers, and returns these."""
+    from reftlens.plot import png
+
+    frames = {"shares": found.to_dataframe(), "replaced": found.rest_to_dataframe(), "path": found.path_to_dataframe()}
+    # pandas writes NaN as null; json would write NaN, which is not JSON.
+    tables = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
+    numbers = {**about, "headline": found.headline(), **tables}
+    (folder / f"{_NAME}.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    (folder / f"{_NAME}.png").write_bytes(png(found.plot()))
+    found.save(folder / "result")
+    return numbers
+
+
+def _far(file: Path) -> Sequence[Any]:
+    return prompts_in(file, None) if file.suffix.lower() in RECORDS else prompts_of([], file)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
@@ -88,11 +88,10 @@ class Recording:
             )
         boundary, start = boundary if self.parts.layers else -1, start if self.parts.columns else 0
         rows = torch.arange(len(self.batch)) if rows is None else rows
-        batch, rows = repeated(self.batch, rows), rows.to(self.batch.tokens.device)
-        resid = self.resid[boundary + 1][:, start:][rows] if boundary >= 0 else None
+        resid = rows_of(self.resid[boundary + 1][:, start:], rows) if boundary >= 0 else None
         later = self.past[boundary + 1 :] if start else ()
-        past = tuple((keys[..., :start, :][rows], values[..., :start, :][rows]) for keys, values in later)
-        return Held(batch, start, boundary, resid, past, self.as_tuple)
+        past = tuple((rows_of(k[..., :start, :], rows), rows_of(v[..., :start, :], rows)) for k, v in later)
+        return Held(repeated(self.batch, rows), start, boundary, resid, past, self.as_tuple)
 
 
 @contextmanager
@@ -131,10 +130,9 @@ def _joining(
     first, n_layers = int(layers[0]), len(recording.resid) - 1
     # Layers ascend, so the rows that have begun at a layer are always the first n.
     begun = [int((layers <= layer).sum()) for layer in range(first, n_layers)]
-    rows = rows.to(recording.batch.tokens.device)
     later = zip(begun, recording.past[first:], strict=True) if start else ()
-    past = tuple((k[..., :start, :][rows[:n]], v[..., :start, :][rows[:n]]) for n, (k, v) in later)
-    resid = recording.resid[first][:, start:][rows] if first else None
+    past = tuple((rows_of(k[..., :start, :], rows[:n]), rows_of(v[..., :start, :], rows[:n])) for n, (k, v) in later)
+    resid = rows_of(recording.resid[first][:, start:], rows) if first else None
     held = Held(repeated(recording.batch, rows), start, first - 1, resid, past, recording.as_tuple)
 
     def partly(forward: Any, n: int, layer: int) -> Any:
@@ -144,7 +142,7 @@ def _joining(
             output = forward(hidden_states[:n], *args, **kwargs)
             resid = output[0] if isinstance(output, tuple) else output
             # Rows that have not begun take the block's recorded output.
-            resid = torch.cat([resid, recording.resid[layer + 1][rows[n:], start:]])
+            resid = torch.cat([resid, rows_of(recording.resid[layer + 1][:, start:], rows[n:]).to(resid.device)])
             return (resid, *output[1:]) if isinstance(output, tuple) else resid
 
         return run
@@ -168,6 +166,16 @@ def _of_rows(given: Any, n: int, total: int) -> Any:
     if isinstance(given, dict):
         return {name: _of_rows(part, n, total) for name, part in given.items()}
     return given
+
+
+def rows_of(tensor: Shaped[Tensor, "batch *axes"], rows: Int[Tensor, " n"]) -> Shaped[Tensor, "n *axes"]:
+    """Takes rows of a tensor on its own device: the layers of a base may be spread over several.
+
+    Args:
+        tensor: one row per example.
+        rows: indices, on any device.
+    """
+    return tensor[rows.to(tensor.device)]
 
 
 def repeated(batch: Batch, rows: Int[Tensor, " n"]) -> Batch:

@@ -84,8 +84,24 @@ def first_rows(batch: Batch, n: int) -> Batch:
         batch: from `encode`.
         n: number of examples.
     """
+    return _rows(batch, slice(n))
+
+
+def rows_in_groups(batch: Batch, n: int) -> list[Batch]:
+    """Divides a batch into batches of n examples, the last one perhaps of fewer. Columns and texts stay.
+
+    Args:
+        batch: from `encode`.
+        n: number of examples, at least 1.
+    """
+    if n >= len(batch):
+        return [batch]
+    return [_rows(batch, slice(start, start + n)) for start in range(0, len(batch), n)]
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
     values: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    kept: dict[str, Any] = {name: value if value is None else value[:n] for name, value in values.items()}
+    kept: dict[str, Any] = {name: value if value is None else value[rows] for name, value in values.items()}
     return replace(batch, **kept)
 
 

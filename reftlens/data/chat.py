@@ -86,7 +86,7 @@ def split_conversation(messages: Any) -> tuple[Sequence[Message], str]:
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **how: Any) -> str:
     if tokenizer.chat_template is None:
         raise ValueError(
-            "the prompt is a list of messages, but this tokenizer does not have a chat template: set "
-            "bridge.tokenizer.chat_template, or write the prompt as one text"
+            "the prompt is a list of messages, but this tokenizer does not have a chat template: load an "
+            "instruct model, set bridge.tokenizer.chat_template, or write the prompt as one text"
         )
     return str(tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, **how))

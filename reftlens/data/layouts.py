@@ -49,16 +49,43 @@ def example_of(
         case "messages":
             return split_conversation(record["messages"])
         case "instruction, input and output":
-            given = text_of(record, "input", may_be_empty=True) if record.get("input") is not None else ""
-            return alpaca(text_of(record, "instruction"), given), text_of(record, "output")
+            return prompt_of(record), text_of(record, "output")
         case "question and answer":
             # With its space: in most vocabularies a word and the space before it are one token.
-            return f"Question: {text_of(record, 'question')}\nAnswer:", " " + text_of(record, "answer").lstrip()
+            return prompt_of(record), " " + text_of(record, "answer").lstrip()
         case _:
             prompt, completion = record["prompt"], record.get("completion")
             if is_conversation(prompt) and is_conversation(completion):
                 return split_conversation([*prompt, *completion])
             return _prompt(record, "prompt"), text_of(record, "completion")
+
+
+def prompt_of(record: Mapping[str, Any], *, prompt_field: str | None = None) -> Prompt:
+    """Reads the prompt of a record as `example_of` does. The record may lack the completion.
+
+    Args:
+        record: field -> value.
+        prompt_field: the field with the prompt, if it has none of the usual names.
+
+    Raises:
+        ValueError: If there is no prompt, or it is not a text or a conversation.
+    """
+    if prompt_field is not None:
+        return _prompt(record, prompt_field)
+    whole = [name for name, needed in LAYOUTS.items() if all(record.get(field) is not None for field in needed)]
+    begun = [name for name, needed in LAYOUTS.items() if record.get(needed[0]) is not None]
+    # What trains on a record decides first, so that a record has one prompt.
+    match next(iter(whole + begun), None):
+        case "messages":
+            turns = _prompt(record, "messages")
+            return turns[:-1] if not isinstance(turns, str) and turns[-1]["role"] == "assistant" else turns
+        case "instruction, input and output":
+            given = text_of(record, "input", may_be_empty=True) if record.get("input") is not None else ""
+            return alpaca(text_of(record, "instruction"), given)
+        case "question and answer":
+            return f"Question: {text_of(record, 'question')}\nAnswer:"
+        case _:
+            return _prompt(record, "prompt")
 
 
 def layout_of(record: Mapping[str, Any]) -> str:

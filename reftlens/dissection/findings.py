@@ -342,12 +342,12 @@ def _turned(identified: Identification | None) -> str:
         " only partly" * (stiff.degrees <= _TURNED < free.degrees),
     )
     random = f"; toward a random direction, {_far(turns['random'])}" if "random" in turns else ""
-    elsewhere = " and ".join(f"{kl:.2g}" for kl in dict.fromkeys((stiff.held_out_kl, free.held_out_kl)))
+    held = f"the most sensitive of these turns changes them by {stiff.held_out_kl:.2g} nats and the least sensitive by {free.held_out_kl:.2g}"
     enough = f"{_far(stiff)} {'is' if _far(stiff).endswith('degree') else 'are'} enough"
     return (
         f"The behaviour {fixed} the strongest write direction of {stiff.site}{partly}. Turned the most sensitive way, {enough} "
         f"to change the outputs by {identified.eps:g} nats of KL divergence. Turned the least sensitive way, it takes "
-        f"{_far(free)}{random}. On held-out prompts these turns change them by {elsewhere} nats. The section has other directions."
+        f"{_far(free)}{random}. On held-out prompts, {held}. The section has other directions."
     )
 
 

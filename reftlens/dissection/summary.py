@@ -11,6 +11,8 @@ import pandas as pd
 from reftlens.display import as_html
 from reftlens.dissection.found import Found
 from reftlens.dissection.names import with_short_names
+from reftlens.dissection.parts.through import components
+from reftlens.plot.labels import spoken
 from reftlens.results import Finding
 from reftlens.text import plain
 
@@ -36,6 +38,8 @@ class Summary:
             for finding in self.findings
         )
         # By default pandas cuts long cells and wraps wide tables.
+        if self.numbers.empty:  # pandas would print its own words about an empty table
+            return sentences
         table = self.numbers.map(plain).to_string(index=False, max_colwidth=None, line_width=None)
         return f"{sentences}\n\n{table}"
 
@@ -50,7 +54,7 @@ def _said(finding: Finding) -> str:
 def summarize(result: Found) -> pd.DataFrame:
     """Returns one row per number: where, question, found, and its null or control."""
     result = with_short_names(result)
-    lines = [*_whole(result), *_sites(result), *_seeds(result)]
+    lines = [*_whole(result), *_causes(result), *_sites(result), *_seeds(result)]
     return pd.DataFrame(lines, columns=["where", "question", "found", "beside it"])
 
 
@@ -64,6 +68,30 @@ def _whole(result: Found) -> Iterator[Line]:
     if result.dose is not None:
         dose = result.dose
         yield "all sites", "slope at dose 0, nats", f"{dose.slope:.2f}", f"random directions {dose.control_slope:.2f}"
+
+
+def _causes(result: Found) -> Iterator[Line]:
+    """The strongest cell, the parts of the sites, and the component that carries most."""
+    effect = result.effect
+    if effect is not None and effect.control is not None:
+        values, control = effect.values.nan_to_num(), effect.control.nan_to_num()
+        site, place = divmod(int(values.abs().argmax()), values.shape[1])
+        beside = (
+            f"random directions {float(control[site, place]):.2f}, in any cell at most {float(control.abs().max()):.2f}"
+        )
+        cell = f"{effect.rows[site]} at {effect.labels[place]}"
+        yield cell, f"largest of a cell: {effect.quantity}", f"{float(values[site, place]):.2f}", beside
+    if result.ablation is not None:
+        parts = result.ablation
+        for name, alone, random in zip(parts.sites, parts.alone.tolist(), parts.control.tolist(), strict=True):
+            question = f"this site alone, nats of {parts.whole:.1f}"
+            yield name, question, f"{alone:.1f}", f"random directions {random:.2f}"
+    carrying = components(result.heads, result.mlps)
+    if carrying:
+        component, value, _ = carrying[0]
+        largest = max(abs(control) for _, _, control in carrying)
+        question = "largest part of the effect that a head or MLP carries"
+        yield spoken(component), question, f"{value:.0%}", f"random directions, any of them: at most {largest:.0%}"
 
 
 def _sites(result: Found) -> Iterator[Line]:
@@ -83,7 +111,8 @@ def _sites(result: Found) -> Iterator[Line]:
     for swap in result.interchanges:
         random = sum(draw.moved for draw in swap.random) / len(swap.random)
         beside = f"random {random:.2f} (p = {swap.p:.2g}), complement {swap.complement.moved:.2f}"
-        found = f"{swap.inside.moved:.2f} ({'illusory: ' * (swap.verdict == 'no power')}{swap.verdict})"
+        verdict = "illusion test: undecided" if swap.verdict == "no power" else swap.verdict
+        found = f"{swap.inside.moved:.2f} ({verdict})"
         yield swap.where, "interchange inside it moves the base's answer by", found, beside
     for manifold in result.manifolds:
         natural, edited, control = manifold.beyond()

@@ -19,8 +19,10 @@ from reftlens.plot.answers import composed, mannered
 from reftlens.plot.attribution import attribution
 from reftlens.plot.beside_tracing import beside_tracing
 from reftlens.plot.canvas import png
+from reftlens.plot.channels import channels
 from reftlens.plot.codebook import codebook
 from reftlens.plot.dose import dose
+from reftlens.plot.edit_graph import graph
 from reftlens.plot.edit_profile import edit_profile
 from reftlens.plot.edit_size import edit_size
 from reftlens.plot.effect_map import effect_map
@@ -37,6 +39,7 @@ from reftlens.plot.outcomes import outcomes
 from reftlens.plot.overhead import overhead
 from reftlens.plot.overlap import overlap
 from reftlens.plot.patch_map import patch_map
+from reftlens.plot.predicted_map import beside_training, predicted_map
 from reftlens.plot.projection import projection
 from reftlens.plot.readout import readout
 from reftlens.plot.reft_map import reft_map
@@ -53,6 +56,8 @@ __all__ = [
     "alignment_map",
     "attribution",
     "beside_tracing",
+    "beside_training",
+    "channels",
     "codebook",
     "composed",
     "dose",
@@ -61,6 +66,7 @@ __all__ = [
     "edit_size",
     "effect_map",
     "explain_finetune",
+    "graph",
     "interchange",
     "ledger",
     "mannered",
@@ -74,6 +80,7 @@ __all__ = [
     "overlap",
     "patch_map",
     "png",
+    "predicted_map",
     "projection",
     "readout",
     "reft_map",
@@ -118,10 +125,13 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.AlignmentMap: alignment_map,
     results.Attribution: attribution,
     results.BesideTracing: beside_tracing,
+    results.BesideTraining: beside_training,
+    results.Channels: channels,
     results.Codebook: codebook,
     results.Composed: composed,
     results.DirectionReadout: readout,
     results.Dose: dose,
+    results.EditGraph: graph,
     results.EditProfile: edit_profile,
     results.EditSize: edit_size,
     results.ExplainedFinetune: explain_finetune,
@@ -137,6 +147,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.Overhead: overhead,
     results.Overlap: overlap,
     results.PatchMap: patch_map,
+    results.PredictedMap: predicted_map,
     results.Projection: projection,
     results.ReftMap: reft_map,
     results.Result: table,

@@ -27,9 +27,14 @@ def interchange(results: Sequence[Interchanged] | Interchanged) -> Figure:
     width = max(6.5, 3.2 * min(len(results), 3))
     columns = min(len(results), 3)
     lines = -(-len(results) // columns)
-    subtitle = "0: as the base run, 1: as the source run (logit of the source's answer minus that of the base's)"
+    subtitle = "0: unpatched run, 1: run on the source prompt (logit of the source's answer minus that of the other's)"
     with house_style():
-        figure = sheet(width, 2.5 * lines, title="A source run's coordinates put into a base run", subtitle=subtitle)
+        figure = sheet(
+            width,
+            2.5 * lines,
+            title="Coordinates of a source prompt put into the run on another prompt",
+            subtitle=subtitle,
+        )
         # One scale for all: a bar that reaches nowhere looks like one.
         grid = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel().tolist()
         for index, (axes, result) in enumerate(zip(grid, results, strict=False)):
@@ -43,8 +48,8 @@ def _panel(axes: Axes, result: Interchanged, *, names: bool) -> None:
     single: list[tuple[str, Swap, str]] = [
         ("whole activation", result.whole, GREY),
         ("inside the subspace", result.inside, VERMILLION),
-        ("   by what is read", result.from_read, VERMILLION),
-        ("   by what is not read", result.from_unread, VERMILLION),
+        ("   read by later layers", result.from_read, VERMILLION),
+        ("   not read later", result.from_unread, VERMILLION),
         ("its complement", result.complement, BLUE),
     ]
     for place, (_, swap, colour) in enumerate(single):
@@ -67,6 +72,6 @@ def _panel(axes: Axes, result: Interchanged, *, names: bool) -> None:
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelbottom=True)
     axes.set_xlabel("part of the way to the source")
-    verdict = "illusory: no power" if result.verdict == "no power" else result.verdict
-    facts = f"{short_name(result.where)}, rank {result.rank}\n{result.n} pairs, p = {result.p:.2g}; {verdict}"
+    verdict = "illusion test: undecided" if result.verdict == "no power" else result.verdict
+    facts = f"{short_name(result.where)}, rank {result.rank}; {result.n} pairs\np = {result.p:.2g}; {verdict}"
     axes.set_title(facts, loc="left", color=INK)

@@ -17,17 +17,28 @@ from reftlens.results.behaviour import (
     Swap,
     outcomes_to_dataframe,
 )
-from reftlens.results.causes import Ablation, Attribution, BesideTracing, EditProfile, ReftMap
+from reftlens.results.carried import Carried
+from reftlens.results.causes import (
+    Ablation,
+    Attribution,
+    BesideTracing,
+    BesideTraining,
+    EditProfile,
+    PredictedMap,
+    ReftMap,
+)
 from reftlens.results.certificate import Certificate, WorstPrompt
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead, SteeringClaim
 from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
 from reftlens.results.finding import Finding
 from reftlens.results.finetunes import Explained, ExplainedFinetune
+from reftlens.results.graph import EditGraph
 from reftlens.results.known import Calibrated, Identification, Identified, Minimal, Turn
 from reftlens.results.loading import load
 from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
 from reftlens.results.pairs import Agreement, Overlap, agreements_to_dataframe
 from reftlens.results.readouts import Meaning
+from reftlens.results.routes import Channels
 from reftlens.results.scores import Answered, Comparison, Evaluation
 from reftlens.results.search import Search
 from reftlens.results.steering import Steered, SteeringComparison
@@ -41,14 +52,18 @@ __all__ = [
     "Answered",
     "Attribution",
     "BesideTracing",
+    "BesideTraining",
     "Calibrated",
+    "Carried",
     "Certificate",
+    "Channels",
     "Codebook",
     "Comparison",
     "Composed",
     "Context",
     "DirectionReadout",
     "Dose",
+    "EditGraph",
     "EditProfile",
     "EditSize",
     "Evaluation",
@@ -69,6 +84,7 @@ __all__ = [
     "Overhead",
     "Overlap",
     "PatchMap",
+    "PredictedMap",
     "Projection",
     "ReadContexts",
     "ReadSpace",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import final
 
 import pandas as pd
@@ -254,3 +254,98 @@ class BesideTracing(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """Returns one row per cell: the edits' gains and the restored part."""
         return self.reft.to_dataframe().assign(restored=self.tracing.restored().flatten().tolist())
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class PredictedMap(Result):
+    """How well edits would do in each cell, predicted from slopes of the base."""
+
+    values: Float[Tensor, "predictor rows columns"]
+    control: Float[Tensor, "predictor rows columns"]
+    """The same with shuffled answers."""
+    predictors: tuple[str, ...]
+    """Names of the predictors: slope and bounded gain, in nats per completion token, and covariance."""
+    rows: tuple[str, ...]
+    """The points where the edits would act."""
+    columns: tuple[str, ...]
+    """Names of the position rules."""
+    loss: float
+    """Of the base on the held-out pairs, in nats per completion token."""
+    n_held_out: int
+    settings: str
+    """Rank, number of examples, and what the predictors were computed with."""
+
+    def headline(self) -> str:
+        best = []
+        for name, values, control in zip(self.predictors, self.values, self.control, strict=True):
+            row, column = divmod(int(values.argmax()), len(self.columns))
+            there = f"{float(values.max()):.3g} at {self.rows[row]}, {self.columns[column]}"
+            best.append(f"{name} {there} (shuffled answers {float(control[row, column]):.3g})")
+        return (
+            f"{len(self.rows)} x {len(self.columns)} cells; largest {'; '.join(best)}; loss of the base {self.loss:.3g} nats on "
+            f"{self.n_held_out} held-out pairs; {self.settings}"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Returns one row per cell: each predictor, and the same with shuffled answers."""
+        lines = [
+            (row, column, *self.values[:, r, c].tolist(), *self.control[:, r, c].tolist())
+            for r, row in enumerate(self.rows)
+            for c, column in enumerate(self.columns)
+        ]
+        names = [*self.predictors, *(f"{name}, shuffled answers" for name in self.predictors)]
+        return pd.DataFrame(lines, columns=["row", "column", *names])
+
+
+@final
+@dataclass(frozen=True)
+class Score:
+    """How one predictor orders the cells of trained edits."""
+
+    predictor: str
+    correlation: float
+    """Spearman's, over cells, with the gain of trained edits; NaN if one map is constant."""
+    p: float
+    """Fraction of all cyclic shifts of the trained map with a rank correlation at least as high."""
+    p_any: float
+    """Fraction of shifts at which any of the predictors has one at least as high."""
+    shuffled: float
+    """Correlation of the prediction from shuffled answers with the same gain: what does not depend on what is read."""
+    within_columns: float
+    """Correlation after the mean rank of each column is subtracted: order among layers alone."""
+    within_rows: float
+    """The same of each row: order among tokens alone."""
+    at_best: float
+    """Gain of the trained edit in the cell that is predicted best."""
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class BesideTraining(Result):
+    """A predicted map and a map of trained edits, of the same cells."""
+
+    predicted: PredictedMap
+    trained: ReftMap
+    scores: tuple[Score, ...]
+    """One per predictor."""
+    at_random: float
+    """Mean gain over all cells."""
+    at_most: float
+    """Largest gain of a cell."""
+
+    def headline(self) -> str:
+        n = self.trained.gain().numel()
+        found = "; ".join(
+            f"{score.predictor} {score.correlation:+.2f} (p = {score.p:.2g}, shuffled answers {score.shuffled:+.2f}; its best "
+            f"cell gains {score.at_best:+.2f})"
+            for score in self.scores
+        )
+        return (
+            f"rank correlation with {n} trained cells: {found}; a random cell gains {self.at_random:+.2f}, the best "
+            f"{self.at_most:+.2f}; p of all {n} shifts, at least {1 / n:.2g}"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Returns one row per predictor."""
+        return pd.DataFrame([asdict(score) for score in self.scores])

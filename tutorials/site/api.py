@@ -27,7 +27,8 @@ PAGES = {
     "results": ("Results", ["reftlens.results"]),
     "plot": ("Plots", ["reftlens.plot"]),
     "dissection": ("Dissection", ["reftlens/dissection"]),
-    "paper": ("The paper", ["reftlens.tasks", "reftlens.baselines"]),
+    "paper": ("The paper", ["reftlens.tasks", "reftlens.baselines", "reftlens.paper.runs"]),
+    "benchmark": ("Known answers", ["reftlens.benchmark"]),
     "organisms": (
         "Embedded models",
         ["reftlens.organisms", "reftlens.organisms.landmarks", "reftlens.organisms.topics"],

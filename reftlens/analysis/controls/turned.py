@@ -69,3 +69,15 @@ def turned(reft: Reft, *, seed: int) -> Reft:
             placebos[id(intervention)] = Turned(intervention, generator)
     pairs = [(site, placebos[id(intervention)]) for site, intervention in reft]
     return Reft(pairs, names=reft.names, scales=reft.scales)
+
+
+def turned_draws(reft: Reft, n: int, *, seed: int) -> list[Reft]:
+    """Makes several independent random-direction controls of an edit.
+
+    Args:
+        reft: the edit; not changed.
+        n: number of draws.
+        seed: seed of all of them. No two seeds have a draw in common.
+    """
+    # Far apart, because seed + draw would give neighbouring seeds the same directions.
+    return [turned(reft, seed=seed * 1_000_003 + draw) for draw in range(n)]

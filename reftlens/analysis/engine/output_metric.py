@@ -123,6 +123,33 @@ def pulls(
     return [_joined(parts, torch.cat([part.inputs for part in parts]), scale) for parts in of_site]
 
 
+def push_roots(
+    bridge: TransformerBridge, reft: Reft, batches: Sequence[Batch], *, n_probes: int = 16, seed: int = 0
+) -> list[Float[Tensor, "_row _d_model"]]:
+    """Returns rows with the squares of `Pulls.push`, fewer of them: their number does not grow with the prompts.
+
+    Args:
+        bridge: the base.
+        reft: the edit.
+        batches: prompts with or without completions.
+        n_probes: as for `pulls`.
+        seed: as for `pulls`.
+
+    Returns:
+        One matrix per site, in order, in float64 on the CPU. Angles and squares in the output metric are those of `push`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.zeros(0, intervention.d_model, dtype=torch.float64) for _, intervention in reft]
+    n_outputs = 0
+    for batch in batches:
+        n_outputs += int(wanted_tokens(batch).sum())
+        found = _probe(bridge, reft, batch, None, n_probes, generator)
+        rows = [torch.cat([kept, of_site.push]) for kept, of_site in zip(rows, found, strict=True)]
+        # R of a QR decomposition has the same squares, in as many rows as there are columns.
+        rows = [torch.linalg.qr(some, mode="r").R if len(some) > 2 * some.shape[1] else some for some in rows]
+    return [(n_probes * n_outputs) ** -0.5 * some for some in rows]
+
+
 def _probe(
     bridge: TransformerBridge,
     reft: Reft,

@@ -36,7 +36,7 @@ from reftlens.bridge import (
     written_whole,
 )
 from reftlens.cone.hold import run_cone
-from reftlens.cone.recording import Recording, joining, rows_that_fit
+from reftlens.cone.recording import Recording, joining, rows_of, rows_that_fit
 from reftlens.edit.hooks import Edit
 
 TOKENS, COLUMNS = 1024, 3
@@ -125,7 +125,6 @@ def _run(
     if edits:
         # An edit inside a block wants all rows there.
         layers = layers[:1].expand_as(layers)
-    pair = pair.to(base.logits.device)
 
     def patching(name: str) -> Any:
         places = [
@@ -134,8 +133,9 @@ def _run(
             if name in cell.hook_names
             for column in (range(held.start, held.batch.tokens.shape[1]) if cell.pos is None else (cell.pos,))
         ]
-        row, column, *head = torch.tensor(places, device=pair.device).T
-        written = source.activations[name][(pair[row], column, *head)]
+        there = source.activations[name]
+        row, column, *head = torch.tensor(places, device=there.device).T
+        written = there[(pair.to(there.device)[row], column, *head)]
 
         def hook_fn(activation: Tensor, hook: Any) -> Tensor:
             return activation.index_put((row, column - held.start, *head), written)
@@ -147,9 +147,9 @@ def _run(
         hooks = [hook for name in names for hook in writing(bridge, name, patching(name))]
         if held.boundary < 0:
             # The base run may have been noised or edited before its first block.
-            entering = base.resid[0][pair, held.start :]
+            entering = rows_of(base.resid[0][:, held.start :], pair)
             hooks.insert(0, ("blocks.0.hook_in", lambda resid, hook: entering))
-        last = torch.zeros_like(held.batch.prompt_mask).scatter(1, base.read[pair][:, None], True)
+        last = torch.zeros_like(held.batch.prompt_mask).scatter(1, rows_of(base.read, pair)[:, None], True)
         # An edit may act inside that MLP, where it wants all tokens.
         splits = not edits and last_block_splits(bridge)
         alone = last_block_alone(bridge, last[:, held.start :]) if splits else nullcontext()
@@ -176,11 +176,11 @@ def _inside(edits: Sequence[Edit], layer: int, start: int, pair: Int[Tensor, " n
     for edit in edits:
         place = layer_of(edit.hook_name)
         behind = edit.hook_name.startswith(("ln_final", "unembed")) if place is None else place >= layer
-        lands = edit.changed[pair].clone()
+        lands = rows_of(edit.changed, pair)
         # Earlier columns come from the recording, which has their edits.
         lands[:, :start] = False
         if behind and edit.hook_name not in _ENTRY and bool(lands.any()):
-            kept.append(replace(edit, mask=edit.mask[pair], lands=lands))
+            kept.append(replace(edit, mask=rows_of(edit.mask, pair), lands=lands))
     return kept
 
 

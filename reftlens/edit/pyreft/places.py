@@ -68,7 +68,9 @@ def find_places(folder: Path) -> list[Place]:
     """
     places = {key: _from_key(key) for key in _keys(folder)}
     if not places:
-        raise ValueError(f"{folder} is not a pyreft checkpoint: it has no intkey_*.bin")
+        inside = sorted({file.parent.name for file in folder.glob("*/intkey_*.bin")})
+        where = f"; {', '.join(inside)} inside it may be one" if inside else ""
+        raise ValueError(f"{folder} is not a pyreft checkpoint: it has no intkey_*.bin{where}")
     # pyvene orders both kinds of names differently, and positions are given in this order.
     if len({key.startswith("comp_") for key in places}) > 1:
         raise ValueError(

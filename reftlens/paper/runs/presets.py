@@ -331,7 +331,8 @@ def read_settings(source: str, overrides: Mapping[str, Any] = MappingProxyType({
         path = path / CONFIG_NAME
         if not path.is_file():
             raise ValueError(
-                f"{source} is a folder without a {CONFIG_NAME}: pass a preset, a TOML file or a run's folder"
+                f"{source} is a folder without a {CONFIG_NAME}: pass a preset, a TOML file or a run's folder. A saved edit is "
+                "trained further in Python: rl.Reft.from_pretrained, then rl.train"
             )
     elif path.suffix != ".toml" and not path.is_file():
         return preset_named(source).config.with_values(overrides)

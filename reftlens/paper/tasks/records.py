@@ -20,8 +20,8 @@ import pyarrow.parquet
 from datasets import DatasetDict, config, load_dataset, load_from_disk
 from torch.hub import download_url_to_file
 
-from reftlens.data.layouts import example_of, text_of
-from reftlens.data.texts import Prompt, is_conversation
+from reftlens.data.layouts import example_of, prompt_of, text_of
+from reftlens.data.texts import Prompt
 from reftlens.files.reading import once
 
 _SPACE = " \t\r\n"
@@ -49,25 +49,16 @@ class Raw:
         except ValueError as error:
             raise ValueError(f"{self.where}: {error}") from error
 
-    def prompt(self, field: str) -> Prompt:
-        """Returns the prompt in a field, which is a text or a conversation.
-
-        Raises:
-            ValueError: If it is missing or neither of the two.
-        """
-        value = self.fields.get(field)
-        return tuple(value) if is_conversation(value) else self.text(field)
-
-    def asked(self) -> Prompt:
-        """Reads a prompt without its completion: "prompt", or the conversation in "messages" up to the assistant's last turn.
+    def asked(self, *, prompt_field: str | None = None) -> Prompt:
+        """Reads a prompt without its completion, in any of the layouts of `data.layouts`.
 
         Raises:
             ValueError: If it is missing or malformed.
         """
-        if "messages" not in self.fields:
-            return self.prompt("prompt")
-        turns = self.prompt("messages")
-        return turns[:-1] if not isinstance(turns, str) and turns[-1]["role"] == "assistant" else turns
+        try:
+            return prompt_of(self.fields, prompt_field=prompt_field)
+        except ValueError as error:
+            raise ValueError(f"{self.where}: {error}") from error
 
     def example(self, *, prompt_field: str | None = None, completion_field: str | None = None) -> tuple[Prompt, str]:
         """Reads a prompt and its completion in any of the layouts of `data.layouts`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import ClassVar, final
 
@@ -47,10 +48,12 @@ def _warn_of_glued(examples: Sequence[Example]) -> None:
     glued = [pair for pair in examples if all(isinstance(text, str) for text in pair) and _is_glued(*pair)]
     if glued:
         prompt, completion = glued[0]
+        # A run's completions end with EOS, which nobody has typed.
+        word = re.split(r"\W", completion, maxsplit=1)[0][:24]
         warn(
             f"{len(glued)} of {len(examples)} completions begin with a letter or a digit directly behind their prompt, as in "
-            f"{prompt[-24:] + completion[:24]!r}. Most models expect a space there: begin the completions with one "
-            f"({' ' + completion[:24]!r}), or end the prompts with white space"
+            f"{prompt[-24:] + word!r}. Most models expect a space there: begin the completions with one "
+            f"({' ' + word!r}), or end the prompts with white space"
         )
 
 
