@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _NAME = "explain-finetune"
 
 
+def _there_if_given(place: Path | None) -> Path | None:
+    return None if place is None else there(place)
+
+
 def explain_finetune(
     model: Annotated[str, typer.Option(help="Base model: an embedded organism, a local directory or a hub name.")],
     finetuned: Annotated[
@@ -37,13 +41,15 @@ def explain_finetune(
     held_out: Annotated[
         Path | None,
         typer.Option(
-            help="Examples that shares are reported on. Default: a fifth of --data, which is then not trained on."
+            callback=_there_if_given,
+            help="Examples that shares are reported on. Default: a fifth of --data, which is then not trained on.",
         ),
     ] = None,
     far: Annotated[
         Path | None,
         typer.Option(
-            help="Prompts far from the finetune's training data: one per line, or records as train --data reads them."
+            callback=_there_if_given,
+            help="Prompts far from the finetune's training data: one per line, or records as train --data reads them.",
         ),
     ] = None,
     labelled: Annotated[
@@ -75,9 +81,6 @@ def explain_finetune(
     as_json: AsJson = False,
 ) -> None:
     """Find the smallest edit that reproduces a finetuned model's outputs, and say how much of them it explains."""
-    for place in (held_out, far):
-        if place is not None:
-            there(place)
     sizes = _numbers("--ranks", ranks)
     blocks: Sequence[int] | Literal["all"] = "all" if layers == "all" else _numbers("--layers", layers)
     from reftlens.files.folder import Replacement
@@ -93,11 +96,8 @@ def explain_finetune(
         from reftlens.results.words import labelled as with_labels
         from reftlens.training.train import TrainConfig
 
-        pairs = pairs_in(data)
         prompts = None if far is None else _far(far)
-        unseen = None if held_out is None else pairs_in(held_out)
-        if unseen is None:
-            pairs, unseen = _divided(pairs, seed)
+        pairs, unseen = _divided(pairs_in(data), seed) if held_out is None else (pairs_in(data), pairs_in(held_out))
         prepare(model, quiet=quiet)
         bridge = load_base(RunConfig(model=model, device=device))
         reft, found = analysis.explain_finetune(
@@ -118,8 +118,7 @@ def explain_finetune(
         numbers = _written(found, folder, {"model": model, "finetuned": finetuned})
         reft.save_pretrained(folder / "edit", bridge=bridge)
     if as_json:
-        print_json(numbers)
-        return
+        return print_json(numbers)
     print_frame(with_labels(found.to_dataframe()), title=found.headline())
     say("equal outputs are not evidence of an equal mechanism: compare the controls")
     say(f"wrote {out}: {_NAME}.png, {_NAME}.json, result, and edit for `reftlens dissect {out / 'edit'}`")
