@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from architectures import make_hf
-from conftest import PROMPTS, make_bridge, make_tokenizer
+from conftest import PROMPTS, make_bridge, make_edit, make_tokenizer
 from test_channels import EXACT, difference, flipped
 from test_mediation import edit_on, metric_on, one_run
 
@@ -16,6 +16,7 @@ from reftlens.analysis.engine import circuit, sweep
 from reftlens.analysis.engine.circuit import Circuit, directions_of
 from reftlens.benchmark.handmade import _batch, two_steps
 from reftlens.cone.recording import record
+from reftlens.data.batches import first_rows
 
 SITES = [("blocks.0.hook_resid_post", "f1"), ("blocks.1.attn.hook_q", "l1"), ("blocks.1.hook_resid_post", "l1")]
 N_POS = 3
@@ -155,6 +156,88 @@ def test_with_every_edge_the_graph_is_the_edited_run(architecture) -> None:
     runs = circuit_of(bridge, late, batch, difference)
     direct = rl.analysis.direct_effect(bridge, late, batch, difference)
     torch.testing.assert_close(runs.alone({"answer": runs.writes}, []) - base, direct, **EXACT)
+
+
+@pytest.mark.parametrize(
+    "sites",
+    [
+        # Cones that begin inside the prompt, and several sites at one point.
+        [("blocks.0.hook_resid_pre", "l2")],
+        [("blocks.1.hook_resid_mid", "l1"), ("blocks.1.hook_resid_mid", "f2"), ("blocks.1.hook_attn_out", "l1")],
+        [("blocks.1.mlp.hook_post", "l2"), ("blocks.1.attn.hook_v", "l2")],
+    ],
+)
+def test_the_edit_may_act_at_any_point_but_the_nodes_themselves(gpt2, sites) -> None:
+    batch = _batch(torch.randint(3, 320, (2, N_POS), generator=torch.Generator().manual_seed(1)))
+    widths = {name: 128 if "mlp" in name else 32 for name, _ in sites}
+    edits = [make_edit(rl.LoReFT, widths[name], 2, seed=k) for k, (name, _) in enumerate(sites)]
+    reft = rl.Reft([(rl.Site(name, rl.parse(p)), edit) for (name, p), edit in zip(sites, edits, strict=True)])
+    runs = circuit_of(gpt2, reft.scaled(5.0), batch, difference)
+    readers = runs.components()
+    nodes = [*runs.writes, *readers]
+    full = {reader.name: [node for node in nodes if node.leads_to(reader)] for reader in readers} | {"answer": nodes}
+    base, edited = (difference(run.logits, None) for run in (runs.base, runs.edited))
+    assert float((edited - base).abs().min()) > 1e-3
+    torch.testing.assert_close(runs.alone(full, readers), edited, **EXACT)
+    torch.testing.assert_close(runs.without(full, readers), base, **EXACT)
+
+
+def test_a_control_without_an_effect_is_a_graph_without_edges(gpt2) -> None:
+    batch = _batch(torch.randint(3, 320, (2, N_POS), generator=torch.Generator().manual_seed(1)))
+    reft = edit_on(gpt2, SITES[2:]).scaled(40.0)
+    with torch.no_grad(), reft.hooks(gpt2, batch):
+        turned_to = gpt2(batch.tokens)[:, -1].argmax(-1)
+
+    def says_it(logits, pair):
+        return (logits.argmax(-1) == turned_to[pair]).float()
+
+    result = rl.analysis.graph(gpt2, reft, batch, says_it, n_nodes=4, n_sizes=2, seed=2, progress=False)
+    assert float(result.edit.whole.min()) == 1
+    assert not result.control.whole.any()
+    assert (len(result.control.nodes), result.control.edges, result.control.pruned()) == (1, (), ())
+    assert "effect 0, 0 edges" in result.headline()
+    result.plot()
+
+    def together(logits, pair):
+        """Changes only if the whole edit acts."""
+        return (logits - whole[pair]).abs().amax(1).lt(1e-4).float()
+
+    with torch.no_grad(), reft.hooks(gpt2, batch):
+        whole = gpt2(batch.tokens)[:, -1]
+    with pytest.raises(ValueError, match="none of its directions, heads and MLPs does alone"):
+        rl.analysis.graph(gpt2, reft, batch, together, progress=False)
+
+
+def test_effects_of_opposite_sign_do_not_cancel(gpt2) -> None:
+    batch = _batch(torch.randint(3, 320, (1, N_POS), generator=torch.Generator().manual_seed(1)).expand(2, -1))
+    reft, sizes = edit_on(gpt2, SITES[:1]), {"n_nodes": 6, "n_sizes": 3, "progress": False}
+    plain = rl.analysis.graph(gpt2, reft, batch, difference, **sizes).edit
+    signed = rl.analysis.graph(
+        gpt2, reft, batch, lambda logits, pair: difference(logits, pair) * (1 - 2 * pair), **sizes
+    )
+    assert abs(float(signed.edit.whole.mean())) < 1e-6 < float(signed.edit.whole.abs().min())
+    assert [node.name for node in signed.edit.nodes] == [node.name for node in plain.nodes]
+    assert [(e.source, e.target) for e in signed.edit.pruned()] == [(e.source, e.target) for e in plain.pruned()]
+    assert len(plain.pruned()) > 1
+    # The direction is a node, though heads have larger effects alone.
+    assert sum(node.kind == "edit" for node in plain.nodes) == 1
+    assert max(abs(node.effect) for node in plain.nodes if node.kind == "head") > abs(plain.nodes[0].effect)
+    # Only the last token's stream is read by the answer.
+    assert {edge.source[-2:] for edge in plain.edges if edge.target == "answer"} == {f"@{N_POS - 1}"}
+
+
+def test_padding_changes_no_graph(gpt2) -> None:
+    prompts = [PROMPTS[1], PROMPTS[1]]
+    alone, padded = rl.encode(gpt2, prompts), first_rows(rl.encode(gpt2, [*prompts, PROMPTS[0]]), 2)
+    assert padded.tokens.shape[1] > alone.tokens.shape[1]
+    one, other = (
+        rl.analysis.graph(gpt2, edit_on(gpt2, SITES[:1]), batch, difference, n_nodes=6, n_sizes=1, progress=False).edit
+        for batch in (alone, padded)
+    )
+    assert [node.name for node in one.nodes] == [node.name for node in other.nodes]
+    assert one.nodes[-1].pos == other.nodes[-1].pos
+    torch.testing.assert_close(one.kept, other.kept, **EXACT)
+    torch.testing.assert_close(one.lost, other.lost, **EXACT)
 
 
 LONG = 3e4

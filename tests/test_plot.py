@@ -26,6 +26,7 @@ from made import (
     made_dose,
     made_graph,
     made_heads,
+    made_identification,
     made_interchange,
     made_ledger,
     made_log,
@@ -136,6 +137,13 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "reft map nasty": lambda: plot.reft_map(made_beside(3, NASTY[:6], "$ <b> 上").reft),
     "table": lambda: plot.table(made_interchange().whole),
     "table of many": lambda: plot.table([made_readout(NASTY[:7]), *OUTCOMES * 12]),
+    "spectrum with what is known": lambda: plot.spectrum(
+        [made_operator(3, 2), made_operator(1), made_operator(5, 2)],
+        identified=[*made_identification().sites, *made_identification("blocks.1.hook_resid_post").sites],
+    ),
+    "readout with what is known": lambda: plot.readout(
+        [made_readout(direction=n) for n in range(3)], identified=made_identification().sites
+    ),
     "spectrum with control": lambda: plot.spectrum([made_operator(1)], null=[made_operator(1), made_operator(1, 3)]),
 } | {f"plot() of {type(result).__name__}": result.plot for result in every_result("a word")}
 """Each class of results as it draws itself, and drawings with options or with contents that are hard to draw."""
@@ -482,6 +490,22 @@ def test_bars_of_the_spectrum_are_split_by_share_of_energy() -> None:
     # Energies 64, 16, 4, 1: 85^2 / (64^2 + 16^2 + 4^2 + 1) = 1.65.
     for part in ("effective rank 1.7 of 4", "|h| = 40", "20%", "part of the squared change", "3 resid_post"):
         assert part in text
+
+
+def test_beside_each_direction_stands_in_how_many_dimensions_it_is_identified() -> None:
+    sites = made_identification().sites
+    other = made_operator(1, 2)
+    first, second = plot.spectrum([made_operator(3), other], identified=sites).axes
+    # 91 - 31 and 91 - 60; of two further directions and of the other site nothing was measured.
+    assert [label.get_text() for label in first.get_xticklabels()] == ["0\n60", "1\n31", "2\n", "3\n"]
+    assert "(of 91)" in first.get_xlabel()
+    assert [label.get_text() for label in second.get_xticklabels()] == ["0", "1"]
+    assert second.get_xlabel() == "write direction, strongest first"
+    axes = plot.readout([made_readout(direction=n) for n in range(3)], identified=sites).axes
+    titles = [" ".join(one.get_title(loc="left").split()) for one in axes]
+    assert titles[0] == "3 resid_post, direction 0: identified in 60 of 91 dimensions (local)"
+    assert "identified in 31 of 91" in titles[1]
+    assert titles[2] == "3 resid_post, direction 2"
 
 
 def test_bars_inside_the_null_band_are_grey() -> None:

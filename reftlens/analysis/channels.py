@@ -61,8 +61,8 @@ def channels(
 ) -> Channels:
     """Splits the effect into what passes with patterns frozen and what needs changed ones, in total and for each head.
 
-    Two cones are run for each head from the first edited block on, and as many for the control: about four times the work of
-    `mediate` over heads.
+    For each prompt, two cones are run for each head from the first edited block on, two for the totals, and as many for the
+    control.
 
     Args:
         bridge: the base; causal.

@@ -45,6 +45,10 @@ from reftlens.results.graph import GraphEdge, GraphNode, OneGraph
 _SENDERS = 16
 """Senders whose replies are in memory at a time, if they fit."""
 _NO_EFFECT = "the edit does not change the metric on these prompts, so it has no graph"
+_NONE_ALONE = (
+    "the edit changes the metric on these prompts, but none of its directions, heads and MLPs does alone, so it has no graph: "
+    "take a metric that moves by degrees, such as logit_difference_of"
+)
 
 
 def graph(
@@ -69,8 +73,9 @@ def graph(
         reft: the edit.
         prompts: texts, conversations or one batch, without completions, all of one length in tokens.
         metric: of the logits after each prompt.
-        n_nodes: how many directions, heads and MLPs to keep: those whose change alone has the largest effect.
-        n_sizes: how many sizes of kept graphs to run.
+        n_nodes: how many directions, heads and MLPs to keep: those whose change alone has the largest absolute effect, mean over
+            prompts. At least a third of the places are for directions.
+        n_sizes: how many sizes of kept graphs to run, from all edges downwards.
         directions: for each site the directions that its nodes are, such as those rows of `decompose(...).write` that `identify`
             finds determined by the outputs; what they leave is a node as well. By default all write directions of these prompts.
         seed: seed of the control's random directions.
@@ -95,7 +100,11 @@ def graph(
             raise ValueError(_NO_EFFECT)
         edited = edited_run(bridge, source, batch, names)
         circuit = Circuit(bridge, base, edited, writes, metric, memory_bytes=memory_bytes)
-        graphs.append(_graph(circuit, n_nodes, n_sizes, bar if progress else ""))
+        found = _graph(circuit, n_nodes, n_sizes, bar if progress else "")
+        # Random directions without an effect are a finding, and a control without nodes.
+        if source is reft and len(found.nodes) == 1:
+            raise ValueError(_NONE_ALONE if found.whole.any() else _NO_EFFECT)
+        graphs.append(found)
     return EditGraph(graphs[0], graphs[1], tokens=token_labels(bridge, batch)[0], sites=reft.site_names)
 
 
@@ -147,9 +156,9 @@ def _graph(circuit: Circuit, n_nodes: int, n_sizes: int, progress: str) -> OneGr
         readers = [node for node in chosen if node.name in into]
         kept.append(circuit.alone(into, readers) - unedited)
         lost.append(edited - circuit.without(into, readers))
-    n_layers, last = circuit.bridge.cfg.n_layers, circuit.base.batch.tokens.shape[1] - 1
+    n_layers = circuit.bridge.cfg.n_layers
     nodes = [GraphNode(node.name, _kind(node), node.layer, node.pos, effects[node.name]) for node in chosen]
-    nodes.append(GraphNode(ANSWER, ANSWER, n_layers, last, float((edited - unedited).mean())))
+    nodes.append(GraphNode(ANSWER, ANSWER, n_layers, circuit.last, float((edited - unedited).mean())))
     return OneGraph(edited - unedited, tuple(nodes), tuple(edges), kept_edges, torch.stack(kept), torch.stack(lost))
 
 
@@ -161,7 +170,7 @@ def _strongest(circuit: Circuit, n_nodes: int, unedited: Float[Tensor, " pair"])
     """Finds the nodes whose change alone has the largest effect, in the order of execution, directions of the edit first."""
     components = circuit.components()
     written = circuit.respond([Stream(None, [write]) for write in circuit.writes]).values
-    effects = dict(zip((write.name for write in circuit.writes), (written - unedited).mean(1).tolist(), strict=True))
+    changes = dict(zip((write.name for write in circuit.writes), written - unedited, strict=True))
     if components:
         patched = sweep(
             circuit.bridge,
@@ -171,17 +180,21 @@ def _strongest(circuit: Circuit, n_nodes: int, unedited: Float[Tensor, " pair"])
             circuit.metric,
             memory_bytes=circuit.memory_bytes,
         )
-        found = (patched - unedited[:, None]).mean(0).tolist()
-        effects |= dict(zip((node.name for node in components), found, strict=True))
-    names = sorted((name for name in effects if effects[name]), key=lambda name: -abs(effects[name]))[:n_nodes]
-    if not names:
-        raise ValueError(_NO_EFFECT)
-    return [node for node in (*circuit.writes, *components) if node.name in names], effects
+        changes |= dict(zip((node.name for node in components), (patched - unedited[:, None]).T, strict=True))
+    # Absolute, or what raises the metric of some prompts and lowers that of others would count as nothing.
+    sizes = {name: float(change.abs().mean()) for name, change in changes.items()}
+    ordered = sorted((name for name in sizes if sizes[name]), key=lambda name: -sizes[name])
+    # Without directions no edge leads from the edit to the answer, and one of many directions does little alone.
+    written_names = {write.name for write in circuit.writes}
+    first = [name for name in ordered if name in written_names][: max(1, n_nodes // 3)]
+    names = list(dict.fromkeys([*first, *ordered]))[:n_nodes]
+    chosen = [node for node in (*circuit.writes, *components) if node.name in names]
+    return chosen, {name: float(changes[name].mean()) for name in names}
 
 
 def _edges(circuit: Circuit, nodes: Sequence[Node], unedited: Float[Tensor, " pair"], progress: str) -> list[GraphEdge]:
     """Runs the path from every node to every later component among them, and to the answer; largest first."""
-    base, found = circuit.base, []
+    base, found = circuit.base, list[tuple[float, GraphEdge]]()
     readers = [node for node in nodes if node.site is None]
     reply_bytes = sum(outputs.numel() * outputs.element_size() for outputs in base.activations.values())
     at_once = max(1, min(_SENDERS, circuit.memory_bytes // reply_bytes))
@@ -191,7 +204,8 @@ def _edges(circuit: Circuit, nodes: Sequence[Node], unedited: Float[Tensor, " pa
             senders = nodes[first : first + at_once]
             replies = circuit.respond([circuit.one(sender) for sender in senders])
             for place, sender in enumerate(senders):
-                values = {ANSWER: replies.values[place]}
+                # The answer is read at its own token alone.
+                values = {ANSWER: replies.values[place]} if sender.pos == circuit.last else {}
                 behind = [reader for reader in readers if sender.leads_to(reader)]
                 outputs = {name: base.activations[name] for name in circuit.points}
                 outputs |= {name: reply[place] for name, reply in replies.outputs.items()}
@@ -202,16 +216,19 @@ def _edges(circuit: Circuit, nodes: Sequence[Node], unedited: Float[Tensor, " pa
                         circuit.bridge, base, read, cells, circuit.metric, memory_bytes=circuit.memory_bytes
                     )
                     values |= dict(zip((reader.name for reader in behind), patched.T, strict=True))
-                changes = {reader: float((value - unedited).mean()) for reader, value in values.items()}
-                found += [GraphEdge(sender.name, reader, change) for reader, change in changes.items() if change]
+                for reader, value in values.items():
+                    change = value - unedited
+                    if change.any():
+                        edge = GraphEdge(sender.name, reader, float(change.mean()))
+                        found.append((float(change.abs().mean()), edge))
                 bar.update()
-    return sorted(found, key=lambda edge: -abs(edge.value))
+    return [edge for _, edge in sorted(found, key=lambda one: -one[0])]
 
 
 def _sizes(edges: Sequence[GraphEdge], written: Sequence[Node], n_sizes: int) -> tuple[tuple[int, ...], ...]:
     """Chooses the kept graphs: of the n largest edges those that lie on a way from the edit to the answer, n growing."""
-    # From one edge to all, each size by the same factor, as small graphs differ most.
-    steps = torch.logspace(0, torch.tensor(float(max(len(edges), 1))).log10(), n_sizes, dtype=torch.float64)
+    # From all edges to one, each size by the same factor, as small graphs differ most.
+    steps = torch.logspace(torch.tensor(float(max(len(edges), 1))).log10(), 0, n_sizes, dtype=torch.float64)
     found = {}
     for n in steps.round().long().tolist():
         numbers = _on_ways(edges[:n], {node.name for node in written})

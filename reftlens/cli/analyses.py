@@ -39,7 +39,9 @@ _EDIT = {
     "examples": (
         Annotated[
             Path | None,
-            typer.Option(help="JSON Lines with prompt and completion. Default: the training data of the run."),
+            typer.Option(
+                help="Examples, in any form that train --data accepts. Default: the training data of the run."
+            ),
         ],
         None,
     ),
@@ -177,18 +179,19 @@ def _of_edit(function: str, values: dict[str, Any]) -> _Asked:
     """Prompts that the edit should change, and the logit of the wanted answer minus that of the base's answer."""
     from reftlens.cli.output import prepare, say
     from reftlens.dissection.config import DissectConfig
-    from reftlens.dissection.from_files import read_lines
     from reftlens.dissection.work import Work
     from reftlens.paper.runs.folder import config_of, is_run, open_run
-    from reftlens.paper.runs.testing import training_pairs
+    from reftlens.paper.runs.testing import pairs_in, training_pairs
     from reftlens.training.objectives import Completion
 
     directory, examples = values["directory"], values["examples"]
     config = config_of(directory, model=values["model"])
     if examples is None and not is_run(directory):
-        raise ValueError("a saved edit is measured on examples: pass --examples with a file of JSON lines")
+        raise ValueError(
+            "a saved edit is measured on examples: pass --examples FILE, in any form that train --data accepts"
+        )
     prepare(config.model, quiet=values["quiet"])
-    pairs = Completion().read(training_pairs(config) if examples is None else read_lines(examples))
+    pairs = Completion().read(training_pairs(config) if examples is None else pairs_in(examples, config))
     opened = open_run(directory, {"device": values["device"]}, model=values["model"])
     work = Work(opened.bridge, opened.reft, pairs, pairs, DissectConfig(n_mapped=values["n_prompts"]))
     prompts, metric = work.mapped

@@ -77,6 +77,10 @@ class Layout:
     """Token -> how many nodes stand side by side there."""
     n_rows: int
 
+    def bend(self, edge: GraphEdge) -> float:
+        """Returns how far a line bends, as a part of its length: long ones further, or they would run through nodes between."""
+        return min(0.4, 0.12 * max(1.0, abs(self.places[edge.source][1] - self.places[edge.target][1])))
+
 
 def laid_out(one: OneGraph, edges: Sequence[GraphEdge]) -> Layout:
     """Places the ends of these edges, and the answer.
@@ -97,7 +101,7 @@ def laid_out(one: OneGraph, edges: Sequence[GraphEdge]) -> Layout:
     left = dict(zip(slots, np.cumsum([0, *slots.values()])[:-1].tolist(), strict=True))
     places = {
         # Every other node of a row stands higher, so that lines to the others pass below it.
-        name: (left[pos] + place, rows.index(row) + 0.35 * (place % 2))
+        name: (left[pos] + (slots[pos] - len(names)) / 2 + place, rows.index(row) + 0.35 * (place % 2))
         for (pos, row), names in cells.items()
         for place, name in enumerate(names)
     }
@@ -112,8 +116,7 @@ def _draw(axes: Axes, layout: Layout, edges: Sequence[GraphEdge], tokens: Sequen
                 places[edge.source],
                 places[edge.target],
                 arrowstyle="-",
-                # Straight lines between nodes of one column would run through those between them.
-                connectionstyle="arc3,rad=0.18",
+                connectionstyle=f"arc3,rad={layout.bend(edge):.2f}",
                 color=VERMILLION if edge.value > 0 else BLUE,
                 linewidth=0.6 + 4 * abs(edge.value) / largest,
                 alpha=0.8,

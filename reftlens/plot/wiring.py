@@ -12,7 +12,7 @@ from reftlens.plot.labels import drawn_token
 from reftlens.results import EditGraph
 from reftlens.results.graph import ANSWER, GraphEdge, OneGraph
 
-_SLOT, _ROW, _EDGE, _BOTTOM = 56, 46, 34, 26
+_SLOT, _ROW, _EDGE, _BOTTOM = 72, 46, 34, 26
 """Room for a node, for a row, at the edges, and for the tokens."""
 _WIDEST, _NARROWEST = 7.0, 1.0
 """Lines of the largest edge, and of one that carries next to nothing."""
@@ -59,7 +59,7 @@ def wiring(result: EditGraph, one: OneGraph) -> Markup:
         )
     tokens = [
         Markup('<text x="{}" y="{}" text-anchor="middle">{}: {}</text>').format(
-            _across(tick), high - 6, pos, drawn_token(result.tokens[pos], longest=9)
+            _across(tick), high - 6, pos, drawn_token(result.tokens[pos], longest=7)
         )
         for pos, tick in layout.ticks.items()
     ]
@@ -78,7 +78,7 @@ def _wires(layout: Layout, edges: Sequence[GraphEdge]) -> list[Markup]:
     wires = []
     # The largest last, on top of the others.
     for edge in reversed(edges):
-        (x1, y1), (x2, y2) = _at(layout, edge.source), _at(layout, edge.target)
+        (x1, y1), (x2, y2), bend = _at(layout, edge.source), _at(layout, edge.target), layout.bend(edge)
         wires.append(
             _WIRE.format(
                 sign="raises" if edge.value > 0 else "lowers",
@@ -87,9 +87,9 @@ def _wires(layout: Layout, edges: Sequence[GraphEdge]) -> list[Markup]:
                 y1=y1,
                 x2=x2,
                 y2=y2,
-                # Bent to the right of its way, or lines of one column would run through the nodes between.
-                x3=round((x1 + x2) / 2 + 0.18 * (y1 - y2), 1),
-                y3=round((y1 + y2) / 2 + 0.18 * (x2 - x1), 1),
+                # Bent to the right of its way: y grows downwards.
+                x3=round((x1 + x2) / 2 + bend * (y1 - y2), 1),
+                y3=round((y1 + y2) / 2 + bend * (x2 - x1), 1),
                 width=round(_NARROWEST + (_WIDEST - _NARROWEST) * abs(edge.value) / largest, 2),
             )
         )

@@ -41,7 +41,7 @@ class GraphEdge:
     source: str
     target: str
     value: float
-    """Its effect on the metric, mean over examples."""
+    """Its effect on the metric, mean over examples. Effects of either sign may cancel here."""
 
 
 @final
@@ -53,7 +53,7 @@ class OneGraph:
     """The effect of the whole edit."""
     nodes: tuple[GraphNode, ...]
     edges: tuple[GraphEdge, ...]
-    """Largest first."""
+    """Largest first, by the mean absolute effect over examples."""
     kept_edges: tuple[tuple[int, ...], ...]
     """For each size, the numbers of the edges that are kept: the largest, of those on a way from the edit to the answer."""
     kept: Float[Tensor, "size example"]
@@ -64,12 +64,14 @@ class OneGraph:
     def pruned(self, share: float = 0.9) -> tuple[GraphEdge, ...]:
         """Returns the smallest kept graph whose effect is within 1 - share of the whole effect; otherwise the nearest one.
 
+        How far it is off is the mean absolute difference over examples, so that too much in one does not make up for too
+        little in another.
+
         Args:
             share: of the whole effect.
         """
-        whole = self.whole.mean()
-        off = (self.kept.mean(1) - whole).abs()
-        good = (off <= (1 - share) * whole.abs()).nonzero().flatten().tolist()
+        off = (self.kept - self.whole).abs().mean(1)
+        good = (off <= (1 - share) * self.whole.abs().mean()).nonzero().flatten().tolist()
         place = good[0] if good else int(off.argmin())
         return tuple(self.edges[number] for number in self.kept_edges[place])
 

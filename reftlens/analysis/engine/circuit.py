@@ -22,7 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.engine.sweep import TOKENS, writing
 from reftlens.analysis.metrics import Metric
-from reftlens.bridge import activation_shape, hooked, layer_of
+from reftlens.bridge import activation_shape, hooked, is_resid_mid, layer_of
 from reftlens.cone.hold import boundary_of, run_cone
 from reftlens.cone.light_cone import run_blocks
 from reftlens.cone.recording import Recording, rows_that_fit
@@ -162,17 +162,20 @@ class Circuit:
         self.writes, self.memory_bytes = tuple(writes), memory_bytes
         self.boundary = boundary_of(bridge, [node.point for node in writes])
         self.start = min(node.pos for node in writes)
+        self.columns = base.batch.prompt_mask.any(0).nonzero().flatten().tolist()
+        self.last = max(self.columns)
         self.points = tuple(base.activations)
 
     def components(self) -> list[Node]:
         """Every head and MLP that the edit can change, at each of these tokens, in the order of execution."""
-        cfg, width = self.bridge.cfg, self.base.batch.tokens.shape[1]
+        cfg = self.bridge.cfg
         return [
             Node(f"{layer}.{head}@{pos}" if head is not None else f"mlp{layer}@{pos}", point, layer, pos, head)
             for layer in range(self.boundary + 1, cfg.n_layers)
             for head in (*range(cfg.n_heads), None)
             for point in (f"blocks.{layer}." + ("hook_mlp_out" if head is None else "attn.hook_z"),)
-            for pos in range(self.start, width)
+            for pos in self.columns
+            if pos >= self.start
         ]
 
     def one(self, node: Node) -> Stream:
@@ -247,7 +250,8 @@ class Circuit:
 
         def keep(name: str) -> Any:
             given = [stream.outputs[name] for stream in streams if stream.outputs is not None]
-            goes_on = torch.cat(given)[:, held.start :] if given else None
+            # Some models take views of what goes on, which need it in one piece.
+            goes_on = torch.cat(given)[:, held.start :].contiguous() if given else None
 
             def hook_fn(activation: Tensor, hook: Any) -> Tensor | None:
                 before = self.base.activations[name][:, : held.start].repeat(n, *(1,) * (activation.ndim - 1))
@@ -271,22 +275,27 @@ class Circuit:
     def _writing(self, streams: Sequence[Stream], start: int) -> list[tuple[str, Any]]:
         """Returns the hooks that add what the edit writes."""
         n_pairs, width = self.base.batch.tokens.shape
-        added: dict[tuple[int | None, str], Tensor] = {}
+        # By point and site: of two sites at one point, the second adds to what the first made.
+        added: dict[str, dict[int | None, Tensor]] = defaultdict(dict)
         for place, stream in enumerate(streams):
             for node in stream.writes:
                 assert node.write is not None
-                key = node.site, node.point
-                if key not in added:
-                    added[key] = node.write.new_zeros(len(streams), n_pairs, width, node.write.shape[1])
-                added[key][place, :, node.pos] += node.write
+                at_point = added[node.point]
+                if node.site not in at_point:
+                    at_point[node.site] = node.write.new_zeros(len(streams), n_pairs, width, node.write.shape[1])
+                at_point[node.site][place, :, node.pos] += node.write
 
-        def adding(change: Tensor) -> Any:
+        def adding(changes: Iterable[Tensor]) -> Any:
             def hook_fn(activation: Tensor, hook: Any) -> Tensor:
-                return activation + change.flatten(0, 1)[:, start:].to(activation).view_as(activation)
+                for change in changes:
+                    activation = activation + change.flatten(0, 1)[:, start:].to(activation).view_as(activation)
+                return activation
 
             return hook_fn
 
-        return [hook for (_, name), change in added.items() for hook in writing(self.bridge, name, adding(change))]
+        # As in an edited run: hooks of resid_mid use other points, and come last.
+        points = sorted(added, key=is_resid_mid)
+        return [hook for name in points for hook in writing(self.bridge, name, adding(added[name].values()))]
 
     def _at(self, outputs: Outputs, node: Node) -> Tensor:
         """The output of a component at its token; nothing for a direction of the edit."""
