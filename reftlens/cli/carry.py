@@ -44,20 +44,21 @@ def carry(
 
     from reftlens import analysis
     from reftlens.cli.output import prepare, print_frame, print_json
-    from reftlens.dissection.from_files import read_lines
     from reftlens.edit.checkpoint import CONFIG_NAME
     from reftlens.files.folder import Replacement
     from reftlens.paper.runs.config import RunConfig
     from reftlens.paper.runs.folder import config_of, load_base, open_run
+    from reftlens.paper.runs.testing import pairs_in
     from reftlens.positions import parse
     from reftlens.results.saving import RESULT
 
-    held_out = read_lines(examples)
+    config = config_of(directory, model=model)
+    held_out = pairs_in(examples, config)
     places = {} if out is None else {out / "result": RESULT.json_name, out / "edit": CONFIG_NAME}
     with ExitStack() as writing:
         # Opened first: a folder that cannot be replaced is refused before anything is computed.
         folders = [writing.enter_context(Replacement(place, marker=marker)) for place, marker in places.items()]
-        prepare(config_of(directory, model=model).model, quiet=quiet)
+        prepare(config.model, quiet=quiet)
         opened = open_run(directory, {} if device is None else {"device": device}, model=model)
         other = load_base(RunConfig(model=target, device=device or "auto"))
         carried, result = analysis.carry(
