@@ -15,6 +15,7 @@ import typer
 from reftlens.cli import (
     analyses,
     benchmark,
+    carry,
     certify,
     claim,
     compare,
@@ -65,6 +66,9 @@ app.command(epilog="Example: reftlens compare run --method LoRA --method 'full f
 app.command(epilog="Example: reftlens sweep --model facts-small --data mine.jsonl --trials 20 --space lr=1e-4..1e-2")(
     sweep.sweep
 )
+app.command(
+    epilog="Example: reftlens carry run --target other-model --file prompts.txt --examples held_out.jsonl --out carried"
+)(carry.carry)
 app.command(epilog="Example: reftlens certify run --file population.txt --out certified")(certify.certify)
 app.command(
     "explain-finetune",

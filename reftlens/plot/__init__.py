@@ -19,6 +19,7 @@ from reftlens.plot.answers import composed, mannered
 from reftlens.plot.attribution import attribution
 from reftlens.plot.beside_tracing import beside_tracing
 from reftlens.plot.canvas import png
+from reftlens.plot.carried import carried
 from reftlens.plot.channels import channels
 from reftlens.plot.codebook import codebook
 from reftlens.plot.dose import dose
@@ -57,6 +58,7 @@ __all__ = [
     "attribution",
     "beside_tracing",
     "beside_training",
+    "carried",
     "channels",
     "codebook",
     "composed",
@@ -127,6 +129,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.BesideTracing: beside_tracing,
     results.BesideTraining: beside_training,
     results.Channels: channels,
+    results.Carried: carried,
     results.Codebook: codebook,
     results.Composed: composed,
     results.DirectionReadout: readout,
