@@ -118,7 +118,8 @@ def explain_finetune(
         numbers = _written(found, folder, {"model": model, "finetuned": finetuned})
         reft.save_pretrained(folder / "edit", bridge=bridge)
     if as_json:
-        return print_json(numbers)
+        print_json(numbers)
+        return
     print_frame(with_labels(found.to_dataframe()), title=found.headline())
     say("equal outputs are not evidence of an equal mechanism: compare the controls")
     say(f"wrote {out}: {_NAME}.png, {_NAME}.json, result, and edit for `reftlens dissect {out / 'edit'}`")
