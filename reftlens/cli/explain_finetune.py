@@ -88,9 +88,8 @@ def explain_finetune(
     # Opened first: a folder that cannot be replaced is refused before torch is imported.
     with Replacement(out, marker=f"{_NAME}.json") as folder:
         from reftlens import analysis
+        from reftlens.bridge import load_bridge, own_device
         from reftlens.cli.output import leave_writing_to_main, prepare, print_frame, print_json, say
-        from reftlens.paper.runs.config import RunConfig
-        from reftlens.paper.runs.folder import load_base
         from reftlens.paper.runs.testing import pairs_in
         from reftlens.positions import All, Generated
         from reftlens.results.words import labelled as with_labels
@@ -99,7 +98,7 @@ def explain_finetune(
         prompts = None if far is None else _far(far)
         pairs, unseen = _divided(pairs_in(data), seed) if held_out is None else (pairs_in(data), pairs_in(held_out))
         prepare(model, quiet=quiet)
-        bridge = load_base(RunConfig(model=model, device=device))
+        bridge = load_bridge(model, device=own_device(device))
         reft, found = analysis.explain_finetune(
             bridge,
             finetuned,
@@ -115,8 +114,8 @@ def explain_finetune(
             config=TrainConfig(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, progress=not quiet),
         )
         leave_writing_to_main()
-        numbers = _written(found, folder, {"model": model, "finetuned": finetuned})
         reft.save_pretrained(folder / "edit", bridge=bridge)
+        numbers = _written(found, folder, {"model": model, "finetuned": finetuned})
     if as_json:
         print_json(numbers)
         return
