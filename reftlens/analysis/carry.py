@@ -43,7 +43,7 @@ from reftlens.positions import All, Positions
 from reftlens.results import Carried
 from reftlens.results.carried import CarriedDirection, CarriedEffect
 
-Score = Callable[[TransformerBridge, Sequence[str], Sequence[str]], Metric]
+Score = Callable[[TransformerBridge, Sequence[Prompt], Sequence[str]], Metric]
 
 _PENALTIES = (1e-10, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of ridge regression, in parts of the mean variance of a coordinate."""
@@ -55,7 +55,7 @@ def carry(
     reft: Reft,
     target: TransformerBridge,
     prompts: Sequence[Prompt],
-    held_out: Sequence[tuple[str, str]],
+    held_out: Sequence[tuple[Prompt, str]],
     *,
     fit: Literal["ridge", "orthogonal"] = "ridge",
     hook_names: Sequence[str] | None = None,
@@ -312,7 +312,7 @@ def _effects(
     reft: Reft,
     target: TransformerBridge,
     variants: dict[str, Reft],
-    held_out: Sequence[tuple[str, str]],
+    held_out: Sequence[tuple[Prompt, str]],
     score: Score,
     batch_size: int,
 ) -> list[CarriedEffect]:
@@ -328,7 +328,7 @@ def _effects(
 def _measured(
     bridge: TransformerBridge,
     refts: Sequence[Reft],
-    held_out: Sequence[tuple[str, str]],
+    held_out: Sequence[tuple[Prompt, str]],
     score: Score,
     batch_size: int,
 ) -> list[tuple[float, float]]:
@@ -355,7 +355,7 @@ def _directions(
     target: TransformerBridge,
     sites: Sequence[Site],
     maps: tuple[Sequence[_Maps], Sequence[_Maps]],
-    texts: Sequence[str],
+    texts: Sequence[Prompt],
     batch_size: int,
 ) -> list[CarriedDirection]:
     """Scores the maps along each direction of the edit, at the tokens that it edits."""
