@@ -45,7 +45,7 @@ def plainly(bridge, reft, batch, metric, heads):
     return edited - base, frozen - base, alone - base, opened, closed
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox", "gemma2"])
 def test_every_part_equals_a_whole_run(architecture) -> None:
     bridge = make_bridge(architecture)

@@ -27,6 +27,7 @@ from reftlens.plot.edit_graph import graph
 from reftlens.plot.edit_profile import edit_profile
 from reftlens.plot.edit_size import edit_size
 from reftlens.plot.effect_map import effect_map
+from reftlens.plot.explain_finetune import explain_finetune
 from reftlens.plot.html import token_strip
 from reftlens.plot.interchange import interchange
 from reftlens.plot.ledger import ledger
@@ -66,6 +67,7 @@ __all__ = [
     "edit_profile",
     "edit_size",
     "effect_map",
+    "explain_finetune",
     "graph",
     "interchange",
     "ledger",
@@ -135,6 +137,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.EditGraph: graph,
     results.EditProfile: edit_profile,
     results.EditSize: edit_size,
+    results.ExplainedFinetune: explain_finetune,
     results.Interchanged: interchange,
     results.Ledger: ledger,
     results.Mannered: mannered,
