@@ -335,6 +335,13 @@ def test_what_the_viewer_of_circuit_tracer_needs_is_in_the_file(tmp_path) -> Non
     assert set(graph) == {"metadata", "qParams", "nodes", "links"}
     listed = json.loads((tmp_path / "graphs" / "graph-metadata.json").read_text())["graphs"]
     assert listed == [graph["metadata"]]
+    for slug, expected in (("other", ["turned", "other"]), ("turned", ["other", "turned"])):
+        result.save_circuit_tracer(tmp_path / "graphs", slug=slug)
+        listed = json.loads((tmp_path / "graphs" / "graph-metadata.json").read_text())["graphs"]
+        assert [one["slug"] for one in listed] == expected
+    for slug in ("", "a/b", "graph-metadata"):
+        with pytest.raises(ValueError, match="slug must be a file name"):
+            result.save_circuit_tracer(tmp_path / "graphs", slug=slug)
     texts = {"slug", "scan", "prompt"}
     assert all(isinstance(graph["metadata"][name], str) for name in texts)
     assert len(graph["metadata"]["prompt_tokens"]) == model.base.tokens.shape[1]
