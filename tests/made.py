@@ -30,6 +30,8 @@ from reftlens.results import (
     EditProfile,
     EditSize,
     Evaluation,
+    Explained,
+    ExplainedFinetune,
     Identification,
     Identified,
     Interchanged,
@@ -64,6 +66,7 @@ from reftlens.results import (
 )
 from reftlens.results.carried import CarriedDirection, CarriedEffect
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
+from reftlens.results.finetunes import Grown, Replaced
 from reftlens.results.graph import GraphEdge, GraphNode, OneGraph
 from reftlens.results.known import Smaller
 from reftlens.results.routes import Split
@@ -427,6 +430,47 @@ def made_minimal() -> Minimal:
     return Minimal(path, seeds, share=0.9, kl=0.022, n_examples=12, n_kept=8)
 
 
+def made_explained(name: str = "the edit found", prompts: str = "held out", *, share: float = 0.9) -> Explained:
+    base = torch.tensor([8.0, 2.0, 1e-6])
+    return Explained(name, prompts, base, (1 - share) * base, torch.tensor([12.0, 6.0, 2.0]), 1e-3)
+
+
+def made_finetune(name: str = "L3 resid_post @ all + generated", layers: int = 6) -> ExplainedFinetune:
+    """A finetune that lies in the attention pattern of layer 2, of which a control explains nothing that can be measured."""
+    nothing = torch.tensor([1e-7])
+    places = ("resid_post", "attn_out", "q and k", "v", "mlp_out")
+
+    def share(layer: int, point: str) -> float:
+        return float(layer >= 2 if point == "resid_post" else layer == 2 and point in ("attn_out", "q and k"))
+
+    return ExplainedFinetune(
+        sites=(name,),
+        kind="LoReFT",
+        rank=4,
+        numbers=772,
+        shares=(made_explained(prompts="trained on"), made_explained(), made_explained(prompts="far", share=-2.0)),
+        controls=(
+            made_explained("an edit on the labels", share=0.4),
+            Explained("a random finetune", "held out", nothing, nothing, torch.ones(1), 1e-3),
+        ),
+        layers=tuple(
+            made_explained(name.replace("3", str(layer)), share=0.9 * layer / layers) for layer in range(layers)
+        ),
+        path=(Grown("first", (name,), 2, 0.5, True), Grown("rank", (name,), 4, 0.8, True)),
+        replaced=(
+            *(
+                Replaced(point, layer, None, share(layer, point), share(layer, point), 0.01)
+                for layer in range(layers)
+                for point in places
+            ),
+            Replaced("z", 2, 1, 1.0, 1.0, 0.0),
+        ),
+        replaced_share=0.9,
+        n_replaced=16,
+        budget="60 steps on 48 examples, seed 42",
+    )
+
+
 def made_channels(layers: int = 6, heads: int = 4) -> Channels:
     """Three parts of four need changed patterns, all of them that of one head."""
     whole, opened = torch.full((8,), 4.0), torch.zeros(8, layers, heads)
@@ -521,6 +565,8 @@ def every_result(text: str) -> list[Result]:
         Calibrated(2.0, 0.1, 0.1, 0.03, 4),
         Minimal((Smaller(text, 2, 3.0, 4, 100, 2.0, 0.1), Smaller(text, 1, 1.0, 1, 9, 1.9, 0.1)), (), 0.9, 0.1, 4, 4),
         made_minimal(),
+        made_explained(text),
+        made_finetune(text, layers=2),
         made_carried(text),
         made_channels(),
         made_graph(tokens, text),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from architectures import make_hf
 from conftest import make_bridge, make_edit, make_tokenizer
 from twins import rotated, rotation
+from typer.testing import CliRunner
 
 import reftlens as rl
 from reftlens.analysis.carry import _fitted, _ridge, _through, _turned
+from reftlens.cli import app
 
 WORDS = [
     "The",
@@ -138,6 +142,24 @@ def test_what_cannot_be_carried_is_refused(gpt2, make_reft) -> None:
     carried, _ = carry(hook_names=["blocks.2.hook_resid_pre"], at=rl.Last(2))
     assert carried.sites[0].hook_name == "blocks.2.hook_resid_pre"
     assert carried.sites[0].positions == reft.sites[0].positions
+
+
+def test_the_command_writes_an_edit_that_loads(saved, monkeypatch) -> None:
+    place, _, _ = saved
+    monkeypatch.chdir(place)
+    (place / "prompts.txt").write_text("\n".join(texts(8)) + "\n")
+    lines = [json.dumps({"prompt": prompt, "completion": answer}) for prompt, answer in HELD_OUT]
+    (place / "held_out.jsonl").write_text("\n".join(lines) + "\n")
+    given = ["edit", "--model", "model", "--target", "model", "--file", "prompts.txt", "--examples", "held_out.jsonl"]
+    result = CliRunner().invoke(app, ["carry", *given, "--out", "out", "--json", "--quiet"])
+    assert result.exit_code == 0, result.output
+    effects = {line["edit"]: line for line in json.loads(result.stdout)["effects"]}
+    # To its own model: without a map it is the same edit.
+    assert effects["not mapped"]["share"] == pytest.approx(1, abs=1e-3)
+    bridge = rl.load_bridge("model")
+    carried = rl.Reft.from_pretrained(place / "out" / "edit", bridge=bridge)
+    assert [type(edit) for _, edit in carried] == [rl.DiReFT]
+    assert rl.results.load(place / "out" / "result").effects[1].edit == "carried"
 
 
 @pytest.mark.slow

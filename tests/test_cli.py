@@ -224,6 +224,15 @@ def test_dissect_takes_a_run_and_what_it_was_trained_on(run, place, monkeypatch)
     assert not (place / "dissected").exists()
 
 
+def test_dissect_names_the_command_that_measures_the_rest(run, place) -> None:
+    examples = place / "test.jsonl"
+    said = call(
+        "dissect", run[0], "--examples", examples, "--part", "works", "--out", place / "works", "--quiet"
+    ).stdout
+    assert f"To measure it: reftlens dissect {run[0]} --examples {examples} --part through\n" in said
+    assert 'parts=["seeds"], retrain=TrainConfig(...)' in said
+
+
 ALONE = {
     "map": (["--n-control", 1], "effect of this cell alone"),
     "ablate": (["--n-control", 1], "Shapley"),

@@ -11,6 +11,7 @@ from reftlens.analysis.calibrate import calibrate
 from reftlens.analysis.carry import carry
 from reftlens.analysis.certify import certify, sampled_prompts
 from reftlens.analysis.channels import channels
+from reftlens.analysis.controls.random_finetune import random_finetune
 from reftlens.analysis.controls.retraining import at_random_sites, null_edits, permuted_labels, random_model
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
@@ -18,6 +19,7 @@ from reftlens.analysis.dose import dose
 from reftlens.analysis.effect_map import effect_map
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.engine.dictionary_files import load_dictionary, save_dictionary
+from reftlens.analysis.explain_finetune import explain_finetune, explain_finetune_cost
 from reftlens.analysis.graph import graph, graph_cost
 from reftlens.analysis.identify import identify, identify_cost
 from reftlens.analysis.interchange import interchange
@@ -69,6 +71,8 @@ __all__ = [
     "edit_size",
     "edited_activations",
     "effect_map",
+    "explain_finetune",
+    "explain_finetune_cost",
     "graph",
     "graph_cost",
     "haar",
@@ -93,6 +97,7 @@ __all__ = [
     "predict_map",
     "probability_of",
     "project",
+    "random_finetune",
     "random_model",
     "random_readings",
     "read_directions",

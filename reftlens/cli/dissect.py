@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -73,6 +75,17 @@ def dissect(
         print_json({"report": str(out / "report.html"), "findings": found, "summary": numbers})
         return
     for finding in result.findings:
-        say(f"{finding.question}\n  {finding.answer} {finding.null}".rstrip())
+        say(
+            f"{finding.question}\n  {finding.answer} {finding.null or _command(finding.code, directory, examples)}".rstrip()
+        )
     print_frame(result.summary().to_dataframe(), title=f"\n{result!r}")
     say(f"wrote {out / 'report.html'}, {out / 'figures'}, {out / 'dissection'}")
+
+
+def _command(code: str, directory: Path, examples: Path | None) -> str:
+    """Returns the command that does what a call of `dissect` would. What has no option of its own stays a call."""
+    part = re.fullmatch(r"""dissect\(\.\.\., DissectConfig\(parts=\["([^"]+)"\]\)\)""", code)
+    if part is None:
+        return code
+    given = f" --examples {shlex.quote(str(examples))}" if examples is not None else ""
+    return f"reftlens dissect {shlex.quote(str(directory))}{given} --part {part[1]}"

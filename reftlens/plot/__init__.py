@@ -19,6 +19,7 @@ from reftlens.plot.answers import composed, mannered
 from reftlens.plot.attribution import attribution
 from reftlens.plot.beside_tracing import beside_tracing
 from reftlens.plot.canvas import png
+from reftlens.plot.carried import carried
 from reftlens.plot.channels import channels
 from reftlens.plot.codebook import codebook
 from reftlens.plot.dose import dose
@@ -26,6 +27,7 @@ from reftlens.plot.edit_graph import graph
 from reftlens.plot.edit_profile import edit_profile
 from reftlens.plot.edit_size import edit_size
 from reftlens.plot.effect_map import effect_map
+from reftlens.plot.explain_finetune import explain_finetune
 from reftlens.plot.html import token_strip
 from reftlens.plot.interchange import interchange
 from reftlens.plot.ledger import ledger
@@ -56,6 +58,7 @@ __all__ = [
     "attribution",
     "beside_tracing",
     "beside_training",
+    "carried",
     "channels",
     "codebook",
     "composed",
@@ -64,6 +67,7 @@ __all__ = [
     "edit_profile",
     "edit_size",
     "effect_map",
+    "explain_finetune",
     "graph",
     "interchange",
     "ledger",
@@ -125,6 +129,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.BesideTracing: beside_tracing,
     results.BesideTraining: beside_training,
     results.Channels: channels,
+    results.Carried: carried,
     results.Codebook: codebook,
     results.Composed: composed,
     results.DirectionReadout: readout,
@@ -132,6 +137,7 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.EditGraph: graph,
     results.EditProfile: edit_profile,
     results.EditSize: edit_size,
+    results.ExplainedFinetune: explain_finetune,
     results.Interchanged: interchange,
     results.Ledger: ledger,
     results.Mannered: mannered,

@@ -31,6 +31,7 @@ from reftlens.results.certificate import Certificate, WorstPrompt
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead, SteeringClaim
 from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
 from reftlens.results.finding import Finding
+from reftlens.results.finetunes import Explained, ExplainedFinetune
 from reftlens.results.graph import EditGraph
 from reftlens.results.known import Calibrated, Identification, Identified, Minimal, Turn
 from reftlens.results.loading import load
@@ -66,6 +67,8 @@ __all__ = [
     "EditProfile",
     "EditSize",
     "Evaluation",
+    "Explained",
+    "ExplainedFinetune",
     "Finding",
     "Identification",
     "Identified",
