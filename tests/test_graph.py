@@ -335,6 +335,13 @@ def test_what_the_viewer_of_circuit_tracer_needs_is_in_the_file(tmp_path) -> Non
     assert set(graph) == {"metadata", "qParams", "nodes", "links"}
     listed = json.loads((tmp_path / "graphs" / "graph-metadata.json").read_text())["graphs"]
     assert listed == [graph["metadata"]]
+    for slug, expected in (("other", ["turned", "other"]), ("turned", ["other", "turned"])):
+        result.save_circuit_tracer(tmp_path / "graphs", slug=slug)
+        listed = json.loads((tmp_path / "graphs" / "graph-metadata.json").read_text())["graphs"]
+        assert [one["slug"] for one in listed] == expected
+    for slug in ("", "a/b", "graph-metadata"):
+        with pytest.raises(ValueError, match="slug must be a file name"):
+            result.save_circuit_tracer(tmp_path / "graphs", slug=slug)
     texts = {"slug", "scan", "prompt"}
     assert all(isinstance(graph["metadata"][name], str) for name in texts)
     assert len(graph["metadata"]["prompt_tokens"]) == model.base.tokens.shape[1]
@@ -367,6 +374,13 @@ def test_a_graph_that_cannot_be_drawn_is_refused_and_its_cost_is_said(gpt2) -> N
         rl.analysis.graph(gpt2, reft.scaled(0.0), batch, metric, progress=False)
     with pytest.raises(ValueError, match="n_nodes"):
         rl.analysis.graph(gpt2, reft, batch, metric, n_nodes=0)
+
+
+def test_a_hybrid_model_whose_recurrent_part_is_no_node_is_refused() -> None:
+    bridge = make_bridge("falcon_h1")
+    batch = _batch(torch.randint(3, 320, (2, N_POS)))
+    with pytest.raises(ValueError, match="carries changes between tokens by other parts than its heads"):
+        rl.analysis.graph(bridge, edit_on(bridge, SITES[:1]), batch, difference, progress=False)
 
 
 def test_the_cost_that_is_said_beforehand_is_not_exceeded(gpt2, monkeypatch) -> None:
