@@ -17,6 +17,7 @@ from reftlens.results import (
     BesideTracing,
     BesideTraining,
     Calibrated,
+    Carried,
     Certificate,
     Channels,
     Codebook,
@@ -25,9 +26,12 @@ from reftlens.results import (
     Context,
     DirectionReadout,
     Dose,
+    EditGraph,
     EditProfile,
     EditSize,
     Evaluation,
+    Explained,
+    ExplainedFinetune,
     Identification,
     Identified,
     Interchanged,
@@ -60,7 +64,10 @@ from reftlens.results import (
     Turn,
     WorstPrompt,
 )
+from reftlens.results.carried import CarriedDirection, CarriedEffect
 from reftlens.results.claims import Claim, Coded, Recall, Spoken, Timed
+from reftlens.results.finetunes import Grown, Replaced
+from reftlens.results.graph import GraphEdge, GraphNode, OneGraph
 from reftlens.results.known import Smaller
 from reftlens.results.routes import Split
 from reftlens.results.scores import ComparedRun
@@ -289,6 +296,19 @@ def made_predicted(
     )
 
 
+def made_carried(name: str = "carried") -> Carried:
+    effects = (
+        CarriedEffect("on its own model", 0.8, 1.0, 2.1),
+        CarriedEffect(name, 0.6, 0.75, 1.9),
+        CarriedEffect("maps of shuffled prompts", -0.01, -0.0125, 0.02),
+    )
+    directions = (
+        CarriedDirection(name, 0, 0.9, 0.8, 0.1, 0.05),
+        CarriedDirection(name, 1, float("nan"), 0.4, 0.1, 0.05),
+    )
+    return Carried(effects, directions, (f"{name} on 400 tokens",), name, 12)
+
+
 def made_log(
     loss: list[float],
     validation: tuple[tuple[int, float], ...] = (),
@@ -410,12 +430,72 @@ def made_minimal() -> Minimal:
     return Minimal(path, seeds, share=0.9, kl=0.022, n_examples=12, n_kept=8)
 
 
+def made_explained(name: str = "the edit found", prompts: str = "held out", *, share: float = 0.9) -> Explained:
+    base = torch.tensor([8.0, 2.0, 1e-6])
+    return Explained(name, prompts, base, (1 - share) * base, torch.tensor([12.0, 6.0, 2.0]), 1e-3)
+
+
+def made_finetune(name: str = "L3 resid_post @ all + generated", layers: int = 6) -> ExplainedFinetune:
+    """A finetune that lies in the attention pattern of layer 2, of which a control explains nothing that can be measured."""
+    nothing = torch.tensor([1e-7])
+    places = ("resid_post", "attn_out", "q and k", "v", "mlp_out")
+
+    def share(layer: int, point: str) -> float:
+        return float(layer >= 2 if point == "resid_post" else layer == 2 and point in ("attn_out", "q and k"))
+
+    return ExplainedFinetune(
+        sites=(name,),
+        kind="LoReFT",
+        rank=4,
+        numbers=772,
+        shares=(made_explained(prompts="trained on"), made_explained(), made_explained(prompts="far", share=-2.0)),
+        controls=(
+            made_explained("an edit on the labels", share=0.4),
+            Explained("a random finetune", "held out", nothing, nothing, torch.ones(1), 1e-3),
+        ),
+        layers=tuple(
+            made_explained(name.replace("3", str(layer)), share=0.9 * layer / layers) for layer in range(layers)
+        ),
+        path=(Grown("first", (name,), 2, 0.5, True), Grown("rank", (name,), 4, 0.8, True)),
+        replaced=(
+            *(
+                Replaced(point, layer, None, share(layer, point), share(layer, point), 0.01)
+                for layer in range(layers)
+                for point in places
+            ),
+            Replaced("z", 2, 1, 1.0, 1.0, 0.0),
+        ),
+        replaced_share=0.9,
+        n_replaced=16,
+        budget="60 steps on 48 examples, seed 42",
+    )
+
+
 def made_channels(layers: int = 6, heads: int = 4) -> Channels:
-    """Three parts of four need changed patterns, all of them that of head 2.1."""
+    """Three parts of four need changed patterns, all of them that of one head."""
     whole, opened = torch.full((8,), 4.0), torch.zeros(8, layers, heads)
-    opened[:, layers // 2 - 1, 1] = 3.0
+    opened[:, layers // 2 - 1, min(1, heads - 1)] = 3.0
     edit = Split(whole, whole - 3, whole - 2, opened, opened)
     return Channels(edit, Split(*(0.1 * part for part in (whole, whole, whole, opened, opened))))
+
+
+def made_graph(tokens: tuple[str, ...] = TOKENS[:8], site: str = "L1 resid_post @ first 1") -> EditGraph:
+    """Two directions at the first token, two heads that read them at the last, an MLP behind these, and an edge that is dropped."""
+    last = len(tokens) - 1
+    nodes = (
+        *(GraphNode(f"e0.{k}@0", "edit", 2, 0, 2.0 - k) for k in range(2)),
+        *(GraphNode(f"2.{head}@{last}", "head", 2, last, 1.0) for head in (1, 3)),
+        GraphNode(f"mlp3@{last}", "mlp", 3, last, 1.5),
+        GraphNode("answer", "answer", 6, last, 3.0),
+    )
+    ends = [(0, 2), (2, 4), (4, 5), (1, 3), (3, 5), (0, 5)]
+    values = (2.5, 2.4, 2.3, -1.0, -0.9, 0.1)
+    edges = tuple(GraphEdge(nodes[a].name, nodes[b].name, value) for (a, b), value in zip(ends, values, strict=True))
+    kept, whole = ((0, 1, 2), (0, 1, 2, 3, 4), tuple(range(6))), torch.full((8,), 3.0)
+    shares = torch.tensor([0.7, 0.97, 1.0])[:, None]
+    one = OneGraph(whole, nodes, edges, kept, shares * whole, shares * whole)
+    control = OneGraph(0.1 * whole, nodes, edges[:3], kept[:1], 0.1 * shares[:1] * whole, 0.1 * shares[:1] * whole)
+    return EditGraph(one, control, tokens, (site,))
 
 
 def made_steering() -> SteeringComparison:
@@ -485,7 +565,11 @@ def every_result(text: str) -> list[Result]:
         Calibrated(2.0, 0.1, 0.1, 0.03, 4),
         Minimal((Smaller(text, 2, 3.0, 4, 100, 2.0, 0.1), Smaller(text, 1, 1.0, 1, 9, 1.9, 0.1)), (), 0.9, 0.1, 4, 4),
         made_minimal(),
+        made_explained(text),
+        made_finetune(text, layers=2),
+        made_carried(text),
         made_channels(),
+        made_graph(tokens, text),
         WorstPrompt(text, text, 2.0, 0.1, 2),
         Certificate(
             8, text, 0.95, 1.0, 0.1, 0.5, (0.1, 1.0), (2, 0), (0.6, 0.3), 0.4, (WorstPrompt(text, text, 2.0, 0.1, 2),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -178,6 +179,39 @@ def test_a_map_finds_the_cell_of_the_variable(planted) -> None:
     assert float(found.accuracy()[0, 1]) < 0.7
     assert float(found.control().max()) < 0.6
     assert len(found.to_dataframe()) == 2
+
+
+@pytest.mark.slow
+def test_an_interrupted_map_resumes_from_its_cells(planted, tmp_path, monkeypatch) -> None:
+    trained = []
+
+    def counted(bridge, edit, pairs, *args, **options):
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        trained.append(pairs)
+        return rl.train(bridge, edit, pairs, *args, **options)
+
+    def small(**options):
+        return rl.analysis.alignment_map(
+            planted.bridge, planted.pairs.train[:8], planted.pairs.held_out[:8],
+            positions={"carrier": rl.First(1), "a filler": rl.At(1)}, layers=[0], rank=2,
+            config=replace(CONFIG, epochs=1, batch_size=8), **options,
+        )  # fmt: skip
+
+    file = tmp_path / "cells"
+    monkeypatch.setattr(sys.modules["reftlens.analysis.alignment_map"], "train", counted)
+    with pytest.raises(KeyboardInterrupt):
+        small(save_to=file)
+    trained.clear()
+    resumed = small(save_to=file)
+    assert len(trained) == 2, "the first cell, with both of its arms, was finished"
+    monkeypatch.undo()
+    whole = small()
+    for name in ("right", "arbitrary", "whole"):
+        assert torch.equal(getattr(resumed, name), getattr(whole, name))
+    assert resumed.right.shape == (1, 2, 8)
+    with pytest.raises(ValueError, match="holds the cells of another sweep"):
+        small(save_to=file, seed=1)
 
 
 @pytest.mark.slow

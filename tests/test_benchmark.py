@@ -100,8 +100,8 @@ def test_the_command_writes_the_table(tmp_path) -> None:
     assert done.exit_code == 0, done.output
     assert "Makelov" in done.output
     frame = pd.read_csv(tmp_path / "known.csv")
-    assert frame["found?"].tolist() == ["yes"] * 27
-    assert "27 of 27 found" in done.output
+    assert frame["found?"].tolist() == ["yes"] * 30
+    assert "30 of 30 found" in done.output
 
 
 def test_unknown_parts_and_models_are_refused() -> None:

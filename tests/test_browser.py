@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from chromium import BROWSER, NAMES, Chromium
-from made import every_result, made_dose, made_projection
+from made import every_result, made_dose, made_graph, made_projection
 from matplotlib import image
 from test_report import DASH, MINUS, dots, effect, report_of, size, strip
 
@@ -164,6 +164,7 @@ def page_of_all() -> str:
         (("Effect of each cell", effect("<|endoftext|>", " Tower", " stands", " in", " the", " city", " of")),),
         (("More and less", made_dose()),),
         planes=(("Moves", made_projection()),),
+        graphs=(("Graph", made_graph()),),
         name="where",
     )
     findings = (Finding("Does it work?", "Yes.", "works"), Finding("Where does it act?", "There.", "where", null="0."))

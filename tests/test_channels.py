@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib import import_module
+
 import pytest
 import torch
 from conftest import PROMPTS, make_bridge
 from test_mediation import edit_on, metric_on, one_run
 
 import reftlens as rl
-from reftlens.benchmark.handmade import QUESTION, Handmade, _blank, _variable, _with_pairs, attention_reads_it
+from reftlens.benchmark.handmade import Handmade, attention_reads_it, attention_turns
+from reftlens.bridge import pattern_hooks
 
+engine = import_module("reftlens.analysis.channels")
 EXACT = {"rtol": 0, "atol": 1e-5}
 
 
@@ -45,7 +50,7 @@ def plainly(bridge, reft, batch, metric, heads):
     return edited - base, frozen - base, alone - base, opened, closed
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox", "gemma2"])
 def test_every_part_equals_a_whole_run(architecture) -> None:
     bridge = make_bridge(architecture)
@@ -66,28 +71,6 @@ def test_every_part_equals_a_whole_run(architecture) -> None:
     for part in (split.frozen, split.needs, split.patterns, split.opened[:, 1:], split.closed[:, 1:]):
         assert float(part.abs().max()) > 1e-3
     torch.testing.assert_close(split.frozen + split.patterns + split.jointly, split.whole, **EXACT)
-
-
-def attention_turns(*, moves: bool) -> Handmade:
-    """Head 1.0 attends by the question's query and moves the variable to the end; the query is a direction of the question.
-
-    Args:
-        moves: whether head 1.1 moves the query's direction to the answer too, attending to all tokens alike.
-    """
-    model, Q = _blank(n_layer=2, seed=0, n_free=4)
-    v, query, w, _ = Q
-    with torch.no_grad():
-        model.transformer.wte.weight += 2 * _variable()[:, None] * v
-        model.transformer.wte.weight[QUESTION] += 2 * query
-        attention = model.transformer.h[1].attn
-        # c_attn is [d, 3 d]: queries, keys, values, each with 8 columns for each of the two heads.
-        for column, read in ((0, query), (16, v), (32, v)):
-            attention.c_attn.weight[:, column] = 2 * read
-        attention.c_proj.weight[0] = 4 * w
-        if moves:
-            attention.c_attn.weight[:, 40], attention.c_proj.weight[8] = 2 * query, 4 * w
-        model.lm_head.weight[:2] = torch.stack([w, -w])
-    return _with_pairs(model, true=query[None], illusory=v[None], n_pairs=8, seed=0)
 
 
 def flipped(model: Handmade, where: str) -> rl.Reft:
@@ -114,7 +97,7 @@ def test_a_head_that_only_moves_values_needs_no_changed_pattern() -> None:
 
 
 def test_a_head_that_only_turns_its_pattern_needs_it_and_no_value() -> None:
-    model = attention_turns(moves=False)
+    model = attention_turns(n_pairs=8)
     split = rl.analysis.channels(model.bridge, flipped(model, "l1"), model.base, difference, progress=False).edit
     assert float(split.whole.abs().min()) > 0.1
     torch.testing.assert_close(split.frozen, torch.zeros_like(split.frozen), **EXACT)
@@ -126,13 +109,26 @@ def test_a_head_that_only_turns_its_pattern_needs_it_and_no_value() -> None:
 
 def test_an_edit_that_does_both_is_split_between_its_two_heads() -> None:
     """Neither head changes what the other reads, and the logits are linear but for the final norm's common length."""
-    model = attention_turns(moves=True)
+    model = attention_turns(moves=True, n_pairs=8)
     split = rl.analysis.channels(model.bridge, flipped(model, "l1"), model.base, difference, progress=False).edit
     assert float(split.frozen.abs().max()) > 0.1
     assert float(split.needs.abs().min()) > 0.1
     torch.testing.assert_close(split.opened[:, 1, 0], split.needs, **EXACT)
     torch.testing.assert_close(split.closed[:, 1, 0], split.needs, **EXACT)
     assert float(split.opened[:, 1, 1].abs().max()) < 1e-5
+
+
+def test_patterns_are_taken_where_their_layers_lie(gpt2) -> None:
+    """As in a sweep, "meta" stands for a device where the logits are, and no layer is."""
+    batch, reft = rl.encode(gpt2, PROMPTS), edit_on(gpt2)
+    names = pattern_hooks(gpt2)
+    base, patterns = engine._recorded(gpt2, batch, names)
+    held, found = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)) < 0.5, []
+    for run in (base, replace(base, logits=base.logits.to("meta"))):
+        runs = engine._Runs(gpt2, run, difference, names, -1, 0, 1 << 24)
+        found.append(runs.values(held, patterns, reft.edits(batch)))
+    torch.testing.assert_close(*found, **EXACT)
+    assert found[0].shape == (len(PROMPTS), 2)
 
 
 def test_patterns_that_are_not_used_are_refused(monkeypatch) -> None:

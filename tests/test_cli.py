@@ -224,10 +224,20 @@ def test_dissect_takes_a_run_and_what_it_was_trained_on(run, place, monkeypatch)
     assert not (place / "dissected").exists()
 
 
+def test_dissect_names_the_command_that_measures_the_rest(run, place) -> None:
+    examples = place / "test.jsonl"
+    said = call(
+        "dissect", run[0], "--examples", examples, "--part", "works", "--out", place / "works", "--quiet"
+    ).stdout
+    assert f"To measure it: reftlens dissect {run[0]} --examples {examples} --part through\n" in said
+    assert 'parts=["seeds"], retrain=TrainConfig(...)' in said
+
+
 ALONE = {
     "map": (["--n-control", 1], "effect of this cell alone"),
     "ablate": (["--n-control", 1], "Shapley"),
     "mediate": (["--point", "mlp_out", "--over", "positions"], "edited into base"),
+    "graph": (["--n-nodes", 6, "--n-sizes", 2], "edges alone have"),
     "channels": ([], "with attention patterns frozen"),
     "paths": (["--senders", "edit", "--receivers", "logits"], "1 x 1 cells by sender, receiver"),
 }
@@ -244,6 +254,11 @@ def test_an_analysis_of_an_edit_runs_alone(run, tmp_path, name) -> None:
     assert (tmp_path / "out" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert (numbers["model"], len(numbers["prompts"])) == ("facts-small", 2)
     assert said in numbers["headline"]
+    if name == "graph":
+        viewed = json.loads((tmp_path / "out" / "circuit-tracer" / "edit.json").read_text())
+        assert len(viewed["links"]) == len(numbers["cells"])
+        assert "answer: whole effect" in (tmp_path / "out" / "graph.html").read_text()
+        assert {row["graph"] for row in numbers["curve"]} == {"edit", "control"}
     if name != "ablate":
         return
     bridge = rl.load_bridge("facts-small")
@@ -262,7 +277,7 @@ def test_an_option_of_an_analysis_is_one_of_its_function() -> None:
     """The commands are made from the source alone; here the functions themselves are asked."""
     from reftlens.cli.analyses import _described
 
-    for name in ("effect_map", "ablate", "mediate", "channels", "paths", "patch", "trace"):
+    for name in ("effect_map", "ablate", "mediate", "channels", "graph", "paths", "patch", "trace"):
         about, options = _described(name)
         parameters = inspect.signature(getattr(rl.analysis, name)).parameters
         assert about.endswith((".", "?"))

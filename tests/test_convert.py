@@ -29,9 +29,14 @@ def call(*arguments):
 
 def test_the_converted_edit_has_the_same_logits(there) -> None:
     folder, bridge, reft = there
-    wrong = call("generate", folder / "theirs", "The", "--model", folder / "model")
-    assert wrong.exit_code == 1
-    assert "is a pyreft checkpoint: convert it first" in wrong.stderr
+    words = [["generate", folder / "theirs", "The", "--model", folder / "model"], ["dissect", folder / "theirs"]]
+    words += [["eval", folder / "theirs"], ["map", folder / "theirs"]]
+    for line in words:
+        wrong = call(*line)
+        assert wrong.exit_code == 1
+        assert "is a pyreft checkpoint: convert it first" in wrong.stderr
+    with pytest.raises(ValueError, match="is a pyreft checkpoint: convert it first"):
+        rl.Reft.from_pretrained(folder / "theirs", bridge=bridge)
     done = call(
         "convert",
         folder / "theirs",

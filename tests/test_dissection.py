@@ -117,6 +117,23 @@ def test_every_column_of_the_page_has_its_label(found) -> None:
             assert not frame.columns.duplicated().any(), f"{section.name}, {caption}: {list(frame.columns)}"
 
 
+def test_every_table_of_single_directions_says_in_how_many_dimensions_they_are_identified(found) -> None:
+    from reftlens.dissection.sections import report
+    from reftlens.results.words import COLUMNS
+
+    counts = {COLUMNS[f"{kind}_identified"].label for kind in ("write", "read")}
+    tables = [(caption, frame) for section in report(found).sections for caption, frame in section.tables]
+    of_directions = [(caption, frame) for caption, frame in tables if "direction" in frame.columns]
+    assert len(of_directions) >= 5
+    for caption, frame in of_directions:
+        (*beside,) = counts & set(frame.columns)
+        assert beside, caption
+        assert frame[beside].notna().all(axis=None), caption
+    bare = dataclasses.replace(found, identified=None)
+    tables = [frame for section in report(bare).sections for _, frame in section.tables]
+    assert not [frame for frame in tables if counts & set(frame.columns)]
+
+
 def test_parts_are_chosen_by_preset_or_by_name(bridge, reft) -> None:
     from reftlens.dissection.parts import PARTS, PRESETS, chosen
 

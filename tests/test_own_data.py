@@ -15,6 +15,7 @@ from test_attach_to_hf import edit_at
 import reftlens as rl
 from reftlens.data.layouts import example_of, layout_of, prompt_of
 from reftlens.paper.runs.config import RunConfig
+from reftlens.paper.runs.testing import pairs_in
 from reftlens.paper.tasks.measures import measure_named
 from reftlens.paper.tasks.own import Pairs
 from reftlens.training.objectives import Completion
@@ -100,6 +101,7 @@ def test_every_kind_of_file_gives_the_same_records(tmp_path) -> None:
     for name in ("a.json", "a.jsonl", "a.csv", "a.parquet", "one", "dict"):
         records = Pairs(str(tmp_path / name)).load("train")
         assert [(record.prompt, record.completion) for record in records] == ROWS, name
+        assert pairs_in(tmp_path / name) == ROWS, name
     assert Completion().read(frame) == ROWS
     with pytest.raises(ValueError, match="must be one of train, got 'test'"):
         Pairs(str(tmp_path / "dict")).load("test")

@@ -21,9 +21,13 @@ from made import (
     made_alignment_map,
     made_attribution,
     made_beside,
+    made_carried,
     made_channels,
     made_dose,
+    made_finetune,
+    made_graph,
     made_heads,
+    made_identification,
     made_interchange,
     made_ledger,
     made_log,
@@ -104,6 +108,8 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "ablation of one": lambda: plot.ablation(made_ablation(1, exact=True)),
     "ablation long": lambda: plot.ablation(made_ablation(60)),
     "ablation nasty": lambda: plot.ablation(made_ablation(3, name="$ <b> 上 {}")),
+    "explained finetune": lambda: plot.explain_finetune(made_finetune()),
+    "explained finetune of many layers": lambda: plot.explain_finetune(made_finetune("L3 $ <b> 上 @ all", layers=30)),
     "alignment map": lambda: plot.alignment_map(made_alignment_map()),
     "attribution": lambda: plot.attribution(made_attribution()),
     "beside tracing": lambda: plot.beside_tracing(made_beside()),
@@ -111,6 +117,8 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "beside tracing nasty": lambda: plot.beside_tracing(made_beside(3, NASTY[:6], "$ <b> 上")),
     "channels": lambda: plot.channels(made_channels()),
     "channels of one head": lambda: plot.channels(made_channels(2, 1)),
+    "graph": lambda: plot.graph(made_graph()),
+    "graph nasty": lambda: plot.graph(made_graph(NASTY)),
     "mediation": lambda: plot.mediation([made_heads(), made_mlps()], direct=torch.linspace(1, 2, 8)),
     "mediation of one": lambda: plot.mediation([made_heads()], most=1),
     "mediation nasty": lambda: plot.mediation([made_mlps(tokens=NASTY)]),
@@ -123,6 +131,8 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "ledgers": lambda: plot.ledger([made_ledger(), made_ledger(TOKENS[:4], sites=1)]),
     "profiles": lambda: plot.edit_profile([made_profile(), made_profile(), made_profile()]),
     "patches": lambda: plot.patch_map([made_patch(), made_heads()]),
+    "carried": lambda: plot.carried(made_carried()),
+    "carried nasty": lambda: plot.carried(made_carried("$ <b> 上")),
     "predicted map": lambda: plot.predicted_map(made_predicted().predicted),
     "beside training": lambda: plot.beside_training(made_predicted()),
     "beside training nasty": lambda: plot.beside_training(made_predicted(3, NASTY[:6], "$ <b> 上")),
@@ -130,6 +140,13 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "reft map nasty": lambda: plot.reft_map(made_beside(3, NASTY[:6], "$ <b> 上").reft),
     "table": lambda: plot.table(made_interchange().whole),
     "table of many": lambda: plot.table([made_readout(NASTY[:7]), *OUTCOMES * 12]),
+    "spectrum with what is known": lambda: plot.spectrum(
+        [made_operator(3, 2), made_operator(1), made_operator(5, 2)],
+        identified=[*made_identification().sites, *made_identification("blocks.1.hook_resid_post").sites],
+    ),
+    "readout with what is known": lambda: plot.readout(
+        [made_readout(direction=n) for n in range(3)], identified=made_identification().sites
+    ),
     "spectrum with control": lambda: plot.spectrum([made_operator(1)], null=[made_operator(1), made_operator(1, 3)]),
 } | {f"plot() of {type(result).__name__}": result.plot for result in every_result("a word")}
 """Each class of results as it draws itself, and drawings with options or with contents that are hard to draw."""
@@ -454,6 +471,12 @@ def test_long_texts_run_over_lines_and_keep_every_token() -> None:
     assert len({axes.images[0].get_clim() for axes in lines}) == 1
 
 
+def test_a_result_is_taken_by_the_name_that_the_signature_shows() -> None:
+    assert written(plot.edit_size(result=made_size())) == written(plot.edit_size(made_size()))
+    with pytest.raises(TypeError, match=r"plot\.edit_size needs result: one EditSize, or a list of them"):
+        plot.edit_size()
+
+
 @pytest.mark.parametrize(
     ("dormant", "power", "verdict"),
     [(0.9, 0.9, "; illusory"), (0.1, 0.9, "; not illusory"), (0.9, 0.2, "; illusion test: undecided")],
@@ -476,6 +499,22 @@ def test_bars_of_the_spectrum_are_split_by_share_of_energy() -> None:
     # Energies 64, 16, 4, 1: 85^2 / (64^2 + 16^2 + 4^2 + 1) = 1.65.
     for part in ("effective rank 1.7 of 4", "|h| = 40", "20%", "part of the squared change", "3 resid_post"):
         assert part in text
+
+
+def test_beside_each_direction_stands_in_how_many_dimensions_it_is_identified() -> None:
+    sites = made_identification().sites
+    other = made_operator(1, 2)
+    first, second = plot.spectrum([made_operator(3), other], identified=sites).axes
+    # 91 - 31 and 91 - 60; of two further directions and of the other site nothing was measured.
+    assert [label.get_text() for label in first.get_xticklabels()] == ["0\n60", "1\n31", "2\n", "3\n"]
+    assert "(of 91)" in first.get_xlabel()
+    assert [label.get_text() for label in second.get_xticklabels()] == ["0", "1"]
+    assert second.get_xlabel() == "write direction, strongest first"
+    axes = plot.readout([made_readout(direction=n) for n in range(3)], identified=sites).axes
+    titles = [" ".join(one.get_title(loc="left").split()) for one in axes]
+    assert titles[0] == "3 resid_post, direction 0: identified in 60 of 91 dimensions (local)"
+    assert "identified in 31 of 91" in titles[1]
+    assert titles[2] == "3 resid_post, direction 2"
 
 
 def test_bars_inside_the_null_band_are_grey() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made import made_dose, made_projection
+from made import made_dose, made_graph, made_projection
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -23,6 +23,7 @@ from reftlens.plot.canvas import number
 from reftlens.plot.html import Html
 from reftlens.plot.page import Picture, Report, Section, render
 from reftlens.plot.plane import plane
+from reftlens.plot.wiring import wiring
 from reftlens.results import EditSize, Finding, TokenMap
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -104,6 +105,7 @@ def report_of(text: str) -> Report:
         ((text, effect(text, "b", row=text, name=text)),),
         ((text, made_dose()),),
         planes=((text, replace(made_projection(groups=(text, "b")), site=text, prompts=((text,),) * 40)),),
+        graphs=((text, made_graph((text, "b", text), text)),),
     )
     findings = (Finding(text, text, text, null=text),)
     return Report(text, text, (section, section), {text: text, "command": [text]}, findings)
@@ -305,6 +307,25 @@ def test_tokens_in_a_plane_say_where_they_were_and_where_they_went() -> None:
     assert [one["class"] for one in page.of("g")][1:4] == ["move g0", "move g1", "move g0"]
     nothing = replace(result, before=torch.full((40, 2), torch.nan), after=torch.full((40, 2), torch.nan))
     assert "No token" not in str(plane(nothing)), "the control has places"
+
+
+def test_nodes_and_edges_of_a_graph_say_what_they_are() -> None:
+    result = made_graph()
+    page = Page(str(wiring(result, result.edit)))
+    kinds = [one["class"] for one in page.of("g")]
+    assert kinds == ["cells", *["move wire lowers"] * 2, *["move wire raises"] * 3, *["move node"] * 6]
+    said = page.texts("title")
+    assert said[0] == f"2.3@7 to answer: {MINUS}0.900"
+    assert "e0.0@0, direction 0 of L1 resid_post @ first 1 at '<|endoftext|>': effect alone 2.000" in said
+    assert "2.1@7, head 2.1 at ' in': effect alone 1.000" in said
+    assert "answer, the answer: whole effect 3.000" in said
+    widths = [float(path["stroke-width"]) for path in page.of("path")]
+    assert widths == sorted(widths)
+    # The blocks' order from below: a head that reads is above the direction, and the answer above all.
+    heights = dict(
+        zip([text.split("@")[0] for text in said[5:]], [float(one["y"]) for one in page.of("rect")], strict=True)
+    )
+    assert heights["answer, the answer: whole effect 3.000"] < heights["mlp3"] < heights["2.1"] < heights["e0.0"]
 
 
 def test_sections_refuse_what_they_cannot_show() -> None:

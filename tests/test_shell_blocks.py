@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 import typer
 from test_cli import STORY, call, write_lines
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import reftlens as rl
 from reftlens.cli import app
+from reftlens.organisms import ORGANISMS
 from reftlens.organisms.world import FACTS, prompt
 from reftlens.paper.runs.config import RunConfig
 
@@ -30,7 +32,7 @@ else:
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "tutorials").rglob("*.md")])
-LLAMA = "--model facts-small --source LLM-Adapters --n-train 4 --n-eval 1 --epochs 1 --set max_new_tokens=2 --quiet"
+LLAMA = "--model wide --source LLM-Adapters --n-train 4 --n-eval 1 --epochs 1 --set max_new_tokens=2 --quiet"
 SMALLER = {
     "reftlens train loreft-llama-7b": LLAMA,
     "reftlens train loreft-roberta": "--model facts-small --source glue --n-train 8 --n-eval 4 --epochs 1 --quiet",
@@ -98,7 +100,15 @@ def place(tmp_path_factory):
     shift, every = own[:2]
     (root / "my_module.py").write_text(f"{imports}\n@rl.register\n{shift}\n{every}")
     _published(root)
+    _wide(root / "wide")
     return root
+
+
+def _wide(folder: Path) -> None:
+    """A model for prompts that are longer than the 64 tokens of `facts-small`, with random weights."""
+    config = AutoConfig.from_pretrained(ORGANISMS["facts-small"], n_positions=256)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(ORGANISMS["facts-small"]).save_pretrained(folder)
 
 
 def _swapped() -> list[dict[str, str]]:

@@ -97,6 +97,7 @@ def test_results_are_drawn_by_their_class_or_as_a_table() -> None:
         results.Comparison,
         results.Context,
         results.Evaluation,
+        results.Explained,
         results.Identification,
         results.Identified,
         results.ReadContexts,

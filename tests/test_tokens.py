@@ -19,7 +19,7 @@ from reftlens.cli.generate import prompts_in
 from reftlens.data import first_tokens, str_tokens
 from reftlens.data.labels import labels_of
 from reftlens.data.tokens import continuations, continued_text, shortened
-from reftlens.dissection.from_files import read_lines
+from reftlens.paper.runs.testing import pairs_in
 from reftlens.paper.tasks.base import Record
 from reftlens.paper.tasks.own import Pairs
 
@@ -284,7 +284,7 @@ def test_a_conversation_is_trained_on_in_every_form(make_reft, tmp_path) -> None
     for examples in given:
         for example in objective.read(examples):
             assert objective.encode(bridge, example).tokens[0].tolist() == right
-    assert read_lines(file)[0] == (tuple(MESSAGES), "Rome")
+    assert pairs_in(file)[0] == (tuple(MESSAGES), "Rome")
     outputs = task.outputs(bridge, None, records, progress=False)
     score = task.score(outputs, records)
     assert score.n == 3

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 from conftest import COMPLETIONS, PROMPTS, make_bridge
 from datasets import Dataset
 from transformers import TrainerCallback, set_seed
+from transformers.integrations import integration_utils
 
 import reftlens as rl
 from reftlens.training.objectives import completion_loss
@@ -96,6 +100,41 @@ def test_the_callers_random_state_is_put_back() -> None:
 def test_accumulated_steps_are_counted(gpt2) -> None:
     config = rl.TrainConfig(epochs=2, batch_size=1, gradient_accumulation=3, progress=False)
     assert len(rl.train(gpt2, fresh(gpt2), EXAMPLES, config).loss) == 2
+
+
+def test_an_absent_logger_is_refused_before_anything_is_computed(gpt2, monkeypatch) -> None:
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: False)
+    for name, message in (("tensorbord", "tensorbord is not supported"), ("tensorboard", "pip install tensorboard")):
+        with pytest.raises(ValueError, match=message):
+            rl.train(gpt2, fresh(gpt2), EXAMPLES, rl.TrainConfig(report_to=name), callbacks=[None])
+
+
+@pytest.mark.parametrize("named", [None, "mine"])
+def test_tensorboard_events_outlive_the_training(named, gpt2, monkeypatch, tmp_path) -> None:
+    """TensorBoard is not installed here: its writer is one that keeps a line for each number."""
+
+    class Writer:
+        def __init__(self, log_dir) -> None:
+            Path(log_dir).mkdir(parents=True)
+            self.file = Path(log_dir) / "events"
+
+        def add_scalar(self, name, value, step) -> None:
+            with self.file.open("a") as file:
+                file.write(f"{name} {value}\n")
+
+        add_text = flush = close = lambda *_, **__: None
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    if named is not None:
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", named)
+    config = rl.TrainConfig(epochs=2, report_to="tensorboard", progress=False)
+    log = rl.train(gpt2, fresh(gpt2), EXAMPLES, config)
+    (file,) = tmp_path.rglob("events")
+    assert file.relative_to(tmp_path).parts[0] == (named or "runs")
+    written = [line.split() for line in file.read_text().splitlines()]
+    assert [float(value) for name, value in written if name == "train/loss"] == list(log.loss)
 
 
 def test_callbacks_of_transformers_take_part(gpt2) -> None:

@@ -8,8 +8,10 @@ from reftlens.analysis.attribute import attribute
 from reftlens.analysis.beside_tracing import at_rules, beside_tracing
 from reftlens.analysis.beside_training import beside_training
 from reftlens.analysis.calibrate import calibrate
+from reftlens.analysis.carry import carry
 from reftlens.analysis.certify import certify, sampled_prompts
 from reftlens.analysis.channels import channels
+from reftlens.analysis.controls.random_finetune import random_finetune
 from reftlens.analysis.controls.retraining import at_random_sites, null_edits, permuted_labels, random_model
 from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.decompose import decompose
@@ -17,6 +19,8 @@ from reftlens.analysis.dose import dose
 from reftlens.analysis.effect_map import effect_map
 from reftlens.analysis.engine.activations import edited_activations
 from reftlens.analysis.engine.dictionary_files import load_dictionary, save_dictionary
+from reftlens.analysis.explain_finetune import explain_finetune, explain_finetune_cost
+from reftlens.analysis.graph import graph, graph_cost
 from reftlens.analysis.identify import identify, identify_cost
 from reftlens.analysis.interchange import interchange
 from reftlens.analysis.ledger import edit_size, ledger
@@ -56,6 +60,7 @@ __all__ = [
     "beside_tracing",
     "beside_training",
     "calibrate",
+    "carry",
     "certify",
     "channels",
     "covariance_matched",
@@ -66,6 +71,10 @@ __all__ = [
     "edit_size",
     "edited_activations",
     "effect_map",
+    "explain_finetune",
+    "explain_finetune_cost",
+    "graph",
+    "graph_cost",
     "haar",
     "identify",
     "identify_cost",
@@ -88,6 +97,7 @@ __all__ = [
     "predict_map",
     "probability_of",
     "project",
+    "random_finetune",
     "random_model",
     "random_readings",
     "read_directions",

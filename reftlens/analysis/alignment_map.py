@@ -12,17 +12,23 @@ earlier one stored. `align` in the best cell adds the control on a random model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
 from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from reftlens.analysis.engine.saved import Saved, settings_of
 from reftlens.analysis.engine.swap_runs import Among, SwapRuns, whole_activation
-from reftlens.bridge import require_causal
+from reftlens.bridge import fingerprint, require_causal
 from reftlens.data.counterfactual import Counterfactual, arbitrary_labels, as_counterfactuals
 from reftlens.edit.reft import Reft
 from reftlens.edit.untrained import untrained
@@ -31,6 +37,9 @@ from reftlens.positions import Positions
 from reftlens.results import AlignmentMap
 from reftlens.training.objectives import Interchange as InterchangeLoss
 from reftlens.training.train import TrainConfig, train
+
+_Arms = Sequence[Sequence[Sequence[Counterfactual]]]
+"""The pairs to train on and the held-out ones, with their labels and with arbitrary ones."""
 
 
 def alignment_map(
@@ -46,6 +55,7 @@ def alignment_map(
     among: Among = "all tokens",
     batch_size: int = 64,
     seed: int = 0,
+    save_to: Path | str | None = None,
 ) -> AlignmentMap:
     """Trains 2 x layers x columns subspaces, each for one variable.
 
@@ -61,9 +71,11 @@ def alignment_map(
         among: as for `analysis.alignment`.
         batch_size: pairs in one forward pass of scoring.
         seed: seed of the initialisation and the arbitrary labels.
+        save_to: a file that stores finished cells. An interrupted map resumes from it. It is not deleted afterwards.
 
     Raises:
-        ValueError: If there are no pairs or rules, the pairs swap several variables, or training keeps checkpoints.
+        ValueError: If there are no pairs or rules, the pairs swap several variables, training keeps checkpoints, or the file
+            is of another map.
     """
     require_causal(bridge, "a map of alignments")
     known, unseen = (as_counterfactuals(part, name) for part, name in ((examples, "examples"), (held_out, "held_out")))
@@ -74,7 +86,9 @@ def alignment_map(
             f"of {', '.join(sorted(names))}"
         )
     if config.output_dir is not None:
-        raise ValueError("alignment_map does not save its edits: leave output_dir out")
+        raise ValueError(
+            "alignment_map does not save its edits: leave output_dir out. To keep finished cells, pass save_to"
+        )
     chosen = list(range(bridge.cfg.n_layers)) if layers == "all" else list(layers)
     cells = [
         Reft.at_layers(bridge, layers=[layer], positions=rule, intervention=Interchange, rank=rank, hook=hook)
@@ -82,10 +96,11 @@ def alignment_map(
         for rule in positions.values()
     ]
     arms = ((known, unseen), tuple(arbitrary_labels(part, seed=seed) for part in (known, unseen)))
-    bar = tqdm(cells, desc=f"training {len(cells)} cells, 2 in each", unit="cell", disable=not config.progress)
-    found = torch.stack([_scored(bridge, cell, arms, config, among, batch_size, seed) for cell in bar])
+    saved = None if save_to is None else Saved(save_to, made_for=_digest(bridge, cells, arms, config, among, seed))
+    score = partial(_scored, bridge, arms=arms, config=config, among=among, batch_size=batch_size, seed=seed)
+    found = _trained(cells, score, 3 * len(unseen), saved, progress=config.progress)
     right, arbitrary, whole = rearrange(
-        found, "(row column) kind pair -> kind row column pair", column=len(positions)
+        found, "(kind pair) (row column) -> kind row column pair", kind=3, column=len(positions)
     ).unbind()  # fmt: skip
     return AlignmentMap(
         right=right,
@@ -98,16 +113,54 @@ def alignment_map(
     )
 
 
+def _trained(
+    cells: Sequence[Reft],
+    score: Callable[[Reft], Float[Tensor, " value"]],
+    n_values: int,
+    saved: Saved | None,
+    *,
+    progress: bool,
+) -> Float[Tensor, "value cell"]:
+    """Trains and scores the cells that are not saved yet."""
+    shape = torch.Size((n_values, len(cells)))
+    values, done = torch.full(shape, torch.nan), torch.zeros(shape, dtype=torch.bool)
+    if saved is not None:
+        done, values = saved.read(shape)
+    todo = [number for number in range(len(cells)) if not bool(done[:, number].all())]
+    for number in tqdm(todo, desc=f"training {len(todo)} cells, 2 in each", unit="cell", disable=not progress):
+        values[:, number] = score(cells[number])
+        done[:, number] = True
+        if saved is not None:
+            saved.write(values, done)
+    return values
+
+
+def _digest(
+    bridge: TransformerBridge,
+    cells: Sequence[Reft],
+    arms: _Arms,
+    config: TrainConfig,
+    among: Among,
+    seed: int,
+) -> str:
+    """Computes the checksum of everything the values depend on. How many pairs run together is not among it."""
+    digest = hashlib.sha256(fingerprint(bridge).encode())
+    digest.update(repr([arms, [repr(cell) for cell in cells], among, seed]).encode())
+    digest.update(settings_of(config).encode())
+    return digest.hexdigest()
+
+
 def _scored(
     bridge: TransformerBridge,
     cell: Reft,
-    arms: Sequence[Sequence[Sequence[Counterfactual]]],
+    *,
+    arms: _Arms,
     config: TrainConfig,
     among: Among,
     batch_size: int,
     seed: int,
-) -> torch.Tensor:
-    """Returns what is right in a cell `[kind, pair]`: trained, trained on arbitrary labels, the whole activation."""
+) -> Float[Tensor, " value"]:
+    """Returns what is right in a cell, one kind after another: trained, trained on arbitrary labels, the whole activation."""
     found = []
     for known, unseen in arms:
         # One seed for both arms and all cells: they start from the same subspace.
@@ -117,4 +170,4 @@ def _scored(
         found.append((SwapRuns(bridge, edit, unseen, among=among, batch_size=batch_size), edit))
     rights = [runs.right(edit) for runs, edit in found]
     runs, edit = found[0]
-    return torch.stack([*rights, runs.right(whole_activation(edit))])
+    return torch.cat([*rights, runs.right(whole_activation(edit))])

@@ -28,7 +28,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -39,7 +39,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.retraining import permuted_labels
 from reftlens.analysis.engine.coalitions import Coalitions, whole_sites
-from reftlens.analysis.engine.saved import Saved
+from reftlens.analysis.engine.saved import Saved, settings_of
 from reftlens.analysis.metrics import Metric, probability_of
 from reftlens.bridge import each, fingerprint, is_main_process, require_causal
 from reftlens.cone.shared import shared
@@ -59,8 +59,6 @@ _Cell = tuple[Reft, str]
 """An untrained edit, and the name of its column."""
 _MEASURES = [("real", "held out"), ("real", "trained"), ("shuffled", "held out")]
 """What is measured in a cell: the examples an edit is trained on, and the prompts it is scored on."""
-_IRRELEVANT: dict[str, Any] = {"hold_bytes": 0, "hold_dir": None, "progress": False}
-"""Training settings that do not change the result."""
 
 
 def reft_map(
@@ -233,7 +231,7 @@ def _digest(
     digest = hashlib.sha256(fingerprint(bridge).encode())
     digest.update(json.dumps([*arms.values(), *(one.pairs for one in scored.values())]).encode())
     digest.update(repr([(column, repr(reft)) for reft, column in cells]).encode())
-    digest.update(repr(replace(config, **_IRRELEVANT)).encode())
+    digest.update(settings_of(config).encode())
     for one in scored.values():
         digest.update(one.base.contiguous().numpy().tobytes())
     return digest.hexdigest()

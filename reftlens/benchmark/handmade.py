@@ -55,6 +55,32 @@ def attention_reads_it(*, n_pairs: int = 64, seed: int = 0) -> Handmade:
     return _with_pairs(model, true=v[None], illusory=v[None], n_pairs=n_pairs, seed=seed)
 
 
+def attention_turns(*, moves: bool = False, n_pairs: int = 64, seed: int = 0) -> Handmade:
+    """Makes a model in which head 1.0 moves the variable to the end, and a direction of the question is its query.
+
+    Turning that direction round turns the head's pattern and changes nothing that it moves.
+
+    Args:
+        moves: whether head 1.1, which attends to all tokens equally, moves the query's direction to the answer as well.
+        n_pairs: number of prompt pairs.
+        seed: seed of directions and prompts.
+    """
+    model, Q = _blank(n_layer=2, seed=seed)
+    v, query, w = Q
+    with torch.no_grad():
+        model.transformer.wte.weight += 2 * _variable()[:, None] * v
+        model.transformer.wte.weight[QUESTION] += 2 * query
+        attention = model.transformer.h[1].attn
+        # Columns of queries, keys and values of head 0.
+        for column, read in ((0, query), (D_MODEL, v), (2 * D_MODEL, v)):
+            attention.c_attn.weight[:, column] = 2 * read
+        attention.c_proj.weight[0] = 4 * w
+        if moves:
+            attention.c_attn.weight[:, 2 * D_MODEL + 8], attention.c_proj.weight[8] = 2 * query, 4 * w
+        model.lm_head.weight[:2] = torch.stack([w, -w])
+    return _with_pairs(model, true=query[None], illusory=v[None], n_pairs=n_pairs, seed=seed)
+
+
 def two_steps(*, second: str = "mlp", n_pairs: int = 64, seed: int = 0) -> Handmade:
     """Makes a model in which head 1.0 copies the variable to every token, and block 2 computes the answer from its output.
 

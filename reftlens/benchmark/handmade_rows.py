@@ -1,4 +1,4 @@
-"""Rows of the table for the hand-made models: a true variable, an illusion of one, and a path."""
+"""Rows of the table for the hand-made models: a true variable, an illusion of one, and routes of an edit."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ from collections.abc import Iterator
 
 import torch
 
-from reftlens.analysis import interchange, paths
-from reftlens.benchmark.handmade import attention_reads_it, illusion, illusion_in_residual, two_steps
+from reftlens.analysis import channels, graph, interchange, paths
+from reftlens.benchmark.handmade import (
+    Handmade,
+    attention_reads_it,
+    attention_turns,
+    illusion,
+    illusion_in_residual,
+    two_steps,
+)
 from reftlens.benchmark.known import Known
 from reftlens.edit.reft import Reft
 from reftlens.edit.site import Site
 from reftlens.interventions import Interchange
-from reftlens.positions import First
+from reftlens.positions import First, Last, Positions
 from reftlens.results import Interchanged
 
 PATH = (("edit", "1.0"), ("1.0", "mlp2"), ("mlp2", "logits"))
@@ -50,7 +57,7 @@ def handmade_rows() -> Iterator[Known]:
             group, f"{name} change few", f"{mean:.0%} on average, {max(flips):.0%} at most", mean, 0.25, "share"
         )
     yield from illusion_rows()
-    yield _path_row()
+    yield from route_rows()
 
 
 WEIGHTS = (0.0, 0.001, 0.01, 0.1)
@@ -81,14 +88,55 @@ def illusion_rows() -> Iterator[Known]:
                 )
 
 
-def _path_row() -> Known:
-    """Tests an edit that flips the variable, and the two steps of its path to the answer."""
+def route_rows() -> Iterator[Known]:
+    """Follows edits that turn a direction round: through a head's values, through its pattern, and along a path of two steps."""
+    # Turned round, a direction keeps its length, so nothing leaks through LayerNorm.
+    for group, model, where, share in (
+        ("hand-built values", attention_reads_it(n_pairs=16), First(1), 1.0),
+        ("hand-built pattern", attention_turns(n_pairs=16), Last(1), 0.0),
+    ):
+        split = channels(model.bridge, _turning(model, where), model.base, _difference, progress=False).edit
+        found = split.frozen / split.whole
+        yield Known(
+            group,
+            f"with attention patterns frozen, {share:.0%} of the effect stays",
+            f"{abs(float(found.mean())):.3f} of it on average",
+            float((found - share).abs().max()),
+            1e-3,
+            "share",
+        )
     model = two_steps(n_pairs=16)
+    reft = _turning(model, First(1))
+    yield _path_row(model, reft)
+    one = graph(model.bridge, reft, model.base, _difference, progress=False).edit
+    edges = one.pruned(0.999)
+    planted = {("e0.0@0", "1.0@4"), ("1.0@4", "mlp2@4"), ("mlp2@4", "answer")}
+    kept = one.faithfulness()[next(n for n, some in enumerate(one.kept_edges) if len(some) == len(edges))]
+    wrong = len(planted ^ {(edge.source, edge.target) for edge in edges})
+    yield Known(
+        "hand-built path",
+        "the graph of the edit is the path, and alone has all of the effect",
+        f"{len(edges)} edges, {wrong} wrong; {float(kept):.3f} of it alone",
+        wrong + abs(float(kept) - 1),
+        1e-3,
+        "share",
+    )
+
+
+def _turning(model: Handmade, where: Positions) -> Reft:
     turn = Interchange.along(model.true)
-    # Each run is its own source: inside the subspace h becomes -h, which flips the variable.
+    # Each run is its own source: inside the subspace h becomes -h.
     turn.take(lambda variable: -variable)
-    reft = Reft([(Site("blocks.0.hook_resid_post", First(1)), turn)])
-    found = paths(model.bridge, reft, model.base, lambda logits, pair: logits[:, 0] - logits[:, 1], progress=False)
+    return Reft([(Site("blocks.0.hook_resid_post", where), turn)])
+
+
+def _difference(logits: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
+    return logits[:, 0] - logits[:, 1]
+
+
+def _path_row(model: Handmade, reft: Reft) -> Known:
+    """Tests the two steps of the path of an edit to the answer."""
+    found = paths(model.bridge, reft, model.base, _difference, progress=False)
     carried = found.restored().nan_to_num()
     planted = torch.zeros_like(carried)
     names = [(found.rows.index(sender), found.columns.index(receiver)) for sender, receiver in PATH]

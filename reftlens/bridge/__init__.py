@@ -2,7 +2,7 @@
 
 The model is a plain `TransformerBridge`, never wrapped or subclassed.
 
-- `loading`, `pretrained`: load a model, frozen and in eval mode. `identity`: fingerprints of models.
+- `loading`, `pretrained`: load a model, frozen and in eval mode. `finetuned`: one beside its base. `identity`: fingerprints of models.
 - `attached`: hooks and other code attached to a model. `threads`: only one thread at a time may attach hooks.
 - `points`: names of activation points. Points where a write would be lost or incomplete raise an error with the reason.
   `probe` measures most of this on the given model. `resid_mid`: the middle of a block, which does not have its own point.
@@ -16,6 +16,7 @@ The model is a plain `TransformerBridge`, never wrapped or subclassed.
 from reftlens.bridge.attached import foreign_hooks
 from reftlens.bridge.biases import output_bias
 from reftlens.bridge.caching import cache_in, cache_name, mend_attention, with_cache
+from reftlens.bridge.finetuned import load_finetuned
 from reftlens.bridge.forwards import (
     ForwardStart,
     blocks_replaced,
@@ -75,6 +76,7 @@ __all__ = [
     "layer_of",
     "lens_layer",
     "load_bridge",
+    "load_finetuned",
     "load_lens",
     "made_up",
     "masked_columns",

@@ -15,6 +15,7 @@ import typer
 from reftlens.cli import (
     analyses,
     benchmark,
+    carry,
     certify,
     claim,
     compare,
@@ -22,6 +23,7 @@ from reftlens.cli import (
     demo,
     dissect,
     evaluate,
+    explain_finetune,
     generate,
     lm_eval,
     params,
@@ -54,6 +56,7 @@ for name, function, example in (
     ("ablate", "ablate", "ablate run --n-prompts 32"),
     ("mediate", "mediate", "mediate run --point mlp_out --over positions"),
     ("channels", "channels", "channels run --n-prompts 8"),
+    ("graph", "graph", "graph run --n-prompts 8 --n-nodes 16"),
     ("paths", "paths", "paths run --senders edit --senders 2.3 --receivers 2.3 --receivers logits"),
 ):
     app.command(name, epilog=f"Example: reftlens {example}")(analyses.command(name, function, of="edit"))
@@ -63,7 +66,14 @@ app.command(epilog="Example: reftlens compare run --method LoRA --method 'full f
 app.command(epilog="Example: reftlens sweep --model facts-small --data mine.jsonl --trials 20 --space lr=1e-4..1e-2")(
     sweep.sweep
 )
+app.command(
+    epilog="Example: reftlens carry run --target other-model --file prompts.txt --examples held_out.jsonl --out carried"
+)(carry.carry)
 app.command(epilog="Example: reftlens certify run --file population.txt --out certified")(certify.certify)
+app.command(
+    "explain-finetune",
+    epilog="Example: reftlens explain-finetune --model gpt2 --finetuned my-lora --data mine.jsonl --labelled --far other.txt",
+)(explain_finetune.explain_finetune)
 app.command(epilog="Example: reftlens convert my_pyreft --model gpt2 --positions f5+l5 --out edit")(convert.convert)
 app.command(epilog="Example: reftlens benchmark --only handmade --only nulls --out known.csv")(benchmark.benchmark)
 app.command(

@@ -24,7 +24,7 @@ from reftlens.cli.options import AsJson, Base, OwnDevice, Quiet, Trained
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from reftlens.results import Result
+    from reftlens.results import EditGraph, Result
 
 # As texts, because the file of an analysis is parsed and not imported.
 _KINDS: dict[str, Any] = {"str": str, "int": int, "bool": bool, "Sequence[str] | None": list[str] | None}
@@ -39,7 +39,9 @@ _EDIT = {
     "examples": (
         Annotated[
             Path | None,
-            typer.Option(help="JSON Lines with prompt and completion. Default: the training data of the run."),
+            typer.Option(
+                help="Examples, in any form that train --data accepts. Default: the training data of the run."
+            ),
         ],
         None,
     ),
@@ -149,6 +151,7 @@ def _run(name: str, function: str, of: str, values: dict[str, Any], options: dic
         from reftlens import analysis
         from reftlens.cli.output import leave_writing_to_main, print_frame, print_json, say
         from reftlens.plot import png
+        from reftlens.results import EditGraph
         from reftlens.results.words import labelled
 
         asked = (_of_edit if of == "edit" else _of_base)(function, values)
@@ -159,6 +162,10 @@ def _run(name: str, function: str, of: str, values: dict[str, Any], options: dic
         numbers |= _scalars(result)
         # pandas writes NaN as null; json would write NaN, which is not JSON.
         numbers["cells"] = json.loads(frame.to_json(orient="records"))
+        if isinstance(result, EditGraph):
+            numbers["curve"] = json.loads(result.curve().to_json(orient="records"))
+            result.save_circuit_tracer(folder / "circuit-tracer")
+            (folder / f"{name}.html").write_text(_explored(result, numbers), encoding="utf-8")
         (folder / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
         (folder / f"{name}.png").write_bytes(png(_drawn(result)))
     if values["as_json"]:
@@ -172,18 +179,19 @@ def _of_edit(function: str, values: dict[str, Any]) -> _Asked:
     """Prompts that the edit should change, and the logit of the wanted answer minus that of the base's answer."""
     from reftlens.cli.output import prepare, say
     from reftlens.dissection.config import DissectConfig
-    from reftlens.dissection.from_files import read_lines
     from reftlens.dissection.work import Work
     from reftlens.paper.runs.folder import config_of, is_run, open_run
-    from reftlens.paper.runs.testing import training_pairs
+    from reftlens.paper.runs.testing import pairs_in, training_pairs
     from reftlens.training.objectives import Completion
 
     directory, examples = values["directory"], values["examples"]
     config = config_of(directory, model=values["model"])
     if examples is None and not is_run(directory):
-        raise ValueError("a saved edit is measured on examples: pass --examples with a file of JSON lines")
+        raise ValueError(
+            "a saved edit is measured on examples: pass --examples FILE, in any form that train --data accepts"
+        )
     prepare(config.model, quiet=values["quiet"])
-    pairs = Completion().read(training_pairs(config) if examples is None else read_lines(examples))
+    pairs = Completion().read(training_pairs(config) if examples is None else pairs_in(examples, config))
     opened = open_run(directory, {"device": values["device"]}, model=values["model"])
     work = Work(opened.bridge, opened.reft, pairs, pairs, DissectConfig(n_mapped=values["n_prompts"]))
     prompts, metric = work.mapped
@@ -216,6 +224,23 @@ def _of_base(function: str, values: dict[str, Any]) -> _Asked:
     metric = analysis.probability_of(bridge, columns["clean"], columns["answer"])
     about = {"model": model, "prompts": columns["clean"]}
     return _Asked((bridge, columns["clean"], columns["corrupted"], metric), named, about)
+
+
+def _explored(result: EditGraph, numbers: dict[str, Any]) -> str:
+    """A page on which the nodes and edges of a graph say what they are."""
+    from reftlens.plot.page import Report, Section, render
+    from reftlens.results.words import labelled
+
+    read = (
+        "Nodes are directions that the edit writes (e0.1 is direction 1 of site 0), heads (2.1 is head 1 of layer 2) and MLPs, "
+        "each at one token. Of an edge, only its reader sees what its sender changes.",
+        "Drawn is the smallest kept graph that alone has 90% of the effect, or the nearest to it. Control: the graph of the edit "
+        "turned to random directions.",
+    )
+    tables = (("Edges, largest first", labelled(result.to_dataframe())), ("Kept graphs", result.curve()))
+    section = Section("What is the graph of the edit?", read, graphs=(("The graph", result),), tables=tables)
+    settings = {key: numbers[key] for key in ("model", "edit", "options")}
+    return render(Report("The graph of an edit", result.headline(), (section,), settings))
 
 
 def _scalars(result: Result) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +16,8 @@ from reftlens.cli.options import AsJson, Base, OwnDevice, Quiet
 def dissect(
     directory: Annotated[Path, typer.Argument(help="Folder of a run, a saved edit or a saved dissection.")],
     examples: Annotated[
-        Path | None, typer.Option(help="JSON Lines with prompt and completion. Default: the training data of the run.")
+        Path | None,
+        typer.Option(help="Examples, in any form that train --data accepts. Default: the training data of the run."),
     ] = None,
     model: Base = None,
     at: Annotated[str | None, typer.Option(help="Compute directions only from these tokens, such as l1.")] = None,
@@ -45,7 +48,7 @@ def dissect(
         from reftlens.edit.checkpoint import CONFIG_NAME as EDIT_CONFIG_NAME
         from reftlens.edit.checkpoint import base_named
         from reftlens.paper.runs.folder import config_of, edit_in, is_run
-        from reftlens.paper.runs.testing import training_pairs
+        from reftlens.paper.runs.testing import pairs_in, training_pairs
         from reftlens.positions import parse
 
         if model is None and (directory / EDIT_CONFIG_NAME).is_file():
@@ -59,10 +62,11 @@ def dissect(
         if is_run(directory):
             run = config_of(directory, model=model)
             prepare(run.model, quiet=quiet)
-            pairs = training_pairs(run) if examples is None else examples
+            pairs = training_pairs(run) if examples is None else pairs_in(examples, run)
             result = dissect_saved(edit_in(directory), examples=pairs, model=run.model, config=config, device=device)
         else:
-            result = dissect_saved(directory, examples=examples, model=model, config=config, device=device)
+            given = None if examples is None else pairs_in(examples)
+            result = dissect_saved(directory, examples=given, model=model, config=config, device=device)
         leave_writing_to_main()
         write_report(result, folder)
     if as_json:
@@ -71,6 +75,17 @@ def dissect(
         print_json({"report": str(out / "report.html"), "findings": found, "summary": numbers})
         return
     for finding in result.findings:
-        say(f"{finding.question}\n  {finding.answer} {finding.null}".rstrip())
+        say(
+            f"{finding.question}\n  {finding.answer} {finding.null or _command(finding.code, directory, examples)}".rstrip()
+        )
     print_frame(result.summary().to_dataframe(), title=f"\n{result!r}")
     say(f"wrote {out / 'report.html'}, {out / 'figures'}, {out / 'dissection'}")
+
+
+def _command(code: str, directory: Path, examples: Path | None) -> str:
+    """Returns the command that does what a call of `dissect` would. What has no option of its own stays a call."""
+    part = re.fullmatch(r"""dissect\(\.\.\., DissectConfig\(parts=\["([^"]+)"\]\)\)""", code)
+    if part is None:
+        return code
+    given = f" --examples {shlex.quote(str(examples))}" if examples is not None else ""
+    return f"reftlens dissect {shlex.quote(str(directory))}{given} --part {part[1]}"

@@ -32,8 +32,8 @@ def _written_as_settings(settings: list[str] | None) -> list[str] | None:
     return settings
 
 
-def _there(place: Path) -> Path:
-    """Refuses a folder that does not exist before anything heavy is imported."""
+def there(place: Path) -> Path:
+    """Refuses a file or folder that does not exist before anything heavy is imported."""
     if not place.exists():
         raise ValueError(f"{place} does not exist")
     return place
@@ -46,7 +46,7 @@ def data_there(source: str | None) -> str | None:
     return source
 
 
-Trained = Annotated[Path, typer.Argument(help="Folder of a run or a saved edit.", callback=_there)]
+Trained = Annotated[Path, typer.Argument(help="Folder of a run or a saved edit.", callback=there)]
 Base = Annotated[str | None, typer.Option(help="Base model, if its location has changed since training.")]
 Source = Annotated[str | None, typer.Option(help="Folder with the tasks' files, instead of the published files.")]
 OwnTest = Annotated[

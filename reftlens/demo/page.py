@@ -135,11 +135,11 @@ def _figures(result: DemoResult) -> dict[str, Figure]:
     figures = {
         "outcomes": plot.outcomes(result.outcomes),
         "effect": plot.effect_map(_effect(result), title="Where the edit acts: each cell of it alone"),
-        "spectrum": plot.spectrum(found.operators, null=found.untrained),
+        "spectrum": plot.spectrum(found.operators, null=found.untrained, identified=found.identified_sites),
         "training": plot.training_curve(result.log),
     }
     if found.readouts:
-        figures["readout"] = plot.readout(found.readouts)
+        figures["readout"] = plot.readout(found.readouts, identified=found.identified_sites)
     if found.dose is not None:
         figures["dose"] = plot.dose(found.dose)
     if found.interchanges:

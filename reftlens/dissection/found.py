@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from reftlens.results import (
     Dose,
     EditSize,
     Identification,
+    Identified,
     Interchanged,
     Ledger,
     Meaning,
@@ -89,6 +91,24 @@ class Found:
             wanted: the right answer of the group.
         """
         return tuple(outcome for outcome in self.outcomes if outcome.wanted == wanted)
+
+    @property
+    def identified_sites(self) -> tuple[Identified, ...]:
+        """How far the directions of each site are identified; empty if that was not measured."""
+        return () if self.identified is None else self.identified.sites
+
+    def with_identified(self, frame: pd.DataFrame, *kinds: str) -> pd.DataFrame:
+        """Adds the dimensions in which each direction is identified to a table of directions, if that was measured.
+
+        Args:
+            frame: has the columns "site" and "direction".
+            kinds: "write", "read" or both.
+        """
+        if self.identified is None:
+            return frame
+        known = pd.concat([site.to_dataframe() for site in self.identified.sites], ignore_index=True)
+        counted = [f"{kind}_{part}" for kind in kinds for part in ("identified", "dimensions")]
+        return frame.merge(known[["site", "direction", *counted]], on=["site", "direction"], how="left")
 
     def beside_untrained(self) -> list[tuple[Operator, Operator | None]]:
         """Pairs each site's operator with that of the untrained edit, or with None if there is none."""

@@ -19,12 +19,15 @@ from reftlens.plot.answers import composed, mannered
 from reftlens.plot.attribution import attribution
 from reftlens.plot.beside_tracing import beside_tracing
 from reftlens.plot.canvas import png
+from reftlens.plot.carried import carried
 from reftlens.plot.channels import channels
 from reftlens.plot.codebook import codebook
 from reftlens.plot.dose import dose
+from reftlens.plot.edit_graph import graph
 from reftlens.plot.edit_profile import edit_profile
 from reftlens.plot.edit_size import edit_size
 from reftlens.plot.effect_map import effect_map
+from reftlens.plot.explain_finetune import explain_finetune
 from reftlens.plot.html import token_strip
 from reftlens.plot.interchange import interchange
 from reftlens.plot.ledger import ledger
@@ -55,6 +58,7 @@ __all__ = [
     "attribution",
     "beside_tracing",
     "beside_training",
+    "carried",
     "channels",
     "codebook",
     "composed",
@@ -63,6 +67,8 @@ __all__ = [
     "edit_profile",
     "edit_size",
     "effect_map",
+    "explain_finetune",
+    "graph",
     "interchange",
     "ledger",
     "mannered",
@@ -123,12 +129,15 @@ DRAWINGS: dict[type, Callable[..., Figure]] = {
     results.BesideTracing: beside_tracing,
     results.BesideTraining: beside_training,
     results.Channels: channels,
+    results.Carried: carried,
     results.Codebook: codebook,
     results.Composed: composed,
     results.DirectionReadout: readout,
     results.Dose: dose,
+    results.EditGraph: graph,
     results.EditProfile: edit_profile,
     results.EditSize: edit_size,
+    results.ExplainedFinetune: explain_finetune,
     results.Interchanged: interchange,
     results.Ledger: ledger,
     results.Mannered: mannered,

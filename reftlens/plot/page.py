@@ -23,7 +23,8 @@ from markupsafe import Markup
 from reftlens.plot.cells import Cells, Mapped
 from reftlens.plot.interactive import Interactive, as_json, dose, shades, strip, token_map
 from reftlens.plot.plane import plane
-from reftlens.results import Dose, EditSize, Finding, Projection, TokenMap
+from reftlens.plot.wiring import wiring
+from reftlens.results import Dose, EditGraph, EditSize, Finding, Projection, TokenMap
 from reftlens.results.words import COLUMNS, GLOSSARY
 from reftlens.text import harmless
 
@@ -83,6 +84,8 @@ class Section:
     """Captions and dose curves."""
     planes: tuple[tuple[str, Projection], ...] = ()
     """Captions and tokens along two write directions, which are shown as drawings."""
+    graphs: tuple[tuple[str, EditGraph], ...] = ()
+    """Captions and graphs of edits, which are shown as drawings, each with its control."""
     name: str = ""
     """By which findings lead here; the heading if empty."""
     open: bool = False
@@ -94,6 +97,7 @@ class Section:
             ("maps", self.maps, (*get_args(Mapped), Cells)),
             ("doses", self.doses, (Dose,)),
             ("planes", self.planes, (Projection,)),
+            ("graphs", self.graphs, (EditGraph,)),
         ):
             for _, result in elements:
                 if not isinstance(result, classes):
@@ -190,6 +194,11 @@ def _live(report: Report) -> tuple[list[list[tuple[str, Markup]]], list[Any]]:
         found += [add(caption, dose(result, len(numbers))) for caption, result in section.doses]
         found += [add(caption, strip(result)) for caption, result in section.strips]
         found += [(caption, plane(result)) for caption, result in section.planes]
+        for caption, result in section.graphs:
+            found += [
+                (caption, wiring(result, result.edit)),
+                (f"{caption}: the control", wiring(result, result.control)),
+            ]
         shown.append(found)
     return shown, numbers
 

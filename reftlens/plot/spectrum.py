@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from reftlens.plot.canvas import BLUE, INK, ORANGE, SMALL, house_style, listed, sheet
 from reftlens.plot.labels import short_name
-from reftlens.results import Operator
+from reftlens.results import Identified, Operator
 
 _COLUMNS = 3
 _LABELLED = 8
@@ -22,7 +22,12 @@ _VARYING: dict[str, Any] = {"facecolor": BLUE, "hatch": "///", "edgecolor": "whi
 _NULL: dict[str, Any] = {"facecolor": "none", "edgecolor": INK, "linewidth": 1.2, "linestyle": (0, (3, 1.5))}
 
 
-def spectrum(operators: Sequence[Operator] | Operator, *, null: Sequence[Operator] = ()) -> Figure:
+def spectrum(
+    operators: Sequence[Operator] | Operator,
+    *,
+    null: Sequence[Operator] = (),
+    identified: Sequence[Identified] = (),
+) -> Figure:
     """Draws the rms change along each write direction, one panel per site.
 
     A bar is split by the share of the energy (the squared change) that is due to the mean change.
@@ -31,6 +36,7 @@ def spectrum(operators: Sequence[Operator] | Operator, *, null: Sequence[Operato
         operators: one per site.
         null: operators of a control at these sites, such as untrained edits (`analysis.untrained`). The plot shows their
             range from the smallest to the largest spectrum.
+        identified: the `sites` of `analysis.identify`. Below each direction then stands in how many dimensions it is identified.
 
     Raises:
         ValueError: If there is nothing to draw.
@@ -46,10 +52,16 @@ def spectrum(operators: Sequence[Operator] | Operator, *, null: Sequence[Operato
         + "; scales differ" * (len(operators) > 1)
     )
     with house_style():
-        figure = sheet(width, 2.5 * lines + 0.35, title="Change along each write direction", subtitle=subtitle)
+        figure = sheet(
+            width,
+            (2.5 + 0.35 * bool(identified)) * lines + 0.35,
+            title="Change along each write direction",
+            subtitle=subtitle,
+        )
         grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
         for axes, operator in zip(grid, operators, strict=False):
             _panel(axes, operator, [one for one in null if one.where == operator.where])
+            _number_below(axes, operator, [one for one in identified if one.where == operator.where])
         for axes in grid[len(operators) :]:
             axes.remove()
         for axes in grid[: len(operators) : columns]:
@@ -86,6 +98,21 @@ def _panel(axes: Axes, operator: Operator, null: Sequence[Operator]) -> None:
         f"|h| = {operator.rms_norm:.3g}",
     ]
     axes.set_title("\n".join(facts), loc="left", color=INK)
+
+
+def _number_below(axes: Axes, operator: Operator, identified: Sequence[Identified]) -> None:
+    """Writes below each direction in how many dimensions it is identified. There is no room for that below many bars."""
+    n = len(operator.spectrum)
+    if n > _LABELLED:
+        return
+    for site in identified:
+        known = [f"{site.write_dimensions - free:.0f}" for free in site.write_free.tolist()]
+        # A direction of no strength is not among those that were looked at.
+        known += [""] * (n - len(known))
+        axes.set_xticks(range(n), [f"{place}\n{count}" for place, count in enumerate(known[:n])])
+        axes.set_xlabel(
+            f"write direction, strongest first,\nand dimensions it is identified in (of {site.write_dimensions})"
+        )
 
 
 def _beside(ranks: Sequence[float]) -> str:

@@ -17,6 +17,7 @@ from reftlens.results.behaviour import (
     Swap,
     outcomes_to_dataframe,
 )
+from reftlens.results.carried import Carried
 from reftlens.results.causes import (
     Ablation,
     Attribution,
@@ -30,6 +31,8 @@ from reftlens.results.certificate import Certificate, WorstPrompt
 from reftlens.results.claims import Codebook, Composed, Mannered, Memorised, Overhead, SteeringClaim
 from reftlens.results.directions import TERMS, Context, DirectionReadout, Ledger, Operator, Projection, ReadContexts
 from reftlens.results.finding import Finding
+from reftlens.results.finetunes import Explained, ExplainedFinetune
+from reftlens.results.graph import EditGraph
 from reftlens.results.known import Calibrated, Identification, Identified, Minimal, Turn
 from reftlens.results.loading import load
 from reftlens.results.maps import EditSize, PatchMap, Spread, TokenMap
@@ -51,6 +54,7 @@ __all__ = [
     "BesideTracing",
     "BesideTraining",
     "Calibrated",
+    "Carried",
     "Certificate",
     "Channels",
     "Codebook",
@@ -59,9 +63,12 @@ __all__ = [
     "Context",
     "DirectionReadout",
     "Dose",
+    "EditGraph",
     "EditProfile",
     "EditSize",
     "Evaluation",
+    "Explained",
+    "ExplainedFinetune",
     "Finding",
     "Identification",
     "Identified",

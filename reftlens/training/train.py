@@ -44,6 +44,7 @@ from reftlens.edit.reft import Reft
 from reftlens.numbers import require_number, require_whole_number
 from reftlens.training.base_runs import BaseRuns
 from reftlens.training.checkpoints import TrainingFolder
+from reftlens.training.loggers import keep_tensorboard_events, require_logger
 from reftlens.training.loss import require_frozen
 from reftlens.training.objectives import Completion, Objective
 from reftlens.training.objectives.base import Example, Examples
@@ -102,7 +103,7 @@ class TrainConfig:
     patience: int | None = None
     """Stop after this many validations without improvement. None trains to the end."""
     report_to: str = "none"
-    """The `transformers` logger: "tensorboard", "wandb", ..."""
+    """The `transformers` logger: "tensorboard", "wandb", ... TensorBoard's events are in `runs/` by default."""
     seed: int = 42
     """Order of the examples."""
     progress: bool = True
@@ -227,6 +228,7 @@ def train(
             has not used the value.
     """
     require_bridge(bridge, "train")
+    require_logger(config.report_to)
     objective = Completion() if objective is None else objective
     objective.check(bridge)
     _require_trained(bridge, reft, objective, config, train_base=train_base)
@@ -263,6 +265,7 @@ def train(
             callbacks=[*early, *callbacks],
             train_base=train_base,
         )
+        keep_tensorboard_events(trainer)
         _run(trainer, runs, latest=latest, progress=config.progress)
     _require_finite(reft, objective)
     return _log(trainer, config, objective)

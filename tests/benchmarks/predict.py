@@ -26,7 +26,6 @@ SETTINGS = {
     for model, task, rank in (
         ("facts-small", "landmarks", 1),
         ("facts-small", "landmarks", 2),
-        ("facts-small", "materials", 1),
         ("facts-small", "materials", 2),
         ("random llama", "landmarks", 2),
     )

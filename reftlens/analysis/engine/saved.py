@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +15,10 @@ from torch import Tensor
 
 from reftlens.bridge import is_main_process
 from reftlens.files.folder import write_whole
+from reftlens.training.train import TrainConfig
+
+_IRRELEVANT: dict[str, Any] = {"hold_bytes": 0, "hold_dir": None, "progress": False}
+"""Training settings that do not change the result."""
 
 
 @final
@@ -62,6 +67,15 @@ class Saved:
             return
         said = {"made_for": self.made_for, "sha256": _digest(self.made_for, done, values)}
         write_whole(self.file, save({"values": values.contiguous(), "done": done.contiguous()}, metadata=said))
+
+
+def settings_of(config: TrainConfig) -> str:
+    """Returns the settings that change what a training finds, for the checksum of a sweep that trains in every cell.
+
+    Args:
+        config: of each training.
+    """
+    return repr(replace(config, **_IRRELEVANT))
 
 
 def _digest(made_for: str, done: Tensor, values: Tensor) -> str:

@@ -102,7 +102,10 @@ def _draw(found: Found) -> Section | None:
         ),
         (
             ("Each interchange", table([item.to_dataframe() for item in found.interchanges])),
-            ("Write directions, by what the next-token logits depend on", table([pd.DataFrame(shares)])),
+            (
+                "Write directions, by what the next-token logits depend on",
+                table([found.with_identified(pd.DataFrame(shares), "write")]),
+            ),
         ),
         maps=(("Each interchange, and each pair of prompts", interchanges(found.interchanges)),),
     )

@@ -96,7 +96,7 @@ def _draw_directions(found: Found) -> Section | None:
         (
             picture(
                 "spectrum",
-                plot.spectrum(found.operators, null=found.untrained),
+                plot.spectrum(found.operators, null=found.untrained, identified=found.identified_sites),
                 "Bars: how far the edit moves activations along each write direction, strongest first. Dashed lines: the same edit with fresh weights, the control.",
                 found.operators,
             ),
@@ -109,13 +109,9 @@ def _draw_directions(found: Found) -> Section | None:
 
 
 def _directions_table(found: Found) -> pd.DataFrame:
-    """One row per write direction; with the dimensions in which it is identified, where that was measured."""
+    """One row per write direction."""
     frame = pd.concat([operator.to_dataframe() for operator in found.operators], ignore_index=True)
-    if found.identified is None:
-        return frame
-    known = pd.concat([site.to_dataframe() for site in found.identified.sites], ignore_index=True)
-    counted = ["write_identified", "write_dimensions", "read_identified", "read_dimensions"]
-    return frame.merge(known[["site", "direction", *counted]], on=["site", "direction"], how="left")
+    return found.with_identified(frame, "write", "read")
 
 
 def _draw_identified(found: Found) -> Section | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -142,15 +143,15 @@ def _draw_reads(found: Found) -> Section | None:
         drawn = (
             picture(
                 "readout",
-                plot.readout(found.readouts),
+                plot.readout(found.readouts, identified=found.identified_sites),
                 "The tokens whose logits each write direction raises and lowers most, by the direct path. Grey bars stay inside the band that random directions reach.",
                 found.readouts,
             ),
         )
-        watched = table([readout.watched_to_dataframe() for readout in found.readouts])
+        watched = _joined(found, "write", [readout.watched_to_dataframe() for readout in found.readouts])
         tables.append((f"Wanted answers. {TWO_QUESTIONS}", watched))
     if found.contexts:
-        contexts = table([item.to_dataframe() for item in found.contexts])
+        contexts = _joined(found, "read", [item.to_dataframe() for item in found.contexts])
         tables.append(("Tokens (in brackets) that move furthest along each direction", contexts))
     return Section(
         READS.heading,
@@ -162,6 +163,11 @@ def _draw_reads(found: Found) -> Section | None:
         drawn,
         tuple(tables),
     )
+
+
+def _joined(found: Found, kind: str, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One table of all directions, with how far each is identified."""
+    return table([found.with_identified(pd.concat(frames, ignore_index=True), kind)])
 
 
 def _draw_overlaps(found: Found) -> Section | None:

@@ -11,9 +11,20 @@ contents raise `ValueError` before memory is allocated for them.
 """
 
 from reftlens.edit.checkpoint.base_match import stamp
-from reftlens.edit.checkpoint.files import CONFIG_NAME, TENSORS_NAME
+from reftlens.edit.checkpoint.files import CONFIG_NAME, TENSORS_NAME, refuse_pyreft
 from reftlens.edit.checkpoint.hub import upload
 from reftlens.edit.checkpoint.layout import Pairs, require_savable
 from reftlens.edit.checkpoint.saved import base_named, load, save
 
-__all__ = ["CONFIG_NAME", "TENSORS_NAME", "Pairs", "base_named", "load", "require_savable", "save", "stamp", "upload"]
+__all__ = [
+    "CONFIG_NAME",
+    "TENSORS_NAME",
+    "Pairs",
+    "base_named",
+    "load",
+    "refuse_pyreft",
+    "require_savable",
+    "save",
+    "stamp",
+    "upload",
+]

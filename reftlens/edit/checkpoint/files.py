@@ -56,6 +56,22 @@ def write(folder: Path, document: Mapping[str, Any], tensors: Mapping[str, Tenso
     seal(folder)
 
 
+def refuse_pyreft(directory: Path) -> None:
+    """Says how to convert a folder that pyreft saved, wherever an edit is wanted and is not there.
+
+    Args:
+        directory: any folder.
+
+    Raises:
+        ValueError: If it is a pyreft checkpoint.
+    """
+    if any(directory.glob("**/intkey_*.bin")):
+        raise ValueError(
+            f"{directory} is a pyreft checkpoint: convert it first, with the model and the positions that it was trained with: "
+            f"reftlens convert {directory} --model MODEL --positions f5+l5 --out edit"
+        )
+
+
 def read_config(directory: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
     """Reads the config of a saved edit, of this schema or an older one.
 
@@ -67,6 +83,7 @@ def read_config(directory: Path) -> tuple[dict[str, Any], dict[str, str] | None]
         OSError: If the config cannot be opened.
     """
     if not (directory / CONFIG_NAME).is_file():
+        refuse_pyreft(directory)
         raise ValueError(f"{directory} is not a saved edit: it has no {CONFIG_NAME}")
     try:
         digests = digests_in(directory)

@@ -23,7 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.bridge import load_bridge, own_device
 from reftlens.edit.checkpoint import CONFIG_NAME as EDIT_CONFIG_NAME
-from reftlens.edit.checkpoint import base_named
+from reftlens.edit.checkpoint import base_named, refuse_pyreft
 from reftlens.edit.reft import Reft
 from reftlens.files.reading import read_bytes
 from reftlens.files.seal import digests_in, warn_unchecked
@@ -99,11 +99,7 @@ def edit_in(directory: Path) -> Path:
     for place in (directory / EDIT_NAME, directory):
         if (place / EDIT_CONFIG_NAME).is_file():
             return place
-    if any(directory.glob("**/intkey_*.bin")):
-        raise ValueError(
-            f"{directory} is a pyreft checkpoint: convert it first, with the model and the positions that it was trained with: "
-            f"reftlens convert {directory} --model MODEL --positions f5+l5 --out edit"
-        )
+    refuse_pyreft(directory)
     what = (
         "does not exist"
         if not directory.exists()

@@ -30,6 +30,7 @@ from reftlens.paper.tasks import Record, Task, evaluate
 from reftlens.positions import parse
 from reftlens.results import Evaluation
 from reftlens.training.checkpoints import IDENTITY_NAME, TrainingFolder
+from reftlens.training.loggers import require_logger
 from reftlens.training.objectives import Objective
 from reftlens.training.objectives.base import Example
 from reftlens.training.train import TrainConfig, TrainLog, train
@@ -103,6 +104,7 @@ def train_run(
     config = with_whole_paths(config)
     # Wrong settings are refused before anything is loaded; the number of examples is not known yet.
     settings = _train_config(config.for_examples(1), checkpoints, resume=resume, progress=progress)
+    require_logger(config.report_to)
     with Replacement(directory, marker=RESULT_NAME) as folder:
         began = time.perf_counter()
         ready = _prepare(config)

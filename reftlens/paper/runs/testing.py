@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from reftlens.paper.runs.config import RunConfig
 from reftlens.paper.runs.examples import eval_tasks, records_of_test, training_records, training_task
 from reftlens.paper.runs.folder import config_of, is_run, open_run
 from reftlens.paper.tasks import TASKS, Task, TextTask, evaluate
+from reftlens.paper.tasks.own import Pairs
 from reftlens.results import Evaluation
 
 
@@ -126,6 +128,23 @@ def training_pairs(config: RunConfig) -> list[tuple[Prompt, str]]:
         )
     records, _ = training_records(config)
     return [(record.prompt, record.completion) for record in records]
+
+
+def pairs_in(file: Path, config: RunConfig | None = None) -> list[tuple[Prompt, str]]:
+    """Returns prompts and completions from a file of your own, in any of the layouts of `data.layouts`.
+
+    Args:
+        file: JSON, JSON Lines, CSV, Parquet, or a folder of `datasets`.
+        config: the settings of the run, which may name the fields.
+
+    Raises:
+        ValueError: If a record is malformed. The message names it.
+        OSError: If the file cannot be read.
+    """
+    own = Pairs(str(file))
+    if config is not None:
+        own = replace(own, prompt_field=config.prompt_field, completion_field=config.completion_field)
+    return [(record.prompt, record.completion) for record in own.load("train")]
 
 
 def scores(evaluations: Sequence[Evaluation]) -> pd.DataFrame:

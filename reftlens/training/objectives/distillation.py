@@ -6,7 +6,7 @@ With an edit on the same base as teacher, it asks which edits can do what that o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import ClassVar, final
 
@@ -33,11 +33,17 @@ class Distillation(Objective):
     fields: ClassVar[dict[str, type]] = {"prompt": str, "completion": str}
     unit: ClassVar[str] = "nats per token"
 
-    def __init__(self, teacher: Reft | TransformerBridge) -> None:
-        """Args: teacher: an edit of the same base, or another model with the same vocabulary."""
+    def __init__(
+        self, teacher: Reft | TransformerBridge, *, known: Mapping[tuple[str, str], Tensor] | None = None
+    ) -> None:
+        """Args: teacher: an edit of the same base, or another model with the same vocabulary.
+
+        known: (prompt, completion) -> the teacher's logits `[completion tokens, d_vocab]`, where they were computed before.
+        """
         super().__init__()
         # A tuple keeps the teacher from being registered, trained and saved.
         self._teacher = (teacher,)
+        self._known = known or {}
 
     def identity(self) -> str:
         (teacher,) = self._teacher
@@ -66,6 +72,9 @@ class Distillation(Objective):
 
     @torch.no_grad()
     def reference(self, bridge: TransformerBridge, held: Held, example: Example) -> Float[Tensor, "n d_vocab"]:
+        # A conversation is a list, which no key can be.
+        if all(isinstance(part, str) for part in example) and example in self._known:
+            return self._known[example].to(held.batch.tokens.device)
         (teacher,) = self._teacher
         batch = held.batch
         model, edited = (

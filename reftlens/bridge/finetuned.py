@@ -1,0 +1,150 @@
+"""Loads a finetuned model beside its base: an adapter or a checkpoint in a folder, or a model in memory.
+
+An adapter is read by Hugging Face's `peft` and merged into a copy of the base's weights: for LoRA, W + s B A, with s =
+alpha / r (or alpha / sqrt(r) for rank-stabilised LoRA); for DoRA, that matrix with its rows scaled to trained magnitudes.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedModel
+
+from reftlens.bridge.loading import load_bridge
+from reftlens.bridge.pretrained import is_quantized
+from reftlens.bridge.proving import TOLERANCE, difference, made_up
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The files of an adapter, by the names that peft gives them."""
+_SHAPE = ("n_layers", "d_model", "n_heads", "d_head", "d_vocab")
+"""What base and finetuned model must have in common."""
+
+
+def load_finetuned(bridge: TransformerBridge, source: str | Path | nn.Module | TransformerBridge) -> TransformerBridge:
+    """Makes a bridge of a finetuned model, with the tokenizer, dtype and device of its base. Neither argument is changed.
+
+    Args:
+        bridge: the base.
+        source: a folder that `peft` saved (LoRA, DoRA, or another adapter that can be merged into weights); a folder or hub
+            name of a whole model; a model of transformers or `peft` in memory, which is copied; or a bridge, which is
+            returned as it is.
+
+    Raises:
+        ValueError: If the adapter does not fit the base, cannot be merged or lacks weights, or the finetuned model has
+            another architecture or size.
+        ImportError: If an adapter is to be read and `peft` is not installed.
+    """
+    if isinstance(source, TransformerBridge):
+        found = source
+    elif isinstance(source, nn.Module):
+        # A copy, because a bridge takes a model over, and merging an adapter would end its training.
+        found = _bridged(bridge, copy.deepcopy(source))
+    elif (Path(source) / _CONFIG).is_file():
+        found = _bridged(bridge, _with_adapter(bridge, Path(source)))
+    else:
+        found = load_bridge(
+            source,
+            tokenizer=bridge.tokenizer,
+            device=bridge.cfg.device,
+            dtype=bridge.cfg.dtype,
+            prepend_bos=bool(bridge.cfg.default_prepend_bos),
+        )
+    _require_same_form(bridge, found)
+    return found
+
+
+def _bridged(bridge: TransformerBridge, model: nn.Module) -> TransformerBridge:
+    merge = getattr(getattr(model, "base_model", None), "merge_and_unload", None)
+    # Merged here, because `load_bridge` warns that it merges; an adapter that cannot be merged is refused there.
+    if type(model).__module__.startswith("peft.") and callable(merge):
+        model = merge()
+    return load_bridge(
+        hf_model=model,
+        tokenizer=bridge.tokenizer,
+        device=bridge.cfg.device,
+        dtype=bridge.cfg.dtype,
+        prepend_bos=bool(bridge.cfg.default_prepend_bos),
+    )
+
+
+def _require_same_form(bridge: TransformerBridge, found: TransformerBridge) -> None:
+    names = [type(model.original_model).__name__ for model in (bridge, found)]
+    sizes = [{name: getattr(model.cfg, name) for name in _SHAPE} for model in (bridge, found)]
+    if names[0] != names[1] or sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the finetuned model must have the form of its base: the base is a {names[0]} of {sizes[0]}, and this is a "
+            f"{names[1]} of {sizes[1]}"
+        )
+
+
+def _with_adapter(bridge: TransformerBridge, folder: Path) -> nn.Module:
+    """Returns a copy of the base with the adapter of a folder. Every adapted weight must be in the file, and no other."""
+    try:
+        from peft import PeftModel, get_peft_model_state_dict
+    except ImportError as error:
+        raise ImportError(f"the adapter in {folder} needs peft: pip install 'reftlens[peft]'") from error
+    if not (folder / _WEIGHTS).is_file():
+        # A pickled adapter_model.bin could run code; safetensors is what peft saves by default.
+        raise ValueError(f"{folder} has no {_WEIGHTS}: save the adapter with save_pretrained of peft")
+    base = copy_of_base(bridge)
+    kind = type(base).__name__
+    try:
+        stored = set(load_file(folder / _WEIGHTS))
+        with warnings.catch_warnings():
+            # About weights without a place, which the comparison below refuses, and about Conv1D, which peft then handles.
+            warnings.simplefilter("ignore")
+            model = PeftModel.from_pretrained(base, str(folder))
+            own = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, OSError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the adapter in {folder} cannot be put on {kind}: {reason:.300}") from error
+    # Embeddings may be saved beside an adapter without being adapted.
+    differing = sorted((own - stored) | (stored - own - model.state_dict().keys()))
+    if differing:
+        raise ValueError(
+            f"the adapter in {folder} and {kind} do not have the same adapted weights; only one of them has "
+            f"{', '.join(differing[:3])}: pass the base that the adapter was trained on"
+        )
+    return model
+
+
+@torch.no_grad()
+def copy_of_base(bridge: TransformerBridge) -> PreTrainedModel:
+    """Makes a plain model of transformers with the weights of a bridge, which is not changed.
+
+    Args:
+        bridge: the model.
+
+    Raises:
+        ValueError: If the bridge's weights are quantised or no longer those of such a model.
+    """
+    original = bridge.original_model
+    if is_quantized(original) or bridge.compatibility_mode:
+        raise ValueError(
+            "an adapter cannot be merged into a quantised base or one in compatibility mode: load the base again without that"
+        )
+    # A bridge puts its parts around the modules of the model, which shows in their names.
+    weights = {name.replace("._original_component", ""): value for name, value in original.state_dict().items()}
+    with torch.random.fork_rng(devices=[]):
+        model: PreTrainedModel = type(original)(copy.deepcopy(original.config)).to(original.dtype)
+    lacking = sorted(model.state_dict().keys() - weights.keys())
+    if not lacking:
+        model.load_state_dict({name: weights[name] for name in model.state_dict()})
+        model.to(bridge.cfg.device).eval()
+        tokens = made_up(bridge, 2, min(bridge.cfg.n_ctx, 8))
+        ones = torch.ones_like(tokens)
+        ours, theirs = (run(tokens, attention_mask=ones, use_cache=False) for run in (model, bridge))
+        # A bridge keeps fused matrices beside the parts that it uses, so their values could differ.
+        if difference(ours.logits, theirs) <= TOLERANCE[original.dtype]:
+            return model
+    raise ValueError(
+        f"the weights of this bridge are no longer those of {type(original).__name__}"
+        f"{', which lack ' + lacking[0] if lacking else ''}: load the base again, and change nothing in it"
+    )
