@@ -46,6 +46,7 @@ test-versions:  ## the core tests under the newest releases and under the oldest
 
 test-wheel:  ## the demo and the newcomers' scripts from a wheel, without constraints, in another directory
 	$(call fresh,wheel)
+	rm -rf build  # setuptools would put modules of an earlier build into the wheel, which are gone since
 	.versions/wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir .versions/wheel/dist .
 	.versions/wheel/bin/python -m pip install --quiet .versions/wheel/dist/*.whl
 	cd .versions/wheel && bin/reftlens --help > /dev/null && bin/reftlens demo --quiet --out demo
@@ -99,4 +100,4 @@ $(DOCS)/.installed: constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .versions demo docs
+	rm -rf $(VENV) .versions demo docs build *.egg-info

@@ -205,7 +205,7 @@ def own_arguments(given: SimpleNamespace, shared: dict[str, Any]) -> dict[str, d
         "rl.Interchange.along": {"basis": torch.eye(32)[:2]},
         "analysis.beside_tracing": {"reft": given.results["ReftMap"], "tracing": given.results["PatchMap"]},
         "analysis.carry": {"target": given.bridge, "prompts": PROMPTS * 3, "held_out": EXAMPLES},
-        "analysis.predict_map": {"positions": {"l": rl.Last(1)}, "layers": [1], "n_probes": 1},
+        "analysis.predict_map": {"positions": {"l": rl.Last(1)}, "layers": [1], "n_probes": 2},
         "analysis.beside_training": {
             "predicted": given.results["PredictedMap"],
             "trained": given.results["BesideTraining"].trained,

@@ -29,15 +29,20 @@ HEAVY = torch.rand(20_000, generator=DRAWN, dtype=torch.float64) ** -0.7 * 1e-3
 exceeding_bound = cache(fraction_bound)
 
 
-@pytest.mark.parametrize("population", [RARE, HEAVY, RARE + HEAVY], ids=["rare", "heavy", "both"])
-def test_the_bounds_cover_in_at_least_95_of_100_populations(population) -> None:
+def covered(population: torch.Tensor, *, cap: float) -> int:
+    """In how many of 100 samples both bounds, of the mean and of the tail, hold for the population."""
     generator, held = torch.Generator().manual_seed(1), 0
-    true_mean, true_tail = float(population.clamp(max=1).mean()), float((population > 1).double().mean())
+    true_mean, true_tail = float(population.clamp(max=cap).mean()), float((population > cap).double().mean())
     for _ in range(100):
         kl = population[torch.randint(len(population), (600,), generator=generator)]
-        mean = mean_bound(kl.clamp(max=1.0), 1.0, 0.025)
-        held += true_mean <= mean and true_tail <= exceeding_bound(int((kl > 1).sum()), len(kl), 0.025)
-    assert held >= 95
+        mean = mean_bound(kl.clamp(max=cap), cap, 0.025)
+        held += true_mean <= mean and true_tail <= exceeding_bound(int((kl > cap).sum()), len(kl), 0.025)
+    return held
+
+
+@pytest.mark.parametrize("population", [RARE, HEAVY, RARE + HEAVY], ids=["rare", "heavy", "both"])
+def test_the_bounds_cover_in_at_least_95_of_100_populations(population) -> None:
+    assert covered(population, cap=1.0) >= 95
 
 
 def test_a_normal_interval_of_the_mean_misses_a_rare_effect() -> None:
@@ -99,6 +104,10 @@ def test_a_side_effect_on_one_prompt_in_500_is_found_by_the_search(trained) -> N
     assert found.worst[0].kl > 0.5 * planted_kl
     assert found.worst[0].kl > 5 * found.largest
     assert 1 <= found.worst[0].swapped <= 6
+    # Of a population with this one prompt in 500, the bounds hold in 95 of 100 samples.
+    ordinary_kl = divergences(bridge, reft, rl.encode(bridge, ordinary)).double()
+    population = ordinary_kl.repeat(-(-499 // len(ordinary_kl)))[:499]
+    assert covered(torch.cat([population, ordinary_kl.new_tensor([planted_kl])]), cap=planted_kl / 2) >= 95
     # The bound is about the population alone, whatever the search finds.
     assert replace(found, worst=()) == certify(bridge, reft, ordinary, n_searched=0)
     again = rl.encode(bridge, ["x"]).tokens.new_tensor([found.worst[0].tokens])

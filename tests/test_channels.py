@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib import import_module
+
 import pytest
 import torch
 from conftest import PROMPTS, make_bridge
@@ -9,7 +12,9 @@ from test_mediation import edit_on, metric_on, one_run
 
 import reftlens as rl
 from reftlens.benchmark.handmade import Handmade, attention_reads_it, attention_turns
+from reftlens.bridge import pattern_hooks
 
+engine = import_module("reftlens.analysis.channels")
 EXACT = {"rtol": 0, "atol": 1e-5}
 
 
@@ -45,7 +50,7 @@ def plainly(bridge, reft, batch, metric, heads):
     return edited - base, frozen - base, alone - base, opened, closed
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox", "gemma2"])
 def test_every_part_equals_a_whole_run(architecture) -> None:
     bridge = make_bridge(architecture)
@@ -111,6 +116,19 @@ def test_an_edit_that_does_both_is_split_between_its_two_heads() -> None:
     torch.testing.assert_close(split.opened[:, 1, 0], split.needs, **EXACT)
     torch.testing.assert_close(split.closed[:, 1, 0], split.needs, **EXACT)
     assert float(split.opened[:, 1, 1].abs().max()) < 1e-5
+
+
+def test_patterns_are_taken_where_their_layers_lie(gpt2) -> None:
+    """As in a sweep, "meta" stands for a device where the logits are, and no layer is."""
+    batch, reft = rl.encode(gpt2, PROMPTS), edit_on(gpt2)
+    names = pattern_hooks(gpt2)
+    base, patterns = engine._recorded(gpt2, batch, names)
+    held, found = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)) < 0.5, []
+    for run in (base, replace(base, logits=base.logits.to("meta"))):
+        runs = engine._Runs(gpt2, run, difference, names, -1, 0, 1 << 24)
+        found.append(runs.values(held, patterns, reft.edits(batch)))
+    torch.testing.assert_close(*found, **EXACT)
+    assert found[0].shape == (len(PROMPTS), 2)
 
 
 def test_patterns_that_are_not_used_are_refused(monkeypatch) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from architectures import make_hf
 from conftest import PROMPTS, make_bridge, make_edit, make_tokenizer
+from made import made_graph
 from test_channels import EXACT, difference, flipped
 from test_mediation import edit_on, metric_on, one_run
 
@@ -17,6 +19,7 @@ from reftlens.analysis.engine.circuit import Circuit, directions_of
 from reftlens.benchmark.handmade import _batch, two_steps
 from reftlens.cone.recording import record
 from reftlens.data.batches import first_rows
+from reftlens.plot.wiring import wiring
 
 SITES = [("blocks.0.hook_resid_post", "f1"), ("blocks.1.attn.hook_q", "l1"), ("blocks.1.hook_resid_post", "l1")]
 N_POS = 3
@@ -92,7 +95,7 @@ def test_a_kept_graph_equals_a_whole_run_for_every_component(architecture) -> No
     bridge = make_bridge(architecture)
     batch = _batch(torch.randint(3, 320, (3, N_POS), generator=torch.Generator().manual_seed(0)))
     reft, metric = edit_on(bridge, SITES).scaled(5.0), metric_on(bridge)
-    result = rl.analysis.graph(bridge, reft, batch, metric, n_nodes=14, n_sizes=4, progress=False)
+    result = rl.analysis.graph(bridge, reft, batch, metric, n_nodes=12, n_sizes=4, progress=False)
     one, base, writes = result.edit, seen_in(bridge, batch), writes_of(bridge, reft, batch)
     with reft.hooks(bridge, batch):
         edited = seen_in(bridge, batch)
@@ -133,6 +136,7 @@ def circuit_of(bridge, reft, batch, metric, **options):
     return Circuit(bridge, base, edited, writes, metric, memory_bytes=1 << 24)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
 def test_with_every_edge_the_graph_is_the_edited_run(architecture) -> None:
     bridge = make_bridge(architecture)
@@ -222,8 +226,22 @@ def test_effects_of_opposite_sign_do_not_cancel(gpt2) -> None:
     # The direction is a node, though heads have larger effects alone.
     assert sum(node.kind == "edit" for node in plain.nodes) == 1
     assert max(abs(node.effect) for node in plain.nodes if node.kind == "head") > abs(plain.nodes[0].effect)
+    assert not any(edge.value for edge in signed.edit.edges)
+    signed.plot()
+    assert "<svg" in wiring(signed, signed.edit)
     # Only the last token's stream is read by the answer.
     assert {edge.source[-2:] for edge in plain.edges if edge.target == "answer"} == {f"@{N_POS - 1}"}
+
+
+def test_a_title_does_not_claim_a_share_that_no_graph_has() -> None:
+    result = made_graph()
+    assert result.edit.reaches(0.97)
+    assert not replace(result.edit, kept=0.5 * result.edit.kept).reaches(0.9)
+    # Too much in some examples does not make up for too little in others.
+    sides = torch.tensor([1.0, -1.0] * 4)
+    assert not replace(result.edit, kept=result.edit.kept + 2 * sides).reaches(0.9)
+    for one, title in ((result, "smallest graph with 90%"), (replace(result, edit=result.control), "no graph has 90%")):
+        assert one.plot().axes[0].get_title(loc="left").startswith(title)
 
 
 def test_padding_changes_no_graph(gpt2) -> None:
@@ -303,7 +321,7 @@ def test_a_graph_built_by_hand_is_recovered_edge_by_edge(second, edges) -> None:
 
 def test_where_blocks_are_linear_edges_into_the_answer_sum_to_the_effect() -> None:
     bridge = linear_model()
-    batch = _batch(torch.randint(3, 320, (2, N_POS), generator=torch.Generator().manual_seed(2)))
+    batch = _batch(torch.randint(3, 320, (2, 2), generator=torch.Generator().manual_seed(2)))
     vectors = torch.randn(2, 32, generator=torch.Generator().manual_seed(5)) * (torch.arange(32) > 1)
     sites = [rl.Site(name, rl.parse(where)) for name, where in (SITES[0], SITES[2])]
     reft = rl.Reft([(site, rl.SteeringVector.of(vector)) for site, vector in zip(sites, vectors, strict=True)])
@@ -334,6 +352,13 @@ def test_what_the_viewer_of_circuit_tracer_needs_is_in_the_file(tmp_path) -> Non
     assert set(graph) == {"metadata", "qParams", "nodes", "links"}
     listed = json.loads((tmp_path / "graphs" / "graph-metadata.json").read_text())["graphs"]
     assert listed == [graph["metadata"]]
+    for slug, expected in (("other", ["turned", "other"]), ("turned", ["other", "turned"])):
+        result.save_circuit_tracer(tmp_path / "graphs", slug=slug)
+        listed = json.loads((tmp_path / "graphs" / "graph-metadata.json").read_text())["graphs"]
+        assert [one["slug"] for one in listed] == expected
+    for slug in ("", "a/b", "graph-metadata"):
+        with pytest.raises(ValueError, match="slug must be a file name"):
+            result.save_circuit_tracer(tmp_path / "graphs", slug=slug)
     texts = {"slug", "scan", "prompt"}
     assert all(isinstance(graph["metadata"][name], str) for name in texts)
     assert len(graph["metadata"]["prompt_tokens"]) == model.base.tokens.shape[1]
@@ -368,6 +393,13 @@ def test_a_graph_that_cannot_be_drawn_is_refused_and_its_cost_is_said(gpt2) -> N
         rl.analysis.graph(gpt2, reft, batch, metric, n_nodes=0)
 
 
+def test_a_hybrid_model_whose_recurrent_part_is_no_node_is_refused() -> None:
+    bridge = make_bridge("falcon_h1")
+    batch = _batch(torch.randint(3, 320, (2, N_POS)))
+    with pytest.raises(ValueError, match="carries changes between tokens by other parts than its heads"):
+        rl.analysis.graph(bridge, edit_on(bridge, SITES[:1]), batch, difference, progress=False)
+
+
 def test_the_cost_that_is_said_beforehand_is_not_exceeded(gpt2, monkeypatch) -> None:
     reft, batch = edit_on(gpt2, SITES), _batch(torch.randint(3, 320, (2, N_POS)))
     rows = []
@@ -381,7 +413,7 @@ def test_the_cost_that_is_said_beforehand_is_not_exceeded(gpt2, monkeypatch) -> 
 
     for module, name in ((circuit, "run_cone"), (circuit, "run_blocks"), (sweep, "run_cone")):
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
-    sizes = {"n_nodes": 10, "n_sizes": 3}
+    sizes = {"n_nodes": 8, "n_sizes": 2}
     rl.analysis.graph(gpt2, reft, batch, difference, **sizes, progress=False)
     said = rl.analysis.graph_cost(gpt2, reft, batch, **sizes)
     assert said / 2 < sum(rows) / len(batch) <= said

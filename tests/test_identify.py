@@ -107,11 +107,14 @@ def test_the_form_is_the_kl_of_a_small_change(gpt2_bridge, positions) -> None:
     assert float(change.square().sum() / 2) == pytest.approx(float(kl), rel=0.1)
 
 
-def test_gauge_costs_nothing_and_a_forgotten_block_shows(gpt2_bridge) -> None:
-    reft = site(make_edit(rl.LoReFT))
-    batch = rl.encode(gpt2_bridge, TEXTS)
-    (operator,) = decompose(gpt2_bridge, reft, [batch])
-    (found,) = pulls(gpt2_bridge, reft, [batch], operators=[operator])
+@pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_gauge_costs_nothing_and_a_forgotten_block_shows(gpt2_bridge, organism, told, trained) -> None:
+    bridge, texts = (organism, told) if trained else (gpt2_bridge, TEXTS)
+    width = bridge.cfg.d_model
+    reft = site(make_edit(rl.LoReFT, width))
+    batch = rl.encode(bridge, texts)
+    (operator,) = decompose(bridge, reft, [batch])
+    (found,) = pulls(bridge, reft, [batch], operators=[operator])
     U, R, c = (t.double() for t in (operator.write, operator.read, operator.constant))
     K = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -119,7 +122,7 @@ def test_gauge_costs_nothing_and_a_forgotten_block_shows(gpt2_bridge) -> None:
         rows = (found.write * d_write).sum((1, 2)) + (found.read * d_read).sum((1, 2)) + found.constant @ d_constant
         return float(rows.square().sum() / 2)
 
-    random = torch.randn(3, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    random = torch.randn(3, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     random *= (K.T @ U).norm() / random.norm()
     gauge = cost(-K.T @ U, K @ R, K @ c)
     assert gauge < 1e-10 * cost(random, torch.zeros_like(R), torch.zeros_like(c))

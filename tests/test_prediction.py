@@ -10,7 +10,7 @@ from conftest import PROMPTS, make_bridge
 import reftlens as rl
 from reftlens.analysis.engine.linearised import Slopes, fit, slopes
 from reftlens.analysis.engine.ranks import spearman
-from reftlens.analysis.predict_map import _covariance
+from reftlens.analysis.predict_map import _bounded, _covariance
 from reftlens.data.batches import as_batches
 from reftlens.organisms.landmarks import story_for
 from reftlens.results import PredictedMap, ReftMap
@@ -146,6 +146,26 @@ def test_the_fit_is_the_best_edit_of_its_rank(rank) -> None:
     torch.testing.assert_close(best.affine().delta(at.h), best.change(at.h))
 
 
+@pytest.mark.parametrize("n_probes", [2, 8])
+def test_a_bounded_gain_is_no_more_than_the_bound_allows(n_probes) -> None:
+    """With fewer probes than dimensions, an edit can be found along which those that it was fitted to see no curvature."""
+    draw = torch.Generator().manual_seed(0)
+    n, width = 10, 80
+    at, held_out = (
+        Slopes(
+            torch.randn(n, width, generator=draw, dtype=torch.float64),
+            torch.arange(n),
+            torch.randn(n, width, generator=draw, dtype=torch.float64) + 1,
+            torch.randn(n_probes, n, width, generator=draw, dtype=torch.float64),
+            n,
+        )
+        for _ in range(2)
+    )
+    gain = _bounded(at, held_out, 2, 0.1)
+    # Curvature is 1 along everything, so that no change d of one example gains more than -g . d - d^2 / 2 <= g^2 / 2.
+    assert 0 < gain < float(held_out.g.square().sum(1).mean() / 2)
+
+
 def test_the_covariance_is_that_of_numpy() -> None:
     at = made_slopes()
     g, h = at.g.numpy(), at.h.numpy()
@@ -234,11 +254,12 @@ def test_order_of_columns_alone_is_told_from_order_within_them() -> None:
     assert abs(score.within_columns) < 0.5
     constant = rl.analysis.beside_training(*maps(gain, torch.ones(1, 6, 3))).scores[0]
     assert all(np.isnan(number) for number in (constant.correlation, constant.p, constant.p_any))
+    assert constant.at_best == pytest.approx(float(gain.mean())), "no cell is predicted to be better than another"
 
 
 def test_predictions_refuse_what_they_cannot_compare(gpt2) -> None:
     def predict(**options):
-        given = {"positions": COLUMNS, "layers": [1], "n_probes": 1, "progress": False}
+        given = {"positions": COLUMNS, "layers": [1], "n_probes": 2, "progress": False}
         return rl.analysis.predict_map(gpt2, EXAMPLES, HELD_OUT, **{**given, **options})
 
     with pytest.raises(ValueError, match="one position rule, got 3, 2 and 0"):

@@ -59,7 +59,8 @@ def beside_training(predicted: PredictedMap, trained: ReftMap) -> BesideTraining
                 shuffled=float(spearman(control.reshape(1, -1), moved[:1])[0]),
                 within_columns=_within(values, moved[0].reshape(gain.shape), "row column -> 1 column"),
                 within_rows=_within(values, moved[0].reshape(gain.shape), "row column -> row 1"),
-                at_best=float(gain.ravel()[values.argmax()]),
+                # Of several that are predicted alike, the mean: which one comes first means nothing.
+                at_best=float(gain[values >= values.max()].mean()),
             )
         )
     return BesideTraining(predicted, trained, tuple(scores), at_random=float(gain.mean()), at_most=float(gain.max()))

@@ -9,6 +9,7 @@ It reads what it read in the source, and writes what it wrote, as far as the map
 fitted by themselves, each with the penalty that does best on a fifth of the prompts. With "orthogonal" (Procrustes), N is the
 rotation that does best, and M is its inverse. The result is a `DiReFT` of the same rank, or a `SteeringVector`: a `Reft` like any
 other, to save, test or dissect. LoReFT's W and R do not survive a map that bends lengths, while A and c do.
+Where an edit has several sites, the maps are those of the base's states, which earlier sites have not changed.
 
 Controls: the edit carried by maps that were fitted on shuffled prompts (which know the mean state of each token's place, and nothing
 of its content); by the same maps after a random rotation of the target (same singular values); and not mapped, if widths agree.
@@ -66,7 +67,10 @@ def carry(
     batch_size: int = 64,
     seed: int = 0,
 ) -> tuple[Reft, Carried]:
-    """Carries an edit to another model. Costs a run of all prompts in both models, and six of the held-out ones.
+    """Carries an edit to another model, and measures it there beside its controls.
+
+    The cost: for each site, the prompts run once in each model, up to that site. The held-out prompts do as well; then each edit runs
+    on its light cone, one in the source and at most five in the target.
 
     Args:
         bridge: the model that the edit was trained on.

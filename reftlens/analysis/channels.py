@@ -38,7 +38,7 @@ from reftlens.analysis.metrics import Metric
 from reftlens.analysis.patch import metric_of, require_pairs
 from reftlens.bridge import each, hooked, is_main_process, pattern_hooks
 from reftlens.cone.hold import boundary_of, run_cone
-from reftlens.cone.recording import Recording, record, rows_that_fit
+from reftlens.cone.recording import Recording, record, rows_of, rows_that_fit
 from reftlens.data import Batch, Given, as_batch
 from reftlens.edit.hooks import Edit
 from reftlens.edit.reft import Reft
@@ -164,8 +164,8 @@ class _Runs:
         groups = rows.split(count)
 
         def run(group: Int[Tensor, "n 2"]) -> Float[Tensor, " n"]:
-            variant, pair = group.to(self.base.logits.device).T
-            return self._run(held.to(variant.device)[variant], pair, patterns, edits)
+            variant, pair = group.T
+            return self._run(held[variant], pair, patterns, edits)
 
         found = []
         hidden = not (progress and is_main_process())
@@ -183,12 +183,13 @@ class _Runs:
         def holding(layer: int) -> Any:
             def hook_fn(pattern: Tensor, hook: Any) -> Tensor:
                 # In a cone, queries begin at its first column, and keys at the first of the prompt.
-                return torch.where(held[:, layer, :, None, None], patterns[layer][pair][:, :, cone.start :], pattern)
+                of_rows = rows_of(patterns[layer], pair)[:, :, cone.start :]
+                return torch.where(held[:, layer, :, None, None].to(pattern.device), of_rows, pattern)
 
             return hook_fn
 
         hooks = [(name, holding(layer)) for layer, name in enumerate(self.names) if layer > cone.boundary]
-        on = [replace(edit, mask=edit.mask[pair]) for edit in edits]
+        on = [replace(edit, mask=rows_of(edit.mask, pair)) for edit in edits]
         with hooked(self.bridge, hooks):
             logits = run_cone(self.bridge, cone, on, logits_at=cone.batch.last_prompt_mask)
-        return self.metric(logits, pair).float().cpu()
+        return self.metric(logits, pair.to(logits.device)).float().cpu()

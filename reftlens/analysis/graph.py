@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
-from reftlens.analysis.engine.circuit import ANSWER, Circuit, Node, Stream, directions_of
+from reftlens.analysis.engine.circuit import ANSWER, Circuit, Node, Stream, directions_of, require_heads_alone_mix
 from reftlens.analysis.engine.grid import Cell, grid
 from reftlens.analysis.engine.sweep import sweep
 from reftlens.analysis.mediate import edited_run, require_elsewhere
@@ -83,14 +83,15 @@ def graph(
         progress: show a progress bar.
 
     Raises:
-        ValueError: If prompts differ in length, the edit changes nothing, acts at the output of a head or MLP, or the numbers
-            or directions do not fit.
+        ValueError: If prompts differ in length, the edit changes nothing, acts at the output of a head or MLP, the model has a
+            recurrent part, or the numbers or directions do not fit.
     """
     require_whole_number("n_nodes", n_nodes, least=1)
     require_whole_number("n_sizes", n_sizes, least=1)
     batch = _of_one_length(bridge, prompts)
     names = [name for point in ("z", "mlp_out") for name in grid(bridge, point, "positions", n_pos=1).names]
     require_elsewhere(bridge, reft, names)
+    require_heads_alone_mix(bridge, names)
     base = record(bridge, batch, names)
     graphs = []
     for source, bar in ((reft, "graph"), (turned(reft, seed=seed), "control")):

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, final
 
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from reftlens.files.folder import write_whole
+from reftlens.files.reading import read_json
 from reftlens.results.base import Result
 
 ANSWER = "answer"
@@ -70,10 +72,23 @@ class OneGraph:
         Args:
             share: of the whole effect.
         """
-        off = (self.kept - self.whole).abs().mean(1)
-        good = (off <= (1 - share) * self.whole.abs().mean()).nonzero().flatten().tolist()
-        place = good[0] if good else int(off.argmin())
+        good = self._within(share).nonzero().flatten().tolist()
+        place = good[0] if good else int(self._off().argmin())
         return tuple(self.edges[number] for number in self.kept_edges[place])
+
+    def reaches(self, share: float = 0.9) -> bool:
+        """Returns whether any kept graph is within 1 - share of the whole effect.
+
+        Args:
+            share: of the whole effect.
+        """
+        return bool(self._within(share).any())
+
+    def _off(self) -> Float[Tensor, " size"]:
+        return (self.kept - self.whole).abs().mean(1)
+
+    def _within(self, share: float) -> Bool[Tensor, " size"]:
+        return self._off() <= (1 - share) * self.whole.abs().mean()
 
     def faithfulness(self) -> Float[Tensor, " size"]:
         """Returns the effect of each kept graph as a fraction of the whole effect."""
@@ -166,23 +181,31 @@ class EditGraph(Result):
         return {"metadata": metadata, "qParams": shown, "nodes": nodes, "links": links}
 
     def save_circuit_tracer(self, folder: str | Path, slug: str = "edit") -> Path:
-        """Writes the graph and the viewer's list of graphs to a folder, which `circuit_tracer.frontend` serves.
+        """Writes the graph to a folder, which `circuit_tracer.frontend` serves, and adds it to the viewer's list of graphs there.
 
         Args:
             folder: made if it is not there.
-            slug: name of the graph, and of its file.
+            slug: name of the graph, and of its file. A graph of this name is replaced.
 
         Returns:
             The file of the graph.
+
+        Raises:
+            ValueError: If the name is not that of a file in the folder, or is that of the list.
         """
+        if slug in ("", "graph-metadata") or Path(slug).name != slug:
+            raise ValueError(
+                f"slug must be a file name without a folder, and not that of the list of graphs, got {slug!r}"
+            )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        graph = self.to_circuit_tracer(slug)
-        (folder / "graph-metadata.json").write_text(
-            json.dumps({"graphs": [graph["metadata"]]}, indent=2) + "\n", encoding="utf-8"
-        )
+        graph, listed = self.to_circuit_tracer(slug), folder / "graph-metadata.json"
+        others = read_json(listed)["graphs"] if listed.exists() else []
+        graphs = [*(other for other in others if other["slug"] != slug), graph["metadata"]]
         path = folder / f"{slug}.json"
-        path.write_text(json.dumps(graph, indent=2) + "\n", encoding="utf-8")
+        # The list last, so that it never names a graph that is not there.
+        for file, content in ((path, graph), (listed, {"graphs": graphs})):
+            write_whole(file, (json.dumps(content, indent=2) + "\n").encode())
         return path
 
     def said(self, node: GraphNode) -> str:

@@ -13,7 +13,7 @@ from random probes: z ~ N(0, I) minus its mean, over the square root of 2, goes 
 With V = M^(1/2) W S^(1/2), this is <Z, V> + |V|^2 / 2 for Z = M^(-1/2) G S^(-1/2). The best V of rank r is minus the r largest
 singular parts of Z. (M S stands for the mean of products, as in K-FAC: Martens & Grosse 2015, arXiv:1503.05671.) Both M and S
 get a multiple of the identity, a share of their mean eigenvalue. The length of the step then comes from the curvature of each
-example, which is measured along the edit, without that approximation.
+example, which is measured along the edit, without that approximation, by probes that the edit was not fitted to.
 """
 
 from __future__ import annotations
