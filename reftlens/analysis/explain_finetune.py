@@ -130,11 +130,8 @@ def explain_finetune(
         distilling = work.distilling(model, known)
         growth = grow(bridge, room, distilling, work.outputs(model, chosen_by, "chosen by"))
         asked = (work.outputs(model, known, "trained on"), unseen, *work.far(model, far))
-        kept = {repr(prompt) for prompt, _ in chosen_by}
-        # Without the prompts that the distilled edit was not trained on either.
-        answers = [pair for pair in labels or () if repr(pair[0]) not in kept]
-        controls = _Controls(work, growth.reft, known, held_out, distilling, asked[1:])
-        beside = list(controls.all(model, answers, shuffled, random_finetunes))
+        controls = _Controls(work, growth.reft, known, chosen_by, held_out, distilling, asked[1:])
+        beside = list(controls.all(model, labels or (), shuffled, random_finetunes))
     found = ExplainedFinetune(
         sites=growth.reft.site_names,
         kind=intervention.__name__,
@@ -211,6 +208,7 @@ class _Controls:
     work: _Work
     found: Reft
     known: Pairs
+    chosen_by: Pairs
     held_out: Given
     distilling: Distilling
     asked: Sequence[Outputs]
@@ -227,8 +225,11 @@ class _Controls:
         yield from self.on_random(model, n_random)
 
     def on_labels(self, labels: Pairs) -> Iterator[Explained]:
-        if labels:
-            edit = self.distilling.train(self._fresh(), labels)
+        # Without the prompts that the distilled edit was not trained on either.
+        kept = {repr(prompt) for prompt, _ in self.chosen_by}
+        answers = [pair for pair in labels if repr(pair[0]) not in kept]
+        if answers:
+            edit = self.distilling.train(self._fresh(), answers)
             # On far prompts too: an edit that learned the task does not know what else this finetune changed.
             yield from (outputs.explained("an edit on the labels", edit) for outputs in self.asked)
 
