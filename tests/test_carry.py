@@ -8,12 +8,15 @@ import pytest
 import torch
 from architectures import make_hf
 from conftest import make_bridge, make_edit, make_tokenizer
-from twins import rotated, rotation
+from transformers import AutoModelForCausalLM
+from twins import rotated, rotation, unscaled
 from typer.testing import CliRunner
 
 import reftlens as rl
 from reftlens.analysis.carry import _fitted, _ridge, _through, _turned
 from reftlens.cli import app
+from reftlens.organisms import ORGANISMS
+from reftlens.organisms.world import FACTS, TEMPLATES
 
 WORDS = [
     "The",
@@ -90,6 +93,29 @@ def test_a_rotated_copy_is_recovered_exactly(architecture, fit, make_reft) -> No
         assert abs(effects[name].kl / effects["carried"].kl - 1) > 0.05, name
     assert len(result.to_dataframe()) == 5
     assert len(result.directions_to_dataframe()) == 3
+
+
+def test_a_rotated_copy_of_a_trained_model_is_recovered(make_reft) -> None:
+    """The shipped model in another basis: its norms scale coordinates, so their weights move into the matrices first."""
+    model = AutoModelForCausalLM.from_pretrained(ORGANISMS["facts-small"], attn_implementation="eager").eval()
+    facts_small, turn = rl.load_bridge("facts-small"), rotation(96)
+    target = rl.load_bridge(hf_model=rotated(unscaled(model), turn), tokenizer=facts_small.tokenizer)
+    reft = make_reft(["blocks.3.hook_resid_post"], positions="l1", width=96).scaled(8.0)
+    text, *others = TEMPLATES["located_in"]
+    places = [fact for fact in FACTS if fact.relation == "located_in"]
+    prompts = [template.format(fact.subject) for template in others for fact in places]
+    held_out = [(text.format(fact.subject), f" {fact.answer}") for fact in places[:4]]
+    carried, result = rl.analysis.carry(facts_small, reft, target, prompts, held_out)
+    asked = [prompt for prompt, _ in held_out]
+    own, there = logits_of(facts_small, reft, asked), logits_of(target, carried, asked)
+    moved = (own - logits_of(facts_small, reft.scaled(0.0), asked)).abs().max()
+    assert float(moved) > 0.1
+    torch.testing.assert_close(there, own, rtol=0, atol=2e-3 * float(moved))
+    effects = {effect.edit: effect for effect in result.effects}
+    assert effects["carried"].kl == pytest.approx(effects["on its own model"].kl, rel=1e-2)
+    assert effects["carried"].share == pytest.approx(1, abs=1e-3)
+    unmapped = logits_of(target, reft, asked)
+    assert float((unmapped - own).abs().max()) > 0.3 * float(moved), "the edit as it stands does something else there"
 
 
 def test_other_widths_other_points_and_constants(make_reft) -> None:

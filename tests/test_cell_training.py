@@ -13,6 +13,7 @@ from conftest import PROMPTS, make_bridge
 import reftlens as rl
 from reftlens.analysis import reft_map as cell_training
 from reftlens.analysis.engine.ranks import spearman
+from reftlens.cone import shared as sharing
 from reftlens.organisms.landmarks import story_for
 from reftlens.results import PatchMap, ReftMap
 
@@ -92,6 +93,20 @@ def test_an_interrupted_map_goes_on_from_its_finished_cells(gpt2, tmp_path, monk
         torch.testing.assert_close(getattr(resumed, name), getattr(whole, name), rtol=0, atol=0)
     with pytest.raises(ValueError, match="cells of another sweep"):
         small_map(gpt2, save_to=file, rank=1, **options)
+
+
+def test_all_cells_train_on_the_same_base_runs(gpt2, monkeypatch) -> None:
+    """What is trained in them is compared with training by hand above."""
+    records, record = [], sharing._record
+
+    def counted(bridge, batch, *args, **kwargs):
+        records.append(len(batch))
+        return record(bridge, batch, *args, **kwargs)
+
+    monkeypatch.setattr(sharing, "_record", counted)
+    small_map(gpt2, config=replace(CONFIG, epochs=1), positions={"last": rl.Last(1)})
+    # Three examples with two completions each, for the four edits of two cells.
+    assert sum(records) == 6
 
 
 def test_a_map_refuses_what_it_cannot_compare(gpt2, tmp_path) -> None:
@@ -261,7 +276,7 @@ def test_a_map_over_positions_is_cut_down_to_one_token_of_each_prompt(gpt2) -> N
             (place,) = mask[pair].nonzero().flatten().tolist()
             assert torch.equal(cut.values[pair, :, column], result.values[pair, :, place])
             assert torch.equal(cut.control[pair, :, column], result.control[pair, :, place])
-    assert cut.columns == ("subject", "last")
+    assert cut.columns == cut.to_token_map().labels == ("subject", "last")
     with pytest.raises(ValueError, match="'all' must select one token in each prompt, but selects"):
         rl.analysis.at_rules(result, batches[0], {"all": rl.All()})
     with pytest.raises(ValueError, match="the map must be over the positions of this batch"):

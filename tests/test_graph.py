@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from architectures import make_hf
 from conftest import PROMPTS, make_bridge, make_edit, make_tokenizer
+from made import made_graph
 from test_channels import EXACT, difference, flipped
 from test_mediation import edit_on, metric_on, one_run
 
@@ -17,6 +19,7 @@ from reftlens.analysis.engine.circuit import Circuit, directions_of
 from reftlens.benchmark.handmade import _batch, two_steps
 from reftlens.cone.recording import record
 from reftlens.data.batches import first_rows
+from reftlens.plot.wiring import wiring
 
 SITES = [("blocks.0.hook_resid_post", "f1"), ("blocks.1.attn.hook_q", "l1"), ("blocks.1.hook_resid_post", "l1")]
 N_POS = 3
@@ -223,8 +226,22 @@ def test_effects_of_opposite_sign_do_not_cancel(gpt2) -> None:
     # The direction is a node, though heads have larger effects alone.
     assert sum(node.kind == "edit" for node in plain.nodes) == 1
     assert max(abs(node.effect) for node in plain.nodes if node.kind == "head") > abs(plain.nodes[0].effect)
+    assert not any(edge.value for edge in signed.edit.edges)
+    signed.plot()
+    assert "<svg" in wiring(signed, signed.edit)
     # Only the last token's stream is read by the answer.
     assert {edge.source[-2:] for edge in plain.edges if edge.target == "answer"} == {f"@{N_POS - 1}"}
+
+
+def test_a_title_does_not_claim_a_share_that_no_graph_has() -> None:
+    result = made_graph()
+    assert result.edit.reaches(0.97)
+    assert not replace(result.edit, kept=0.5 * result.edit.kept).reaches(0.9)
+    # Too much in some examples does not make up for too little in others.
+    sides = torch.tensor([1.0, -1.0] * 4)
+    assert not replace(result.edit, kept=result.edit.kept + 2 * sides).reaches(0.9)
+    for one, title in ((result, "smallest graph with 90%"), (replace(result, edit=result.control), "no graph has 90%")):
+        assert one.plot().axes[0].get_title(loc="left").startswith(title)
 
 
 def test_padding_changes_no_graph(gpt2) -> None:

@@ -13,6 +13,7 @@ from conftest import make_bridge
 import reftlens as rl
 from reftlens.analysis.engine import sweep as engine
 from reftlens.analysis.engine.grid import grid
+from reftlens.bridge import proving
 from reftlens.cone.recording import joining, record
 
 CLEAN = ["The tower stands in the city of", "The weaver speaks", "The old tower stands by the river in the city of"]
@@ -341,3 +342,13 @@ def test_rows_are_taken_where_the_layers_lie(gpt2) -> None:
     ]
     assert torch.equal(*found)
     assert not torch.equal(found[0], base.logits[rows])
+
+
+def test_a_second_map_proves_nothing_again(gpt2) -> None:
+    """A proof inside a run, whose blocks are replaced for the moment, would be one more for each run."""
+    clean, corrupted, _ = batches(gpt2)
+    metric = rl.analysis.probability_of(gpt2, CLEAN, ANSWERS)
+    rl.analysis.patch(gpt2, clean, corrupted, metric, progress=False)
+    known = set(proving._KNOWN)
+    rl.analysis.patch(gpt2, clean, corrupted, metric, progress=False)
+    assert set(proving._KNOWN) == known

@@ -471,6 +471,12 @@ def test_long_texts_run_over_lines_and_keep_every_token() -> None:
     assert len({axes.images[0].get_clim() for axes in lines}) == 1
 
 
+def test_a_result_is_taken_by_the_name_that_the_signature_shows() -> None:
+    assert written(plot.edit_size(result=made_size())) == written(plot.edit_size(made_size()))
+    with pytest.raises(TypeError, match=r"plot\.edit_size needs result: one EditSize, or a list of them"):
+        plot.edit_size()
+
+
 @pytest.mark.parametrize(
     ("dormant", "power", "verdict"),
     [(0.9, 0.9, "; illusory"), (0.1, 0.9, "; not illusory"), (0.9, 0.2, "; illusion test: undecided")],

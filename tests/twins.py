@@ -49,7 +49,27 @@ def rotated(model: PreTrainedModel, turn: Tensor) -> PreTrainedModel:
         else:
             assert "norm" in last or last.startswith("ln_"), f"{name} is not known"
             assert bool((module.weight == 1).all()), f"{name} scales coordinates"
+            if getattr(module, "bias", None) is not None:
+                module.bias.copy_(turn @ module.bias.double())
         module.weight.copy_(weight.T if flipped else weight)
+    return model
+
+
+@torch.no_grad()
+def unscaled(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
+    """The same function with every weight of a norm in the matrix that reads it, so that `rotated` takes a trained model."""
+    model = deepcopy(model)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone())
+    for block in model.transformer.h:
+        for norm, reads in ((block.ln_1, block.attn.c_attn), (block.ln_2, block.mlp.c_fc)):
+            reads.weight.mul_(norm.weight[:, None])
+            norm.bias.div_(norm.weight)
+            norm.weight.fill_(1)
+    last = model.transformer.ln_f
+    model.lm_head.weight.mul_(last.weight)
+    last.bias.div_(last.weight)
+    last.weight.fill_(1)
     return model
 
 

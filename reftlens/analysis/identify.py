@@ -44,6 +44,8 @@ from reftlens.results import Identification, Identified, Turn
 
 _BACKWARD = 2
 """Cost of a backward run, in forward runs."""
+_STEPS_TAKEN = 2.5
+"""Steps that a side of a walk takes as a rule, of `STEPS` at most: 2.2 to 2.5 with three edits of the shipped model."""
 _REACHED = 1e-6
 """Part of the largest singular value below which rows do not reach an axis: the rounding error of float32 is 1e-7."""
 _RIDGES = (1e-6, 1e-4, 1e-2, 1.0, 100.0)
@@ -142,11 +144,30 @@ def identify_cost(n_walked: int = 2, n_probes: int = 16, *, refit: bool = True, 
         refit: as for `identify`.
         n_toward: number of directions in `toward`.
     """
+    return sum(_runs(n_walked, n_probes, refit=refit, n_toward=n_toward, steps=STEPS))
+
+
+def identify_runs(
+    n_walked: int = 2, n_probes: int = 16, *, refit: bool = True, n_toward: int = 0
+) -> tuple[float, float]:
+    """Returns what `identify` costs as a rule: runs by themselves and runs side by side, counted as by `identify_cost`.
+
+    Args:
+        n_walked: as for `identify`.
+        n_probes: as for `identify`.
+        refit: as for `identify`.
+        n_toward: number of directions in `toward`.
+    """
+    return _runs(n_walked, n_probes, refit=refit, n_toward=n_toward, steps=_STEPS_TAKEN)
+
+
+def _runs(n_walked: int, n_probes: int, *, refit: bool, n_toward: int, steps: float) -> tuple[float, float]:
     # A walk measures both sides on the half that is its own, and once on the other half.
-    walk_cost = (2 * STEPS + 1) / 2
-    turns = 2 * n_walked * (2 + n_toward) * walk_cost
-    refits = 2 * (walk_cost + (ROUNDS * EVALUATIONS * (1 + _BACKWARD) + 1) / 2)
-    return 2 + 1 + n_probes * _BACKWARD + turns + refit * refits
+    walk_cost = (2 * steps + 1) / 2
+    ways = 2 * n_walked * (2 + n_toward) + 2 * refit
+    # Of a refit, each evaluation waits for the one before it; so do the decomposition and the outputs.
+    alone = 2 + refit * (ROUNDS * EVALUATIONS * (1 + _BACKWARD) + 1)
+    return alone, 1 + n_probes * _BACKWARD + ways * walk_cost
 
 
 def _halves(batches: Sequence[Batch], seed: int) -> tuple[list[Batch], list[Batch]]:

@@ -159,7 +159,8 @@ def _slopes_of(
 ) -> tuple[dict[str, list[Slopes]], dict[str, float]]:
     """Takes the slopes of each set of examples at all cells."""
     generator = torch.Generator().manual_seed(seed)
-    # The bound of the curvature asks for no answer, so that of the real examples serves the shuffled ones.
+    # The bound of the curvature asks for no answer, so that of the real examples serves the shuffled ones. (Only of an answer's
+    # later tokens it is another one, because they are predicted behind its first.)
     probes = {"real": n_probes, "shuffled": 0, "held out": n_probes}
     n = sum(len(of_set) * (2 + probes[name]) for name, of_set in batches.items())
     bar = tqdm(total=n, desc=f"slopes of {len(cells)} cells", unit="pass", disable=not (progress and is_main_process()))

@@ -15,7 +15,8 @@ from what the edit can read at its cell. Columns are position rules, so that pro
     traced = at_rules(patch(bridge, clean, corrupted, metric), clean, columns)
     beside_tracing(trained, traced)
 
-Each cell is trained by `train`, on its light cone: late cells cost a fraction of early ones.
+Each cell is trained by `train`, on its light cone: late cells cost a fraction of early ones. The base runs once for each
+example of an arm, whatever the number of cells.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +42,7 @@ from reftlens.analysis.engine.coalitions import Coalitions, whole_sites
 from reftlens.analysis.engine.saved import Saved, settings_of
 from reftlens.analysis.metrics import Metric, probability_of
 from reftlens.bridge import each, fingerprint, is_main_process, require_causal
+from reftlens.cone.shared import shared
 from reftlens.data import encode
 from reftlens.edit.reft import Reft
 from reftlens.edit.untrained import untrained
@@ -85,7 +88,8 @@ def reft_map(
         hook: the point inside a block; `hook_resid_pre` is what `patch` and tracing write to.
         intervention: the class.
         rank: of each edit; None for a class without a rank.
-        config: settings of each training run. Its seed also sets the initialisation. Checkpoints are not kept.
+        config: settings of each training run. Its seed also sets the initialisation. Checkpoints are not kept. Base runs
+            that all cells share take up to `hold_bytes` besides those of the cell that is trained.
         score: makes the metric, a function of the logits after each prompt, from prompts and answers.
         score_name: name of the score, with its unit.
         memory_bytes: approximate limit for the activations of one scoring run.
@@ -176,11 +180,15 @@ def _trained(
 
     found = each(bridge, score, todo)
     hidden = not (config.progress and is_main_process())
-    for number, scores in zip(todo, tqdm(found, desc=bar, unit="cell", total=len(todo), disable=hidden), strict=True):
-        values[:, number] = scores
-        done[:, number] = True
-        if saved is not None:
-            saved.write(values, done)
+    # All cells hold parts of the same base runs.
+    with shared(bridge, memory_bytes=config.hold_bytes) if config.hold_bytes else nullcontext():
+        for number, scores in zip(
+            todo, tqdm(found, desc=bar, unit="cell", total=len(todo), disable=hidden), strict=True
+        ):
+            values[:, number] = scores
+            done[:, number] = True
+            if saved is not None:
+                saved.write(values, done)
     return values.split(sizes)
 
 

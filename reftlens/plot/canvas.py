@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, wraps
+from inspect import signature
 from typing import Any, Concatenate, ParamSpec, TypeVar, final
 
 import matplotlib.style
@@ -116,8 +117,14 @@ def or_several(
     """
 
     def decorate(draw: Callable[Concatenate[R, P], Figure]) -> Callable[Concatenate[Sequence[R] | R, P], Figure]:
+        name = next(iter(signature(draw).parameters))
+
         @wraps(draw)
-        def drawn(results: Sequence[R] | R, /, *args: P.args, **kwargs: P.kwargs) -> Figure:
+        def drawn(*given: Any, **kwargs: Any) -> Figure:
+            if not given and name not in kwargs:
+                raise TypeError(f"plot.{draw.__name__} needs {name}: one {kind.__name__}, or a list of them")
+            # By keyword under the name that its signature shows.
+            results, *args = given or (kwargs.pop(name),)
             found = listed(results, kind)
             # Each is drawn by itself first, because only then is its size known.
             alone = [draw(result, *args, **kwargs) for result in found]

@@ -37,7 +37,11 @@ def graph(result: EditGraph, *, share: float = 0.9) -> Figure:
     """
     both = [(one, one.pruned(share)[:_MOST]) for one in (result.edit, result.control)]
     layouts = [laid_out(one, edges) for one, edges in both]
-    names = (f"smallest graph with {share:.0%} of the effect", "the same, edit turned to random directions")
+    smallest = f"smallest graph with {share:.0%} of the effect"
+    names = (
+        smallest if result.edit.reaches(share) else f"no graph has {share:.0%} of the effect: the nearest",
+        f"{'the same' if result.control.reaches(share) else 'the nearest'}, edit turned to random directions",
+    )
     widths = [max(_LEAST, _SLOT * sum(layout.slots.values()) + 0.3) for layout in layouts]
     height = _ROW * max(4, *(layout.n_rows for layout in layouts)) + 1.4
     whole = number(float(result.edit.whole.mean()), 2)
@@ -48,7 +52,8 @@ def graph(result: EditGraph, *, share: float = 0.9) -> Figure:
         width = max(8.5, sum(widths) + 0.6)
         figure = sheet(width, height + _CURVE + 0.6, title="The graph of the edit", subtitle=subtitle)
         grid = figure.subplots(2, 2, width_ratios=widths, height_ratios=[height, _CURVE]).tolist()
-        largest = max((abs(edge.value) for _, edges in both for edge in edges), default=1.0)
+        # Means of either sign may all be 0.
+        largest = max((abs(edge.value) for _, edges in both for edge in edges), default=0.0) or 1.0
         for above, below, (one, edges), layout, name in zip(*grid, both, layouts, names, strict=True):
             _draw(above, layout, edges, result.tokens, largest)
             every = len(one.pruned(share))

@@ -74,7 +74,8 @@ def wiring(result: EditGraph, one: OneGraph) -> Markup:
 
 
 def _wires(layout: Layout, edges: Sequence[GraphEdge]) -> list[Markup]:
-    largest = max((abs(edge.value) for edge in edges), default=1.0)
+    # Means of either sign may all be 0.
+    largest = max((abs(edge.value) for edge in edges), default=0.0) or 1.0
     wires = []
     # The largest last, on top of the others.
     for edge in reversed(edges):

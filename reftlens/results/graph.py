@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, final
 
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reftlens.files.folder import write_whole
@@ -72,10 +72,23 @@ class OneGraph:
         Args:
             share: of the whole effect.
         """
-        off = (self.kept - self.whole).abs().mean(1)
-        good = (off <= (1 - share) * self.whole.abs().mean()).nonzero().flatten().tolist()
-        place = good[0] if good else int(off.argmin())
+        good = self._within(share).nonzero().flatten().tolist()
+        place = good[0] if good else int(self._off().argmin())
         return tuple(self.edges[number] for number in self.kept_edges[place])
+
+    def reaches(self, share: float = 0.9) -> bool:
+        """Returns whether any kept graph is within 1 - share of the whole effect.
+
+        Args:
+            share: of the whole effect.
+        """
+        return bool(self._within(share).any())
+
+    def _off(self) -> Float[Tensor, " size"]:
+        return (self.kept - self.whole).abs().mean(1)
+
+    def _within(self, share: float) -> Bool[Tensor, " size"]:
+        return self._off() <= (1 - share) * self.whole.abs().mean()
 
     def faithfulness(self) -> Float[Tensor, " size"]:
         """Returns the effect of each kept graph as a fraction of the whole effect."""

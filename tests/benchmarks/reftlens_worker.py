@@ -37,7 +37,8 @@ def batch_of(case: Case) -> Batch:
 
 
 def edit_of(bridge: TransformerBridge, case: Case) -> rl.Reft:
-    reft = rl.Reft.at_layers(bridge, layers=case.layers, positions=case.positions, rank=case.rank)
+    positions = case.positions if case.at is None else rl.At(case.at)
+    reft = rl.Reft.at_layers(bridge, layers=case.layers, positions=positions, rank=case.rank)
     with torch.no_grad():
         for (_, edit), (R, W, b) in zip(reft, case.start(), strict=True):
             assert isinstance(edit, rl.LoReFT)

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/training.py                  # everything, about ten minutes on two free cores
     python tests/benchmarks/training.py --table main --rounds 3 --without-pyreft
+    python tests/benchmarks/training.py --table map --rounds 1 --threads 1    # a map of trained edits, cell by cell
 
 One model (the shape of GPT-2 small, random weights, eager attention, float32) and one edit (a LoReFT after each of
 some layers) in five variants, each in a process of its own; rounds alternate between them, and a ratio is taken within
@@ -233,6 +234,28 @@ def growth_table(workers: Sequence[Worker], *, rounds: int) -> None:
         )
 
 
+def map_table(workers: Sequence[Worker], *, rounds: int) -> None:
+    """Steps of `reft_map` beside those of pyreft: 4 of the cells of 12 layers x 20 prompt tokens."""
+    print(
+        "\nOne step in a cell of a map, 4 x 32 tokens, rank 4; the middles of both halves of the layers and of the prompt\n"
+    )
+    header("layer", "prompt token of 20", "bare, CPU ms", "pyreft, CPU ms", "reftlens, CPU ms", "pyreft / reftlens")
+    total = {"pyreft": 0.0, "cone": 0.0}
+    for layer in (2, 8):
+        for at in (5, 15):
+            times = measure(workers, Case(4, 32, (layer,), 0, 1, at=at), rounds=rounds, steps=1)
+            cpu = {variant: of.cpu for variant, of in times.items()}
+            row(
+                str(layer),
+                str(at),
+                *(milliseconds(cpu[variant]) for variant in ("bare", "pyreft", "cone")),
+                ratio(cpu["pyreft"], cpu["cone"]),
+            )
+            for variant in total:
+                total[variant] += statistics.median(cpu[variant])
+    print(f"\nAll four: pyreft takes {total['pyreft'] / total['cone']:.2f} times as long")
+
+
 def processor() -> str:
     """The CPU's model, as Linux names it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -245,7 +268,7 @@ def versions(names: Sequence[str]) -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", choices=("main", "growth"), help="only one of the two tables")
+    parser.add_argument("--table", choices=("main", "growth", "map"), help="only one table")
     parser.add_argument("--rounds", type=int, default=7, help="rounds over the variants (default: 7)")
     parser.add_argument("--quick", action="store_true", help="two rounds on small batches: to see that it runs")
     parser.add_argument("--threads", type=int, default=2, help="threads of each process (default: 2)")
@@ -260,7 +283,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    pythons = dict.fromkeys(("bare", "hooks", "full", "cone"), Path(sys.executable))
+    ours = ("bare", "cone") if args.table == "map" else ("bare", "hooks", "full", "cone")
+    pythons = dict.fromkeys(ours, Path(sys.executable))
     print(versions(("reftlens", "torch", "transformers", "transformer-lens")), end="")
     if not args.without_pyreft and args.table != "growth":
         pythons["pyreft"], installed = environment(args.pyreft_venv)
@@ -268,9 +292,11 @@ def main() -> None:
     print(f"; {args.threads} threads, {args.rounds} rounds, {processor()}, {platform.system()}", flush=True)
     workers = [Worker(variant, python, args.threads) for variant, python in pythons.items()]
     try:
-        if args.table != "growth":
+        if args.table == "map":
+            map_table(workers, rounds=args.rounds)
+        if args.table in ("main", None):
             main_table(workers, QUICK if args.quick else SHAPES, rounds=args.rounds)
-        if args.table != "main":
+        if args.table in ("growth", None):
             growth_table(workers, rounds=args.rounds)
     finally:
         for worker in workers:

@@ -40,6 +40,8 @@ class Case:
     last: int
     """Edited tokens at its end."""
     rank: int = 4
+    at: int | None = None
+    """A single edited token instead of these."""
 
     @property
     def prompt(self) -> int:
@@ -49,6 +51,8 @@ class Case:
     @property
     def columns(self) -> list[int]:
         """The edited columns."""
+        if self.at is not None:
+            return [self.at]
         return [*range(self.first), *range(self.prompt - self.last, self.prompt)]
 
     @property

@@ -142,6 +142,9 @@ def _run(
 
         return hook_fn
 
+    # An edit may act inside that MLP, where it wants all tokens. Asked before blocks are replaced, because a proof is of a model
+    # with the forwards that it has: inside, it would be made again in every run.
+    splits = not edits and last_block_splits(bridge)
     with joining(bridge, base, start, pair, layers) as held:
         names = dict.fromkeys(name for cell in cells for name in cell.hook_names)
         hooks = [hook for name in names for hook in writing(bridge, name, patching(name))]
@@ -150,8 +153,6 @@ def _run(
             entering = rows_of(base.resid[0][:, held.start :], pair)
             hooks.insert(0, ("blocks.0.hook_in", lambda resid, hook: entering))
         last = torch.zeros_like(held.batch.prompt_mask).scatter(1, rows_of(base.read, pair)[:, None], True)
-        # An edit may act inside that MLP, where it wants all tokens.
-        splits = not edits and last_block_splits(bridge)
         alone = last_block_alone(bridge, last[:, held.start :]) if splits else nullcontext()
         with hooked(bridge, hooks), alone:
             return run_cone(bridge, held, _inside(edits, held.boundary + 1, held.start, pair), logits_at=last)

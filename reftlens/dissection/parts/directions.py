@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from reftlens import analysis, plot
+from reftlens.analysis.identify import identify_runs
 from reftlens.dissection.found import Found
 from reftlens.dissection.parts.part import Part, Sizes, Spent, picture, table
 from reftlens.dissection.work import Work
@@ -193,10 +194,9 @@ def _cost_directions(sizes: Sizes) -> Spent:
 def _cost_identified(sizes: Sizes) -> Spent:
     config = sizes.config
     batches = min(config.n_identified, sizes.examples) / config.batch_size
-    # The decomposition, and two base runs that are shared by all that follows.
-    return Spent(
-        batches, batches * analysis.identify_cost(config.directions, n_toward=1), bytes_held=8 * sizes.width**2
-    )
+    alone, together = identify_runs(config.directions, n_toward=1)
+    # And the base runs, which are shared by all that follows.
+    return Spent(batches, batches * alone, batches * together, bytes_held=8 * sizes.width**2)
 
 
 DIRECTIONS = Part(
