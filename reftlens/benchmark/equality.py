@@ -86,6 +86,10 @@ def _model_rows(bridge: TransformerBridge, accuracy: float, seed: int) -> Iterat
         0.05,
         "share",
     )
+    yield from _control_rows(found, group)
+
+
+def _control_rows(found: Alignment, group: str) -> Iterator[Known]:
     for name in (ARBITRARY, BLANK):
         low, high = found.interval(name)
         yield Known(
@@ -103,23 +107,7 @@ def train_equality(*, seed: int, max_steps: int = 1500) -> tuple[TransformerBrid
 
     In 500 steps, training draws at most a third of the inputs with two unequal pairs, which are 84% of all.
     """
-    config = GPT2Config(
-        vocab_size=3 + N_OBJECTS,
-        n_positions=5,
-        n_embd=64,
-        n_layer=2,
-        n_head=4,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        initializer_range=0.1,
-        attn_implementation="eager",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = GPT2LMHeadModel(config)
+    model = _untrained(seed)
     generator = torch.Generator().manual_seed(seed)
     everything = torch.cartesian_prod(*[torch.arange(N_OBJECTS)] * 4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
@@ -140,6 +128,27 @@ def train_equality(*, seed: int, max_steps: int = 1500) -> tuple[TransformerBrid
                 break
     words = word_tokenizer(["no", "yes", "?", *OBJECTS])
     return load_bridge(hf_model=_with_room(model).eval(), tokenizer=words, prepend_bos=False), accuracy
+
+
+def _untrained(seed: int) -> GPT2LMHeadModel:
+    """Makes the model with random weights."""
+    config = GPT2Config(
+        vocab_size=3 + N_OBJECTS,
+        n_positions=5,
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.1,
+        attn_implementation="eager",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(config)
 
 
 def _with_room(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
