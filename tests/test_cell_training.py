@@ -276,7 +276,7 @@ def test_a_map_over_positions_is_cut_down_to_one_token_of_each_prompt(gpt2) -> N
             (place,) = mask[pair].nonzero().flatten().tolist()
             assert torch.equal(cut.values[pair, :, column], result.values[pair, :, place])
             assert torch.equal(cut.control[pair, :, column], result.control[pair, :, place])
-    assert cut.columns == ("subject", "last")
+    assert cut.columns == cut.to_token_map().labels == ("subject", "last")
     with pytest.raises(ValueError, match="'all' must select one token in each prompt, but selects"):
         rl.analysis.at_rules(result, batches[0], {"all": rl.All()})
     with pytest.raises(ValueError, match="the map must be over the positions of this batch"):

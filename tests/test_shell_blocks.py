@@ -15,6 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from test_cli import STORY, call, write_lines
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -41,6 +42,7 @@ SMALLER = {
     "reftlens train --model facts-small --data mine.jsonl --eval-fraction": "--epochs 5",
     "reftlens sweep": "--set epochs=2",
     "reftlens train sweep": "--epochs 2",
+    "reftlens explain-finetune": "--model facts-small --epochs 1 --ranks 1 --max-sites 1 --layers 4 --quiet",
     "reftlens --import": "--model facts-small --epochs 1",
     "reftlens compare": "--set epochs=1 --set n_eval=2",
 }
@@ -101,7 +103,18 @@ def place(tmp_path_factory):
     (root / "my_module.py").write_text(f"{imports}\n@rl.register\n{shift}\n{every}")
     _published(root)
     _wide(root / "wide")
+    _finetuned(root / "my-lora")
+    (root / "other.txt").write_text("".join(f"{prompt(fact, 1)}\n" for fact in FACTS[:6]))
     return root
+
+
+def _finetuned(folder: Path) -> None:
+    """Stands in for a LoRA: the whole model that ships, with one bias changed."""
+    model = AutoModelForCausalLM.from_pretrained(ORGANISMS["facts-small"])
+    with torch.no_grad():
+        model.transformer.h[4].mlp.c_proj.bias[:8] += 0.5
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(ORGANISMS["facts-small"]).save_pretrained(folder)
 
 
 def _wide(folder: Path) -> None:

@@ -64,6 +64,7 @@ def at_rules(result: PatchMap, batch: Batch, positions: Mapping[str, Positions])
         values=result.values.gather(2, place),
         control=None if result.control is None else result.control.gather(2, place),
         columns=tuple(positions),
+        prompts=(),  # The columns are rules now, and no longer the tokens of these prompts.
     )
 
 

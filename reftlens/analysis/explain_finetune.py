@@ -92,8 +92,8 @@ def explain_finetune(
             are learned. A fifth of the pairs, drawn by the seed of `config`, is kept from training to choose by.
         held_out: other prompts, or pairs, on which shares are reported. The search never sees them.
         far: prompts, or pairs, far from what the finetune was trained on.
-        labels: (prompt, answer) pairs of the task. With them, the first control is run: an edit of the same budget, trained
-            on these answers.
+        labels: (prompt, answer) pairs of the task, usually `examples` themselves. With them, the first control is run: an
+            edit of the same budget, trained on these answers. Prompts that are kept to choose by are left out.
         shuffled: a model finetuned on shuffled answers, or a function that makes one from pairs; it gets `labels` shuffled.
         layers: blocks that may be edited, or "all".
         hooks: points inside a block that may be edited.
@@ -129,9 +129,9 @@ def explain_finetune(
             raise ValueError("the finetuned model has the outputs of its base on held_out: there is nothing to explain")
         distilling = work.distilling(model, known)
         growth = grow(bridge, room, distilling, work.outputs(model, chosen_by, "chosen by"))
-        controls = _Controls(work, growth.reft, known, held_out, distilling, unseen)
-        beside = list(controls.all(model, labels, shuffled, random_finetunes))
-    asked = (work.outputs(model, known, "trained on"), unseen, *work.far(model, far))
+        asked = (work.outputs(model, known, "trained on"), unseen, *work.far(model, far))
+        controls = _Controls(work, growth.reft, known, chosen_by, held_out, distilling, asked[1:])
+        beside = list(controls.all(model, labels or (), shuffled, random_finetunes))
     found = ExplainedFinetune(
         sites=growth.reft.site_names,
         kind=intervention.__name__,
@@ -208,27 +208,32 @@ class _Controls:
     work: _Work
     found: Reft
     known: Pairs
+    chosen_by: Pairs
     held_out: Given
     distilling: Distilling
-    unseen: Outputs
+    asked: Sequence[Outputs]
+    """The finetuned model's outputs on held-out and far prompts."""
 
     def _fresh(self) -> Reft:
         return untrained(self.found, seed=self.work.config.seed)
 
     def all(
-        self, model: Finetuned, labels: Pairs | None, shuffled: Model | Callable[[Pairs], Model] | None, n_random: int
+        self, model: Finetuned, labels: Pairs, shuffled: Model | Callable[[Pairs], Model] | None, n_random: int
     ) -> Iterator[Explained]:
         yield from self.on_labels(labels)
         yield from self.on_shuffled(shuffled, labels)
         yield from self.on_random(model, n_random)
 
-    def on_labels(self, labels: Pairs | None) -> Iterator[Explained]:
-        if labels:
-            yield self.unseen.explained("an edit on the labels", self.distilling.train(self._fresh(), labels))
+    def on_labels(self, labels: Pairs) -> Iterator[Explained]:
+        # Without the prompts that the distilled edit was not trained on either.
+        kept = {repr(prompt) for prompt, _ in self.chosen_by}
+        answers = [pair for pair in labels if repr(pair[0]) not in kept]
+        if answers:
+            edit = self.distilling.train(self._fresh(), answers)
+            # On far prompts too: an edit that learned the task does not know what else this finetune changed.
+            yield from (outputs.explained("an edit on the labels", edit) for outputs in self.asked)
 
-    def on_shuffled(
-        self, shuffled: Model | Callable[[Pairs], Model] | None, labels: Pairs | None
-    ) -> Iterator[Explained]:
+    def on_shuffled(self, shuffled: Model | Callable[[Pairs], Model] | None, labels: Pairs) -> Iterator[Explained]:
         if shuffled is None:
             return
         if not isinstance(shuffled, str | Path | nn.Module):

@@ -1,9 +1,12 @@
 """Hierarchical equality, the task of distributed alignment search (Geiger et al. 2023, arXiv:2303.02536).
 
-A small GPT-2 is trained to decide whether (a = b) = (c = d). The causal model has a variable for a = b. `align` fits a
-subspace such that swapping it between two runs swaps that variable, and tests it on held-out pairs. Two controls repeat
-the fit with arbitrary labels, and on the same model with random weights. Their accuracy is what the method reaches if there
-is nothing to find.
+A small GPT-2 is trained to decide whether (a = b) = (c = d). The causal model has a variable for a = b. The token is chosen by
+swaps of the whole activation, on the pairs that the subspace is fitted to. `align` then fits a subspace such that swapping it
+between two runs swaps that variable, and tests it on held-out pairs. Two controls repeat the fit with arbitrary labels, and on
+the same model with random weights. Their accuracy is what the method reaches if there is nothing to find.
+
+Alignment presupposes a model that computes the relation. Of six objects, a model can learn the inputs by heart: one answered
+nearly all of them right without storing the variable at any token, or at several together. Hence there are twelve.
 """
 
 from __future__ import annotations
@@ -16,11 +19,11 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from reftlens.analysis import align
+from reftlens.analysis import align, alignment
 from reftlens.benchmark.known import Known
 from reftlens.benchmark.words import word_tokenizer
 from reftlens.bridge import load_bridge
-from reftlens.data.counterfactual import CausalModel, Counterfactuals, counterfactuals
+from reftlens.data.counterfactual import CausalModel, Counterfactual, Counterfactuals, counterfactuals
 from reftlens.edit.reft import Reft
 from reftlens.edit.site import Site
 from reftlens.interventions import Interchange
@@ -29,12 +32,17 @@ from reftlens.results import Alignment
 from reftlens.results.alignments import ARBITRARY, BLANK
 from reftlens.training.train import TrainConfig
 
-N_OBJECTS, RANK = 6, 8
+N_OBJECTS, RANK = 12, 8
 QUESTION = 2
 """Tokens 0 and 1 are "no" and "yes", 2 is the question mark, and the objects follow."""
-OBJECTS = "ABCDEF"
+OBJECTS = "ABCDEFGHIJKL"
 HOOK = "blocks.0.hook_resid_post"
 CONFIG = TrainConfig(epochs=15, batch_size=100, lr=1e-2, progress=False)
+
+
+EQUAL = 0.7
+"""How often each pair is equal in training. At one half neither equality alone says anything about the answer, and training
+stays where it starts."""
 
 
 def equality_rows(*, seeds: Sequence[int] = (0, 1)) -> Iterator[Known]:
@@ -46,19 +54,27 @@ def equality_rows(*, seeds: Sequence[int] = (0, 1)) -> Iterator[Known]:
 
 def _model_rows(bridge: TransformerBridge, accuracy: float, seed: int) -> Iterator[Known]:
     group = f"hierarchical equality, seed {seed}"
-    yield Known(group, "the model knows the task", f"{accuracy:.1%} of all inputs right", 1 - accuracy, 0.01, "share")
+    yield Known(
+        group,
+        "the model knows the task",
+        f"{accuracy:.2%} of all {N_OBJECTS**4} inputs right",
+        1 - accuracy,
+        0.0,
+        "share",
+    )
     pairs = equality_pairs(seed=seed)
-    # a = b is known from token b (1) on. Chosen by fitted pairs only: held-out ones stay held out.
-    fits = {position: fit(bridge, pairs, position, seed=seed, controls=False) for position in (1, 4)}
-    best = max(fits, key=lambda position: fits[position].trained)
-    found = fit(bridge, pairs, best, seed=seed, controls=True)
+    # Chosen by the pairs to fit to: held-out ones stay held out.
+    scores = {position: whole_swaps(bridge, pairs.train, position) for position in range(5)}
+    best = max(scores, key=lambda position: scores[position])
+    found = fit(bridge, pairs, best, seed=seed)
     place, whole = f"after block 0 at token {best}", float(found.whole.mean())
+    others = ", ".join(f"{position}: {score:.1%}" for position, score in scores.items() if position != best)
     yield Known(
         group,
         f"the whole activation {place} carries a = b",
-        f"interchange accuracy {whole:.1%} on held-out pairs",
+        f"interchange accuracy {whole:.1%} on held-out pairs (on pairs to fit to {scores[best]:.1%}; other tokens {others})",
         1 - whole,
-        0.1,
+        0.05,
         "share",
     )
     yield Known(
@@ -70,6 +86,10 @@ def _model_rows(bridge: TransformerBridge, accuracy: float, seed: int) -> Iterat
         0.05,
         "share",
     )
+    yield from _control_rows(found, group)
+
+
+def _control_rows(found: Alignment, group: str) -> Iterator[Known]:
     for name in (ARBITRARY, BLANK):
         low, high = found.interval(name)
         yield Known(
@@ -82,8 +102,36 @@ def _model_rows(bridge: TransformerBridge, accuracy: float, seed: int) -> Iterat
         )
 
 
-def train_equality(*, seed: int, max_steps: int = 1000) -> tuple[TransformerBridge, float]:
-    """Trains a GPT-2 of two blocks on random quadruples until all are right. Returns it and its accuracy on all."""
+def train_equality(*, seed: int, max_steps: int = 1500) -> tuple[TransformerBridge, float]:
+    """Trains a GPT-2 of two blocks on random quadruples until all are right. Returns it and its accuracy on all.
+
+    In 500 steps, training draws at most a third of the inputs with two unequal pairs, which are 84% of all.
+    """
+    model = _untrained(seed)
+    generator = torch.Generator().manual_seed(seed)
+    everything = torch.cartesian_prod(*[torch.arange(N_OBJECTS)] * 4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=max_steps)
+    accuracy = 0.0
+    for step in range(max_steps):
+        objects = quadruples(128, generator, equal=EQUAL)
+        loss = nn.functional.cross_entropy(model(tokens(objects)).logits[:, -1], answer(objects))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 99:
+            with torch.no_grad():
+                right = model(tokens(everything)).logits[:, -1].argmax(-1) == answer(everything)
+            accuracy = float(right.float().mean())
+            if accuracy == 1.0:
+                break
+    words = word_tokenizer(["no", "yes", "?", *OBJECTS])
+    return load_bridge(hf_model=_with_room(model).eval(), tokenizer=words, prepend_bos=False), accuracy
+
+
+def _untrained(seed: int) -> GPT2LMHeadModel:
+    """Makes the model with random weights."""
     config = GPT2Config(
         vocab_size=3 + N_OBJECTS,
         n_positions=5,
@@ -100,27 +148,7 @@ def train_equality(*, seed: int, max_steps: int = 1000) -> tuple[TransformerBrid
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = GPT2LMHeadModel(config)
-    generator = torch.Generator().manual_seed(seed)
-    everything = torch.cartesian_prod(*[torch.arange(N_OBJECTS)] * 4)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=max_steps)
-    accuracy = 0.0
-    for step in range(max_steps):
-        objects = quadruples(256, generator)
-        loss = nn.functional.cross_entropy(model(tokens(objects)).logits[:, -1], answer(objects))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 49:
-            with torch.no_grad():
-                right = model(tokens(everything)).logits[:, -1].argmax(-1) == answer(everything)
-            accuracy = float(right.float().mean())
-            if accuracy == 1.0:
-                break
-    words = word_tokenizer(["no", "yes", "?", *OBJECTS])
-    return load_bridge(hf_model=_with_room(model).eval(), tokenizer=words, prepend_bos=False), accuracy
+        return GPT2LMHeadModel(config)
 
 
 def _with_room(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
@@ -133,13 +161,13 @@ def _with_room(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     return longer
 
 
-def quadruples(n: int, generator: torch.Generator) -> Int[Tensor, "n 4"]:
-    """Draws objects a b c d; each pair is equal half of the time."""
+def quadruples(n: int, generator: torch.Generator, *, equal: float = 0.5) -> Int[Tensor, "n 4"]:
+    """Draws objects a b c d; each pair is equal with this probability."""
     objects = torch.randint(N_OBJECTS, (n, 4), generator=generator)
     other = (objects[:, [0, 2]] + torch.randint(1, N_OBJECTS, (n, 2), generator=generator)) % N_OBJECTS
-    equal = torch.rand(n, 2, generator=generator) < 0.5
-    # Independent draws are equal in one of six cases, and "yes" would be right in 72%.
-    objects[:, [1, 3]] = torch.where(equal, objects[:, [0, 2]], other)
+    same = torch.rand(n, 2, generator=generator) < equal
+    # Independent draws are equal in one of twelve cases, and "yes" would be right in 85%.
+    objects[:, [1, 3]] = torch.where(same, objects[:, [0, 2]], other)
     return objects
 
 
@@ -163,7 +191,7 @@ def equality_model() -> CausalModel:
     )
 
 
-def equality_pairs(*, n: int = 2000, n_held_out: int = 500, seed: int = 0) -> Counterfactuals:
+def equality_pairs(*, n: int = 1000, n_held_out: int = 500, seed: int = 0) -> Counterfactuals:
     """Draws pairs that swap a = b. No prompt is in both splits.
 
     Args:
@@ -174,19 +202,17 @@ def equality_pairs(*, n: int = 2000, n_held_out: int = 500, seed: int = 0) -> Co
     return counterfactuals(equality_model(), "left", n=n, n_held_out=n_held_out, share_held_out=0.3, seed=seed)
 
 
+def whole_swaps(bridge: TransformerBridge, pairs: Sequence[Counterfactual], position: int) -> float:
+    """Computes how often swapping the whole activation after block 0 at one token gives the predicted answer."""
+    reft = Reft([(Site(HOOK, At(position)), Interchange(bridge.cfg.d_model, 1))])
+    return float(alignment(bridge, reft, pairs, among="labels", n_random=1, shares=False).whole.mean())
+
+
 def fit(
-    bridge: TransformerBridge,
-    pairs: Counterfactuals,
-    position: int,
-    *,
-    seed: int,
-    controls: bool,
-    config: TrainConfig = CONFIG,
+    bridge: TransformerBridge, pairs: Counterfactuals, position: int, *, seed: int, config: TrainConfig = CONFIG
 ) -> Alignment:
-    """Fits a subspace after block 0 at one token."""
+    """Fits a subspace after block 0 at one token, and its controls."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         reft = Reft([(Site(HOOK, At(position)), Interchange(bridge.cfg.d_model, RANK))])
-    return align(
-        bridge, reft, pairs.train, pairs.held_out, config, among="labels", controls=controls, shares=False, seed=seed
-    )
+    return align(bridge, reft, pairs.train, pairs.held_out, config, among="labels", shares=False, seed=seed)

@@ -52,7 +52,7 @@ def explain_finetune(result: ExplainedFinetune) -> Figure:
     alone = [one for one in result.layers if one in best]
     bars = [
         *((one, f"{one.name}, {one.prompts}", VERMILLION, "") for one in result.shares),
-        *((one, f"control: {one.name}", BLUE, "////") for one in result.controls),
+        *((one, f"control: {one.name}" + ", far" * (one.prompts == "far"), BLUE, "////") for one in result.controls),
         *((one, f"rank {result.path[0].rank} at {one.name}", GREY, "") for one in alone),
     ]
     subtitle = "1 - KL(finetuned || edited) / KL(finetuned || base), a ratio of sums; equal outputs do not mean an equal mechanism"
@@ -81,7 +81,7 @@ def _shares(axes: Axes, bars: Sequence[tuple[Explained, str, str, str]]) -> None
     axes.set_xlim(min(0.0, *(max(one.share, _LEAST) for one, *_ in bars if math.isfinite(one.share)), 0.0), 1.18)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("share explained; grey and blue: held out")
+    axes.set_xlabel("share explained; held out where nothing is said")
 
 
 def _replaced(axes: Axes, result: ExplainedFinetune, *, width: float) -> None:

@@ -102,10 +102,6 @@ class Replaced:
     """Control: `alone` with the activations of the random finetune; NaN without one."""
 
     @property
-    def best(self) -> float:
-        return max(self.alone, self.with_edit)
-
-    @property
     def where(self) -> str:
         head = "" if self.head is None else f" head {self.head}"
         return f"L{self.layer}{head} {self.point}"
@@ -158,7 +154,7 @@ class ExplainedFinetune(Result):
         return found[0]
 
     def rest(self) -> Replaced | None:
-        """Returns the component whose replacement explains most, of those inside a block; None if none was replaced.
+        """Returns the component whose replacement alone explains most, of those inside a block; None if none was replaced.
 
         Of components within .02 of one another it is the narrowest: queries and keys before the attention's output. The
         residual stream is left out, because it carries all that is upstream.
@@ -166,15 +162,17 @@ class ExplainedFinetune(Result):
         # A narrower component first, and Python's max keeps the first of equals.
         order = ("q and k", "v", "mlp_out", "attn_out")
         inside = [one for one in self.replaced if one.point in order and one.head is None]
-        inside = sorted((one for one in inside if one.best == one.best), key=lambda one: order.index(one.point))
+        inside = sorted((one for one in inside if one.alone == one.alone), key=lambda one: order.index(one.point))
         if not inside:
             return None
-        most = max(one.best for one in inside)
-        return next(one for one in inside if one.best >= most - 0.02)
+        # Not with the edit: where it explains nearly all, so does every component together with it.
+        most = max(one.alone for one in inside)
+        return next(one for one in inside if one.alone >= most - 0.02)
 
     def headline(self) -> str:
         found = "; ".join(f"{_percent(share.share)} {share.prompts}" for share in self.shares)
-        beside = "; ".join(f"{_percent(one.share)} {one.name}" for one in self.controls) or "none"
+        unseen = [one for one in self.controls if one.prompts == "held out"]
+        beside = "; ".join(f"{_percent(one.share)} {one.name}" for one in unseen) or "none"
         rest = self.rest()
         where = "" if rest is None else f"; replacing {rest.where} alone gives {_percent(rest.alone)}"
         return (
