@@ -3,8 +3,9 @@
     python tests/benchmarks/products.py             # about three minutes on a free core
     python tests/benchmarks/products.py --quick     # the map alone, of a small model: to see that it runs
 
-The cases of `training.py` (layer 5, `l1`) and `patching.py`, on one thread, by the profiler of torch. Times are those of the
-kernels themselves. Below them, the rate of a large product by itself, on the same core and in the same minute.
+The cases of `training.py` (layer 5, `l1`, and four cells of a map of trained edits) and of `patching.py`, on one thread, by the
+profiler of torch. Times are those of the kernels themselves. Below them, the rate of a large product by itself, on the same core
+and in the same minute.
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ def steps() -> None:
         shares(f"a step of {rows} x {tokens} tokens, bare", hf_worker.bare(model, case).step)
         ready = reftlens_worker.set_up(bridge, case, reftlens_worker.on_the_cone)
         shares(f"a step of {rows} x {tokens} tokens, train", ready.step)
+    # The cells that `training.py --table map` measures.
+    for layer, at in ((2, 5), (2, 15), (8, 5), (8, 15)):
+        case = Case(4, 32, (layer,), 0, 1, at=at)
+        shares(f"a step of 4 x 32 tokens at layer {layer}, token {at}, bare", hf_worker.bare(model, case).step)
+        ready = reftlens_worker.set_up(bridge, case, reftlens_worker.on_the_cone)
+        shares(f"a step of 4 x 32 tokens at layer {layer}, token {at}, train", ready.step)
 
 
 def patching_map(*, quick: bool) -> None:
