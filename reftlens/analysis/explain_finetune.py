@@ -124,15 +124,11 @@ def explain_finetune(
     room = Room(_cells(bridge, layers, hooks), positions, intervention, tuple(ranks), max_sites, stop)
     _check(room, config, labels, shuffled, random_finetunes=random_finetunes, n_replaced=n_replaced, floor=floor)
     known, chosen_by = _divided(examples, config.seed)
-    # Prompts are read several times, and a generator only once.
-    held_out = held_out if isinstance(held_out, Batch) else as_list(held_out, "held_out")
-    _warn_of_known(held_out, [*known, *chosen_by])
+    held_out = _unseen(held_out, [*known, *chosen_by])
     model = _model(bridge, finetuned)
     # All that may be refused comes before the trainings.
     on_shuffled = _shuffled(bridge, shuffled, labels, config.seed)
-    if random_finetunes:
-        with _random(bridge, model, config.seed):
-            pass
+    _require_random(bridge, model, random_finetunes)
     n_edits = room.most_edits() + bool(labels) + (shuffled is not None) + random_finetunes
     about = f"explaining a finetune, at most {n_edits} edits of {_steps(len(known), config)} steps"
     with progress_bar(total=n_edits, desc=about, unit="edit", shown=config.progress and is_main_process()) as bar:
@@ -297,10 +293,19 @@ def _shuffled(
     return lambda: _model(bridge, finetune(pairs))
 
 
-def _warn_of_known(held_out: Given, examples: Pairs) -> None:
-    """Warns of held-out prompts that are also trained on or chosen by, where they are given as texts."""
+def _require_random(bridge: TransformerBridge, model: Finetuned, n: int) -> None:
+    """Raises what making a random finetune would raise."""
+    if n:
+        with _random(bridge, model, 0):
+            pass
+
+
+def _unseen(held_out: Given, examples: Pairs) -> Given:
+    """Returns the held-out prompts, and warns of those that are also trained on or chosen by, where they are given as texts."""
     if isinstance(held_out, Batch):
-        return
+        return held_out
+    # They are read several times, and a generator only once.
+    held_out = as_list(held_out, "held_out")
     # A conversation has no hash, but its text has one.
     known = {repr(prompt) for prompt, _ in examples}
     asked = [repr(one[0] if isinstance(one, tuple) else one) for one in held_out if not isinstance(one, Batch)]
@@ -310,6 +315,7 @@ def _warn_of_known(held_out: Given, examples: Pairs) -> None:
             f"{n_known} of {len(asked)} held-out prompts are also among the examples, so the share held out is partly one of "
             "prompts that were trained on: leave them out of held_out"
         )
+    return held_out
 
 
 def _cells(bridge: TransformerBridge, layers: Sequence[int] | Literal["all"], hooks: Sequence[str]) -> tuple[Cell, ...]:
