@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from reftlens.bridge.loading import load_bridge
 from reftlens.bridge.pretrained import is_quantized, merged
 from reftlens.bridge.proving import TOLERANCE, difference, made_up
+from reftlens.organisms import ORGANISMS
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """The files of an adapter, by the names that peft gives them."""
@@ -38,11 +39,12 @@ def load_finetuned(bridge: TransformerBridge, source: str | Path | nn.Module | T
 
     Raises:
         ValueError: If the adapter does not fit the base, cannot be merged or lacks weights, or the finetuned model has
-            another architecture or size.
+            another architecture, size or tokenizer.
         ImportError: If an adapter is to be read and `peft` is not installed.
     """
+    theirs = None
     if isinstance(source, TransformerBridge):
-        found = source
+        found, theirs = source, source.tokenizer
     elif isinstance(source, nn.Module):
         # A copy, because a bridge takes a model over, and merging an adapter would end its training.
         found = _bridged(bridge, copy.deepcopy(source))
@@ -56,7 +58,9 @@ def load_finetuned(bridge: TransformerBridge, source: str | Path | nn.Module | T
             dtype=bridge.cfg.dtype,
             prepend_bos=bool(bridge.cfg.default_prepend_bos),
         )
+        theirs = AutoTokenizer.from_pretrained(str(ORGANISMS.get(str(source), source)), trust_remote_code=False)
     _require_same_form(bridge, found)
+    _require_same_tokens(bridge.tokenizer, theirs)
     return found
 
 
@@ -80,6 +84,22 @@ def _require_same_form(bridge: TransformerBridge, found: TransformerBridge) -> N
         raise ValueError(
             f"the finetuned model must have the form of its base: the base is a {names[0]} of {sizes[0]}, and this is a "
             f"{names[1]} of {sizes[1]}"
+        )
+
+
+def _require_same_tokens(ours: PreTrainedTokenizerBase | None, theirs: PreTrainedTokenizerBase | None) -> None:
+    """Raises if an id stands for one token in the base and for another in the finetuned model, which would both run on it."""
+    if ours is None or theirs is None:
+        return
+    # A finetune may rename reserved tokens or add some.
+    added = {*ours.get_added_vocab().values(), *theirs.get_added_vocab().values()}
+    at = {number: token for token, number in theirs.get_vocab().items() if number not in added}
+    other = [(number, token) for token, number in ours.get_vocab().items() if at.get(number, token) != token]
+    if other:
+        number, token = min(other)
+        raise ValueError(
+            f"the finetuned model must have the tokenizer of its base: {len(other)} ids stand for different tokens, such as "
+            f"{number} for {token!r} in the base and {at[number]!r} in the finetuned model"
         )
 
 
