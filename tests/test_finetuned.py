@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -180,3 +181,41 @@ def test_a_random_finetune_has_the_norm_and_the_singular_values_and_goes_away(ar
         rl.analysis.random_finetune(bridge, make_bridge(architecture), seed=0),
     ):
         pass
+
+
+def test_a_merge_that_would_change_the_outputs_is_refused(gpt2, tmp_path) -> None:
+    """GPT-2's output layer shares the embedding's weight; merged there, an adapter of the embedding would reach it too."""
+    settings = peft.LoraConfig(r=3, target_modules=["wte"], init_lora_weights=False)
+    with warnings.catch_warnings(action="ignore"):
+        model = peft.get_peft_model(make_hf("gpt2"), settings)
+    with pytest.raises(ValueError, match=r"cannot be merged .*shares its weight with the output layer"):
+        load_finetuned(gpt2, model)
+    inside = make_hf("gpt2")
+    with warnings.catch_warnings(action="ignore"):
+        inside.add_adapter(peft.LoraConfig(r=3, target_modules=["c_attn"], init_lora_weights=False))
+    # Its bridge would have the base's outputs: splitting c_attn leaves the adapter behind.
+    with pytest.raises(ValueError, match=r"has an adapter of peft inside, at transformer\.h\.0\.attn\.c_attn"):
+        load_finetuned(gpt2, inside)
+    settings = peft.LoraConfig(r=3, target_modules=["q_proj"], lora_bias=True)
+    with warnings.catch_warnings(action="ignore"):
+        biased = peft.get_peft_model(make_hf("llama"), settings)
+    with pytest.raises(ValueError, match=r"cannot be merged into weights: .*lora_bias"):
+        load_finetuned(make_bridge("llama"), biased)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
+def test_an_output_layer_that_the_base_shares_with_its_embedding_is_a_change_like_others(gpt2, tmp_path) -> None:
+    model = adapted("gpt2", modules_to_save=["lm_head"])
+    expected = logits(model)
+    model.save_pretrained(tmp_path)
+    found = load_finetuned(gpt2, tmp_path)
+    torch.testing.assert_close(logits(found), expected, rtol=1e-4, atol=1e-4)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    head = weights["base_model.model.lm_head.weight"] - make_hf("gpt2").lm_head.weight
+    embedding = gpt2.original_model.get_input_embeddings().weight.detach().clone()
+    with torch.no_grad(), rl.analysis.random_finetune(gpt2, found, seed=0):
+        other = found.original_model.get_output_embeddings().weight - embedding
+        assert float(other.norm()) == pytest.approx(float(head.norm()), rel=1e-4)
+        assert torch.equal(found.original_model.get_input_embeddings().weight, embedding), "which was not finetuned"
+        assert not torch.allclose(logits(found), expected, atol=1e-2)
+    torch.testing.assert_close(logits(found), expected, rtol=1e-4, atol=1e-4)

@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel
 
 from reftlens.bridge.loading import load_bridge
-from reftlens.bridge.pretrained import is_quantized
+from reftlens.bridge.pretrained import is_quantized, merged
 from reftlens.bridge.proving import TOLERANCE, difference, made_up
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -61,10 +61,9 @@ def load_finetuned(bridge: TransformerBridge, source: str | Path | nn.Module | T
 
 
 def _bridged(bridge: TransformerBridge, model: nn.Module) -> TransformerBridge:
-    merge = getattr(getattr(model, "base_model", None), "merge_and_unload", None)
-    # Merged here, because `load_bridge` warns that it merges; an adapter that cannot be merged is refused there.
-    if type(model).__module__.startswith("peft.") and callable(merge):
-        model = merge()
+    # Merged here, because `load_bridge` warns that it merges.
+    if type(model).__module__.startswith("peft."):
+        model = merged(model)
     return load_bridge(
         hf_model=model,
         tokenizer=bridge.tokenizer,

@@ -29,6 +29,7 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
+from reftlens.bridge.merging import merged_adapter, require_merged
 from reftlens.organisms import ORGANISMS
 
 logger = logging.getLogger(__name__)
@@ -171,7 +172,14 @@ def plain_model(hf_model: nn.Module) -> PreTrainedModel:
         )
     # By name, since peft is optional and may not be installed.
     if type(hf_model).__module__.startswith("peft."):
-        hf_model = _merged(hf_model)
+        kind, hf_model = type(hf_model).__name__, merged(hf_model)
+        logger.warning(
+            "hf_model is a %s: the bridge uses its base, %s, with the active adapter merged into the weights. For the base "
+            "without the adapter, pass hf_model.unload()",
+            kind,
+            type(hf_model).__name__,
+        )
+    require_merged(hf_model)
     if any(type(module).__module__.startswith("transformer_lens.") for module in hf_model.modules()):
         raise ValueError(
             "hf_model already belongs to a bridge, and a second bridge would make every hook fire twice: use the first "
@@ -182,7 +190,12 @@ def plain_model(hf_model: nn.Module) -> PreTrainedModel:
     return hf_model
 
 
-def _merged(peft_model: Any) -> PreTrainedModel:
+def merged(peft_model: Any) -> PreTrainedModel:
+    """Merges the adapter of a `peft` model in place.
+
+    Raises:
+        ValueError: If that cannot be done exactly.
+    """
     base = peft_model.get_base_model()
     kind = type(peft_model).__name__
     if is_quantized(base):
@@ -195,14 +208,7 @@ def _merged(peft_model: Any) -> PreTrainedModel:
             f"hf_model is a {kind} whose adapter ({peft_model.active_peft_config.peft_type}) cannot be merged into weights: "
             "pass hf_model.get_base_model() to use the base without it"
         )
-    merged: PreTrainedModel = peft_model.base_model.merge_and_unload()
-    logger.warning(
-        "hf_model is a %s: the bridge uses its base, %s, with the active adapter merged into the weights. For the base "
-        "without the adapter, pass hf_model.unload()",
-        kind,
-        type(merged).__name__,
-    )
-    return merged
+    return merged_adapter(peft_model)
 
 
 def is_quantized(hf_model: nn.Module) -> bool:

@@ -30,8 +30,10 @@ def random_finetune(bridge: TransformerBridge, finetuned: TransformerBridge, *, 
     Raises:
         ValueError: If the two models do not have the same weights by name and shape, or no weight differs.
     """
-    base, own = _used(bridge), _used(finetuned)
-    if {name: value.shape for name, value in base.items()} != {name: value.shape for name, value in own.items()}:
+    # By every name: a finetune may have its own output layer where the base shares one with the embedding.
+    base, own_names = _used(bridge, tied=True), _used(finetuned, tied=True)
+    own = _used(finetuned, tied=False)
+    if {name: value.shape for name, value in base.items()} != {name: value.shape for name, value in own_names.items()}:
         raise ValueError(
             "a random finetune needs a finetuned model with the weights of its base, by name and shape, and this one has "
             "others, such as those of an adapter inside it: merge the adapter first, or pass random_finetunes=0"
@@ -56,10 +58,16 @@ def random_finetune(bridge: TransformerBridge, finetuned: TransformerBridge, *, 
                 own[name].copy_(value)
 
 
-def _used(bridge: TransformerBridge) -> dict[str, Tensor]:
-    """Returns a bridge's parameters by name, without the fused matrices that it keeps beside the parts that it uses."""
+def _used(bridge: TransformerBridge, *, tied: bool) -> dict[str, Tensor]:
+    """Returns a bridge's parameters by name, without the fused matrices that it keeps beside the parts that it uses.
+
+    Args:
+        bridge: the model.
+        tied: whether a weight that several modules share is there under each of its names.
+    """
     saved = bridge.original_model.state_dict().keys()
-    return {name: value for name, value in bridge.original_model.named_parameters() if name in saved}
+    named = bridge.original_model.named_parameters(remove_duplicate=not tied)
+    return {name: value for name, value in named if name in saved}
 
 
 def scrambled(change: Tensor, generator: torch.Generator) -> Tensor:
