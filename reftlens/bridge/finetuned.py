@@ -7,6 +7,7 @@ alpha / r (or alpha / sqrt(r) for rank-stabilised LoRA); for DoRA, that matrix w
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from reftlens.bridge.loading import load_bridge
+from reftlens.arguments import warn
+from reftlens.bridge.loading import load_bridge, revision
 from reftlens.bridge.pretrained import is_quantized, merged
 from reftlens.bridge.proving import TOLERANCE, difference, made_up
 from reftlens.organisms import ORGANISMS
@@ -112,6 +114,7 @@ def _with_adapter(bridge: TransformerBridge, folder: Path) -> nn.Module:
     if not (folder / _WEIGHTS).is_file():
         # A pickled adapter_model.bin could run code; safetensors is what peft saves by default.
         raise ValueError(f"{folder} has no {_WEIGHTS}: save the adapter with save_pretrained of peft")
+    _warn_of_another_base(bridge, folder)
     base = copy_of_base(bridge)
     kind = type(base).__name__
     try:
@@ -132,6 +135,23 @@ def _with_adapter(bridge: TransformerBridge, folder: Path) -> nn.Module:
             f"{', '.join(differing[:3])}: pass the base that the adapter was trained on"
         )
     return model
+
+
+def _warn_of_another_base(bridge: TransformerBridge, folder: Path) -> None:
+    """Warns if an adapter names another model than the base. Its shapes fit all models of one architecture and size."""
+    try:
+        named = json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+    except (ValueError, AttributeError):
+        return  # peft says what is wrong with the file
+    own = bridge.cfg.model_name
+    # A path says nothing, and a base from elsewhere than the hub may have any name.
+    if revision(bridge) is None or not named or named.startswith(("/", ".", "~")) or "\\" in named:
+        return
+    if named.rpartition("/")[2].lower() != own.rpartition("/")[2].lower():
+        warn(
+            f"the adapter in {folder} was trained on {named}, and the base is {own}: if these are not the same weights, the sum of "
+            "both is a model that nobody trained; load the base that the adapter names"
+        )
 
 
 @torch.no_grad()
