@@ -15,9 +15,10 @@ from test_cli import call, refused
 
 import reftlens as rl
 from reftlens.analysis import explain_finetune, explain_finetune_cost
-from reftlens.analysis.engine.growing import Room, grow
+from reftlens.analysis.engine.growing import Distilling, Room, grow
 from reftlens.analysis.engine.replacements import _of_heads, _of_layer
 from reftlens.analysis.engine.two_models import Component, Finetuned, Outputs, replaced
+from reftlens.cli.explain_finetune import _divided
 from reftlens.results import Explained
 
 WORDS = [word for word in dict.fromkeys(TEXT.split()) if word.isalpha()]
@@ -283,6 +284,52 @@ def test_the_search_goes_where_more_is_explained_and_stops(gpt2, planned, layers
     assert found.path[-1].explained <= max(step.explained for step in found.path if step.kept) + room.stop
     assert len(fake.asked) == len(found.path) <= room.most_edits()
     assert [step.stage for step in found.path[:3]] == ["first"] * 3
+
+
+def test_an_edit_whose_outputs_overflow_is_not_chosen(gpt2) -> None:
+    room = Room(tuple((layer, "hook_resid_post") for layer in range(3)), "all", rl.LoReFT, (1, 2, 4), 2, 0.02)
+    fake = Fake(lambda layers, rank: float("nan") if 0 in layers or rank == 2 else 0.5 + 0.1 * (2 in layers))
+    found = grow(gpt2, room, fake, fake)
+    assert (found.path[2].sites, found.rank) == (found.reft.site_names, 1)
+    fake.base = torch.zeros(1)
+    with pytest.raises(ValueError, match="has the outputs of its base on the examples that edits are chosen by"):
+        grow(gpt2, room, fake, fake)
+
+
+def test_the_control_on_labels_takes_the_steps_of_the_edit(gpt2, make_reft, monkeypatch) -> None:
+    trained = []
+
+    def counted(self, layout, examples, objective=None):
+        trained.append((len(examples), objective is None))
+        return layout
+
+    monkeypatch.setattr(Distilling, "train", counted)
+    for n in (2, 30):
+        labels = [(f"{prompt} again", " Ostra") for prompt, _ in EXAMPLES[:n]]
+        explain_finetune(
+            gpt2, make_reft(("blocks.1.hook_mlp_out",)), EXAMPLES[:6], HELD_OUT[:2], labels=labels, layers=[1], ranks=(1,),
+            max_sites=1, **QUICK,
+        )  # fmt: skip
+    assert trained == [(5, False), (5, True)] * 2
+
+
+def test_held_out_prompts_may_be_a_generator_and_known_ones_are_named(gpt2, make_reft, monkeypatch) -> None:
+    monkeypatch.setattr(Distilling, "train", lambda self, layout, examples, objective=None: layout)
+    teacher = make_reft(("blocks.1.hook_mlp_out",), rank=1)
+    given = {"layers": [1], "ranks": (1,), "max_sites": 1, **QUICK, "random_finetunes": 1, "n_replaced": 1}
+    _, found = explain_finetune(gpt2, teacher, EXAMPLES[:6], (pair for pair in HELD_OUT[:3]), **given)
+    assert [float(one.n[0]) for one in (found.of("held out"), *found.controls)] == [3, 3]
+    with pytest.warns(UserWarning, match="2 of 5 held-out prompts are also among the examples"):
+        explain_finetune(gpt2, teacher, EXAMPLES[:6], [*HELD_OUT[:3], *EXAMPLES[4:6]], **given)
+
+
+def test_the_command_holds_out_prompts_not_rows() -> None:
+    pairs = [(f"prompt {n % 10}", f" answer {n}") for n in range(40)]
+    for seed in range(5):
+        known, unseen = _divided(pairs, seed)
+        assert sorted([*known, *unseen]) == sorted(pairs)
+        assert len(unseen) == 8, "four rows of each of two prompts"
+        assert not {prompt for prompt, _ in known} & {prompt for prompt, _ in unseen}
 
 
 def test_the_most_edits_are_those_of_the_longest_search(gpt2) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 
 import pytest
@@ -219,3 +220,42 @@ def test_an_output_layer_that_the_base_shares_with_its_embedding_is_a_change_lik
         assert torch.equal(found.original_model.get_input_embeddings().weight, embedding), "which was not finetuned"
         assert not torch.allclose(logits(found), expected, atol=1e-2)
     torch.testing.assert_close(logits(found), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_finetune_with_another_tokenizer_is_refused(gpt2, tmp_path) -> None:
+    """Of the same size, so that nothing else tells: two words have changed places."""
+    make_hf("gpt2", seed=3).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    whole = json.loads(file.read_text())
+    words = whole["model"]["vocab"]
+    first, second = sorted(words, key=words.get)[40:42]
+    words[first], words[second] = words[second], words[first]
+    file.write_text(json.dumps(whole))
+    message = f"2 ids stand for different tokens, such as {words[second]} for {first!r} in the base and {second!r} in"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_finetuned(gpt2, tmp_path)
+    # Names of added tokens may differ.
+    for token in whole["added_tokens"]:
+        token["content"] += "!"
+    words[first], words[second] = words[second], words[first]
+    file.write_text(json.dumps(whole))
+    assert load_finetuned(gpt2, tmp_path).cfg.d_vocab == gpt2.cfg.d_vocab
+
+
+def test_an_adapter_of_another_model_of_the_same_size_is_named(gpt2, tmp_path, monkeypatch) -> None:
+    adapted("gpt2").save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text())
+    monkeypatch.setattr(gpt2.cfg, "model_name", "openai-community/gpt2")
+
+    def named(name: str, from_hub: bool = True) -> list[str]:
+        file.write_text(json.dumps({**config, "base_model_name_or_path": name}))
+        monkeypatch.setattr("reftlens.bridge.finetuned.revision", lambda bridge: "0a1b" if from_hub else None)
+        with warnings.catch_warnings(record=True, action="always") as said:
+            load_finetuned(gpt2, tmp_path)
+        return [str(one.message) for one in said if "was trained on" in str(one.message)]
+
+    (message,) = named("someone/gpt2-poems")
+    assert "was trained on someone/gpt2-poems, and the base is openai-community/gpt2" in message
+    assert named("gpt2") == named("/scratch/run/checkpoint-500") == named("someone/gpt2-poems", from_hub=False) == []

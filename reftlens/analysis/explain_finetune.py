@@ -11,7 +11,9 @@ A high share says that the outputs agree on these prompts. It is not evidence of
 sites, give the same outputs. The number means something only beside its controls: an edit of the same budget that was
 trained on the task's labels and never saw the finetune (if it explains as much, then the edit shows the task and nothing
 about this finetune), the same for a finetune on shuffled answers and for a random finetune of the same norm (if they are
-explained as well, then an edit of this budget can imitate anything), and prompts far from the training data.
+explained as well, then an edit of this budget can imitate anything), and prompts far from the training data. A control has
+one training, of the layout that the search chose for the finetune. Another finetune may be explained better at other sites,
+so a low share of it does not say that no edit of this size imitates it.
 
 The search is greedy: a smaller edit than the one found may exist.
 """
@@ -35,9 +37,11 @@ from reftlens.analysis.controls.turned import turned
 from reftlens.analysis.engine.growing import Cell, Distilling, Room, grow
 from reftlens.analysis.engine.replacements import Replacing
 from reftlens.analysis.engine.two_models import Finetuned, Outputs
+from reftlens.arguments import warn
 from reftlens.bridge import is_main_process, load_finetuned, require_causal
 from reftlens.cone.shared import sharing
-from reftlens.data import Given, Prompt
+from reftlens.data import Batch, Given, Prompt
+from reftlens.data.texts import as_list
 from reftlens.display import progress_bar
 from reftlens.edit.reft import Reft
 from reftlens.edit.untrained import untrained
@@ -93,7 +97,8 @@ def explain_finetune(
         held_out: other prompts, or pairs, on which shares are reported. The search never sees them.
         far: prompts, or pairs, far from what the finetune was trained on.
         labels: (prompt, answer) pairs of the task, usually `examples` themselves. With them, the first control is run: an
-            edit of the same budget, trained on these answers. Prompts that are kept to choose by are left out.
+            edit of the same budget, trained on these answers, as many as it has examples; few are repeated. Prompts that are
+            kept to choose by are left out.
         shuffled: a model finetuned on shuffled answers, or a function that makes one from pairs; it gets `labels` shuffled.
         layers: blocks that may be edited, or "all".
         hooks: points inside a block that may be edited.
@@ -119,7 +124,11 @@ def explain_finetune(
     room = Room(_cells(bridge, layers, hooks), positions, intervention, tuple(ranks), max_sites, stop)
     _check(room, config, labels, shuffled, random_finetunes=random_finetunes, n_replaced=n_replaced, floor=floor)
     known, chosen_by = _divided(examples, config.seed)
+    held_out = _unseen(held_out, [*known, *chosen_by])
     model = _model(bridge, finetuned)
+    # All that may be refused comes before the trainings.
+    on_shuffled = _shuffled(bridge, shuffled, labels, config.seed)
+    _require_random(bridge, model, random_finetunes)
     n_edits = room.most_edits() + bool(labels) + (shuffled is not None) + random_finetunes
     about = f"explaining a finetune, at most {n_edits} edits of {_steps(len(known), config)} steps"
     with progress_bar(total=n_edits, desc=about, unit="edit", shown=config.progress and is_main_process()) as bar:
@@ -127,11 +136,12 @@ def explain_finetune(
         unseen = work.outputs(model, held_out, "held out")
         if not float(unseen.base.sum()):
             raise ValueError("the finetuned model has the outputs of its base on held_out: there is nothing to explain")
+        elsewhere = tuple(work.far(model, far))
         distilling = work.distilling(model, known)
         growth = grow(bridge, room, distilling, work.outputs(model, chosen_by, "chosen by"))
-        asked = (work.outputs(model, known, "trained on"), unseen, *work.far(model, far))
+        asked = (work.outputs(model, known, "trained on"), unseen, *elsewhere)
         controls = _Controls(work, growth.reft, known, chosen_by, held_out, distilling, asked[1:])
-        beside = list(controls.all(model, labels or (), shuffled, random_finetunes))
+        beside = list(controls.all(model, labels or (), on_shuffled, random_finetunes))
     found = ExplainedFinetune(
         sites=growth.reft.site_names,
         kind=intervention.__name__,
@@ -218,28 +228,26 @@ class _Controls:
         return untrained(self.found, seed=self.work.config.seed)
 
     def all(
-        self, model: Finetuned, labels: Pairs, shuffled: Model | Callable[[Pairs], Model] | None, n_random: int
+        self, model: Finetuned, labels: Pairs, shuffled: Callable[[], Finetuned] | None, n_random: int
     ) -> Iterator[Explained]:
         yield from self.on_labels(labels)
-        yield from self.on_shuffled(shuffled, labels)
+        yield from self.on_shuffled(shuffled)
         yield from self.on_random(model, n_random)
 
     def on_labels(self, labels: Pairs) -> Iterator[Explained]:
         # Without the prompts that the distilled edit was not trained on either.
         kept = {repr(prompt) for prompt, _ in self.chosen_by}
-        answers = [pair for pair in labels if repr(pair[0]) not in kept]
+        answers = [pair for pair in labels if repr(pair[0]) not in kept] or list(labels)
         if answers:
-            edit = self.distilling.train(self._fresh(), answers)
+            # More or fewer answers than examples would be more or fewer steps, and another budget.
+            as_many = [answers[place % len(answers)] for place in range(len(self.known))]
+            edit = self.distilling.train(self._fresh(), as_many)
             # On far prompts too: an edit that learned the task does not know what else this finetune changed.
             yield from (outputs.explained("an edit on the labels", edit) for outputs in self.asked)
 
-    def on_shuffled(self, shuffled: Model | Callable[[Pairs], Model] | None, labels: Pairs) -> Iterator[Explained]:
-        if shuffled is None:
-            return
-        if not isinstance(shuffled, str | Path | nn.Module):
-            # Permuting takes any prompts, and its annotation says texts.
-            shuffled = shuffled(permuted_labels(cast("Sequence[tuple[str, str]]", labels), seed=self.work.config.seed))
-        yield self._explained("a finetune on shuffled answers", _model(self.work.bridge, shuffled))
+    def on_shuffled(self, shuffled: Callable[[], Finetuned] | None) -> Iterator[Explained]:
+        if shuffled is not None:
+            yield self._explained("a finetune on shuffled answers", shuffled())
 
     def on_random(self, model: Finetuned, n: int) -> Iterator[Explained]:
         for number in range(n):
@@ -268,6 +276,46 @@ def _model(bridge: TransformerBridge, finetuned: Model) -> Finetuned:
     if other is bridge:
         raise ValueError("finetuned is the base itself: pass a second bridge, a folder or an edit")
     return Finetuned(other)
+
+
+def _shuffled(
+    bridge: TransformerBridge, shuffled: Model | Callable[[Pairs], Model] | None, labels: Pairs | None, seed: int
+) -> Callable[[], Finetuned] | None:
+    """Returns what gives the finetune on shuffled answers. One that is there is loaded, and answers are shuffled, at once."""
+    if shuffled is None:
+        return None
+    if isinstance(shuffled, str | Path | nn.Module):
+        model = _model(bridge, shuffled)
+        return lambda: model
+    finetune = shuffled
+    # Permuting takes any prompts, and its annotation says texts.
+    pairs = permuted_labels(cast("Sequence[tuple[str, str]]", labels), seed=seed)
+    return lambda: _model(bridge, finetune(pairs))
+
+
+def _require_random(bridge: TransformerBridge, model: Finetuned, n: int) -> None:
+    """Raises what making a random finetune would raise."""
+    if n:
+        with _random(bridge, model, 0):
+            pass
+
+
+def _unseen(held_out: Given, examples: Pairs) -> Given:
+    """Returns the held-out prompts, and warns of those that are also trained on or chosen by, where they are given as texts."""
+    if isinstance(held_out, Batch):
+        return held_out
+    # They are read several times, and a generator only once.
+    held_out = as_list(held_out, "held_out")
+    # A conversation has no hash, but its text has one.
+    known = {repr(prompt) for prompt, _ in examples}
+    asked = [repr(one[0] if isinstance(one, tuple) else one) for one in held_out if not isinstance(one, Batch)]
+    n_known = sum(prompt in known for prompt in asked)
+    if n_known:
+        warn(
+            f"{n_known} of {len(asked)} held-out prompts are also among the examples, so the share held out is partly one of "
+            "prompts that were trained on: leave them out of held_out"
+        )
+    return held_out
 
 
 def _cells(bridge: TransformerBridge, layers: Sequence[int] | Literal["all"], hooks: Sequence[str]) -> tuple[Cell, ...]:

@@ -7,6 +7,7 @@ alpha / r (or alpha / sqrt(r) for rank-stabilised LoRA); for DoRA, that matrix w
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from reftlens.bridge.loading import load_bridge
+from reftlens.arguments import warn
+from reftlens.bridge.loading import load_bridge, revision
 from reftlens.bridge.pretrained import is_quantized, merged
 from reftlens.bridge.proving import TOLERANCE, difference, made_up
+from reftlens.organisms import ORGANISMS
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """The files of an adapter, by the names that peft gives them."""
@@ -38,11 +41,12 @@ def load_finetuned(bridge: TransformerBridge, source: str | Path | nn.Module | T
 
     Raises:
         ValueError: If the adapter does not fit the base, cannot be merged or lacks weights, or the finetuned model has
-            another architecture or size.
+            another architecture, size or tokenizer.
         ImportError: If an adapter is to be read and `peft` is not installed.
     """
+    theirs = None
     if isinstance(source, TransformerBridge):
-        found = source
+        found, theirs = source, source.tokenizer
     elif isinstance(source, nn.Module):
         # A copy, because a bridge takes a model over, and merging an adapter would end its training.
         found = _bridged(bridge, copy.deepcopy(source))
@@ -56,7 +60,9 @@ def load_finetuned(bridge: TransformerBridge, source: str | Path | nn.Module | T
             dtype=bridge.cfg.dtype,
             prepend_bos=bool(bridge.cfg.default_prepend_bos),
         )
+        theirs = AutoTokenizer.from_pretrained(str(ORGANISMS.get(str(source), source)), trust_remote_code=False)
     _require_same_form(bridge, found)
+    _require_same_tokens(bridge.tokenizer, theirs)
     return found
 
 
@@ -83,6 +89,22 @@ def _require_same_form(bridge: TransformerBridge, found: TransformerBridge) -> N
         )
 
 
+def _require_same_tokens(ours: PreTrainedTokenizerBase | None, theirs: PreTrainedTokenizerBase | None) -> None:
+    """Raises if an id stands for one token in the base and for another in the finetuned model, which would both run on it."""
+    if ours is None or theirs is None:
+        return
+    # A finetune may rename reserved tokens or add some.
+    added = {*ours.get_added_vocab().values(), *theirs.get_added_vocab().values()}
+    at = {number: token for token, number in theirs.get_vocab().items() if number not in added}
+    other = [(number, token) for token, number in ours.get_vocab().items() if at.get(number, token) != token]
+    if other:
+        number, token = min(other)
+        raise ValueError(
+            f"the finetuned model must have the tokenizer of its base: {len(other)} ids stand for different tokens, such as "
+            f"{number} for {token!r} in the base and {at[number]!r} in the finetuned model"
+        )
+
+
 def _with_adapter(bridge: TransformerBridge, folder: Path) -> nn.Module:
     """Returns a copy of the base with the adapter of a folder. Every adapted weight must be in the file, and no other."""
     try:
@@ -92,6 +114,7 @@ def _with_adapter(bridge: TransformerBridge, folder: Path) -> nn.Module:
     if not (folder / _WEIGHTS).is_file():
         # A pickled adapter_model.bin could run code; safetensors is what peft saves by default.
         raise ValueError(f"{folder} has no {_WEIGHTS}: save the adapter with save_pretrained of peft")
+    _warn_of_another_base(bridge, folder)
     base = copy_of_base(bridge)
     kind = type(base).__name__
     try:
@@ -112,6 +135,23 @@ def _with_adapter(bridge: TransformerBridge, folder: Path) -> nn.Module:
             f"{', '.join(differing[:3])}: pass the base that the adapter was trained on"
         )
     return model
+
+
+def _warn_of_another_base(bridge: TransformerBridge, folder: Path) -> None:
+    """Warns if an adapter names another model than the base. Its shapes fit all models of one architecture and size."""
+    try:
+        named = json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+    except (ValueError, AttributeError):
+        return  # peft says what is wrong with the file
+    own = bridge.cfg.model_name
+    # A path says nothing, and a base from elsewhere than the hub may have any name.
+    if revision(bridge) is None or not named or named.startswith(("/", ".", "~")) or "\\" in named:
+        return
+    if named.rpartition("/")[2].lower() != own.rpartition("/")[2].lower():
+        warn(
+            f"the adapter in {folder} was trained on {named}, and the base is {own}: if these are not the same weights, the sum of "
+            "both is a model that nobody trained; load the base that the adapter names"
+        )
 
 
 @torch.no_grad()

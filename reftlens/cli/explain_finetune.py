@@ -42,7 +42,7 @@ def explain_finetune(
         Path | None,
         typer.Option(
             callback=_there_if_given,
-            help="Examples that shares are reported on. Default: a fifth of --data, which is then not trained on.",
+            help="Examples that shares are reported on. Default: those of a fifth of the prompts of --data, not trained on.",
         ),
     ] = None,
     far: Annotated[
@@ -151,8 +151,13 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def _divided(pairs: Sequence[Any], seed: int) -> tuple[list[Any], list[Any]]:
-    """Returns the pairs without a fifth of them, and that fifth."""
-    if len(pairs) < 3:
-        raise ValueError(f"--data needs at least three examples if none are held out by --held-out, got {len(pairs)}")
-    drawn = set(random.Random(seed).sample(range(len(pairs)), max(1, len(pairs) // 5)))
-    return [one for n, one in enumerate(pairs) if n not in drawn], [pairs[n] for n in sorted(drawn)]
+    """Returns the pairs without those of a fifth of the prompts, and the others."""
+    # By prompt: one that occurs twice would be trained on and held out.
+    prompts = list(dict.fromkeys(repr(prompt) for prompt, _ in pairs))
+    if len(prompts) < 3:
+        raise ValueError(
+            f"--data needs at least three examples with different prompts if none are held out by --held-out, got {len(prompts)}"
+        )
+    drawn = set(random.Random(seed).sample(prompts, max(1, len(prompts) // 5)))
+    known, unseen = ([one for one in pairs if (repr(one[0]) in drawn) is held] for held in (False, True))
+    return known, unseen

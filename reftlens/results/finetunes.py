@@ -125,7 +125,7 @@ class ExplainedFinetune(Result):
     shares: tuple[Explained, ...]
     """What the edit found explains, on each kind of prompts."""
     controls: tuple[Explained, ...]
-    """The same for edits of the same budget. One "on the labels" never saw the finetune and is compared with its outputs; the
+    """The same for edits of the same budget, at the sites and with the rank that were chosen for the finetune. One "on the labels" never saw the finetune and is compared with its outputs; the
     others are distilled from another finetune in its place, and compared with the outputs of that one."""
     layers: tuple[Explained, ...]
     """What an edit of the smallest rank explains at each single site, on held-out prompts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -112,8 +113,16 @@ def grow(bridge: TransformerBridge, room: Room, distilling: Distilling, chosen_b
         room: the edits that may be tried.
         distilling: trains them.
         chosen_by: the outputs that they are chosen by.
+
+    Raises:
+        ValueError: If the finetuned model has the outputs of its base there.
     """
     seed, ranks = distilling.config.seed, room.ranks
+    if not float(chosen_by.base.sum()):
+        raise ValueError(
+            "the finetuned model has the outputs of its base on the examples that edits are chosen by: give more examples, "
+            "on which it differs"
+        )
 
     def tried(stage: str, cells: Sequence[Cell], rank: int) -> tuple[Grown, Sequence[Cell], Reft]:
         reft = distilling.edit(room.layout(bridge, cells, rank, seed))
@@ -121,7 +130,7 @@ def grow(bridge: TransformerBridge, room: Room, distilling: Distilling, chosen_b
         return Grown(stage, reft.site_names, rank, share, False), cells, reft
 
     first = [tried("first", [cell], ranks[0]) for cell in room.cells]
-    order = sorted(range(len(first)), key=lambda place: -first[place][0].explained)
+    order = sorted(range(len(first)), key=lambda place: -_worth(first[place][0]))
     best = first[order[0]]
     path = [step for step, _, _ in first]
     kept = {id(best[0])}
@@ -132,11 +141,16 @@ def grow(bridge: TransformerBridge, room: Room, distilling: Distilling, chosen_b
             free = [room.cells[place] for place in order if room.cells[place] not in cells]
             more += [tried("site", [*cells, cell], step.rank) for cell in free[:1]]
         path += [one for one, _, _ in more]
-        next_best = max(more, key=lambda one: one[0].explained, default=best)
+        next_best = max(more, key=lambda one: _worth(one[0]), default=best)
         # Of itself, the KL of a good edit falls without end: a larger one is also trained more easily.
-        if next_best is best or next_best[0].explained < step.explained + room.stop:
+        if next_best is best or not _worth(next_best[0]) >= _worth(step) + room.stop:
             break
         best = next_best
         kept.add(id(best[0]))
     steps = tuple(Grown(one.stage, one.sites, one.rank, one.explained, id(one) in kept) for one in path)
     return Growth(best[2], best[0].rank, steps, tuple(reft for _, _, reft in first))
+
+
+def _worth(step: Grown) -> float:
+    # An edit whose logits overflow explains nothing; every comparison with its NaN would be false.
+    return step.explained if step.explained == step.explained else -math.inf
