@@ -1,7 +1,8 @@
 """Loads a finetuned model beside its base: an adapter or a checkpoint in a folder, or a model in memory.
 
 An adapter is read by Hugging Face's `peft` and merged into a copy of the base's weights: for LoRA, W + s B A, with s =
-alpha / r (or alpha / sqrt(r) for rank-stabilised LoRA); for DoRA, that matrix with its rows scaled to trained magnitudes.
+alpha / r (or alpha / sqrt(r) for rank-stabilised LoRA); for DoRA, that matrix with its rows scaled to trained magnitudes. In
+bfloat16 the sum is rounded, and small changes with it: load the base in float32 where they matter.
 """
 
 from __future__ import annotations
