@@ -88,6 +88,12 @@ def _require_same_form(bridge: TransformerBridge, found: TransformerBridge) -> N
             f"the finetuned model must have the form of its base: the base is a {names[0]} of {sizes[0]}, and this is a "
             f"{names[1]} of {sizes[1]}"
         )
+    if bool(bridge.compatibility_mode) is not bool(found.compatibility_mode):
+        # It centres and folds weights: the same outputs, from activations in other coordinates.
+        raise ValueError(
+            "one of the base and the finetuned model is in compatibility mode, so their activations cannot be compared: load both "
+            "without enable_compatibility_mode(), or call it on both"
+        )
 
 
 def _require_same_tokens(ours: PreTrainedTokenizerBase | None, theirs: PreTrainedTokenizerBase | None) -> None:
