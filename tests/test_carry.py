@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import reftlens as rl
 from reftlens.analysis.carry import _fitted, _ridge, _through, _turned
 from reftlens.cli import app
+from reftlens.interventions import Affine
 from reftlens.organisms import ORGANISMS
 from reftlens.organisms.world import FACTS, TEMPLATES
 
@@ -151,6 +152,43 @@ def test_the_penalty_is_chosen_on_other_prompts() -> None:
     assert penalty >= 0.1
     damped = x.T @ x + penalty * x.square().sum() / 40 * torch.eye(40).double()
     torch.testing.assert_close(coefficients, torch.linalg.solve(damped, x.T @ noisy).T)
+
+
+def test_the_penalty_is_chosen_where_only_some_prompts_have_tokens() -> None:
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(48, 40, generator=draw).double()
+    noise = torch.randn(48, 3, generator=draw).double()
+    # Four of every five prompts: of the fifth none.
+    prompt = torch.tensor([n for n in range(60) if n % 5 != 4])
+    assert _ridge(x, noise, prompt)[1] == 1.0, "noise is best not fitted"
+    with pytest.raises(ValueError, match="at least five prompts with tokens that at= selects, got 2"):
+        _ridge(x, noise, torch.arange(48) // 24)
+
+
+class Fixed(rl.Intervention):
+    """h + c, without parameters."""
+
+    kind = "fixed"
+
+    def __init__(self, vector: torch.Tensor) -> None:
+        super().__init__(len(vector), 1)
+        self.register_buffer("vector", vector)
+
+    def delta(self, resid: torch.Tensor) -> torch.Tensor:
+        return self.vector.expand_as(resid)
+
+    def affine(self):
+        nothing = self.vector[None][:0]
+        return Affine(write=nothing, read=nothing, constant=self.vector)
+
+
+def test_an_edit_without_parameters_is_carried() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 6, generator=draw).double()
+    into = torch.randn(9, 6, generator=draw).double()
+    maps = _fitted(x, x @ into.T, torch.arange(200) // 4, "ridge")
+    through = _through(Fixed(torch.arange(6.0)), maps)
+    torch.testing.assert_close(through.vector.data, (into @ torch.arange(6.0).double()).float(), rtol=0, atol=1e-4)
 
 
 def test_what_cannot_be_carried_is_refused(gpt2, make_reft) -> None:

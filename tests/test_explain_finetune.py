@@ -409,6 +409,11 @@ def test_what_cannot_be_explained_is_refused(gpt2, make_reft, changes, message) 
         explain_finetune(gpt2, **given)
 
 
+def test_an_empty_pair_is_refused_by_name(gpt2, make_reft) -> None:
+    with pytest.raises(TypeError, match=r"got tuple \(\) at index 0"):
+        explain_finetune(gpt2, make_reft(), EXAMPLES[:4], [()], **QUICK)
+
+
 @pytest.mark.slow
 def test_the_command_explains_a_peft_folder_on_the_model_that_ships(tmp_path) -> None:
     peft = pytest.importorskip("peft")

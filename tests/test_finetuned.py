@@ -109,6 +109,11 @@ def test_what_does_not_fit_is_refused(gpt2, tmp_path) -> None:
         ValueError, match=r"must have the form of its base: the base is a GPT2LMHeadModel.*LlamaForCausalLM"
     ):
         load_finetuned(gpt2, make_bridge("llama"))
+    other = make_bridge("gpt2", seed=1)
+    assert load_finetuned(gpt2, other) is other
+    other.enable_compatibility_mode()
+    with pytest.raises(ValueError, match="one of the base and the finetuned model is in compatibility mode"):
+        load_finetuned(gpt2, other)
     adapted("llama").save_pretrained(tmp_path / "llama")
     with pytest.raises(ValueError, match=r"cannot be put on GPT2LMHeadModel: .*not found in the base model"):
         load_finetuned(gpt2, tmp_path / "llama")

@@ -111,14 +111,14 @@ def carry(
     maps = [_fitted(shared.source, shared.target, shared.prompt, fit) for shared in fitted_on]
     shuffled = [_fitted(*shared.shuffled(draw), fit) for shared in fitted_on]
     turned = [_turned(one, draw) for one in maps]
-    carried = _carried(reft, sites, maps)
+    carried = _carried(reft, target, sites, maps)
     variants = {"carried": carried} | ({} if trained is None else {"trained on the target": trained})
     variants |= {
-        "maps of shuffled prompts": _carried(reft, sites, shuffled),
-        "maps turned at random": _carried(reft, sites, turned),
+        "maps of shuffled prompts": _carried(reft, target, sites, shuffled),
+        "maps turned at random": _carried(reft, target, sites, turned),
     }
     if all(one.forward.shape[0] == one.forward.shape[1] for one in maps):
-        variants["not mapped"] = _carried(reft, sites, [_unmapped(one) for one in maps])
+        variants["not mapped"] = _carried(reft, target, sites, [_unmapped(one) for one in maps])
     texts = [prompt for prompt, _ in held_out]
     effects = _effects(bridge, reft, target, variants, held_out, score, batch_size)
     return carried, Carried(
@@ -251,7 +251,13 @@ def _ridge(
     x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"], prompt: Int[Tensor, " token"]
 ) -> tuple[Float[Tensor, "d_out d_in"], float]:
     """Regresses y on x with the penalty that does best on every fifth prompt, then on all prompts with this penalty."""
-    apart = prompt % 5 == 4
+    # Counted among the prompts that have tokens here: an empty part would choose the smallest penalty of all.
+    which, place = prompt.unique(return_inverse=True)
+    if len(which) < 5:
+        raise ValueError(
+            f"carry needs at least five prompts with tokens that at= selects, got {len(which)}: the penalty is chosen on a fifth"
+        )
+    apart = place % 5 == 4
     solve = _solver(x[~apart], y[~apart])
     errors = [float((x[apart] @ solve(penalty) - y[apart]).square().sum()) for penalty in _PENALTIES]
     best = _PENALTIES[errors.index(min(errors))]
@@ -278,11 +284,12 @@ def _unmapped(maps: _Maps) -> _Maps:
     return _Maps(same, same, nothing, nothing, "no map")
 
 
-def _carried(reft: Reft, sites: Sequence[Site], maps: Sequence[_Maps]) -> Reft:
+def _carried(reft: Reft, target: TransformerBridge, sites: Sequence[Site], maps: Sequence[_Maps]) -> Reft:
     pairs = [
         (site, _through(intervention, one)) for site, (_, intervention), one in zip(sites, reft, maps, strict=True)
     ]
-    return Reft(pairs, names=reft.names, scales=reft.scales)
+    # Where the target is, which need not be where the source is.
+    return Reft(pairs, names=reft.names, scales=reft.scales).to(target.cfg.device)
 
 
 @torch.no_grad()
@@ -295,9 +302,8 @@ def _through(intervention: Intervention, maps: _Maps) -> Intervention:
             "low-rank edit, such as LoReFT or DiReFT"
         )
     write, read, constant = (t.detach().double().cpu() for t in (affine.write, affine.read, affine.constant))
-    home = next(intervention.parameters()).device
     if not len(write):
-        return SteeringVector.of((maps.forward @ constant).float()).to(home)
+        return SteeringVector.of((maps.forward @ constant).float())
     # The constant in the coordinates of what is written; what lies outside gets a coordinate of its own.
     push = torch.linalg.lstsq(write.T, constant[:, None]).solution[:, 0]
     rest = constant - push @ write
@@ -308,7 +314,7 @@ def _through(intervention: Intervention, maps: _Maps) -> Intervention:
     edit.write.copy_(write @ maps.forward.T)
     edit.read.weight.copy_(read @ maps.back)
     edit.read.bias.copy_(push + read @ (maps.source - maps.back @ maps.target))
-    return edit.to(home)
+    return edit
 
 
 def _effects(

@@ -308,7 +308,7 @@ def _unseen(held_out: Given, examples: Pairs) -> Given:
     held_out = as_list(held_out, "held_out")
     # A conversation has no hash, but its text has one.
     known = {repr(prompt) for prompt, _ in examples}
-    asked = [repr(one[0] if isinstance(one, tuple) else one) for one in held_out if not isinstance(one, Batch)]
+    asked = [repr(one[0] if isinstance(one, tuple) and one else one) for one in held_out if not isinstance(one, Batch)]
     n_known = sum(prompt in known for prompt in asked)
     if n_known:
         warn(

@@ -1,7 +1,8 @@
 """Loads a finetuned model beside its base: an adapter or a checkpoint in a folder, or a model in memory.
 
 An adapter is read by Hugging Face's `peft` and merged into a copy of the base's weights: for LoRA, W + s B A, with s =
-alpha / r (or alpha / sqrt(r) for rank-stabilised LoRA); for DoRA, that matrix with its rows scaled to trained magnitudes.
+alpha / r (or alpha / sqrt(r) for rank-stabilised LoRA); for DoRA, that matrix with its rows scaled to trained magnitudes. In
+bfloat16 the sum is rounded, and small changes with it: load the base in float32 where they matter.
 """
 
 from __future__ import annotations
@@ -86,6 +87,12 @@ def _require_same_form(bridge: TransformerBridge, found: TransformerBridge) -> N
         raise ValueError(
             f"the finetuned model must have the form of its base: the base is a {names[0]} of {sizes[0]}, and this is a "
             f"{names[1]} of {sizes[1]}"
+        )
+    if bool(bridge.compatibility_mode) is not bool(found.compatibility_mode):
+        # It centres and folds weights: the same outputs, from activations in other coordinates.
+        raise ValueError(
+            "one of the base and the finetuned model is in compatibility mode, so their activations cannot be compared: load both "
+            "without enable_compatibility_mode(), or call it on both"
         )
 
 

@@ -61,5 +61,6 @@ def require_merged(hf_model: nn.Module) -> None:
 
 def _logits(model: PreTrainedModel) -> Float[Tensor, "batch pos d_vocab"]:
     given = {name: value.to(model.device) for name, value in model.dummy_inputs.items()}
-    logits: Float[Tensor, "batch pos d_vocab"] = model(**given).logits
+    # By place: a model without a language-model head gives its last states, and is refused later, by name.
+    logits: Float[Tensor, "batch pos d_vocab"] = model(**given)[0]
     return logits

@@ -194,9 +194,12 @@ def merged(peft_model: Any) -> PreTrainedModel:
     """Merges the adapter of a `peft` model in place.
 
     Raises:
+        TypeError: If its base is not a model of transformers.
         ValueError: If that cannot be done exactly.
     """
     base = peft_model.get_base_model()
+    if not isinstance(base, PreTrainedModel):
+        raise TypeError(f"hf_model must be a model of transformers, got peft on {type(base).__name__}")
     kind = type(peft_model).__name__
     if is_quantized(base):
         raise ValueError(
