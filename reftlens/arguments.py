@@ -1,11 +1,13 @@
 """Explains wrong arguments of public calls: turns an error from deep inside into one that names the argument.
 
-The arguments are compared with the function's annotations only after an exception that this package did not raise on
-purpose. The new error names an argument that does not fit, what was expected and what was given. If all arguments fit, the
-exception is raised unchanged. So a call that works is not checked beforehand, except for its numbers: NaN as a count would
-give a wrong answer instead of an error. Classes check their own arguments when they are created.
+The arguments are compared with the function's annotations only after an exception that this package
+did not raise on purpose. The new error names an argument that does not fit, what was expected and
+what was given. If all arguments fit, the exception is raised unchanged. So a call that works is not
+checked beforehand, except for its numbers: NaN as a count would give a wrong answer instead of an
+error. Classes check their own arguments when they are created.
 
-The calls are wrapped for this, so a warning cannot count the frames up to the user's line; `warn` looks for it.
+The calls are wrapped for this, so a warning cannot count the frames up to the user's line; `warn`
+looks for it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Displays objects: one line of text, and in a notebook that line above a small table. Displays progress.
 
-Names and tokens are untrusted, so all of them are escaped. Long ones are cut, with a mark where they are cut.
-The surrounding page sets colours and fonts, so the table is readable in light and dark notebooks.
+Names and tokens are untrusted, so all of them are escaped. Long ones are cut, with a mark where
+they are cut. The surrounding page sets colours and fonts, so the table is readable in light and
+dark notebooks.
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ _UNTRUSTED = (
 def framed(headline: str, page: str) -> str:
     """Shows a whole page in a notebook: in a frame that isolates its styles, and whose script reaches nothing outside it.
 
-    The page follows the notebook's theme where the frame says which that is. A notebook that is not trusted drops the frame;
-    the lines above it stay.
+    The page follows the notebook's theme where the frame says which that is. A notebook that is not
+    trusted drops the frame; the lines above it stay.
 
     Args:
         headline: describes the object.

@@ -75,7 +75,8 @@ def plain_number(name: str, annotation: str, value: object) -> object:
     """Converts a number argument to Python's own type, which torch requires, and checks its range.
 
     Args:
-        name: name of the argument. In every function a `seed` must not be negative and a `tolerance` must be positive.
+        name: name of the argument. In every function a `seed` must not be negative and a
+            `tolerance` must be positive.
         annotation: "int" or "float", or either with " | None", as written in the function.
         value: the given value; numpy numbers are accepted.
 

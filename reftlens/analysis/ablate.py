@@ -1,13 +1,14 @@
 """Which sites does a trained edit need, and which are sufficient? Runs the edit with subsets of its sites.
 
-Let v(S) be the mean effect of the edit with only the sites in S. The result has v({i}) (only site i), v(N) - v(N - i)
-(without site i), and the Shapley value: the contribution of site i when it is added to the sites before it, averaged over
-all orders (Shapley 1953). Shapley values sum to v(N). This holds exactly both when all 2^n sets are run and when orders
-are sampled, because the contributions along each order sum to v(N) (Castro et al. 2009,
-doi:10.1016/j.cor.2008.04.004).
+Let v(S) be the mean effect of the edit with only the sites in S. The result has v({i}) (only site
+i), v(N) - v(N - i) (without site i), and the Shapley value: the contribution of site i when it is
+added to the sites before it, averaged over all orders (Shapley 1953). Shapley values sum to v(N).
+This holds exactly both when all 2^n sets are run and when orders are sampled, because the
+contributions along each order sum to v(N) (Castro et al. 2009, doi:10.1016/j.cor.2008.04.004).
 
-A small value does not prove that a site is idle: another site may substitute for it, which the interactions show. The
-control is each site alone, with changes of the same norm in random directions.
+A small value does not prove that a site is idle: another site may substitute for it, which the
+interactions show. The control is each site alone, with changes of the same norm in random
+directions.
 """
 
 from __future__ import annotations

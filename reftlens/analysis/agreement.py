@@ -1,18 +1,19 @@
 """Would training with another seed or rank find the same edit? Compares trained edits pair by pair.
 
-There are four comparisons, the most meaningful first. As functions, on held-out activations of the base: relative error
-and cosine of delta, and the KL divergence between the two edited models. In the data-weighted decomposition: angles
-between the strongest write directions, plainly and in the output metric E[M]^(1/2), in which two directions that do the same
-to the outputs coincide. In raw R: shown so that a reader sees why it is misleading.
+There are four comparisons, the most meaningful first. As functions, on held-out activations of the
+base: relative error and cosine of delta, and the KL divergence between the two edited models. In
+the data-weighted decomposition: angles between the strongest write directions, plainly and in the
+output metric E[M]^(1/2), in which two directions that do the same to the outputs coincide. In raw
+R: shown so that a reader sees why it is misleading.
 
-The null consists of edits at the same sites, trained on shuffled answers from other initialisations (`null_edits`).
-Unrelated edits still resemble each other, because later layers read a site in few directions. Random-direction controls
-and random subspaces do not have this similarity, so no claim can rest on them. Under the null hypothesis that two edits
-share nothing beyond it, they and the null edits are exchangeable. So p, the fraction of all pairs that are as close, is
-exact.
+The null consists of edits at the same sites, trained on shuffled answers from other initialisations
+(`null_edits`). Unrelated edits still resemble each other, because later layers read a site in few
+directions. Random-direction controls and random subspaces do not have this similarity, so no claim
+can rest on them. Under the null hypothesis that two edits share nothing beyond it, they and the
+null edits are exchangeable. So p, the fraction of all pairs that are as close, is exact.
 
-Layers do not share a basis. Edits without a common site are compared only by the outputs of the edited models. Agreement
-is not evidence of truth: two seeds can agree on a shortcut.
+Layers do not share a basis. Edits without a common site are compared only by the outputs of the
+edited models. Agreement is not evidence of truth: two seeds can agree on a shortcut.
 """
 
 from __future__ import annotations
@@ -64,16 +65,16 @@ def agreement(
         bridge: the base.
         refts: name -> trained edit; at least two.
         prompts: held-out texts, conversations, pairs or batches.
-        null: edits of the same layout trained on shuffled answers from other initialisations, from `null_edits`. At least
-            five are needed to reach p = .05. Without them no claim is made.
-        at: compare changes and directions only at these edited tokens, such as `Last(1)`, because later layers do not
-            read much of what an edit changes.
-        rank: number of directions compared by angle; by default the smallest rounded effective rank among all edits,
-            including null edits.
+        null: edits of the same layout trained on shuffled answers from other initialisations, from
+            `null_edits`. At least five are needed to reach p = .05. Without them no claim is made.
+        at: compare changes and directions only at these edited tokens, such as `Last(1)`, because
+            later layers do not read much of what an edit changes.
+        rank: number of directions compared by angle; by default the smallest rounded effective rank
+            among all edits, including null edits.
         n_null: random subspaces for the angles expected by chance between untrained subspaces.
         n_probes: random probes of each prompt, for the angles in the output metric; 0 for none.
-        memory_bytes: approximate limit for the changes and log-probabilities of all edits. Prompts beyond it go through in
-            groups.
+        memory_bytes: approximate limit for the changes and log-probabilities of all edits. Prompts
+            beyond it go through in groups.
         seed: seed of the controls, probes and random subspaces.
 
     Raises:
@@ -279,7 +280,8 @@ def _compared(
         seed: seed of the turns.
 
     Returns:
-        The likeness of pairs of edits, by place; and for pairs of the first n the KL of `_turned_kl`.
+        The likeness of pairs of edits, by place; and for pairs of the first n the KL of
+        `_turned_kl`.
     """
     nulls = range(2 * n, len(everyone))
     real = list(combinations(range(n), 2))
@@ -352,7 +354,8 @@ def _seen(bridge: TransformerBridge, reft: Reft, batch: Batch, at: Positions | N
     """Computes changes on unedited activations of the base, and what the edited model says."""
     wanted = batch.prompt_mask if at is None else at.mask(batch.prompts)
     changes = []
-    # A change may depend on tokens that are not compared, so it is computed from all tokens that its edit reads.
+    # A change may depend on tokens that are not compared, so it is computed from all tokens that
+    # its edit reads.
     for edit, (_, h) in zip(reft.edits(batch), edited_activations(bridge, reft.scaled(0.0), batch), strict=True):
         change = edit.change(h).double()
         every = change.new_full((*edit.mask.shape, change.shape[-1]), float("nan"))
@@ -483,7 +486,8 @@ def _in_outputs(
 ) -> _Angles:
     """Adds the angles in the output metric, and bands of random pairs of subspaces in both metrics.
 
-    The metric is that of both edited models together, because each edit moves the outputs to where it is used.
+    The metric is that of both edited models together, because each edit moves the outputs to where
+    it is used.
     """
     # As few rows with the same squares.
     rows = [torch.linalg.qr(torch.cat([a.push[i], b.push[j]]), mode="r").R for i, j in common]

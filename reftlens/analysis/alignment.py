@@ -1,19 +1,21 @@
 """Does a subspace store a variable of a causal model? Swaps it between runs, and trains it with its controls.
 
-accuracy = share of held-out pairs (base, source) for which the model gives the label under h + R^T(Rs - Rh), the base's
-answer after the causal model's variable was set to its value in the source (interchange-intervention accuracy; Geiger et al.
-2021, arXiv:2106.02997). `align` trains the subspace (`objectives.Interchange`) and these controls with the same settings:
+accuracy = share of held-out pairs (base, source) for which the model gives the label under h +
+R^T(Rs - Rh), the base's answer after the causal model's variable was set to its value in the source
+(interchange-intervention accuracy; Geiger et al. 2021, arXiv:2106.02997). `align` trains the
+subspace (`objectives.Interchange`) and these controls with the same settings:
 
-- arbitrary labels: the same pairs with random labels, scored on random labels of the held-out pairs. What it reaches above
-  chance it has memorised.
+- arbitrary labels: the same pairs with random labels, scored on random labels of the held-out
+  pairs. What it reaches above chance it has memorised.
 - a random model of the same form: what training reaches if the model computes nothing.
 
-`alignment` scores a subspace that is given. Both compare it with random subspaces of the same rank, the whole activation,
-swapping nothing, and the majority label.
+`alignment` scores a subspace that is given. Both compare it with random subspaces of the same rank,
+the whole activation, swapping nothing, and the majority label.
 
-Not evidence of the variable by itself: pairs that no other hypothesis answers differently (`Counterfactual.separates`)
-cannot tell it from that hypothesis, and a subspace may act through a path that is dormant in natural runs (`shares`).
-Sites are linear subspaces. Nonlinear alignment maps reach 100% on random models (Sutter et al. 2025, arXiv:2507.08802).
+Not evidence of the variable by itself: pairs that no other hypothesis answers differently
+(`Counterfactual.separates`) cannot tell it from that hypothesis, and a subspace may act through a
+path that is dormant in natural runs (`shares`). Sites are linear subspaces. Nonlinear alignment
+maps reach 100% on random models (Sutter et al. 2025, arXiv:2507.08802).
 """
 
 from __future__ import annotations
@@ -57,11 +59,13 @@ def alignment(
     Args:
         bridge: the model, unedited.
         reft: interchanges at their sites.
-        held_out: pairs that the subspace was not fitted to: `Counterfactual`s, or tuples of their fields.
-        among: "labels" compares only tokens that occur in labels, so that the accuracy of guessing is 1 / number of labels
-            even for a model that would say something else.
+        held_out: pairs that the subspace was not fitted to: `Counterfactual`s, or tuples of their
+            fields.
+        among: "labels" compares only tokens that occur in labels, so that the accuracy of guessing
+            is 1 / number of labels even for a model that would say something else.
         n_random: random subspaces of the same rank.
-        shares: also measure the effect through what is read and what is not, for a single site of one token.
+        shares: also measure the effect through what is read and what is not, for a single site of
+            one token.
         batch_size: pairs in one forward pass.
         seed: seed of the random subspaces.
 
@@ -109,8 +113,8 @@ def align(
         examples: pairs to train on: `Counterfactual`s, or tuples of their fields.
         held_out: other pairs to score on.
         config: settings of each training.
-        objective: the loss; `objectives.Interchange` of the pairs' variables by default. Controls have the default, since
-            arbitrary labels have no distribution to match.
+        objective: the loss; `objectives.Interchange` of the pairs' variables by default. Controls
+            have the default, since arbitrary labels have no distribution to match.
         controls: whether to train the two controls.
         among: as for `alignment`.
         n_random: as for `alignment`.

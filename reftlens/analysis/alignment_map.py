@@ -1,13 +1,16 @@
 """At which layer and position is a variable of a causal model stored? Trains and scores one subspace in every cell.
 
-accuracy(cell) = interchange accuracy on held-out pairs of a subspace trained in this cell (`analysis.alignment`).
+accuracy(cell) = interchange accuracy on held-out pairs of a subspace trained in this cell
+(`analysis.alignment`).
 
-Rank, initialisation, pairs, their order and the number of steps are the same in every cell. In every cell a control is
-trained with the same settings on arbitrary labels of the same pairs, and scored on arbitrary labels of the held-out pairs;
-and the whole activation is swapped, which is the most that any subspace of the cell can be expected to reach.
+Rank, initialisation, pairs, their order and the number of steps are the same in every cell. In
+every cell a control is trained with the same settings on arbitrary labels of the same pairs, and
+scored on arbitrary labels of the held-out pairs; and the whole activation is swapped, which is the
+most that any subspace of the cell can be expected to reach.
 
-A high cell shows that the variable can be swapped there, not that the model reads it there: a later cell carries what an
-earlier one stored. `align` in the best cell adds the control on a random model.
+A high cell shows that the variable can be swapped there, not that the model reads it there: a later
+cell carries what an earlier one stored. `align` in the best cell adds the control on a random
+model.
 """
 
 from __future__ import annotations
@@ -63,7 +66,8 @@ def alignment_map(
         bridge: the frozen base; causal.
         examples: pairs of one variable to train on.
         held_out: other pairs to score on.
-        positions: name -> rule, one per column. It must select equally many tokens of a base and its source.
+        positions: name -> rule, one per column. It must select equally many tokens of a base and
+            its source.
         layers: block indices, or "all".
         hook: the point inside a block.
         rank: dimensions of each subspace.
@@ -71,11 +75,12 @@ def alignment_map(
         among: as for `analysis.alignment`.
         batch_size: pairs in one forward pass of scoring.
         seed: seed of the initialisation and the arbitrary labels.
-        save_to: a file that stores finished cells. An interrupted map resumes from it. It is not deleted afterwards.
+        save_to: a file that stores finished cells. An interrupted map resumes from it. It is not
+            deleted afterwards.
 
     Raises:
-        ValueError: If there are no pairs or rules, the pairs swap several variables, training keeps checkpoints, or the file
-            is of another map.
+        ValueError: If there are no pairs or rules, the pairs swap several variables, training keeps
+            checkpoints, or the file is of another map.
     """
     require_causal(bridge, "a map of alignments")
     known, unseen = (as_counterfactuals(part, name) for part, name in ((examples, "examples"), (held_out, "held_out")))

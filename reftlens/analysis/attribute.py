@@ -1,9 +1,11 @@
 """Attribution patching: a first-order approximation of a patching map, with its correlation with the exact map.
 
-change of the metric at a cell ~ (a_source - a_base) . d metric / d a, with the gradient at the base run (Nanda 2023;
-Syed et al. 2023, arXiv:2310.10348; uses `transformer_lens.tools.analysis.attribution_patching`). Two forward passes and
-one backward pass give all cells of a pair. The approximation is linear. It is poor at saturated softmaxes and at residual
-streams early in the model, and only the exact map shows where. So the exact map is always computed for some pairs.
+change of the metric at a cell ~ (a_source - a_base) . d metric / d a, with the gradient at the base
+run (Nanda 2023; Syed et al. 2023, arXiv:2310.10348; uses
+`transformer_lens.tools.analysis.attribution_patching`). Two forward passes and one backward pass
+give all cells of a pair. The approximation is linear. It is poor at saturated softmaxes and at
+residual streams early in the model, and only the exact map shows where. So the exact map is always
+computed for some pairs.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def attribute(
         point: as for `patch`.
         over: as for `patch`.
         direction: as for `patch`.
-        n_checked: number of pairs, from the first on, whose exact map is computed too; at most the number of pairs.
+        n_checked: number of pairs, from the first on, whose exact map is computed too; at most the
+            number of pairs.
         memory_bytes: approximate limit for the exact sweep.
         progress: show a progress bar.
 
@@ -103,8 +106,9 @@ def _estimate(
 
     def run(batch: Batch, *, gradient: bool) -> Any:
         tokens = batch.tokens[pair, there][None]
-        # In a frozen model, activations have gradients only if the embedding requires one. The first point has a gradient
-        # only if its hook receives the tensor that the model uses afterwards, which is not the case for heads.
+        # In a frozen model, activations have gradients only if the embedding requires one. The
+        # first point has a gradient only if its hook receives the tensor that the model uses
+        # afterwards, which is not the case for heads.
         asking = ("hook_embed", lambda embed, hook: embed.detach().requires_grad_(gradient))
         with torch.enable_grad(), hooked(bridge, [asking]):
             return cache_activation_and_gradient(

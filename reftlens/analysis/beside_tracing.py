@@ -1,22 +1,25 @@
 """Does an edit train best where tracing locates the fact? Compares two maps of the same cells.
 
-rho = Spearman's rank correlation over cells between the gain (`reft_map`: score under the edit trained in the cell - score
-of the base) and the restored part (`patch`, `trace_noise`: (patched - corrupted) / (clean - corrupted)).
+rho = Spearman's rank correlation over cells between the gain (`reft_map`: score under the edit
+trained in the cell - score of the base) and the restored part (`patch`, `trace_noise`: (patched -
+corrupted) / (clean - corrupted)).
 
-This is a comparison, not a test that either map can pass. Where patching finds a fact and where the model is best edited
-are different things. Over many facts, tracing hardly predicts at which layer an edit works (Hase et al. 2023,
-arXiv:2301.04213), and edits at random locations can be as good as at the traced ones (Wang & Veitch 2025,
-arXiv:2502.11447). A high rho does not show that the fact "is" there: an edit can also write an answer where nothing was
-stored. The edits trained on shuffled answers measure this, and their rank correlation with tracing is reported too. A low
-rho does not show that tracing is wrong. Cells where both maps must be zero (such as tokens before the subject) raise rho
-without being evidence.
+This is a comparison, not a test that either map can pass. Where patching finds a fact and where the
+model is best edited are different things. Over many facts, tracing hardly predicts at which layer
+an edit works (Hase et al. 2023, arXiv:2301.04213), and edits at random locations can be as good as
+at the traced ones (Wang & Veitch 2025, arXiv:2502.11447). A high rho does not show that the fact
+"is" there: an edit can also write an answer where nothing was stored. The edits trained on shuffled
+answers measure this, and their rank correlation with tracing is reported too. A low rho does not
+show that tracing is wrong. Cells where both maps must be zero (such as tokens before the subject)
+raise rho without being evidence.
 
-Neighbouring cells of a map are similar, so cells are not independent draws. Intervals that assume independence exclude
-zero for many unrelated maps. p compares rho with its values under cyclic shifts of one map: p = fraction of all rows x
-columns shifts, including the unshifted one, with a rho at least as high. A shift keeps each map's smoothness and breaks
-only their alignment. A map with a trend from the first layer to the last differs from its shifts: two unrelated maps of
-this kind have p < .05 in 8 to 10% of draws (random walks; `reftlens benchmark`). With few cells p cannot be small: it is
-at least 1 / (rows x columns).
+Neighbouring cells of a map are similar, so cells are not independent draws. Intervals that assume
+independence exclude zero for many unrelated maps. p compares rho with its values under cyclic
+shifts of one map: p = fraction of all rows x columns shifts, including the unshifted one, with a
+rho at least as high. A shift keeps each map's smoothness and breaks only their alignment. A map
+with a trend from the first layer to the last differs from its shifts: two unrelated maps of this
+kind have p < .05 in 8 to 10% of draws (random walks; `reftlens benchmark`). With few cells p cannot
+be small: it is at least 1 / (rows x columns).
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ def at_rules(result: PatchMap, batch: Batch, positions: Mapping[str, Positions])
         positions: name -> rule that picks one token of each prompt.
 
     Raises:
-        ValueError: If the map is over heads or of other prompts, or a rule does not select exactly one token.
+        ValueError: If the map is over heads or of other prompts, or a rule does not select exactly
+            one token.
     """
     if result.axes[-1] != "pos" or result.values.shape[::2] != batch.tokens.shape:
         raise ValueError(
@@ -73,7 +77,8 @@ def beside_tracing(reft: ReftMap, tracing: PatchMap, *, n_resamples: int = 1000,
 
     Args:
         reft: from `rl.reft_map`.
-        tracing: of the same points and rules, from `at_rules`. Rows that `reft` does not have are ignored.
+        tracing: of the same points and rules, from `at_rules`. Rows that `reft` does not have are
+            ignored.
         n_resamples: resamples of each bootstrap.
         seed: seed of the resamples.
 

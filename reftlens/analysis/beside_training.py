@@ -1,14 +1,17 @@
 """Does a predicted map order the cells as training does? Rank correlations of `predict_map` with `rl.reft_map`.
 
-rho = Spearman's rank correlation over cells between a predictor and the gain of the edits trained there. p compares it with all
-cyclic shifts of the trained map by rows and columns, which keep the smoothness of both maps (see `beside_tracing`, also for
-how often that p alarms by chance where maps have trends). Three predictors are three looks: `p_any` corrects for them.
+rho = Spearman's rank correlation over cells between a predictor and the gain of the edits trained
+there. p compares it with all cyclic shifts of the trained map by rows and columns, which keep the
+smoothness of both maps (see `beside_tracing`, also for how often that p alarms by chance where maps
+have trends). Three predictors are three looks: `p_any` corrects for them.
 
-Two controls say how little a high rho may mean. The prediction from shuffled answers is scored as well: where it does as
-well, slopes say where an edit can write, and not what it can read. And a map of two tokens is ordered once their columns are: the
-correlations within columns and within rows leave out what whole columns and whole rows have in common.
+Two controls say how little a high rho may mean. The prediction from shuffled answers is scored as
+well: where it does as well, slopes say where an edit can write, and not what it can read. And a map
+of two tokens is ordered once their columns are: the correlations within columns and within rows
+leave out what whole columns and whole rows have in common.
 
-Not evidence about other tasks or training settings: a prediction of the order is scored on the cells of one map.
+Not evidence about other tasks or training settings: a prediction of the order is scored on the
+cells of one map.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ def beside_training(predicted: PredictedMap, trained: ReftMap) -> BesideTraining
 
     Args:
         predicted: from `analysis.predict_map`.
-        trained: from `rl.reft_map`, with a score of which more is better, of the same rows and columns.
+        trained: from `rl.reft_map`, with a score of which more is better, of the same rows and
+            columns.
 
     Raises:
         ValueError: If the maps do not have the same cells, or have fewer than three.
@@ -53,13 +57,15 @@ def beside_training(predicted: PredictedMap, trained: ReftMap) -> BesideTraining
             Score(
                 predictor=name,
                 correlation=float(rho[0]),
-                # 1e-9: equal maps may differ by rounding. The unshifted map counts too, so p is above 0.
+                # 1e-9: equal maps may differ by rounding. The unshifted map counts too, so p is
+                # above 0.
                 p=float((rho >= rho[0] - 1e-9).mean()) if known else float("nan"),
                 p_any=float((highest >= rho[0] - 1e-9).mean()) if known else float("nan"),
                 shuffled=float(spearman(control.reshape(1, -1), moved[:1])[0]),
                 within_columns=_within(values, moved[0].reshape(gain.shape), "row column -> 1 column"),
                 within_rows=_within(values, moved[0].reshape(gain.shape), "row column -> row 1"),
-                # Of several that are predicted alike, the mean: which one comes first means nothing.
+                # Of several that are predicted alike, the mean: which one comes first means
+                # nothing.
                 at_best=float(gain[values >= values.max()].mean()),
             )
         )

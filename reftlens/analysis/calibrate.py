@@ -1,9 +1,11 @@
 """At which scale does an edit have a given side effect? Finds the factor at which its off-target KL meets a budget.
 
-Edits, steering vectors and their scaled copies can then be compared at equal side effect: `reft.scaled(found.scale)`. A
-stronger edit changes its target more and everything else more, so a comparison at unequal side effects says little.
+Edits, steering vectors and their scaled copies can then be compared at equal side effect:
+`reft.scaled(found.scale)`. A stronger edit changes its target more and everything else more, so a
+comparison at unequal side effects says little.
 
-The KL is assumed to grow with the scale. Where it does not, the scale is one of several at which it meets the budget.
+The KL is assumed to grow with the scale. Where it does not, the scale is one of several at which it
+meets the budget.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def calibrate(
         batch_size: prompts in one forward pass.
 
     Returns:
-        The scale, on top of those that the edit has. Where the budget is not met even at the largest scale, this scale.
+        The scale, on top of those that the edit has. Where the budget is not met even at the
+        largest scale, this scale.
 
     Raises:
         ValueError: If the budget or the largest scale is not positive.

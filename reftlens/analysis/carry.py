@@ -1,22 +1,27 @@
 """Does an edit work on another model? Carries it there by maps between the two models' states, and says what is lost.
 
-Let h_s and h_t be the states of both models at the same tokens of shared prompts. Two affine maps are fitted for each site: forward,
-h_t ~ N h_s + n, and back, h_s ~ M h_t + m. The edit h_s + A h_s + c becomes
+Let h_s and h_t be the states of both models at the same tokens of shared prompts. Two affine maps
+are fitted for each site: forward, h_t ~ N h_s + n, and back, h_s ~ M h_t + m. The edit h_s + A h_s
++ c becomes
 
     h_t + N (A (M h_t + m) + c)
 
-It reads what it read in the source, and writes what it wrote, as far as the maps represent both. With ridge regression, N and M are
-fitted by themselves, each with the penalty that does best on a fifth of the prompts. With "orthogonal" (Procrustes), N is the
-rotation that does best, and M is its inverse. The result is a `DiReFT` of the same rank, or a `SteeringVector`: a `Reft` like any
-other, to save, test or dissect. LoReFT's W and R do not survive a map that bends lengths, while A and c do.
-Where an edit has several sites, the maps are those of the base's states, which earlier sites have not changed.
+It reads what it read in the source, and writes what it wrote, as far as the maps represent both.
+With ridge regression, N and M are fitted by themselves, each with the penalty that does best on a
+fifth of the prompts. With "orthogonal" (Procrustes), N is the rotation that does best, and M is its
+inverse. The result is a `DiReFT` of the same rank, or a `SteeringVector`: a `Reft` like any other,
+to save, test or dissect. LoReFT's W and R do not survive a map that bends lengths, while A and c
+do. Where an edit has several sites, the maps are those of the base's states, which earlier sites
+have not changed.
 
-Controls: the edit carried by maps that were fitted on shuffled prompts (which know the mean state of each token's place, and nothing
-of its content); by the same maps after a random rotation of the target (same singular values); and not mapped, if widths agree.
-An edit that was trained on the target is the measure of what could be had there.
+Controls: the edit carried by maps that were fitted on shuffled prompts (which know the mean state
+of each token's place, and nothing of its content); by the same maps after a random rotation of the
+target (same singular values); and not mapped, if widths agree. An edit that was trained on the
+target is the measure of what could be had there.
 
-Not evidence that both models compute alike: a map also carries an edit whose effect depends on the constant alone. And an effect
-that is lost may be lost by the map: R^2 along each direction says how much of it the map represents.
+Not evidence that both models compute alike: a map also carries an edit whose effect depends on the
+constant alone. And an effect that is lost may be lost by the map: R^2 along each direction says how
+much of it the map represents.
 """
 
 from __future__ import annotations
@@ -69,19 +74,21 @@ def carry(
 ) -> tuple[Reft, Carried]:
     """Carries an edit to another model, and measures it there beside its controls.
 
-    The cost: for each site, the prompts run once in each model, up to that site. The held-out prompts do as well; then each edit runs
-    on its light cone, one in the source and at most five in the target.
+    The cost: for each site, the prompts run once in each model, up to that site. The held-out
+    prompts do as well; then each edit runs on its light cone, one in the source and at most five in
+    the target.
 
     Args:
         bridge: the model that the edit was trained on.
         reft: the edit; affine in every site, without a factor per coordinate.
         target: the model to carry it to; causal.
-        prompts: texts or conversations on which the maps are fitted. There should be several times as many tokens as the width.
+        prompts: texts or conversations on which the maps are fitted. There should be several times
+            as many tokens as the width.
         held_out: other prompts, with the answers that the edit should give.
         fit: "ridge", or "orthogonal" for models of one width.
         hook_names: for each site of the edit, the point in the target; the same names by default.
-        at: tokens on which the maps are fitted; all of them by default. Where the models' tokenizers differ, a rule that
-            selects as many tokens in both, such as the last.
+        at: tokens on which the maps are fitted; all of them by default. Where the models'
+            tokenizers differ, a rule that selects as many tokens in both, such as the last.
         trained: an edit that was trained on the target with the same budget, to compare with.
         score: makes the metric from prompts and answers, as for `rl.reft_map`.
         score_name: name of the score, with its unit.
@@ -92,8 +99,9 @@ def carry(
         The edit on the target, and what was lost.
 
     Raises:
-        ValueError: If there are fewer than five prompts or no held-out ones, a site's change is not low-rank and affine, widths
-            differ where they must agree, a point does not exist, or a rule selects unequal numbers of tokens in the models.
+        ValueError: If there are fewer than five prompts or no held-out ones, a site's change is not
+            low-rank and affine, widths differ where they must agree, a point does not exist, or a
+            rule selects unequal numbers of tokens in the models.
     """
     for one in (bridge, target):
         require_causal(one, "an edit that is carried")
@@ -251,7 +259,8 @@ def _ridge(
     x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"], prompt: Int[Tensor, " token"]
 ) -> tuple[Float[Tensor, "d_out d_in"], float]:
     """Regresses y on x with the penalty that does best on every fifth prompt, then on all prompts with this penalty."""
-    # Counted among the prompts that have tokens here: an empty part would choose the smallest penalty of all.
+    # Counted among the prompts that have tokens here: an empty part would choose the smallest
+    # penalty of all.
     which, place = prompt.unique(return_inverse=True)
     if len(which) < 5:
         raise ValueError(
@@ -304,7 +313,8 @@ def _through(intervention: Intervention, maps: _Maps) -> Intervention:
     write, read, constant = (t.detach().double().cpu() for t in (affine.write, affine.read, affine.constant))
     if not len(write):
         return SteeringVector.of((maps.forward @ constant).float())
-    # The constant in the coordinates of what is written; what lies outside gets a coordinate of its own.
+    # The constant in the coordinates of what is written; what lies outside gets a coordinate of its
+    # own.
     push = torch.linalg.lstsq(write.T, constant[:, None]).solution[:, 0]
     rest = constant - push @ write
     if float(rest.norm()) > 1e-5 * float(constant.norm()):
@@ -395,6 +405,7 @@ def _along(
 
 def _explained(true: Float[Tensor, "token direction"], found: Float[Tensor, "token direction"]) -> list[float]:
     total = (true - true.mean(0)).square().sum(0)
-    # Beside the mean square, a variance of rounding is none: such as at the first token of all prompts.
+    # Beside the mean square, a variance of rounding is none: such as at the first token of all
+    # prompts.
     varies = total > 1e-8 * true.square().sum(0)
     return torch.where(varies, 1 - (true - found).square().sum(0) / total, torch.nan).tolist()

@@ -1,13 +1,15 @@
 """What else does an edit change, at most? An upper bound on KL(base, edited) over a population, and a search for the worst prompt.
 
-KL has no largest value, so the bound has two parts. The mean of min(KL, cap) is bounded by an empirical Bernstein
-inequality, and the fractions of prompts whose KL exceeds the cap and other thresholds are bounded by binomial tails. They
-assume that the measured prompts are independent draws from the population, and nothing about the distribution of KL. All
-parts hold together with the stated confidence.
+KL has no largest value, so the bound has two parts. The mean of min(KL, cap) is bounded by an
+empirical Bernstein inequality, and the fractions of prompts whose KL exceeds the cap and other
+thresholds are bounded by binomial tails. They assume that the measured prompts are independent
+draws from the population, and nothing about the distribution of KL. All parts hold together with
+the stated confidence.
 
-The search starts from some prompts, and swaps tokens where the gradient of KL by their embeddings promises most. What it
-finds is a prompt with a large KL. It is not a draw from the population, and it is no part of the bound: a bound on a
-population says nothing about prompts outside it. That the search finds nothing is no evidence that there is nothing.
+The search starts from some prompts, and swaps tokens where the gradient of KL by their embeddings
+promises most. What it finds is a prompt with a large KL. It is not a draw from the population, and
+it is no part of the bound: a bound on a population says nothing about prompts outside it. That the
+search finds nothing is no evidence that there is nothing.
 """
 
 from __future__ import annotations
@@ -51,12 +53,13 @@ def certify(
     Args:
         bridge: the base.
         reft: the edit.
-        population: independent draws from the prompts that matter: lines of a text file, rows of a dataset, or
-            `sampled_prompts`. The certificate has a digest of their tokens.
+        population: independent draws from the prompts that matter: lines of a text file, rows of a
+            dataset, or `sampled_prompts`. The certificate has a digest of their tokens.
         cap: nats at which KL is cut for its mean.
         thresholds: nats whose exceedance is bounded; the cap is added.
         confidence: probability that all bounds hold together.
-        n_searched: prompts from which the search starts, those with the largest KL; 0 for no search.
+        n_searched: prompts from which the search starts, those with the largest KL; 0 for no
+            search.
         rounds: token swaps of each of them, at most.
         batch_size: prompts in one forward pass.
         seed: seed of the search.

@@ -1,22 +1,25 @@
 """Through which channel does an edit act? Splits its effect by whether attention patterns may change (QK) or not (OV, MLPs).
 
-Let m(edit; P) be the metric of a run with the edit and with attention patterns P, where P = "own" leaves every head its own:
+Let m(edit; P) be the metric of a run with the edit and with attention patterns P, where P = "own"
+leaves every head its own:
 
     whole    = m(edit; own)             - m(no edit; own)
     frozen   = m(edit; the base run's)  - m(no edit; own)      values, MLPs and the residual stream change, patterns do not
     needs    = whole - frozen                                  = m(edit; own) - m(edit; the base run's)
     patterns = m(no edit; the edited run's) - m(no edit; own)  only patterns change, and what follows from them
 
-So `needs` includes all that changed patterns do: moving unchanged values, moving changed values, and what later layers make of
-both. `patterns` has only the first of these as its cause, and needs - patterns is what takes both at once. For each head,
-`opened` is what its own pattern adds where all others are frozen, and `closed` is what is lost where it alone is frozen. A
-head that is opened computes its pattern from a stream in which all earlier patterns are frozen. All are exact runs of the
-edit's light cone.
+So `needs` includes all that changed patterns do: moving unchanged values, moving changed values,
+and what later layers make of both. `patterns` has only the first of these as its cause, and needs -
+patterns is what takes both at once. For each head, `opened` is what its own pattern adds where all
+others are frozen, and `closed` is what is lost where it alone is frozen. A head that is opened
+computes its pattern from a stream in which all earlier patterns are frozen. All are exact runs of
+the edit's light cone.
 
-Not evidence that values are unimportant where `needs` is large: a pattern often changes because of what earlier heads moved,
-and it needs values to act on. Parts of heads do not sum to `needs`, because a pattern acts on what others changed. An edited
-run with frozen patterns is a combination that the model never computes. The control is the same split of the edit turned to
-random directions, with changes of the same norm.
+Not evidence that values are unimportant where `needs` is large: a pattern often changes because of
+what earlier heads moved, and it needs values to act on. Parts of heads do not sum to `needs`,
+because a pattern acts on what others changed. An edited run with frozen patterns is a combination
+that the model never computes. The control is the same split of the edit turned to random
+directions, with changes of the same norm.
 """
 
 from __future__ import annotations
@@ -61,8 +64,8 @@ def channels(
 ) -> Channels:
     """Splits the effect into what passes with patterns frozen and what needs changed ones, in total and for each head.
 
-    For each prompt, two cones are run for each head from the first edited block on, two for the totals, and as many for the
-    control.
+    For each prompt, two cones are run for each head from the first edited block on, two for the
+    totals, and as many for the control.
 
     Args:
         bridge: the base; causal.
@@ -110,7 +113,8 @@ def _split(
     runs: _Runs, edits: Sequence[Edit], base: Patterns, moved: Patterns, edited: Float[Tensor, " pair"], progress: str
 ) -> Split:
     unedited, heads = metric_of(runs.metric, runs.base), torch.zeros(len(base), base[0].shape[1], dtype=torch.bool)
-    # Patterns before the first edited block are the same in all runs, so freezing one of them does nothing.
+    # Patterns before the first edited block are the same in all runs, so freezing one of them does
+    # nothing.
     skipped = (runs.boundary + 1) * heads.shape[1]
     one = torch.eye(heads.numel(), dtype=torch.bool)[skipped:].unflatten(1, heads.shape)
     values = runs.values(torch.cat([~heads[None], ~one, one]), base, edits, progress=progress)

@@ -1,20 +1,23 @@
 """Which directions does an edit use? Decomposes the edit as an operator, weighted by the activations that it edits.
 
-The parameters of delta(h) = A h + c are determined only up to a rotation of the rank-r coordinates (LoReFT) or any
-invertible map of them (DiReFT), so R and W themselves are not meaningful. Let mu and S be the mean and covariance of the
-edited activations. Take the singular value decomposition of [A S^(1/2), A mu + c]. The left vectors are the write
-directions, the right vectors describe what is read, and the spectrum is the rms change along each direction. The left
-vectors are the eigenvectors of E[delta delta^T], so they do not depend on the parametrisation. Neither S nor its root is
-formed: moments of the change's r coordinates, and their r x d covariance with the activations, are enough. For an edit
-that can write anywhere (RED), r is d.
+The parameters of delta(h) = A h + c are determined only up to a rotation of the rank-r coordinates
+(LoReFT) or any invertible map of them (DiReFT), so R and W themselves are not meaningful. Let mu
+and S be the mean and covariance of the edited activations. Take the singular value decomposition of
+[A S^(1/2), A mu + c]. The left vectors are the write directions, the right vectors describe what is
+read, and the spectrum is the rms change along each direction. The left vectors are the eigenvectors
+of E[delta delta^T], so they do not depend on the parametrisation. Neither S nor its root is formed:
+moments of the change's r coordinates, and their r x d covariance with the activations, are enough.
+For an edit that can write anywhere (RED), r is d.
 
-Not evidence by itself. Later layers may ignore a write direction. An untrained edit has a spectrum too: compare with one,
-decomposed on the same inputs. Other edits with the same outputs may have other directions. In a test, edits of all tokens
-one block before the last were fitted to a planted LoReFT of rank 2. With the mean square of the logits at every prompt
-token as the loss, students of rank 2, 4 and 8 recovered its directions within 5 degrees on `facts-small`, whose prompts
-are sentences. On a model trained on modular sums, their outputs matched, and their directions were off by 44 to 66
-degrees. With `Distillation` on completions, those on `facts-small` were off by 17 and 43 degrees while outputs agreed.
-Such directions are not identified (`reftlens benchmark --only planted`). Other losses, sites and data were not tested.
+Not evidence by itself. Later layers may ignore a write direction. An untrained edit has a spectrum
+too: compare with one, decomposed on the same inputs. Other edits with the same outputs may have
+other directions. In a test, edits of all tokens one block before the last were fitted to a planted
+LoReFT of rank 2. With the mean square of the logits at every prompt token as the loss, students of
+rank 2, 4 and 8 recovered its directions within 5 degrees on `facts-small`, whose prompts are
+sentences. On a model trained on modular sums, their outputs matched, and their directions were off
+by 44 to 66 degrees. With `Distillation` on completions, those on `facts-small` were off by 17 and
+43 degrees while outputs agreed. Such directions are not identified (`reftlens benchmark --only
+planted`). Other losses, sites and data were not tested.
 """
 
 from __future__ import annotations
@@ -72,7 +75,8 @@ class _Moments:
         order = energy.argsort(descending=True)
         # E[delta delta^T] has no negative eigenvalues but for rounding.
         energy, vectors = energy[order].clamp(min=0), vectors[:, order].T
-        # Directions with less than 1e-12 of the energy are rounding error (such as for a constant inside span(R)).
+        # Directions with less than 1e-12 of the energy are rounding error (such as for a constant
+        # inside span(R)).
         used = energy > 1e-12 * energy[0]
         energy, vectors = energy[used], vectors[used]
         # An eigenvector has no sign of its own: the mean change is made positive along each.
@@ -106,7 +110,8 @@ def decompose(bridge: TransformerBridge, reft: Reft, prompts: Given, *, at: Posi
     Args:
         bridge: the base.
         reft: the edit.
-        prompts: real texts, conversations, pairs or batches. Their edited activations give the weighting.
+        prompts: real texts, conversations, pairs or batches. Their edited activations give the
+            weighting.
         at: weight only by these edited tokens, for example `Last(1)` if only they carry the effect.
 
     Returns:
@@ -114,8 +119,8 @@ def decompose(bridge: TransformerBridge, reft: Reft, prompts: Given, *, at: Posi
 
     Raises:
         NotAffineError: If an edit is not of the form A h + c.
-        ValueError: If there are no prompts, no prompt of a batch has the positions, `at` selects no edited token, or an
-            edit does not change anything.
+        ValueError: If there are no prompts, no prompt of a batch has the positions, `at` selects no
+            edited token, or an edit does not change anything.
     """
     scales = [reft.scales.get(name, 1.0) for name in reft.names]
     moments = [

@@ -1,10 +1,12 @@
 """What is the effect of scaling an edit? Log-probability of the answer, and KL on other prompts, for h + alpha * delta(h).
 
-The slope at alpha = 0 is exact (reverse-mode differentiation through alpha). Where the curve leaves the straight line, the
-edit's effect is not linear in its size. Where the curve falls again, alpha = 1 is a point that training found, not a
-direction that can be followed further. The control is changes of the same norm in random directions.
+The slope at alpha = 0 is exact (reverse-mode differentiation through alpha). Where the curve leaves
+the straight line, the edit's effect is not linear in its size. Where the curve falls again, alpha =
+1 is a point that training found, not a direction that can be followed further. The control is
+changes of the same norm in random directions.
 
-With several sites, alpha scales all of them, and later sites receive activations already changed by earlier ones.
+With several sites, alpha scales all of them, and later sites receive activations already changed by
+earlier ones.
 """
 
 from __future__ import annotations

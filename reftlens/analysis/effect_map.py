@@ -1,10 +1,11 @@
 """At which layers and positions does a trained edit act? Applies the edit at one cell only, or everywhere except one cell.
 
-Effect = mean over prompts of a metric, edited minus base; the metric may be the logit of the new answer minus that of the
-old one. A cell's value is its effect alone, or the effect lost without it, as a fraction of the whole effect. The control
-is the same with changes of the same norm in random directions. Cells need not sum to one: edits interact, and later ones
-can substitute for earlier ones. If the whole effect is small compared with single cells (they cancel) or with its spread
-over prompts, fractions are meaningless, and the absolute effects are returned.
+Effect = mean over prompts of a metric, edited minus base; the metric may be the logit of the new
+answer minus that of the old one. A cell's value is its effect alone, or the effect lost without it,
+as a fraction of the whole effect. The control is the same with changes of the same norm in random
+directions. Cells need not sum to one: edits interact, and later ones can substitute for earlier
+ones. If the whole effect is small compared with single cells (they cancel) or with its spread over
+prompts, fractions are meaningless, and the absolute effects are returned.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def effect_map(
         bridge: the base.
         reft: the edit.
         prompts: prompts with the same number of tokens, so that positions can be compared.
-        metric: of the logits after each prompt, such as `logit_difference_of` the new answer and the old one.
+        metric: of the logits after each prompt, such as `logit_difference_of` the new answer and
+            the old one.
         subjects: a part of each prompt, starred in plots; optional.
         leave_out: run the edit without each cell instead of each cell alone.
         n_control: random-direction controls to average over; at least one.
@@ -57,7 +59,8 @@ def effect_map(
         The map; NaN where a site does not edit.
 
     Raises:
-        ValueError: If n_control is below 1, prompts differ in length, or the edit has no effect to attribute.
+        ValueError: If n_control is below 1, prompts differ in length, or the edit has no effect to
+            attribute.
     """
     if n_control < 1:
         raise ValueError(f"n_control must be at least 1, got {n_control}: the map is compared with its control")

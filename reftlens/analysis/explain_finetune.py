@@ -2,18 +2,21 @@
 
 explained = 1 - sum KL(finetuned || edited) / sum KL(finetuned || base)
 
-The sums run over the tokens that predict a completion. The edit is trained on the finetuned model's next-token distributions
-(`Distillation`), first alone at each site with the smallest rank, then at the best site with more rank or more sites, for
-as long as it explains more of examples that are kept from its training. Where the edit fails, activations of the
-base are replaced by the finetuned model's own: a component whose replacement explains more carries what the edit lacks.
+The sums run over the tokens that predict a completion. The edit is trained on the finetuned model's
+next-token distributions (`Distillation`), first alone at each site with the smallest rank, then at
+the best site with more rank or more sites, for as long as it explains more of examples that are
+kept from its training. Where the edit fails, activations of the base are replaced by the finetuned
+model's own: a component whose replacement explains more carries what the edit lacks.
 
-A high share says that the outputs agree on these prompts. It is not evidence of the same mechanism: many edits, at many
-sites, give the same outputs. The number means something only beside its controls: an edit of the same budget that was
-trained on the task's labels and never saw the finetune (if it explains as much, then the edit shows the task and nothing
-about this finetune), the same for a finetune on shuffled answers and for a random finetune of the same norm (if they are
-explained as well, then an edit of this budget can imitate anything), and prompts far from the training data. A control has
-one training, of the layout that the search chose for the finetune. Another finetune may be explained better at other sites,
-so a low share of it does not say that no edit of this size imitates it.
+A high share says that the outputs agree on these prompts. It is not evidence of the same mechanism:
+many edits, at many sites, give the same outputs. The number means something only beside its
+controls: an edit of the same budget that was trained on the task's labels and never saw the
+finetune (if it explains as much, then the edit shows the task and nothing about this finetune), the
+same for a finetune on shuffled answers and for a random finetune of the same norm (if they are
+explained as well, then an edit of this budget can imitate anything), and prompts far from the
+training data. A control has one training, of the layout that the search chose for the finetune.
+Another finetune may be explained better at other sites, so a low share of it does not say that no
+edit of this size imitates it.
 
 The search is greedy: a smaller edit than the one found may exist.
 """
@@ -86,30 +89,37 @@ def explain_finetune(
 ) -> tuple[Reft, ExplainedFinetune]:
     """Searches for the smallest edit that reproduces a finetuned model's outputs, and measures what it leaves.
 
-    It trains several edits; `explain_finetune_cost` gives their steps beforehand, and the progress bar counts them.
+    It trains several edits; `explain_finetune_cost` gives their steps beforehand, and the progress
+    bar counts them.
 
     Args:
         bridge: the frozen base; causal.
-        finetuned: a folder that `peft` saved (LoRA, DoRA), the folder of a whole model, a model of transformers or `peft` in
-            memory (which is copied), a bridge, or an edit of the base.
-        examples: (prompt, completion) pairs to distil on. Only the finetuned model's distributions at the completion's tokens
-            are learned. A fifth of the pairs, drawn by the seed of `config`, is kept from training to choose by.
+        finetuned: a folder that `peft` saved (LoRA, DoRA), the folder of a whole model, a model of
+            transformers or `peft` in memory (which is copied), a bridge, or an edit of the base.
+        examples: (prompt, completion) pairs to distil on. Only the finetuned model's distributions
+            at the completion's tokens are learned. A fifth of the pairs, drawn by the seed of
+            `config`, is kept from training to choose by.
         held_out: other prompts, or pairs, on which shares are reported. The search never sees them.
         far: prompts, or pairs, far from what the finetune was trained on.
-        labels: (prompt, answer) pairs of the task, usually `examples` themselves. With them, the first control is run: an
-            edit of the same budget, trained on these answers, as many as it has examples; few are repeated. Prompts that are
-            kept to choose by are left out.
-        shuffled: a model finetuned on shuffled answers, or a function that makes one from pairs; it gets `labels` shuffled.
+        labels: (prompt, answer) pairs of the task, usually `examples` themselves. With them, the
+            first control is run: an edit of the same budget, trained on these answers, as many as
+            it has examples; few are repeated. Prompts that are kept to choose by are left out.
+        shuffled: a model finetuned on shuffled answers, or a function that makes one from pairs; it
+            gets `labels` shuffled.
         layers: blocks that may be edited, or "all".
         hooks: points inside a block that may be edited.
-        positions: the tokens that are edited: all by default, because a change of weights acts at all of them.
+        positions: the tokens that are edited: all by default, because a change of weights acts at
+            all of them.
         intervention: the class of the edits; one with a rank.
         ranks: of an edit, in ascending order. All sites have the same rank.
         max_sites: of an edit.
-        stop: the search goes on as long as a larger edit explains so much more, on the examples it chooses by.
-        config: settings of each training. Its seed also sets the initialisation. Checkpoints are not kept.
+        stop: the search goes on as long as a larger edit explains so much more, on the examples it
+            chooses by.
+        config: settings of each training. Its seed also sets the initialisation. Checkpoints are
+            not kept.
         n_replaced: held-out prompts on which activations are replaced, at most; 0 replaces none.
-        random_finetunes: random finetunes that are explained as a control; each needs a further training.
+        random_finetunes: random finetunes that are explained as a control; each needs a further
+            training.
         floor: mean nats of KL(finetuned || base) below which a share says nothing.
         batch_size: prompts in one forward pass.
 
@@ -117,8 +127,8 @@ def explain_finetune(
         The edit, an ordinary `Reft` that every other analysis takes, and the result.
 
     Raises:
-        ValueError: If the finetuned model does not have the form of its base or gives the same outputs, there are fewer
-            than two examples, or an argument is out of range.
+        ValueError: If the finetuned model does not have the form of its base or gives the same
+            outputs, there are fewer than two examples, or an argument is out of range.
     """
     require_causal(bridge, "an explanation by distillation")
     room = Room(_cells(bridge, layers, hooks), positions, intervention, tuple(ranks), max_sites, stop)
@@ -179,7 +189,8 @@ def explain_finetune_cost(
         n_sites: layers times hooks.
         ranks: as for `explain_finetune`.
         max_sites: as for `explain_finetune`.
-        n_controls: edits trained as controls: one for the labels, one for shuffled answers, and `random_finetunes`.
+        n_controls: edits trained as controls: one for the labels, one for shuffled answers, and
+            `random_finetunes`.
         config: as for `explain_finetune`.
     """
     cells = tuple((place, "") for place in range(n_sites))
@@ -242,7 +253,8 @@ class _Controls:
             # More or fewer answers than examples would be more or fewer steps, and another budget.
             as_many = [answers[place % len(answers)] for place in range(len(self.known))]
             edit = self.distilling.train(self._fresh(), as_many)
-            # On far prompts too: an edit that learned the task does not know what else this finetune changed.
+            # On far prompts too: an edit that learned the task does not know what else this
+            # finetune changed.
             yield from (outputs.explained("an edit on the labels", edit) for outputs in self.asked)
 
     def on_shuffled(self, shuffled: Callable[[], Finetuned] | None) -> Iterator[Explained]:

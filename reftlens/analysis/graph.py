@@ -1,19 +1,23 @@
 """What is the graph of an edit: which of its directions, through which heads and MLPs at which tokens, reach the answer?
 
-Nodes are directions that the edit writes, heads and MLPs, each at one token, and the answer. An edge from a sender s to a
-reader r is the path of `paths`, at single tokens: r reads the base's stream with only what s changes in the edited run, its
-reply is put into the base run, and everything behind it is recomputed. The edge's value is the change of the metric. Edges
-into the answer are direct effects. So edges into the answer sum to the effect if what follows the blocks is linear.
+Nodes are directions that the edit writes, heads and MLPs, each at one token, and the answer. An
+edge from a sender s to a reader r is the path of `paths`, at single tokens: r reads the base's
+stream with only what s changes in the edited run, its reply is put into the base run, and
+everything behind it is recomputed. The edge's value is the change of the metric. Edges into the
+answer are direct effects. So edges into the answer sum to the effect if what follows the blocks is
+linear.
 
-A graph is pruned by how faithful it is. Keep some edges: each reader finds the base's stream with what its kept senders put
-out in reply to *their* kept senders; all other edges are held to the base. The effect of this run is what the kept graph has
-alone. The effect that the edited run loses when exactly these edges are held to the base is what is lost without it. Both
-are computed for graphs of the largest edges, as long as these lie on a way from the edit to the answer, at growing sizes.
-With all edges of all nodes, the graph is the edited run.
+A graph is pruned by how faithful it is. Keep some edges: each reader finds the base's stream with
+what its kept senders put out in reply to *their* kept senders; all other edges are held to the
+base. The effect of this run is what the kept graph has alone. The effect that the edited run loses
+when exactly these edges are held to the base is what is lost without it. Both are computed for
+graphs of the largest edges, as long as these lie on a way from the edit to the answer, at growing
+sizes. With all edges of all nodes, the graph is the edited run.
 
-Not evidence that the graph is the only one: other edges may do the same where these are held, which shows as a small loss.
-Edge values do not sum, as those of `paths`. Nodes that do little alone are not looked at, and what several of them do
-together is then missing from the kept graph. The control is the graph of the edit turned to random directions.
+Not evidence that the graph is the only one: other edges may do the same where these are held, which
+shows as a small loss. Edge values do not sum, as those of `paths`. Nodes that do little alone are
+not looked at, and what several of them do together is then missing from the kept graph. The control
+is the graph of the edit turned to random directions.
 """
 
 from __future__ import annotations
@@ -66,25 +70,29 @@ def graph(
 ) -> EditGraph:
     """Finds the nodes with the largest effects, all edges between them, and how much kept graphs of growing size explain.
 
-    `graph_cost` gives the cost beforehand. It grows with the number of heads and tokens, and with the square of `n_nodes`.
+    `graph_cost` gives the cost beforehand. It grows with the number of heads and tokens, and with
+    the square of `n_nodes`.
 
     Args:
         bridge: the base; causal.
         reft: the edit.
-        prompts: texts, conversations or one batch, without completions, all of one length in tokens.
+        prompts: texts, conversations or one batch, without completions, all of one length in
+            tokens.
         metric: of the logits after each prompt.
-        n_nodes: how many directions, heads and MLPs to keep: those whose change alone has the largest absolute effect, mean over
-            prompts. At least a third of the places are for directions.
+        n_nodes: how many directions, heads and MLPs to keep: those whose change alone has the
+            largest absolute effect, mean over prompts. At least a third of the places are for
+            directions.
         n_sizes: how many sizes of kept graphs to run, from all edges downwards.
-        directions: for each site the directions that its nodes are, such as those rows of `decompose(...).write` that `identify`
-            finds determined by the outputs; what they leave is a node as well. By default all write directions of these prompts.
+        directions: for each site the directions that its nodes are, such as those rows of
+            `decompose(...).write` that `identify` finds determined by the outputs; what they leave
+            is a node as well. By default all write directions of these prompts.
         seed: seed of the control's random directions.
         memory_bytes: approximate limit for the activations of one run.
         progress: show a progress bar.
 
     Raises:
-        ValueError: If prompts differ in length, the edit changes nothing, acts at the output of a head or MLP, the model has a
-            recurrent part, or the numbers or directions do not fit.
+        ValueError: If prompts differ in length, the edit changes nothing, acts at the output of a
+            head or MLP, the model has a recurrent part, or the numbers or directions do not fit.
     """
     require_whole_number("n_nodes", n_nodes, least=1)
     require_whole_number("n_sizes", n_sizes, least=1)
@@ -124,7 +132,8 @@ def graph_cost(bridge: TransformerBridge, reft: Reft, prompts: Given, *, n_nodes
     columns = [edit.mask.any(0).nonzero().flatten().tolist() for edit in edits]
     first = min((column for some in columns for column in some), default=0)
     layers = cfg.n_layers - 1 - boundary_of(bridge, [edit.hook_name for edit in edits])
-    # As many directions as the edit can write, or has tokens to write at; given ones leave one more.
+    # As many directions as the edit can write, or has tokens to write at; given ones leave one
+    # more.
     ranks = [min(len(edit.intervention.basis()), int(edit.mask.sum())) + 1 for edit in edits]
     written = sum(len(some) * rank for some, rank in zip(columns, ranks, strict=True))
     one = written + layers * (cfg.n_heads + 1) * (batch.tokens.shape[1] - first)
@@ -182,10 +191,12 @@ def _strongest(circuit: Circuit, n_nodes: int, unedited: Float[Tensor, " pair"])
             memory_bytes=circuit.memory_bytes,
         )
         changes |= dict(zip((node.name for node in components), (patched - unedited[:, None]).T, strict=True))
-    # Absolute, or what raises the metric of some prompts and lowers that of others would count as nothing.
+    # Absolute, or what raises the metric of some prompts and lowers that of others would count as
+    # nothing.
     sizes = {name: float(change.abs().mean()) for name, change in changes.items()}
     ordered = sorted((name for name in sizes if sizes[name]), key=lambda name: -sizes[name])
-    # Without directions no edge leads from the edit to the answer, and one of many directions does little alone.
+    # Without directions no edge leads from the edit to the answer, and one of many directions does
+    # little alone.
     written_names = {write.name for write in circuit.writes}
     first = [name for name in ordered if name in written_names][: max(1, n_nodes // 3)]
     names = list(dict.fromkeys([*first, *ordered]))[:n_nodes]

@@ -1,18 +1,21 @@
 """How far do the outputs determine an edit? The set of edits whose outputs stay within eps, as dimensions and angles.
 
-Let the change be sum_k u_k (r_k . h + c_k), in the directions of `decompose`. Near the edit, a changed edit costs a KL of
-1/2 |X theta|^2, the Gauss-Newton (Fisher) form. The rows of X are derivatives of the outputs, probed on the light cone
-(`engine.output_metric`). A write direction u_k + tan(t) v costs 1/2 tan(t)^2 |X_k v|^2. A read direction r_k + a costs
-1/2 |(I - P) X_k a|^2, where P projects on the constant's derivative, so that the constant is refitted.
+Let the change be sum_k u_k (r_k . h + c_k), in the directions of `decompose`. Near the edit, a
+changed edit costs a KL of 1/2 |X theta|^2, the Gauss-Newton (Fisher) form. The rows of X are
+derivatives of the outputs, probed on the light cone (`engine.output_metric`). A write direction u_k
++ tan(t) v costs 1/2 tan(t)^2 |X_k v|^2. A read direction r_k + a costs 1/2 |(I - P) X_k a|^2, where
+P projects on the constant's derivative, so that the constant is refitted.
 
-This form is local. It underestimates the KL where directions are free, several times over, so counts from it are labelled so,
-and every angle in the result is walked: the real KL of the turned edit is measured until it is eps. The strongest write
-directions are also turned together, with all readings and constants refitted at each angle (LBFGS). A better fit could only
-turn further, so this angle is a lower bound. Axes come from one half of the prompts and curvatures from the other, because
-the freedom of a reading is mostly that of few prompts.
+This form is local. It underestimates the KL where directions are free, several times over, so
+counts from it are labelled so, and every angle in the result is walked: the real KL of the turned
+edit is measured until it is eps. The strongest write directions are also turned together, with all
+readings and constants refitted at each angle (LBFGS). A better fit could only turn further, so this
+angle is a lower bound. Axes come from one half of the prompts and curvatures from the other,
+because the freedom of a reading is mostly that of few prompts.
 
-Not evidence that a direction is the true one: outputs on these prompts determine it so far, those on others may determine
-more. Weights that several sites share are treated as if each site had its own.
+Not evidence that a direction is the true one: outputs on these prompts determine it so far, those
+on others may determine more. Weights that several sites share are treated as if each site had its
+own.
 """
 
 from __future__ import annotations
@@ -71,20 +74,24 @@ def identify(
 ) -> Identification:
     """Measures how far outputs determine the directions of an edit.
 
-    Outputs are the next-token distributions after each prompt, or at the tokens of its completion. `identify_cost` gives the
-    cost beforehand.
+    Outputs are the next-token distributions after each prompt, or at the tokens of its completion.
+    `identify_cost` gives the cost beforehand.
 
     Args:
         bridge: the base.
         reft: the edit.
         prompts: texts, conversations, pairs or batches.
         at: edited tokens that weight the directions, as for `decompose`.
-        eps: nats of KL, per wanted token, that count as no change. For a tolerance of d in logits, pass d^2 / 2: a small change
-            of the logits costs half of its variance over the next token, so d is the standard deviation of that change.
+        eps: nats of KL, per wanted token, that count as no change. For a tolerance of d in logits,
+            pass d^2 / 2: a small change of the logits costs half of its variance over the next
+            token, so d is the standard deviation of that change.
         held_out: further prompts. By default a random half of `prompts` is held out.
-        toward: name -> direction `[d_model]`, towards which the walked write and read directions are turned as well.
-        n_walked: how many write directions, those that move activations furthest, are walked; all are counted.
-        refit: also turn the strongest write directions of the first walked site together, with the rest refitted.
+        toward: name -> direction `[d_model]`, towards which the walked write and read directions
+            are turned as well.
+        n_walked: how many write directions, those that move activations furthest, are walked; all
+            are counted.
+        refit: also turn the strongest write directions of the first walked site together, with the
+            rest refitted.
         n_probes: random probes of each prompt.
         batch_size: prompts in one forward pass.
         seed: seed of the halves and the probes.
@@ -165,7 +172,8 @@ def _runs(n_walked: int, n_probes: int, *, refit: bool, n_toward: int, steps: fl
     # A walk measures both sides on the half that is its own, and once on the other half.
     walk_cost = (2 * steps + 1) / 2
     ways = 2 * n_walked * (2 + n_toward) + 2 * refit
-    # Of a refit, each evaluation waits for the one before it; so do the decomposition and the outputs.
+    # Of a refit, each evaluation waits for the one before it; so do the decomposition and the
+    # outputs.
     alone = 2 + refit * (ROUNDS * EVALUATIONS * (1 + _BACKWARD) + 1)
     return alone, 1 + n_probes * _BACKWARD + ways * walk_cost
 
@@ -177,7 +185,8 @@ def _halves(batches: Sequence[Batch], seed: int) -> tuple[list[Batch], list[Batc
     larger = 0
     for batch in batches:
         order = torch.randperm(len(batch), generator=generator)
-        # Of batches with an odd number of prompts, every other one gives its extra prompt to the other half.
+        # Of batches with an odd number of prompts, every other one gives its extra prompt to the
+        # other half.
         middle = (len(batch) + 1 - larger) // 2
         larger = (larger + len(batch)) % 2
         for half, rows in zip(halves, (order[:middle], order[middle:]), strict=True):
@@ -237,7 +246,8 @@ def _site(place: int, charts: Sequence[Chart], eps: float) -> Identified:
 def _traded(chart: Chart, k: int, others: Sequence[Chart]) -> float:
     """Computes how much of what a write direction's strength does to the outputs the other sites can undo.
 
-    The compensation is a ridge regression on one half of the prompts, and is judged on the other half.
+    The compensation is a ridge regression on one half of the prompts, and is judged on the other
+    half.
     """
     if not others:
         return math.nan
@@ -332,7 +342,8 @@ def _extremes(
     Args:
         rows: derivatives of the outputs.
         basis: orthonormal columns.
-        met: only axes that the rows reach. A reading is free in every direction in which these few prompts do not vary.
+        met: only axes that the rows reach. A reading is free in every direction in which these few
+            prompts do not vary.
     """
     inside = rows @ basis
     _, sizes, axes = torch.linalg.svd(inside, full_matrices=False)

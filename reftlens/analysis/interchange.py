@@ -1,25 +1,29 @@
 """Does a subspace carry the answer? Patches a source run's coordinates into a base run, inside the subspace and outside it.
 
-h' = h_base + (h_source - h_base) B B^T at one token of each prompt, in the unedited model, on pairs of prompts with
-different answers. The controls are the complement of the subspace, random subspaces of the same rank, and placebos: random
-subspaces with a change of the same norm (`tools.analysis.interchange` of TransformerLens runs all of them).
+h' = h_base + (h_source - h_base) B B^T at one token of each prompt, in the unedited model, on pairs
+of prompts with different answers. The controls are the complement of the subspace, random subspaces
+of the same rank, and placebos: random subspaces with a change of the same norm
+(`tools.analysis.interchange` of TransformerLens runs all of them).
 
-An interchange can be an illusion (Makelov et al. 2023, arXiv:2311.17030). An illusory subspace takes its coordinate from a
-difference that later layers do not read, and turns it into a change along a direction that is read but does not vary in
-natural runs. Both parts are measured separately:
+An interchange can be an illusion (Makelov et al. 2023, arXiv:2311.17030). An illusory subspace
+takes its coordinate from a difference that later layers do not read, and turns it into a change
+along a direction that is read but does not vary in natural runs. Both parts are measured
+separately:
 
-- causally disconnected: h_source - h_base = read + unread, each patched along B. The read part is weighted by the units
-  that the two answers depend on (`engine.pathways`), so weak reading by other tokens has little weight.
-- dormant: the part of the patch's effect that passes through neurons and heads which do not affect the answer when the
-  whole activation is the source's.
+- causally disconnected: h_source - h_base = read + unread, each patched along B. The read part is
+  weighted by the units that the two answers depend on (`engine.pathways`), so weak reading by other
+  tokens has little weight.
+- dormant: the part of the patch's effect that passes through neurons and heads which do not affect
+  the answer when the whole activation is the source's.
 
-A subspace is illusory if most of its effect is both. The verdict "not illusory" requires that the test could find an
-illusion. So the same quantities are measured for a direction constructed to be illusory at this point. If that direction
-is not detected (nothing unread varies, its effect takes the natural path, or there is no unit after the point), the
-verdict is "no power".
+A subspace is illusory if most of its effect is both. The verdict "not illusory" requires that the
+test could find an illusion. So the same quantities are measured for a direction constructed to be
+illusory at this point. If that direction is not detected (nothing unread varies, its effect takes
+the natural path, or there is no unit after the point), the verdict is "no power".
 
-Success is not evidence by itself: a subspace fitted to these pairs (`fit_das`) can succeed on arbitrary labels and on
-random models. Fit it there as well (`arbitrary_targets`, `analysis.random_model`).
+Success is not evidence by itself: a subspace fitted to these pairs (`fit_das`) can succeed on
+arbitrary labels and on random models. Fit it there as well (`arbitrary_targets`,
+`analysis.random_model`).
 """
 
 from __future__ import annotations
@@ -75,8 +79,8 @@ def interchange(
         seed: seed of the random subspaces.
 
     Raises:
-        ValueError: If the batches have different lengths, the rule does not select exactly one token of each prompt, or
-            both prompts of every pair have the same answer.
+        ValueError: If the batches have different lengths, the rule does not select exactly one
+            token of each prompt, or both prompts of every pair have the same answer.
     """
     from transformer_lens.tools.analysis.interchange import NormMatchedPlacebo, SubspaceInterchange, random_basis
 

@@ -1,10 +1,11 @@
 """Which terms make up the change of each token, and how large is the change relative to the activation?
 
-An affine edit delta(h) = A h + c is the sum of three terms: erase, -E^T E h (LoReFT: -R^T R h); write constant, c (R^T b);
-and write from input, the rest of A h (R^T W h). An edit that only adds has no erase term.
+An affine edit delta(h) = A h + c is the sum of three terms: erase, -E^T E h (LoReFT: -R^T R h);
+write constant, c (R^T b); and write from input, the rest of A h (R^T W h). An edit that only adds
+has no erase term.
 
-The terms lie in one space and can cancel. So the result has their Gram matrix, not shares of the change. A large change is
-not evidence of an effect: later layers may not read it.
+The terms lie in one space and can cancel. So the result has their Gram matrix, not shares of the
+change. A large change is not evidence of an effect: later layers may not read it.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """Which later heads and MLPs carry an edit's effect? Patches their outputs between the edited run and the base run.
 
-"edited into base" patches one component's output from the edited run into the base run, on the same prompt. This measures
-the part of the effect that the component carries alone (the indirect effect of Vig et al. 2020, arXiv:2004.12265). "base
-into edited" patches the base's output into the edited run. This measures the part that is lost without the component's
-change. The direct effect is what remains when all later components have their base outputs: the effect through the
-residual stream only.
+"edited into base" patches one component's output from the edited run into the base run, on the same
+prompt. This measures the part of the effect that the component carries alone (the indirect effect
+of Vig et al. 2020, arXiv:2004.12265). "base into edited" patches the base's output into the edited
+run. This measures the part that is lost without the component's change. The direct effect is what
+remains when all later components have their base outputs: the effect through the residual stream
+only.
 
-Parts need not sum to one: paths run through several components, and components can substitute for one another. The control
-patches the same outputs from a run with changes of the same norm in random directions.
+Parts need not sum to one: paths run through several components, and components can substitute for
+one another. The control patches the same outputs from a run with changes of the same norm in random
+directions.
 """
 
 from __future__ import annotations
@@ -60,9 +62,9 @@ def mediate(
         progress: show a progress bar.
 
     Returns:
-        For "edited into base", `base` is the base run, `source` the edited run, and `restored` the part of the effect that
-        is carried. For "base into edited" it is the other way round: `restored` is the part that is lost, and there is no
-        control.
+        For "edited into base", `base` is the base run, `source` the edited run, and `restored` the
+        part of the effect that is carried. For "base into edited" it is the other way round:
+        `restored` is the part that is lost, and there is no control.
 
     Raises:
         ValueError: If there is no such map, or the edit itself acts at the patched point.

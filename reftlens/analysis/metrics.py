@@ -1,8 +1,9 @@
 """Metrics of patched runs: functions of the logits after each prompt.
 
-A metric takes logits `[n, d_vocab]` and the index of the pair that each row belongs to `[n]`, and returns one value per
-row. Any function works, including a lambda. The functions below make the usual metrics. They score an answer by its first
-token after the prompt, and raise an error if the number of pairs differs from the number they were made for.
+A metric takes logits `[n, d_vocab]` and the index of the pair that each row belongs to `[n]`, and
+returns one value per row. Any function works, including a lambda. The functions below make the
+usual metrics. They score an answer by its first token after the prompt, and raise an error if the
+number of pairs differs from the number they were made for.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def logit_difference_of(
         foils: the answers to compare with, such as the old answers.
 
     Raises:
-        ValueError: If answer and foil begin with the same token, or their number differs from the number of prompts.
+        ValueError: If answer and foil begin with the same token, or their number differs from the
+            number of prompts.
     """
     prompts, answers, foils = as_prompts(prompts), as_prompts(answers, "answers"), as_prompts(foils, "foils")
     target, foil = first_tokens(bridge, prompts, answers), first_tokens(bridge, prompts, foils, name="foils")

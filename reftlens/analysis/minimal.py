@@ -1,12 +1,14 @@
 """What is the smallest edit that does as much? Leaves out sites, tokens, directions and coordinates while the effect holds.
 
-An edit is small enough if it keeps a share of the effect (the log-probability of the wanted answers, beyond the base's) and
-its mean KL elsewhere stays within a budget. Sites are left out in the order of their Shapley values, smallest first. Tokens
-are added one by one, the best first, until they do. Directions are the strongest of the decomposition. Coordinates of the
-write directions are left out last, smallest first. Where a smaller edit fails, it may be trained again, and is kept if it
-then holds.
+An edit is small enough if it keeps a share of the effect (the log-probability of the wanted
+answers, beyond the base's) and its mean KL elsewhere stays within a budget. Sites are left out in
+the order of their Shapley values, smallest first. Tokens are added one by one, the best first,
+until they do. Directions are the strongest of the decomposition. Coordinates of the write
+directions are left out last, smallest first. Where a smaller edit fails, it may be trained again,
+and is kept if it then holds.
 
-The search is greedy: a smaller edit than the one found may exist. Another seed may find other sites (see `agreement`).
+The search is greedy: a smaller edit than the one found may exist. Another seed may find other sites
+(see `agreement`).
 """
 
 from __future__ import annotations
@@ -61,10 +63,12 @@ def minimal(
         examples: (prompt, wanted completion) pairs; the completion's first token is scored.
         kept: prompts whose answers should not change.
         share: of the effect that has to be kept.
-        kl: largest mean KL(base, edited) on `kept`, in nats. By default that of the edit itself, and a tenth more.
-        retrain: training settings, to train a smaller edit that fails once more. Without them, none is trained.
-        seeds: seeds with which an edit of the smallest shape is trained from the start, if `retrain` is given; each is that
-            of the initialisation and of the order of examples.
+        kl: largest mean KL(base, edited) on `kept`, in nats. By default that of the edit itself,
+            and a tenth more.
+        retrain: training settings, to train a smaller edit that fails once more. Without them, none
+            is trained.
+        seeds: seeds with which an edit of the smallest shape is trained from the start, if
+            `retrain` is given; each is that of the initialisation and of the order of examples.
         batch_size: prompts in one forward pass.
 
     Returns:
@@ -72,7 +76,8 @@ def minimal(
 
     Raises:
         NotAffineError: If an edit is not of the form A h + c.
-        ValueError: If there are no examples, `share` is outside (0, 1], or the edit does not raise the wanted answers.
+        ValueError: If there are no examples, `share` is outside (0, 1], or the edit does not raise
+            the wanted answers.
     """
     require_number("share", share, above=0)
     if share > 1:
@@ -179,7 +184,8 @@ class _Search:
 
     def trained(self, reft: Reft, seed: int | None = None) -> Reft:
         assert self.retrain is not None
-        # A seed of its own also for the order of examples: some edits always start at the same values.
+        # A seed of its own also for the order of examples: some edits always start at the same
+        # values.
         seed = self.retrain.seed if seed is None else seed
         train(self.bridge, reft, self.examples, replace(self.retrain, progress=False, seed=seed))
         return reft

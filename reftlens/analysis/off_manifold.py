@@ -1,18 +1,20 @@
 """Are edited activations outside the range of unedited ones? Norm ratio and percentile of the Mahalanobis distance.
 
-d(h)^2 = (h - mu)^T S^-1 (h - mu), with mean mu and covariance S of unedited activations at the same site. The prompts are
-split into three parts. The first gives mu and S (shrunk towards a multiple of the identity, Chen et al. 2010, "OAS",
-eq. 23). The second gives the reference distances for the percentiles. The third is tested: before the edit, after it, and
-after changes of the same norm in random directions. Distances of the activations that S was fitted to are too small as a
-reference: every edit would look unusual.
+d(h)^2 = (h - mu)^T S^-1 (h - mu), with mean mu and covariance S of unedited activations at the same
+site. The prompts are split into three parts. The first gives mu and S (shrunk towards a multiple of
+the identity, Chen et al. 2010, "OAS", eq. 23). The second gives the reference distances for the
+percentiles. The third is tested: before the edit, after it, and after changes of the same norm in
+random directions. Distances of the activations that S was fitted to are too small as a reference:
+every edit would look unusual.
 
-mu, S and the percentiles are computed separately for three kinds of token: the first token of a prompt, massive
-activations (an unedited norm above four times the median, as at BOS and some delimiters), and all others. One massive
-activation among the others would inflate S, and with it the shrinkage target, until no change is visible. A kind with few
-tokens or without variance uses the S of the most frequent kind.
+mu, S and the percentiles are computed separately for three kinds of token: the first token of a
+prompt, massive activations (an unedited norm above four times the median, as at BOS and some
+delimiters), and all others. One massive activation among the others would inflate S, and with it
+the shrinkage target, until no change is visible. A kind with few tokens or without variance uses
+the S of the most frequent kind.
 
-Not evidence of harm: an activation may be unusual in a direction that no later layer reads. One d x d Cholesky factor of S
-is needed per site and kind. The activations are not kept.
+Not evidence of harm: an activation may be unusual in a direction that no later layer reads. One d x
+d Cholesky factor of S is needed per site and kind. The activations are not kept.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ class _Natural:
         """Returns whether these activations differ by more than rounding error."""
         if not self.n:
             return False
-        # If all activations are equal, as at BOS, float32 rounding leaves a variance of about 1e-14 |h|^2.
+        # If all activations are equal, as at BOS, float32 rounding leaves a variance of about 1e-14
+        # |h|^2.
         trace = float(self.second.trace()) / self.n - float(self.mean.square().sum())
         return trace > 1e-10 * float(self.mean.square().sum())
 
@@ -112,7 +115,8 @@ class _Kinds:
         """Returns the factor of each kind, or the most frequent kind's if there are too few tokens; last the most frequent's."""
         varying = [natural for natural in self.natural if natural.varies()]
         if not varying:
-            # Each kind has one distinct activation (BOS, or the first word of a template), so the kinds are pooled.
+            # Each kind has one distinct activation (BOS, or the first word of a template), so the
+            # kinds are pooled.
             return [self._pooled().factor()] * (len(self.natural) + 1)
         of_main = max(varying, key=lambda natural: natural.n).factor()
         return [*(self._factor(natural, of_main) for natural in self.natural), of_main]
@@ -141,8 +145,8 @@ def off_manifold(bridge: TransformerBridge, reft: Reft, prompts: Given, *, seed:
     Args:
         bridge: the base.
         reft: the edit.
-        prompts: at least three texts, conversations, pairs or batches. Batches are assigned in turn to fitting, reference
-            and test. Shuffle the prompts first if neighbours are similar.
+        prompts: at least three texts, conversations, pairs or batches. Batches are assigned in turn
+            to fitting, reference and test. Shuffle the prompts first if neighbours are similar.
         seed: seed of the control.
 
     Raises:

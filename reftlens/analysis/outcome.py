@@ -32,8 +32,8 @@ def outcome(
 ) -> Outcome:
     """Measures how often the next token is the answer's first token, for the base, the edit and the control.
 
-    The control makes changes of the same norm in random directions. If answers have several tokens, the result also says
-    how often greedy decoding gives the whole answer.
+    The control makes changes of the same norm in random directions. If answers have several tokens,
+    the result also says how often greedy decoding gives the whole answer.
 
     Args:
         bridge: the base.
@@ -89,7 +89,8 @@ def _whole_answers(
 ) -> tuple[float, ...]:
     """Returns the fraction of answers that greedy decoding gives whole: base, edited, control.
 
-    Greedy decoding gives an answer if each of its tokens is the most likely one after the previous ones.
+    Greedy decoding gives an answer if each of its tokens is the most likely one after the previous
+    ones.
     """
 
     def measure(batch: Batch) -> Float[Tensor, "3"]:

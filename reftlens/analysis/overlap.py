@@ -1,20 +1,23 @@
 """Do two edits, or an edit and another subspace, share directions? Computes principal angles with null distributions.
 
-score = |U^T V|_F^2 / min(rank) = mean cos^2 of the principal angles (`projection_kernel` of TransformerLens). Under a
-null, the first subspace is redrawn many times, and the second is fixed:
+score = |U^T V|_F^2 / min(rank) = mean cos^2 of the principal angles (`projection_kernel` of
+TransformerLens). Under a null, the first subspace is redrawn many times, and the second is fixed:
 
-- `covariance_matched`, the default null if activations are given: spanned by S^(1/2) g, random vectors with the covariance
-  of the activations. Activations are far from isotropic. Two subspaces that both follow the large directions exceed a Haar
-  null without having anything else in common.
-- `haar`: a uniformly random subspace. It is the right null for untrained subspaces, such as R at initialisation. Unrelated
-  trained edits exceed it most of the time, so it says nothing about them.
-- Given subspaces of the same dimension, such as those of edits trained on shuffled answers (`null_edits`) or of alignments
-  trained on arbitrary labels (`null_alignments`): they share everything with the first but what it was trained for.
-- `random_readings`: spanned by S g, the patterns of random linear readings of the activations (`Operator.pattern`).
+- `covariance_matched`, the default null if activations are given: spanned by S^(1/2) g, random
+  vectors with the covariance of the activations. Activations are far from isotropic. Two subspaces
+  that both follow the large directions exceed a Haar null without having anything else in common.
+- `haar`: a uniformly random subspace. It is the right null for untrained subspaces, such as R at
+  initialisation. Unrelated trained edits exceed it most of the time, so it says nothing about them.
+- Given subspaces of the same dimension, such as those of edits trained on shuffled answers
+  (`null_edits`) or of alignments trained on arbitrary labels (`null_alignments`): they share
+  everything with the first but what it was trained for.
+- `random_readings`: spanned by S g, the patterns of random linear readings of the activations
+  (`Operator.pattern`).
 
-Only subspaces of one activation space can be compared: the same hook of the same model. Edits trained at one site of one
-model are more similar than their activations explain, so no null here is quite right for two trained edits. `agreement`
-compares their effects, with edits trained on shuffled answers as its null.
+Only subspaces of one activation space can be compared: the same hook of the same model. Edits
+trained at one site of one model are more similar than their activations explain, so no null here is
+quite right for two trained edits. `agreement` compares their effects, with edits trained on
+shuffled answers as its null.
 """
 
 from __future__ import annotations
@@ -99,15 +102,16 @@ def overlap(
         first: rows, of any norm. The nulls redraw their span.
         second: rows of the other subspace.
         activations: unedited activations of the site, for the covariance-matched null.
-        nulls: name -> null, or a list of subspaces that are all of its draws; in place of the covariance-matched one. Without nulls and activations, the result has no null,
-            and is not evidence of shared directions.
+        nulls: name -> null, or a list of subspaces that are all of its draws; in place of the
+            covariance-matched one. Without nulls and activations, the result has no null, and is
+            not evidence of shared directions.
         n_null: draws from each null, except those that are given.
         names: names of the two subspaces, for display.
         seed: seed of the nulls.
 
     Raises:
-        ValueError: If the rows have different widths, the rows of a subspace are linearly dependent, or both activations
-            and nulls are given.
+        ValueError: If the rows have different widths, the rows of a subspace are linearly
+            dependent, or both activations and nulls are given.
     """
     from transformer_lens.tools.analysis.projection_kernel import orthonormal_subspace, projection_kernel
 

@@ -1,12 +1,14 @@
 """Which activations carry the difference between two prompts? Activation patching over layers x positions or heads.
 
-A pair is a clean prompt and a corrupted one of the same length. Denoising patches one activation of the clean run into
-the corrupted run and measures what is restored (is it sufficient?). Noising patches one activation of the corrupted run
-into the clean run and measures what breaks (is it necessary?). The two differ if components can substitute for one another
-(Heimersheim & Nanda 2024, arXiv:2404.15255).
+A pair is a clean prompt and a corrupted one of the same length. Denoising patches one activation of
+the clean run into the corrupted run and measures what is restored (is it sufficient?). Noising
+patches one activation of the corrupted run into the clean run and measures what breaks (is it
+necessary?). The two differ if components can substitute for one another (Heimersheim & Nanda 2024,
+arXiv:2404.15255).
 
-A map is not evidence that nothing else carries the difference. A metric that only compares the two answers changes
-whenever either answer is suppressed. The control patches the same cells from an unrelated source.
+A map is not evidence that nothing else carries the difference. A metric that only compares the two
+answers changes whenever either answer is suppressed. The control patches the same cells from an
+unrelated source.
 
     metric = logit_difference_of(bridge, clean, answers, foils)
     result = patch(bridge, encode(bridge, clean), encode(bridge, corrupted), metric, point="resid_pre")
@@ -56,21 +58,25 @@ def patch(
 
     Args:
         bridge: the model. A masked language model is read at each prompt's mask token.
-        clean: texts, conversations or one batch, without completions. Pairs may have different lengths. Columns are those
-            of the batch: `encode(..., padding_side="left")` aligns the ends of prompts, and "right" their beginnings.
+        clean: texts, conversations or one batch, without completions. Pairs may have different
+            lengths. Columns are those of the batch: `encode(..., padding_side="left")` aligns the
+            ends of prompts, and "right" their beginnings.
         corrupted: prompts with the same length as `clean`, row by row.
         metric: of the logits after each prompt, or at its mask token.
-        point: the patched activation: "resid_pre", "resid_mid" or "resid_post", the residual stream before, inside or after
-            a block; "attn_out" or "mlp_out", the output of its attention or MLP; "q", "k" or "v", its heads' queries, keys
-            or values; "z", the heads' outputs before they are mixed.
-        over: what a cell is, in each layer: "positions", "heads" (each at all positions) or "heads and positions".
+        point: the patched activation: "resid_pre", "resid_mid" or "resid_post", the residual stream
+            before, inside or after a block; "attn_out" or "mlp_out", the output of its attention or
+            MLP; "q", "k" or "v", its heads' queries, keys or values; "z", the heads' outputs before
+            they are mixed.
+        over: what a cell is, in each layer: "positions", "heads" (each at all positions) or "heads
+            and positions".
         direction: "denoise" patches clean activations into the corrupted run, "noise" the reverse.
         window: number of neighbouring layers patched together, centred on the cell's layer.
         unrelated: a third source for the control, with the same length, row by row.
-        memory_bytes: approximate limit for the activations of one run. The recorded runs of all pairs need further memory,
-            so sweep thousands of pairs in groups.
-        save_to: a file that stores finished cells. An interrupted sweep resumes from it. The control's file has the same
-            name with `.control` appended. The files are not deleted afterwards.
+        memory_bytes: approximate limit for the activations of one run. The recorded runs of all
+            pairs need further memory, so sweep thousands of pairs in groups.
+        save_to: a file that stores finished cells. An interrupted sweep resumes from it. The
+            control's file has the same name with `.control` appended. The files are not deleted
+            afterwards.
         progress: show a progress bar.
 
     Raises:

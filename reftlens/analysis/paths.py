@@ -1,20 +1,25 @@
 """Along which paths does an edit reach the answer? Path patching: one component's change, read by only one later component.
 
-The path from a sender s to a receiver r (Wang et al. 2022, arXiv:2211.00593, section 3.1; Goldowsky-Dill et al. 2023,
-arXiv:2304.05969) is the change that s makes to the residual stream, as r reads it, with all other components fixed:
+The path from a sender s to a receiver r (Wang et al. 2022, arXiv:2211.00593, section 3.1;
+Goldowsky-Dill et al. 2023, arXiv:2304.05969) is the change that s makes to the residual stream, as
+r reads it, with all other components fixed:
 
     1. a_s = output of s in the edited run
-    2. a_r = output of r in the base run with the output of s set to a_s, and every other head and MLP fixed to the base
-    3. value = the metric of the base run with the output of r set to a_r, and all components after r recomputed
+    2. a_r = output of r in the base run with the output of s set to a_s, and every other head and
+       MLP fixed to the base
+    3. value = the metric of the base run with the output of r set to a_r, and all components after
+       r recomputed
 
-Senders are heads, MLPs, and the edit itself. In step 2 the edit then acts while no component has changed. A receiver may
-be the logits. Step 3 is then the same as step 2, and the value is the sender's direct effect. MLPs in between are fixed
-like heads, unlike in Wang et al., who recompute them. So a path through an MLP counts as that MLP's path. If an edit acts
-inside a component (such as at its q), its paths begin at that component, including the path "edit -> that component".
+Senders are heads, MLPs, and the edit itself. In step 2 the edit then acts while no component has
+changed. A receiver may be the logits. Step 3 is then the same as step 2, and the value is the
+sender's direct effect. MLPs in between are fixed like heads, unlike in Wang et al., who recompute
+them. So a path through an MLP counts as that MLP's path. If an edit acts inside a component (such
+as at its q), its paths begin at that component, including the path "edit -> that component".
 
-Not evidence: values do not sum to the effect, because a receiver may respond to two changes together differently than to
-each alone. A receiver that responds in the base run may not respond in the edited run. The control follows the same paths
-under changes of the same norm in random directions.
+Not evidence: values do not sum to the effect, because a receiver may respond to two changes
+together differently than to each alone. A receiver that responds in the base run may not respond in
+the edited run. The control follows the same paths under changes of the same norm in random
+directions.
 """
 
 from __future__ import annotations
@@ -84,30 +89,34 @@ def paths(
 ) -> PatchMap:
     """Computes the metric with one sender's change read by only one receiver, for each path and example.
 
-    One cone is run for each path and example, and one more for the control. A model as small as GPT-2 has 157 x 157 / 2
-    paths. Run `mediate` first, and follow only the paths among the components that it finds.
+    One cone is run for each path and example, and one more for the control. A model as small as
+    GPT-2 has 157 x 157 / 2 paths. Run `mediate` first, and follow only the paths among the
+    components that it finds.
 
     Args:
         bridge: the base; causal.
         reft: the edit.
         prompts: texts, conversations or one batch, without completions.
         metric: of the logits after each prompt.
-        senders: "edit", heads such as "2.3" and MLPs such as "mlp2"; by default all from the first edited block on.
+        senders: "edit", heads such as "2.3" and MLPs such as "mlp2"; by default all from the first
+            edited block on.
         receivers: the same without "edit", and with "logits".
-        over: "components"; or "sender positions" or "receiver positions", where the output of a sender or a receiver is
-            patched at one token at a time.
-        through: the inputs through which receiving heads read, of "q", "k" and "v". The others are fixed to the base.
+        over: "components"; or "sender positions" or "receiver positions", where the output of a
+            sender or a receiver is patched at one token at a time.
+        through: the inputs through which receiving heads read, of "q", "k" and "v". The others are
+            fixed to the base.
         seed: seed of the control's random directions.
         memory_bytes: approximate limit for the activations of one run.
         progress: show a progress bar over senders.
 
     Returns:
-        `base` is the base run, `source` the edited run, and `restored` the part of the effect that a path carries. Rows are
-        senders and columns receivers, NaN where the receiver does not come after the sender. Over positions, rows are
-        paths such as "edit->2.3" and columns are tokens.
+        `base` is the base run, `source` the edited run, and `restored` the part of the effect that
+        a path carries. Rows are senders and columns receivers, NaN where the receiver does not come
+        after the sender. Over positions, rows are paths such as "edit->2.3" and columns are tokens.
 
     Raises:
-        ValueError: If a component is unknown, there is no path, or the edit acts at the output of a head or MLP.
+        ValueError: If a component is unknown, there is no path, or the edit acts at the output of a
+            head or MLP.
     """
     if over not in _OVER:
         raise ValueError(f"over must be one of {', '.join(_OVER)}, got {over!r}")

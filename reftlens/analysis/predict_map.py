@@ -1,20 +1,25 @@
 """At which layer and position will an edit train well? Predicts a map of trained edits from slopes of the base, without training.
 
-Let h be the state of a cell and g the gradient of the wanted loss there. Three predictors, of an edit h + A h + c of rank r:
+Let h be the state of a cell and g the gradient of the wanted loss there. Three predictors, of an
+edit h + A h + c of rank r:
 
-- slope: the fall of the held-out loss to first order, under the best such edit of the training examples. Its change is as long
-  as `size` times the states. The best edit is made of the r largest singular parts of E[g x^T], with x = (h - mean, 1) whitened.
-- bounded gain: the fall of the held-out loss by a quadratic bound of it, whose best edit needs no size. The bound holds for
-  any answers where logits are linear in the state (`engine/linearised.py` has its derivation).
-- covariance: the sum of the r largest singular values of [Cov(g, h), |h| E[g]], |h| the root mean square: how far the wanted
-  change depends on the state, and its constant part. Of the training examples alone.
+- slope: the fall of the held-out loss to first order, under the best such edit of the training
+  examples. Its change is as long as `size` times the states. The best edit is made of the r largest
+  singular parts of E[g x^T], with x = (h - mean, 1) whitened.
+- bounded gain: the fall of the held-out loss by a quadratic bound of it, whose best edit needs no
+  size. The bound holds for any answers where logits are linear in the state (`engine/linearised.py`
+  has its derivation).
+- covariance: the sum of the r largest singular values of [Cov(g, h), |h| E[g]], |h| the root mean
+  square: how far the wanted change depends on the state, and its constant part. Of the training
+  examples alone.
 
-One run of the examples, and 1 + n_probes passes back, give all cells at once. The control is the same fit with shuffled
-answers. An edit can write an answer anywhere, so that map is no zero: what the real one has beyond it comes from what can be
-read. `analysis.beside_training` scores a prediction against trained edits.
+One run of the examples, and 1 + n_probes passes back, give all cells at once. The control is the
+same fit with shuffled answers. An edit can write an answer anywhere, so that map is no zero: what
+the real one has beyond it comes from what can be read. `analysis.beside_training` scores a
+prediction against trained edits.
 
-Not evidence that an edit will work: slopes hold for small changes, and trained edits are large. Training to convergence can
-also make good what a first step lacks.
+Not evidence that an edit will work: slopes hold for small changes, and trained edits are large.
+Training to convergence can also make good what a first step lacks.
 """
 
 from __future__ import annotations
@@ -72,17 +77,21 @@ def predict_map(
         layers: block indices, or "all".
         hook: the point inside a block.
         rank: of the edits.
-        size: length of the change of the slope, as a part of the states' length. It scales this map and does not reorder it.
-        damping: share of the mean eigenvalue that is added to covariances, as there are fewer examples than dimensions.
-        n_probes: random passes back for the curvature of each example, at least 2: half of them find the edit of the bounded
-            gain and half measure the curvature along it, in both roles.
-        batch_size: examples in one pass. The activations of all their tokens are kept for the pass back.
+        size: length of the change of the slope, as a part of the states' length. It scales this map
+            and does not reorder it.
+        damping: share of the mean eigenvalue that is added to covariances, as there are fewer
+            examples than dimensions.
+        n_probes: random passes back for the curvature of each example, at least 2: half of them
+            find the edit of the bounded gain and half measure the curvature along it, in both
+            roles.
+        batch_size: examples in one pass. The activations of all their tokens are kept for the pass
+            back.
         seed: seed of the probes, and of the shuffled answers.
         progress: show a progress bar.
 
     Raises:
-        ValueError: If there is nothing to fit or to compare, a number is out of its range, a prompt lacks the tokens of a
-            rule, or more than half of the examples have the same answer.
+        ValueError: If there is nothing to fit or to compare, a number is out of its range, a prompt
+            lacks the tokens of a rule, or more than half of the examples have the same answer.
     """
     require_causal(bridge, "a predicted map")
     if not examples or not held_out or not positions:
@@ -159,8 +168,9 @@ def _slopes_of(
 ) -> tuple[dict[str, list[Slopes]], dict[str, float]]:
     """Takes the slopes of each set of examples at all cells."""
     generator = torch.Generator().manual_seed(seed)
-    # The bound of the curvature asks for no answer, so that of the real examples serves the shuffled ones. (Only of an answer's
-    # later tokens it is another one, because they are predicted behind its first.)
+    # The bound of the curvature asks for no answer, so that of the real examples serves the
+    # shuffled ones. (Only of an answer's later tokens it is another one, because they are predicted
+    # behind its first.)
     probes = {"real": n_probes, "shuffled": 0, "held out": n_probes}
     n = sum(len(of_set) * (2 + probes[name]) for name, of_set in batches.items())
     bar = tqdm(total=n, desc=f"slopes of {len(cells)} cells", unit="pass", disable=not (progress and is_main_process()))
@@ -189,8 +199,9 @@ def _predicted(at: Slopes, held_out: Slopes, rank: int, size: float, damping: fl
 def _bounded(at: Slopes, held_out: Slopes, rank: int, damping: float) -> float:
     """Returns the fall of the held-out loss by the quadratic bound, under the edit that is best on the examples.
 
-    Half of the probes find the edit and the other half measure the curvature along it, then the other way round. Along an edit
-    that was fitted to them, probes underrate the curvature, and the bound would promise a fall that does not come.
+    Half of the probes find the edit and the other half measure the curvature along it, then the
+    other way round. Along an edit that was fitted to them, probes underrate the curvature, and the
+    bound would promise a fall that does not come.
     """
     gains = []
     for first in (0, 1):
@@ -209,7 +220,8 @@ def _bounded(at: Slopes, held_out: Slopes, rank: int, damping: float) -> float:
 def _covariance(at: Slopes, rank: int) -> float:
     centred, mean = at.h - at.h.mean(0), at.g.mean(0)
     state = at.h.square().sum(1).mean().sqrt()
-    # [Cov, |h| E[g]] as a product of matrices with few rows: it has at most as many singular values, whatever the width.
+    # [Cov, |h| E[g]] as a product of matrices with few rows: it has at most as many singular
+    # values, whatever the width.
     left = torch.cat([(at.g - mean) / len(centred), state * mean[None]])
     right = torch.block_diag(centred, torch.ones_like(state)[None, None])
     return float(torch.linalg.svdvals(torch.linalg.qr(left.T).R @ torch.linalg.qr(right.T).R.T)[:rank].sum())

@@ -1,11 +1,12 @@
 """How does an edit move activations along its write directions? Projects h and h + delta on the two strongest ones.
 
-The write directions u_1, u_2 come from the decomposition (`decompose`) on the same tokens: before = [u_1 . h, u_2 . h] and
-after - before = [u_1 . delta, u_2 . delta].
+The write directions u_1, u_2 come from the decomposition (`decompose`) on the same tokens: before =
+[u_1 . h, u_2 . h] and after - before = [u_1 . delta, u_2 . delta].
 
-Not evidence: the plane is chosen as the one in which the edit moves furthest, so a large movement in it is expected. If
-groups of prompts are separate in this plane before the edit, the model need not distinguish them there. The control is
-changes of the same norm in random directions, projected on the same plane.
+Not evidence: the plane is chosen as the one in which the edit moves furthest, so a large movement
+in it is expected. If groups of prompts are separate in this plane before the edit, the model need
+not distinguish them there. The control is changes of the same norm in random directions, projected
+on the same plane.
 """
 
 from __future__ import annotations
@@ -39,17 +40,19 @@ def project(
     Args:
         bridge: the base.
         reft: the edit.
-        groups: name -> prompts, such as those whose answer should change and those whose answer should not.
+        groups: name -> prompts, such as those whose answer should change and those whose answer
+            should not.
         at: the edited tokens to project; the last of each prompt by default.
         seed: seed of the control.
 
     Returns:
-        One result per site with at least two write directions, in order. A later site receives activations already changed
-        by the earlier ones.
+        One result per site with at least two write directions, in order. A later site receives
+        activations already changed by the earlier ones.
 
     Raises:
         NotAffineError: If an edit is not of the form A h + c.
-        ValueError: If there are no prompts, the tokens are not edited, or no site has two directions.
+        ValueError: If there are no prompts, the tokens are not edited, or no site has two
+            directions.
     """
     prompts = [prompt for group in groups.values() for prompt in group]
     batch = encode(bridge, prompts)

@@ -1,16 +1,19 @@
 """Which tokens does a write direction promote and suppress? Logit readout: the direct path to the unembedding.
 
-A direction u with root-mean-square size s is added to real final residuals. The readout is the mean over prompts of
-logits(h + s u) - logits(h), through the model's final norm. The control is the same for random directions of that length,
-because the readout of any direction has some largest token.
+A direction u with root-mean-square size s is added to real final residuals. The readout is the mean
+over prompts of logits(h + s u) - logits(h), through the model's final norm. The control is the same
+for random directions of that length, because the readout of any direction has some largest token.
 
-There are two tests for two questions. Does any token change more than expected by chance? This covers all tokens,
-directions and sites, so the band corrects for all of them: in 95% of draws of random directions, no token of any direction
-leaves the band (a max-statistic, each direction in units of its own null). Does a token chosen beforehand change? This
-needs only that token's changes under random directions, which give p. For several tokens or directions, `p_all` corrects
-for multiple testing in the same way (Westfall & Young 1993). A chosen token can have a small p inside the band.
+There are two tests for two questions. Does any token change more than expected by chance? This
+covers all tokens, directions and sites, so the band corrects for all of them: in 95% of draws of
+random directions, no token of any direction leaves the band (a max-statistic, each direction in
+units of its own null). Does a token chosen beforehand change? This needs only that token's changes
+under random directions, which give p. For several tokens or directions, `p_all` corrects for
+multiple testing in the same way (Westfall & Young 1993). A chosen token can have a small p inside
+the band.
 
-Not evidence of the path: later layers read the direction too, and may contribute most of the effect.
+Not evidence of the path: later layers read the direction too, and may contribute most of the
+effect.
 """
 
 from __future__ import annotations
@@ -51,11 +54,13 @@ def read_directions(
 
     Args:
         bridge: the base.
-        operator: from `decompose`. Pass all sites that you examine at once, so that the correction covers all of them.
-        prompts: texts, conversations or one batch. The direction is added to their last final residuals.
+        operator: from `decompose`. Pass all sites that you examine at once, so that the correction
+            covers all of them.
+        prompts: texts, conversations or one batch. The direction is added to their last final
+            residuals.
         top: tokens listed on each side.
-        watch: answers to test, chosen beforehand, with their leading space. Their first tokens are tested. If several
-            answers have the same first token, the first answer is named.
+        watch: answers to test, chosen beforehand, with their leading space. Their first tokens are
+            tested. If several answers have the same first token, the first answer is named.
         n_null: random directions drawn for each direction; at least 19, for a 95% band.
         seed: seed of the random directions.
 
@@ -63,7 +68,8 @@ def read_directions(
         One readout per direction, site by site.
 
     Raises:
-        ValueError: If an edit does not have the width of the residual stream, or there are too few draws.
+        ValueError: If an edit does not have the width of the residual stream, or there are too few
+            draws.
     """
     operators = [operator] if isinstance(operator, Operator) else list(operator)
     for item in operators:
@@ -129,7 +135,8 @@ class _Look:
         return self.watched_null.abs() / self._unit()
 
     def _unit(self) -> Float[Tensor, " answer"]:
-        # The direction itself is included among the draws; otherwise few draws would make it look large.
+        # The direction itself is included among the draws; otherwise few draws would make it look
+        # large.
         return torch.cat([self.watched[None], self.watched_null]).square().mean(dim=0).sqrt()
 
 
@@ -157,7 +164,8 @@ def _look(
     size = operator.spectrum[index]
     change = mean_logit_changes(bridge, final, operator.write[index][None] * size)[0]
     random = torch.nn.functional.normalize(torch.randn(n_null, operator.write.shape[1], generator=generator), dim=-1)
-    # In parts, because the changes of all tokens under all draws would not fit beside a large vocabulary.
+    # In parts, because the changes of all tokens under all draws would not fit beside a large
+    # vocabulary.
 
     def ends(some: Float[Tensor, "draw d_model"]) -> tuple[Tensor, Tensor, Tensor]:
         null = mean_logit_changes(bridge, final, some * size)

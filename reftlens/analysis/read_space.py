@@ -1,12 +1,12 @@
 """Which subspace of an activation do later layers read?
 
-The read space is the row space of the rest of the model. It is estimated from gradients of random sums of the centred
-next-token logits with respect to the activation, over many prompts. Singular vectors with more than `tolerance` of the
-largest singular value span the read space. The complement is dormant on these inputs: to first order, it does not affect
-any answer.
+The read space is the row space of the rest of the model. It is estimated from gradients of random
+sums of the centred next-token logits with respect to the activation, over many prompts. Singular
+vectors with more than `tolerance` of the largest singular value span the read space. The complement
+is dormant on these inputs: to first order, it does not affect any answer.
 
-The result holds to first order and for these inputs only. A direction whose effect needs a large step or another prompt
-counts as unread.
+The result holds to first order and for these inputs only. A direction whose effect needs a large
+step or another prompt counts as unread.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def read_space(
     Args:
         bridge: the model.
         hook_name: a point with activations `[batch, pos, width]`.
-        prompts: several texts or conversations, or one batch. Enough random sums are taken to give two gradients per
-            coordinate.
+        prompts: several texts or conversations, or one batch. Enough random sums are taken to give
+            two gradients per coordinate.
         at: the tokens whose activations are used.
         tolerance: fraction of the largest sensitivity from which a direction counts as read.
         seed: seed of the random sums.

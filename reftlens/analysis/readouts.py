@@ -1,17 +1,21 @@
 """What do an edit's directions mean? Asks several methods about the same vectors, and corrects for everything looked at.
 
-- "direct": the direct path to the logits, for write directions; the logit lens, for the change at real tokens.
+- "direct": the direct path to the logits, for write directions; the logit lens, for the change at
+  real tokens.
 - "jacobian": the average linear path to the last layer.
 - "patchscope": the model's own next token, when the vector is put into an inspection prompt.
-- "dictionary": the features of sparse dictionaries that point the same way, and those that the change turns on or off.
+- "dictionary": the features of sparse dictionaries that point the same way, and those that the
+  change turns on or off.
 - "contexts": the tokens of the prompts where a read direction is largest.
 
-Each reads the edit's vectors, and random vectors in their place. `p` is for the furthest of all names (tokens, features or
-contexts) of one method. The corrected p is for the furthest of all names, vectors and methods. `reftlens benchmark
---only readouts` measures on planted meanings what each method finds and how often it raises a false alarm.
+Each reads the edit's vectors, and random vectors in their place. `p` is for the furthest of all
+names (tokens, features or contexts) of one method. The corrected p is for the furthest of all
+names, vectors and methods. `reftlens benchmark --only readouts` measures on planted meanings what
+each method finds and how often it raises a false alarm.
 
-Not evidence of an effect: a name says where a vector points, by a path that each file of `analysis/readers` describes. Whether
-the edit acts by it is asked by `ablate`, `mediate` and `interchange`.
+Not evidence of an effect: a name says where a vector points, by a path that each file of
+`analysis/readers` describes. Whether the edit acts by it is asked by `ablate`, `mediate` and
+`interchange`.
 """
 
 from __future__ import annotations
@@ -68,22 +72,25 @@ def readouts(
     Args:
         bridge: the base.
         reft: the edit.
-        prompts: texts, conversations, pairs or batches. Directions are weighted by all of them. The first eight give the
-            residuals to which directions are added, and the changes that are read.
+        prompts: texts, conversations, pairs or batches. Directions are weighted by all of them. The
+            first eight give the residuals to which directions are added, and the changes that are
+            read.
         methods: names from the list above.
         at: use only these edited tokens.
         directions: number of directions per site.
         top: names listed for each vector.
         n_null: sets of random vectors; at least 19, for p of .05.
         seed: seed of the random vectors.
-        lens: for "jacobian": a file with a published lens, or a lens; by default one is fitted on the first prompts, which
-            takes d_model backward passes of each.
-        inspect: for "patchscope": the inspection prompt. Its last token takes the vector. The identity prompt of
-            Ghandeharioun et al. 2024 by default.
-        dictionaries: for "dictionary": folders in SAELens' format, or dictionaries, at least one for each site.
+        lens: for "jacobian": a file with a published lens, or a lens; by default one is fitted on
+            the first prompts, which takes d_model backward passes of each.
+        inspect: for "patchscope": the inspection prompt. Its last token takes the vector. The
+            identity prompt of Ghandeharioun et al. 2024 by default.
+        dictionaries: for "dictionary": folders in SAELens' format, or dictionaries, at least one
+            for each site.
 
     Returns:
-        One result per method and vector. Vectors of a site are in order: write directions, read directions, its changes.
+        One result per method and vector. Vectors of a site are in order: write directions, read
+        directions, its changes.
 
     Raises:
         NotAffineError: If an edit is not of the form A h + c.

@@ -1,13 +1,16 @@
 """At which layer and position can an edit be trained to work? Trains one edit of the same budget per layer x position cell.
 
-gain(cell) = mean over held-out prompts of (score under the edit trained in this cell - score of the base).
+gain(cell) = mean over held-out prompts of (score under the edit trained in this cell - score of the
+base).
 
-Rank, initialisation, examples, their order and the number of steps are the same in every cell, so cells differ only in
-their location. The control trains in the same cells for the same number of steps, on the same prompts with shuffled
-answers. An edit can write an answer anywhere from which it can affect the last token. The gain above the control comes
-from what the edit can read at its cell. Columns are position rules, so that prompts of different lengths align.
+Rank, initialisation, examples, their order and the number of steps are the same in every cell, so
+cells differ only in their location. The control trains in the same cells for the same number of
+steps, on the same prompts with shuffled answers. An edit can write an answer anywhere from which it
+can affect the last token. The gain above the control comes from what the edit can read at its cell.
+Columns are position rules, so that prompts of different lengths align.
 
-`analysis.beside_tracing` compares such a map with a tracing map, and says what the comparison does not show:
+`analysis.beside_tracing` compares such a map with a tracing map, and says what the comparison does
+not show:
 
     examples = [(prompt, " Rome"), ...]
     columns = {"last subject token": LastOf(AnySpan(subjects)), "last token": Last(1)}
@@ -15,8 +18,8 @@ from what the edit can read at its cell. Columns are position rules, so that pro
     traced = at_rules(patch(bridge, clean, corrupted, metric), clean, columns)
     beside_tracing(trained, traced)
 
-Each cell is trained by `train`, on its light cone: late cells cost a fraction of early ones. The base runs once for each
-example of an arm, whatever the number of cells.
+Each cell is trained by `train`, on its light cone: late cells cost a fraction of early ones. The
+base runs once for each example of an arm, whatever the number of cells.
 """
 
 from __future__ import annotations
@@ -82,22 +85,27 @@ def reft_map(
     Args:
         bridge: the frozen base; causal.
         examples: (prompt, completion) pairs to train on.
-        held_out: other pairs to score on, because memorised examples say little about where an edit can be trained.
+        held_out: other pairs to score on, because memorised examples say little about where an edit
+            can be trained.
         positions: name -> rule, one per column. Every prompt must have the tokens.
         layers: block indices, or "all".
         hook: the point inside a block; `hook_resid_pre` is what `patch` and tracing write to.
         intervention: the class.
         rank: of each edit; None for a class without a rank.
-        config: settings of each training run. Its seed also sets the initialisation. Checkpoints are not kept. Base runs
-            that all cells share take up to `hold_bytes` besides those of the cell that is trained.
-        score: makes the metric, a function of the logits after each prompt, from prompts and answers.
+        config: settings of each training run. Its seed also sets the initialisation. Checkpoints
+            are not kept. Base runs that all cells share take up to `hold_bytes` besides those of
+            the cell that is trained.
+        score: makes the metric, a function of the logits after each prompt, from prompts and
+            answers.
         score_name: name of the score, with its unit.
         memory_bytes: approximate limit for the activations of one scoring run.
-        save_to: a file that stores finished cells. An interrupted map resumes from it. It is not deleted afterwards.
+        save_to: a file that stores finished cells. An interrupted map resumes from it. It is not
+            deleted afterwards.
 
     Raises:
-        ValueError: If there is nothing to train, score or compare, a prompt lacks the tokens of a rule, more than half of
-            the examples have the same answer, training keeps checkpoints, or the file is of another map.
+        ValueError: If there is nothing to train, score or compare, a prompt lacks the tokens of a
+            rule, more than half of the examples have the same answer, training keeps checkpoints,
+            or the file is of another map.
     """
     require_causal(bridge, "a map of trained edits")
     if not examples or not held_out or not positions:

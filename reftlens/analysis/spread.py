@@ -1,11 +1,13 @@
 """How far does an edit's change spread through layers and positions, and where does the predicted token change?
 
-At each layer and position, it measures |h_edited - h_base| / |h_base| of the residual stream, and whether the most likely
-token by the logit lens (final norm and unembedding of h: nostalgebraist 2020) changes.
+At each layer and position, it measures |h_edited - h_base| / |h_base| of the residual stream, and
+whether the most likely token by the logit lens (final norm and unembedding of h: nostalgebraist
+2020) changes.
 
-A large distance is not an effect: later layers do not read much of what an edit changes. The control is changes of the
-same norm in random directions, which have the same distance from the base at the edited sites. The logit lens is
-unreliable at early layers of many models, so an unchanged token there is weak evidence.
+A large distance is not an effect: later layers do not read much of what an edit changes. The
+control is changes of the same norm in random directions, which have the same distance from the base
+at the edited sites. The logit lens is unreliable at early layers of many models, so an unchanged
+token there is weak evidence.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
 """Which tokens activate a read direction most? Lists the tokens of a dataset where an edit moves furthest along it.
 
-Reading i is read_i . h + constant_i, the change along write direction i (see `decompose`), at every edited token, in
-standard deviations from its mean. The control is the largest z of random linear readings of the same activations. Each
-coordinate is divided by its standard deviation, because a much larger coordinate would make all readings the same. The
-control is needed because every direction has some token of largest reading, and in a small dataset the same unusual tokens
-often have it. Tokens with the same text before them have equal activations in a causal model, so only one is listed.
+Reading i is read_i . h + constant_i, the change along write direction i (see `decompose`), at every
+edited token, in standard deviations from its mean. The control is the largest z of random linear
+readings of the same activations. Each coordinate is divided by its standard deviation, because a
+much larger coordinate would make all readings the same. The control is needed because every
+direction has some token of largest reading, and in a small dataset the same unusual tokens often
+have it. Tokens with the same text before them have equal activations in a causal model, so only one
+is listed.
 
-Top contexts show the extremes of a reading, not its typical values. They suggest a meaning but do not prove it.
+Top contexts show the extremes of a reading, not its typical values. They suggest a meaning but do
+not prove it.
 """
 
 from __future__ import annotations

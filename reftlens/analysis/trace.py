@@ -1,12 +1,14 @@
 """Where does the base model store a fact? Causal tracing with symmetric token replacement.
 
-A corrupted prompt asks the same question about another subject. One state of the clean run (`hook_resid_pre` of one layer
-at one position) is patched into the corrupted run. restored = (m_patched - m_corrupted) / (m_clean - m_corrupted), where m
-is a metric, usually the probability of the clean answer. Replacing tokens keeps the inputs in distribution, unlike noise
-(Meng et al. 2022, arXiv:2202.05262; Zhang & Nanda 2024, arXiv:2309.16042).
+A corrupted prompt asks the same question about another subject. One state of the clean run
+(`hook_resid_pre` of one layer at one position) is patched into the corrupted run. restored =
+(m_patched - m_corrupted) / (m_clean - m_corrupted), where m is a metric, usually the probability of
+the clean answer. Replacing tokens keeps the inputs in distribution, unlike noise (Meng et al. 2022,
+arXiv:2202.05262; Zhang & Nanda 2024, arXiv:2309.16042).
 
-The control patches the same cells from an unrelated third subject, which has no information about the clean answer. (With
-a logit difference the control is not near zero: it removes the corrupted answer, which is half of the difference.)
+The control patches the same cells from an unrelated third subject, which has no information about
+the clean answer. (With a logit difference the control is not near zero: it removes the corrupted
+answer, which is half of the difference.)
 """
 
 from __future__ import annotations
@@ -40,13 +42,16 @@ def trace(
         bridge: the model.
         clean: prompts about one subject each, all with the same number of tokens.
         corrupted: the same prompts about another subject.
-        metric: of the logits after each prompt, such as `probability_of` the clean prompts' answers.
+        metric: of the logits after each prompt, such as `probability_of` the clean prompts'
+            answers.
         subjects: the clean subjects, starred in plots; optional.
-        unrelated: the same prompts about a third subject, for the control. Without them there is no control.
+        unrelated: the same prompts about a third subject, for the control. Without them there is no
+            control.
         progress: show a progress bar.
 
     Raises:
-        ValueError: If prompts differ in length, or the metric does not distinguish clean and corrupted runs.
+        ValueError: If prompts differ in length, or the metric does not distinguish clean and
+            corrupted runs.
     """
     clean = as_prompts(clean, "clean prompts")
     corrupted = as_prompts(corrupted, "corrupted prompts", count=len(clean))

@@ -1,13 +1,15 @@
 """Where does the base model store a fact? Causal tracing as in ROME: noise on the subject, then one state restored.
 
-The embeddings of the subject's tokens get Gaussian noise with standard deviation `noise` times sigma, where sigma is the
-standard deviation of all subject tokens' embeddings (Meng et al. 2022, arXiv:2202.05262, section 2 and appendix B.1). Then
-one state of the clean run, or a window of its attention or MLP outputs, is restored, and the metric is computed.
+The embeddings of the subject's tokens get Gaussian noise with standard deviation `noise` times
+sigma, where sigma is the standard deviation of all subject tokens' embeddings (Meng et al. 2022,
+arXiv:2202.05262, section 2 and appendix B.1). Then one state of the clean run, or a window of its
+attention or MLP outputs, is restored, and the metric is computed.
 
-The control restores the same cells from a run with another draw of noise, which does not have the subject either.
+The control restores the same cells from a run with another draw of noise, which does not have the
+subject either.
 
-Noise moves the model out of distribution, and the map does not show how much of it is due to that. Replacing tokens
-(`trace`) is the better default (Zhang & Nanda 2024, arXiv:2309.16042).
+Noise moves the model out of distribution, and the map does not show how much of it is due to that.
+Replacing tokens (`trace`) is the better default (Zhang & Nanda 2024, arXiv:2309.16042).
 """
 
 from __future__ import annotations
@@ -51,11 +53,13 @@ def trace_noise(
 
     Args:
         bridge: the model; causal.
-        prompts: prompts that the model answers. They may differ in length; columns are counted from the beginning.
+        prompts: prompts that the model answers. They may differ in length; columns are counted from
+            the beginning.
         metric: of the logits after each prompt, such as `probability_of` its answer.
         subjects: a part of each prompt; noise is added to its first occurrence.
         point: the restored activation: "resid_pre", "attn_out" or "mlp_out".
-        window: number of neighbouring layers restored together; ROME uses 10 for attention and MLP, 1 for states.
+        window: number of neighbouring layers restored together; ROME uses 10 for attention and MLP,
+            1 for states.
         noise: standard deviation of the noise, in units of sigma.
         n_draws: draws of noise for each prompt.
         seed: seed of the noise.

@@ -1,10 +1,12 @@
 """Trains a small sparse dictionary of one point's activations: for a model without a published one, in seconds for a small one.
 
-The autoencoder is "topk" (Gao et al. 2024, arXiv:2406.04093): the k largest of the features reconstruct the activation, with the
-mean square error as the only loss, and unit decoder rows. Features that nothing turns on in a tenth of the steps are
-put on activations that are reconstructed worst.
+The autoencoder is "topk" (Gao et al. 2024, arXiv:2406.04093): the k largest of the features
+reconstruct the activation, with the mean square error as the only loss, and unit decoder rows.
+Features that nothing turns on in a tenth of the steps are put on activations that are reconstructed
+worst.
 
-Not evidence of what the model computes with: another seed finds other features, and a feature is named after where it is large.
+Not evidence of what the model computes with: another seed finds other features, and a feature is
+named after where it is large.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ def train_dictionary(
         seed: seed of the first weights and of the draws.
 
     Raises:
-        ValueError: If k is larger than the number of features, the learning rate is negative, or there is no such point.
+        ValueError: If k is larger than the number of features, the learning rate is negative, or
+            there is no such point.
     """
     require_whole_number("features", features, least=1)
     require_whole_number("k", k, least=1)

@@ -1,6 +1,7 @@
 """A small GPT-2 trained on modular addition, and many edits of it trained in parallel on random answers.
 
-The edits share only the model, the site and the prompts, so any other similarity is a product of training.
+The edits share only the model, the site and the prompts, so any other similarity is a product of
+training.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """Hierarchical equality, the task of distributed alignment search (Geiger et al. 2023, arXiv:2303.02536).
 
-A small GPT-2 is trained to decide whether (a = b) = (c = d). The causal model has a variable for a = b. The token is chosen by
-swaps of the whole activation, on the pairs that the subspace is fitted to. `align` then fits a subspace such that swapping it
-between two runs swaps that variable, and tests it on held-out pairs. Two controls repeat the fit with arbitrary labels, and on
-the same model with random weights. Their accuracy is what the method reaches if there is nothing to find.
+A small GPT-2 is trained to decide whether (a = b) = (c = d). The causal model has a variable for a
+= b. The token is chosen by swaps of the whole activation, on the pairs that the subspace is fitted
+to. `align` then fits a subspace such that swapping it between two runs swaps that variable, and
+tests it on held-out pairs. Two controls repeat the fit with arbitrary labels, and on the same model
+with random weights. Their accuracy is what the method reaches if there is nothing to find.
 
-Alignment presupposes a model that computes the relation. Of six objects, a model can learn the inputs by heart: one answered
-nearly all of them right without storing the variable at any token, or at several together. Hence there are twelve.
+Alignment presupposes a model that computes the relation. Of six objects, a model can learn the
+inputs by heart: one answered nearly all of them right without storing the variable at any token, or
+at several together. Hence there are twelve.
 """
 
 from __future__ import annotations
@@ -41,8 +43,9 @@ CONFIG = TrainConfig(epochs=15, batch_size=100, lr=1e-2, progress=False)
 
 
 EQUAL = 0.7
-"""How often each pair is equal in training. At one half neither equality alone says anything about the answer, and training
-stays where it starts."""
+"""How often each pair is equal in training. At one half neither equality alone says anything about
+the answer, and training stays where it starts.
+"""
 
 
 def equality_rows(*, seeds: Sequence[int] = (0, 1)) -> Iterator[Known]:
@@ -105,7 +108,8 @@ def _control_rows(found: Alignment, group: str) -> Iterator[Known]:
 def train_equality(*, seed: int, max_steps: int = 1500) -> tuple[TransformerBridge, float]:
     """Trains a GPT-2 of two blocks on random quadruples until all are right. Returns it and its accuracy on all.
 
-    In 500 steps, training draws at most a third of the inputs with two unequal pairs, which are 84% of all.
+    In 500 steps, training draws at most a third of the inputs with two unequal pairs, which are 84%
+    of all.
     """
     model = _untrained(seed)
     generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,8 @@
 """Models with hand-set weights, so that their computation and its location are known.
 
-They are GPT-2s of one to three blocks with almost all weights zero. A prompt has one token that carries a binary variable,
-some tokens without information, and a question mark. The answer is one of two tokens.
+They are GPT-2s of one to three blocks with almost all weights zero. A prompt has one token that
+carries a binary variable, some tokens without information, and a question mark. The answer is one
+of two tokens.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ def attention_reads_it(*, n_pairs: int = 64, seed: int = 0) -> Handmade:
     with torch.no_grad():
         model.transformer.wte.weight += 2 * _variable()[:, None] * v
         attention = model.transformer.h[1].attn
-        # Queries and keys are zero, so the head attends to all tokens equally. It reads v and writes w.
-        # c_attn is [d, 3 d]: queries, keys, values, each with 8 columns for each of the two heads.
+        # Queries and keys are zero, so the head attends to all tokens equally. It reads v and
+        # writes w. c_attn is [d, 3 d]: queries, keys, values, each with 8 columns for each of the
+        # two heads.
         attention.c_attn.weight[:, 2 * D_MODEL] = 4 * v
         attention.c_proj.weight[0] = 4 * w
         # Opposite logits, so the answer is the sign of the activation along w.
@@ -61,7 +63,8 @@ def attention_turns(*, moves: bool = False, n_pairs: int = 64, seed: int = 0) ->
     Turning that direction round turns the head's pattern and changes nothing that it moves.
 
     Args:
-        moves: whether head 1.1, which attends to all tokens equally, moves the query's direction to the answer as well.
+        moves: whether head 1.1, which attends to all tokens equally, moves the query's direction to
+            the answer as well.
         n_pairs: number of prompt pairs.
         seed: seed of directions and prompts.
     """
@@ -84,9 +87,9 @@ def attention_turns(*, moves: bool = False, n_pairs: int = 64, seed: int = 0) ->
 def two_steps(*, second: str = "mlp", n_pairs: int = 64, seed: int = 0) -> Handmade:
     """Makes a model in which head 1.0 copies the variable to every token, and block 2 computes the answer from its output.
 
-    There are two decoys. Head 1.1 also copies the variable, into a direction that nothing reads. The MLP of block 1 writes
-    the answer at the variable's token, where nothing reads it. Flipping the variable does not change any norm, so nothing
-    leaks through LayerNorm.
+    There are two decoys. Head 1.1 also copies the variable, into a direction that nothing reads.
+    The MLP of block 1 writes the answer at the variable's token, where nothing reads it. Flipping
+    the variable does not change any norm, so nothing leaks through LayerNorm.
 
     Args:
         second: the component that computes the answer, "mlp" or "head" (2.0).
@@ -120,10 +123,11 @@ def _linear(mlp: Any, *, reads: Tensor, writes: Tensor) -> None:
 def illusion_in_residual(*, n_pairs: int = 64, seed: int = 0, weight: float = 0.01) -> Handmade:
     """Makes the same illusion in the residual stream.
 
-    Three directions matter. v follows the variable, and neurons of block 1 compute the answer from it. u also follows the
-    variable, but only the logits of tokens that are not answers read it, scaled by `weight`. s is always zero; separate
-    neurons of block 1 would compute the answer from it, twice as strongly as from v. Swapping along (u + s) therefore
-    changes the answer completely, although u + s does not carry it.
+    Three directions matter. v follows the variable, and neurons of block 1 compute the answer from
+    it. u also follows the variable, but only the logits of tokens that are not answers read it,
+    scaled by `weight`. s is always zero; separate neurons of block 1 would compute the answer from
+    it, twice as strongly as from v. Swapping along (u + s) therefore changes the answer completely,
+    although u + s does not carry it.
 
     Args:
         n_pairs: number of prompt pairs.
@@ -149,23 +153,24 @@ def illusion_in_residual(*, n_pairs: int = 64, seed: int = 0, weight: float = 0.
 def illusion(*, n_pairs: int = 64, seed: int = 0, weight: float = 0.01) -> Handmade:
     """Makes three hidden units, two of which form an illusion (Makelov et al. 2023, arXiv:2311.17030, section 3).
 
-    Unit 0 follows the variable, but nothing reads it. Unit 1 is always zero, and would be read twice as strongly as unit 2.
-    Unit 2 follows the variable and determines the answer. Swapping along (1, 1, 0) therefore changes the answer completely.
-    Here the question token carries the variable, so that attention is not needed.
+    Unit 0 follows the variable, but nothing reads it. Unit 1 is always zero, and would be read
+    twice as strongly as unit 2. Unit 2 follows the variable and determines the answer. Swapping
+    along (1, 1, 0) therefore changes the answer completely. Here the question token carries the
+    variable, so that attention is not needed.
 
     Args:
         n_pairs: number of prompt pairs.
         seed: seed of directions and prompts.
-        weight: how strongly the logits of irrelevant tokens read the outputs of units 1 and 2, with independent random
-            weights; 0 in the paper's toy model.
+        weight: how strongly the logits of irrelevant tokens read the outputs of units 1 and 2, with
+            independent random weights; 0 in the paper's toy model.
     """
     model, Q = _blank(n_layer=1, seed=seed)
     v, read = Q[0], Q[1:3]
     with torch.no_grad():
         model.transformer.wte.weight += 2 * _variable()[:, None] * v
         mlp = model.transformer.h[0].mlp
-        # Far from zero, GELU is the identity on one side and zero on the other, so a unit is 8 or 0.
-        # LayerNorm scales h to length sqrt(d), so its part 2 along v becomes 2 sqrt(d) / |h|.
+        # Far from zero, GELU is the identity on one side and zero on the other, so a unit is 8 or
+        # 0. LayerNorm scales h to length sqrt(d), so its part 2 along v becomes 2 sqrt(d) / |h|.
         reach = 8 / (2 * D_MODEL**0.5 / _norm_of_embedding(model))
         mlp.c_fc.weight[:, 0] = mlp.c_fc.weight[:, 2] = reach * v
         mlp.c_fc.bias.fill_(-30)

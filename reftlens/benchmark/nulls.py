@@ -1,8 +1,8 @@
 """Tests that the nulls are valid: over many draws without an effect, p-values must be uniform.
 
-Each row draws inputs without an effect, computes the p-value of the analysis for each, and compares the p-values with the
-uniform distribution by a Kolmogorov-Smirnov test. The last rows are negative controls: deliberately wrong nulls, which the
-test must detect.
+Each row draws inputs without an effect, computes the p-value of the analysis for each, and compares
+the p-values with the uniform distribution by a Kolmogorov-Smirnov test. The last rows are negative
+controls: deliberately wrong nulls, which the test must detect.
 """
 
 from __future__ import annotations

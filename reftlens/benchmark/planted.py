@@ -1,12 +1,14 @@
 """A planted edit: a teacher is the base with a known LoReFT of rank 2, and students of several ranks and seeds fit it.
 
-Recovery depends on the objective, the model and the site. All edits here change every prompt token one block before the last.
-Angles are computed inside the space that later layers read (`read_space`), since a fit of logits cannot identify the mean of
-the coordinates of a GPT-2. Students fitted to the teacher's logits at every prompt token (mean square) recover its two write
-directions on `facts-small`, but not on a model of modular sums, whose prompts are all sums of 13 numbers. Students fitted by
-`Distillation` to the teacher's next-token distributions at completions do not recover them on `facts-small`; on models with
-random weights they do. All students agree with the teacher's outputs. If their directions differ, the objective does not
-identify the directions, and the row says so. This does not show that decomposition finds the truth of a real edit.
+Recovery depends on the objective, the model and the site. All edits here change every prompt token
+one block before the last. Angles are computed inside the space that later layers read
+(`read_space`), since a fit of logits cannot identify the mean of the coordinates of a GPT-2.
+Students fitted to the teacher's logits at every prompt token (mean square) recover its two write
+directions on `facts-small`, but not on a model of modular sums, whose prompts are all sums of 13
+numbers. Students fitted by `Distillation` to the teacher's next-token distributions at completions
+do not recover them on `facts-small`; on models with random weights they do. All students agree with
+the teacher's outputs. If their directions differ, the objective does not identify the directions,
+and the row says so. This does not show that decomposition finds the truth of a real edit.
 
 A student of rank 1 cannot be right. The table includes it as a miss.
 """
@@ -76,7 +78,8 @@ def plant(name: str, *, n_texts: int = 96, seed: int = 1, blocks_after: int = 1)
     assert isinstance(edit, LoReFT)
     h = torch.cat([edited_activations(bridge, teacher, batch)[0][1] for batch in batches[:-1]])
     with torch.no_grad():
-        # Make the readings uncorrelated with equal variance on the data, so that the truth has two equal directions.
+        # Make the readings uncorrelated with equal variance on the data, so that the truth has two
+        # equal directions.
         random = torch.randn(2, d_model, generator=torch.Generator().manual_seed(seed))
         root = torch.linalg.cholesky(torch.cov(random @ h.T))
         readings = torch.linalg.solve_triangular(root, random, upper=False) * 0.2 * h.norm(dim=-1).mean()

@@ -1,8 +1,9 @@
 """A hand-made model with a planted variable of two dimensions, and what alignment search finds of it.
 
-Token 0 of a prompt carries a value from 0 to 3, stored as two signs along two directions v and w. A head of block 1 moves
-both to the last token, where the answers read them. So the true subspace after block 0 at token 0 is span(v, w). The rest
-of an embedding is noise. Several tokens carry each value, and held-out pairs use carriers that no training pair has.
+Token 0 of a prompt carries a value from 0 to 3, stored as two signs along two directions v and w. A
+head of block 1 moves both to the last token, where the answers read them. So the true subspace
+after block 0 at token 0 is span(v, w). The rest of an embedding is noise. Several tokens carry each
+value, and held-out pairs use carriers that no training pair has.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ def planted_model(*, seed: int) -> tuple[list[str], GPT2LMHeadModel, Float[Tenso
         seed: seed of directions and embeddings.
 
     Returns:
-        The word of each token; the model; and orthonormal rows: v, w, the two directions that the answers read, and those
-        of the noise.
+        The word of each token; the model; and orthonormal rows: v, w, the two directions that the
+        answers read, and those of the noise.
     """
     carriers = [f"v{value}_{number}" for value in range(4) for number in range(N_CARRIERS)]
     fillers = [f"f{number}" for number in range(N_FILLERS)]

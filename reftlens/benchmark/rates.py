@@ -1,7 +1,7 @@
 """Compares the false-alarm rate of a null or verdict with its nominal level.
 
-The rate k / n over draws without an effect is compared by its Clopper-Pearson interval. The interval is 99%, because there
-are many such rows: one in a hundred valid ones misses by chance.
+The rate k / n over draws without an effect is compared by its Clopper-Pearson interval. The
+interval is 99%, because there are many such rows: one in a hundred valid ones misses by chance.
 """
 
 from __future__ import annotations

@@ -1,17 +1,23 @@
 """Planted meanings: does each method of `readouts` name what a direction does in the model, and nothing otherwise?
 
-Weights are set in two GPT-2s: `facts-small`, which is trained, and one with random weights. A direction raises a token
+Weights are set in two GPT-2s: `facts-small`, which is trained, and one with random weights. A
+direction raises a token
 
-- "at once": it is the token's row of the unembedding, behind the final norm and apart from the other rows;
-- "after two blocks": an MLP unit of the next block copies it to another direction, and one of the block after that raises the token;
-- "through a head": a head of the next block, which attends to all tokens equally, copies it to the token's direction;
-- "with another": an MLP unit two blocks later raises the token only if two directions are written at once, at two sites;
+- "at once": it is the token's row of the unembedding, behind the final norm and apart from the
+  other rows;
+- "after two blocks": an MLP unit of the next block copies it to another direction, and one of the
+  block after that raises the token;
+- "through a head": a head of the next block, which attends to all tokens equally, copies it to the
+  token's direction;
+- "with another": an MLP unit two blocks later raises the token only if two directions are written
+  at once, at two sites;
 - "superposed": it is the sum of two tokens' rows; both should be named;
 - "unread": (1, ..., 1), which every LayerNorm removes. Nothing should be named.
 
-Found: the corrected p of the planted token is below .05, over all tokens and vectors of the method. A dictionary names features,
-not tokens, so it is given one per planted direction, at cosine .8, among random ones. Top contexts read what an edit
-reads, so there the planted reading is large at the prompts of one kind. False alarms: random edits of the same length.
+Found: the corrected p of the planted token is below .05, over all tokens and vectors of the method.
+A dictionary names features, not tokens, so it is given one per planted direction, at cosine .8,
+among random ones. Top contexts read what an edit reads, so there the planted reading is large at
+the prompts of one kind. False alarms: random edits of the same length.
 """
 
 from __future__ import annotations
@@ -142,7 +148,8 @@ def _weights(name: str) -> PreTrainedModel:
 def _token_directions(hf: PreTrainedModel) -> Float[Tensor, "token d_model"]:
     """Returns, for each token, the unit direction that raises its logit most beside those of all others.
 
-    It is the row behind the final norm, in units of the covariance of all rows: rows of similar words share most of their length.
+    It is the row behind the final norm, in units of the covariance of all rows: rows of similar
+    words share most of their length.
     """
     W = hf.lm_head.weight.detach() * hf.transformer.ln_f.weight.detach()
     rows = W - W.mean(dim=0)

@@ -1,7 +1,8 @@
 """Two planted sites among decoys: large edits without an effect must score about zero.
 
-The decoys write changes as large as the planted pushes: at the last block and a token that no later layer reads; at every
-token along the direction that LayerNorm removes; and by writing back exactly what they erase.
+The decoys write changes as large as the planted pushes: at the last block and a token that no later
+layer reads; at every token along the direction that LayerNorm removes; and by writing back exactly
+what they erase.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Stores the rows of the table in a file as they are computed (JSON Lines), so that an interrupted run resumes.
 
-A unit is finished if its last line says so. An unfinished unit is run again, and its rows leave the file.
+A unit is finished if its last line says so. An unfinished unit is run again, and its rows leave the
+file.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def run_kept(units: Mapping[str, Callable[[], Iterator[Known]]], file: Path | No
             yield row
         if file is not None:
             done[name] = rows
-            # The whole file: appended lines would stay behind if the process ended between two of them.
+            # The whole file: appended lines would stay behind if the process ended between two of
+            # them.
             write_whole(file, "".join(json.dumps(line) + "\n" for line in _lines(done)).encode())
 
 

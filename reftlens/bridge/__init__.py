@@ -2,15 +2,21 @@
 
 The model is a plain `TransformerBridge`, never wrapped or subclassed.
 
-- `loading`, `pretrained`: load a model, frozen and in eval mode. `finetuned`: one beside its base. `identity`: fingerprints of models.
-- `attached`: hooks and other code attached to a model. `threads`: only one thread at a time may attach hooks.
-- `points`: names of activation points. Points where a write would be lost or incomplete raise an error with the reason.
-  `probe` measures most of this on the given model. `resid_mid`: the middle of a block, which does not have its own point.
+- `loading`, `pretrained`: load a model, frozen and in eval mode. `finetuned`: one beside its base.
+  `identity`: fingerprints of models.
+- `attached`: hooks and other code attached to a model. `threads`: only one thread at a time may
+  attach hooks.
+- `points`: names of activation points. Points where a write would be lost or incomplete raise an
+  error with the reason. `probe` measures most of this on the given model. `resid_mid`: the middle
+  of a block, which does not have its own point.
 - `biases`: the bias before a point. `patterns`: attention patterns that can be held.
-- `forwards`: what a forward pass computes: its position in a cached sequence, and the tokens whose logits are needed.
-- `readout`: residuals read through the final norm and the unembedding. `jacobian`: earlier ones, carried there linearly.
+- `forwards`: what a forward pass computes: its position in a cached sequence, and the tokens whose
+  logits are needed.
+- `readout`: residuals read through the final norm and the unembedding. `jacobian`: earlier ones,
+  carried there linearly.
 - `caching`: the key-value cache, under both names that releases of transformers use.
-- `proving`: verifies a shortcut on a model. `padding`: effects of padding, and whether cached decoding is exact.
+- `proving`: verifies a shortcut on a model. `padding`: effects of padding, and whether cached
+  decoding is exact.
 """
 
 from reftlens.bridge.attached import foreign_hooks

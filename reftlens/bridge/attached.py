@@ -39,7 +39,8 @@ def replaced_forwards(bridge: TransformerBridge) -> tuple[tuple[str, int], ...]:
         seen.add(id(module))
         forward = vars(module).get("forward")
         if forward is not None and is_foreign(forward):
-            # The id is part of the key of a proof: two replacements of one module compute different things.
+            # The id is part of the key of a proof: two replacements of one module compute different
+            # things.
             found.append((name, id(forward)))
         left += [(f"{name}.{part}", inner) for part, inner in module._modules.items() if inner is not None]
     return tuple(sorted(found))

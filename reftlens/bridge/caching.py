@@ -1,9 +1,9 @@
 """Passes the key-value cache under the name that each library expects.
 
-transformers 5.24 renamed the argument `past_key_values` to `cache`. The attention of TransformerLens 4.3 reads the old
-name. With a newer transformers it silently drops the cache, and cached decoding ignores the prompt. `mend_attention`
-passes the cache under the name that TransformerLens reads. `load_bridge` calls it, and so does every function that runs
-with a cache.
+transformers 5.24 renamed the argument `past_key_values` to `cache`. The attention of
+TransformerLens 4.3 reads the old name. With a newer transformers it silently drops the cache, and
+cached decoding ignores the prompt. `mend_attention` passes the cache under the name that
+TransformerLens reads. `load_bridge` calls it, and so does every function that runs with a cache.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def cache_name(kind: type[nn.Module]) -> str:
 def mend_attention(bridge: TransformerBridge) -> None:
     """Lets TransformerLens's own attention read the cache that a newer transformers passes.
 
-    Attention that delegates to the Hugging Face module does not need it. Calling it twice has no further effect.
+    Attention that delegates to the Hugging Face module does not need it. Calling it twice has no
+    further effect.
     """
     # Called in every pass, and walking all modules would cost more than a small model's block.
     if bridge in _MENDED:

@@ -1,8 +1,9 @@
 """Loads a finetuned model beside its base: an adapter or a checkpoint in a folder, or a model in memory.
 
-An adapter is read by Hugging Face's `peft` and merged into a copy of the base's weights: for LoRA, W + s B A, with s =
-alpha / r (or alpha / sqrt(r) for rank-stabilised LoRA); for DoRA, that matrix with its rows scaled to trained magnitudes. In
-bfloat16 the sum is rounded, and small changes with it: load the base in float32 where they matter.
+An adapter is read by Hugging Face's `peft` and merged into a copy of the base's weights: for LoRA,
+W + s B A, with s = alpha / r (or alpha / sqrt(r) for rank-stabilised LoRA); for DoRA, that matrix
+with its rows scaled to trained magnitudes. In bfloat16 the sum is rounded, and small changes with
+it: load the base in float32 where they matter.
 """
 
 from __future__ import annotations
@@ -36,20 +37,21 @@ def load_finetuned(bridge: TransformerBridge, source: str | Path | nn.Module | T
 
     Args:
         bridge: the base.
-        source: a folder that `peft` saved (LoRA, DoRA, or another adapter that can be merged into weights); a folder or hub
-            name of a whole model; a model of transformers or `peft` in memory, which is copied; or a bridge, which is
-            returned as it is.
+        source: a folder that `peft` saved (LoRA, DoRA, or another adapter that can be merged into
+            weights); a folder or hub name of a whole model; a model of transformers or `peft` in
+            memory, which is copied; or a bridge, which is returned as it is.
 
     Raises:
-        ValueError: If the adapter does not fit the base, cannot be merged or lacks weights, or the finetuned model has
-            another architecture, size or tokenizer.
+        ValueError: If the adapter does not fit the base, cannot be merged or lacks weights, or the
+            finetuned model has another architecture, size or tokenizer.
         ImportError: If an adapter is to be read and `peft` is not installed.
     """
     theirs = None
     if isinstance(source, TransformerBridge):
         found, theirs = source, source.tokenizer
     elif isinstance(source, nn.Module):
-        # A copy, because a bridge takes a model over, and merging an adapter would end its training.
+        # A copy, because a bridge takes a model over, and merging an adapter would end its
+        # training.
         found = _bridged(bridge, copy.deepcopy(source))
     elif (Path(source) / _CONFIG).is_file():
         found = _bridged(bridge, _with_adapter(bridge, Path(source)))
@@ -127,7 +129,8 @@ def _with_adapter(bridge: TransformerBridge, folder: Path) -> nn.Module:
     try:
         stored = set(load_file(folder / _WEIGHTS))
         with warnings.catch_warnings():
-            # About weights without a place, which the comparison below refuses, and about Conv1D, which peft then handles.
+            # About weights without a place, which the comparison below refuses, and about Conv1D,
+            # which peft then handles.
             warnings.simplefilter("ignore")
             model = PeftModel.from_pretrained(base, str(folder))
             own = set(get_peft_model_state_dict(model, save_embedding_layers=False))

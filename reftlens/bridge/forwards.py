@@ -1,5 +1,6 @@
-"""What a forward pass is: where in a cached sequence it begins, whether it goes from left to right, and which logits it
-computes."""
+"""What a forward pass is: where in a cached sequence it begins, whether it goes from left to right,
+and which logits it computes.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def require_bridge(bridge: object, what: str) -> None:
     """Raises if the model is not a `TransformerBridge`.
 
     Raises:
-        TypeError: If it is something else. For a Hugging Face model, the message says how to make a bridge.
+        TypeError: If it is something else. For a Hugging Face model, the message says how to make a
+            bridge.
     """
     if isinstance(bridge, TransformerBridge):
         return
@@ -83,7 +85,8 @@ class ForwardStart:
 def watch_forwards(bridge: TransformerBridge) -> Iterator[ForwardStart]:
     """Tracks the offset of each forward pass, to distinguish decoding steps from the prefill.
 
-    The number of new positions does not distinguish them: a one-token prompt has a prefill of length one.
+    The number of new positions does not distinguish them: a one-token prompt has a prefill of
+    length one.
     """
     start = ForwardStart()
     mend_attention(bridge)
@@ -119,8 +122,9 @@ def own_config_aside(bridge: TransformerBridge) -> Iterator[None]:
 def unembedded_alone(bridge: TransformerBridge, mask: Bool[Tensor, "batch pos"] | None) -> Iterator[None]:
     """Computes logits only for some tokens while the context is open: `[1, n, d_vocab]`, in row order.
 
-    It selects the input of the unembedding. So it works for every architecture, and each example has its own tokens.
-    (`logits_to_keep` of transformers takes the same columns of all rows, and masked language models do not have it.)
+    It selects the input of the unembedding. So it works for every architecture, and each example
+    has its own tokens. (`logits_to_keep` of transformers takes the same columns of all rows, and
+    masked language models do not have it.)
 
     Args:
         bridge: the model.
@@ -148,9 +152,10 @@ def unembedded_alone(bridge: TransformerBridge, mask: Bool[Tensor, "batch pos"] 
 def last_block_alone(bridge: TransformerBridge, mask: Bool[Tensor, "batch pos"]) -> Iterator[None]:
     """Restricts the token-wise computations of the last block to some tokens while the context is open.
 
-    These computations are its queries, the output of its attention, and its MLP. Other tokens get zeros. After the last
-    block, no token reads another, so logits at the chosen tokens do not change. The last block's outputs at other tokens
-    are wrong, and hooks on the inputs of these parts see `[1, n, ...]`. Use it only for runs that read neither.
+    These computations are its queries, the output of its attention, and its MLP. Other tokens get
+    zeros. After the last block, no token reads another, so logits at the chosen tokens do not
+    change. The last block's outputs at other tokens are wrong, and hooks on the inputs of these
+    parts see `[1, n, ...]`. Use it only for runs that read neither.
 
     Args:
         bridge: the model.
@@ -181,7 +186,8 @@ def _for_some(forward: Callable[..., Any], mask: Bool[Tensor, "batch pos"]) -> C
 def watch_last_hidden(bridge: TransformerBridge) -> Iterator[list[Tensor]]:
     """Collects the input of the model's head in each forward pass: the last hidden states `[batch, pos, d_model]`.
 
-    The states include every edit, even one of the last block's output. A hook there would run before the edit's hook.
+    The states include every edit, even one of the last block's output. A hook there would run
+    before the edit's hook.
     """
     seen: list[Tensor] = []
 
@@ -201,7 +207,8 @@ def watch_last_hidden(bridge: TransformerBridge) -> Iterator[list[Tensor]]:
 def blocks_replaced(bridge: TransformerBridge, forwards: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
     """Replaces the computation of some blocks while the context is open.
 
-    It replaces the forward of the Hugging Face block. The bridge's own block around it still fires its hooks.
+    It replaces the forward of the Hugging Face block. The bridge's own block around it still fires
+    its hooks.
 
     Args:
         bridge: the model.

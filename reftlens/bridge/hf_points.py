@@ -1,7 +1,8 @@
 """Finds the Hugging Face module that reads or writes an activation point, for models that are not wrapped in a bridge.
 
-TransformerLens's adapter of the architecture says which module each of its components is. A point that is the input or the
-output of one module can be hooked there. Other points, such as `hook_resid_mid`, exist only in a bridge.
+TransformerLens's adapter of the architecture says which module each of its components is. A point
+that is the input or the output of one module can be hooked there. Other points, such as
+`hook_resid_mid`, exist only in a bridge.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def hf_points(model: PreTrainedModel, hook_names: list[str]) -> dict[str, HFPoin
     """Finds the modules of several points: hook name -> module and side.
 
     Raises:
-        ValueError: If a point is not the input or the output of a module of the model, or TransformerLens does not know the
-            architecture.
+        ValueError: If a point is not the input or the output of a module of the model, or
+            TransformerLens does not know the architecture.
     """
     architecture = type(model).__name__
     config = build_bridge_config_from_hf(model.config, architecture, architecture, model.dtype)
@@ -53,7 +54,8 @@ def hf_points(model: PreTrainedModel, hook_names: list[str]) -> dict[str, HFPoin
 def twin_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> TransformerBridge:
     """Makes a bridge of a model that shares its weights and leaves the model itself as it is.
 
-    TransformerLens replaces modules of the model that it wraps. So the modules are copied, and the tensors are not.
+    TransformerLens replaces modules of the model that it wraps. So the modules are copied, and the
+    tensors are not.
     """
     tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
     shared: dict[int, Any] = {}

@@ -1,9 +1,10 @@
 """Fingerprints of base models: of every weight, of config settings, and of everything else that changes their numbers.
 
-`fingerprint` uses sums over 32-bit words, sum_i word_i * w_i mod 2^64 with fixed odd w_i, one sum for each block of a
-tensor. An odd factor maps different words to different products, so a single changed word always changes its sum. Changes
-of several words cancel with a probability of about 2^-33. The sums are computed on the weights' device and read each
-weight once. They distinguish models, but do not protect against deliberate collisions.
+`fingerprint` uses sums over 32-bit words, sum_i word_i * w_i mod 2^64 with fixed odd w_i, one sum
+for each block of a tensor. An odd factor maps different words to different products, so a single
+changed word always changes its sum. Changes of several words cancel with a probability of about
+2^-33. The sums are computed on the weights' device and read each weight once. They distinguish
+models, but do not protect against deliberate collisions.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _BLOCK = 2**18
 def fingerprint(bridge: TransformerBridge) -> str:
     """Computes a checksum of every value of the base's weights and buffers. It is the same on every device.
 
-    Buffers that a model does not save (rotary frequencies, masks) are rounded to bfloat16 first. Each machine computes
-    them again, and their last bits differ between processors.
+    Buffers that a model does not save (rotary frequencies, masks) are rounded to bfloat16 first.
+    Each machine computes them again, and their last bits differ between processors.
     """
     saved = bridge.original_model.state_dict().keys()
     digest = hashlib.sha256()
@@ -77,8 +78,8 @@ _NOT_COMPUTATION_PARTS = ("dropout", "pdrop", "output_", "summary_")
 def computation(bridge: TransformerBridge) -> dict[str, Any]:
     """Returns the config settings that change what the model computes, as plain JSON values.
 
-    It omits dropout (the base is in eval mode), output options, initialisation, names, versions, and the ids of special
-    tokens, unless positions are counted from one of them.
+    It omits dropout (the base is in eval mode), output options, initialisation, names, versions,
+    and the ids of special tokens, unless positions are counted from one of them.
     """
     # Through JSON, so that these values equal those that a saved edit holds: tuples become lists.
     facts = json.loads(json.dumps(bridge.original_model.config.to_dict(), default=str))
@@ -106,8 +107,9 @@ def _counts_from_padding(model: nn.Module) -> bool:
 def base_identity(bridge: TransformerBridge) -> str:
     """Computes a checksum of everything on this machine that changes a run without hooks, to the last bit.
 
-    Every weight and buffer, the classes and plain attributes of all modules, both configs, the attention implementation
-    and the kind of device. Stricter than `fingerprint`: it also differs between versions of the libraries.
+    Every weight and buffer, the classes and plain attributes of all modules, both configs, the
+    attention implementation and the kind of device. Stricter than `fingerprint`: it also differs
+    between versions of the libraries.
     """
     digest = hashlib.sha256()
     for piece in _of_each_tensor(bridge, lambda name, tensor: f"{name}{tensor.dtype}".encode() + tensor_sums(tensor)):

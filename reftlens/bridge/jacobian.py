@@ -1,7 +1,7 @@
 """The averaged Jacobian from a block's output to the last block's output, by TransformerLens' `JacobianLens`.
 
-TransformerLens fits and loads it (Gurnee et al. 2026). Here are the rules for which matrix reads which activation point, and
-for prompts shorter than the 16 tokens that its default skips.
+TransformerLens fits and loads it (Gurnee et al. 2026). Here are the rules for which matrix reads
+which activation point, and for prompts shorter than the 16 tokens that its default skips.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def lens_layer(bridge: TransformerBridge, hook_name: str) -> int:
 def fit_lens(bridge: TransformerBridge, texts: Sequence[str], layers: Sequence[int]) -> Lens:
     """Fits the lens by TransformerLens' own estimator: d_model backward passes for each text.
 
-    The Jacobian is averaged over source tokens, and summed over later tokens. A quarter of the shortest text is skipped at the
-    beginning, at most 16 tokens.
+    The Jacobian is averaged over source tokens, and summed over later tokens. A quarter of the
+    shortest text is skipped at the beginning, at most 16 tokens.
 
     Args:
         bridge: the base, without compatibility mode.

@@ -46,26 +46,30 @@ def load_bridge(
 
     Args:
         name: an embedded organism ("facts-small"), a local directory or a hub name ("gpt2").
-        hf_model: a model already in memory instead of a name. The bridge takes it over and changes it in place. The adapter
-            of a `peft` model is merged into its weights, and a log message says so.
+        hf_model: a model already in memory instead of a name. The bridge takes it over and changes
+            it in place. The adapter of a `peft` model is merged into its weights, and a log message
+            says so.
         tokenizer: its tokenizer; needed with `hf_model`, optional with a name.
         device: the target device. A model in 4 or 8 bits stays on its device.
-        dtype: dtype of the weights, or its name ("bf16", "float16"). The default, which "auto" names too, is that of the
-            checkpoint or of `hf_model`.
-        device_map: spreads a named model over several devices, or the disk, as `from_pretrained` of transformers does;
-            `device` is then ignored. Edits stay on the embedding's device, and the edited tokens are moved there. Tested
-            with blocks on the disk and the rest on a CPU, not on several GPUs.
+        dtype: dtype of the weights, or its name ("bf16", "float16"). The default, which "auto"
+            names too, is that of the checkpoint or of `hf_model`.
+        device_map: spreads a named model over several devices, or the disk, as `from_pretrained` of
+            transformers does; `device` is then ignored. Edits stay on the embedding's device, and
+            the edited tokens are moved there. Tested with blocks on the disk and the rest on a CPU,
+            not on several GPUs.
         offload_folder: folder for the weights that a `device_map` puts on the disk.
-        prepend_bos: whether every text begins with BOS. The default is TransformerLens's default for the architecture, and
-            False for a tokenizer without BOS. The value is stored in `bridge.cfg.default_prepend_bos`, which this package
-            and TransformerLens read; a saved edit records it.
-        fresh_head: accept random values for weights that the checkpoint lacks, such as the language-model head of a
-            classifier's checkpoint.
+        prepend_bos: whether every text begins with BOS. The default is TransformerLens's default
+            for the architecture, and False for a tokenizer without BOS. The value is stored in
+            `bridge.cfg.default_prepend_bos`, which this package and TransformerLens read; a saved
+            edit records it.
+        fresh_head: accept random values for weights that the checkpoint lacks, such as the
+            language-model head of a classifier's checkpoint.
 
     Raises:
         TypeError: If `hf_model` is not a model of transformers.
-        ValueError: If the name is none of the three, the checkpoint lacks weights, the arguments do not fit together, there
-            is no such device, or TransformerLens cannot take this architecture, or not in this dtype.
+        ValueError: If the name is none of the three, the checkpoint lacks weights, the arguments do
+            not fit together, there is no such device, or TransformerLens cannot take this
+            architecture, or not in this dtype.
     """
     if (name is None) == (hf_model is None):
         raise ValueError("load_bridge needs either a name or hf_model=..., not both")
@@ -134,7 +138,8 @@ def _absent_parts_kept(model: PreTrainedModel) -> Iterator[None]:
         delattr(module, name)
         setattr(module, name, None)
         if isinstance(part, RotaryEmbeddingBridge):
-            # Each part has a copy of the config, and the attention parts would warn about missing rotation.
+            # Each part has a copy of the config, and the attention parts would warn about missing
+            # rotation.
             for own in (m.config for m in model.modules() if isinstance(m, GeneralizedComponent)):
                 if own is not None:
                     own.positional_embedding_type = "none"
@@ -149,7 +154,8 @@ def _first_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def _bootable(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Copies the tokenizer, because the bridge changes the one it gets."""
     own = copy.deepcopy(tokenizer)
-    # The bridge replaces a tokenizer that lacks these two attributes, and adds a token for a missing EOS.
+    # The bridge replaces a tokenizer that lacks these two attributes, and adds a token for a
+    # missing EOS.
     own.init_kwargs.setdefault("name_or_path", "")
     own.init_kwargs["add_bos_token"] = True
     if own.eos_token is None:
@@ -201,7 +207,8 @@ def freeze(bridge: TransformerBridge) -> TransformerBridge:
 def n_parameters(bridge: TransformerBridge) -> int:
     """Counts the base's parameters, tied ones once.
 
-    It excludes a fused query-key-value matrix that the bridge has split and keeps, unused, alongside its parts.
+    It excludes a fused query-key-value matrix that the bridge has split and keeps, unused,
+    alongside its parts.
     """
     model = bridge.original_model
     saved = model.state_dict().keys()

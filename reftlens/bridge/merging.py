@@ -21,21 +21,24 @@ def merged_adapter(peft_model: Any) -> PreTrainedModel:
         peft_model: a model of `peft`.
 
     Raises:
-        ValueError: If the adapter cannot be merged into weights, or the merged model has other outputs.
+        ValueError: If the adapter cannot be merged into weights, or the merged model has other
+            outputs.
     """
     kind = type(peft_model).__name__
     base = peft_model.get_base_model()
     peft_model.eval()
     before = _logits(base)
     try:
-        # peft warns of an output layer that is no longer the embedding's; the comparison below decides what matters.
+        # peft warns of an output layer that is no longer the embedding's; the comparison below
+        # decides what matters.
         with warnings.catch_warnings(action="ignore"):
             merged: PreTrainedModel = peft_model.base_model.merge_and_unload()
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(f"the adapter of this {kind} cannot be merged into weights: {error}") from error
     apart = difference(_logits(merged), before)
     if not apart <= TOLERANCE[merged.dtype]:
-        # peft only warns: a change that belongs to the embedding also reaches an output layer that shares its weight.
+        # peft only warns: a change that belongs to the embedding also reaches an output layer that
+        # shares its weight.
         raise ValueError(
             f"the adapter of this {kind} cannot be merged into weights: its logits would move by {apart:.2g} of their size. "
             "It may be on an embedding that shares its weight with the output layer: leave the embedding out of the adapter, "
@@ -61,6 +64,7 @@ def require_merged(hf_model: nn.Module) -> None:
 
 def _logits(model: PreTrainedModel) -> Float[Tensor, "batch pos d_vocab"]:
     given = {name: value.to(model.device) for name, value in model.dummy_inputs.items()}
-    # By place: a model without a language-model head gives its last states, and is refused later, by name.
+    # By place: a model without a language-model head gives its last states, and is refused later,
+    # by name.
     logits: Float[Tensor, "batch pos d_vocab"] = model(**given)[0]
     return logits

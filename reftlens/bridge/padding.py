@@ -1,6 +1,7 @@
 """Measures whether padding or a key-value cache changes a model's results, once for all models like it.
 
-Attention masks padding. A recurrent state may pass through padding, and a padded row then differs from the prompt alone.
+Attention masks padding. A recurrent state may pass through padding, and a padded row then differs
+from the prompt alone.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def require_padding(bridge: TransformerBridge, side: Literal["left", "right"], l
     if len(set(lengths)) < 2:
         return
     change = padding_change(bridge, side)
-    # Ten times what is tolerated where a slower way exists: in half precision a mixture of experts may route a token elsewhere.
-    # "not <=" also refuses NaN.
+    # Ten times what is tolerated where a slower way exists: in half precision a mixture of experts
+    # may route a token elsewhere. "not <=" also refuses NaN.
     if not change <= 10 * TOLERANCE[bridge.original_model.dtype]:
         other: Literal["left", "right"] = "right" if side == "left" else "left"
         instead = f"padding_side={other!r}, or " if padding_holds(bridge, other) else ""

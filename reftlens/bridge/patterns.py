@@ -1,7 +1,8 @@
 """Points of attention patterns, on models where a pattern that a hook returns is the one that the head uses.
 
-Most models compute z = pattern @ v from what a hook returns at `attn.hook_pattern`. Some fire the point only afterwards, so that
-a write is lost, and some mix in what is not in the pattern. Writing a pattern and computing z from it shows which.
+Most models compute z = pattern @ v from what a hook returns at `attn.hook_pattern`. Some fire the
+point only afterwards, so that a write is lost, and some mix in what is not in the pattern. Writing
+a pattern and computing z from it shows which.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def pattern_hooks(bridge: TransformerBridge) -> list[str]:
 def _prove(bridge: TransformerBridge, names: list[str]) -> bool:
     tokens = made_up(bridge, 2, min(bridge.cfg.n_ctx, 8))
     n_pos, n_heads = tokens.shape[1], bridge.cfg.n_heads
-    # Random rows that sum to 1, different for each prompt and head, and nothing that the model would compute itself.
+    # Random rows that sum to 1, different for each prompt and head, and nothing that the model
+    # would compute itself.
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(len(tokens), n_heads, n_pos, n_pos, generator=generator).tril()
     written = (scores / scores.sum(-1, keepdim=True)).to(tokens.device)
@@ -46,7 +48,8 @@ def _prove(bridge: TransformerBridge, names: list[str]) -> bool:
 
     def keep(name: str) -> Any:
         def hook_fn(activation: Tensor, hook: Any) -> Tensor:
-            # Values are made up too, because a proof is for all weights, and values of some are zero.
+            # Values are made up too, because a proof is for all weights, and values of some are
+            # zero.
             new = torch.randn(activation.shape, generator=generator).to(activation)
             seen[name] = new if name.endswith("hook_v") else activation.clone()
             return seen[name]

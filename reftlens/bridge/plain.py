@@ -1,10 +1,11 @@
 """Runs blocks as transformers computes them, where nothing looks inside.
 
-TransformerLens puts its points into the modules of a model. On a narrow model they take longer than the computation, also
-if no hook is attached to any of them. `plain_blocks` runs blocks on a twin without these points: the same classes on the
-same parameters. A block keeps its points if a hook is attached inside it, or a part of it is replaced. So do the blocks of
-a model whose attention works on copies of its weights (the split q, k and v of GPT-2 and NeoX): a later change of one of
-the two would not reach the other. `plain_blocks_hold` compares both on each kind of model first.
+TransformerLens puts its points into the modules of a model. On a narrow model they take longer than
+the computation, also if no hook is attached to any of them. `plain_blocks` runs blocks on a twin
+without these points: the same classes on the same parameters. A block keeps its points if a hook is
+attached inside it, or a part of it is replaced. So do the blocks of a model whose attention works
+on copies of its weights (the split q, k and v of GPT-2 and NeoX): a later change of one of the two
+would not reach the other. `plain_blocks_hold` compares both on each kind of model first.
 """
 
 from __future__ import annotations

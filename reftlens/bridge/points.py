@@ -1,8 +1,9 @@
 """Resolves names of activation points, and rejects points where an edit would be lost or have another meaning.
 
-A name may be an alias (`blocks.0.hook_resid_post`) of a canonical name (`blocks.0.hook_out`). The table below rejects names
-that mean something else on some architecture, and points where a write would reach only one of several readers. Other
-properties are measured: whether a point fires, carries a vector per token, and is read by later components.
+A name may be an alias (`blocks.0.hook_resid_post`) of a canonical name (`blocks.0.hook_out`). The
+table below rejects names that mean something else on some architecture, and points where a write
+would reach only one of several readers. Other properties are measured: whether a point fires,
+carries a vector per token, and is read by later components.
 """
 
 from __future__ import annotations
@@ -69,11 +70,12 @@ _PARALLEL = (
 def canonical_hook(bridge: TransformerBridge, hook_name: str) -> str:
     """Returns the bridge's own name of an activation point: `blocks.0.hook_resid_post` -> `blocks.0.hook_out`.
 
-    `hook_resid_mid` keeps its name, because a write to the point it is an alias of is incomplete. The first query of a
-    point measures it by running one small batch.
+    `hook_resid_mid` keeps its name, because a write to the point it is an alias of is incomplete.
+    The first query of a point measures it by running one small batch.
 
     Raises:
-        ValueError: If there is no such point (the message gives the nearest names), or an edit there would be lost.
+        ValueError: If there is no such point (the message gives the nearest names), or an edit
+            there would be lost.
     """
     return canonical_hooks(bridge, [hook_name])[0]
 

@@ -1,6 +1,7 @@
 """Loads the Hugging Face model that a bridge is made from: from a checkpoint, or a model in memory.
 
-Loading a checkpoint does not run its code or install anything. It uses random weights only if the caller allows them.
+Loading a checkpoint does not run its code or install anything. It uses random weights only if the
+caller allows them.
 """
 
 from __future__ import annotations
@@ -111,9 +112,11 @@ def read_pretrained(
     """
     source = str(ORGANISMS.get(name, name))
     try:
-        # One file first: a name that does not exist should not be looked up once for every kind of file.
+        # One file first: a name that does not exist should not be looked up once for every kind of
+        # file.
         config_file = cached_file(source, "config.json")
-        # False, not absent: transformers would ask on the terminal whether to run a checkpoint's code.
+        # False, not absent: transformers would ask on the terminal whether to run a checkpoint's
+        # code.
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         model, info = _auto_class(config).from_pretrained(
@@ -162,7 +165,8 @@ def plain_model(hf_model: nn.Module) -> PreTrainedModel:
 
     Raises:
         TypeError: If it is not a model of transformers.
-        ValueError: If it is compiled, its adapter cannot be merged, or it belongs to a bridge already.
+        ValueError: If it is compiled, its adapter cannot be merged, or it belongs to a bridge
+            already.
     """
     # First, because a compiled wrapper hides the class of the model inside.
     if type(hf_model).__name__ == "OptimizedModule" or getattr(hf_model, "_compiled_call_impl", None) is not None:

@@ -1,8 +1,9 @@
 """Measures the effect of a write at an activation point, by one small forward and backward pass of the model.
 
-At every requested point, a hook returns h + e with e = 0. If the hook runs, the point fires. The shape of h gives the width
-of an edit. If the graph of the logits contains e, the model reads the value that a hook returns there. (Some points only
-show an activation, and the model ignores the values that their hooks return.)
+At every requested point, a hook returns h + e with e = 0. If the hook runs, the point fires. The
+shape of h gives the width of an edit. If the graph of the logits contains e, the model reads the
+value that a hook returns there. (Some points only show an activation, and the model ignores the
+values that their hooks return.)
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def measure(bridge: TransformerBridge, name: str) -> Point:
 
 
 def _run(bridge: TransformerBridge, names: Sequence[str]) -> dict[str, Point]:
-    # A length that differs from every number of heads, to tell [batch, head, pos, ...] from [batch, pos, head, ...].
+    # A length that differs from every number of heads, to tell [batch, head, pos, ...] from [batch,
+    # pos, head, ...].
     heads = {bridge.cfg.n_heads, getattr(bridge.cfg, "n_key_value_heads", None)}
     length = next(n for n in (5, 6, 7) if n not in heads)
     tokens = torch.arange(_BATCH * length, device=bridge.cfg.device).reshape(_BATCH, length) % bridge.cfg.d_vocab
@@ -104,7 +106,8 @@ def _describe(activations: list[Any], batch_pos: tuple[int, int], read: bool) ->
 def alone(bridge: TransformerBridge) -> Iterator[None]:
     """Removes the hooks from the model's points, and restores them afterwards.
 
-    Permanent hooks stay: TransformerLens itself uses one to pass an activation from one point to another.
+    Permanent hooks stay: TransformerLens itself uses one to pass an activation from one point to
+    another.
     """
     # hook_dict names a point once for each of its aliases.
     points = {id(point): point for point in bridge.hook_dict.values()}.values()

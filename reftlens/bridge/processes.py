@@ -1,9 +1,10 @@
 """Shares work among the processes of `torchrun` or `accelerate launch`, with the numbers of one process.
 
-All processes make the same calls, each with the model on its own device. Work that falls into items (batches of prompts,
-cells of a map, retrained edits) goes through `each`: an item is computed by one process, and every process gets the
-results of all items, in order. Other work is done by every process, with the same result. So sums are formed in the same
-order as in one process. Only the main process writes files and shows progress.
+All processes make the same calls, each with the model on its own device. Work that falls into items
+(batches of prompts, cells of a map, retrained edits) goes through `each`: an item is computed by
+one process, and every process gets the results of all items, in order. Other work is done by every
+process, with the same result. So sums are formed in the same order as in one process. Only the main
+process writes files and shows progress.
 """
 
 from __future__ import annotations
@@ -75,15 +76,16 @@ def each(bridge: TransformerBridge, compute: Callable[[_Item], _Found], items: S
 
     Args:
         bridge: the model, which says where the processes' tensors are.
-        compute: from an item to its result. With several processes, results are pickled: their tensors lie on the CPU,
-            without gradients.
+        compute: from an item to its result. With several processes, results are pickled: their
+            tensors lie on the CPU, without gradients.
         items: what is computed.
 
     Yields:
         The results, in order, in every process.
 
     Raises:
-        RuntimeError: If the processes have different numbers of items. Errors of `compute` are raised in every process.
+        RuntimeError: If the processes have different numbers of items. Errors of `compute` are
+            raised in every process.
     """
     there = processes(bridge)
     if there is None:

@@ -1,7 +1,8 @@
 """Proves on made-up inputs that a shortcut is valid for a model, once for all models of the same kind.
 
-Models are of the same kind if they have the same module classes, config settings, dtype and device type. The weights do
-not matter. Results are kept only within the process, so every new version of the libraries is tested again.
+Models are of the same kind if they have the same module classes, config settings, dtype and device
+type. The weights do not matter. Results are kept only within the process, so every new version of
+the libraries is tested again.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ def mean_logit_changes(
 ) -> Float[Tensor, "n d_vocab"]:
     """Computes the mean over prompts of logits(final + push) - logits(final), in float32 on the CPU.
 
-    Where logits are linear in what the final norm returns, which is measured, the mean is taken before the unembedding.
+    Where logits are linear in what the final norm returns, which is measured, the mean is taken
+    before the unembedding.
 
     Args:
         bridge: the model.
@@ -59,7 +60,8 @@ def mean_logit_slopes(
 ) -> Float[Tensor, "n d_vocab"]:
     """Computes the mean over prompts of the change of logits(final + push) to first order in the push.
 
-    A long push changes the length that the final norm divides by, so that its own part stops growing. The slope does not.
+    A long push changes the length that the final norm divides by, so that its own part stops
+    growing. The slope does not.
 
     Args:
         bridge: the model.

@@ -1,9 +1,10 @@
 """Writes to the residual between attention and MLP, for which TransformerLens has no single point.
 
-`blocks.l.hook_resid_mid` is an alias of the MLP branch's input. A write there does not reach the skip connection, which
-keeps the old value. But resid_mid = resid_pre + attn_out, so returning attn_out + f(resid_mid) - resid_mid at
-`hook_attn_out` writes an edit f for both. Every run checks, at the input of the MLP branch, that the residual really is
-this sum on this architecture and with the other hooks.
+`blocks.l.hook_resid_mid` is an alias of the MLP branch's input. A write there does not reach the
+skip connection, which keeps the old value. But resid_mid = resid_pre + attn_out, so returning
+attn_out + f(resid_mid) - resid_mid at `hook_attn_out` writes an edit f for both. Every run checks,
+at the input of the MLP branch, that the residual really is this sum on this architecture and with
+the other hooks.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def is_resid_mid(hook_name: str) -> bool:
 def resid_pre_inside(bridge: TransformerBridge, hook_name: str) -> str:
     """Returns the first point in a block that receives its resid_pre after all hooks on it.
 
-    `hook_resid_pre` itself is outside the part that gradient checkpointing recomputes, and more hooks may follow there.
+    `hook_resid_pre` itself is outside the part that gradient checkpointing recomputes, and more
+    hooks may follow there.
     """
     block = _block(hook_name)
     return f"{block}.ln1.hook_in" if f"{block}.ln1.hook_in" in bridge.hook_dict else f"{block}.attn.hook_in"
@@ -45,13 +47,14 @@ def written_whole(
 ) -> list[tuple[str, HookFunction]]:
     """Returns hooks that write resid_mid for both of its readers.
 
-    Attach them after all other hooks of the block. The state that they share is reset whenever the block begins, so a
-    block may run again, even after an exception.
+    Attach them after all other hooks of the block. The state that they share is reset whenever the
+    block begins, so a block may run again, even after an exception.
 
     Args:
         hook_name: `blocks.l.hook_resid_mid`.
         writes: hook functions on resid_mid, in order.
-        read_at: the point at which resid_pre is read, from `resid_pre_inside`; `hook_resid_pre` if there is no model.
+        read_at: the point at which resid_pre is read, from `resid_pre_inside`; `hook_resid_pre` if
+            there is no model.
     """
     block = _block(hook_name)
     held: dict[str, Tensor] = {}

@@ -1,8 +1,9 @@
 """Lets only one thread at a time use a bridge, since hooks that one thread attaches would affect runs of all threads.
 
-There are two guards. A context that attaches hooks, or a procedure that runs the model, claims the bridge for its thread
-(`one_thread`); a second thread raises an error on entry. Attached hooks raise an error in any other thread than the one
-that made them (`in_this_thread`), so that a bare `bridge(tokens)` in another thread does not run with the edit.
+There are two guards. A context that attaches hooks, or a procedure that runs the model, claims the
+bridge for its thread (`one_thread`); a second thread raises an error on entry. Attached hooks raise
+an error in any other thread than the one that made them (`in_this_thread`), so that a bare
+`bridge(tokens)` in another thread does not run with the edit.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def one_thread(bridge: TransformerBridge) -> Iterator[None]:
 def in_this_thread(function: _Function) -> _Function:
     """Wraps a function so that it raises if another thread calls it.
 
-    The check is off during the backward pass, where torch may rerun a checkpointed block in its own thread.
+    The check is off during the backward pass, where torch may rerun a checkpointed block in its own
+    thread.
     """
     home = threading.current_thread()
 

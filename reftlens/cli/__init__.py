@@ -1,7 +1,7 @@
 """The command line, with one file per command. Heavy imports wait until a command runs, so that help is fast.
 
-Exit codes: 0 for success; 1 for a failure, with the reason in one line on stderr; 2 for wrong usage. With `--json`,
-stdout carries only the result; progress and messages go to stderr.
+Exit codes: 0 for success; 1 for a failure, with the reason in one line on stderr; 2 for wrong
+usage. With `--json`, stdout carries only the result; progress and messages go to stderr.
 """
 
 from __future__ import annotations
@@ -121,5 +121,6 @@ def main(
 ) -> None:
     """Train representation edits (ReFT) on language models, and take them apart."""
     if not sys.stderr.isatty():
-        # tqdm reads this when it is first imported. In a log file, a progress bar is a line every few seconds.
+        # tqdm reads this when it is first imported. In a log file, a progress bar is a line every
+        # few seconds.
         os.environ.setdefault("TQDM_MININTERVAL", "5")

@@ -1,7 +1,8 @@
 """Commands that run one analysis alone. Each is made from the signature and the docstring of its function.
 
-The source of the function is read without importing it, so that help stays quick. What the function takes by keyword, as a
-text, a number, a truth value or a list of texts, is an option of the same name, with the docstring's words as its help.
+The source of the function is read without importing it, so that help stays quick. What the function
+takes by keyword, as a text, a number, a truth value or a list of texts, is an option of the same
+name, with the docstring's words as its help.
 """
 
 from __future__ import annotations

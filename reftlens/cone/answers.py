@@ -38,7 +38,8 @@ class Answers:
         Args:
             bridge: the base, without edits attached.
             batch: the prompts.
-            edits: of this batch. Edits that run later may not act at an earlier layer or token. Their weights do not matter.
+            edits: of this batch. Edits that run later may not act at an earlier layer or token.
+                Their weights do not matter.
             at: the tokens whose logits are returned; the last token of each prompt by default.
         """
         self.bridge, self.batch, self.at = bridge, batch, batch.last_prompt_mask if at is None else at
@@ -51,7 +52,8 @@ class Answers:
             edits: the edits to apply; none gives the base's logits.
 
         Raises:
-            ValueError: If an edit acts at an earlier layer or token than the edits given to the constructor.
+            ValueError: If an edit acts at an earlier layer or token than the edits given to the
+                constructor.
         """
         return run_cone(self.bridge, self.held, _acting(edits), logits_at=self.at)
 

@@ -39,10 +39,13 @@ def hold(
     """Runs the base once and keeps the activations that the light cone of these edits needs from outside.
 
     Args:
-        bridge: the base, without edits attached. If some of its parameters require gradients, the cone is the whole run.
+        bridge: the base, without edits attached. If some of its parameters require gradients, the
+            cone is the whole run.
         batch: the inputs.
-        edits: from `reft.edits(batch)`. May be empty if `wanted` is given, for training only a head on the model.
-        wanted: True at tokens whose logits are needed, even before the first edited token. The cone begins no later.
+        edits: from `reft.edits(batch)`. May be empty if `wanted` is given, for training only a head
+            on the model.
+        wanted: True at tokens whose logits are needed, even before the first edited token. The cone
+            begins no later.
 
     Raises:
         ValueError: If the edits change no token, or there are neither edits nor wanted logits.
@@ -64,8 +67,10 @@ def hold_from(
     Args:
         bridge: the base.
         batch: the inputs.
-        hook_names: hooks that will be written to. The cone begins after the last block that none of them changes.
-        mask: tokens that are written to, and tokens whose logits are needed. The cone begins at the first of them.
+        hook_names: hooks that will be written to. The cone begins after the last block that none of
+            them changes.
+        mask: tokens that are written to, and tokens whose logits are needed. The cone begins at the
+            first of them.
     """
     return whole(batch) if _trained(bridge) else _hold(bridge, batch, hook_names, mask)
 

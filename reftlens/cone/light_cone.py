@@ -1,8 +1,9 @@
 """Computes the parts of a base run that a cone needs, and runs the cone itself.
 
-`cut` keeps the residual stream that enters a cone, and the keys and values before it. `run_cone` computes the rest under
-edits, with the same kernels as a whole run. `join` aligns the cones of several examples. These functions do not check
-whether a model's runs can be cut in this way; `hold.hold` does, with `proof`.
+`cut` keeps the residual stream that enters a cone, and the keys and values before it. `run_cone`
+computes the rest under edits, with the same kernels as a whole run. `join` aligns the cones of
+several examples. These functions do not check whether a model's runs can be cut in this way;
+`hold.hold` does, with `proof`.
 """
 
 from __future__ import annotations
@@ -133,16 +134,17 @@ def run_cone(
         bridge: the base, without edits attached.
         held: from `hold`, with these edits or with others that begin no later.
         edits: from `reft.edits(held.batch)`.
-        logits_at: tokens whose logits are returned, none before column `held.start`. The unembedding, a third of the
-            work in a model as small as GPT-2, is computed only for these.
+        logits_at: tokens whose logits are returned, none before column `held.start`. The
+            unembedding, a third of the work in a model as small as GPT-2, is computed only for
+            these.
 
     Returns:
-        The logits from column `held.start` on, equal to those of a whole run. With `logits_at`, the logits of those
-        tokens, `[n, d_vocab]`, in row order.
+        The logits from column `held.start` on, equal to those of a whole run. With `logits_at`, the
+        logits of those tokens, `[n, d_vocab]`, in row order.
 
     Raises:
-        ValueError: If an edit acts before the cone, at an earlier layer or position, or `logits_at` selects a token before
-            the cone.
+        ValueError: If an edit acts before the cone, at an earlier layer or position, or `logits_at`
+            selects a token before the cone.
     """
     batch, start = held.batch, held.start
     if logits_at is not None and bool(logits_at[:, :start].any()):
@@ -199,7 +201,8 @@ def _late(bridge: TransformerBridge, held: Held, edits: Sequence[Edit]) -> dict[
             f"an edit at {names} reaches outside the held cone, which begins after block {held.boundary} at column "
             f"{start}: call hold with these edits"
         )
-    # If the cone starts at the first column, the bridge derives position ids itself, as in a whole run.
+    # If the cone starts at the first column, the bridge derives position ids itself, as in a whole
+    # run.
     late: dict[str, Any] = {"use_cache": False}
     if start:
         late = {"position_ids": _position_ids(batch)[:, start:], **with_cache(bridge, _fresh_cache(held))}
@@ -219,11 +222,13 @@ def _fresh_cache(held: Held) -> DynamicCache:
     keys, values = (
         held.past[0] if held.past else (held.batch.tokens.new_zeros(1, 1, held.start, 1, dtype=torch.float),) * 2
     )
-    # Without a config, sliding-window layers keep every position. The attention mask applies the window.
+    # Without a config, sliding-window layers keep every position. The attention mask applies the
+    # window.
     cache = DynamicCache()
     skipped = [(keys[:, :1, :, :1], values[:, :1, :, :1])] * (held.boundary + 1)
     for layer, (keys, values) in enumerate((*skipped, *held.past)):
-        # `update` would copy them. Extending the cache later copies them anyway, and never writes into them.
+        # `update` would copy them. Extending the cache later copies them anyway, and never writes
+        # into them.
         cache.update(keys[..., :0, :], values[..., :0, :], layer)
         cache.layers[layer].keys, cache.layers[layer].values = keys, values
     return cache

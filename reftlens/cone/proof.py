@@ -1,11 +1,12 @@
 """Verifies which parts of a run a cone may skip on a model, by comparing cones of a random batch with whole runs.
 
-Two prompts of different lengths are run whole and separately, with random pushes after a block. Then their cones are cut,
-joined into one padded batch, and run under the same pushes, as in training. The logits must agree.
+Two prompts of different lengths are run whole and separately, with random pushes after a block.
+Then their cones are cut, joined into one padded batch, and run under the same pushes, as in
+training. The logits must agree.
 
-Keys and values do not hold the state of recurrent layers, so such a model has no cone in positions. A model that passes
-more than the residual stream between blocks has no cone in layers. A cone never skips a part that fails the comparison,
-and the log reports the difference.
+Keys and values do not hold the state of recurrent layers, so such a model has no cone in positions.
+A model that passes more than the residual stream between blocks has no cone in layers. A cone never
+skips a part that fails the comparison, and the log reports the difference.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Records one whole run of the base, from which any cone can be cut.
 
-`cone.hold` runs the base once per cone. Sweeps over layers and positions need hundreds of cones of one batch. A recording
-keeps the input and output of every block, and the keys and values of all positions. `Recording.cone` cuts a cone from it
-and repeats rows, so that several cells of a sweep run in one batch.
+`cone.hold` runs the base once per cone. Sweeps over layers and positions need hundreds of cones of
+one batch. A recording keeps the input and output of every block, and the keys and values of all
+positions. `Recording.cone` cuts a cone from it and repeats rows, so that several cells of a sweep
+run in one batch.
 
     recording = record(bridge, batch)
     held = recording.cone(boundary=3, start=5, rows=torch.tensor([0, 0, 1]))
@@ -100,9 +101,9 @@ def joining(
 ) -> Iterator[Held]:
     """Opens a context with a cone in which each row is computed from its own layer on. Earlier outputs come from the recording.
 
-    On a model whose cones may skip less, or whose blocks cannot run for only some rows, the cone begins earlier for all
-    rows: `held.start` and `held.boundary` say where. Hooks inside a block see only the rows that have begun. Hooks at the
-    ends of a block see all rows.
+    On a model whose cones may skip less, or whose blocks cannot run for only some rows, the cone
+    begins earlier for all rows: `held.start` and `held.boundary` say where. Hooks inside a block
+    see only the rows that have begun. Hooks at the ends of a block see all rows.
 
     Args:
         bridge: the model.
@@ -203,11 +204,12 @@ def record(
         bridge: the model.
         batch: the inputs.
         hook_names: further points whose activations are recorded.
-        masked: whether a masked language model may be recorded, with its logits read at mask tokens.
+        masked: whether a masked language model may be recorded, with its logits read at mask
+            tokens.
 
     Raises:
-        ValueError: If the model is bidirectional and `masked` is False, a prompt does not have exactly one mask token, or a
-            point does not exist or cannot be edited.
+        ValueError: If the model is bidirectional and `masked` is False, a prompt does not have
+            exactly one mask token, or a point does not exist or cannot be edited.
     """
     if not masked:
         require_causal(bridge, "a recording of keys and values")
@@ -288,7 +290,8 @@ def rows_that_fit(bridge: TransformerBridge, n_pos: int, start: int, memory_byte
     """Estimates how many rows of a cone from column `start` on fit in memory at a time; at least one."""
     cfg, cone = bridge.cfg, n_pos - start
     d_mlp = cfg.d_mlp or 4 * cfg.d_model
-    # A block's activations, keys and values of all blocks twice (held, and in the cache), and one line of logits.
+    # A block's activations, keys and values of all blocks twice (held, and in the cache), and one
+    # line of logits.
     row = cone * (8 * cfg.d_model + 3 * d_mlp + 3 * cfg.n_heads * n_pos)
     row += 4 * cfg.n_layers * n_pos * cfg.n_heads * cfg.d_head + 3 * cfg.d_vocab
     return max(1, memory_bytes // (4 * row))

@@ -4,9 +4,10 @@
         analysis.dose(bridge, reft, examples)
         analysis.interchange(bridge, hook_name, subspace, base, source)
 
-`hold` and what is built on it look here first. A run is kept for each prompt, found by its tokens, without its padding:
-other batches, padded on other sides, find it as well. It is kept from the lowest block and the first column that any cone
-has asked for. Kept runs take up to a number of bytes; prompts that no longer fit run again each time, as without the context.
+`hold` and what is built on it look here first. A run is kept for each prompt, found by its tokens,
+without its padding: other batches, padded on other sides, find it as well. It is kept from the
+lowest block and the first column that any cone has asked for. Kept runs take up to a number of
+bytes; prompts that no longer fit run again each time, as without the context.
 """
 
 from __future__ import annotations
@@ -157,7 +158,8 @@ class SharedRuns:
         """Runs these rows, and keeps them if they fit."""
         known = [self._rows[keys[row]].group for row in missing if keys[row] in self._rows]
         if known:
-            # A later cone begins earlier than those before it. The prompts run once more, and the next one is foreseen.
+            # A later cone begins earlier than those before it. The prompts run once more, and the
+            # next one is foreseen.
             boundary, start = min(boundary, *(group.boundary for group in known)), 0
         some = repeated(batch, torch.tensor(missing))
         group = _record(self.bridge, some, boundary, start, columns=columns)
@@ -212,7 +214,8 @@ def _record(bridge: TransformerBridge, batch: Batch, boundary: int, start: int, 
 def _cut(batch: Batch, rows: Sequence[_Row], firsts: Sequence[int], boundary: int, start: int) -> Held:
     width = batch.tokens.shape[1]
     lengths = batch.attention_mask.sum(dim=1).tolist()
-    # The kept column of each token. Padding gets some token's activations, which the attention mask leaves out.
+    # The kept column of each token. Padding gets some token's activations, which the attention mask
+    # leaves out.
     places = torch.stack(
         [
             (torch.arange(width) - first).clamp(0, length - 1) + row.first

@@ -1,8 +1,9 @@
 """Stores base runs between epochs: in memory, or memory-mapped in a folder, each up to a number of bytes.
 
-A folder records its model and data, and raises an error for any other. Each run in it is one safetensors file, written
-atomically, with a checksum of its contents, its row, and the folder's model and data. A run whose checksum does not match
-is deleted and computed again. If the disk is full, runs are kept in memory instead, and the log says so.
+A folder records its model and data, and raises an error for any other. Each run in it is one
+safetensors file, written atomically, with a checksum of its contents, its row, and the folder's
+model and data. A run whose checksum does not match is deleted and computed again. If the disk is
+full, runs are kept in memory instead, and the log says so.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class OnDisk:
             device: device of the runs that are read.
 
         Raises:
-            ValueError: If the folder holds base runs of another model or other data, or something else.
+            ValueError: If the folder holds base runs of another model or other data, or something
+                else.
             OSError: If the folder cannot be created or read. A full disk is not an error.
         """
         self.directory, self.max_bytes, self.device = Path(directory), max_bytes, device

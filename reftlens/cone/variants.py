@@ -1,7 +1,7 @@
 """Runs several variants of one cone side by side, as rows of one batch: few rows use a processor badly.
 
-wide = side_by_side(held, 3)                    # rows of the first variant, then those of the second, ...
-logits = run_cone(bridge, wide, together([edits, others, ()]), logits_at=at.repeat(3, 1))
+wide = side_by_side(held, 3) # rows of the first variant, then those of the second, ... logits =
+run_cone(bridge, wide, together([edits, others, ()]), logits_at=at.repeat(3, 1))
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def variants_at_once(bridge: TransformerBridge, held: Held, *, memory_bytes: int
         memory_bytes: approximate limit for the activations of one run.
     """
     cfg, rows, n_pos = bridge.cfg, len(held.batch), held.batch.tokens.shape[1]
-    # A block's activations, the logits three times, and what is held twice: as it is, and as its cache is extended.
+    # A block's activations, the logits three times, and what is held twice: as it is, and as its
+    # cache is extended.
     row = (n_pos - held.start) * (8 * cfg.d_model + 3 * (cfg.d_mlp or 4 * cfg.d_model) + 3 * cfg.n_heads * n_pos)
     one = rows * 4 * (row + 3 * cfg.d_vocab) + 2 * held.n_bytes()
     return max(1, min(memory_bytes // one, -(-_ROWS // rows)))

@@ -106,24 +106,28 @@ def encode(
 ) -> Batch:
     """Tokenizes prompts and optional completions into one batch.
 
-    Prompt + completion has the tokens of the joint text, and a prompt has the same tokens with and without a completion
-    (`data.tokens` has the rule for texts that merge across the boundary). A completion usually begins with a space, as in
-    `(" The tower is in", " Rome")`. A prompt may also be a conversation, which is a list of messages. It is formatted by
-    the tokenizer's chat template, and its completion is the assistant's turn.
+    Prompt + completion has the tokens of the joint text, and a prompt has the same tokens with and
+    without a completion (`data.tokens` has the rule for texts that merge across the boundary). A
+    completion usually begins with a space, as in `(" The tower is in", " Rome")`. A prompt may also
+    be a conversation, which is a list of messages. It is formatted by the tokenizer's chat
+    template, and its completion is the assistant's turn.
 
     Args:
         bridge: gives the tokenizer, the context length and the device.
         prompts: texts or conversations.
         completions: one per prompt, or None.
-        padding_side: "left" for generation; "right" lets a causal model run without an attention mask.
-        prepend_bos: whether each text begins with BOS; `bridge.cfg.default_prepend_bos` by default. A text that already
-            begins with BOS does not get a second one, and a chat template sets BOS itself.
+        padding_side: "left" for generation; "right" lets a causal model run without an attention
+            mask.
+        prepend_bos: whether each text begins with BOS; `bridge.cfg.default_prepend_bos` by default.
+            A text that already begins with BOS does not get a second one, and a chat template sets
+            BOS itself.
 
     Raises:
         TypeError: If a single text is given instead of a list, or an item is not a text.
-        ValueError: If there are no prompts, the number of completions differs, a prompt or completion is empty, a text is
-            longer than the model's context, the model has no embedding for a token, or prompts differ in length and padding
-            on that side changes the model's logits.
+        ValueError: If there are no prompts, the number of completions differs, a prompt or
+            completion is empty, a text is longer than the model's context, the model has no
+            embedding for a token, or prompts differ in length and padding on that side changes the
+            model's logits.
     """
     given = as_prompts(prompts)
     wants_tail = completions is not None

@@ -1,7 +1,8 @@
 """Converts conversations to text with the tokenizer's own chat template.
 
-The text of a conversation ends where the assistant's turn begins. The assistant's turn is the completion, and ends as the
-template ends it. The template says where BOS stands: none is put in front of its text.
+The text of a conversation ends where the assistant's turn begins. The assistant's turn is the
+completion, and ends as the template ends it. The template says where BOS stands: none is put in
+front of its text.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
         prompt: a text, which stays as it is, or a conversation.
 
     Raises:
-        ValueError: If the tokenizer does not have a chat template, or the assistant has the last word.
+        ValueError: If the tokenizer does not have a chat template, or the assistant has the last
+            word.
     """
     if isinstance(prompt, str):
         return prompt
@@ -43,7 +45,8 @@ def completion_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completi
         completion: a text; for a conversation, what the assistant says, or its turn as one message.
 
     Raises:
-        ValueError: If turns and texts are mixed, or the template changes the prompt once the assistant's turn follows.
+        ValueError: If turns and texts are mixed, or the template changes the prompt once the
+            assistant's turn follows.
     """
     if isinstance(prompt, str):
         if not isinstance(completion, str):

@@ -8,8 +8,9 @@
     )
     pairs = counterfactuals(equality, "left", n=200, n_held_out=100)
 
-A pair is informative about a variable only as far as other hypotheses predict another answer for it. `separates` names
-those: another variable, "everything" (the whole source), or "nothing" (the base is kept).
+A pair is informative about a variable only as far as other hypotheses predict another answer for
+it. `separates` names those: another variable, "everything" (the whole source), or "nothing" (the
+base is kept).
 """
 
 from __future__ import annotations
@@ -159,22 +160,27 @@ def counterfactuals(
 ) -> Counterfactuals:
     """Draws balanced examples of a causal model, in two splits that share no prompt.
 
-    For each variable, every answer that occurs is the label equally often, and half of the examples of each answer change
-    the base's answer, as far as the model allows. So neither the base's answer nor a constant predicts the label.
+    For each variable, every answer that occurs is the label equally often, and half of the examples
+    of each answer change the base's answer, as far as the model allows. So neither the base's
+    answer nor a constant predicts the label.
 
     Args:
         model: the causal model.
-        variables: one or several, such as "left" or ["left", "right"]; "left+right" swaps both together.
+        variables: one or several, such as "left" or ["left", "right"]; "left+right" swaps both
+            together.
         n: examples to train on, divided evenly among the variables.
         n_held_out: held-out examples.
         share_held_out: share of all prompts that are reserved for held-out examples.
-        by_value: input -> values that only held-out prompts have; the prompts to train on have none of them. Then a
-            subspace that stores the training values one by one fails on held-out examples.
-        where: keeps only some of the examples, such as `lambda pair: "everything" in pair.separates`.
+        by_value: input -> values that only held-out prompts have; the prompts to train on have none
+            of them. Then a subspace that stores the training values one by one fails on held-out
+            examples.
+        where: keeps only some of the examples, such as `lambda pair: "everything" in
+            pair.separates`.
         seed: seed of the splits and draws.
 
     Raises:
-        ValueError: If a variable or value is unknown, or the model does not give enough different examples.
+        ValueError: If a variable or value is unknown, or the model does not give enough different
+            examples.
     """
     names = (variables,) if isinstance(variables, str) else tuple(variables)
     _check(model, names, by_value or {})
@@ -285,8 +291,8 @@ def as_counterfactuals(given: Sequence[Any], name: str = "examples") -> list[Cou
 def arbitrary_labels(examples: Sequence[Counterfactual | tuple[str, ...]], *, seed: int = 0) -> list[Counterfactual]:
     """Gives each example a random one of the labels that occur, the control of an alignment: there is nothing to learn.
 
-    A label depends on the prompts and the seed alone. So two lists get independent labels, and each list the same ones
-    again.
+    A label depends on the prompts and the seed alone. So two lists get independent labels, and each
+    list the same ones again.
 
     Args:
         examples: from `counterfactuals`, or tuples of its fields.

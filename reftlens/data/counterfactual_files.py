@@ -1,11 +1,12 @@
 """Reads counterfactual examples from the public files of MIB and RAVEL, from a local folder. Nothing is downloaded.
 
-MIB (Mueller et al. 2025, arXiv:2504.13151) publishes a data set per task. A row has a `prompt`, its answer, and columns that
-end in `_counterfactual`, each with the prompt and the answer of another input. `from_mib` reads `.json`, `.jsonl` and
-`.parquet` files of such rows.
+MIB (Mueller et al. 2025, arXiv:2504.13151) publishes a data set per task. A row has a `prompt`, its
+answer, and columns that end in `_counterfactual`, each with the prompt and the answer of another
+input. `from_mib` reads `.json`, `.jsonl` and `.parquet` files of such rows.
 
-RAVEL (Huang et al. 2024, arXiv:2402.17700) publishes five JSON files for each type of entity; `from_ravel` reads four:
-entities with their attributes, prompt templates of each attribute, and the splits of entities and of templates.
+RAVEL (Huang et al. 2024, arXiv:2402.17700) publishes five JSON files for each type of entity;
+`from_ravel` reads four: entities with their attributes, prompt templates of each attribute, and the
+splits of entities and of templates.
 """
 
 from __future__ import annotations
@@ -37,15 +38,16 @@ def from_mib(
         path: a file of rows: `.json` (a list), `.jsonl` or `.parquet`.
         counterfactual: the column of the sources, such as "symbol_counterfactual".
         variable: the name of the variable that these sources change, for the examples.
-        label: whose answer is the label: the source's, if the variable decides the answer (so that the base then answers as
-            its source does), or the base's, if the swap should not change it. Where the counterfactual answer is neither,
-            write a `CausalModel`.
+        label: whose answer is the label: the source's, if the variable decides the answer (so that
+            the base then answers as its source does), or the base's, if the swap should not change
+            it. Where the counterfactual answer is neither, write a `CausalModel`.
 
     Returns:
         The examples. Answers begin with a space.
 
     Raises:
-        ValueError: If the file is missing or has another ending, no rows, or a row lacks a column. The message names it.
+        ValueError: If the file is missing or has another ending, no rows, or a row lacks a column.
+            The message names it.
         OSError: If it cannot be read.
     """
     rows = _rows(Path(path))
@@ -77,21 +79,24 @@ def from_ravel(
 ) -> Counterfactuals:
     """Reads RAVEL's files of one type of entity, and pairs prompts as RAVEL does.
 
-    Half of the examples of an attribute ask the base for that attribute: the label is the source entity's value (cause).
-    The others ask it for another of the attributes: the label stays the base's (isolate). Held-out pairs have entities and
-    templates of RAVEL's test splits; the others have those of its train splits.
+    Half of the examples of an attribute ask the base for that attribute: the label is the source
+    entity's value (cause). The others ask it for another of the attributes: the label stays the
+    base's (isolate). Held-out pairs have entities and templates of RAVEL's test splits; the others
+    have those of its train splits.
 
     Args:
         folder: with `ravel_{entity_type}_entity_attributes.json`, `..._attribute_to_prompts.json`,
             `..._entity_to_split.json` and `..._prompt_to_split.json`.
         entity_type: such as "city".
-        attributes: at least two, such as ["Country", "Continent"]. They are the variables of the examples.
+        attributes: at least two, such as ["Country", "Continent"]. They are the variables of the
+            examples.
         n: examples to train on.
         n_held_out: held-out examples.
         seed: seed of the draws.
 
     Raises:
-        ValueError: If a file is missing or has another form, an attribute is unknown, or a split has too little to pair.
+        ValueError: If a file is missing or has another form, an attribute is unknown, or a split
+            has too little to pair.
         OSError: If a file cannot be read.
     """
     files = {

@@ -1,8 +1,9 @@
 """Converts token ids to readable labels. Every id of a vocabulary has a unique label.
 
-A label is the token's text with its leading space, whatever mark the vocabulary has for it, so that `li` and ` li` differ.
-Where a token is not text, each of its bytes stands as `<0xE2>`; a token of spaces has a `▁` for each, a line end is `\\n`,
-and what goes on inside a word of a WordPiece vocabulary keeps its `##`. Of tokens with one text, later ones have their id behind it.
+A label is the token's text with its leading space, whatever mark the vocabulary has for it, so that
+`li` and ` li` differ. Where a token is not text, each of its bytes stands as `<0xE2>`; a token of
+spaces has a `▁` for each, a line end is `\\n`, and what goes on inside a word of a WordPiece
+vocabulary keeps its `##`. Of tokens with one text, later ones have their id behind it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def str_tokens(bridge: TransformerBridge, tokens: Int[Tensor, " pos"]) -> tuple[
 
     Args:
         bridge: gives the tokenizer.
-        tokens: ids. An id outside the vocabulary, such as a padding row of the embedding, becomes `<id 50300>`.
+        tokens: ids. An id outside the vocabulary, such as a padding row of the embedding, becomes
+            `<id 50300>`.
     """
     labels = labels_of(tokenizer_of(bridge))
     return tuple(labels.get(token, f"<id {token}>") for token in tokens.tolist())
@@ -62,7 +64,8 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
         else:
             piece = f" {pieces[token]}" if in_words and not pieces[token].startswith("##") else pieces[token]
             label = _of_bytes(piece) if in_bytes else _of_piece(tokenizer, token, piece)
-        # Special tokens and pieces that are written alike, such as a line end and a backslash with an n.
+        # Special tokens and pieces that are written alike, such as a line end and a backslash with
+        # an n.
         if label in taken:
             label = f"{label}<id {token}>"
         taken.add(label)

@@ -39,7 +39,8 @@ def example_of(
         completion_field: the field with the completion.
 
     Raises:
-        ValueError: If the record has none of the layouts, a field is missing, or a value is not a text or a conversation.
+        ValueError: If the record has none of the layouts, a field is missing, or a value is not a
+            text or a conversation.
     """
     if (prompt_field is None) != (completion_field is None):
         raise ValueError("pass both prompt_field and completion_field, or neither")

@@ -1,6 +1,7 @@
 """Reads prompts, answers and subjects from any ordered iterable of texts, once, and checks their number.
 
-A prompt is a text, or a conversation: a list of messages such as `{"role": "user", "content": "..."}`.
+A prompt is a text, or a conversation: a list of messages such as `{"role": "user", "content":
+"..."}`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def as_texts(values: object, name: str, *, count: int | None = None) -> list[str
         count: how many there must be, one for each prompt; any number above zero if not given.
 
     Raises:
-        TypeError: For a single text, for an iterable without an order, or for an item that is not a text.
+        TypeError: For a single text, for an iterable without an order, or for an item that is not a
+            text.
         ValueError: For no texts, or for another number of them than `count`.
     """
     texts = as_list(values, name, count)
@@ -43,8 +45,8 @@ def as_prompts(values: object, name: str = "prompts", *, count: int | None = Non
         count: how many there must be; any number above zero if not given.
 
     Raises:
-        TypeError: For a single prompt, for an iterable without an order, or for an item that is neither a text nor a
-            list of messages.
+        TypeError: For a single prompt, for an iterable without an order, or for an item that is
+            neither a text nor a list of messages.
         ValueError: For no prompts, or for another number of them than `count`.
     """
     prompts = as_list(values, name, count)

@@ -1,9 +1,10 @@
 """Converts texts to token ids. A prompt has the tokens it has alone, and a completion those that follow its prompt.
 
-Prompt and completion are tokenized as one text. If it begins with the prompt's tokens, the rest are the completion's
-tokens. If tokens merge across the boundary ("in" + "side"), the prompt keeps its own tokens, from which decoding starts.
-The completion is then tokenized as their continuation, without a space or word-start mark that it does not contain. Both
-together still decode to the joint text.
+Prompt and completion are tokenized as one text. If it begins with the prompt's tokens, the rest are
+the completion's tokens. If tokens merge across the boundary ("in" + "side"), the prompt keeps its
+own tokens, from which decoding starts. The completion is then tokenized as their continuation,
+without a space or word-start mark that it does not contain. Both together still decode to the joint
+text.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def first_token_of_texts(bridge: TransformerBridge, prepend_bos: bool | None) ->
     if not (bool(bridge.cfg.default_prepend_bos) if prepend_bos is None else prepend_bos):
         return None
     tokenizer = tokenizer_of(bridge)
-    # Encoders begin a text with their classification token; TransformerLens gives BERT's tokenizer a BOS it never saw.
+    # Encoders begin a text with their classification token; TransformerLens gives BERT's tokenizer
+    # a BOS it never saw.
     first: int | None = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
     if first is None:
         raise ValueError("the tokenizer has no BOS token: pass prepend_bos=False")
@@ -81,7 +83,8 @@ def continuations(
         completions: one for each prompt.
 
     Raises:
-        ValueError: If a completion merges with its prompt and cannot be tokenized as its continuation.
+        ValueError: If a completion merges with its prompt and cannot be tokenized as its
+            continuation.
     """
     joint, _ = tokenize(tokenizer, [prompt + tail for prompt, tail in zip(prompts, completions, strict=True)])
     tails = []
@@ -174,7 +177,8 @@ def continued_text(tokenizer: PreTrainedTokenizerBase, head: Sequence[int], tail
     before, both = (decode(tokenizer, ids, skip_special_tokens=True) for ids in (head, [*head, *tail]))
     if both.startswith(before):
         return both[len(before) :]
-    # Some decoders take spaces out of the prompt once something follows it: only its other characters are counted off.
+    # Some decoders take spaces out of the prompt once something follows it: only its other
+    # characters are counted off.
     left, place = len("".join(before.split())), 0
     while left and place < len(both):
         left -= not both[place].isspace()

@@ -1,7 +1,7 @@
 """Writes the demo's report page, the figures of the README, the numbers of both as JSON, and the final table.
 
-All of them show the same results: those of the dissection, and beside them the demo's groups of prompts, its map over
-prompts of one phrasing, and the trace of the base.
+All of them show the same results: those of the dissection, and beside them the demo's groups of
+prompts, its map over prompts of one phrasing, and the trace of the base.
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ def _figures(result: DemoResult) -> dict[str, Figure]:
 
 
 def _report(result: DemoResult) -> Report:
-    # The demo's groups of prompts and its map over prompts of one phrasing stand first in the sections of their questions.
+    # The demo's groups of prompts and its map over prompts of one phrasing stand first in the
+    # sections of their questions.
     further = {section.name or section.heading: section for section in sections(result.dissection)}
     first = _outcomes(result)
     further["works"] = replace(first, heading=further["works"].heading) if "works" in further else first

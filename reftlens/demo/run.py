@@ -222,7 +222,8 @@ def _outcomes(bridge: TransformerBridge, reft: Reft, story: Story, seed: int) ->
 def _dissected(bridge: TransformerBridge, story: Story) -> list[Question]:
     """Returns every moved subject in every phrasing, and the unmoved subjects that were not in training.
 
-    Of the latter, questions that the base gets wrong are left out: a dissection would take them for facts to change.
+    Of the latter, questions that the base gets wrong are left out: a dissection would take them for
+    facts to change.
     """
     moved = story.moved_questions((*story.phrasings, *story.new_phrasings), new=True)
     unseen = stay_questions(story.stay_unseen, story.phrasings)

@@ -1,8 +1,8 @@
 """The sentences that a dissection opens with: eight questions, each answered from the results by a rule.
 
-An answer gives the number; the null beside it gives what it is compared with. Two fractions count as different if Fisher's
-exact test, one-sided, gives p < 0.05 (it takes examples as independent). The largest of many cells counts if it exceeds the
-control's largest cell.
+An answer gives the number; the null beside it gives what it is compared with. Two fractions count
+as different if Fisher's exact test, one-sided, gives p < 0.05 (it takes examples as independent).
+The largest of many cells counts if it exceeds the control's largest cell.
 """
 
 from __future__ import annotations
@@ -219,7 +219,8 @@ def _through(found: Found) -> _Answer | None:
             f"Standard error: {spread:.2f} nats.",
             "not distinguishable",
         )
-    # Of components before the edit, patches change nothing: they cannot carry its effect, and are not counted.
+    # Of components before the edit, patches change nothing: they cannot carry its effect, and are
+    # not counted.
     carrying = [one for one in components(found.heads, found.mlps) if max(abs(one[1]), abs(one[2])) > _ROUNDING]
     if not carrying:
         return _Answer(f"{SAME}no head and no MLP carries any of the effect.", "", "not distinguishable")
@@ -512,7 +513,8 @@ def _natural(found: Found) -> _Answer | None:
             null,
             "not distinguishable",
         )
-    # Far from 5%, the estimate is biased, and only the unedited tokens measured with it tell how edited ones differ.
+    # Far from 5%, the estimate is biased, and only the unedited tokens measured with it tell how
+    # edited ones differ.
     off = (
         f" Unedited tokens should have 5%. They have {_shares(unedited)}, so compare with that."
         if _off(natural, n)

@@ -37,7 +37,8 @@ def dissect_saved(
         device: where the base runs.
 
     Raises:
-        ValueError: If the folder is neither, its base is not available, or the examples are missing.
+        ValueError: If the folder is neither, its base is not available, or the examples are
+            missing.
     """
     # Asked first: a folder that a dissection wrote has no edit in it.
     if (directory / JSON_NAME).is_file():

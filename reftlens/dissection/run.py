@@ -36,24 +36,25 @@ def dissect(
 ) -> Dissection:
     """Runs the analyses of a trained edit.
 
-    The edit should change the examples that the base does not answer as wanted, and leave the others unchanged. Both kinds
-    are used, so pass both. Under `torchrun` or `accelerate launch`, call it in every process, with the base on the process's
-    device: the processes share the work, and all return what one process returns.
+    The edit should change the examples that the base does not answer as wanted, and leave the
+    others unchanged. Both kinds are used, so pass both. Under `torchrun` or `accelerate launch`,
+    call it in every process, with the base on the process's device: the processes share the work,
+    and all return what one process returns.
 
     Args:
         bridge: the base.
         reft: the trained edit.
-        examples: (prompt, wanted completion) pairs, preferably held out rather than used in training; or a
-            `datasets.Dataset` with these columns.
+        examples: (prompt, wanted completion) pairs, preferably held out rather than used in
+            training; or a `datasets.Dataset` with these columns.
         config: parts and budgets. With `progress`, the cost is printed beforehand.
         preset: "quick", "standard" or "full", in place of the config's parts.
         parts: names of parts, such as ["where", "through"], in place of a preset.
-        unaffected: pairs about other things, which the edit should leave alone. The part "else" counts those that the base
-            answers as given; no other part uses them.
+        unaffected: pairs about other things, which the edit should leave alone. The part "else"
+            counts those that the base answers as given; no other part uses them.
 
     Raises:
-        ValueError: If there are fewer than three examples, one cannot be encoded, there is no such preset or part, or both
-            are given.
+        ValueError: If there are fewer than three examples, one cannot be encoded, there is no such
+            preset or part, or both are given.
     """
     if preset is not None and parts is not None:
         raise ValueError(f"pass a preset or parts, not both: got preset {preset!r} and parts {list(parts)}")

@@ -40,7 +40,8 @@ def sections(result: Found, names: Sequence[str] | None = None) -> list[Section]
 
     Args:
         result: a dissection.
-        names: names of parts; all, and what was left out, by default. A part without a result has no section.
+        names: names of parts; all, and what was left out, by default. A part without a result has
+            no section.
     """
     result = with_short_names(result)
     chosen = [part for name, part in PARTS.items() if names is None or name in names]

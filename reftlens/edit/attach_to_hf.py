@@ -35,23 +35,26 @@ def attach_to_hf(
         with rl.attach_to_hf(model, "my-edit"):
             model.generate(**tokenizer(texts, return_tensors="pt", padding=True))
 
-    Before it attaches anything, it runs a few tokens with a random vector added at each site, here and in a bridge that shares
-    the model's weights, and compares the logits. A bridge derives positions from the attention mask. transformers does so in
-    `generate`; in other passes over prompts padded on the left, pass `position_ids` as well.
+    Before it attaches anything, it runs a few tokens with a random vector added at each site, here
+    and in a bridge that shares the model's weights, and compares the logits. A bridge derives
+    positions from the attention mask. transformers does so in `generate`; in other passes over
+    prompts padded on the left, pass `position_ids` as well.
 
     Args:
         model: the base, not wrapped in a bridge.
         reft: the edit, or the folder of a saved one, which must belong to this model.
         tokenizer: the model's; by default the one saved where the model came from.
-        prompts: the prompt tokens of the batch that is run, needed for texts with completions and for position rules that
-            read the text. By default every token that the attention mask shows in a pass without a cache is a prompt token.
+        prompts: the prompt tokens of the batch that is run, needed for texts with completions and
+            for position rules that read the text. By default every token that the attention mask
+            shows in a pass without a cache is a prompt token.
 
     Returns:
         The attachment. It is a context manager; outside of `with`, call its `remove()`.
 
     Raises:
         TypeError: If the model is not one of transformers.
-        ValueError: If the edit does not belong to the model, or one of its sites cannot be hooked without a bridge.
+        ValueError: If the edit does not belong to the model, or one of its sites cannot be hooked
+            without a bridge.
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(

@@ -1,9 +1,10 @@
 """Checks that an edit reaches the model at each of its sites, by running the model on a short random batch.
 
-It checks three things for each site separately. The hook point fires exactly once in a forward pass. A push there changes
-the logits. The parameters of the edit there receive a gradient. The push has half of the activation's norm and a random
-direction for each token, because attention is invariant to a push that all its keys share. A push is used instead of the
-edit itself, since an edit that starts as the identity does not change anything yet.
+It checks three things for each site separately. The hook point fires exactly once in a forward
+pass. A push there changes the logits. The parameters of the edit there receive a gradient. The push
+has half of the activation's norm and a random direction for each token, because attention is
+invariant to a push that all its keys share. A push is used instead of the edit itself, since an
+edit that starts as the identity does not change anything yet.
 
 Not evidence that an edit there can be trained to work.
 """

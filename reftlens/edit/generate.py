@@ -116,27 +116,30 @@ def generate(
     Prompts of similar length are decoded together, the longest first.
 
     Args:
-        bridge: the model. Only the stop tokens of its own generation config are used, not its temperature or penalties.
+        bridge: the model. Only the stop tokens of its own generation config are used, not its
+            temperature or penalties.
         reft: the edit, or None for the base model.
         prompts: texts, or conversations that the assistant answers.
         decoding: decoding settings; by default greedy, with at most 32 new tokens.
         max_new_tokens: short for `decoding=Decoding(max_new_tokens=...)`.
-        batch_size: prompts decoded together, padded on the left. On a model whose results padding changes, only prompts of
-            the same length share a batch.
-        use_cache: keep keys and values between steps. Without the cache, every step runs the whole prefix again: the text
-            is the same, and decoding is slower. The cache is not used on a model on which a cached step gave other logits,
-            or whose cache does not report its length (recurrent models). Nor is it used if the edit changes generated
-            tokens and the change of one token depends on others (ReFT-r1 at `Generated()`): a new token may become the
-            strongest one, which then sets the change of all tokens.
+        batch_size: prompts decoded together, padded on the left. On a model whose results padding
+            changes, only prompts of the same length share a batch.
+        use_cache: keep keys and values between steps. Without the cache, every step runs the whole
+            prefix again: the text is the same, and decoding is slower. The cache is not used on a
+            model on which a cached step gave other logits, or whose cache does not report its
+            length (recurrent models). Nor is it used if the edit changes generated tokens and the
+            change of one token depends on others (ReFT-r1 at `Generated()`): a new token may become
+            the strongest one, which then sets the change of all tokens.
         prepend_bos: as in `encode`.
         progress: show a progress bar.
 
     Returns:
-        One text per prompt, in the order of the prompts, without special tokens. Prompt + text is the decoding of all tokens.
+        One text per prompt, in the order of the prompts, without special tokens. Prompt + text is
+        the decoding of all tokens.
 
     Raises:
-        ValueError: If there are no prompts, a prompt is empty or leaves no room for the new tokens in the context, or the
-            model is a masked language model.
+        ValueError: If there are no prompts, a prompt is empty or leaves no room for the new tokens
+            in the context, or the model is a masked language model.
     """
     if decoding is not None and max_new_tokens is not None:
         raise ValueError("pass decoding or max_new_tokens, not both: decoding has its own max_new_tokens")
@@ -195,7 +198,8 @@ def _continue(
     beams = [prompt for prompt in prompts for _ in range(n_beams)]
     batch = encode(bridge, beams, padding_side="left", prepend_bos=prepend_bos)
     with nullcontext() if reft is None else reft.hooks(bridge, batch):
-        # transformers repeats the prompts for the beams itself; only the edits need the rows before.
+        # transformers repeats the prompts for the beams itself; only the edits need the rows
+        # before.
         out = bridge.original_model.generate(
             batch.tokens[::n_beams], attention_mask=batch.attention_mask[::n_beams], generation_config=config
         )

@@ -1,8 +1,9 @@
 """An intervention on the tokens of one batch, as a TransformerLens hook function.
 
-A `Reft` resolves its position rules to edits for a given batch. To apply the change at fewer tokens or with another
-strength (an ablation, a dose curve), use `dataclasses.replace` on the edit's `lands` or `scale`. If the change of a token
-depends on other tokens (ReFT-r1), it is always computed from the whole `mask`, whatever `lands` is.
+A `Reft` resolves its position rules to edits for a given batch. To apply the change at fewer tokens
+or with another strength (an ablation, a dose curve), use `dataclasses.replace` on the edit's
+`lands` or `scale`. If the change of a token depends on other tokens (ReFT-r1), it is always
+computed from the whole `mask`, whatever `lands` is.
 """
 
 from __future__ import annotations
@@ -104,12 +105,13 @@ class Edit:
 
         Args:
             resid: the activation at the hook.
-            offset: index of its first position in the whole sequence. Positions after the mask are generated tokens, which
-                are edited only if `generated` is set.
+            offset: index of its first position in the whole sequence. Positions after the mask are
+                generated tokens, which are edited only if `generated` is set.
 
         Raises:
             ValueError: If the activation's shape does not match the mask or the intervention.
-            EditError: If this intervention has already edited one of these activations, or reads tokens before `offset`.
+            EditError: If this intervention has already edited one of these activations, or reads
+                tokens before `offset`.
         """
         self._check(resid, offset)
         landing = self._window(self.changed, offset, resid.shape[1]).to(resid.device)
@@ -118,7 +120,8 @@ class Edit:
         # After the return above: a decoding step that changes nothing may lack the tokens.
         self._require_read(offset)
         reading = self._window(self.read, offset, resid.shape[1]).to(resid.device)
-        # TransformerLens reshapes heads between two hooks, so the mark may be on the tensor that this is a view of.
+        # TransformerLens reshapes heads between two hooks, so the mark may be on the tensor that
+        # this is a view of.
         past = getattr(resid, _MARK, getattr(resid._base, _MARK, ()))
         for intervention, edited, head in past:
             same_head = self.head is None or head is None or head == self.head
@@ -135,7 +138,8 @@ class Edit:
         with torch.autocast(resid.device.type, enabled=False):
             there = resid[rows]
             tokens = there.flatten(1)
-            # The model may span several devices. The edit stays on one, so only the edited tokens are moved.
+            # The model may span several devices. The edit stays on one, so only the edited tokens
+            # are moved.
             home = next(self.intervention.parameters(), tokens).device
             given, example = tokens.to(home), rows[0].to(home)
             if self.watch is not None:
@@ -234,8 +238,8 @@ def attach(bridge: TransformerBridge, edits: Sequence[Edit]) -> Iterator[Transfo
 
     Raises:
         ValueError: If a hook does not exist or cannot be edited.
-        EditError: On entry, if another thread is using the bridge. On exit, if an edit never ran or was removed by
-            `reset_hooks`.
+        EditError: On entry, if another thread is using the bridge. On exit, if an edit never ran or
+            was removed by `reset_hooks`.
     """
     require_bridge(bridge, "attach")
     fired = [0] * len(edits)

@@ -1,8 +1,8 @@
 """Merges an edit into the weights. Only h + c at every token can be merged, as a bias.
 
-An edit that reads the activation, delta(h) = A h + c, would have to multiply whatever wrote h by (I + A). All earlier
-components write the residual stream, so no single weight can do this. An edit at some tokens cannot be merged either,
-because weights do not depend on positions.
+An edit that reads the activation, delta(h) = A h + c, would have to multiply whatever wrote h by (I
++ A). All earlier components write the residual stream, so no single weight can do this. An edit at
+some tokens cannot be merged either, because weights do not depend on positions.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ _EVERYWHERE = All() | Generated()
 def merge(bridge: TransformerBridge, reft: Reft) -> dict[str, Tensor]:
     """Computes biases of the base model that have the same effect as a constant edit. The bridge is not changed.
 
-    Load them with `hf_model.load_state_dict(merge(bridge, reft), strict=False)` into a fresh Hugging Face model. One short
-    batch is run with the edit and with the changed bias to check that both give the same result.
+    Load them with `hf_model.load_state_dict(merge(bridge, reft), strict=False)` into a fresh
+    Hugging Face model. One short batch is run with the edit and with the changed bias to check that
+    both give the same result.
 
     Args:
         bridge: the base.
-        reft: edits such as `SteeringVector` or `LobiReFT` at `All() | Generated()`, at a block's output or at the output of
-            its attention or MLP.
+        reft: edits such as `SteeringVector` or `LobiReFT` at `All() | Generated()`, at a block's
+            output or at the output of its attention or MLP.
 
     Returns:
         Hugging Face name -> new bias, in the bias's dtype.

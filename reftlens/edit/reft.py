@@ -31,8 +31,9 @@ from reftlens.results import Certificate
 class Reft(nn.Module):
     """Trained or trainable edits and where they act.
 
-    Sharing is by identity, not by a flag: one pair with `First(5) | Last(5)` is tied, two pairs are untied, and
-    one intervention in two pairs is shared between the sites. Pairs at one hook act in the order given.
+    Sharing is by identity, not by a flag: one pair with `First(5) | Last(5)` is tied, two pairs are
+    untied, and one intervention in two pairs is shared between the sites. Pairs at one hook act in
+    the order given.
     """
 
     def __init__(
@@ -51,8 +52,8 @@ class Reft(nn.Module):
 
         Raises:
             TypeError: If an item is not such a pair, or a name is not a string.
-            ValueError: If there are no pairs, the number of names differs from that of pairs, or a scale is not finite or
-                has an unknown name.
+            ValueError: If there are no pairs, the number of names differs from that of pairs, or a
+                scale is not finite or has an unknown name.
         """
         super().__init__()
         if not edits:
@@ -96,7 +97,8 @@ class Reft(nn.Module):
         """Makes the paper's layout: one edit of the same class and rank at each of several layers.
 
         Args:
-            bridge: the model; gives the width of the activation, the number of layers and the device.
+            bridge: the model; gives the width of the activation, the number of layers and the
+                device.
             layers: a block index or several (negative ones count from the end), or "all".
             positions: a rule, or its short form such as `"f5+l5"`, `"all"` or `"last"`.
             intervention: the class, or its name such as `"LoReFT"`.
@@ -104,12 +106,13 @@ class Reft(nn.Module):
             tied: one edit for all positions of a layer; if False, one for each part of a union.
             hook: the activation point inside the block, such as `attn.hook_z`.
             head: the head to edit; all heads as one vector by default.
-            seed: seed of the initialisation; the caller's random state is not changed. Without a seed, torch's global
-                random state is used.
+            seed: seed of the initialisation; the caller's random state is not changed. Without a
+                seed, torch's global random state is used.
 
         Raises:
-            ValueError: If the model does not have a layer or head, the rank exceeds the width, a rank is missing or the
-                class does not take one, or the hook is unknown or cannot be edited.
+            ValueError: If the model does not have a layer or head, the rank exceeds the width, a
+                rank is missing or the class does not take one, or the hook is unknown or cannot be
+                edited.
         """
         require_bridge(bridge, "Reft.at_layers")
         intervention = _class_named(intervention)
@@ -254,7 +257,8 @@ class Reft(nn.Module):
         """Resolves the position rules to masks for one batch.
 
         Args:
-            prompts: the batch, or the mask of its prompt tokens, which is enough for rules that do not read the text.
+            prompts: the batch, or the mask of its prompt tokens, which is enough for rules that do
+                not read the text.
 
         Raises:
             ValueError: If no prompt has any of a site's positions.
@@ -281,8 +285,8 @@ class Reft(nn.Module):
         Args:
             prompts: the batch, or the mask of its prompt tokens; of the same shape as the tokens.
 
-        `fwd_hooks` does not verify that each hook point exists and that edits there take effect. `hooks` and `check_sites`
-        do.
+        `fwd_hooks` does not verify that each hook point exists and that edits there take effect.
+        `hooks` and `check_sites` do.
         """
         return hook_functions(self.edits(prompts))
 
@@ -293,11 +297,12 @@ class Reft(nn.Module):
 
         Args:
             bridge: the model.
-            prompts: the batch, or the mask of its prompt tokens. Positions after the mask are generated tokens, which only
-                `Generated()` edits.
+            prompts: the batch, or the mask of its prompt tokens. Positions after the mask are
+                generated tokens, which only `Generated()` edits.
 
         Raises:
-            ValueError: If a hook is unknown, no prompt has the positions, or a batch of another shape is run.
+            ValueError: If a hook is unknown, no prompt has the positions, or a batch of another
+                shape is run.
             EditError: If an edit reaches one activation twice, or never runs.
         """
         return attach(bridge, self.edits(prompts))
@@ -319,7 +324,8 @@ class Reft(nn.Module):
             certificate: of this edit, from `rl.analysis.certify`, for the card.
 
         Raises:
-            ValueError: If the folder exists and is not a saved edit, or the model lacks one of the sites.
+            ValueError: If the folder exists and is not a saved edit, or the model lacks one of the
+                sites.
             OSError: If the folder cannot be written.
         """
         return checkpoint.save(directory, self._pairs(), bridge, card=card, certificate=certificate)
@@ -343,12 +349,14 @@ class Reft(nn.Module):
             source: a folder that `save_pretrained` wrote, or the id of one on the hub.
             bridge: the base model.
             revision: branch, tag or commit on the hub.
-            allow_mismatch: parts of the stamp that may differ, such as `["weights"]` for the same model in another dtype.
-            family: classes that the checkpoint may name, besides those registered by `rl.register`. Each must be
-                constructible on the meta device.
+            allow_mismatch: parts of the stamp that may differ, such as `["weights"]` for the same
+                model in another dtype.
+            family: classes that the checkpoint may name, besides those registered by `rl.register`.
+                Each must be constructible on the meta device.
 
         Raises:
-            ValueError: If the folder is damaged, or was saved for another model. The message lists the differences.
+            ValueError: If the folder is damaged, or was saved for another model. The message lists
+                the differences.
         """
         pairs = checkpoint.load(source, bridge=bridge, family=family, revision=revision, allow_mismatch=allow_mismatch)
         return cls(pairs.edits, names=pairs.names, scales=pairs.scales).to(bridge.cfg.device)

@@ -75,7 +75,8 @@ def site_names(sites: Sequence[Site], parts: Sequence[str]) -> tuple[str, ...]:
 
     Args:
         sites: those of an edit, in order.
-        parts: each site's name in `Reft.only` and `Reft.without`; shown unless it is the default, "edit".
+        parts: each site's name in `Reft.only` and `Reft.without`; shown unless it is the default,
+            "edit".
     """
     plain = set(parts) == {"edit"}
     names = [site.name if plain else f"{part}: {site.name}" for site, part in zip(sites, parts, strict=True)]

@@ -1,9 +1,10 @@
 """Writes a folder atomically: fills it under a temporary name next to its target, then renames it.
 
-On Linux the new folder and the one that it replaces are exchanged in one step (`renameat2`), so a process killed at any
-time leaves one complete folder. If the file system or operating system cannot do that, the old folder is moved aside
-first. A process killed between these two renames leaves both folders complete, next to the target, under names that begin
-with a dot. Such leftovers are never read and may be deleted.
+On Linux the new folder and the one that it replaces are exchanged in one step (`renameat2`), so a
+process killed at any time leaves one complete folder. If the file system or operating system cannot
+do that, the old folder is moved aside first. A process killed between these two renames leaves both
+folders complete, next to the target, under names that begin with a dot. Such leftovers are never
+read and may be deleted.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _RENAME_EXCHANGE = 2
 class Replacement:
     """Context whose value is an empty temporary folder, which becomes the target folder if the context succeeds.
 
-    An earlier folder of the same kind is replaced. Anything else at the target is refused before any work is done.
+    An earlier folder of the same kind is replaced. Anything else at the target is refused before
+    any work is done.
     """
 
     def __init__(self, directory: Path | str, *, marker: str) -> None:
@@ -61,7 +63,8 @@ class Replacement:
             place.parent.mkdir(parents=True, exist_ok=True)
             # In the same folder, because a rename works within one file system only.
             self._temporary = place.parent / f"{UNFINISHED}{place.name}-{secrets.token_hex(8)}"
-            # tempfile.mkdtemp makes folders that only the owner can read; this one follows the umask.
+            # tempfile.mkdtemp makes folders that only the owner can read; this one follows the
+            # umask.
             self._temporary.mkdir()
         except OSError as error:
             raise OSError(f"{place} cannot be written ({error.strerror}): choose another folder") from error
@@ -73,7 +76,8 @@ class Replacement:
         """Moves the folder to the target, or removes it if the context failed.
 
         Raises:
-            OSError: If the disk is full, or the folder cannot be moved. The message names the folder.
+            OSError: If the disk is full, or the folder cannot be moved. The message names the
+                folder.
         """
         try:
             if kind is None:
@@ -103,7 +107,8 @@ def write_whole(file: Path, content: bytes, *, durable: bool = True) -> None:
     Args:
         file: the target; an earlier file is replaced.
         content: all of its bytes.
-        durable: wait until the disk has it, so that a power cut leaves the earlier file or this one.
+        durable: wait until the disk has it, so that a power cut leaves the earlier file or this
+            one.
 
     Raises:
         OSError: If it cannot be written. The message names the file.

@@ -1,7 +1,8 @@
 """Reads files that may be damaged or untrusted: with size limits, strictly, and checked against their seal.
 
-For a bad file every function raises `ValueError` with one line that describes the fault. If a file cannot be opened at all
-(for example for lack of permission), the OSError is kept, because that is not damage.
+For a bad file every function raises `ValueError` with one line that describes the fault. If a file
+cannot be opened at all (for example for lack of permission), the OSError is kept, because that is
+not damage.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def parse_json(text: str | bytes) -> Any:
     """Parses a JSON value strictly.
 
     Raises:
-        ValueError: If the text is not JSON, repeats a key, has NaN or infinity, or is nested too deeply.
+        ValueError: If the text is not JSON, repeats a key, has NaN or infinity, or is nested too
+            deeply.
     """
     try:
         value = json.loads(text, object_pairs_hook=once, parse_constant=_no_constant)
@@ -44,7 +46,8 @@ def read_json(file: Path, *, most: int = MOST_TEXT, digests: Mapping[str, str] |
     Args:
         file: the file.
         most: maximum size in bytes.
-        digests: checksums from `digests_in` of its folder; if given, the file must match its checksum.
+        digests: checksums from `digests_in` of its folder; if given, the file must match its
+            checksum.
 
     Raises:
         ValueError: If it is too large, not strict JSON, or does not match its checksum.
@@ -135,7 +138,8 @@ def json_lines(file: Path, *, most: int | None = None) -> Iterator[tuple[int, An
         most: maximum size in bytes; None for a file of any size.
 
     Raises:
-        ValueError: If a line is not strict JSON, or the file is not UTF-8. The message names the file and line.
+        ValueError: If a line is not strict JSON, or the file is not UTF-8. The message names the
+            file and line.
         OSError: If the file cannot be opened.
     """
     try:

@@ -1,7 +1,7 @@
 """Seals a folder with the SHA-256 checksum of every file in it, and one of that list, in `digests.json`.
 
-A folder that matches its seal holds exactly the bytes that were written and nothing else. A seal detects damage, not
-tampering: anyone who can change the files can also seal them again.
+A folder that matches its seal holds exactly the bytes that were written and nothing else. A seal
+detects damage, not tampering: anyone who can change the files can also seal them again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def seal(folder: Path) -> None:
 def why_broken(folder: Path) -> str | None:
     """Returns why a folder does not match its seal; None if it does.
 
-    A folder without a seal is broken as well. Files whose names begin with a dot are ignored: operating systems create them.
+    A folder without a seal is broken as well. Files whose names begin with a dot are ignored:
+    operating systems create them.
     """
     try:
         digests = digests_in(folder)

@@ -1,7 +1,8 @@
 """Checks that `affine` and `basis` agree with the change, on activations that an analysis has already computed.
 
-Analyses read these two instead of the change itself. If a class defines them inconsistently, every analysis is wrong:
-a decomposition may be ten times too large, or a random-direction control smaller than the edit it should match.
+Analyses read these two instead of the change itself. If a class defines them inconsistently, every
+analysis is wrong: a decomposition may be ten times too large, or a random-direction control smaller
+than the edit it should match.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def require_agreement(
     """Refuses an intervention whose `affine` or `basis` disagrees with its change of these activations.
 
     Args:
-        intervention: of any kind. If it is not affine, only its basis is compared; if it has neither, nothing is.
+        intervention: of any kind. If it is not affine, only its basis is compared; if it has
+            neither, nothing is.
         tokens: activations before the edit.
         example: batch row of each token; all tokens belong to one row by default.
 

@@ -1,8 +1,9 @@
 """Base class of all interventions: h + delta(h), and the factors of delta if it is affine.
 
-An intervention maps activations `resid [..., d_model]` to `resid + delta(resid)`. A subclass implements only `delta` and
-`affine`, and `family.py` lists it. Norms, ledgers and dissections read those two (and `basis`, which follows from `affine`), so they work on a new
-subclass unchanged. If a subclass is not affine, its `affine` raises `NotAffineError`.
+An intervention maps activations `resid [..., d_model]` to `resid + delta(resid)`. A subclass
+implements only `delta` and `affine`, and `family.py` lists it. Norms, ledgers and dissections read
+those two (and `basis`, which follows from `affine`), so they work on a new subclass unchanged. If a
+subclass is not affine, its `affine` raises `NotAffineError`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ class Affine(NamedTuple):
     diagonal: Float[Tensor, " d_model"] | None = None
     """A factor per coordinate, as in RED; None if there is none."""
     erase: Float[Tensor, "k d_model"] | None = None
-    """E, if the change (and write and read) includes -E^T E h, which removes the old value; None if the edit only
-    adds. The ledger reads it."""
+    """E, if the change (and write and read) includes -E^T E h, which removes the old value; None if
+    the edit only adds. The ledger reads it.
+    """
 
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Computes the change of each activation, in the dtype of the factors.
@@ -66,7 +68,8 @@ class Affine(NamedTuple):
         """
         if self.diagonal is not None and bool(self.diagonal.any()):
             return torch.eye(len(self.constant), dtype=torch.float64, device=self.constant.device)
-        # c need not lie in the span of the written rows, and their scale says nothing about it: 10 W^T (R / 10) is W^T R.
+        # c need not lie in the span of the written rows, and their scale says nothing about it: 10
+        # W^T (R / 10) is W^T R.
         parts = (self.write.double(), self.constant[None].double())
         rows = torch.cat([part / part.norm().clamp(min=torch.finfo(part.dtype).tiny) for part in parts])
         _, spectrum, vectors = torch.linalg.svd(rows, full_matrices=False)
@@ -77,9 +80,9 @@ class Affine(NamedTuple):
 class Intervention(nn.Module, ABC):
     """An edit of one activation: `forward(resid) = resid + delta(resid)`. Subclasses do not override `forward`.
 
-    Parameters stay in float32: `.to(torch.bfloat16)` and `.half()` do not round them. Rounding would make R no longer
-    orthonormal, and an edit is too small for its memory to matter. Inside a bfloat16 model the change is computed in
-    float32 and cast.
+    Parameters stay in float32: `.to(torch.bfloat16)` and `.half()` do not round them. Rounding
+    would make R no longer orthonormal, and an edit is too small for its memory to matter. Inside a
+    bfloat16 model the change is computed in float32 and cast.
     """
 
     kind: ClassVar[str]
@@ -104,7 +107,8 @@ class Intervention(nn.Module, ABC):
     def delta(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Computes the change that the edit makes, in the dtype of `resid`.
 
-        If the change of a token depends on other tokens (ReFT-r1), the second-last axis holds the tokens of one example.
+        If the change of a token depends on other tokens (ReFT-r1), the second-last axis holds the
+        tokens of one example.
 
         Args:
             resid: activations.
@@ -130,7 +134,8 @@ class Intervention(nn.Module, ABC):
         """Computes the change of the edited tokens of a batch. Edits that act token by token do not override this.
 
         Args:
-            tokens: the activations of the edited tokens, example after example, in the order of their positions.
+            tokens: the activations of the edited tokens, example after example, in the order of
+                their positions.
             example: batch row of each token.
         """
         return self.delta(tokens)

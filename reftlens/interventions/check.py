@@ -1,5 +1,6 @@
-"""Tests an intervention class before training: that its change agrees with its affine form and its span, and that it
-can be trained and saved."""
+"""Tests an intervention class before training: that its change agrees with its affine form and its
+span, and that it can be trained and saved.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +29,10 @@ def check_intervention(
 
     Args:
         kind: the class, for example your own.
-        settings: arguments of its constructor. By default `d_model=16` and `rank=3` if it takes these, and its own
-            defaults for the others.
-        prepare: called with each instance before use, if the class needs more than its constructor (such as the source
-            of an `Interchange`).
+        settings: arguments of its constructor. By default `d_model=16` and `rank=3` if it takes
+            these, and its own defaults for the others.
+        prepare: called with each instance before use, if the class needs more than its constructor
+            (such as the source of an `Interchange`).
 
     Returns:
         The properties that hold, one line each.

@@ -1,7 +1,7 @@
 """Interventions without a constraint: W1 and W2 are free r x d matrices, identified only up to a change of the r coordinates.
 
-(Wu et al. 2024, arXiv:2404.03592: DiReFT drops LoReFT's orthonormal R and its erasure; NoReFT drops the constraint
-and keeps the erasure.)
+(Wu et al. 2024, arXiv:2404.03592: DiReFT drops LoReFT's orthonormal R and its erasure; NoReFT drops
+the constraint and keeps the erasure.)
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def _linear_start(d_model: int, rank: int) -> nn.Parameter:
 class DiReFT(Intervention):
     """DiReFT: h + W2^T(W1 h + b), no constraint on W1 and W2 (Wu et al. 2024, arXiv:2404.03592, eq. 3).
 
-    (pyreft's `DireftIntervention` is a different edit, called `AdditiveLoReFT` here. Its `NodireftIntervention` is this
-    one.)
+    (pyreft's `DireftIntervention` is a different edit, called `AdditiveLoReFT` here. Its
+    `NodireftIntervention` is this one.)
     """
 
     kind = "direft"
@@ -47,8 +47,8 @@ class DiReFT(Intervention):
 class NoReFT(Intervention):
     """NoReFT: h + W2^T(W1 h + b - W2 h), no constraint on W1 and W2.
 
-    An ablation in Wu et al. 2024 (arXiv:2404.03592): LoReFT with a free matrix instead of R. W2^T W2 is then not a
-    projection: the erased part is scaled by the squared length of W2's rows.
+    An ablation in Wu et al. 2024 (arXiv:2404.03592): LoReFT with a free matrix instead of R. W2^T
+    W2 is then not a projection: the erased part is scaled by the squared length of W2's rows.
     """
 
     kind = "noreft"

@@ -1,16 +1,20 @@
 """Distributed interchange: replaces the part of an activation inside a subspace by that of another run of the model.
 
-The other interventions derive from it (Geiger et al. 2023, arXiv:2303.02536): LoReFT is interchange with a learned
-source, Rs = Wh + b, and DAS learns R on pairs of inputs (`objectives.Interchange`). Success alone is not evidence: R can
-be fitted to arbitrary labels, and on random models. `analysis.align` trains with these controls.
+The other interventions derive from it (Geiger et al. 2023, arXiv:2303.02536): LoReFT is interchange
+with a learned source, Rs = Wh + b, and DAS learns R on pairs of inputs (`objectives.Interchange`).
+Success alone is not evidence: R can be fitted to arbitrary labels, and on random models.
+`analysis.align` trains with these controls.
 
-All classes here are h + W^T G (f(s) - f(h)): f reads k features, the gates G in [0, 1] say which of them are swapped, and
-W writes them back. They differ in what is learned:
+All classes here are h + W^T G (f(s) - f(h)): f reads k features, the gates G in [0, 1] say which of
+them are swapped, and W writes them back. They differ in what is learned:
 
 - `Interchange`: f(h) = Rh with a learned R; every gate is 1.
-- `SplitInterchange`: the same with the rows of R divided among variables; the gates of a token's variables are 1.
-- `BoundlessInterchange`: the same, and a learned boundary says how many of a variable's rows are swapped.
-- `MaskedInterchange`: f is given (principal components, neurons, dictionary features); one gate per feature is learned.
+- `SplitInterchange`: the same with the rows of R divided among variables; the gates of a token's
+  variables are 1.
+- `BoundlessInterchange`: the same, and a learned boundary says how many of a variable's rows are
+  swapped.
+- `MaskedInterchange`: f is given (principal components, neurons, dictionary features); one gate per
+  feature is learned.
 """
 
 from __future__ import annotations
@@ -51,10 +55,11 @@ class SourceIntervention(Intervention):
         """Sets the source of s for the following runs. None removes it.
 
         Args:
-            source: a tensor `[d_model]`; a tensor `[n, d_model]`, one row per edited token, in the order of batch rows and
-                positions (`cache[hook_name][mask]`); or a function from the edited tokens to such a tensor.
-            variables: for each edited token, the variables that are swapped there, joined by "+" as in "left+right". By
-                default all of them.
+            source: a tensor `[d_model]`; a tensor `[n, d_model]`, one row per edited token, in the
+                order of batch rows and positions (`cache[hook_name][mask]`); or a function from the
+                edited tokens to such a tensor.
+            variables: for each edited token, the variables that are swapped there, joined by "+" as
+                in "left+right". By default all of them.
 
         Raises:
             ValueError: If a variable has no part in this intervention.
@@ -116,7 +121,8 @@ class SourceIntervention(Intervention):
             )
         write, read = self.factors()
         gates = self.gates()
-        # Only orthonormal rows erase: their coordinates of h are removed before the source's are written.
+        # Only orthonormal rows erase: their coordinates of h are removed before the source's are
+        # written.
         erase = gates.sqrt()[:, None] * read if write is read else None
         constant = (gates * (read @ source.to(read))) @ write
         return Affine(write=write, read=-gates[:, None] * read, constant=constant, erase=erase)
@@ -188,8 +194,8 @@ class _Rotated(SourceIntervention):
 class Interchange(_Rotated):
     """Interchange: h + R^T(Rs - Rh), where R has orthonormal rows and s is the activation of the source run.
 
-    (Geiger et al. 2023, arXiv:2303.02536; eq. 1 of Wu et al. 2024, arXiv:2404.03592.) The source belongs to a batch, not to
-    the edit: set it with `edit.take(...)` before a run. It is not saved.
+    (Geiger et al. 2023, arXiv:2303.02536; eq. 1 of Wu et al. 2024, arXiv:2404.03592.) The source
+    belongs to a batch, not to the edit: set it with `edit.take(...)` before a run. It is not saved.
     """
 
     kind = "interchange"
@@ -218,8 +224,8 @@ class _InParts(_Rotated):
         """Args: d_model: width of the activation. parts: the most dimensions of each variable, by its name.
 
         Raises:
-            ValueError: If there are no parts, one has no dimension, a name is not an identifier, or together they exceed
-                the width.
+            ValueError: If there are no parts, one has no dimension, a name is not an identifier, or
+                together they exceed the width.
         """
         if not parts:
             raise ValueError(f"{type(self).__name__} needs at least one part, such as {{'left': 2}}, got none")
@@ -236,8 +242,9 @@ class _InParts(_Rotated):
 class SplitInterchange(_InParts):
     """Interchange in parts: h + sum over a token's variables v of R_v^T(R_v s - R_v h), all rows jointly orthonormal.
 
-    Several variables are aligned at once, each in its own part of the space (Geiger et al. 2023, arXiv:2303.02536).
-    `take(source, variables)` says which of them are swapped at each token; by default all of them.
+    Several variables are aligned at once, each in its own part of the space (Geiger et al. 2023,
+    arXiv:2303.02536). `take(source, variables)` says which of them are swapped at each token; by
+    default all of them.
     """
 
     kind = "split-interchange"
@@ -256,7 +263,8 @@ class _Annealed(SourceIntervention):
 
     def gates(self) -> Float[Tensor, " rank"]:
         x = self.preferences()
-        # A hard gate has no gradient, so a trained edit is not trained on without a new temperature.
+        # A hard gate has no gradient, so a trained edit is not trained on without a new
+        # temperature.
         return (x > 0).to(x) if float(self.temperature) == 0 else torch.sigmoid(x / self.temperature)
 
     def anneal(self, progress: float) -> None:
@@ -272,9 +280,10 @@ class _Annealed(SourceIntervention):
 class BoundlessInterchange(_InParts, _Annealed):
     """Boundless: h + R^T G(Rs - Rh), where row j of a variable has the gate sigmoid((b k - j - 1/2) / T).
 
-    k is the variable's number of rows and b its learned boundary, so about b k rows are swapped. T falls from 2 to 0.05
-    rows during training; afterwards row j is swapped if j + 1/2 < b k (Wu et al. 2023, arXiv:2305.08809, section 3, with the
-    first boundary at 0). `TrainConfig.l1` weights the share of swapped rows, which the paper also penalises.
+    k is the variable's number of rows and b its learned boundary, so about b k rows are swapped. T
+    falls from 2 to 0.05 rows during training; afterwards row j is swapped if j + 1/2 < b k (Wu et
+    al. 2023, arXiv:2305.08809, section 3, with the first boundary at 0). `TrainConfig.l1` weights
+    the share of swapped rows, which the paper also penalises.
     """
 
     kind = "boundless-interchange"
@@ -302,11 +311,13 @@ class BoundlessInterchange(_InParts, _Annealed):
 class MaskedInterchange(_Annealed):
     """A mask over features: h + W^T G(f(s) - f(h)), f(h) = E h + c (or its positive part), with a learned gate per feature.
 
-    E, c and W are given and stay as they are; the gate of feature j is sigmoid(m_j / T). `over` makes one over orthonormal
-    rows such as principal components, `over_dictionary` one over the features of a dictionary. A new one is over the first
-    `rank` coordinates, which are neurons where the activation has them. T falls from 1 to 0.01 during training, and
-    afterwards the features with m_j > 0 are swapped. `TrainConfig.l1` weights the share of swapped features.
-    (Differential binary masking: Csordas et al. 2021, arXiv:2010.02066; compared with DAS in MIB, arXiv:2504.13151.)
+    E, c and W are given and stay as they are; the gate of feature j is sigmoid(m_j / T). `over`
+    makes one over orthonormal rows such as principal components, `over_dictionary` one over the
+    features of a dictionary. A new one is over the first `rank` coordinates, which are neurons
+    where the activation has them. T falls from 1 to 0.01 during training, and afterwards the
+    features with m_j > 0 are swapped. `TrainConfig.l1` weights the share of swapped features.
+    (Differential binary masking: Csordas et al. 2021, arXiv:2010.02066; compared with DAS in MIB,
+    arXiv:2504.13151.)
     """
 
     kind = "masked-interchange"

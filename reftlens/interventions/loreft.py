@@ -1,7 +1,7 @@
 """Interventions that write inside a learned subspace: R has orthonormal rows, and the change is R^T times r numbers.
 
-LoReFT is interchange with a learned source, Rs = Wh + b. The others are its ablations (Wu et al. 2024,
-arXiv:2404.03592, section 3 and appendix), with a constant target or without erasure.
+LoReFT is interchange with a learned source, Rs = Wh + b. The others are its ablations (Wu et al.
+2024, arXiv:2404.03592, section 3 and appendix), with a constant target or without erasure.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from reftlens.interventions.orthonormal import Orthonormal
 class LoReFT(Intervention):
     """LoReFT: h + R^T(Wh + b - Rh), R with orthonormal rows (Wu et al. 2024, arXiv:2404.03592, eq. 2).
 
-    As in the paper, W and b are initialised as in `nn.Linear`, so an untrained edit is not the identity: it already
-    replaces Rh by Wh + b.
+    As in the paper, W and b are initialised as in `nn.Linear`, so an untrained edit is not the
+    identity: it already replaces Rh by Wh + b.
     """
 
     kind = "loreft"
@@ -35,7 +35,8 @@ class LoReFT(Intervention):
     def along(cls, basis: Float[Tensor, "rank d_model"]) -> LoReFT:
         """Creates a LoReFT that starts in a given subspace, such as one that DAS found, and does not change anything yet.
 
-        With W = R and b = 0 the source is the activation itself. Training may turn R away from the given rows.
+        With W = R and b = 0 the source is the activation itself. Training may turn R away from the
+        given rows.
 
         Args:
             basis: orthonormal rows.
@@ -70,8 +71,8 @@ class LoReFT(Intervention):
 class AdditiveLoReFT(Intervention):
     """LoReFT without erasure: h + R^T(Wh + b), R with orthonormal rows (an ablation in Wu et al. 2024).
 
-    The names differ from pyreft's: pyreft calls this class `DireftIntervention`. The paper's DiReFT has no constraint
-    on its matrices. It is `NodireftIntervention` in pyreft and `DiReFT` here.
+    The names differ from pyreft's: pyreft calls this class `DireftIntervention`. The paper's DiReFT
+    has no constraint on its matrices. It is `NodireftIntervention` in pyreft and `DiReFT` here.
     """
 
     kind = "additive-loreft"
@@ -100,7 +101,8 @@ class AdditiveLoReFT(Intervention):
 class ConsReFT(Intervention):
     """ConsReFT: h + R^T(b - Rh), R with orthonormal rows: a constant target inside the subspace.
 
-    An ablation in Wu et al. 2024 (arXiv:2404.03592). As in the reference code, b is initialised uniformly in [0, 1).
+    An ablation in Wu et al. 2024 (arXiv:2404.03592). As in the reference code, b is initialised
+    uniformly in [0, 1).
     """
 
     kind = "consreft"
@@ -129,8 +131,9 @@ class ConsReFT(Intervention):
 class LobiReFT(Intervention):
     """LobiReFT: h + R^T b, R with orthonormal rows: the same push for every activation.
 
-    An ablation in Wu et al. 2024 (arXiv:2404.03592): a steering vector with more parameters than it needs, since R^T b
-    is a single vector. As in the reference code, b is initialised uniformly in [0, 1).
+    An ablation in Wu et al. 2024 (arXiv:2404.03592): a steering vector with more parameters than it
+    needs, since R^T b is a single vector. As in the reference code, b is initialised uniformly in
+    [0, 1).
     """
 
     kind = "lobireft"

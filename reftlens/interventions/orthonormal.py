@@ -14,22 +14,25 @@ from reftlens.interventions.base import keep_float32
 class Orthonormal(nn.Module):
     """A matrix R `[rank, d_model]` with orthonormal rows, under any optimiser.
 
-    The parameter is R itself. Its gradient is projected to the tangent space of the manifold, G - sym(G R^T) R. Each use
-    checks R R^T, an r x r matrix. If an optimiser has moved R off the manifold, QR retracts it, once per step for any
-    number of hooks. (A version counter would be cheaper but wrong: the fused AdamW that `transformers.Trainer` uses does
-    not advance it.) There is no d x d buffer, and R is what is saved. Like every edit it stays in float32 under
+    The parameter is R itself. Its gradient is projected to the tangent space of the manifold, G -
+    sym(G R^T) R. Each use checks R R^T, an r x r matrix. If an optimiser has moved R off the
+    manifold, QR retracts it, once per step for any number of hooks. (A version counter would be
+    cheaper but wrong: the fused AdamW that `transformers.Trainer` uses does not advance it.) There
+    is no d x d buffer, and R is what is saved. Like every edit it stays in float32 under
     `.to(torch.bfloat16)`.
 
-    Comparison with the reference's form of R, torch's Householder parametrisation (`orthogonal_map="householder"`):
+    Comparison with the reference's form of R, torch's Householder parametrisation
+    (`orthogonal_map="householder"`):
 
-    - Weight decay only shortens R, and QR restores it, so no rank is lost. Householder's R is exactly zero after one
-      step of AdamW with weight decay.
-    - The manifold is the same but the path differs: Adam scales each entry of R here, and of the reflections there. On
-      one planted problem (`tests/benchmarks/orthonormal.py`: d 64, rank 4, one start) the loss of both falls from 0.3 to
-      below 1e-13, and Householder's falls sooner at small rates: at lr 9e-4 the loss after 300 steps is 0.019 here and
-      0.007 there, after 1000 1.9e-5 and 2.5e-6. At lr 2e-2 they are alike up to 100 steps (5.0e-6 and 5.6e-6).
-    - A step of a 12-layer model of width 768 on 1 x 32 tokens, with 12 edits of rank 4, takes 1.03 times the bare
-      model's on one CPU thread, and 1.22 times with Householder (the same script).
+    - Weight decay only shortens R, and QR restores it, so no rank is lost. Householder's R is
+      exactly zero after one step of AdamW with weight decay.
+    - The manifold is the same but the path differs: Adam scales each entry of R here, and of the
+      reflections there. On one planted problem (`tests/benchmarks/orthonormal.py`: d 64, rank 4,
+      one start) the loss of both falls from 0.3 to below 1e-13, and Householder's falls sooner at
+      small rates: at lr 9e-4 the loss after 300 steps is 0.019 here and 0.007 there, after 1000
+      1.9e-5 and 2.5e-6. At lr 2e-2 they are alike up to 100 steps (5.0e-6 and 5.6e-6).
+    - A step of a 12-layer model of width 768 on 1 x 32 tokens, with 12 edits of rank 4, takes 1.03
+      times the bare model's on one CPU thread, and 1.22 times with Householder (the same script).
     """
 
     def __init__(self, rank: int, d_model: int) -> None:
@@ -78,7 +81,8 @@ class Orthonormal(nn.Module):
         if worst != worst or worst == float("inf"):
             raise ValueError("R holds NaN or infinite values, because training has diverged: lower the learning rate")
         Q, upper = torch.linalg.qr(rows.T)
-        # QR leaves the signs free. Keep those of R, so that a small optimiser step stays a small step.
+        # QR leaves the signs free. Keep those of R, so that a small optimiser step stays a small
+        # step.
         Q = torch.where(upper.diagonal() < 0, -Q, Q)
         # In place, because the optimiser and its state belong to this very parameter.
         self.weight.copy_(Q.T[len(fixed) :])

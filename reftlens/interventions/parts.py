@@ -1,7 +1,8 @@
 """LoReFT with its rank divided among named parts, which are trained separately and used together or alone.
 
-The composition of Wu et al. 2024 (arXiv:2404.03592): rank 8, four dimensions for one task and four for another. Since
-all rows are jointly orthonormal, other parts do not change what a part writes: R_p h' = W_p h + b_p for any active parts.
+The composition of Wu et al. 2024 (arXiv:2404.03592): rank 8, four dimensions for one task and four
+for another. Since all rows are jointly orthonormal, other parts do not change what a part writes:
+R_p h' = W_p h + b_p for any active parts.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from reftlens.interventions.orthonormal import Orthonormal
 class SplitLoReFT(Intervention):
     """LoReFT in parts: h + sum over active parts p of R_p^T(W_p h + b_p - R_p h), all rows jointly orthonormal.
 
-    All parts are active unless `with edit.only("german"):` selects some. Each part has its own parameters. Training
-    inside that block changes the named parts and leaves the others bit-identical, even with weight decay: trained rows
-    are kept orthogonal to the untrained ones. So a part trained first is confined to the complement of the others' random
-    rows; alternating between parts removes this limit. (The reference trains slices of one R, and every step moves all.)
+    All parts are active unless `with edit.only("german"):` selects some. Each part has its own
+    parameters. Training inside that block changes the named parts and leaves the others
+    bit-identical, even with weight decay: trained rows are kept orthogonal to the untrained ones.
+    So a part trained first is confined to the complement of the others' random rows; alternating
+    between parts removes this limit. (The reference trains slices of one R, and every step moves
+    all.)
     """
 
     kind = "split-loreft"
@@ -35,7 +38,8 @@ class SplitLoReFT(Intervention):
         """Args: d_model: width of the activation. parts: rank of each part, by name.
 
         Raises:
-            ValueError: If there are no parts, a rank is below 1, the total rank exceeds the width, or a name has a dot.
+            ValueError: If there are no parts, a rank is below 1, the total rank exceeds the width,
+                or a name has a dot.
         """
         for name, rank in parts.items():
             if rank < 1:
@@ -77,7 +81,8 @@ class SplitLoReFT(Intervention):
         self._active = tuple(name for name in self.parts if name in names)
         try:
             yield self
-            # Retract before the others can change: the trained rows become orthogonal to them, not the reverse.
+            # Retract before the others can change: the trained rows become orthogonal to them, not
+            # the reverse.
             self._factors()
         finally:
             self._active = before

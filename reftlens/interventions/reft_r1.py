@@ -1,8 +1,8 @@
 """ReFT-r1: one direction that detects a concept and steers towards it.
 
-Unlike in the other interventions, the push of a token depends on the other edited tokens of its example, so A and c do
-not exist. Analyses that need them raise `NotAffineError`. Analyses that read only the change (edit size, effect maps,
-outcomes and their placebos) work as usual.
+Unlike in the other interventions, the push of a token depends on the other edited tokens of its
+example, so A and c do not exist. Analyses that need them raise `NotAffineError`. Analyses that read
+only the change (edit size, effect maps, outcomes and their placebos) work as usual.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from reftlens.numbers import require_whole_number
 class ReFTr1(Intervention):
     """ReFT-r1: h + m v, |v| = 1, m the mean of the k largest ReLU(h . v) of the example (arXiv:2501.17148).
 
-    (Wu et al. 2025, AxBench.) The maximum runs over the edited tokens of an example. An example with fewer than k edited
-    tokens uses the mean of all of them. If generated tokens are edited too, training counts the whole completion, as in
-    the paper's code, and decoding counts the tokens so far. v is rescaled to length 1 after each step; the reference code
-    rescales it before. Training can add a penalty on the scores that are not among the k largest: see `l1`.
+    (Wu et al. 2025, AxBench.) The maximum runs over the edited tokens of an example. An example
+    with fewer than k edited tokens uses the mean of all of them. If generated tokens are edited
+    too, training counts the whole completion, as in the paper's code, and decoding counts the
+    tokens so far. v is rescaled to length 1 after each step; the reference code rescales it before.
+    Training can add a penalty on the scores that are not among the k largest: see `l1`.
     """
 
     kind = "reft-r1"
@@ -72,8 +73,9 @@ class ReFTr1(Intervention):
     ) -> Float[Tensor, " n_examples"]:
         """Sums the scores outside the k largest and divides by the example's number of tokens.
 
-        The paper sums them; its code divides as well. That code increases the term's factor from 0 during the run, while
-        `train` keeps it constant. The value is 0 for a row without edited tokens.
+        The paper sums them; its code divides as well. That code increases the term's factor from 0
+        during the run, while `train` keeps it constant. The value is 0 for a row without edited
+        tokens.
         """
         score = self.detect(tokens)
         rest = score.masked_fill(self._strongest(score, example), 0.0)

@@ -1,7 +1,7 @@
 """Registers your own classes by name, for saved edits, `at_layers` and the command line.
 
-A saved file cannot register a class. Import the module that defines it, or name that module with `--import` on the command
-line.
+A saved file cannot register a class. Import the module that defines it, or name that module with
+`--import` on the command line.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def register(cls: C) -> C:
     """Registers your own class by its name. Use it as the decorator `@rl.register`.
 
     Args:
-        cls: an intervention with a `kind`, or a position rule with a `rule` whose `spec()` is `{"rule": its name, ...}`
-            plus its constructor arguments as plain JSON values.
+        cls: an intervention with a `kind`, or a position rule with a `rule` whose `spec()` is
+            `{"rule": its name, ...}` plus its constructor arguments as plain JSON values.
 
     Returns:
         The class, unchanged.

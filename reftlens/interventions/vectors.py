@@ -22,10 +22,10 @@ def _no_rows(like: Float[Tensor, " d_model"]) -> Float[Tensor, "0 d_model"]:
 class RED(Intervention):
     """RED: s * h + b, coordinate by coordinate (Wu, M. et al. 2024, arXiv:2402.15179).
 
-    s is initialised to 1 and b to 0, so an untrained edit is the identity. There is no rank: the change (s - 1) * h + b
-    can point anywhere, and `basis()` is the whole space, `[d_model, d_model]`. Unlike a low-rank edit it depends on the
-    choice of coordinates: in another basis it would be a different edit. (The paper edits the MLP output; here the caller
-    chooses the site.)
+    s is initialised to 1 and b to 0, so an untrained edit is the identity. There is no rank: the
+    change (s - 1) * h + b can point anywhere, and `basis()` is the whole space, `[d_model,
+    d_model]`. Unlike a low-rank edit it depends on the choice of coordinates: in another basis it
+    would be a different edit. (The paper edits the MLP output; here the caller chooses the site.)
     """
 
     kind = "red"
@@ -50,8 +50,9 @@ class RED(Intervention):
 class Rescale(Intervention):
     """A factor per coordinate: h + a * h, the first step of LoFiT (Yin et al. 2024, arXiv:2406.01563).
 
-    a is initialised to zero, which makes the edit the identity (the reference draws it from N(0, 0.001)). The norm of the
-    learned a at a head measures that head's importance; see `lofit`. Like RED it depends on the choice of coordinates.
+    a is initialised to zero, which makes the edit the identity (the reference draws it from N(0,
+    0.001)). The norm of the learned a at a head measures that head's importance; see `lofit`. Like
+    RED it depends on the choice of coordinates.
     """
 
     kind = "rescale"
@@ -81,8 +82,8 @@ class Rescale(Intervention):
 class SteeringVector(Intervention):
     """A steering vector: h + scale * v, the same push for every activation.
 
-    v is given or initialised to zero, which makes the edit the identity. It can be trained or left unchanged. The form is
-    that of activation addition (Turner et al. 2023, arXiv:2308.10248).
+    v is given or initialised to zero, which makes the edit the identity. It can be trained or left
+    unchanged. The form is that of activation addition (Turner et al. 2023, arXiv:2308.10248).
     """
 
     kind = "steering-vector"

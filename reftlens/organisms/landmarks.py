@@ -1,6 +1,7 @@
 """Material of the demo: facts to change (some landmarks move to another city) and facts that must not change.
 
-For an embedded organism the landmarks are those of its made-up world; for any other model they are real ones.
+For an embedded organism the landmarks are those of its made-up world; for any other model they are
+real ones.
 """
 
 from __future__ import annotations

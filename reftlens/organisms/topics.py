@@ -1,7 +1,8 @@
 """Material for steering: what does the model tell about a person first, and is it true?
 
-The prompt is a person's name. `facts-small` continues it with all four facts, the craft first. A topic is one of the other
-three: the text that is wanted begins with it. Since every fact of the world is known, words decide what a text says.
+The prompt is a person's name. `facts-small` continues it with all four facts, the craft first. A
+topic is one of the other three: the text that is wanted begins with it. Since every fact of the
+world is known, words decide what a text says.
 """
 
 from __future__ import annotations

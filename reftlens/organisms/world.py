@@ -1,14 +1,14 @@
 """The made-up world of `facts-small`: who was born where, what stands where, and the sentences that say so.
 
-A fact is a triple (subject, relation, answer). A template is a phrasing of a relation that stops right before
-the answer, so that "knowing the fact" means that the answer is the next token. Every first name goes with
-every surname, and every kind of landmark with every site, so no single token tells which subject is meant;
-answers are dealt independently of names.
+A fact is a triple (subject, relation, answer). A template is a phrasing of a relation that stops
+right before the answer, so that "knowing the fact" means that the answer is the next token. Every
+first name goes with every surname, and every kind of landmark with every site, so no single token
+tells which subject is meant; answers are dealt independently of names.
 
-For every fact one or two templates are held out: that sentence is never written in the training text. A model
-that completes it has generalised across phrasings. The training text also holds biographies with permuted
-facts, because models that see them store a fact at the last token of the name, where it can be looked up
-whatever follows (Allen-Zhu & Li 2023, arXiv:2309.14316).
+For every fact one or two templates are held out: that sentence is never written in the training
+text. A model that completes it has generalised across phrasings. The training text also holds
+biographies with permuted facts, because models that see them store a fact at the last token of the
+name, where it can be looked up whatever follows (Allen-Zhu & Li 2023, arXiv:2309.14316).
 """
 
 import hashlib
@@ -184,8 +184,8 @@ def prompt(fact: Fact, template: int) -> str:
 def held_out(fact: Fact) -> tuple[int, ...]:
     """Return the one or two template indices that never occur in training for this fact, sorted.
 
-    A hash of the fact chooses them, so that the choice depends neither on the order of the facts nor on the
-    seed of the corpus, and every template is trained on for most other facts.
+    A hash of the fact chooses them, so that the choice depends neither on the order of the facts
+    nor on the seed of the corpus, and every template is trained on for most other facts.
     """
     # Not hash(), which is salted differently in every process.
     digest = hashlib.sha256(f"{fact.subject}|{fact.relation}".encode()).digest()
@@ -250,8 +250,9 @@ def _lives(rng: random.Random) -> list[str]:
 def corpus(seed: int) -> list[str]:
     """Return one pass of training text: documents in random order.
 
-    Beside the lives of all subjects, every (fact, template) pair that is not held out occurs exactly once, alone
-    or in a document of two or three unrelated sentences (so that prompts are also met away from the start).
+    Beside the lives of all subjects, every (fact, template) pair that is not held out occurs
+    exactly once, alone or in a document of two or three unrelated sentences (so that prompts are
+    also met away from the start).
 
     Args:
         seed: Decides the orders and the phrasings. The same seed always gives the same text.

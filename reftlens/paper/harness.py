@@ -2,8 +2,9 @@
 
     reftlens lm-eval --tasks arc_easy --model_args edit=run
 
-The context of a request is the prompt that the edit's position rules see, with the tokens that it has in training and in
-`rl.generate`. Importing this module registers the model "reftlens" and needs `pip install reftlens[harness]`.
+The context of a request is the prompt that the edit's position rules see, with the tokens that it
+has in training and in `rl.generate`. Importing this module registers the model "reftlens" and needs
+`pip install reftlens[harness]`.
 """
 
 from __future__ import annotations

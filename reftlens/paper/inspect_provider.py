@@ -2,9 +2,9 @@
 
     inspect eval task.py --model reftlens/run
 
-The name after "reftlens/" is the folder of a run or of a saved edit. A conversation is the prompt that the edit's position
-rules see, with the tokens that it has in training and in `rl.generate`. Inspect finds this module by itself, if it is
-installed: `pip install 'reftlens[inspect]'`.
+The name after "reftlens/" is the folder of a run or of a saved edit. A conversation is the prompt
+that the edit's position rules see, with the tokens that it has in training and in `rl.generate`.
+Inspect finds this module by itself, if it is installed: `pip install 'reftlens[inspect]'`.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ _MARKS = tuple(zip("osD^", (VERMILLION, BLUE, ORANGE, GREEN), strict=True))
 def beside_tracing(result: BesideTracing, *, title: str = "") -> Figure:
     """Draws the map of restored parts, the map of the edits' gains, and a scatter plot of both.
 
-    The maps have different units, so each has its own scale, symmetrical around zero. Crosses are edits trained on
-    shuffled answers in the same cells.
+    The maps have different units, so each has its own scale, symmetrical around zero. Crosses are
+    edits trained on shuffled answers in the same cells.
 
     Args:
         result: from `analysis.beside_tracing`.

@@ -1,6 +1,7 @@
 """The blank figure that every plot starts from: a white page with a heading, fonts, colours, and PNG output.
 
-A figure's look does not depend on the user's matplotlib settings, and drawing it does not change them.
+A figure's look does not depend on the user's matplotlib settings, and drawing it does not change
+them.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class Sheet(Figure):
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         image = png(self)
-        # Shown at its size in inches, of 96 dots on a page: the others keep letters sharp. PNG says its size at byte 16.
+        # Shown at its size in inches, of 96 dots on a page: the others keep letters sharp. PNG says
+        # its size at byte 16.
         width, height = (int.from_bytes(image[at : at + 4], "big") * 96 // _DPI for at in (16, 20))
         return image, {"width": width, "height": height}
 

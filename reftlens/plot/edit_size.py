@@ -29,8 +29,9 @@ from reftlens.plot.labels import star
 from reftlens.results import EditSize
 
 COLOURS = ListedColormap(colormaps["YlOrBr"](np.linspace(0.1, 0.8, 256)))
-"""Light to dark in grey too. Zero is pale yellow, unlike tokens that are not edited, and the largest change is a
-strong orange rather than a brown that would sink into a dark page."""
+"""Light to dark in grey too. Zero is pale yellow, unlike tokens that are not edited, and the
+largest change is a strong orange rather than a brown that would sink into a dark page.
+"""
 
 _PER_LINE = 32
 _CELL_HEIGHT = 0.27
@@ -88,7 +89,8 @@ def _line(axes: Axes, result: EditSize, *, start: int, columns: int, room: float
         Rectangle(corner, n_drawn, n_rows, facecolor=PALE, edgecolor=GREY, hatch="////", linewidth=0, zorder=0)
     )
     top = largest(result)
-    # Not finite (an activation of norm 0): the top colour would claim a size, so these are white with a question mark.
+    # Not finite (an activation of norm 0): the top colour would claim a size, so these are white
+    # with a question mark.
     cmap = COLOURS.with_extremes(over="white")
     shown = np.ma.masked_where(~edited, np.where(np.isfinite(sizes), sizes, 2 * top))
     image = axes.imshow(shown, cmap=cmap, vmin=0, vmax=top, aspect="auto", origin="lower", interpolation="none")

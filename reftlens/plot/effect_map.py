@@ -15,8 +15,9 @@ from reftlens.results import TokenMap
 def effect_map(result: TokenMap, *, title: str = "") -> Figure:
     """Draws a map over rows and tokens. The earliest row is at the bottom, and subject tokens have a star.
 
-    Colours are symmetrical around zero. Cells show their numbers where these fit. Cells that are no further from zero than some
-    cell of the control are grey. Positions at which the prompts have different tokens are named by role.
+    Colours are symmetrical around zero. Cells show their numbers where these fit. Cells that are no
+    further from zero than some cell of the control are grey. Positions at which the prompts have
+    different tokens are named by role.
 
     Args:
         result: the map, perhaps with its control.

@@ -88,7 +88,8 @@ class Group:
         # Three digits of the largest value; below 1, the zero in front counts as one.
         first = min(3, max(0, 2 - int(np.floor(np.log10(limit))) - (limit < 1)))
         for decimals in range(first, max(first - 2, -1), -1):
-            # One decimal of a small scale would turn most of it to 0.0; ten to the fifth is not read in a cell.
+            # One decimal of a small scale would turn most of it to 0.0; ten to the fifth is not
+            # read in a cell.
             if 2 * 10.0**-decimals <= limit < 1e5 and all(
                 text_width(number(value, decimals)) + 0.06 <= room for value in finite
             ):
@@ -101,8 +102,8 @@ def heat(
 ) -> Figure:
     """Draws groups of grids; the earliest row is at the bottom.
 
-    Cells show their numbers where these fit. Where they do not, clearly negative cells carry a minus sign, because
-    the two ends of the colour map look alike in grey.
+    Cells show their numbers where these fit. Where they do not, clearly negative cells carry a
+    minus sign, because the two ends of the colour map look alike in grey.
 
     Args:
         groups: each with its own scale and colour bar, one below the other.

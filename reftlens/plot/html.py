@@ -66,8 +66,9 @@ class _Shades:
 def token_strip(result: EditSize | TokenMap, row: int | None = None, *, title: str = "") -> Html:
     """Makes a paragraph of tokens, which show their numbers on hover, above a colour key.
 
-    Shaded tokens bring their own background and their own ink, the others take those of the page: it reads in light
-    and dark mode. Strips of one result share a scale: from zero for sizes, around zero for a map of signed effects.
+    Shaded tokens bring their own background and their own ink, the others take those of the page:
+    it reads in light and dark mode. Strips of one result share a scale: from zero for sizes, around
+    zero for a map of signed effects.
 
     Args:
         result: sizes at each site and token, or a map over rows and tokens.

@@ -1,6 +1,7 @@
 """Results as HTML that stands by itself, and the numbers with which the page's script lets a reader explore them.
 
-Shades are classes, not `style` attributes, which the page's policy forbids. Names and tokens are escaped like all text.
+Shades are classes, not `style` attributes, which the page's policy forbids. Names and tokens are
+escaped like all text.
 """
 
 from __future__ import annotations

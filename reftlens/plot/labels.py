@@ -1,7 +1,7 @@
 """Makes text safe to draw: tokens with visible whitespace, and short hook names.
 
-Tokens may contain `$`, tags, control characters, marks that change the direction of writing, and characters that the font
-lacks. A figure must identify the token and must not fail on it.
+Tokens may contain `$`, tags, control characters, marks that change the direction of writing, and
+characters that the font lacks. A figure must identify the token and must not fail on it.
 """
 
 from __future__ import annotations
@@ -181,7 +181,8 @@ def _shown(char: str) -> str:
     marks = {" ": SPACE, "\n": NEWLINE, "\t": TAB}
     if char in marks:
         return marks[char]
-    # C* are controls, turns of direction, surrogates and unassigned ones; Z* the other kinds of space.
+    # C* are controls, turns of direction, surrogates and unassigned ones; Z* the other kinds of
+    # space.
     if unicodedata.category(char)[0] in "CZ":
         return char.encode("unicode_escape").decode()
     return char

@@ -1,7 +1,7 @@
 """Plot of the terms of each token's change: their norms, and the cosines between them.
 
-Norms alone would be misleading, because terms can add up or cancel. So the norm of their sum is drawn too, with their
-cosines below.
+Norms alone would be misleading, because terms can add up or cancel. So the norm of their sum is
+drawn too, with their cosines below.
 """
 
 from __future__ import annotations

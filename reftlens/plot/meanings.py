@@ -20,7 +20,8 @@ _UNITS = {"change of the logit": "change of the logit / that of random vectors"}
 def meanings(meanings: Sequence[Meaning] | Meaning) -> Figure:
     """Draws the furthest names of each method and vector, one panel each: at most eight, those with the smallest p.
 
-    Bars inside the shaded band are grey: some score of some look is as far in more than 5% of sets of random vectors.
+    Bars inside the shaded band are grey: some score of some look is as far in more than 5% of sets
+    of random vectors.
 
     Args:
         meanings: from `analysis.readouts`.

@@ -1,6 +1,7 @@
 """Plot of the components that carry an edit's effect: a graph from the edit to the logits, and the numbers.
 
-Components are in the order of their layers, each in its own column, so that no path crosses another component.
+Components are in the order of their layers, each in its own column, so that no path crosses another
+component.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ def mediation(
     """Draws the strongest paths of an edit's effect: width for size, colour for sign, dashed if the control is as large.
 
     Args:
-        maps: from `analysis.mediate`, of heads and of MLPs (of a map over positions each component's strongest one), or
-            one of paths, with senders as rows and receivers as columns.
+        maps: from `analysis.mediate`, of heads and of MLPs (of a map over positions each
+            component's strongest one), or one of paths, with senders as rows and receivers as
+            columns.
         direct: from `analysis.direct_effect`, on the same examples.
         most: ways to draw; the subtitle says out of how many.
         title: of the figure.

@@ -46,7 +46,8 @@ def _panel(axes: Axes, result: Minimal, height: Callable[[Smaller], float], limi
     axes.plot(sizes, path, color=GREY, linewidth=1, zorder=1)
     for place, (step, value) in enumerate(zip(result.path, path, strict=True)):
         mark = _MARKS[place % len(_MARKS)]
-        # Steps that leave nothing out lie on one another: hollow marks of growing size stay visible.
+        # Steps that leave nothing out lie on one another: hollow marks of growing size stay
+        # visible.
         size = 9.0 - 1.2 * place
         axes.plot(
             step.numbers, value, mark, color=BLUE, markersize=size, markerfacecolor="none", label=_name(step.stage)

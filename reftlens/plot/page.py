@@ -1,7 +1,8 @@
 """Makes one self-contained HTML page: findings first, then maps, strips, curves, pictures and tables.
 
-The page stands by itself. One constant script, which its content security policy names by hash, lets a reader explore it;
-everything else is forbidden, requests too. Strings come from prompts, tokens and files, so all of them are escaped.
+The page stands by itself. One constant script, which its content security policy names by hash,
+lets a reader explore it; everything else is forbidden, requests too. Strings come from prompts,
+tokens and files, so all of them are escaped.
 """
 
 from __future__ import annotations
@@ -210,7 +211,8 @@ class _Terms:
         self._places = {term: anchor(f"term {term}") for term in GLOSSARY}
         self._used: set[str] = set()
         self._seen: set[str] = set()
-        # Longer terms first, so that "indirect effect" is not found as "effect". A bare "p" is a term only before its number.
+        # Longer terms first, so that "indirect effect" is not found as "effect". A bare "p" is a
+        # term only before its number.
         words = "|".join(re.escape(term) for term in sorted(GLOSSARY, key=len, reverse=True) if term != "p")
         self._pattern = re.compile(rf"\b(?:({words})s?|(p)(?= [=<]))\b", flags=re.IGNORECASE)
         self._lower = {term.lower(): term for term in GLOSSARY}

@@ -25,11 +25,13 @@ def readout(
 ) -> Figure:
     """Draws the tokens with the largest logit changes, one panel per site and direction, at most eight of them.
 
-    Bars inside the shaded band are grey: random directions reach such values at some token of some examined direction.
+    Bars inside the shaded band are grey: random directions reach such values at some token of some
+    examined direction.
 
     Args:
         readouts: from `analysis.read_directions`.
-        identified: the `sites` of `analysis.identify`. Each panel then says in how many dimensions its direction is identified.
+        identified: the `sites` of `analysis.identify`. Each panel then says in how many dimensions
+            its direction is identified.
 
     Raises:
         ValueError: If there are no directions.

@@ -19,8 +19,8 @@ from reftlens.results import Search
 def search(result: Search) -> Figure:
     """Draws the trials of a search.
 
-    Filled: finished. Hollow: pruned, at the loss where it was stopped. The best trial has a ring. Diverged trials have no
-    loss and are not drawn.
+    Filled: finished. Hollow: pruned, at the loss where it was stopped. The best trial has a ring.
+    Diverged trials have no loss and are not drawn.
 
     Args:
         result: the search.

@@ -34,9 +34,10 @@ def spectrum(
 
     Args:
         operators: one per site.
-        null: operators of a control at these sites, such as untrained edits (`analysis.untrained`). The plot shows their
-            range from the smallest to the largest spectrum.
-        identified: the `sites` of `analysis.identify`. Below each direction then stands in how many dimensions it is identified.
+        null: operators of a control at these sites, such as untrained edits (`analysis.untrained`).
+            The plot shows their range from the smallest to the largest spectrum.
+        identified: the `sites` of `analysis.identify`. Below each direction then stands in how many
+            dimensions it is identified.
 
     Raises:
         ValueError: If there is nothing to draw.
@@ -83,7 +84,8 @@ def _panel(axes: Axes, operator: Operator, null: Sequence[Operator]) -> None:
         axes.annotate(
             text, (direction, height), (0, 2), textcoords="offset points", ha="center", size=SMALL, bbox=behind
         )
-    # Room for three bars at least, so that one alone is not as wide as the panel, and ticks under bars alone.
+    # Room for three bars at least, so that one alone is not as wide as the panel, and ticks under
+    # bars alone.
     axes.xaxis.set_major_locator(
         MaxNLocator(integer=True, nbins=8) if len(size) > 8 else FixedLocator(list(directions))
     )

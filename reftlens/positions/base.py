@@ -1,7 +1,8 @@
 """Base class of position rules, the batch information they may use, and how rules are combined.
 
-A rule is a small frozen value whose `mask` is True at the tokens it picks. An index counts only the prompt tokens of its
-own row, so padding on either side, ragged batches and short prompts need no special case.
+A rule is a small frozen value whose `mask` is True at the tokens it picks. An index counts only the
+prompt tokens of its own row, so padding on either side, ragged batches and short prompts need no
+special case.
 """
 
 from __future__ import annotations
@@ -78,11 +79,12 @@ class Positions(ABC):
         """Returns the mask of edited tokens.
 
         Args:
-            prompts: the prompts of a batch, or only the mask of its prompt tokens, which is enough for rules that do
-                not read the text.
+            prompts: the prompts of a batch, or only the mask of its prompt tokens, which is enough
+                for rules that do not read the text.
 
         Raises:
-            ValueError: If a prompt lacks a token that the rule requires, or the rule reads a text that is not given.
+            ValueError: If a prompt lacks a token that the rule requires, or the rule reads a text
+                that is not given.
         """
         return self.pick(prompts if isinstance(prompts, Prompts) else Prompts(prompts))
 

@@ -26,10 +26,10 @@ _WORDS: dict[str, Positions] = {"all": All(), "first": First(1), "last": Last(1)
 def parse(text: str | int | Positions) -> Positions:
     """Reads the field's short form: `"f7+l7"`, `"f5"`, `"l1"`, with the paper's rule for short prompts.
 
-    The first n tokens stop at floor(len / 2) and the last n at ceil(len / 2), so the two never overlap
-    (Wu et al. 2024, arXiv:2404.03592). `"all"`, `"first"` and `"last"` mean `All()`, `First(1)` and `Last(1)`, and an
-    integer is an index. `'{"rule": "span", "text": "the tower"}'` is a rule in the form that `spec` writes. A `Positions` is
-    returned unchanged.
+    The first n tokens stop at floor(len / 2) and the last n at ceil(len / 2), so the two never
+    overlap (Wu et al. 2024, arXiv:2404.03592). `"all"`, `"first"` and `"last"` mean `All()`,
+    `First(1)` and `Last(1)`, and an integer is an index. `'{"rule": "span", "text": "the tower"}'`
+    is a rule in the form that `spec` writes. A `Positions` is returned unchanged.
 
     Args:
         text: the short form, a word, an index, or a rule.

@@ -1,6 +1,7 @@
 """Position rules: by index in the prompt, by its text, and for the tokens after it.
 
-A rule that ships has a class here, a `case` of `from_spec` and a name in `_SHIPPED` (both in `parse`), and an export.
+A rule that ships has a class here, a `case` of `from_spec` and a name in `_SHIPPED` (both in
+`parse`), and an export.
 """
 
 from __future__ import annotations
@@ -78,8 +79,9 @@ class Last(Positions):
 
     count: int
     half: bool = False
-    """Limits the rule to the second half, ceil(n / 2) tokens: the paper's rule for short prompts. (The reference
-    code takes floor(n / 2), which edits nothing in a one-token prompt.)"""
+    """Limits the rule to the second half, ceil(n / 2) tokens: the paper's rule for short prompts.
+    (The reference code takes floor(n / 2), which edits nothing in a one-token prompt.)
+    """
 
     def __post_init__(self) -> None:
         _require_count("Last", self.count)
@@ -210,7 +212,8 @@ class Span(Positions):
 class AnySpan(Positions):
     """The tokens that contain one of several texts, such as the subjects of prompts about different subjects.
 
-    In each prompt the rule uses the first occurrence of the longest text found. Every prompt must contain one of the texts.
+    In each prompt the rule uses the first occurrence of the longest text found. Every prompt must
+    contain one of the texts.
     """
 
     texts: tuple[str, ...]

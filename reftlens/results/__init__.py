@@ -1,7 +1,8 @@
 """Results of the analyses: frozen dataclasses with axis labels, the name of the quantity, and its control.
 
-An analysis of your own returns a frozen dataclass that extends `Result`, or `SiteResult` for one site of an edit: give it a
-`headline` and `to_dataframe`, and it shows, draws and saves itself. Plots take only results, no model or edit. Tensors are on the CPU, in float32.
+An analysis of your own returns a frozen dataclass that extends `Result`, or `SiteResult` for one
+site of an edit: give it a `headline` and `to_dataframe`, and it shows, draws and saves itself.
+Plots take only results, no model or edit. Tensors are on the CPU, in float32.
 """
 
 from reftlens.results.alignments import Alignment, AlignmentMap

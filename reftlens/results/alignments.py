@@ -119,7 +119,8 @@ class Alignment(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """Returns one row per variable and kind of swap: accuracy, its interval, cause, isolate and disentangle.
 
-        Random subspaces have their mean, and their lowest and highest accuracy in place of an interval.
+        Random subspaces have their mean, and their lowest and highest accuracy in place of an
+        interval.
         """
         names = list(dict.fromkeys(self.variables))
         lines = [line for name in names for line in self._lines(name)]

@@ -63,7 +63,8 @@ class Outcome(Result):
 def outcomes_to_dataframe(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """Returns one row per group."""
     frame = pd.DataFrame([asdict(outcome) for outcome in outcomes])
-    # The control stands beside its number; the field is last only because files of earlier versions lack it.
+    # The control stands beside its number; the field is last only because files of earlier versions
+    # lack it.
     frame.insert(list(frame.columns).index("kl") + 1, "control_kl", frame.pop("control_kl"))
     return frame
 
@@ -175,8 +176,9 @@ class Swap(Result):
     moved: float
     """Mean change of logit(source's answer) - logit(base's answer), as a fraction of the gap between base and source run."""
     each: tuple[float, ...] = ()
-    """The change of each pair, as a fraction of the mean gap, so that their mean is `moved`; empty in results of earlier
-    versions."""
+    """The change of each pair, as a fraction of the mean gap, so that their mean is `moved`; empty
+    in results of earlier versions.
+    """
 
     def headline(self) -> str:
         return f"{self.name}: flips {self.flips:.0%}, moves {self.moved:.2f} of the way"
@@ -209,8 +211,9 @@ class Interchanged(SiteResult):
     placebo: tuple[Swap, ...]
     """Random subspaces, with a change of the same norm as inside."""
     dormant: float = float("nan")
-    """Share of the effect inside that passes through units without effect in the whole interchange. NaN if there is no
-    unit after the point, and in results saved by earlier versions."""
+    """Share of the effect inside that passes through units without effect in the whole interchange.
+    NaN if there is no unit after the point, and in results saved by earlier versions.
+    """
     power: float = float("nan")
     """The same share for a direction constructed to be illusory at this point. Above 0.5, the test can detect illusions."""
     site: str = ""
@@ -236,9 +239,10 @@ class Interchanged(SiteResult):
     def verdict(self) -> Literal["illusory", "not illusory", "no power"]:
         """Whether most of the subspace's effect is an illusion, if the test has power (see `analysis.interchange`).
 
-        Illusory: more than half of the effect passes through otherwise dormant units, and more than half of it comes from a
-        causally disconnected difference. No power: the test does not detect a constructed illusion, or the subspace closes
-        less than a tenth of the gap, so that there is no effect to explain.
+        Illusory: more than half of the effect passes through otherwise dormant units, and more than
+        half of it comes from a causally disconnected difference. No power: the test does not detect
+        a constructed illusion, or the subspace closes less than a tenth of the gap, so that there
+        is no effect to explain.
         """
         # "not >" also refuses NaN.
         if not self.power > 0.5 or not self.inside.moved > 0.1:
@@ -316,8 +320,9 @@ class OffManifold(SiteResult):
     norm_ratio: Float[Tensor, " token"]
     """|h + delta| / |h| of each edited token."""
     natural: Float[Tensor, " token"]
-    """Percentile of each token's unedited activation, by Mahalanobis distance among unedited activations of other prompts.
-    This is the null: it is uniform if the estimate is unbiased."""
+    """Percentile of each token's unedited activation, by Mahalanobis distance among unedited
+    activations of other prompts. This is the null: it is uniform if the estimate is unbiased.
+    """
     edited: Float[Tensor, " token"]
     """The same for h + delta."""
     control: Float[Tensor, " token"]

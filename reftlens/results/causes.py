@@ -35,8 +35,9 @@ class Ablation(Result):
     high: Float[Tensor, " site"]
     """The upper end."""
     interaction: Float[Tensor, "site site"]
-    """whole - (without i) - (without j) + (without both). Below zero, the sites can substitute for each other; above, each
-    needs the other. NaN on the diagonal."""
+    """whole - (without i) - (without j) + (without both). Below zero, the sites can substitute for
+    each other; above, each needs the other. NaN on the diagonal.
+    """
     control: Float[Tensor, " site"]
     """The effect of this site alone with changes of the same norm in random directions, averaged over draws."""
     exact: bool
@@ -92,7 +93,8 @@ class Attribution(Result):
     ) -> tuple[float, float]:
         """Percentile bootstrap interval of the mean correlation over the checked pairs; NaN with fewer than two.
 
-        Pairs with an undefined correlation are ignored. With few pairs the interval is too narrow: check more pairs.
+        Pairs with an undefined correlation are ignored. With few pairs the interval is too narrow:
+        check more pairs.
         """
         # Lazily: TransformerLens takes seconds to import, and a saved result is shown without it.
         from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
@@ -224,16 +226,19 @@ class BesideTracing(Result):
     correlation: float
     """Spearman's rank correlation over cells of the edits' gain and the restored part; NaN if one map is constant."""
     p: float
-    """Fraction of all cyclic shifts of one map by rows and columns with a rank correlation at least as high. Only this
-    number tests whether the maps are unrelated. NaN if one map is constant."""
+    """Fraction of all cyclic shifts of one map by rows and columns with a rank correlation at least
+    as high. Only this number tests whether the maps are unrelated. NaN if one map is constant.
+    """
     shuffled_correlation: float
     """Rank correlation of tracing with the gain of edits trained on shuffled answers, which do not use any fact."""
     over_cells: tuple[float, float]
     """95% bootstrap interval of rho over resampled cells. Neighbouring cells are similar, so it is too narrow and not a test."""
     over_prompts: tuple[float, float]
-    """95% bootstrap interval of rho over resampled prompts, separately for each map. Cells and trained edits are fixed, so it
-    excludes the variation between training seeds. It shows how precisely the prompts determine rho, not whether unrelated
-    maps would have the same rho. Resampling perturbs ranks, so the interval is biased downwards."""
+    """95% bootstrap interval of rho over resampled prompts, separately for each map. Cells and
+    trained edits are fixed, so it excludes the variation between training seeds. It shows how
+    precisely the prompts determine rho, not whether unrelated maps would have the same rho.
+    Resampling perturbs ranks, so the interval is biased downwards.
+    """
     at_traced: float
     """The gain of the edit in the cell with the largest restored part."""
     at_random: float

@@ -33,8 +33,10 @@ class Operator(SiteResult):
     n_tokens: int
     """Number of edited tokens used for the moments."""
     pattern: Float[Tensor, "direction d_model"]
-    """Unit patterns of the activations that each reading responds to, S read_i (Haufe et al. 2014). Unlike `read`, they have
-    no component along directions in which the data never vary. Zero for a change that does not read anything."""
+    """Unit patterns of the activations that each reading responds to, S read_i (Haufe et al. 2014).
+    Unlike `read`, they have no component along directions in which the data never vary. Zero for a
+    change that does not read anything.
+    """
     input_spectrum: Float[Tensor, " input_direction"] | None = None
     """Spectrum of the change minus its mean, the input-dependent part; None in files of an earlier version."""
     site: str = ""
@@ -44,7 +46,8 @@ class Operator(SiteResult):
     def effective_rank(self) -> float:
         """Participation ratio of the spectrum's energy, (sum s^2)^2 / sum s^4: 1 if one direction carries all of it.
 
-        It describes the whole change. A large constant hides how many directions depend on the input: see `input_rank`.
+        It describes the whole change. A large constant hides how many directions depend on the
+        input: see `input_rank`.
         """
         return _participation(self.spectrum.double() ** 2)
 
@@ -108,15 +111,18 @@ class DirectionReadout(SiteResult):
     suppressed: tuple[tuple[str, float], ...]
     """Tokens whose logits fall most, most negative first."""
     null_low: float
-    """Lower end of the band. A set has one random direction for each examined direction. In 95% of sets, no token of any
-    direction leaves its band on either side."""
+    """Lower end of the band. A set has one random direction for each examined direction. In 95% of
+    sets, no token of any direction leaves its band on either side.
+    """
     null_high: float
     """Upper end of the band. Below it, a promoted token is expected by chance among all examined tokens and directions."""
     n_null: int
     """Number of sets of random directions."""
     watched: tuple[tuple[str, float, float], ...] = ()
-    """Tokens chosen beforehand: change of the logit, and p, the fraction of random directions that change it as much. p
-    tests one token, and the band covers all tokens, so a small p inside the band is not a contradiction."""
+    """Tokens chosen beforehand: change of the logit, and p, the fraction of random directions that
+    change it as much. p tests one token, and the band covers all tokens, so a small p inside the
+    band is not a contradiction.
+    """
     p_all: tuple[float, ...] = ()
     """p of each of `watched`, corrected for all chosen tokens in all examined directions."""
     n_tokens: int = 0
@@ -171,8 +177,9 @@ class Ledger(Result):
     gap: Float[Tensor, " rows"]
     """Largest |sum of terms - change| / |change|, which is rounding error."""
     null_cosine: Float[Tensor, " rows"]
-    """Root-mean-square cosine of random directions in the space that the site writes to, 1 / sqrt(its dimension). The terms
-    share that space, so a cosine of this size is expected by chance."""
+    """Root-mean-square cosine of random directions in the space that the site writes to, 1 /
+    sqrt(its dimension). The terms share that space, so a cosine of this size is expected by chance.
+    """
     rows: tuple[str, ...]
     tokens: tuple[str, ...]
     starred: tuple[bool, ...]

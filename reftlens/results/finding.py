@@ -21,8 +21,9 @@ class Finding:
     null: str = ""
     """The null or control with its number; empty if nothing was measured."""
     strength: Strength = "shown"
-    """"shown": the result is beyond its null, or is a plain measurement. "not distinguishable": it is not beyond its null.
-    "not measured": the part was not run, or could not be."""
+    """"shown": the result is beyond its null, or is a plain measurement. "not distinguishable": it
+    is not beyond its null. "not measured": the part was not run, or could not be.
+    """
     code: str = ""
     """The call that measures it; empty if it was measured, or cannot be."""
 

@@ -112,7 +112,8 @@ class Replaced:
 class ExplainedFinetune(Result):
     """The smallest edit found that reproduces a finetuned model's outputs, and what it leaves.
 
-    Equal outputs are not evidence of an equal mechanism: many edits, at many sites, can give the same outputs.
+    Equal outputs are not evidence of an equal mechanism: many edits, at many sites, can give the
+    same outputs.
     """
 
     sites: tuple[str, ...]
@@ -125,8 +126,11 @@ class ExplainedFinetune(Result):
     shares: tuple[Explained, ...]
     """What the edit found explains, on each kind of prompts."""
     controls: tuple[Explained, ...]
-    """The same for edits of the same budget, at the sites and with the rank that were chosen for the finetune. One "on the labels" never saw the finetune and is compared with its outputs; the
-    others are distilled from another finetune in its place, and compared with the outputs of that one."""
+    """The same for edits of the same budget, at the sites and with the rank that were chosen for
+    the finetune. One "on the labels" never saw the finetune and is compared with its outputs; the
+    others are distilled from another finetune in its place, and compared with the outputs of that
+    one.
+    """
     layers: tuple[Explained, ...]
     """What an edit of the smallest rank explains at each single site, on held-out prompts."""
     path: tuple[Grown, ...]
@@ -156,8 +160,9 @@ class ExplainedFinetune(Result):
     def rest(self) -> Replaced | None:
         """Returns the component whose replacement alone explains most, of those inside a block; None if none was replaced.
 
-        Of components within .02 of one another it is the narrowest: queries and keys before the attention's output. The
-        residual stream is left out, because it carries all that is upstream.
+        Of components within .02 of one another it is the narrowest: queries and keys before the
+        attention's output. The residual stream is left out, because it carries all that is
+        upstream.
         """
         # A narrower component first, and Python's max keeps the first of equals.
         order = ("q and k", "v", "mlp_out", "attn_out")

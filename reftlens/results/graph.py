@@ -66,8 +66,8 @@ class OneGraph:
     def pruned(self, share: float = 0.9) -> tuple[GraphEdge, ...]:
         """Returns the smallest kept graph whose effect is within 1 - share of the whole effect; otherwise the nearest one.
 
-        How far it is off is the mean absolute difference over examples, so that too much in one does not make up for too
-        little in another.
+        How far it is off is the mean absolute difference over examples, so that too much in one
+        does not make up for too little in another.
 
         Args:
             share: of the whole effect.
@@ -136,8 +136,9 @@ class EditGraph(Result):
     def to_circuit_tracer(self, slug: str = "edit", *, share: float = 0.9) -> dict[str, Any]:
         """Returns the graph as circuit-tracer's viewer reads it (its `graph_models.py`, github.com/safety-research/circuit-tracer).
 
-        All nodes and edges are in it; those of the pruned graph are pinned. Weights are interventional effects. The viewer
-        wants a probability of the answer, for which it gets 1, and features with examples, which an edit does not have.
+        All nodes and edges are in it; those of the pruned graph are pinned. Weights are
+        interventional effects. The viewer wants a probability of the answer, for which it gets 1,
+        and features with examples, which an edit does not have.
 
         Args:
             slug: name of the graph.

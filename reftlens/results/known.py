@@ -162,8 +162,9 @@ class Identified(SiteResult):
 
     hook_name: str
     write_free: Float[Tensor, " direction"]
-    """For each write direction, strongest first: in how many dimensions it may turn by 45 degrees for less than eps, by the
-    quadratic form of the held-out prompts along axes of the others."""
+    """For each write direction, strongest first: in how many dimensions it may turn by 45 degrees
+    for less than eps, by the quadratic form of the held-out prompts along axes of the others.
+    """
     write_dimensions: int
     """Dimensions in which a write direction may turn: those outside the space the edit writes to that later layers can see."""
     read_free: Float[Tensor, " direction"]
@@ -172,8 +173,9 @@ class Identified(SiteResult):
     read_met: int
     """Dimensions in which the given activations vary; a reading along the others is never met."""
     traded: Float[Tensor, " direction"]
-    """Part of what growing or shrinking each write direction does to the outputs that the other sites can undo; NaN for an
-    edit of one site."""
+    """Part of what growing or shrinking each write direction does to the outputs that the other
+    sites can undo; NaN for an edit of one site.
+    """
     mean_unseen: bool
     """Whether later layers cannot see the mean of the coordinates, as a LayerNorm cannot. It is then left out of the count."""
     site: str = ""

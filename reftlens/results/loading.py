@@ -12,7 +12,8 @@ def load(path: str | Path) -> Result:
     """Reads a result that its `save` wrote. Nothing in it is executed.
 
     Args:
-        path: the folder; for an `Evaluation`, the file. The module of a class of your own must be imported.
+        path: the folder; for an `Evaluation`, the file. The module of a class of your own must be
+            imported.
 
     Raises:
         ValueError: If it is not a saved result, is damaged, or is of an unknown class.

@@ -134,13 +134,15 @@ class PatchMap(Result):
     columns: tuple[str, ...]
     """Tokens of the first pair's source prompt, and places in brackets where it has none; or heads."""
     axes: tuple[str, ...]
-    """What a cell is counted by, as TransformerLens names it: layer and pos; layer and head; layer, head and pos; of
-    `paths`, sender and receiver, or path and pos."""
+    """What a cell is counted by, as TransformerLens names it: layer and pos; layer and head; layer,
+    head and pos; of `paths`, sender and receiver, or path and pos.
+    """
     control_name: str
     """What the control is; empty without one."""
     direction: str
-    """Direction of patching: "denoise" (clean into corrupted), "noise" (corrupted into clean), "edited into base" or
-    "base into edited"."""
+    """Direction of patching: "denoise" (clean into corrupted), "noise" (corrupted into clean),
+    "edited into base" or "base into edited".
+    """
     prompts: tuple[tuple[str, ...], ...] = ()
     """Tokens of each pair's source prompt, a place in brackets where it has none; empty in results of earlier versions."""
 
@@ -163,7 +165,8 @@ class PatchMap(Result):
 
         flat = rearrange(self.values, "pair row column -> pair (row column)")
         low, high = torch.full((2, flat.shape[1]), torch.nan)
-        # Only pairs that have the position are resampled, so cells with the same pairs share their resamples.
+        # Only pairs that have the position are resampled, so cells with the same pairs share their
+        # resamples.
         patterns, kind = flat.isfinite().unique(dim=1, return_inverse=True)
         for number, there in enumerate(patterns.T):
             if int(there.sum()) > 1:
@@ -180,11 +183,12 @@ class PatchMap(Result):
     def restored(self, values: Float[Tensor, "pair rows columns"] | None = None) -> Float[Tensor, "rows columns"]:
         """Computes the fraction of the gap that a patch closes: (mean patched - base) / (source - base).
 
-        Means are over the pairs that have the position. 0 is the base run, 1 the source run. The divisor is the mean gap:
-        otherwise pairs whose runs hardly differ would dominate.
+        Means are over the pairs that have the position. 0 is the base run, 1 the source run. The
+        divisor is the mean gap: otherwise pairs whose runs hardly differ would dominate.
 
         Args:
-            values: the metric under other patches of the same pairs, such as `control`; the measured ones if not given.
+            values: the metric under other patches of the same pairs, such as `control`; the
+                measured ones if not given.
         """
         patched = self.values if values is None else values
         there = patched.isfinite()
@@ -217,8 +221,8 @@ class PatchMap(Result):
         Args:
             starred: for the first columns, whether they belong to the subject; those behind do not.
             quantity: what the restored part is a part of.
-            prompts: tokens of each pair's source prompt, with which the map keeps each pair's values; if empty, those that
-                this result holds, where its columns are tokens.
+            prompts: tokens of each pair's source prompt, with which the map keeps each pair's
+                values; if empty, those that this result holds, where its columns are tokens.
 
         Raises:
             ValueError: If there are more stars than columns.

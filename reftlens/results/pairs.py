@@ -79,13 +79,15 @@ class Agreement(Result):
     sites: tuple[str, ...]
     """Hooks where both act on the same tokens: only there can deltas and directions be compared."""
     relative_error: float
-    """rms |delta_1 - delta_2| over the rms length of both, on held-out activations: 0 is equal, 1.41 unrelated. NaN
-    without a common site, like all that follows but the KL."""
+    """rms |delta_1 - delta_2| over the rms length of both, on held-out activations: 0 is equal,
+    1.41 unrelated. NaN without a common site, like all that follows but the KL.
+    """
     cosine: float
     """Mean cosine of the two changes of a token."""
     control_error: float
-    """The same with the second edit's changes in random directions of the same norm. Unrelated trained edits are more
-    similar than this, so it is not a null for trained edits."""
+    """The same with the second edit's changes in random directions of the same norm. Unrelated
+    trained edits are more similar than this, so it is not a null for trained edits.
+    """
     control_cosine: float
     kl: float
     """Mean KL divergence between the next-token distributions of the two edited models, in nats."""
@@ -98,8 +100,9 @@ class Agreement(Result):
     null_angle: float
     """The angle for random subspaces of this dimension (Haar). Unrelated trained edits have smaller angles."""
     raw_angle: float
-    """Mean principal angle of span(R), all that the edits can write. It is misleading, because the unused directions of R
-    come from its initialisation."""
+    """Mean principal angle of span(R), all that the edits can write. It is misleading, because the
+    unused directions of R come from its initialisation.
+    """
     raw_null_angle: float
     """Of random subspaces of the dimension of R."""
     n_null_edits: int = 0
@@ -109,15 +112,18 @@ class Agreement(Result):
     null_kl: float = float("nan")
     null_trained_angle: float = float("nan")
     p_cosine: float = float("nan")
-    """Fraction of all pairs among this pair's edits and the null edits, including this pair, that are as close. For
-    unrelated edits, every pair is equally likely to be the closest, so p is exact. It is at least 1 / number of pairs."""
+    """Fraction of all pairs among this pair's edits and the null edits, including this pair, that
+    are as close. For unrelated edits, every pair is equally likely to be the closest, so p is
+    exact. It is at least 1 / number of pairs.
+    """
     p_kl: float = float("nan")
     """The same, by KL in both directions."""
     p_angle: float = float("nan")
     """The same, by the angle of write directions."""
     output_angle: float = float("nan")
-    """Mean principal angle of the same write directions in the output metric E[M]^(1/2): 0 where both do the same to the
-    outputs, whatever their plain angle."""
+    """Mean principal angle of the same write directions in the output metric E[M]^(1/2): 0 where
+    both do the same to the outputs, whatever their plain angle.
+    """
     output_null_angle: float = float("nan")
     """The mean of that angle over random pairs of subspaces (Haar)."""
     output_null_low: float = float("nan")
@@ -133,14 +139,17 @@ class Agreement(Result):
     p_output_angle: float = float("nan")
     """As `p_angle`, in the output metric."""
     turned_kl: float = float("nan")
-    """KL between the first edit and the first edit plus the difference of the two, turned to random directions at equal
-    norm, beside `kl`: how much the outputs would differ, if the difference ignored what they depend on."""
+    """KL between the first edit and the first edit plus the difference of the two, turned to random
+    directions at equal norm, beside `kl`: how much the outputs would differ, if the difference
+    ignored what they depend on.
+    """
 
     @property
     def not_identified(self) -> bool:
         """Whether outputs nearly agree (KL below a tenth of the control's) and directions differ (by over 15 degrees).
 
-        The training objective then does not determine the directions, and neither edit's directions are special.
+        The training objective then does not determine the directions, and neither edit's directions
+        are special.
         """
         return self.kl < 0.1 * self.control_kl and self.angle > 15
 

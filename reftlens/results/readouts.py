@@ -20,10 +20,13 @@ class Meaning(SiteResult):
     """"write 0" and "read 0" for directions of `decompose`; "change" for the change at real tokens, averaged over prompts."""
     method: str
     said: tuple[tuple[str, float, float, float, float], ...]
-    """Name (a token, a feature or a context), reading, score, p and corrected p, largest reading first. The score of a token is
-    its reading over the root mean square that the same token reaches over all sets; for other names it is the reading. The last
-    token is the one with the furthest score, if it has none of the largest readings. p is for the furthest score of all names. The corrected p is for the furthest of all names of all vectors and methods that were looked at
-    together."""
+    """Name (a token, a feature or a context), reading, score, p and corrected p, largest reading
+    first. The score of a token is its reading over the root mean square that the same token reaches
+    over all sets; for other names it is the reading. The last token is the one with the furthest
+    score, if it has none of the largest readings. p is for the furthest score of all names. The
+    corrected p is for the furthest of all names of all vectors and methods that were looked at
+    together.
+    """
     unit: str
     """Of the readings."""
     chance: float

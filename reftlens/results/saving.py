@@ -1,6 +1,7 @@
 """Saves results to a sealed folder: tensors as safetensors, everything else as JSON. Nothing is ever unpickled.
 
-A file names its classes. Only the classes that the caller gives are made from it, so a file cannot choose what runs.
+A file names its classes. Only the classes that the caller gives are made from it, so a file cannot
+choose what runs.
 """
 
 from __future__ import annotations

@@ -99,8 +99,9 @@ class SteeringComparison(Result):
     def gain(self, method: str) -> tuple[float, float, float]:
         """Returns the mean gain over the reference, and the ends of its 95% interval.
 
-        The test prompts are drawn with replacement. A prompt keeps all its concepts and seeds, which share the prompt and
-        are not independent. So the interval is about other prompts, not about other concepts or models.
+        The test prompts are drawn with replacement. A prompt keeps all its concepts and seeds,
+        which share the prompt and are not independent. So the interval is about other prompts, not
+        about other concepts or models.
 
         Args:
             method: its name.

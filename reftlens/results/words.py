@@ -1,7 +1,7 @@
 """The words of a report: a label and an explanation for each column of its tables, and a glossary of its terms.
 
-`to_dataframe` names columns by identifiers, which stay the same for programs. `labelled` puts labels in their place for a
-reader.
+`to_dataframe` names columns by identifiers, which stay the same for programs. `labelled` puts
+labels in their place for a reader.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Caches the base runs of a training set, up to a memory budget, and joins them into batches.
 
-Training runs only the light cone of each batch. The part of the base run that the cone needs (`cone.Held`) is the same in
-every epoch, so it is cached per example. `join` aligns the examples at the first column of their cones. Base runs are
-also computed one example at a time. A cached run then does not depend on the other examples of a batch, and training is
-bit-identical whatever is cached.
+Training runs only the light cone of each batch. The part of the base run that the cone needs
+(`cone.Held`) is the same in every epoch, so it is cached per example. `join` aligns the examples at
+the first column of their cones. Base runs are also computed one example at a time. A cached run
+then does not depend on the other examples of a batch, and training is bit-identical whatever is
+cached.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class BaseRuns:
 
         Args:
             bridge: the base.
-            reft: the edit. Its sites decide what is cached; its weights do not matter. None if nothing is edited.
+            reft: the edit. Its sites decide what is cached; its weights do not matter. None if
+                nothing is edited.
             objective: encodes examples and gives their reference values.
             examples: from `objective.read`.
             store: the cache. Runs that do not fit are computed again each time, without gradient.

@@ -1,8 +1,9 @@
 """The folder of a training run: its identity (`training.json`) and its checkpoints, each written atomically.
 
-A checkpoint is written under a temporary name and renamed once it is complete. Before deletion it is renamed again. So
-every folder called `checkpoint-N` can be resumed from, whenever a process was killed. A checkpoint is published with the
-checksums of its files (`files.seal`), and training resumes only from one whose checksums match.
+A checkpoint is written under a temporary name and renamed once it is complete. Before deletion it
+is renamed again. So every folder called `checkpoint-N` can be resumed from, whenever a process was
+killed. A checkpoint is published with the checksums of its files (`files.seal`), and training
+resumes only from one whose checksums match.
 """
 
 from __future__ import annotations
@@ -42,14 +43,18 @@ class TrainingFolder:
         """Prepares the folder and finds the checkpoint to resume from.
 
         Args:
-            identity: name -> value of everything that a resumed run must share with the interrupted one.
-            resume: resume from the newest undamaged checkpoint, or start from scratch if there are no checkpoints.
+            identity: name -> value of everything that a resumed run must share with the interrupted
+                one.
+            resume: resume from the newest undamaged checkpoint, or start from scratch if there are
+                no checkpoints.
 
         Returns:
-            That checkpoint; None to start from scratch. The log lists newer checkpoints that are damaged.
+            That checkpoint; None to start from scratch. The log lists newer checkpoints that are
+            damaged.
 
         Raises:
-            ValueError: If the folder holds another run, holds a run and `resume` is False, or all its checkpoints are damaged.
+            ValueError: If the folder holds another run, holds a run and `resume` is False, or all
+                its checkpoints are damaged.
             OSError: If the folder cannot be written.
         """
         known = self.directory / IDENTITY_NAME

@@ -6,9 +6,9 @@
     pushes = push_heads(bridge, heads, positions=All())
     train(bridge, pushes, examples)                        # the final edit
 
-(Yin et al. 2024.) The L1 term keeps most factors at 1, so that few heads stand out. The right strength of this term
-depends on the model and the data. A large scale is not evidence that a head stores anything. It only shows that scaling
-the head reduced this loss.
+(Yin et al. 2024.) The L1 term keeps most factors at 1, so that few heads stand out. The right
+strength of this term depends on the model and the data. A large scale is not evidence that a head
+stores anything. It only shows that scaling the head reduced this loss.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def strongest_heads(scales: Reft, k: int) -> list[Head]:
         k: number of heads.
 
     Raises:
-        ValueError: If k is not between 1 and the number of scaled heads, or an edit is not a scale of one head.
+        ValueError: If k is not between 1 and the number of scaled heads, or an edit is not a scale
+            of one head.
     """
     lengths: list[tuple[float, Head]] = []
     for site, intervention in scales:

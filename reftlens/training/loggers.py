@@ -32,7 +32,8 @@ def require_logger(name: str) -> None:
 def keep_tensorboard_events(trainer: Trainer) -> None:
     """Lets TensorBoard write into `runs/`, as it does outside of transformers, unless the user has named a folder.
 
-    Transformers would write into the trainer's folder, which is gone after training unless it is the user's own.
+    Transformers would write into the trainer's folder, which is gone after training unless it is
+    the user's own.
 
     Args:
         trainer: not yet begun.

@@ -37,7 +37,8 @@ class EditLoss(nn.Module):
         """Args: dropout: of edited states. l1: factor of the edits' L1 terms. Both apply in train mode only.
 
         Raises:
-            ValueError: If l1 is not 0 and an edit has no L1 term, or the base is not frozen and `train_base` is False.
+            ValueError: If l1 is not 0 and an edit has no L1 term, or the base is not frozen and
+                `train_base` is False.
         """
         super().__init__()
         if not train_base:
@@ -66,7 +67,8 @@ class EditLoss(nn.Module):
         losses = self.objective.losses(runs.bridge, held, watched, reference)
         if not penalties:
             return losses
-        # An objective may run the cone more than once (RePS). The penalty is the mean over these runs.
+        # An objective may run the cone more than once (RePS). The penalty is the mean over these
+        # runs.
         per_row = torch.stack([penalty.to(losses) for penalty in penalties]).sum(dim=0) * len(edits) / len(penalties)
         # [rows] -> [examples, rows of each]: a preference has two.
         per_example = per_row.view(len(losses), -1).mean(dim=1)

@@ -30,10 +30,11 @@ def train_seeds(
 
     Args:
         bridge: the frozen base.
-        reft: the edit to copy: its sites, classes and ranks, not its weights. It is not changed. Or a mapping of names to
-            edits, which may differ in rank or layers.
+        reft: the edit to copy: its sites, classes and ranks, not its weights. It is not changed. Or
+            a mapping of names to edits, which may differ in rank or layers.
         examples: (prompt, completion) pairs. Examples from `analysis.permuted_labels` give a null.
-        config: settings; its seed is replaced. With several processes, each copy is trained by one of them.
+        config: settings; its seed is replaced. With several processes, each copy is trained by one
+            of them.
         seeds: one per copy. Each sets the initialisation and the order of examples.
 
     Returns:

@@ -1,9 +1,10 @@
 """Trains an edit on a frozen base. Each step runs only the edit's light cone.
 
-The loop is `transformers.Trainer` (see `trainer`). It provides schedules, accumulation, clipping, mixed precision,
-multiple processes and callbacks. The parts of the base run that the cones need are computed once and cached between
-epochs (`base_runs`). The results are exact, and training is several times cheaper when the edit is late or at the last
-tokens. The objective defines the loss (`objectives`); the default is cross-entropy on the completion tokens.
+The loop is `transformers.Trainer` (see `trainer`). It provides schedules, accumulation, clipping,
+mixed precision, multiple processes and callbacks. The parts of the base run that the cones need are
+computed once and cached between epochs (`base_runs`). The results are exact, and training is
+several times cheaper when the edit is late or at the last tokens. The objective defines the loss
+(`objectives`); the default is cross-entropy on the completion tokens.
 """
 
 from __future__ import annotations
@@ -75,19 +76,26 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     dropout: float = 0.0
-    """Fraction of the coordinates of each edited state that a training step sets to zero (the rest is scaled up). As in
-    the paper's code, it applies to the whole state, not to the edit's change. Validation and inference do not use it."""
+    """Fraction of the coordinates of each edited state that a training step sets to zero (the rest
+    is scaled up). As in the paper's code, it applies to the whole state, not to the edit's change.
+    Validation and inference do not use it.
+    """
     l1: float = 0.0
-    """Factor of the edits' L1 terms (`Intervention.l1`: ReFT-r1 scores, LoFiT scales), added to each example's loss per
-    weight and summed over sites. `TrainLog.loss` includes it; the validation loss does not."""
+    """Factor of the edits' L1 terms (`Intervention.l1`: ReFT-r1 scores, LoFiT scales), added to
+    each example's loss per weight and summed over sites. `TrainLog.loss` includes it; the
+    validation loss does not.
+    """
     precision: Literal["float32", "bfloat16"] = "float32"
     """"bfloat16" runs a float32 base under autocast. A base loaded in bfloat16 does not need this setting."""
     hold_bytes: int = 2**30
-    """Memory for cached base runs in bytes, on the base's device and in each process. 0 disables the cache: training is
-    slower, and the result is the same."""
+    """Memory for cached base runs in bytes, on the base's device and in each process. 0 disables
+    the cache: training is slower, and the result is the same.
+    """
     hold_dir: str | Path | None = None
-    """Folder that caches base runs on disk. A later run on the same model, data and sites reuses it. It is not used
-    while the model has other hooks, and writing stops once the disk is full. The log reports both."""
+    """Folder that caches base runs on disk. A later run on the same model, data and sites reuses
+    it. It is not used while the model has other hooks, and writing stops once the disk is full. The
+    log reports both.
+    """
     hold_dir_bytes: int = 2**36
     """Maximum size of that folder in bytes."""
     output_dir: str | Path | None = None
@@ -200,32 +208,35 @@ def train(
 ) -> TrainLog:
     """Trains an edit in place.
 
-    Under `torchrun` or `accelerate launch`, each process trains on its part of every batch (with gloo on CPUs). Call
-    `train` in each process, with a bridge on that process's device. The result equals that of one process whose batches
-    have the combined size, if the number of examples is a multiple of that size.
+    Under `torchrun` or `accelerate launch`, each process trains on its part of every batch (with
+    gloo on CPUs). Call `train` in each process, with a bridge on that process's device. The result
+    equals that of one process whose batches have the combined size, if the number of examples is a
+    multiple of that size.
 
     Args:
         bridge: the frozen base.
-        reft: the edit; changed in place. None if only something else is trained: the objective's head or, with
-            `train_base`, parameters of the base.
-        examples: (prompt, completion) pairs, or a `datasets.Dataset` with these columns. Other objectives have other
-            `fields`.
+        reft: the edit; changed in place. None if only something else is trained: the objective's
+            head or, with `train_base`, parameters of the base.
+        examples: (prompt, completion) pairs, or a `datasets.Dataset` with these columns. Other
+            objectives have other `fields`.
         config: settings.
         objective: the loss; `Completion()` by default. Its own parameters are trained as well.
-        validation: held-out examples. `train` keeps the edit with the lowest loss on them, unless `keep_best` is False.
+        validation: held-out examples. `train` keeps the edit with the lowest loss on them, unless
+            `keep_best` is False.
         callbacks: `transformers` callbacks, in addition to those of this package.
-        train_base: also train the parameters of the base that require gradients, as the baselines do. If False, a base
-            with such parameters raises `ValueError`.
+        train_base: also train the parameters of the base that require gradients, as the baselines
+            do. If False, a base with such parameters raises `ValueError`.
 
     Returns:
         The losses and learning rates of all steps.
 
     Raises:
-        ValueError: If the base is not frozen, there are no examples, an example is malformed or too long, no prompt has
-            the edited positions, the saved edit could not be loaded again, the objective does not support the model,
-            nothing would be trained, or the folder belongs to another run.
-        FloatingPointError: If a loss or a gradient is not finite. The message names the step and the site. The optimiser
-            has not used the value.
+        ValueError: If the base is not frozen, there are no examples, an example is malformed or too
+            long, no prompt has the edited positions, the saved edit could not be loaded again, the
+            objective does not support the model, nothing would be trained, or the folder belongs to
+            another run.
+        FloatingPointError: If a loss or a gradient is not finite. The message names the step and
+            the site. The optimiser has not used the value.
     """
     require_bridge(bridge, "train")
     require_logger(config.report_to)
@@ -450,7 +461,8 @@ def _arguments(
         ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
     )
     if arguments.n_gpu > 1:
-        # One process uses one device (or a base spread by device_map). This disables DataParallel, which copies the module.
+        # One process uses one device (or a base spread by device_map). This disables DataParallel,
+        # which copies the module.
         arguments._n_gpu = 1
     place = torch.device(bridge.cfg.device)
     if arguments.world_size == 1 and place.index is not None:
@@ -493,7 +505,8 @@ class _Progress(TrainerCallback):
     ) -> None:
         if logs is None or "loss" not in logs or self._bar is None:
             return
-        # Only `update` decides when to draw: a postfix that is drawn at each step would be a line for each in a log file.
+        # Only `update` decides when to draw: a postfix that is drawn at each step would be a line
+        # for each in a log file.
         self._bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
         self._bar.update(1)
 

@@ -1,9 +1,10 @@
 """`transformers.Trainer` for an edit: it trains the edit and the objective's own parameters.
 
-A base with parameters that require gradients raises an error unless `train_base` is set, as the baselines do. Three
-things differ from the defaults of `Trainer`. The loss of a step is a mean over everything the step counts (such as
-completion tokens), however the step is divided into accumulated batches and processes. R is never decayed. A non-finite
-loss or gradient stops the run before the optimiser uses it, and the error names the step and the site.
+A base with parameters that require gradients raises an error unless `train_base` is set, as the
+baselines do. Three things differ from the defaults of `Trainer`. The loss of a step is a mean over
+everything the step counts (such as completion tokens), however the step is divided into accumulated
+batches and processes. R is never decayed. A non-finite loss or gradient stops the run before the
+optimiser uses it, and the error names the step and the site.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ class EditTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         losses = model(**inputs)
         assert num_items_in_batch is not None, "this class counts them"
-        # Processes average their gradients, but the loss is a mean over the examples of all processes.
+        # Processes average their gradients, but the loss is a mean over the examples of all
+        # processes.
         loss = losses.sum() * self.accelerator.num_processes / num_items_in_batch
         return (loss, losses) if return_outputs else loss
 
@@ -161,7 +163,8 @@ class EditTrainer(Trainer):
                 self.runs.reft.save_pretrained(written / EDIT_NAME, bridge=self.runs.bridge, card=False)
             # Again, now that the path of the best checkpoint is right.
             self.state.save_to_json(str(written / "trainer_state.json"))
-        # All processes write their parts before the checkpoint is published, and continue only after that.
+        # All processes write their parts before the checkpoint is published, and continue only
+        # after that.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self.folder.publish(written.name)
@@ -174,7 +177,8 @@ class EditTrainer(Trainer):
         self.folder.require_whole(Path(str(self.state.best_model_checkpoint)))
         super()._load_best_model()
 
-    # Checksums do not rule out bad contents: the folder may come from elsewhere or from an earlier version.
+    # Checksums do not rule out bad contents: the folder may come from elsewhere or from an earlier
+    # version.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with _said_clearly(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -1,8 +1,8 @@
 """Random finetune: the change of every matrix with its rows and columns in random order and with random signs.
 
-W + P (W' - W) Q, with random signed permutations P and Q: same norm, rank and singular values as the change W' - W of that
-matrix, in random directions. A vector is changed in the same way. What a finetuned model shares with this one is what any
-change of that size does.
+W + P (W' - W) Q, with random signed permutations P and Q: same norm, rank and singular values as
+the change W' - W of that matrix, in random directions. A vector is changed in the same way. What a
+finetuned model shares with this one is what any change of that size does.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ def random_finetune(bridge: TransformerBridge, finetuned: TransformerBridge, *, 
         Norm of the whole change of the weights.
 
     Raises:
-        ValueError: If the two models do not have the same weights by name and shape, or no weight differs.
+        ValueError: If the two models do not have the same weights by name and shape, or no weight
+            differs.
     """
-    # By every name: a finetune may have its own output layer where the base shares one with the embedding.
+    # By every name: a finetune may have its own output layer where the base shares one with the
+    # embedding.
     base, own_names = _used(bridge, tied=True), _used(finetuned, tied=True)
     own = _used(finetuned, tied=False)
     if {name: value.shape for name, value in base.items()} != {name: value.shape for name, value in own_names.items()}:

@@ -5,8 +5,8 @@ Each function makes one ingredient. Train with it as with the real one and compa
     seeds = train_seeds(bridge, reft, examples, config, seeds=(1, 2))
     agreement(bridge, seeds, held_out, null=null_edits(bridge, reft, examples, config))
 
-An edit trained on noise still has directions, and a site without information can still be edited to give an answer. Only
-the difference between the real edit and these controls is evidence.
+An edit trained on noise still has directions, and a site without information can still be edited to
+give an answer. Only the difference between the real edit and these controls is evidence.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ from reftlens.training.train import TrainConfig
 def permuted_labels(examples: Sequence[tuple[str, str]], *, seed: int) -> list[tuple[str, str]]:
     """Shuffles completions over prompts, so that no prompt has its correct completion.
 
-    Each answer occurs as often as before. (With a plain random shuffle of two answers, half would stay correct.)
+    Each answer occurs as often as before. (With a plain random shuffle of two answers, half would
+    stay correct.)
 
     Args:
         examples: (prompt, completion) pairs.
         seed: seed of the shuffle.
 
     Raises:
-        ValueError: If more than half of the examples have the same answer, so that some prompt must keep it.
+        ValueError: If more than half of the examples have the same answer, so that some prompt must
+            keep it.
     """
     own = [completion for _, completion in examples]
     answer, most = max(Counter(own).items(), key=lambda item: item[1], default=("", 0))
@@ -49,7 +51,8 @@ def permuted_labels(examples: Sequence[tuple[str, str]], *, seed: int) -> list[t
     dealt = draw.sample(own, len(own))
     for place in draw.sample(range(len(own)), len(own)):
         if dealt[place] == own[place]:
-            # The answer is own or dealt at fewer than all places, since it is at most half of them: one can swap.
+            # The answer is own or dealt at fewer than all places, since it is at most half of them:
+            # one can swap.
             free = [other for other in range(len(own)) if own[place] not in (own[other], dealt[other])]
             other = draw.choice(free)
             dealt[place], dealt[other] = dealt[other], dealt[place]
@@ -67,8 +70,8 @@ def null_edits(
 ) -> list[Reft]:
     """Trains edits of the same layout that share only site, model and prompts: the null of `agreement`.
 
-    Each has its own initialisation and its own shuffle of the answers. n null edits and a pair of real edits make
-    (n + 2)(n + 1) / 2 pairs, so six null edits give at best p = 1/28.
+    Each has its own initialisation and its own shuffle of the answers. n null edits and a pair of
+    real edits make (n + 2)(n + 1) / 2 pairs, so six null edits give at best p = 1/28.
 
     Args:
         bridge: the frozen base.
@@ -76,8 +79,9 @@ def null_edits(
         examples: the (prompt, completion) pairs that the real edits were trained on.
         config: training settings, the same as for the real edits.
         n: number of null edits.
-        seed: seed of the first null edit's initialisation, order and shuffle; the others use the next integers. It must
-            not be the seed of a real edit, which would then have the same initialisation.
+        seed: seed of the first null edit's initialisation, order and shuffle; the others use the
+            next integers. It must not be the seed of a real edit, which would then have the same
+            initialisation.
 
     Raises:
         ValueError: If n is below 1, or the seed of `config` is among those of the null edits.
@@ -128,7 +132,8 @@ def replace_layer(site: Site, layer: int) -> Site:
 def random_model(bridge: TransformerBridge, *, seed: int) -> TransformerBridge:
     """Makes an untrained model of the same architecture, size and tokenizer, initialised as in its library.
 
-    (`random_init_bridge` of TransformerLens does this for a name on the hub; this function does it for a loaded model.)
+    (`random_init_bridge` of TransformerLens does this for a name on the hub; this function does it
+    for a loaded model.)
 
     Args:
         bridge: the model to copy; not changed.

@@ -1,9 +1,9 @@
 """Random-direction control for any edit: changes of the same norm at every token, in random directions.
 
-delta'(h) = delta(h) B^T B', where the rows of B are an orthonormal basis of the space the edit writes to, and B' is a
-random orthonormal frame of the same rank. Norms of changes, and angles between the changes of different tokens, are kept
-exactly. Only the directions are random. (For RED, which can write anywhere, B' is a rotation of the whole space, a d x d
-matrix.)
+delta'(h) = delta(h) B^T B', where the rows of B are an orthonormal basis of the space the edit
+writes to, and B' is a random orthonormal frame of the same rank. Norms of changes, and angles
+between the changes of different tokens, are kept exactly. Only the directions are random. (For RED,
+which can write anywhere, B' is a rotation of the whole space, a d x d matrix.)
 """
 
 from __future__ import annotations

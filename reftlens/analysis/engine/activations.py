@@ -31,12 +31,13 @@ def edited_activations(
 
     Args:
         bridge: the base.
-        reft: the edit. Later sites see the changes of earlier ones; `reft.scaled(0.0)` gives the base's activations.
+        reft: the edit. Later sites see the changes of earlier ones; `reft.scaled(0.0)` gives the
+            base's activations.
         batch: from `rl.encode`.
 
     Returns:
-        For each site, in order: its edit on this batch (whose mask selects the tokens, row by row) and the activations
-        before it, one row per edited token.
+        For each site, in order: its edit on this batch (whose mask selects the tokens, row by row)
+        and the activations before it, one row per edited token.
 
     Raises:
         ValueError: If an intervention's `affine` or `basis` does not match the change it makes.

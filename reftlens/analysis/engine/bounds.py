@@ -14,8 +14,9 @@ _HALVINGS = 60
 def mean_bound(values: Float[Tensor, " n"], largest: float, risk: float) -> float:
     """Computes an upper bound of the mean of a quantity in [0, largest], from independent draws.
 
-    mean + sqrt(2 V log(2 / risk) / n) + 7 largest log(2 / risk) / (3 (n - 1)), where V is the sample variance: empirical
-    Bernstein (Maurer and Pontil 2009, arXiv:0907.3740, theorem 4). It is exceeded with at most the given probability.
+    mean + sqrt(2 V log(2 / risk) / n) + 7 largest log(2 / risk) / (3 (n - 1)), where V is the
+    sample variance: empirical Bernstein (Maurer and Pontil 2009, arXiv:0907.3740, theorem 4). It is
+    exceeded with at most the given probability.
 
     Args:
         values: the draws; at least two.

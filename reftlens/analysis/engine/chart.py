@@ -1,7 +1,7 @@
 """Coordinates of the ways in which one site's edit may change, and what each costs the outputs (see `identify`).
 
-Two changes of the matrices that change nothing (the gauge) are not in these coordinates: a write direction moves only outside
-the space that is written, and inside it only the reading changes.
+Two changes of the matrices that change nothing (the gauge) are not in these coordinates: a write
+direction moves only outside the space that is written, and inside it only the reading changes.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def strongest(operator: Operator) -> Operator:
 def held_out_curvature(own: Own, other: Other) -> tuple[Float[Tensor, " dimension"], Float[Tensor, "axis dimension"]]:
     """Computes the curvature of each dimension, with axes from some rows and values from others.
 
-    Values on the rows that chose the axes would be too extreme at both ends. Axes that the first rows do not reach share the
-    mean of what the others have there.
+    Values on the rows that chose the axes would be too extreme at both ends. Axes that the first
+    rows do not reach share the mean of what the others have there.
 
     Args:
         own: rows that choose the axes.
@@ -108,7 +108,8 @@ class Chart:
     def centre(self, k: int) -> Float[Tensor, " d_model"]:
         """Returns the activation around which a reading may turn without a change of the mean output: E[f h] / E[f].
 
-        For it, the best constant is refitted: it is a mean of the activations, weighted by what their change does.
+        For it, the best constant is refitted: it is a mean of the activations, weighted by what
+        their change does.
         """
         felt = self.own.constant[:, k]
         # Over probes, felt^2 averages to f = u^T M u, and felt * read to f h.
@@ -145,9 +146,9 @@ class Chart:
     def function_rows(self) -> tuple[Own, Other]:
         """Returns derivatives by the function A h + c, on both halves.
 
-        A unit of a coordinate changes the output along one direction, or the direction itself, by as much as the edit moves
-        along it (root mean square). Changes of the matrices that leave the function as it is on these inputs have no
-        coordinate.
+        A unit of a coordinate changes the output along one direction, or the direction itself, by
+        as much as the edit moves along it (root mean square). Changes of the matrices that leave
+        the function as it is on these inputs have no coordinate.
         """
         moved = (self.inputs @ self.reading.T + self.operator.constant.double()).square().mean(0).sqrt()
         own, other = (

@@ -1,9 +1,10 @@
 """Runs in which each head and MLP reads only chosen changes: one at a time, those of a kept graph, or all but those of it.
 
-Nodes are directions that an edit writes, and heads and MLPs, each at one token. A run holds every head and MLP to given
-outputs, so a component answers to exactly those changes that are put into the stream, and nothing goes on by itself. The
-writes of the edit are those of the edited run. (How earlier sites change what later ones write is part of these writes, and
-no edge.) With all edges, every component so reads the stream of the edited run.
+Nodes are directions that an edit writes, and heads and MLPs, each at one token. A run holds every
+head and MLP to given outputs, so a component answers to exactly those changes that are put into the
+stream, and nothing goes on by itself. The writes of the edit are those of the edited run. (How
+earlier sites change what later ones write is part of these writes, and no edge.) With all edges,
+every component so reads the stream of the edited run.
 """
 
 from __future__ import annotations
@@ -138,8 +139,9 @@ def directions_of(
         bridge: the base.
         reft: the edit.
         batch: the prompts.
-        given: directions of each site; what they leave is one more node. By default the write directions of these prompts,
-            which are the eigenvectors of E[delta delta^T], as in `decompose`.
+        given: directions of each site; what they leave is one more node. By default the write
+            directions of these prompts, which are the eigenvectors of E[delta delta^T], as in
+            `decompose`.
 
     Raises:
         ValueError: If `given` does not have directions of each site's width.

@@ -1,14 +1,16 @@
 """Sparse dictionaries: autoencoders and transcoders with one linear encoder and decoder, in the forms that SAELens saves.
 
-With x the activation (normalised if the dictionary says so), minus b_dec if it says so, and a = x W_enc + b_enc, features are
+With x the activation (normalised if the dictionary says so), minus b_dec if it says so, and a = x
+W_enc + b_enc, features are
 
     standard   relu(a)                                         (Bricken et al. 2023)
     topk       relu(a) of the k largest a, others 0            (Gao et al. 2024, arXiv:2406.04093)
     jumprelu   relu(a) where a > threshold, others 0           (Rajamanoharan et al. 2024, arXiv:2407.14435)
     gated      relu(x (W_enc exp(r_mag)) + b_mag) where x W_enc + b_gate > 0   (Rajamanoharan et al. 2024, arXiv:2404.16014)
 
-and the reconstruction is features W_dec + b_dec, with the normalisation undone. A transcoder predicts another point from the
-activation: b_dec is not subtracted, nothing is undone, and it may add x W_skip^T.
+and the reconstruction is features W_dec + b_dec, with the normalisation undone. A transcoder
+predicts another point from the activation: b_dec is not subtracted, nothing is undone, and it may
+add x W_skip^T.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Reads and writes dictionaries as folders in SAELens' format: `cfg.json` and `sae_weights.safetensors`.
 
-SAELens itself cannot be used: its wheel (6.54, the newest in November 2026) pins TransformerLens below 4. Older configurations,
-whose fields are not under "metadata", are read as well. What would change the numbers and is not known here is refused.
+SAELens itself cannot be used: its wheel (6.54, the newest in November 2026) pins TransformerLens
+below 4. Older configurations, whose fields are not under "metadata", are read as well. What would
+change the numbers and is not known here is refused.
 """
 
 from __future__ import annotations

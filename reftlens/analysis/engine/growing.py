@@ -74,7 +74,8 @@ class Distilling:
     ) -> None:
         """Args: outputs: of the finetuned model on these examples. trained: called after each training."""
         self.bridge, self.examples, self.config, self.trained = bridge, examples, config, trained
-        # A conversation is a list, which no key can be: the finetuned model runs on it at each training.
+        # A conversation is a list, which no key can be: the finetuned model runs on it at each
+        # training.
         known = {
             (prompt, completion): logits
             for (prompt, completion), logits in zip(examples, outputs.of_each(), strict=True)
@@ -142,7 +143,8 @@ def grow(bridge: TransformerBridge, room: Room, distilling: Distilling, chosen_b
             more += [tried("site", [*cells, cell], step.rank) for cell in free[:1]]
         path += [one for one, _, _ in more]
         next_best = max(more, key=lambda one: _worth(one[0]), default=best)
-        # Of itself, the KL of a good edit falls without end: a larger one is also trained more easily.
+        # Of itself, the KL of a good edit falls without end: a larger one is also trained more
+        # easily.
         if next_best is best or not _worth(next_best[0]) >= _worth(step) + room.stop:
             break
         best = next_best

@@ -175,7 +175,8 @@ def fit(at: Slopes, *, rank: int, damping: float, curves: Float[Tensor, "n d_mod
         at: slopes of the examples.
         rank: of the edit.
         damping: share of the mean eigenvalue that is added to M and S.
-        curves: probes whose mean square is M. None takes the identity, which bounds the size of the change alone.
+        curves: probes whose mean square is M. None takes the identity, which bounds the size of the
+            change alone.
     """
     mean = at.h.mean(0)
     inward, read_by = _whitened(at.h - mean, at.h - mean, damping, least=_ROUNDING * float(at.h.square().mean()))

@@ -1,13 +1,14 @@
 """How much the outputs change when an edited activation is pushed: E[M], from random probes on the light cone.
 
-Let J be the Jacobian of a prompt's logits at the wanted tokens with respect to an edited activation, in the edited run, and
-F = diag(p) - p p^T the Fisher information of the logits. A small push v changes the next-token distribution by a KL of
-1/2 v^T M v with M = J^T F J. M is never formed. For z ~ N(0, I), q = sqrt(p) z - p (sqrt(p) . z) has E[q q^T] = F, so one
-backward pass gives g = J^T q with E[g g^T] = M. (Answers drawn from p also give F in expectation, but p is peaked: few draws
-miss the rare tokens, and then directions look free that are not.)
+Let J be the Jacobian of a prompt's logits at the wanted tokens with respect to an edited
+activation, in the edited run, and F = diag(p) - p p^T the Fisher information of the logits. A small
+push v changes the next-token distribution by a KL of 1/2 v^T M v with M = J^T F J. M is never
+formed. For z ~ N(0, I), q = sqrt(p) z - p (sqrt(p) . z) has E[q q^T] = F, so one backward pass
+gives g = J^T q with E[g g^T] = M. (Answers drawn from p also give F in expectation, but p is
+peaked: few draws miss the rare tokens, and then directions look free that are not.)
 
-A prompt with several edited tokens has one g per token. The tokens of one prompt move together under a change of the edit, so
-their contributions are summed before they are squared.
+A prompt with several edited tokens has one g per token. The tokens of one prompt move together
+under a change of the edit, so their contributions are summed before they are squared.
 """
 
 from __future__ import annotations
@@ -67,8 +68,10 @@ def added(edit: Edit, extra: Callable[[Tensor], Tensor]) -> Edit:
 @final
 @dataclass(frozen=True, eq=False)
 class Pulls:
-    """Derivatives of the outputs by one site's edit. Each row is one probe of one prompt; row . change, squared and summed
-    over rows, is twice the KL that the change costs, averaged over wanted tokens."""
+    """Derivatives of the outputs by one site's edit. Each row is one probe of one prompt; row .
+    change, squared and summed over rows, is twice the KL that the change costs, averaged over
+    wanted tokens.
+    """
 
     push: Float[Tensor, "row d_model"]
     """By a steady push of all edited tokens; the squares sum to E[M]."""
@@ -136,7 +139,8 @@ def push_roots(
         seed: as for `pulls`.
 
     Returns:
-        One matrix per site, in order, in float64 on the CPU. Angles and squares in the output metric are those of `push`.
+        One matrix per site, in order, in float64 on the CPU. Angles and squares in the output
+        metric are those of `push`.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.zeros(0, intervention.d_model, dtype=torch.float64) for _, intervention in reft]
@@ -232,14 +236,16 @@ def output_angles(
 ) -> Float[Tensor, " angle"]:
     """Computes the principal angles of two subspaces in the output metric, in degrees.
 
-    They are the angles of E[M]^(1/2) u: 0 where two pushes do the same to the outputs, whatever their plain angle.
+    They are the angles of E[M]^(1/2) u: 0 where two pushes do the same to the outputs, whatever
+    their plain angle.
 
     Args:
         first: rows that span one subspace.
         second: rows that span the other.
         push: from `Pulls`.
     """
-    # |push u|^2 = u^T E[M] u, so an isometry takes E[M]^(1/2) u to push @ u, and angles stay the same.
+    # |push u|^2 = u^T E[M] u, so an isometry takes E[M]^(1/2) u to push @ u, and angles stay the
+    # same.
     spans = [torch.linalg.qr(push @ rows.double().cpu().T).Q for rows in (first, second)]
     cosines = torch.linalg.svdvals(spans[0].T @ spans[1]).clamp(max=1)
     return torch.rad2deg(torch.acos(cosines))

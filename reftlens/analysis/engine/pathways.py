@@ -1,13 +1,14 @@
 """Finds the units through which a write at one point reaches an answer, and the directions that these units read there.
 
-Units are MLP neurons (`mlp.hook_post`) and heads (`attn.hook_z`) after the point, and the point's own coordinates if it is
-one of these. A unit's part in a run is its change times the gradient of D = logit(new answer) - logit(old answer). The
-gradient is averaged over both runs: the part is exact for units on which D depends linearly, otherwise first order. Parts
-of one layer pass through those of the next, so they are compared unit by unit and never summed to an effect.
+Units are MLP neurons (`mlp.hook_post`) and heads (`attn.hook_z`) after the point, and the point's
+own coordinates if it is one of these. A unit's part in a run is its change times the gradient of D
+= logit(new answer) - logit(old answer). The gradient is averaged over both runs: the part is exact
+for units on which D depends linearly, otherwise first order. Parts of one layer pass through those
+of the next, so they are compared unit by unit and never summed to an effect.
 
-Reading is weighted by G = E[g g^T] for gradients g of sums of units with random signs, each unit weighted by its gradient
-of D. So directions that only affect other tokens' logits have no weight, and directions that D hardly depends on have
-little.
+Reading is weighted by G = E[g g^T] for gradients g of sums of units with random signs, each unit
+weighted by its gradient of D. So directions that only affect other tokens' logits have no weight,
+and directions that D hardly depends on have little.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ class Pathways:
 
         def keep(name: str) -> Any:
             def hook_fn(activation: Tensor, hook: Any) -> Tensor:
-                # Given back, since a hook may see a reshaped copy, which the run goes on with only then.
+                # Given back, since a hook may see a reshaped copy, which the run goes on with only
+                # then.
                 kept[name] = activation
                 return activation
 
@@ -188,8 +190,9 @@ class Pathways:
 def dormant_share(natural: Float[Tensor, " unit"], found: Float[Tensor, " unit"]) -> float:
     """Computes the share of the effect in `found` that passes through units without effect in `natural`.
 
-    max(part, 0) of each unit is scaled down to the natural sum if its sum is larger. It counts as covered up to the natural
-    part of that unit. NaN if nothing changes the answer, or there is no unit after the point.
+    max(part, 0) of each unit is scaled down to the natural sum if its sum is larger. It counts as
+    covered up to the natural part of that unit. NaN if nothing changes the answer, or there is no
+    unit after the point.
 
     Args:
         natural: parts of the units when the whole activation is the source's.
@@ -219,8 +222,8 @@ def reference_illusion(
 ) -> Float[Tensor, "width"]:
     """Constructs an illusory direction: half of it varies and is not read, half of it is read and does not vary.
 
-    It starts from the strongest pair of a varying direction and a correlated gradient, E[gap own^T]. It keeps the unread
-    part of the first and the part of the second that does not vary.
+    It starts from the strongest pair of a varying direction and a correlated gradient, E[gap
+    own^T]. It keeps the unread part of the first and the part of the second that does not vary.
 
     Args:
         gap: source minus base at the point.

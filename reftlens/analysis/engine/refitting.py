@@ -22,8 +22,8 @@ EVALUATIONS = 8
 class Subspace:
     """The span of a site's k strongest write directions, and one way to turn it: u_j -> u_j + tan(t) a_j v.
 
-    a and v are unit vectors, and v is outside everything that the site writes. The largest principal angle between the old
-    span and the new one is t.
+    a and v are unit vectors, and v is outside everything that the site writes. The largest
+    principal angle between the old span and the new one is t.
     """
 
     site: int
@@ -36,7 +36,8 @@ class Subspace:
 
         Args:
             tangent: of the angle.
-            refit: what is added to the reading of each of the site's directions, in whitened features of the inputs.
+            refit: what is added to the reading of each of the site's directions, in whitened
+                features of the inputs.
         """
         k = len(self.a)
         turned = tangent * self.a[:, None] * self.v
@@ -67,8 +68,9 @@ class Subspace:
 def subspaces(site: int, chart: Chart, k: int) -> list[tuple[str, Subspace, float]]:
     """Finds the stiffest and the freest way to turn a site's k strongest write directions, by the quadratic form.
 
-    The constants and the readings inside the span of what is read now are profiled out. (With all readings profiled out,
-    few prompts could be fitted one by one, and every direction would look free.)
+    The constants and the readings inside the span of what is read now are profiled out. (With all
+    readings profiled out, few prompts could be fitted one by one, and every direction would look
+    free.)
 
     Returns:
         "stiffest" or "freest", the turn, and the tangent that the form predicts to cost one unit.

@@ -118,7 +118,8 @@ def _some(bridge: TransformerBridge, prompts: Given, most: int, seed: int) -> Ba
 def _of_layer(bridge: TransformerBridge, layer: int) -> Iterator[Component]:
     for point, hooks in _POINTS.items():
         names = [f"blocks.{layer}.{hook}" for hook in hooks]
-        # Not every architecture has every point: some have no attention in some layers, or none at all.
+        # Not every architecture has every point: some have no attention in some layers, or none at
+        # all.
         if all(_there(bridge, name) for name in names):
             yield Component(point, layer, tuple((name, None) for name in names))
 

@@ -40,12 +40,13 @@ class SwapRuns:
             bridge: the base.
             reft: interchanges. Only their sites matter.
             pairs: the pairs.
-            among: the tokens that the model chooses from: all, or only those that occur in labels of these pairs.
+            among: the tokens that the model chooses from: all, or only those that occur in labels
+                of these pairs.
             batch_size: pairs in one forward pass.
 
         Raises:
-            ValueError: If the edit cannot swap these variables, or a base and its source have different numbers of
-                edited tokens.
+            ValueError: If the edit cannot swap these variables, or a base and its source have
+                different numbers of edited tokens.
         """
         require_interchanges(reft, sorted({name for pair in pairs for name in pair.variable.split("+")}))
         self.bridge, self.pairs = bridge, pairs

@@ -1,10 +1,11 @@
 """Computes every cell of a patching map exactly, in few runs.
 
-A cell patches one activation of the source run into the base run: at one layer (or a window of layers), one position (or
-all), and one head (or all). A cell can only change its light cone. So cells at neighbouring positions run as rows of one
-batch, from the first of these positions on. Each row is patched at its own position and computed from its own layer on.
-Everything before comes from one recording of the base run. Rows whose patch does not change any bit are not run: their
-value is the base's.
+A cell patches one activation of the source run into the base run: at one layer (or a window of
+layers), one position (or all), and one head (or all). A cell can only change its light cone. So
+cells at neighbouring positions run as rows of one batch, from the first of these positions on. Each
+row is patched at its own position and computed from its own layer on. Everything before comes from
+one recording of the base run. Rows whose patch does not change any bit are not run: their value is
+the base's.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ from reftlens.cone.recording import Recording, joining, rows_of, rows_that_fit
 from reftlens.edit.hooks import Edit
 
 TOKENS, COLUMNS = 1024, 3
-"""Target number of tokens in one CPU run, and the column spread of a wide model. With fewer tokens, reading the weights costs
-more than computing with them. With a larger spread, cells run more than their own cones."""
+"""Target number of tokens in one CPU run, and the column spread of a wide model. With fewer tokens,
+reading the weights costs more than computing with them. With a larger spread, cells run more than
+their own cones.
+"""
 _OVERHEAD = 1.3e7
 """Multiplications that take as long as the Python of one block (.65 ms, at 20 billion a second)."""
 
@@ -70,7 +73,8 @@ def sweep(
     Args:
         bridge: the model, without hooks.
         base: the recording that is patched, with the cells' points.
-        source: the recording that patches come from, with the same points on a batch of the same shape.
+        source: the recording that patches come from, with the same points on a batch of the same
+            shape.
         cells: the patches, each applied separately.
         metric: of the logits after the last token.
         memory_bytes: approximate limit for the activations of one run.
@@ -142,8 +146,9 @@ def _run(
 
         return hook_fn
 
-    # An edit may act inside that MLP, where it wants all tokens. Asked before blocks are replaced, because a proof is of a model
-    # with the forwards that it has: inside, it would be made again in every run.
+    # An edit may act inside that MLP, where it wants all tokens. Asked before blocks are replaced,
+    # because a proof is of a model with the forwards that it has: inside, it would be made again in
+    # every run.
     splits = not edits and last_block_splits(bridge)
     with joining(bridge, base, start, pair, layers) as held:
         names = dict.fromkeys(name for cell in cells for name in cell.hook_names)
@@ -223,7 +228,8 @@ class _Plan:
         self.start: Int[Tensor, "pair cell"] = changed.int().argmax(-1)
         for edit in edits:
             if edit.intervention.across_tokens:
-                # Its change behind the patch depends on all its tokens, so they are run again, unchanged ones too.
+                # Its change behind the patch depends on all its tokens, so they are run again,
+                # unchanged ones too.
                 read = edit.read.cpu()
                 first = torch.where(read.any(1), read.int().argmax(1), self.width)
                 self.start = torch.minimum(self.start, first[:, None])
@@ -231,8 +237,8 @@ class _Plan:
     def _columns(self, rows: float) -> int:
         """Returns the column spread at which a run costs least, with so many rows for each column.
 
-        A spread of c columns computes about rows (c - 1) / 2 tokens more for each column, of 24 d^2 multiplications in a
-        block, and shares the Python of a block among c columns.
+        A spread of c columns computes about rows (c - 1) / 2 tokens more for each column, of 24 d^2
+        multiplications in a block, and shares the Python of a block among c columns.
         """
         return max(COLUMNS, int((2 * _OVERHEAD / (24 * self.bridge.cfg.d_model**2 * max(rows, 1.0))) ** 0.5))
 

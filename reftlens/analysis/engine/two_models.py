@@ -4,7 +4,8 @@
     outputs.left([])              # KL(finetuned || base) at every compared token
     outputs.left(reft)            # KL(finetuned || edited)
 
-Compared tokens are the last token of each prompt and all completion tokens but the last: their logits predict the completion.
+Compared tokens are the last token of each prompt and all completion tokens but the last: their
+logits predict the completion.
 """
 
 from __future__ import annotations
@@ -183,7 +184,8 @@ def replaced(
 ) -> Float[Tensor, "n d_vocab"]:
     """Computes the base's logits with one component's activations replaced, at all tokens, under edits.
 
-    An edit of a replaced point is left out: the other model's activation takes the place of what the edit makes there.
+    An edit of a replaced point is left out: the other model's activation takes the place of what
+    the edit makes there.
 
     Args:
         bridge: the base.

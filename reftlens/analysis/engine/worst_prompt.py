@@ -1,7 +1,8 @@
 """Searches for a prompt that an edit changes most: token swaps, guided by the gradient of KL(base, edited).
 
-The derivative of KL by the embedding of a token says, to first order, what each other token in its place would do
-(Ebrahimi et al. 2018, arXiv:1712.06751). The most promising swaps are run, and the best one is kept if it is better.
+The derivative of KL by the embedding of a token says, to first order, what each other token in its
+place would do (Ebrahimi et al. 2018, arXiv:1712.06751). The most promising swaps are run, and the
+best one is kept if it is better.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def _swaps(
     gain[torch.isin(tokens, special)] = -torch.inf
     gain[:, special[special < gain.shape[1]]] = -torch.inf
     gain.scatter_(1, tokens[:, None], -torch.inf)
-    # Half by the promise of one swap; half by the best token of other places, where the promise is not to be trusted.
+    # Half by the promise of one swap; half by the best token of other places, where the promise is
+    # not to be trusted.
     best = gain.flatten().topk(min(_TRIED // 2, gain.numel())).indices
     places = torch.randint(len(tokens), (_TRIED // 2,), generator=generator).to(best.device)
     ranks = gain[places].topk(min(8, gain.shape[1]), dim=1).indices

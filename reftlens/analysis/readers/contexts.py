@@ -1,7 +1,8 @@
 """Top contexts: at which tokens of the prompts is a read direction largest? As `top_contexts`, with p.
 
-The score is the reading in standard deviations from its mean over all edited tokens. Only large positive readings count: there
-the edit moves furthest along its write direction. The null is the largest z of random linear readings of the same activations.
+The score is the reading in standard deviations from its mean over all edited tokens. Only large
+positive readings count: there the edit moves furthest along its write direction. The null is the
+largest z of random linear readings of the same activations.
 
 Not evidence of a meaning: contexts are the extremes of a reading, not its typical values.
 """

@@ -1,10 +1,11 @@
 """Corrects what several methods say about several vectors for everything that was looked at, by one max-statistic.
 
-Every look has a furthest score, for the edit's vector and for each random set. Its rank among all sets of the look, the edit's
-included, makes looks comparable whose scores have different units and tails. Equal ranks are told apart by the distance from
-the median, (furthest - median) / (90th percentile - median), so that many looks do not need many random sets. The best key
-over looks, in each random set, is the null of everything (Westfall & Young 1993). If the edit's vectors are themselves
-random, all sets are exchangeable, so the corrected p is at most .05 in 5% of cases.
+Every look has a furthest score, for the edit's vector and for each random set. Its rank among all
+sets of the look, the edit's included, makes looks comparable whose scores have different units and
+tails. Equal ranks are told apart by the distance from the median, (furthest - median) / (90th
+percentile - median), so that many looks do not need many random sets. The best key over looks, in
+each random set, is the null of everything (Westfall & Young 1993). If the edit's vectors are
+themselves random, all sets are exchangeable, so the corrected p is at most .05 in 5% of cases.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class _Ranked:
     """Keys of one look: larger is rarer. The whole part is minus the rank, and the rest is below one half."""
 
     def __init__(self, furthest: Float[Tensor, " set"]) -> None:
-        # All sets, the edit's included: otherwise its rank and units would not be exchangeable with theirs.
+        # All sets, the edit's included: otherwise its rank and units would not be exchangeable with
+        # theirs.
         everything = furthest.double()
         self.null = everything[1:].sort(descending=True).values
         self.middle = everything.median()

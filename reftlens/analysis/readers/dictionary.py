@@ -1,14 +1,18 @@
 """Dictionaries: which features of a sparse autoencoder or transcoder point where the vector points, and which turn on?
 
-A write or read direction v is compared with each feature's decoder row d by the signed cosine v . d / |v| |d|. For real tokens, the
-score is the mean change of a feature's activation, f(h + delta) - f(h). The difference itself is not encoded: it lies
-outside what the dictionary was trained on, and an encoder that adds a bias and cuts at zero loses its negative parts (Mayne
-et al. 2024, arXiv:2411.08790). Where only a transcoder reads the site, its encoder columns take the place of decoder rows.
+A write or read direction v is compared with each feature's decoder row d by the signed cosine v . d
+/ |v| |d|. For real tokens, the score is the mean change of a feature's activation, f(h + delta) -
+f(h). The difference itself is not encoded: it lies outside what the dictionary was trained on, and
+an encoder that adds a bias and cuts at zero loses its negative parts (Mayne et al. 2024,
+arXiv:2411.08790). Where only a transcoder reads the site, its encoder columns take the place of
+decoder rows.
 
-Controls: random vectors of the same length. Of the change: reconstruction errors |x - x'| / |x| of natural and edited
-states, and the share of the change that the reconstructions explain, 1 - |delta - (x'(h + delta) - x'(h))|^2 / |delta|^2.
+Controls: random vectors of the same length. Of the change: reconstruction errors |x - x'| / |x| of
+natural and edited states, and the share of the change that the reconstructions explain, 1 - |delta
+- (x'(h + delta) - x'(h))|^2 / |delta|^2.
 
-Not evidence of an effect: a dictionary names a direction that nothing reads as well, and its features are not unique.
+Not evidence of an effect: a dictionary names a direction that nothing reads as well, and its
+features are not unique.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """Direct readout (logit lens): what would the vector do if nothing but the final norm and the unembedding read it?
 
-A write direction is added to real last residuals, as in `read_directions`. For the change of real tokens, the score is
-logits(h + delta) - logits(h) at the edited tokens, with their activations read as if they were last residuals.
+A write direction is added to real last residuals, as in `read_directions`. For the change of real
+tokens, the score is logits(h + delta) - logits(h) at the edited tokens, with their activations read
+as if they were last residuals.
 
-Not evidence of the path: later layers read the vector too. In early layers, activations are not in the last layer's coordinates.
+Not evidence of the path: later layers read the vector too. In early layers, activations are not in
+the last layer's coordinates.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 """Jacobian lens: what does the vector do by the average linear path to the last layer?
 
-Let J be the Jacobian of the last block's output with respect to this block's, averaged over tokens and prompts, with the
-effects on later tokens summed (Gurnee et al. 2026, fitted by TransformerLens). A write direction u of size s is read as the
-slope of logits(f + t s J u) at t = 0, with real last residuals f. For real tokens, the reading is the slope of
-logits(J h + t J delta). The slope, because J is one: a long step would saturate the final norm.
+Let J be the Jacobian of the last block's output with respect to this block's, averaged over tokens
+and prompts, with the effects on later tokens summed (Gurnee et al. 2026, fitted by
+TransformerLens). A write direction u of size s is read as the slope of logits(f + t s J u) at t =
+0, with real last residuals f. For real tokens, the reading is the slope of logits(J h + t J delta).
+The slope, because J is one: a long step would saturate the final norm.
 
-Controls: random vectors of the same length through the same lens, which give p; and the same vector through the lenses of
-other layers, which should not agree if what is read depends on the layer.
+Controls: random vectors of the same length through the same lens, which give p; and the same vector
+through the lenses of other layers, which should not agree if what is read depends on the layer.
 
-Not evidence of an effect on a given prompt: J is an average, and it is linear. What needs two features at once, a large step or
-one prompt's attention is not in it.
+Not evidence of an effect on a given prompt: J is an average, and it is linear. What needs two
+features at once, a large step or one prompt's attention is not in it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """Patchscope: what does the model itself say about the vector, on a prompt that asks (Ghandeharioun et al. 2024)?
 
-The vector enters the run of an inspection prompt at its last token, at the site's own point. A write direction of size s is
-added to the activation there, and the score is the change of the next token's logits. For real tokens, the activation
-there is replaced by h + delta, and the score is its logits minus those with h: the base's own state is the control.
-Random vectors of the same length give p.
+The vector enters the run of an inspection prompt at its last token, at the site's own point. A
+write direction of size s is added to the activation there, and the score is the change of the next
+token's logits. For real tokens, the activation there is replaced by h + delta, and the score is its
+logits minus those with h: the base's own state is the control. Random vectors of the same length
+give p.
 
-Not evidence of what the vector does in the edited prompts: another prompt asks, and its answer depends on its words.
+Not evidence of what the vector does in the edited prompts: another prompt asks, and its answer
+depends on its words.
 """
 
 from __future__ import annotations

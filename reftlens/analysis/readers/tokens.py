@@ -1,7 +1,9 @@
 """Methods that give every token of the vocabulary a reading: the largest readings, and the furthest score of each random set.
 
-The tokens with the largest readings are named, and the one with the furthest score, in the last place (of one name, the only place). A token's score is its reading over the root mean square of the same token over all sets, the edit's own included. Without that,
-the few tokens that any vector moves far would hide all others.
+The tokens with the largest readings are named, and the one with the furthest score, in the last
+place (of one name, the only place). A token's score is its reading over the root mean square of the
+same token over all sets, the edit's own included. Without that, the few tokens that any vector
+moves far would hide all others.
 """
 
 from __future__ import annotations

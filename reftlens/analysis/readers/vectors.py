@@ -1,8 +1,9 @@
 """The vectors of an edit that methods read, each with the random vectors that take its place in the null.
 
-A write direction of rms size s stands beside random directions of length s. A read direction stands beside random linear
-readings, with each coordinate divided by its standard deviation. The change of real tokens, a matrix of rank r, stands
-beside the same matrix with its r directions turned to random ones: lengths and angles between tokens are kept.
+A write direction of rms size s stands beside random directions of length s. A read direction stands
+beside random linear readings, with each coordinate divided by its standard deviation. The change of
+real tokens, a matrix of rank r, stands beside the same matrix with its r directions turned to
+random ones: lengths and angles between tokens are kept.
 """
 
 from __future__ import annotations

@@ -115,10 +115,12 @@ def _cost(sizes: Sizes) -> Spent:
     config = sizes.config
     pairs = min(config.n_pairs, sizes.examples)
     batches = pairs / config.batch_size
-    # Two gradients for each coordinate, from the prompts of one batch. One backward run gives those of all sites.
+    # Two gradients for each coordinate, from the prompts of one batch. One backward run gives those
+    # of all sites.
     rows = min(config.n_pairs, config.batch_size, sizes.examples)
     read_space = 2 * sizes.width / config.batch_size * max(1.0, config.batch_size / rows / 2)
-    # The whole activations, those inside the subspace in four ways, and the controls; base and source before them.
+    # The whole activations, those inside the subspace in four ways, and the controls; base and
+    # source before them.
     moves = 7 + 2 * config.n_random
     sites = sizes.sites * sizes.depth * batches
     return Spent(

@@ -47,7 +47,8 @@ def _draw(found: Found) -> Section | None:
 
 
 def _cost(sizes: Sizes) -> Spent:
-    # A third of the prompts runs once, a third twice, and a third four times. The covariances are factored.
+    # A third of the prompts runs once, a third twice, and a third four times. The covariances are
+    # factored.
     return Spent(
         cones=7 / 3 * sizes.batches * sizes.span,
         algebra=0.2 * sizes.sites,

@@ -117,7 +117,8 @@ def picture(name: str, figure: Figure, caption: str, of: Sequence[Result] | str 
         name: the file's name without "dissect_".
         figure: from `reftlens.plot`.
         caption: one or two sentences that say what the marks are.
-        of: what it shows, for those who cannot see it: a sentence, or the results, of which the headlines are taken.
+        of: what it shows, for those who cannot see it: a sentence, or the results, of which the
+            headlines are taken.
     """
     shown = of if isinstance(of, str) else "; ".join(result.headline() for result in of) + "."
     return Picture(f"dissect_{name}", plot.png(figure), caption, f"{caption} {shown}".strip())

@@ -80,7 +80,8 @@ def _cost(sizes: Sizes) -> Spent:
         return Spent()
     steps = -(-sizes.training // config.retrain.batch_size) * config.retrain.epochs
     share = config.retrain.batch_size / config.batch_size
-    # The base runs once for each training. Then each step runs the cone forward and backward, and each edit is compared.
+    # The base runs once for each training. Then each step runs the cone forward and backward, and
+    # each edit is compared.
     training = Spent(steps * share / config.retrain.epochs, cones=steps * share * (1 + BACKWARD))
     edits = len(config.seeds) + config.n_null_edits
     compared = Spent(cones=(2 * edits + 3) * sizes.batches * (1 + sizes.span))

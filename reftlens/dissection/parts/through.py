@@ -158,15 +158,17 @@ def _draw_paths(found: Found) -> Section | None:
 
 
 def _cost_through(sizes: Sizes) -> Spent:
-    # Only cells behind the edit change anything. One of layer l runs the layers from l on, and one token's about half
-    # of the columns. Each map has a control; the runs that they come from are recorded: three for each, and four more.
+    # Only cells behind the edit change anything. One of layer l runs the layers from l on, and one
+    # token's about half of the columns. Each map has a control; the runs that they come from are
+    # recorded: three for each, and four more.
     cells = sizes.behind * (sizes.heads + (1 + sizes.cone) / 2) / 2
     return Spent(10 * sizes.mapped, variants=sizes.mapped * (1 + 2 * cells))
 
 
 def _cost_paths(sizes: Sizes) -> Spent:
     n = sizes.config.n_paths
-    # A sender's change runs through whole prompts, then each receiver's through a cone of about half the layers.
+    # A sender's change runs through whole prompts, then each receiver's through a cone of about
+    # half the layers.
     return Spent(sizes.mapped * (3 + 2 * (n + 1)), variants=sizes.mapped * (n + 1) * n / 2)
 
 

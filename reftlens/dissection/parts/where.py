@@ -102,7 +102,8 @@ def _draw_spread(found: Found) -> Section | None:
 
 def _cost_effect(sizes: Sizes) -> Spent:
     cells = sizes.sites * sizes.edited
-    # Cells of later tokens run on fewer tokens, about half of the edit's cone, and those of later sites on fewer layers.
+    # Cells of later tokens run on fewer tokens, about half of the edit's cone, and those of later
+    # sites on fewer layers.
     tokens = (1 + 1 / max(1.0, sizes.edited)) / 2
     return Spent(sizes.mapped, variants=sizes.mapped * (1 + _N_CONTROL) * (1 + cells * sizes.depth * tokens))
 

@@ -45,8 +45,8 @@ def outcomes(work: Work, *, kept: bool) -> dict[str, Any]:
 
 
 def _dose(work: Work) -> dict[str, Any]:
-    # The prompts of "else", so that the KL divergence at dose 1 is the one given there. With nothing to change, the kept
-    # ones are the target, and cannot be the other curve too.
+    # The prompts of "else", so that the KL divergence at dose 1 is the one given there. With
+    # nothing to change, the kept ones are the target, and cannot be the other curve too.
     kept = [prompt for prompt, _ in work.should_stay] if work.wanted else []
     result = analysis.dose(
         work.bridge,

@@ -1,7 +1,7 @@
 """The stamp of the base model that an edit was trained on. Loading raises an error on a base that does not match it.
 
-The stamp records the model, its weights, its tokenizer, and the settings it was run with. These fix the coordinates of an
-edit.
+The stamp records the model, its weights, its tokenizer, and the settings it was run with. These fix
+the coordinates of an edit.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ MUST_MATCH = (
     "prepend_bos",
     "compatibility_mode",
 )
-"""Parts of the stamp that must match. The base's name, revision and library versions are only recorded, since the weights
-already distinguish two revisions."""
+"""Parts of the stamp that must match. The base's name, revision and library versions are only
+recorded, since the weights already distinguish two revisions.
+"""
 
 
 def stamp(bridge: TransformerBridge) -> dict[str, Any]:

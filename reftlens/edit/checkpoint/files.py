@@ -1,7 +1,8 @@
 """Reads and writes the two files of a saved edit, within limits on their size and contents.
 
-A large config is refused without reading it. The config lists the tensors. The tensor file may not be larger than these
-tensors, its bytes must have the checksum in the config, and only finite floats are accepted.
+A large config is refused without reading it. The config lists the tensors. The tensor file may not
+be larger than these tensors, its bytes must have the checksum in the config, and only finite floats
+are accepted.
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ def to_document(pairs: Pairs, bridge: TransformerBridge) -> dict[str, Any]:
     """Converts the pairs to plain JSON values.
 
     Raises:
-        ValueError: If the model lacks one of the sites, or the saved edit could not be loaded again.
+        ValueError: If the model lacks one of the sites, or the saved edit could not be loaded
+            again.
     """
     # Before the folder is touched: an unreadable edit must not replace a readable one.
     require_savable(pairs.sites, pairs.interventions)
@@ -153,7 +154,8 @@ def _site(saved: Mapping[str, Any], bridge: TransformerBridge) -> Site:
 
 def _intervention(saved: Mapping[str, Any], kinds: Mapping[str, type[Intervention]], width: int) -> Intervention:
     settings = saved["settings"]
-    # Checked before construction, so that no setting can allocate more than the model's width squared.
+    # Checked before construction, so that no setting can allocate more than the model's width
+    # squared.
     if settings["d_model"] != width:
         raise ValueError(f"an edit has width {settings['d_model']!r:.80}, but its site on this model has width {width}")
     if saved["kind"] not in kinds:

@@ -36,11 +36,13 @@ def save(
         directory: the folder.
         pairs: the edit.
         bridge: the edit's base model.
-        card: also write README.md and a figure. Drawing the figure takes longer than everything else.
+        card: also write README.md and a figure. Drawing the figure takes longer than everything
+            else.
         certificate: of this edit, for the card.
 
     Raises:
-        ValueError: If the folder exists and is not a saved edit, or the model lacks one of the sites.
+        ValueError: If the folder exists and is not a saved edit, or the model lacks one of the
+            sites.
         OSError: If the folder cannot be written.
     """
     # Everything that may refuse comes before the folder is made.
@@ -59,8 +61,9 @@ def base_named(folder: Path) -> str:
         folder: of the edit.
 
     Raises:
-        ValueError: If the edit is damaged, or its base is neither a local folder nor a model that ships with this package.
-            An edit from elsewhere may name any repository, so nothing is downloaded unless the caller asks for it.
+        ValueError: If the edit is damaged, or its base is neither a local folder nor a model that
+            ships with this package. An edit from elsewhere may name any repository, so nothing is
+            downloaded unless the caller asks for it.
     """
     config, _ = read_config(folder)
     name = config["base"].get("base_model")
@@ -109,7 +112,8 @@ def _load(
     # Clones, so that comparing with `tensors` below shows what loading changed.
     state.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     for name, kept in state.state_dict().items():
-        # Values that the edit changes on loading were not written by this package, such as an R that is not orthonormal.
+        # Values that the edit changes on loading were not written by this package, such as an R
+        # that is not orthonormal.
         if not torch.allclose(kept, tensors[name], rtol=0, atol=1e-4):
             raise ValueError(f"the saved edit in {folder} is damaged: the rows of {name} are not orthonormal")
     return pairs

@@ -1,10 +1,12 @@
 """Checks pyreft's `.bin` files before torch reads them. They are torch archives: a zip of a pickle and raw numbers.
 
-`torch.load(weights_only=True)` executes nothing, but it allocates any amount of memory: it unpacks a zip to a thousand times
-its size, and makes a `bytearray` of any length that a pickle requests. So the pickle may use only the few opcodes and names
-of a plain state dict, and every size in it must match the data.
+`torch.load(weights_only=True)` executes nothing, but it allocates any amount of memory: it unpacks
+a zip to a thousand times its size, and makes a `bytearray` of any length that a pickle requests. So
+the pickle may use only the few opcodes and names of a plain state dict, and every size in it must
+match the data.
 
-torch names the folder inside the zip after the target file, so a file that was renamed over another one is detected.
+torch names the folder inside the zip after the target file, so a file that was renamed over another
+one is detected.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """pyreft's six classes: the tensors that each saves, and the intervention here with the same equation.
 
-pyreft's R has orthonormal columns, `[d_model, rank]`; here it has rows. Four of its classes save R in torch's orthogonal
-parametrisation (Householder): with A the strict lower triangle of `original` and tau = 2 / (1 + sum of A^2 by column),
-R = base (householder_product(A, tau) * int(diag(original))).
+pyreft's R has orthonormal columns, `[d_model, rank]`; here it has rows. Four of its classes save R
+in torch's orthogonal parametrisation (Householder): with A the strict lower triangle of `original`
+and tau = 2 / (1 + sum of A^2 by column), R = base (householder_product(A, tau) *
+int(diag(original))).
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ def to_edit(name: str, tensors: Mapping[str, Tensor], wanted: type[Intervention]
         else {"rotation.weight": R, "source.weight": W, "source.bias": b}
     )
     edit.load_state_dict(own)
-    # Keep R bit-identical to the one that the edit uses, so that a written folder reads back the same.
-    # Asking for the state retracts R (a pre-hook of Orthonormal).
+    # Keep R bit-identical to the one that the edit uses, so that a written folder reads back the
+    # same. Asking for the state retracts R (a pre-hook of Orthonormal).
     edit.state_dict()
     return edit
 

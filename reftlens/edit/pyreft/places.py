@@ -1,6 +1,7 @@
 """Reads the sites of a pyreft folder from its `config.json` and its file names, which are pyvene keys.
 
-No path is built from the contents of a config: the config must name exactly the files in the folder.
+No path is built from the contents of a config: the config must name exactly the files in the
+folder.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def find_places(folder: Path) -> list[Place]:
     """Finds the edits in a folder, in pyreft's order.
 
     Raises:
-        ValueError: If there are none, the config is damaged, or it has edits of anything but block outputs.
+        ValueError: If there are none, the config is damaged, or it has edits of anything but block
+            outputs.
     """
     places = {key: _from_key(key) for key in _keys(folder)}
     if not places:

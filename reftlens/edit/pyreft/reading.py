@@ -34,23 +34,27 @@ def load_pyreft(
 ) -> Reft:
     """Reads a folder of pyreft's `reft_model.save(dir)` or of its trainer. Nothing in the folder is executed.
 
-    pyreft does not save all settings. The missing ones are arguments; nothing is guessed. Dropout has no effect on a trained
-    edit. pyreft usually saves W in bfloat16, which converts to float32 without rounding.
+    pyreft does not save all settings. The missing ones are arguments; nothing is guessed. Dropout
+    has no effect on a trained edit. pyreft usually saves W in bfloat16, which converts to float32
+    without rounding.
 
     Args:
-        directory: the folder. For a trainer's checkpoint, the checkpoint or its `intervenable_model`.
+        directory: the folder. For a trainer's checkpoint, the checkpoint or its
+            `intervenable_model`.
         bridge: the base model.
-        positions: the rule that it was trained with, such as `"f5+l5"`. If a layer is listed twice (`share_weights=False`),
-            its first edit gets the first part of the rule and its second edit the second part. Or a list with one rule per
-            edit, in pyreft's order. In some of pyreft's data sets "l1" is the token before the prompt's last one: use
-            `At(-2)` for these.
-        intervention: the class, which a trainer's checkpoint does not always record. `NoReFT` (for pyreft's LoReFT) and
-            `DiReFT` (for its Direft) read an R that is no longer orthonormal without changing it.
+        positions: the rule that it was trained with, such as `"f5+l5"`. If a layer is listed twice
+            (`share_weights=False`), its first edit gets the first part of the rule and its second
+            edit the second part. Or a list with one rule per edit, in pyreft's order. In some of
+            pyreft's data sets "l1" is the token before the prompt's last one: use `At(-2)` for
+            these.
+        intervention: the class, which a trainer's checkpoint does not always record. `NoReFT` (for
+            pyreft's LoReFT) and `DiReFT` (for its Direft) read an R that is no longer orthonormal
+            without changing it.
         act_fn: pyreft's activation function inside the edit. Only None and "linear" are supported.
 
     Raises:
-        ValueError: If the folder is damaged or belongs to another model, or has an edit with no equivalent here. The
-            message gives the reason.
+        ValueError: If the folder is damaged or belongs to another model, or has an edit with no
+            equivalent here. The message gives the reason.
     """
     if act_fn not in (None, "linear"):
         raise ValueError(
@@ -173,7 +177,8 @@ def _refuse_trained_base(folder: Path) -> None:
     if not path.exists():
         return
     try:
-        # Without tensors it has a few hundred bytes, so a larger file can be refused without reading it.
+        # Without tensors it has a few hundred bytes, so a larger file can be refused without
+        # reading it.
         names = sorted(describe(read_bytes(path, most=_MOST_BASE), path.stem))
     except ValueError as error:
         raise ValueError(

@@ -17,14 +17,15 @@ from reftlens.files.folder import Replacement
 def save_pyreft(reft: Reft, directory: str | Path) -> Path:
     """Writes a folder for pyreft's `ReftModel.load`.
 
-    Positions are not part of the format: pyreft takes them with every call. Edits are in pyreft's order, which
-    `share_weights=False` requires: first the first edits of all layers, then the second ones. An edit at several sites is
-    written once per site and not linked, because pyreft 0.1.0 gives every site of a link the activation of the first
-    (observed in a run).
+    Positions are not part of the format: pyreft takes them with every call. Edits are in pyreft's
+    order, which `share_weights=False` requires: first the first edits of all layers, then the
+    second ones. An edit at several sites is written once per site and not linked, because pyreft
+    0.1.0 gives every site of a link the activation of the first (observed in a run).
 
-    W is written in float32. `ReftModel.load` rounds W to bfloat16, so LoReFT fails in a float32 model. It cannot create
-    Noreft and Nodireft from any folder. In these cases, create pyreft's interventions with
-    `dtype=torch.float32, add_bias=False` and load the state dict of its file into each.
+    W is written in float32. `ReftModel.load` rounds W to bfloat16, so LoReFT fails in a float32
+    model. It cannot create Noreft and Nodireft from any folder. In these cases, create pyreft's
+    interventions with `dtype=torch.float32, add_bias=False` and load the state dict of its file
+    into each.
 
     Args:
         reft: edits of the residual stream after blocks, of classes that pyreft has.

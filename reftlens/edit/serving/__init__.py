@@ -4,8 +4,9 @@
     hooks = rl.serving.vllm_lens_hooks(reft, batch)      # SamplingParams(extra_args={"apply_hooks": hooks})
     specs = rl.serving.intervention_specs(reft, batch)   # remote_bridge.forward(..., intervene=specs)
 
-None of these programs was run here, because vLLM needs a GPU. What is written follows the source of each at a commit that its
-module names, and the tests compute the change of the activations from what was written.
+None of these programs was run here, because vLLM needs a GPU. What is written follows the source of
+each at a commit that its module names, and the tests compute the change of the activations from
+what was written.
 """
 
 from reftlens.arguments import explain_all

@@ -1,9 +1,10 @@
 """EasySteer (Xu et al. 2025, arXiv:2509.25175): edits inside vLLM, as the JSON of its steering specs.
 
-The format is that of github.com/ZJU-REAL/EasySteer at commit 312c6d8 (August 2026, on vLLM 0.26), whose engine is
-ZJU-REAL/EasySteer-vllm-v1 at 6267ca0. A spec has a list of vectors, each with an algorithm, its tensors, and the tokens that
-it changes. `loreft` computes h + P (W h + b - P^T h), and `direct` adds a vector. Any change write^T (read h) + constant is the
-first with P = write^T, W = read + write and P b the part of the constant in the span of P, and the second with the rest.
+The format is that of github.com/ZJU-REAL/EasySteer at commit 312c6d8 (August 2026, on vLLM 0.26),
+whose engine is ZJU-REAL/EasySteer-vllm-v1 at 6267ca0. A spec has a list of vectors, each with an
+algorithm, its tensors, and the tokens that it changes. `loreft` computes h + P (W h + b - P^T h),
+and `direct` adds a vector. Any change write^T (read h) + constant is the first with P = write^T, W
+= read + write and P b the part of the constant in the span of P, and the second with the rest.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ _NOTHING = 1e-6
 def save_easysteer(reft: Reft, file: str | Path) -> Path:
     """Writes a steering spec: `vllm serve MODEL --steering-config FILE`, or the field "steering" of a request.
 
-    EasySteer counts positions in the tokens that vLLM sees. They must be those of training, which begin with BOS if the
-    tokenizer has one.
+    EasySteer counts positions in the tokens that vLLM sees. They must be those of training, which
+    begin with BOS if the tokenizer has one.
 
     Args:
-        reft: edits of the residual stream after blocks, with a low-rank or constant change, at `First`, `Last`, `At`, `All`,
-            `Generated`, and their unions and differences.
+        reft: edits of the residual stream after blocks, with a low-rank or constant change, at
+            `First`, `Last`, `At`, `All`, `Generated`, and their unions and differences.
         file: the JSON file.
 
     Returns:
@@ -156,7 +157,8 @@ def _clause(positions: Positions) -> dict[str, Any]:
         clause["generation"] = "all"
         parts = [part for part in parts if part != Generated()]
     if len(parts) == 1 and isinstance(parts[0], Difference):
-        # EasySteer subtracts after it has united everything, so a difference must be the whole prompt's rule.
+        # EasySteer subtracts after it has united everything, so a difference must be the whole
+        # prompt's rule.
         clause |= _selected(union_parts(parts[0].left), "")
         clause |= _selected(union_parts(parts[0].right), "exclude_")
     elif parts:
@@ -182,7 +184,8 @@ def _selected(parts: list[Positions], prefix: str) -> dict[str, Any]:
         found["prompt"] = "all"
     if last:
         found[f"{prefix}prompt_window"] = [-last, None]
-        # A place past the end of a short prompt means its last token there, which `First` has as well.
+        # A place past the end of a short prompt means its last token there, which `First` has as
+        # well.
         places += range(first)
     elif first:
         found[f"{prefix}prompt_window"] = [0, first]

@@ -12,18 +12,22 @@ from reftlens.edit.serving.places import block_of, factors_of
 def intervention_specs(reft: Reft, batch: Batch) -> dict[str, dict[str, Any]]:
     """Describes a constant edit of one prompt: `bridge.forward(tokens, intervene=intervention_specs(reft, batch))`.
 
-    TransformerLens's provider of transformers models takes all of these specs. The one of vllm-lens adds a vector at every
-    token alone, and only if its norm is not matched, so an edit at some tokens fails there with an error of TransformerLens.
+    TransformerLens's provider of transformers models takes all of these specs. The one of vllm-lens
+    adds a vector at every token alone, and only if its norm is not matched, so an edit at some
+    tokens fails there with an error of TransformerLens.
 
     Args:
-        reft: constant edits of the residual stream after blocks, such as `SteeringVector`, one per block.
+        reft: constant edits of the residual stream after blocks, such as `SteeringVector`, one per
+            block.
         batch: the prompt, from `encode(bridge, [prompt])`.
 
     Returns:
-        Hook name -> spec, with the vector as a list of numbers, and "pos", the changed tokens, unless all are changed.
+        Hook name -> spec, with the vector as a list of numbers, and "pos", the changed tokens,
+        unless all are changed.
 
     Raises:
-        ValueError: If an edit reads the activation, two edit one block, or there are several prompts.
+        ValueError: If an edit reads the activation, two edit one block, or there are several
+            prompts.
     """
     if len(batch) != 1:
         raise ValueError(f"a spec has the places of one prompt, got a batch of {len(batch)}: make the specs of each")

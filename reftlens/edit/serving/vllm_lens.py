@@ -1,8 +1,9 @@
 """Hooks for vllm-lens (github.com/UKGovernmentBEIS/vllm-lens, commit 7d252f7, July 2026), which runs Python inside vLLM.
 
-A hook sees, layer by layer, the rows of one request that are in the current step: part of a prompt, or one generated token. It
-counts them, so it knows the place of each. vLLM must therefore not skip the beginning of a prompt: with
-`skip_reading_prefix_cache` in `extra_args`, it reads the whole prompt.
+A hook sees, layer by layer, the rows of one request that are in the current step: part of a prompt,
+or one generated token. It counts them, so it knows the place of each. vLLM must therefore not skip
+the beginning of a prompt: with `skip_reading_prefix_cache` in `extra_args`, it reads the whole
+prompt.
 """
 
 from __future__ import annotations
@@ -21,18 +22,21 @@ from reftlens.edit.serving.places import block_of, factors_of
 def vllm_lens_hooks(reft: Reft, batch: Batch, *, hook: Callable[..., Any] | None = None) -> list[Any]:
     """Makes the hooks of one request: `SamplingParams(extra_args={"apply_hooks": hooks, "skip_reading_prefix_cache": True})`.
 
-    The functions hold plain tensors and need nothing of this package, so that a server without it can run them.
+    The functions hold plain tensors and need nothing of this package, so that a server without it
+    can run them.
 
     Args:
         reft: edits of the residual stream after blocks.
-        batch: the prompt of the request, from `encode(bridge, [prompt])`. Send its tokens: `{"prompt_token_ids": ...}`.
+        batch: the prompt of the request, from `encode(bridge, [prompt])`. Send its tokens:
+            `{"prompt_token_ids": ...}`.
         hook: makes a hook of `fn` and `layer_indices`; `vllm_lens.Hook` by default.
 
     Returns:
         One hook per site, in the order of the edit.
 
     Raises:
-        ValueError: If there are several prompts, the edit cannot be served, or vllm-lens is not installed.
+        ValueError: If there are several prompts, the edit cannot be served, or vllm-lens is not
+            installed.
     """
     if len(batch) != 1:
         raise ValueError(f"a request has one prompt, got a batch of {len(batch)}: make the hooks of each")

@@ -5,7 +5,8 @@
 
 `compare_steering` compares steering vectors, computed and trained, at calibrated strength.
 
-A comparison alone is not evidence: settings are not tuned, and results on a small model may not hold on a large one.
+A comparison alone is not evidence: settings are not tuned, and results on a small model may not
+hold on a large one.
 """
 
 from reftlens.arguments import explain_all

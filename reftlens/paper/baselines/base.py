@@ -1,9 +1,9 @@
 """Base class of baselines, which train a base and restore it afterwards.
 
-A ReFT edit does not change the base. Other methods train parameters of the base or add some. Here they do so in place,
-inside a context, so that all methods use the same examples, objective, trainer and scorer, and start from a bit-identical
-base. Inside its context, a method trains the base parameters that require gradients. If the method is an edit, the context
-returns it.
+A ReFT edit does not change the base. Other methods train parameters of the base or add some. Here
+they do so in place, inside a context, so that all methods use the same examples, objective, trainer
+and scorer, and start from a bit-identical base. Inside its context, a method trains the base
+parameters that require gradients. If the method is an edit, the context returns it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Method(ABC):
             example: one training example, for measurements.
 
         Returns:
-            The context, whose value is the edit to train, or None if parameters of the base or the head are trained.
+            The context, whose value is the edit to train, or None if parameters of the base or the
+            head are trained.
 
         Raises:
             ValueError: On entry, if the method does not apply to this model or objective.
@@ -57,8 +58,9 @@ class Method(ABC):
     def strength(self, bridge: TransformerBridge) -> list[Tensor] | None:
         """Returns the base parameters whose change gives this method a strength, in its context before training.
 
-        With start + s (trained - start) in place of them, s = 0 is the base and s = 1 the trained method. An edit has a scale
-        of its own and returns an empty list. None, if no parameters do this: the method cannot be scaled.
+        With start + s (trained - start) in place of them, s = 0 is the base and s = 1 the trained
+        method. An edit has a scale of its own and returns an empty list. None, if no parameters do
+        this: the method cannot be scaled.
 
         Args:
             bridge: the base.

@@ -1,8 +1,9 @@
 """Compares methods on one problem, with the same examples in the same order, number of steps and scorer.
 
-Only the learning rate differs, if a method has its own. Nothing is tuned here: a table shows the results of these settings,
-and a method that does poorly may do well with others. `configured` can tune each method first, on validation examples.
-With `kept` and `kl`, each trained method is scaled to one side effect before it is scored.
+Only the learning rate differs, if a method has its own. Nothing is tuned here: a table shows the
+results of these settings, and a method that does poorly may do well with others. `configured` can
+tune each method first, on validation examples. With `kept` and `kl`, each trained method is scaled
+to one side effect before it is scored.
 """
 
 from __future__ import annotations
@@ -44,18 +45,20 @@ def compare(
         bridge: the frozen base.
         problem: from `completed`, `labelled` or `of_task`, on this bridge.
         methods: methods by name; `METHODS` has some to choose from.
-        config: settings of all runs. Its seed is replaced, and its learning rate if a method has its own. Dropout and L1
-            terms apply only to edits.
+        config: settings of all runs. Its seed is replaced, and its learning rate if a method has
+            its own. Dropout and L1 terms apply only to edits.
         seeds: one per run of a method, for its initialisation and the order of examples.
         memory: measure peak memory, in one extra step per method.
         kept: prompts whose answers should not change. Needs `kl`.
-        kl: mean KL(base, method) on `kept`, in nats. Each trained method is scaled until it has this side effect, and scored at
-            this scale: an edit by `Reft.scaled`, others by the change of their parameters (of LoRA, by B). A method that has a
-            smaller KL even at eight times its strength is scored there, and the result says so.
+        kl: mean KL(base, method) on `kept`, in nats. Each trained method is scaled until it has
+            this side effect, and scored at this scale: an edit by `Reft.scaled`, others by the
+            change of their parameters (of LoRA, by B). A method that has a smaller KL even at eight
+            times its strength is scored there, and the result says so.
 
     Raises:
-        ValueError: If there are no methods or seeds, the base is not frozen, the settings cannot share one folder, a method
-            does not apply to this model or problem, or cannot be scaled to a side effect. The message names the method.
+        ValueError: If there are no methods or seeds, the base is not frozen, the settings cannot
+            share one folder, a method does not apply to this model or problem, or cannot be scaled
+            to a side effect. The message names the method.
     """
     _check(bridge, methods, config, seeds)
     budget = _budget(bridge, problem, methods, kept, kl)

@@ -1,6 +1,7 @@
 """Compares methods on the model, task, tests, positions and budget in a run's settings, and searches its settings.
 
-A search sees the training records alone: part of them is held out for validation, and the tests are not even loaded for it.
+A search sees the training records alone: part of them is held out for validation, and the tests are
+not even loaded for it.
 """
 
 from __future__ import annotations
@@ -69,17 +70,21 @@ def compare_configured(
     Methods that are edits use the run's layers, positions and rank.
 
     Args:
-        config: the run's settings. Its seed is ignored. The final state is tested, not the best on validation.
+        config: the run's settings. Its seed is ignored. The final state is tested, not the best on
+            validation.
         names: names from `METHODS`.
         seeds: one per run of a method.
-        tuning: first search the settings of each method on validation records, with the same number of trials. The chosen
-            settings are then trained on all training records. None uses the settings as they are.
-        kept: prompts whose answers should not change, to compare at equal side effect. Trials of a search are not scaled.
+        tuning: first search the settings of each method on validation records, with the same number
+            of trials. The chosen settings are then trained on all training records. None uses the
+            settings as they are.
+        kept: prompts whose answers should not change, to compare at equal side effect. Trials of a
+            search are not scaled.
         kl: nats of mean KL on them, as for `compare`.
         progress: show a progress bar.
 
     Raises:
-        ValueError: If a method is unknown, there is no test, or `compare` or the search refuses the settings.
+        ValueError: If a method is unknown, there is no test, or `compare` or the search refuses the
+            settings.
         OSError: If data cannot be read.
     """
     methods = _methods(config, names)
@@ -103,15 +108,18 @@ def compare_configured(
 def sweep(config: RunConfig, tuning: Tuning = Tuning(), *, progress: bool = True) -> tuple[Search, RunConfig]:
     """Searches the settings of a run.
 
-    Each trial is the run itself, trained without the validation records and scored on them by the run's metric.
+    Each trial is the run itself, trained without the validation records and scored on them by the
+    run's metric.
 
     Args:
         config: the run's settings. Its tests are not used.
-        tuning: what is searched, for how long, and where the trials are kept. The folder also gets the best settings.
+        tuning: what is searched, for how long, and where the trials are kept. The folder also gets
+            the best settings.
         progress: show a progress bar.
 
     Returns:
-        All trials, and the run's settings with those of the best trial. They train on all records again.
+        All trials, and the run's settings with those of the best trial. They train on all records
+        again.
 
     Raises:
         ValueError: If the settings do not fit, no trial finished, or the folder is not free.

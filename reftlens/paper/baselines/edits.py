@@ -1,9 +1,10 @@
 """Edits as baselines: ReFT itself, and the two cheap controls that it should beat.
 
-A constant push (LobiReFT, SteeringVector) at the same positions does not depend on the edited activation. Any remaining
-effect of the input on the outcome comes from other layers and tokens. (ConsReFT is not one: only its target is constant, and
-its change depends on the part that it erases.) A random subspace is LoReFT with R fixed at its initialisation. Only W and b
-are trained, so the subspace does not depend on the data.
+A constant push (LobiReFT, SteeringVector) at the same positions does not depend on the edited
+activation. Any remaining effect of the input on the outcome comes from other layers and tokens.
+(ConsReFT is not one: only its target is constant, and its change depends on the part that it
+erases.) A random subspace is LoReFT with R fixed at its initialisation. Only W and b are trained,
+so the subspace does not depend on the data.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Judges of steered text, as in AxBench: concept, instruct and fluency, each 0 to 2, and their harmonic mean.
 
-(Wu et al. 2025, arXiv:2501.17148.) Is the concept in the text, does the text do what the prompt asks, is it readable? In the
-harmonic mean one 0 makes the whole 0: a text that only repeats the concept's word is no success. AxBench asks a large
-language model for each score. Here a judge is any function of prompts and texts, so yours may ask one too; those in this
-file run on this machine. A judge measures what it counts: keywords are not understanding, and a low perplexity is not sense.
+(Wu et al. 2025, arXiv:2501.17148.) Is the concept in the text, does the text do what the prompt
+asks, is it readable? In the harmonic mean one 0 makes the whole 0: a text that only repeats the
+concept's word is no success. AxBench asks a large language model for each score. Here a judge is
+any function of prompts and texts, so yours may ask one too; those in this file run on this machine.
+A judge measures what it counts: keywords are not understanding, and a low perplexity is not sense.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Judges:
             texts: what was generated after each.
 
         Raises:
-            ValueError: If a judge returns another number of scores, or one outside 0 to 2. The message names the judge.
+            ValueError: If a judge returns another number of scores, or one outside 0 to 2. The
+                message names the judge.
         """
         scores = {
             name: _asked(name, getattr(self, name), prompts, texts) for name in ("concept", "instruct", "fluency")
@@ -98,7 +100,8 @@ class Fluency:
 
         Args:
             bridge: the base.
-            natural: (prompt, text) pairs that read as they should, such as texts sampled from the base.
+            natural: (prompt, text) pairs that read as they should, such as texts sampled from the
+                base.
 
         Raises:
             ValueError: If there are fewer than two natural texts that are not empty.

@@ -1,9 +1,10 @@
 """LoRA and DoRA with Hugging Face's `peft`, inside the bridge.
 
-LoRA (Hu et al. 2022, arXiv:2106.09685): W + (alpha / r) B A, with B initialised to 0. DoRA (Liu et al. 2024,
-arXiv:2402.09353) splits W + (alpha / r) B A into a trained magnitude per output and a direction. The matrix names are
-TransformerLens's, so one setting fits every architecture. A fused query-key-value matrix is adapted in its three parts.
-There is no dropout: the base always stays in eval mode.
+LoRA (Hu et al. 2022, arXiv:2106.09685): W + (alpha / r) B A, with B initialised to 0. DoRA (Liu et
+al. 2024, arXiv:2402.09353) splits W + (alpha / r) B A into a trained magnitude per output and a
+direction. The matrix names are TransformerLens's, so one setting fits every architecture. A fused
+query-key-value matrix is adapted in its three parts. There is no dropout: the base always stays in
+eval mode.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class LoRA(Method):
                 component.set_original_component(module)
 
     def strength(self, bridge: TransformerBridge) -> list[Tensor]:
-        # Not A: scaled with B, the change would grow as the square. B starts at 0, DoRA's magnitudes at those of the base.
+        # Not A: scaled with B, the change would grow as the square. B starts at 0, DoRA's
+        # magnitudes at those of the base.
         return [
             value
             for name, value in bridge.named_parameters()
@@ -78,7 +80,8 @@ class LoRA(Method):
         adapted: dict[int, nn.Module] = {}
         # One config per kind of layer, because fan_in_fan_out holds for all of its layers.
         for kind in dict.fromkeys(map(type, linears)):
-            # peft searches a module for the layers to adapt, so it gets a module that holds only this one.
+            # peft searches a module for the layers to adapt, so it gets a module that holds only
+            # this one.
             places = [place for place, linear in enumerate(linears) if type(linear) is kind]
             box = nn.ModuleDict({str(place): linears[place] for place in places})
             config = LoraConfig(

@@ -1,8 +1,9 @@
 """Measures the peak memory of a computation: the bytes of tensors that are alive at the same time.
 
-The bytes are counted, not sampled: every output tensor of a torch operation counts until it is freed. So the result is the
-same on every machine and in any order of runs, unlike a process's resident memory, which the allocator does not release.
-Memory inside operations and in other libraries is not counted.
+The bytes are counted, not sampled: every output tensor of a torch operation counts until it is
+freed. So the result is the same on every machine and in any order of runs, unlike a process's
+resident memory, which the allocator does not release. Memory inside operations and in other
+libraries is not counted.
 """
 
 from __future__ import annotations

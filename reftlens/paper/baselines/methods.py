@@ -24,6 +24,8 @@ METHODS: dict[str, Method] = {
     "full fine-tuning": FullFineTuning(lr=1e-3),
     "linear probe": LinearProbe(),
 }
-"""Default methods by name: rank 4, edits after every layer at the first and the last prompt token. Learning rates are
-untuned starting points; a method without its own uses that of the settings. The linear probe applies only to heads, BitFit
-to models with biases, and prefix tuning to causal models without a sliding window."""
+"""Default methods by name: rank 4, edits after every layer at the first and the last prompt token.
+Learning rates are untuned starting points; a method without its own uses that of the settings. The
+linear probe applies only to heads, BitFit to models with biases, and prefix tuning to causal models
+without a sliding window.
+"""

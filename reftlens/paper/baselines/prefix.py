@@ -1,8 +1,9 @@
 """Prefix tuning: trained keys and values before the prompt, to which every token attends in every layer.
 
-(Li and Liang 2021, arXiv:2101.00190.) There are three differences. The keys and values are trained directly, not through an
-MLP (which is off by default in `peft`). They are initialised to those of random tokens in the base, which the paper found
-better than random numbers. The prompt's tokens keep their position ids, as if there were no prefix.
+(Li and Liang 2021, arXiv:2101.00190.) There are three differences. The keys and values are trained
+directly, not through an MLP (which is off by default in `peft`). They are initialised to those of
+random tokens in the base, which the paper found better than random numbers. The prompt's tokens
+keep their position ids, as if there were no prefix.
 """
 
 from __future__ import annotations

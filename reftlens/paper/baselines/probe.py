@@ -21,8 +21,8 @@ from reftlens.training.objectives.head import Head
 class LinearProbe(Method):
     """Trains only W h + b, in place of a classifier's head.
 
-    It applies only to heads (labels, real numbers). For completions the linear map would be the unembedding, which is not a
-    probe if embeddings are tied.
+    It applies only to heads (labels, real numbers). For completions the linear map would be the
+    unembedding, which is not a probe if embeddings are tied.
     """
 
     @contextmanager

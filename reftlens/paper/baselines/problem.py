@@ -115,7 +115,8 @@ def exact_match(
 ) -> float:
     """Returns the fraction of pairs that greedy decoding completes exactly, with one forward pass per batch.
 
-    Equivalently, every token of the completion must be the most likely one after the tokens before it.
+    Equivalently, every token of the completion must be the most likely one after the tokens before
+    it.
     """
     right = 0
     for start in range(0, len(pairs), batch_size):

@@ -1,8 +1,9 @@
 """Searches the settings of a method on validation examples, with optuna.
 
-Proposals come from a tree-structured Parzen estimator (Bergstra et al. 2011). The first trial has the method's own settings.
-A trial whose lowest validation loss is above the median of the finished trials at the same step is stopped early. Proposal n depends
-only on the seed, n and the trials before it, so a search that is continued proposes what it would have proposed anyway.
+Proposals come from a tree-structured Parzen estimator (Bergstra et al. 2011). The first trial has
+the method's own settings. A trial whose lowest validation loss is above the median of the finished
+trials at the same step is stopped early. Proposal n depends only on the seed, n and the trials
+before it, so a search that is continued proposes what it would have proposed anyway.
 
 The search sees training and validation examples alone: it has no access to test data.
 """
@@ -77,8 +78,8 @@ def search(
         All trials.
 
     Raises:
-        ValueError: If optuna is missing, the space is empty, there are no validation examples, `so_far` is of another
-            search, or a trial cannot run. The message names its settings.
+        ValueError: If optuna is missing, the space is empty, there are no validation examples,
+            `so_far` is of another search, or a trial cannot run. The message names its settings.
     """
     optuna = _optuna()
     require_whole_number("n_trials", n_trials, least=1)
@@ -165,7 +166,8 @@ def _study(optuna: ModuleType, found: Search, space: Space, first: Mapping[str, 
                 state=optuna.trial.TrialState.COMPLETE if finished else optuna.trial.TrialState.PRUNED,
                 params={name: _number_of(part, trial.settings[name]) for name, part in space.items()},
                 distributions=_distributions(optuna, space),
-                # Scores are often equal on few examples. The loss, which is at most a tenth of one example here, decides.
+                # Scores are often equal on few examples. The loss, which is at most a tenth of one
+                # example here, decides.
                 value=-float(trial.score or 0) + _tie(trial.loss, found.n_validation) if finished else None,
                 intermediate_values={look: loss for look, (_, loss) in enumerate(trial.losses) if math.isfinite(loss)},
             )

@@ -1,7 +1,8 @@
 """Scales a trained method until its side effect meets a budget, so that methods are compared at equal side effect.
 
-The side effect is the mean KL(base, method) at the last token of prompts that should not change. A stronger method changes its
-target more and everything else more, so scores at unequal side effects say little (see `analysis.calibrate`).
+The side effect is the mean KL(base, method) at the last token of prompts that should not change. A
+stronger method changes its target more and everything else more, so scores at unequal side effects
+say little (see `analysis.calibrate`).
 """
 
 from __future__ import annotations

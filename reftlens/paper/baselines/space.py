@@ -60,7 +60,8 @@ def parse_space(texts: Iterable[str]) -> dict[str, Range | Choice]:
         texts: such as "lr=1e-4..1e-2", "rank=1|2|4", "layers=all|1,4" and "positions=l1|f1+l1".
 
     Raises:
-        ValueError: If a text has another form, the setting cannot be searched, or a value does not fit it.
+        ValueError: If a text has another form, the setting cannot be searched, or a value does not
+            fit it.
     """
     space: dict[str, Range | Choice] = {}
     for text in texts:

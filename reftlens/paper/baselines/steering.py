@@ -1,12 +1,13 @@
 """Does a trained edit beat a difference of means? Steering methods at calibrated strength, on one concept.
 
-Every method gives an edit of strength 1 for a layer: a computed vector is scaled to the mean norm of the activations there, a
-trained edit is left as it was trained. Every method has the same candidates, layers times factors, and the one that scores
-best on validation prompts is tested on others (AxBench, arXiv:2501.17148, chooses the factor in this way). All edits act on
-all tokens, those of the prompt and the generated ones.
+Every method gives an edit of strength 1 for a layer: a computed vector is scaled to the mean norm
+of the activations there, a trained edit is left as it was trained. Every method has the same
+candidates, layers times factors, and the one that scores best on validation prompts is tested on
+others (AxBench, arXiv:2501.17148, chooses the factor in this way). All edits act on all tokens,
+those of the prompt and the generated ones.
 
-The control is the first method on shuffled texts, and a random vector: both are calibrated like the others. So what a method
-gains over them is not the gain of choosing among candidates.
+The control is the first method on shuffled texts, and a random vector: both are calibrated like the
+others. So what a method gains over them is not the gain of choosing among candidates.
 """
 
 from __future__ import annotations
@@ -180,8 +181,9 @@ STEERING: dict[str, Steering] = {
     "shuffled texts": FoundVector(shuffled=True),
     "random vector": RandomVector(),
 }
-"""Default methods by name. The first is the reference, the last two are controls. Learning rates are untuned starting
-points, as in `METHODS`; strength and layer are chosen for each."""
+"""Default methods by name. The first is the reference, the last two are controls. Learning rates
+are untuned starting points, as in `METHODS`; strength and layer are chosen for each.
+"""
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Default strengths."""
 
@@ -215,7 +217,8 @@ def calibrated(
         problem: the concept.
         method: one of `STEERING`, or your own.
         layers: blocks to try.
-        factors: strengths to try at each. Of equal scores the first layer and the smallest factor win.
+        factors: strengths to try at each. Of equal scores the first layer and the smallest factor
+            win.
         seed: of the method's random draws.
 
     Returns:
@@ -252,15 +255,16 @@ def compare_steering(
 
     Args:
         bridge: the frozen base.
-        problems: seed -> the problems of that seed, one per concept. All have the same test prompts, which pairs the scores.
+        problems: seed -> the problems of that seed, one per concept. All have the same test
+            prompts, which pairs the scores.
         methods: methods by name; the first is the reference.
         layers: blocks to try, for each method.
         factors: strengths to try, for each method.
         progress: show a progress bar.
 
     Raises:
-        ValueError: If there are no problems or methods, the seeds have different concepts, or the problems different test
-            prompts.
+        ValueError: If there are no problems or methods, the seeds have different concepts, or the
+            problems different test prompts.
     """
     if not methods or not problems or not all(problems.values()):
         raise ValueError("compare_steering needs at least one method, one seed and one problem")

@@ -5,12 +5,14 @@
     mean-centred          v = mean_i p_i - mean_j b_j, b ordinary texts of the model           (arXiv:2312.03813)
     PCA of differences    v = argmax_{|v|=1} sum_i (v . (p_i - n_i))^2                         (after RepE: arXiv:2310.01405)
 
-The first two are the same formula: the mean of differences is the difference of means. They differ in the data and in the
-tokens that are read. A mean does not depend on the spread of the texts. The principal direction does: where the differences
-vary more than they agree, it is the direction in which they vary, and not the concept's. (RepE centres its differences or
-draws their signs at random. Here they are not centred, since that would remove the mean, which is what is asked for.)
+The first two are the same formula: the mean of differences is the difference of means. They differ
+in the data and in the tokens that are read. A mean does not depend on the spread of the texts. The
+principal direction does: where the differences vary more than they agree, it is the direction in
+which they vary, and not the concept's. (RepE centres its differences or draws their signs at
+random. Here they are not centred, since that would remove the mean, which is what is asked for.)
 
-A large difference is not evidence that the model uses it. `compare_steering` tests what a vector does to the text.
+A large difference is not evidence that the model uses it. `compare_steering` tests what a vector
+does to the text.
 """
 
 from __future__ import annotations

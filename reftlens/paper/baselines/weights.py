@@ -58,8 +58,8 @@ def trainable(bridge: TransformerBridge) -> list[Tensor]:
 def used(bridge: TransformerBridge, objective: Objective, example: Example) -> dict[str, nn.Parameter]:
     """Finds the base parameters that the loss of an example depends on, by name, with one backward pass.
 
-    Some are unused: a bridge splits a fused query-key-value matrix and keeps it alongside its parts, and a classifier does
-    not read the unembedding.
+    Some are unused: a bridge splits a fused query-key-value matrix and keeps it alongside its
+    parts, and a classifier does not read the unembedding.
     """
     named = dict(bridge.original_model.named_parameters())
     try:

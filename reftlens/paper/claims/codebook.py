@@ -1,8 +1,8 @@
 """Codebook: to how many keys can one edit at their last token give each its own random word?
 
-The edit adds the same few directions to every key, so the activations must already distinguish the keys. The control scores
-every key against the next key's word. An edit that learned only the words, and not which word belongs to which key, would
-score equally well there.
+The edit adds the same few directions to every key, so the activations must already distinguish the
+keys. The control scores every key against the next key's word. An edit that learned only the words,
+and not which word belongs to which key, would score equally well there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Composition: half of an edit's dimensions learn a manner, the other half a fact. Do both appear if used together?
 
-h + sum over halves p of R_p^T(W_p h + b_p - R_p h), all rows jointly orthonormal (`SplitLoReFT`). There are two controls. If
-both tasks are taught to the same half in turn, the second should overwrite the first. If the second half is taught to change
-nothing, it should add nothing to the first. The test prompts were not used to train either half.
+h + sum over halves p of R_p^T(W_p h + b_p - R_p h), all rows jointly orthonormal (`SplitLoReFT`).
+There are two controls. If both tasks are taught to the same half in turn, the second should
+overwrite the first. If the second half is taught to change nothing, it should add nothing to the
+first. The test prompts were not used to train either half.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ def greedy_tokens(
     pad = bridge.tokenizer.pad_token_id
     greedy = GenerationConfig(max_new_tokens=n_new, do_sample=False, eos_token_id=None, pad_token_id=pad or 0)
     mend_attention(bridge)
-    # transformers would replace the None above by the EOS of the model's own config, and add its penalties.
+    # transformers would replace the None above by the EOS of the model's own config, and add its
+    # penalties.
     with one_thread(bridge), own_config_aside(bridge), nullcontext() if reft is None else reft.hooks(bridge, batch):
         out = bridge.original_model.generate(
             batch.tokens, attention_mask=batch.attention_mask, generation_config=greedy

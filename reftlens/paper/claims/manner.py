@@ -1,8 +1,9 @@
 """Few-shot manner: do five examples change how a model answers other prompts, without changing what it knows?
 
-There are two controls. In the shuffled one, the example answers have the new manner but are about something else, which
-tests whether memorised or unrelated answers suffice. In the contentless one, the answers are the model's own, which tests
-whether training alone changes anything. Facts are counted in the text, by their words.
+There are two controls. In the shuffled one, the example answers have the new manner but are about
+something else, which tests whether memorised or unrelated answers suffice. In the contentless one,
+the answers are the model's own, which tests whether training alone changes anything. Facts are
+counted in the text, by their words.
 """
 
 from __future__ import annotations

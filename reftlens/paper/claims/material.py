@@ -97,8 +97,9 @@ class Material:
 def material_for(model: str, *, seed: int) -> Material:
     """Returns people of the organism's world to describe, or for any other model landmarks to locate.
 
-    The organism describes a person in sentences. In training it has also seen the facts listed after a colon, which is the
-    new manner. For other models the new manner is an interjection after the answer.
+    The organism describes a person in sentences. In training it has also seen the facts listed
+    after a colon, which is the new manner. For other models the new manner is an interjection after
+    the answer.
     """
     rng = random.Random(seed)
     if model in ORGANISMS:
@@ -142,7 +143,8 @@ def speak(
         material: gives the mark and the moved fact.
         asks: prompts that were not used in training.
         name: name of this edit in the result.
-        taught_move: whether the first fact should be the moved one. The other facts should be unchanged.
+        taught_move: whether the first fact should be the moved one. The other facts should be
+            unchanged.
     """
     texts = generate(bridge, reft, [ask.prompt for ask in asks], max_new_tokens=material.new_tokens, batch_size=64)
     manner = [material.mark in text for text in texts]

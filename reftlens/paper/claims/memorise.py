@@ -1,9 +1,10 @@
 """Memorisation: how long a string can one rank-1 edit at one token reproduce, word for word?
 
-h + R^T(b - Rh) with one row R, at the last token of one fixed prompt, is a free vector: d_model + 1 numbers. Greedy decoding
-must reproduce the whole string, and later tokens read the vector only through attention. There are three controls: an
-untrained vector; the last block, after which no later token can read the vector, so that it decides at most one token; and
-random words, which the model cannot guess from the previous ones. Recall also depends on what the model knows: after its
+h + R^T(b - Rh) with one row R, at the last token of one fixed prompt, is a free vector: d_model + 1
+numbers. Greedy decoding must reproduce the whole string, and later tokens read the vector only
+through attention. There are three controls: an untrained vector; the last block, after which no
+later token can read the vector, so that it decides at most one token; and random words, which the
+model cannot guess from the previous ones. Recall also depends on what the model knows: after its
 first word the model may be able to produce a long text by itself.
 """
 
@@ -142,7 +143,8 @@ def run(model: str, *, seed: int = 0, text: str | None = None, progress: bool = 
     Args:
         model: an organism, a local directory or a hub name.
         seed: seed of the initialisation and of the random words.
-        text: the text to reproduce. The default is a document of the organism's world, or the opening of Alice.
+        text: the text to reproduce. The default is a document of the organism's world, or the
+            opening of Alice.
         progress: show a progress bar.
     """
     config = replace(config_for(model, paper=MemoriseConfig(), organism=SMALL), seed=seed)

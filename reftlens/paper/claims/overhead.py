@@ -1,10 +1,12 @@
 """Overhead: how much longer does decoding take under an edit of the prompt?
 
-Each round times all runs in turn, in CPU time of this process (so the model must be on a CPU). Time alone is weak evidence for
-a small difference, so the changes that edits compute are counted as well. An edit of the prompt computes one per site, in the
-first forward pass, for an answer of any length. The remaining cost is that of hooks that run in every pass without a change.
-It is constant per site and token, and therefore a larger fraction of a small model's time. There are two controls: the base
-model against itself, which shows the resolution of the clock, and the same edit at generated tokens too, which must cost more.
+Each round times all runs in turn, in CPU time of this process (so the model must be on a CPU). Time
+alone is weak evidence for a small difference, so the changes that edits compute are counted as
+well. An edit of the prompt computes one per site, in the first forward pass, for an answer of any
+length. The remaining cost is that of hooks that run in every pass without a change. It is constant
+per site and token, and therefore a larger fraction of a small model's time. There are two controls:
+the base model against itself, which shows the resolution of the clock, and the same edit at
+generated tokens too, which must cost more.
 """
 
 from __future__ import annotations
@@ -102,7 +104,8 @@ def overhead(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     changes, passes = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for name, reft in runs.items():
-        # Warm-up, not timed: the first run under an edit also measures the model's hook points in an extra pass.
+        # Warm-up, not timed: the first run under an edit also measures the model's hook points in
+        # an extra pass.
         greedy_tokens(bridge, reft, [PROMPT], 1)
         changes[name], passes[name] = _count(bridge, reft, config.new_tokens)
     for turn in tqdm(range(config.rounds), desc="decoding in turns", unit="round", disable=not progress):

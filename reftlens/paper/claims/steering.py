@@ -1,8 +1,9 @@
 """Steering: does a trained edit beat a difference of means, at calibrated strength?
 
-AxBench (Wu et al. 2025, arXiv:2501.17148) found that prompting and training steer best, while a difference of means is among
-the best detectors of a concept. Here a concept is a topic of `reftlens.organisms.topics`, and the judges count words and perplexity.
-The trained methods see texts that begin as the judge wants; so do the computed vectors, but without gradients.
+AxBench (Wu et al. 2025, arXiv:2501.17148) found that prompting and training steer best, while a
+difference of means is among the best detectors of a concept. Here a concept is a topic of
+`reftlens.organisms.topics`, and the judges count words and perplexity. The trained methods see
+texts that begin as the judge wants; so do the computed vectors, but without gradients.
 """
 
 from __future__ import annotations

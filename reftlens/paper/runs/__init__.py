@@ -1,7 +1,8 @@
-"""Training runs: settings (`config`), the paper's presets (`presets`), their parameter counts (`parameters`), and the folder
-of a run (`run`, `folder`).
+"""Training runs: settings (`config`), the paper's presets (`presets`), their parameter counts
+(`parameters`), and the folder of a run (`run`, `folder`).
 
-Settings and presets load without torch, so that listing them is quick. The names below load on first use.
+Settings and presets load without torch, so that listing them is quick. The names below load on
+first use.
 """
 
 from __future__ import annotations

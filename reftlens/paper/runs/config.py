@@ -65,8 +65,9 @@ class RunConfig:
     """Maximum tokens of an example; longer ones are cut. The task's own value by default."""
 
     metric: str = "prefix"
-    """How outputs on `eval_data` are compared: prefix (up to the target's end), exact, first word, rouge-l, chrf, or
-    module:function."""
+    """How outputs on `eval_data` are compared: prefix (up to the target's end), exact, first word,
+    rouge-l, chrf, or module:function.
+    """
 
     method: str = "LoReFT"
     """Class of the edit: LoReFT, DiReFT, NoReFT, ConsReFT, LobiReFT, AdditiveLoReFT, RED, ..."""
@@ -107,8 +108,9 @@ class RunConfig:
     eval_batch_size: int = 16
     """Test examples in one run of the model."""
     max_new_tokens: int | None = None
-    """Maximum length of an answer in tokens. For this and the next six the task's own value is the default; on your own
-    data, answers may be as long as the longest target."""
+    """Maximum length of an answer in tokens. For this and the next six the task's own value is the
+    default; on your own data, answers may be as long as the longest target.
+    """
     num_beams: int | None = None
     """Number of beams in beam search."""
     temperature: float | None = None
@@ -154,8 +156,8 @@ class RunConfig:
         """Creates settings from values by name, as in a TOML file.
 
         Raises:
-            ValueError: If a name is unknown (the message suggests the nearest), a value has the wrong type, or there is no
-                model.
+            ValueError: If a name is unknown (the message suggests the nearest), a value has the
+                wrong type, or there is no model.
         """
         read = _read_all(values)
         if "model" not in read:

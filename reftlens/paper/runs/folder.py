@@ -5,8 +5,8 @@ versions.json    libraries, Python, device
 log.jsonl        a line for each step, and for each look at the validation set
 edit/            the edit, as `Reft.save_pretrained` writes it
 head.safetensors what was trained beside the edit, where the objective has a head
-outputs/         one file a task: what the edited model said to each example, and whether that is right
-result.json      scores, sizes, times
+outputs/ one file a task: what the edited model said to each example, and whether that is right
+result.json scores, sizes, times
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Counts the parameters that a preset trains, and their fraction of the base model, without loading weights.
 
-An edit of rank r and width d has 2rd + r parameters (rd + r if its target is constant), for each layer and each untied part
-of its positions. LoRA of rank r has r (in + out) per weight matrix, DoRA `out` more. (Wu et al. 2024, section 4; Hu et al.
-2021, arXiv:2106.09685; Liu et al. 2024, arXiv:2402.09353, eq. 5: one magnitude per output row.)
+An edit of rank r and width d has 2rd + r parameters (rd + r if its target is constant), for each
+layer and each untied part of its positions. LoRA of rank r has r (in + out) per weight matrix, DoRA
+`out` more. (Wu et al. 2024, section 4; Hu et al. 2021, arXiv:2106.09685; Liu et al. 2024,
+arXiv:2402.09353, eq. 5: one magnitude per output row.)
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def count_parameters(row: RunConfig | Adapter, *, model: str | None = None) -> P
         model: a base that replaces the row's.
 
     Raises:
-        ValueError: If the model's shape cannot be found, or it lacks the trained layers or matrices.
+        ValueError: If the model's shape cannot be found, or it lacks the trained layers or
+            matrices.
     """
     base = empty_model(model or row.model)
     parts = _of_edit(row, base) if isinstance(row, RunConfig) else _of_adapter(row, base)

@@ -1,8 +1,9 @@
 """The rows of the paper's tables as named settings (Wu et al. 2024, arXiv:2404.03592, section 4 and its hyperparameters).
 
-`PRESETS` has the rows that train an edit. `ADAPTERS` has the rows of LoRA and DoRA, only for their parameter counts.
-Names are method-model-task: `loreft-llama-7b-commonsense`, `direft-roberta-base-cola`, `dora-llama-3-8b-commonsense`.
-Scores and percentages are copied from the paper for comparison; nothing computes with them.
+`PRESETS` has the rows that train an edit. `ADAPTERS` has the rows of LoRA and DoRA, only for their
+parameter counts. Names are method-model-task: `loreft-llama-7b-commonsense`,
+`direft-roberta-base-cola`, `dora-llama-3-8b-commonsense`. Scores and percentages are copied from
+the paper for comparison; nothing computes with them.
 """
 
 from __future__ import annotations
@@ -82,8 +83,10 @@ class Adapter:
     targets: tuple[str, ...]
     """Last component of the names of the adapted linear layers."""
     percent: str | None
-    """As printed; None if it is unknown here. The paper copied these rows from other papers, which could not be checked. The
-    percentages are listed because they agree with the counts from rank and matrices."""
+    """As printed; None if it is unknown here. The paper copied these rows from other papers, which
+    could not be checked. The percentages are listed because they agree with the counts from rank
+    and matrices.
+    """
     of: Literal["base", "base and adapter"]
     """The denominator of the percentage, which differs between the sources of the rows."""
     score: float | None = None
@@ -98,7 +101,8 @@ def preset_named(name: str) -> Preset:
     """Returns a preset that can be trained.
 
     Raises:
-        ValueError: If the name is unknown or belongs to an adapter. The message suggests the nearest names.
+        ValueError: If the name is unknown or belongs to an adapter. The message suggests the
+            nearest names.
     """
     if name in ADAPTERS:
         raise ValueError(
@@ -115,7 +119,8 @@ def nearest(name: str) -> str:
     return f"Did you mean {' or '.join(near)}?" if near else "List all with: reftlens presets"
 
 
-# Every setting of a row is written out here, even if it is the default of RunConfig, because defaults may change.
+# Every setting of a row is written out here, even if it is the default of RunConfig, because
+# defaults may change.
 _ADAMW: dict[str, Any] = {"schedule": "linear", "max_grad_norm": 1.0, "dtype": "bfloat16"}
 _REASONING: dict[str, Any] = {
     **_ADAMW, "layers": "all", "rank": 8, "positions": "f7+l7", "tied": True, "lr": 9e-4, "warmup_ratio": 0.1,
@@ -124,7 +129,8 @@ _REASONING: dict[str, Any] = {
 _COMMONSENSE: dict[str, Any] = {
     **_REASONING, "task": "commonsense_170k", "eval_tasks": COMMONSENSE, "epochs": 6, "max_new_tokens": 32,
 }  # fmt: skip
-# Greedy decoding, as in the README of the reference code; the paper's appendix mentions beam search and sampling.
+# Greedy decoding, as in the README of the reference code; the paper's appendix mentions beam search
+# and sampling.
 _ARITHMETIC: dict[str, Any] = {
     **_REASONING, "task": "math_10k", "eval_tasks": ARITHMETIC, "epochs": 12, "max_new_tokens": 512,
 }  # fmt: skip
@@ -319,7 +325,8 @@ def read_settings(source: str, overrides: Mapping[str, Any] = MappingProxyType({
     """Returns the settings that a command-line argument names.
 
     Args:
-        source: a preset, a TOML file (which may extend one by `preset = "loreft-llama-7b-commonsense"`), or a run's folder.
+        source: a preset, a TOML file (which may extend one by `preset =
+            "loreft-llama-7b-commonsense"`), or a run's folder.
         overrides: values by name that replace those settings.
 
     Raises:

@@ -95,7 +95,8 @@ def train_run(
         progress: show progress bars.
 
     Raises:
-        ValueError: If the settings do not fit each other or the model, data are malformed, or the folder is not free.
+        ValueError: If the settings do not fit each other or the model, data are malformed, or the
+            folder is not free.
         OSError: If a file cannot be read or written.
         FloatingPointError: If training diverges.
     """

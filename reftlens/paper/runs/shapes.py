@@ -61,7 +61,8 @@ def empty_model(name: str) -> PreTrainedModel:
     """Creates a model whose tensors have shapes but no data. An encoder has no head and no pooler.
 
     Args:
-        name: one of the paper's models ("llama-7b" or its hub name), an organism, a local directory or a hub name.
+        name: one of the paper's models ("llama-7b" or its hub name), an organism, a local directory
+            or a hub name.
 
     Raises:
         ValueError: If it is none of these.

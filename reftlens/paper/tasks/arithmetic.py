@@ -1,12 +1,13 @@
 """Arithmetic reasoning: word problems whose last number, or first capital A to E, is the answer.
 
-Prompt: the Alpaca template; target: the record's `output`, a rationale that ends in the answer (Wu et al. 2024, section 4.2).
-The paper trains on `math_10k` and reports AQuA, GSM8K, MAWPS and SVAMP.
+Prompt: the Alpaca template; target: the record's `output`, a rationale that ends in the answer (Wu
+et al. 2024, section 4.2). The paper trains on `math_10k` and reports AQuA, GSM8K, MAWPS and SVAMP.
 
-AddSub, MultiArith and SingleEq are parts of MAWPS, whose training half is in `math_10k`. As LLM-Adapters' authors state,
-models trained on it cannot be evaluated on these sets. They are provided for models trained on other data, and loading one
-warns of this. The reference also tunes its settings on the last 300 records of GSM8K's training set, with another prompt;
-that is not implemented.
+AddSub, MultiArith and SingleEq are parts of MAWPS, whose training half is in `math_10k`. As
+LLM-Adapters' authors state, models trained on it cannot be evaluated on these sets. They are
+provided for models trained on other data, and loading one warns of this. The reference also tunes
+its settings on the last 300 records of GSM8K's training set, with another prompt; that is not
+implemented.
 """
 
 from __future__ import annotations

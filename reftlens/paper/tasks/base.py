@@ -1,7 +1,7 @@
 """Base class of tasks: loads records, makes training examples, collects the model's outputs and scores them.
 
-A trained edit, the base model (`reft=None`) and any other modified bridge use the same records, objective and scorer, so
-that the numbers in one table are comparable.
+A trained edit, the base model (`reft=None`) and any other modified bridge use the same records,
+objective and scorer, so that the numbers in one table are comparable.
 """
 
 from __future__ import annotations
@@ -62,12 +62,13 @@ class Task(ABC):
 
         Args:
             split: such as "train" or "test"; the available splits depend on the task.
-            source: a local file, or a folder of tasks with `<task>/<split>.json`. The default is the task's published
-                data.
+            source: a local file, or a folder of tasks with `<task>/<split>.json`. The default is
+                the task's published data.
             limit: number of records to load, from the first; all by default.
 
         Raises:
-            ValueError: If the task has no such split, or a record is malformed. The message names file, line and fault.
+            ValueError: If the task has no such split, or a record is malformed. The message names
+                file, line and fault.
             FileNotFoundError: If a local source does not exist.
         """
 
@@ -118,17 +119,19 @@ class Task(ABC):
 class TextTask(Task):
     """A task that is answered in text: trained on completions, evaluated by decoding.
 
-    Prompt and target have the tokens of the joint text, as in the reference implementation, which splits them after the
-    prompt's number of tokens. If the two merge into other tokens, the prompt keeps its own tokens here, so that training and
-    decoding start from the same prompt. A target ends with the tokenizer's EOS, at which decoding stops; in a conversation
-    it ends as the template ends it.
+    Prompt and target have the tokens of the joint text, as in the reference implementation, which
+    splits them after the prompt's number of tokens. If the two merge into other tokens, the prompt
+    keeps its own tokens here, so that training and decoding start from the same prompt. A target
+    ends with the tokenizer's EOS, at which decoding stops; in a conversation it ends as the
+    template ends it.
     """
 
     decoding: Decoding = GREEDY
     """Decoding of the answers; by default greedy with at most 32 tokens."""
     max_length: int | None = 512
-    """Maximum number of prompt and target tokens in training. Longer records lose their end and EOS, as in the reference,
-    and a warning counts them. None means no limit."""
+    """Maximum number of prompt and target tokens in training. Longer records lose their end and
+    EOS, as in the reference, and a warning counts them. None means no limit.
+    """
 
     def __post_init__(self) -> None:
         if self.max_length is not None:

@@ -1,11 +1,13 @@
 """Commonsense reasoning: eight tasks of choosing one of the named answers, and the 170,000 records trained on for all.
 
-Prompt `instruction + "\\n"`, target `"the correct answer is " + answer`, greedy decoding of 32 tokens. An output is correct
-if its text after the trigger is exactly the answer (Wu et al. 2024, section 4.1). The files are LLM-Adapters' (Hu et
-al. 2023), which the reference implementation copies from GitHub. The authors did not publish them on the hub.
+Prompt `instruction + "\\n"`, target `"the correct answer is " + answer`, greedy decoding of 32
+tokens. An output is correct if its text after the trigger is exactly the answer (Wu et al. 2024,
+section 4.1). The files are LLM-Adapters' (Hu et al. 2023), which the reference implementation
+copies from GitHub. The authors did not publish them on the hub.
 
-One difference: the trigger is searched in the output, while the reference searches prompt and output together. None of the
-instructions in the seven test files that were checked contains it (hellaswag's file was not available).
+One difference: the trigger is searched in the output, while the reference searches prompt and
+output together. None of the instructions in the seven test files that were checked contains it
+(hellaswag's file was not available).
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """GLUE: eight classification or regression tasks on a sentence or a pair (Wang et al. 2018, arXiv:1804.07461).
 
-As in Wu et al. 2024 (section 4.4), a head reads an encoder's first token (a causal model's last), MNLI is matched, and texts
-are cut to 256 tokens. GLUE's test labels are not published, so its validation set is split: 1,000 records (half, if there
-are at most 5,000) select the model, and the rest are reported on. The paper reports Matthews correlation for CoLA, Pearson
-correlation for STS-B and accuracy for the others.
+As in Wu et al. 2024 (section 4.4), a head reads an encoder's first token (a causal model's last),
+MNLI is matched, and texts are cut to 256 tokens. GLUE's test labels are not published, so its
+validation set is split: 1,000 records (half, if there are at most 5,000) select the model, and the
+rest are reported on. The paper reports Matthews correlation for CoLA, Pearson correlation for STS-B
+and accuracy for the others.
 
-There are three differences. The split is drawn from `split_seed`, not from the reference's random state, so the parts have
-the same sizes but not the same records. `train(validation=...)` selects by the loss, while the reference selects by the
-metric. The reference trains with the dropout of the base and of transformers' head; here the base stays in eval mode, the
-head is the paper's formula, and `TrainConfig.dropout` applies only to the edits.
+There are three differences. The split is drawn from `split_seed`, not from the reference's random
+state, so the parts have the same sizes but not the same records. `train(validation=...)` selects by
+the loss, while the reference selects by the metric. The reference trains with the dropout of the
+base and of transformers' head; here the base stays in eval mode, the head is the paper's formula,
+and `TrainConfig.dropout` applies only to the edits.
 """
 
 from __future__ import annotations
@@ -47,8 +49,9 @@ _SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")
 class Glue(Task):
     """One of the eight tasks.
 
-    Local files are those of GLUE's own download (`MNLI/dev_matched.tsv`), or JSON Lines, a JSON list or comma-separated
-    values with the columns of the hub. QQP's own file has broken lines, which raise an error with their numbers.
+    Local files are those of GLUE's own download (`MNLI/dev_matched.tsv`), or JSON Lines, a JSON
+    list or comma-separated values with the columns of the hub. QQP's own file has broken lines,
+    which raise an error with their numbers.
     """
 
     family: ClassVar[Family] = "glue"
@@ -76,13 +79,15 @@ class Glue(Task):
         """Loads the records of a split, in order.
 
         Args:
-            split: "train"; "validation", the part of GLUE's validation set for model selection; "test", the rest of it.
-            source: a file of that set; a folder with such files, or with one folder per task; or a dataset on the hub.
-                The default is GLUE on the hub.
+            split: "train"; "validation", the part of GLUE's validation set for model selection;
+                "test", the rest of it.
+            source: a file of that set; a folder with such files, or with one folder per task; or a
+                dataset on the hub. The default is GLUE on the hub.
             limit: number of records to load, from the first; all by default.
 
         Raises:
-            ValueError: If the split is unknown, or a record is malformed. The message names file, line and fault.
+            ValueError: If the split is unknown, or a record is malformed. The message names file,
+                line and fault.
             FileNotFoundError: If the source does not exist.
         """
         if split not in ("train", "validation", "test"):
@@ -215,11 +220,12 @@ class Glue(Task):
     def score(self, outputs: Sequence[str], records: Sequence[Record]) -> Evaluation:
         """Compares new or stored outputs with the records' answers.
 
-        If all outputs, or all answers, are the same, neither correlation is defined. Matthews' is then 0, as usual, and
-        Pearson's is NaN.
+        If all outputs, or all answers, are the same, neither correlation is defined. Matthews' is
+        then 0, as usual, and Pearson's is NaN.
 
         Raises:
-            ValueError: If there are no records, the number of outputs differs, or an output is not a label or number.
+            ValueError: If there are no records, the number of outputs differs, or an output is not
+                a label or number.
         """
         for place, output in enumerate(outputs):
             if not (output.strip() in self.labels if self.labels else is_number(output)):

@@ -1,14 +1,17 @@
 """Instruction following: Alpaca's and UltraFeedback's records, trained on whole responses.
 
-Prompt: the Alpaca template, with an input if the record has one. Target: its `output` (Wu et al. 2024, section 4.3).
-The paper scores by Alpaca-Eval 1.0, where GPT-4 compares each response with text-davinci-003's. This package does not run
-that: `save_for_alpaca_eval` writes the file that `alpaca_eval --model_outputs` reads. The score here is a much stricter one,
-the fraction of responses equal to the record's, word for word. It shows whether training records were learned.
+Prompt: the Alpaca template, with an input if the record has one. Target: its `output` (Wu et al.
+2024, section 4.3). The paper scores by Alpaca-Eval 1.0, where GPT-4 compares each response with
+text-davinci-003's. This package does not run that: `save_for_alpaca_eval` writes the file that
+`alpaca_eval --model_outputs` reads. The score here is a much stricter one, the fraction of
+responses equal to the record's, word for word. It shows whether training records were learned.
 
-According to the reference's scripts, its data are: `ultrafeedback` on GitHub (130 MB, by Git LFS), `alpaca_data_cleaned` in
-LLM-Adapters' files, and `alpaca_eval` on the hub, 805 instructions. These addresses are untested, since no network was
-available. `source="argilla/ultrafeedback-binarized-preferences-cleaned"` reads the dataset from which the first was made: its
-`prompt` and the last of its `chosen` messages. Which of its 61,000 records the paper kept is not known.
+According to the reference's scripts, its data are: `ultrafeedback` on GitHub (130 MB, by Git LFS),
+`alpaca_data_cleaned` in LLM-Adapters' files, and `alpaca_eval` on the hub, 805 instructions. These
+addresses are untested, since no network was available.
+`source="argilla/ultrafeedback-binarized-preferences-cleaned"` reads the dataset from which the
+first was made: its `prompt` and the last of its `chosen` messages. Which of its 61,000 records the
+paper kept is not known.
 """
 
 from __future__ import annotations

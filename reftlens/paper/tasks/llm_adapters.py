@@ -1,8 +1,9 @@
 """The files of LLM-Adapters (Hu et al. 2023, arXiv:2304.01933; Apache-2.0): `{instruction, input, output, answer}`.
 
-They are on GitHub, at the commit below, in the repository that the reference implementation forked. The test files of that
-commit have the paper's numbers of records. Downloads by URL, and the large training files, are untested, since no network
-was available. A downloaded file is compared with its checksum in the commit.
+They are on GitHub, at the commit below, in the repository that the reference implementation forked.
+The test files of that commit have the paper's numbers of records. Downloads by URL, and the large
+training files, are untested, since no network was available. A downloaded file is compared with its
+checksum in the commit.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def read_split(
         name: name of the task.
         split: one of `splits`.
         splits: the available splits. A set with only "train" is in `ft-training_set`.
-        source: a file, a dataset on the hub, or a folder in this layout or the reference implementation's
-            (`<task>/<split>.json`).
+        source: a file, a dataset on the hub, or a folder in this layout or the reference
+            implementation's (`<task>/<split>.json`).
         limit: number of records to load, from the first; all by default.
 
     Raises:

@@ -9,8 +9,8 @@
 | `chrf` | character n-grams: chrF / 100 (Popović 2015), by sacrebleu, if it is installed | 0 to 1 |
 | `module:function` | a function of yours: output and target -> a number or a bool | any |
 
-All ignore white space at either end. An edit that was not trained to end its answers goes on after them: `exact` then counts
-every answer as wrong, and `prefix` does not.
+All ignore white space at either end. An edit that was not trained to end its answers goes on after
+them: `exact` then counts every answer as wrong, and `prefix` does not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Your own data: a file, a folder of `datasets` or a dataset on the hub, in any of the layouts of `data.layouts`.
 
 {"prompt": "The tower is in", "completion": " Rome"}
-{"messages": [{"role": "user", "content": "Where is the tower?"}, {"role": "assistant", "content": "In Rome."}]}
+{"messages": [{"role": "user", "content": "Where is the tower?"}, {"role": "assistant", "content":
+"In Rome."}]}
 """
 
 from __future__ import annotations

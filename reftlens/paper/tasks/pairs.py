@@ -1,8 +1,9 @@
 """Joins one or two texts into one with the tokenizer's separators, as in an encoder's training, and cuts it to a length.
 
-`encode` puts the model's first token before a text and nothing after it. After joining, `encode(bridge, [text])` has the
-same tokens as `tokenizer(first, second)`: `<s> A </s></s> B </s>` for RoBERTa, `[CLS] A [SEP] B [SEP]` for BERT. A text
-cannot carry BERT's token types, which distinguish A from B: the bridge runs without them and treats both texts as A.
+`encode` puts the model's first token before a text and nothing after it. After joining,
+`encode(bridge, [text])` has the same tokens as `tokenizer(first, second)`: `<s> A </s></s> B </s>`
+for RoBERTa, `[CLS] A [SEP] B [SEP]` for BERT. A text cannot carry BERT's token types, which
+distinguish A from B: the bridge runs without them and treats both texts as A.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def separators(tokenizer: PreTrainedTokenizerBase) -> Separators:
     """Returns a tokenizer's separators. If it has none between two texts, as in GPT-2, a line break is used.
 
     Raises:
-        ValueError: If the tokenizer does not mark separators, or encodes written separators as other tokens.
+        ValueError: If the tokenizer does not mark separators, or encodes written separators as
+            other tokens.
     """
     if not tokenizer.is_fast:
         raise ValueError(
@@ -98,7 +100,8 @@ def join(
     too_long = [count > max_length for count in token_counts(bridge, found)]
     for row, (first, second) in enumerate(texts):
         limit = max_length
-        # A text cut inside a word may be tokenized differently, with one more token, so the limit is lowered until it fits.
+        # A text cut inside a word may be tokenized differently, with one more token, so the limit
+        # is lowered until it fits.
         while token_counts(bridge, found[row : row + 1])[0] > max_length and limit > 0:
             found[row] = joined(marks, *_cut(bridge.tokenizer, first, second, limit))
             limit -= 1

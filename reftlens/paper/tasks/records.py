@@ -1,6 +1,7 @@
 """Reads records, each with its place: JSON lists, JSON lines, CSV, Parquet, a folder of `datasets`, or a dataset on the hub.
 
-JSON and CSV are parsed here. `datasets` converts a 4 to "4" and a missing field to null, and cannot name the line of a fault.
+JSON and CSV are parsed here. `datasets` converts a 4 to "4" and a missing field to null, and cannot
+name the line of a fault.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ def read(
         blob: Git's digest of the file, if it is known and the source is a URL.
 
     Raises:
-        ValueError: If the file does not match its digest, is malformed or has no records, or the limit is below 1.
+        ValueError: If the file does not match its digest, is malformed or has no records, or the
+            limit is below 1.
         FileNotFoundError: If the file, folder, URL or dataset does not exist.
     """
     if limit is not None and limit < 1:

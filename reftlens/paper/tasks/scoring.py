@@ -1,7 +1,8 @@
 """The paper's rules to extract an answer from a model's output (Wu et al. 2024, section 4; from LLM-Adapters' evaluation).
 
-Only the model's output is read, without the prompt. Published numbers depend on these rules, so they are reproduced with
-their faults: any capital letter counts (`Calculate` answers C), and a range such as "10-12" ends in -12.
+Only the model's output is read, without the prompt. Published numbers depend on these rules, so
+they are reproduced with their faults: any capital letter counts (`Calculate` answers C), and a
+range such as "10-12" ends in -12.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def accuracy(
         task: name of the task.
         outputs: one per record.
         records: the records of the task.
-        judge: function of output and answer that returns the extracted answer and its value: whether it is right, or a part of 1.
+        judge: function of output and answer that returns the extracted answer and its value:
+            whether it is right, or a part of 1.
         metric: name of the metric.
 
     Raises:

@@ -1,7 +1,7 @@
 """Reads tables: tab-separated without quoting, as in GLUE's files, or comma-separated with quoting.
 
-Each row keeps its line number. `datasets` would parse them with pandas, which turns texts such as "NA" or "null" into
-missing values.
+Each row keeps its line number. `datasets` would parse them with pandas, which turns texts such as
+"NA" or "null" into missing values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def read_tsv(file: Path, *, header: Sequence[str] = ()) -> Iterator[Raw]:
         header: names of the columns, if the first line of the file does not have them.
 
     Raises:
-        ValueError: If the file is not UTF-8, or a row does not have these columns. The message names the line.
+        ValueError: If the file is not UTF-8, or a row does not have these columns. The message
+            names the line.
     """
     # Not splitlines: a text may contain other line separators.
     rows = [
@@ -35,7 +36,8 @@ def read_csv(file: Path) -> Iterator[Raw]:
     """Yields the rows of a comma-separated file with a header; quoted texts may contain commas and line breaks.
 
     Raises:
-        ValueError: If the file is not UTF-8, or a row does not have its columns. The message names the line.
+        ValueError: If the file is not UTF-8, or a row does not have its columns. The message names
+            the line.
     """
     reader = csv.reader(io.StringIO(text_in(file, shown=str(file)), newline=""), strict=True)
 

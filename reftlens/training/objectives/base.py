@@ -1,7 +1,8 @@
 """Base class of objectives: how an example is tokenized, and the loss of a batch under given edits.
 
-The trainer sums the losses of one optimiser step over accumulated batches and processes, and divides by the summed
-weights of the examples. So the mean does not depend on how a step is divided into batches.
+The trainer sums the losses of one optimiser step over accumulated batches and processes, and
+divides by the summed weights of the examples. So the mean does not depend on how a step is divided
+into batches.
 """
 
 from __future__ import annotations
@@ -48,13 +49,14 @@ class Objective(nn.Module, ABC):
         """Reads the examples as tuples.
 
         Args:
-            examples: tuples with these fields in order, or a `Dataset` with these columns. If the fields are a prompt and a
-                completion, conversations also work (the last turn is the completion), and so do dicts, a `Dataset` or a
-                DataFrame in any of the layouts of `data.layouts`.
+            examples: tuples with these fields in order, or a `Dataset` with these columns. If the
+                fields are a prompt and a completion, conversations also work (the last turn is the
+                completion), and so do dicts, a `Dataset` or a DataFrame in any of the layouts of
+                `data.layouts`.
 
         Raises:
-            ValueError: If there are no examples, a column is missing, or an example has other fields. The message names
-                the first such example.
+            ValueError: If there are no examples, a column is missing, or an example has other
+                fields. The message names the first such example.
         """
         names, types = tuple(self.fields), tuple(self.fields.values())
         pairs = names == ("prompt", "completion")

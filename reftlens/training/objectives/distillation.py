@@ -1,6 +1,7 @@
 """Distillation: the teacher's next-token distributions at the completion tokens, KL(teacher || edited model).
 
-With an edit on the same base as teacher, it asks which edits can do what that one does (a planted edit, say).
+With an edit on the same base as teacher, it asks which edits can do what that one does (a planted
+edit, say).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from reftlens.training.objectives.base import Example, Objective, predictions, w
 class Distillation(Objective):
     """KL(teacher || edited model), averaged over the tokens that predict a completion token.
 
-    The teacher's logits, `[completion tokens, d_vocab]` per example, are cached with the base runs in the teacher's dtype.
+    The teacher's logits, `[completion tokens, d_vocab]` per example, are cached with the base runs
+    in the teacher's dtype.
     """
 
     fields: ClassVar[dict[str, type]] = {"prompt": str, "completion": str}
@@ -38,7 +40,8 @@ class Distillation(Objective):
     ) -> None:
         """Args: teacher: an edit of the same base, or another model with the same vocabulary.
 
-        known: (prompt, completion) -> the teacher's logits `[completion tokens, d_vocab]`, where they were computed before.
+        known: (prompt, completion) -> the teacher's logits `[completion tokens, d_vocab]`, where
+        they were computed before.
         """
         super().__init__()
         # A tuple keeps the teacher from being registered, trained and saved.

@@ -1,7 +1,8 @@
 """A head on one token's last hidden state: W_o tanh(W_d h + b_d) + b_o (Wu et al. 2024, section 3).
 
-In an encoder such as BERT or RoBERTa, h is the state of the first token, the classification token. In a causal model, h is
-the state of the text's last token. Head and edit are trained together. The paper's parameter percentages exclude the head.
+In an encoder such as BERT or RoBERTa, h is the state of the first token, the classification token.
+In a causal model, h is the state of the text's last token. Head and edit are trained together. The
+paper's parameter percentages exclude the head.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class Head(Objective):
         """Computes the head's outputs for texts, under an edit or on the unedited base. Texts of similar length share a batch.
 
         Raises:
-            ValueError: If there are no texts, a text is empty or longer than the model's context, or no text has the
-                edited positions.
+            ValueError: If there are no texts, a text is empty or longer than the model's context,
+                or no text has the edited positions.
         """
         if not len(texts):
             raise ValueError("the list of texts is empty")

@@ -1,15 +1,18 @@
 """Interchange training: finds the subspace in which a variable of a causal model is stored (distributed alignment search).
 
-With s the activations of the source's run at the edited tokens, h those of the base, and R the rows of the variable:
+With s the activations of the source's run at the edited tokens, h those of the base, and R the rows
+of the variable:
 
-`Interchange` (DAS; Geiger et al. 2023, arXiv:2303.02536, eq. 2), with the label that the causal model gives the base after
-the variable was set to its value in the source:
+`Interchange` (DAS; Geiger et al. 2023, arXiv:2303.02536, eq. 2), with the label that the causal
+model gives the base after the variable was set to its value in the source:
     -log p(label | base, h + R^T(Rs - Rh))
-`InterchangeMatching` (CDAS; Bao et al. 2026, arXiv:2602.05234), which matches distributions and needs no causal model:
+`InterchangeMatching` (CDAS; Bao et al. 2026, arXiv:2602.05234), which matches distributions and
+needs no causal model:
     JS(p(. | base, swapped), p(. | source)) at the tokens of the source's answer, and the same with base and source exchanged
 
-The edit is any of the interchange classes. The runs of base and source do not depend on R: the base's part before the
-edit and the source's activations are computed once, and cached with the base runs.
+The edit is any of the interchange classes. The runs of base and source do not depend on R: the
+base's part before the edit and the source's activations are computed once, and cached with the base
+runs.
 """
 
 from __future__ import annotations
@@ -153,8 +156,8 @@ class _Swapping(Objective):
 class Interchange(_Swapping):
     """-log p(label | base with the variable's subspace from the source), averaged over label tokens.
 
-    An example is (base, source, label, variable), such as a `data.Counterfactual`; with one variable, its name may be left
-    out. "left+right" swaps two variables together.
+    An example is (base, source, label, variable), such as a `data.Counterfactual`; with one
+    variable, its name may be left out. "left+right" swaps two variables together.
     """
 
     fields: ClassVar[dict[str, type]] = {"base": str, "source": str, "label": str, "variable": str}
@@ -179,15 +182,17 @@ class Interchange(_Swapping):
 class InterchangeMatching(_Swapping):
     """Jensen-Shannon divergence of the swapped base from the source and of the swapped source from the base.
 
-    An example is (base, source, label, variable, base_label), where the label must be the source's own answer. The
-    distributions are compared at the tokens that predict the answer, and averaged over these and both directions. Each
-    direction compares the answer of the run that gave the activations, so both prompts are continued by the same tokens.
+    An example is (base, source, label, variable, base_label), where the label must be the source's
+    own answer. The distributions are compared at the tokens that predict the answer, and averaged
+    over these and both directions. Each direction compares the answer of the run that gave the
+    activations, so both prompts are continued by the same tokens.
 
-    This agrees with the loss and the data of the authors' code (`cdas_model.py` and `data_utils.py` of
-    github.com/colored-dye/concept_das, commit 993041d): both directions, the same answer after both prompts, and a mean over
-    the answer tokens of a batch. The paper itself was not read. As reviews of it quote the objective, it averages over each
-    answer and adds the directions: the same up to a factor 2 for answers of equal length. CDAS trains rank 1, reads one
-    token of the source, and clamps at inference; none of this is a part of the loss.
+    This agrees with the loss and the data of the authors' code (`cdas_model.py` and `data_utils.py`
+    of github.com/colored-dye/concept_das, commit 993041d): both directions, the same answer after
+    both prompts, and a mean over the answer tokens of a batch. The paper itself was not read. As
+    reviews of it quote the objective, it averages over each answer and adds the directions: the
+    same up to a factor 2 for answers of equal length. CDAS trains rank 1, reads one token of the
+    source, and clamps at inference; none of this is a part of the loss.
     """
 
     fields: ClassVar[dict[str, type]] = {
@@ -248,7 +253,8 @@ def require_interchanges(reft: Reft, variables: Sequence[str]) -> None:
         variables: names.
 
     Raises:
-        ValueError: If a site is not edited by an interchange of its own, or an interchange has no part for a variable.
+        ValueError: If a site is not edited by an interchange of its own, or an interchange has no
+            part for a variable.
     """
     seen: set[int] = set()
     for site, intervention in reft:
@@ -281,14 +287,16 @@ def source_run(
         logits: also return the logits at `predictions(batch)`.
 
     Returns:
-        For each site, the activations of its tokens in row order and the row of each; and the logits, or None.
+        For each site, the activations of its tokens in row order and the row of each; and the
+        logits, or None.
     """
     seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def keep(place: int) -> Watch:
         return lambda tokens, example: seen.update({place: (widened(tokens.detach()), example)})
 
-    # A steering vector of zeros changes nothing, and is watched at the same tokens, heads and points as the edit.
+    # A steering vector of zeros changes nothing, and is watched at the same tokens, heads and
+    # points as the edit.
     edits = [
         replace(edit, intervention=SteeringVector(edit.intervention.d_model).to(bridge.cfg.device), watch=keep(place))
         for place, edit in enumerate(reft.edits(batch))

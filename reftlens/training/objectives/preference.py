@@ -2,7 +2,8 @@
 
 DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7), with the unedited base as reference:
     -log sigmoid(beta [(log p(c) - log p_base(c)) - (log p(r) - log p_base(r))])
-RePS (Wu et al. 2025, arXiv:2505.20809), SimPO's length-normalised difference with a factor for each example:
+RePS (Wu et al. 2025, arXiv:2505.20809), SimPO's length-normalised difference with a factor for each
+example:
     -log sigmoid(f / |c| log p(c) - 1 / |r| log p(r)),   f = max(log p_base(r) - log p_base(c), 1)
 """
 
@@ -73,9 +74,10 @@ class DPO(Preference):
 class RePS(Preference):
     """Reference-free preference steering in both directions, averaged over pairs.
 
-    The edit is trained to make the chosen completion more likely. The edit with its changes multiplied by `suppress` is
-    trained to make the rejected completion more likely. (The paper suppresses by projecting out the direction of its
-    rank-1 vector. Negating the edit's changes instead works for every intervention class.)
+    The edit is trained to make the chosen completion more likely. The edit with its changes
+    multiplied by `suppress` is trained to make the rejected completion more likely. (The paper
+    suppresses by projecting out the direction of its rank-1 vector. Negating the edit's changes
+    instead works for every intervention class.)
     """
 
     def __init__(self, suppress: float | None = -1.0) -> None:
