@@ -286,10 +286,10 @@ class PredictedMap(Result):
         for name, values, control in zip(self.predictors, self.values, self.control, strict=True):
             row, column = divmod(int(values.argmax()), len(self.columns))
             there = f"{float(values.max()):.3g} at {self.rows[row]}, {self.columns[column]}"
-            best.append(f"{name} {there} (shuffled answers {float(control[row, column]):.3g})")
+            best.append(f"{name} {there} (shuffled {float(control[row, column]):.3g})")
         return (
-            f"{len(self.rows)} x {len(self.columns)} cells; largest {'; '.join(best)}; loss of the base {self.loss:.3g} nats on "
-            f"{self.n_held_out} held-out pairs; {self.settings}"
+            f"{len(self.rows)} x {len(self.columns)} cells; largest {'; '.join(best)}; loss of the base "
+            f"{self.loss:.3g} nats on {self.n_held_out} pairs; {self.settings}"
         )
 
     def to_dataframe(self) -> pd.DataFrame:
