@@ -31,13 +31,13 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from reftlens.analysis.controls.turned import turned
-from reftlens.analysis.engine.circuit import ANSWER, Circuit, Node, Stream, directions_of, require_heads_alone_mix
+from reftlens.analysis.engine.circuit import ANSWER, Circuit, Node, Stream, directions_of
 from reftlens.analysis.engine.grid import Cell, grid
 from reftlens.analysis.engine.sweep import sweep
 from reftlens.analysis.mediate import edited_run, require_elsewhere
 from reftlens.analysis.metrics import Metric
 from reftlens.analysis.patch import metric_of, require_pairs, token_labels
-from reftlens.bridge import is_main_process
+from reftlens.bridge import is_main_process, require_heads_alone_mix
 from reftlens.cone.hold import boundary_of
 from reftlens.cone.recording import Recording, record
 from reftlens.data import Batch, Given, as_batch

@@ -3,13 +3,14 @@
 The model is a plain `TransformerBridge`, never wrapped or subclassed.
 
 - `loading`, `pretrained`: load a model, frozen and in eval mode. `finetuned`: one beside its base.
-  `identity`: fingerprints of models.
+  `merging`: adapters merged into it. `identity`: fingerprints of models.
 - `attached`: hooks and other code attached to a model. `threads`: only one thread at a time may
   attach hooks.
 - `points`: names of activation points. Points where a write would be lost or incomplete raise an
   error with the reason. `probe` measures most of this on the given model. `resid_mid`: the middle
   of a block, which does not have its own point.
 - `biases`: the bias before a point. `patterns`: attention patterns that can be held.
+  `mixing`: models in which only heads mix tokens.
 - `forwards`: what a forward pass computes: its position in a cached sequence, and the tokens whose
   logits are needed.
 - `readout`: residuals read through the final norm and the unembedding. `jacobian`: earlier ones,
@@ -39,6 +40,7 @@ from reftlens.bridge.forwards import (
 from reftlens.bridge.identity import EXACT, base_identity, computation, fingerprint, sampled_fingerprint
 from reftlens.bridge.jacobian import Lens, fit_lens, lens_layer, load_lens
 from reftlens.bridge.loading import freeze, load_bridge, n_parameters, revision
+from reftlens.bridge.mixing import require_heads_alone_mix
 from reftlens.bridge.padding import caching_holds, last_block_splits, padding_holds, require_padding, side_for_ends
 from reftlens.bridge.patterns import pattern_hooks
 from reftlens.bridge.plain import plain_blocks, plain_blocks_hold
@@ -104,6 +106,7 @@ __all__ = [
     "removed_hooks",
     "require_bridge",
     "require_causal",
+    "require_heads_alone_mix",
     "require_padding",
     "resid_pre_inside",
     "revision",
