@@ -393,11 +393,12 @@ def test_a_graph_that_cannot_be_drawn_is_refused_and_its_cost_is_said(gpt2) -> N
         rl.analysis.graph(gpt2, reft, batch, metric, n_nodes=0)
 
 
-def test_a_hybrid_model_whose_recurrent_part_is_no_node_is_refused() -> None:
+@pytest.mark.parametrize("analysis", [rl.analysis.graph, rl.analysis.paths, rl.analysis.direct_effect])
+def test_a_hybrid_model_whose_recurrent_part_is_no_component_is_refused(analysis) -> None:
     bridge = make_bridge("falcon_h1")
     batch = _batch(torch.randint(3, 320, (2, N_POS)))
     with pytest.raises(ValueError, match="carries changes between tokens by other parts than its heads"):
-        rl.analysis.graph(bridge, edit_on(bridge, SITES[:1]), batch, difference, progress=False)
+        analysis(bridge, edit_on(bridge, SITES[:1]), batch, difference)
 
 
 def test_the_cost_that_is_said_beforehand_is_not_exceeded(gpt2, monkeypatch) -> None:

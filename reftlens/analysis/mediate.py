@@ -27,7 +27,7 @@ from reftlens.analysis.engine.grid import Cell, grid
 from reftlens.analysis.engine.sweep import sweep
 from reftlens.analysis.metrics import Metric
 from reftlens.analysis.patch import metric_of, require_pairs, token_labels
-from reftlens.bridge import canonical_hooks
+from reftlens.bridge import canonical_hooks, require_heads_alone_mix
 from reftlens.cone.recording import Recording, record
 from reftlens.data import Batch, Given, as_batch
 from reftlens.edit.reft import Reft
@@ -119,12 +119,14 @@ def direct_effect(
         memory_bytes: approximate limit for the activations of one run.
 
     Raises:
-        ValueError: If the edit itself acts at one of these outputs.
+        ValueError: If the edit itself acts at one of these outputs, or the model has a recurrent
+            part, which they leave out.
     """
     batch = as_batch(bridge, prompts)
     require_pairs(batch)
     names = [name for point in ("attn_out", "mlp_out") for name in grid(bridge, point, "positions", n_pos=1).names]
     require_elsewhere(bridge, reft, names)
+    require_heads_alone_mix(bridge, names)
     base, edited = record(bridge, batch, names), edited_run(bridge, reft, batch, names)
     # One cell that patches all these points at once.
     everything = [Cell(tuple(names))]

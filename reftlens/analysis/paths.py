@@ -41,7 +41,7 @@ from reftlens.analysis.engine.sweep import sweep
 from reftlens.analysis.mediate import edited_run, require_elsewhere
 from reftlens.analysis.metrics import Metric
 from reftlens.analysis.patch import metric_of, require_pairs, token_labels
-from reftlens.bridge import hooked, is_main_process
+from reftlens.bridge import hooked, is_main_process, require_heads_alone_mix
 from reftlens.cone.hold import boundary_of, run_cone
 from reftlens.cone.recording import Recording, record
 from reftlens.data import Given, as_batch
@@ -115,8 +115,8 @@ def paths(
         after the sender. Over positions, rows are paths such as "edit->2.3" and columns are tokens.
 
     Raises:
-        ValueError: If a component is unknown, there is no path, or the edit acts at the output of a
-            head or MLP.
+        ValueError: If a component is unknown, there is no path, the edit acts at the output of a
+            head or MLP, or the model has a recurrent part.
     """
     if over not in _OVER:
         raise ValueError(f"over must be one of {', '.join(_OVER)}, got {over!r}")
@@ -134,6 +134,7 @@ def paths(
         if part not in through
     )
     require_elsewhere(bridge, reft, points)
+    require_heads_alone_mix(bridge, points)
     base, edited = record(bridge, batch, (*points, *unread)), edited_run(bridge, reft, batch, points)
     maps = []
     for number, source in enumerate((reft, turned(reft, seed=seed))):

@@ -47,5 +47,5 @@ def require_heads_alone_mix(bridge: TransformerBridge, points: Sequence[str]) ->
     if not proved(bridge, "heads alone mix tokens", prove):
         raise ValueError(
             f"{type(bridge.original_model).__name__} carries changes between tokens by other parts than its heads, such as a "
-            "recurrent one, and a graph of heads and MLPs would lack them"
+            "recurrent one, which paths through heads and MLPs would lack"
         )
