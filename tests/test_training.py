@@ -102,11 +102,18 @@ def test_accumulated_steps_are_counted(gpt2) -> None:
     assert len(rl.train(gpt2, fresh(gpt2), EXAMPLES, config).loss) == 2
 
 
+class Untouched(TrainerCallback):
+    """Fails as soon as a trainer is made."""
+
+    def on_init_end(self, *args, **kwargs) -> None:
+        raise AssertionError("a trainer was made")
+
+
 def test_an_absent_logger_is_refused_before_anything_is_computed(gpt2, monkeypatch) -> None:
     monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: False)
     for name, message in (("tensorbord", "tensorbord is not supported"), ("tensorboard", "pip install tensorboard")):
         with pytest.raises(ValueError, match=message):
-            rl.train(gpt2, fresh(gpt2), EXAMPLES, rl.TrainConfig(report_to=name), callbacks=[None])
+            rl.train(gpt2, fresh(gpt2), EXAMPLES, rl.TrainConfig(report_to=name), callbacks=[Untouched()])
 
 
 @pytest.mark.parametrize("named", [None, "mine"])
