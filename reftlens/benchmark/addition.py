@@ -13,8 +13,9 @@ from einops import einsum, rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2LMHeadModel
 
+from reftlens.benchmark.models import small_gpt2
 from reftlens.bridge import load_bridge
 from reftlens.data import IGNORE, Batch
 from reftlens.edit.reft import Reft
@@ -30,23 +31,7 @@ POINT, RANK = "blocks.1.hook_resid_post", 4
 
 def train_addition(*, seed: int = 0, max_steps: int = 500) -> tuple[GPT2LMHeadModel, float]:
     """Trains three blocks of width 64 on all sums until all are right. Returns the model and its accuracy."""
-    config = GPT2Config(
-        vocab_size=P + 1,
-        n_positions=8,
-        n_embd=64,
-        n_layer=3,
-        n_head=4,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        initializer_range=0.05,
-        attn_implementation="eager",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = GPT2LMHeadModel(config)
+    model = small_gpt2(vocab_size=P + 1, n_positions=8, n_layer=3, initializer_range=0.05, seed=seed)
     tokens = sums()
     # Number n is token n + 1.
     wanted = 1 + tokens[:, 1:].sub(1).sum(1) % P

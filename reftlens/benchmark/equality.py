@@ -23,6 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from reftlens.analysis import align, alignment
 from reftlens.benchmark.known import Known
+from reftlens.benchmark.models import small_gpt2
 from reftlens.benchmark.words import word_tokenizer
 from reftlens.bridge import load_bridge
 from reftlens.data.counterfactual import CausalModel, Counterfactual, Counterfactuals, counterfactuals
@@ -136,23 +137,7 @@ def train_equality(*, seed: int, max_steps: int = 1500) -> tuple[TransformerBrid
 
 def _untrained(seed: int) -> GPT2LMHeadModel:
     """Makes the model with random weights."""
-    config = GPT2Config(
-        vocab_size=3 + N_OBJECTS,
-        n_positions=5,
-        n_embd=64,
-        n_layer=2,
-        n_head=4,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        initializer_range=0.1,
-        attn_implementation="eager",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return GPT2LMHeadModel(config)
+    return small_gpt2(vocab_size=3 + N_OBJECTS, n_positions=5, n_layer=2, initializer_range=0.1, seed=seed)
 
 
 def _with_room(model: GPT2LMHeadModel) -> GPT2LMHeadModel:

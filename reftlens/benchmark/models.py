@@ -1,10 +1,10 @@
-"""The models for planted truths: the embedded organism, and a GPT-2 and a Llama with random weights."""
+"""The models for planted truths: the embedded organism, a GPT-2 and a Llama with random weights, and a small GPT-2 to train."""
 
 from __future__ import annotations
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from reftlens.bridge import load_bridge
 from reftlens.organisms import ORGANISMS
@@ -70,3 +70,34 @@ def pairs(n: int, *, shift: int = 0) -> list[tuple[str, str]]:
     """Returns the same prompts with their answers."""
     order = torch.randperm(len(FACTS), generator=torch.Generator().manual_seed(0))[:n].tolist()
     return [(prompt(FACTS[i], (i + shift) % 5), f" {FACTS[i].answer}") for i in order]
+
+
+def small_gpt2(
+    *, vocab_size: int, n_positions: int, n_layer: int, initializer_range: float, seed: int
+) -> GPT2LMHeadModel:
+    """Makes a GPT-2 of width 64 with random weights, to be trained on a task of its own.
+
+    Args:
+        vocab_size: number of tokens; the first begins and ends texts.
+        n_positions: longest prompt.
+        n_layer: number of blocks.
+        initializer_range: standard deviation of the weights.
+        seed: seed of the weights.
+    """
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=n_positions,
+        n_embd=64,
+        n_layer=n_layer,
+        n_head=4,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=initializer_range,
+        attn_implementation="eager",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(config)
