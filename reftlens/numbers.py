@@ -1,4 +1,4 @@
-"""Checks of the numbers in settings and arguments. Ints count as floats; bools do not."""
+"""Checks of the numbers in settings and arguments (ints count as floats; bools do not), seeds of draws, and an interval."""
 
 from __future__ import annotations
 
@@ -92,6 +92,18 @@ def plain_number(name: str, annotation: str, value: object) -> object:
     else:
         require_number(name, value, above=0 if name in ("noise", "tolerance") else None)
     return value
+
+
+def seeds_of_draws(seed: int, n: int) -> list[int]:
+    """Returns the seeds of n draws of one control.
+
+    Args:
+        seed: seed of all of them.
+        n: number of draws.
+    """
+    # Far apart, because seed + draw would give neighbouring seeds the same draws. A seed may be
+    # any that torch takes, so the product is kept in its range.
+    return [(seed * 1_000_003 + draw) % (LARGEST + 1) for draw in range(n)]
 
 
 def wilson(hits: int, n: int, *, z: float = 1.96) -> tuple[float, float]:

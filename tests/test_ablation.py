@@ -115,6 +115,7 @@ def test_draws_of_neighbouring_seeds_have_nothing_in_common() -> None:
     draws = [placebo for seed in (0, 1) for placebo in turned_draws(reft, 3, seed=seed)]
     frames = torch.stack([intervention.frame.flatten() for (_, intervention) in (next(iter(one)) for one in draws)])
     assert float(torch.pdist(frames).min()) > 0.1
+    assert len(turned_draws(reft, 2, seed=2**63 - 1)) == 2, "torch takes every seed of a draw"
 
 
 def test_the_cost_of_a_dissection_counts_the_runs_of_ablate() -> None:

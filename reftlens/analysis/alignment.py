@@ -34,6 +34,7 @@ from reftlens.data.counterfactual import Counterfactual, arbitrary_labels, as_co
 from reftlens.edit.reft import Reft
 from reftlens.edit.untrained import untrained
 from reftlens.interventions import SourceIntervention
+from reftlens.numbers import seeds_of_draws
 from reftlens.results import Alignment, Interchanged
 from reftlens.results.alignments import ARBITRARY, BLANK
 from reftlens.training.objectives import Interchange, Objective
@@ -74,8 +75,7 @@ def alignment(
     """
     pairs = as_counterfactuals(held_out, "held_out")
     runs = SwapRuns(bridge, reft, pairs, among=among, batch_size=batch_size)
-    # Far apart, because seed + draw would give neighbouring seeds the same subspaces.
-    draws = [runs.right(random_subspaces(reft, seed=seed * 1_000_003 + draw)) for draw in range(n_random)]
+    draws = [runs.right(random_subspaces(reft, seed=one)) for one in seeds_of_draws(seed, n_random)]
     return Alignment(
         sites=reft.site_names,
         widths=widths(reft),

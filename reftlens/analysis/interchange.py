@@ -43,6 +43,7 @@ from reftlens.cone.recording import repeated
 from reftlens.cone.shared import sharing
 from reftlens.cone.variants import side_by_side, variants_at_once
 from reftlens.data import Batch, Given, as_batch, str_tokens
+from reftlens.numbers import seeds_of_draws
 from reftlens.positions import Last, Positions
 from reftlens.results import Interchanged, Swap
 
@@ -100,8 +101,7 @@ def interchange(
         return lambda h, s: h + part(s - h) @ B.to(h) @ B.T.to(h)
 
     d_model, rank = B.shape
-    # Far apart, because seed + draw would give neighbouring seeds the same subspaces.
-    bases = [random_basis(d_model, rank, seed * 1_000_003 + draw) for draw in range(n_random + n_placebo)]
+    bases = [random_basis(d_model, rank, one) for one in seeds_of_draws(seed, n_random + n_placebo)]
     whole, within, complement, from_read, from_unread, *others = runner.swaps(
         [
             ("the whole activation", lambda h, s: s),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reftlens.edit.reft import Reft
 from reftlens.interventions import Affine, Intervention, require_within
+from reftlens.numbers import seeds_of_draws
 
 
 class Turned(Intervention):
@@ -79,5 +80,4 @@ def turned_draws(reft: Reft, n: int, *, seed: int) -> list[Reft]:
         n: number of draws.
         seed: seed of all of them. No two seeds have a draw in common.
     """
-    # Far apart, because seed + draw would give neighbouring seeds the same directions.
-    return [turned(reft, seed=seed * 1_000_003 + draw) for draw in range(n)]
+    return [turned(reft, seed=one) for one in seeds_of_draws(seed, n)]
